@@ -1,0 +1,7 @@
+//! What the guest can touch: emulated devices, and real ones through VFIO.
+//!
+//! Builds and is tested on any machine: the hypervisor is reached only through the small traits
+//! of [`irq`] and [`slot`], which `vmm` implements over KVM.
+
+pub mod irq;
+pub mod slot;

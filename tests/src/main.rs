@@ -1,0 +1,3 @@
+//! `cargo model`: the system model as a tool.
+
+fn main() {}
