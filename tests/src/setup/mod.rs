@@ -1,0 +1,1 @@
+//! Makes what the system model needs, and keeps it in a cache.
