@@ -1,1 +1,31 @@
 //! KVM and the CPU: the machine's memory map, guest RAM, vCPUs and interrupt controller.
+//!
+//! Each part describes itself to the guest: `node()` methods return device-tree nodes.
+
+pub mod layout;
+
+#[cfg(target_arch = "aarch64")]
+mod cpus;
+#[cfg(target_arch = "aarch64")]
+mod error;
+#[cfg(target_arch = "aarch64")]
+pub mod exit;
+#[cfg(target_arch = "aarch64")]
+pub mod gic;
+#[cfg(target_arch = "aarch64")]
+mod memory;
+#[cfg(target_arch = "aarch64")]
+pub mod stats;
+#[cfg(target_arch = "aarch64")]
+mod vcpu;
+#[cfg(target_arch = "aarch64")]
+mod vm;
+
+#[cfg(target_arch = "aarch64")]
+pub use self::{
+    cpus::{cpus_node, pmu_node, psci_node, timer_node},
+    error::Error,
+    memory::{GuestRam, memory_node},
+    vcpu::{Boot, ImmediateExit, Vcpu},
+    vm::Vm,
+};

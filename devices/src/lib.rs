@@ -3,5 +3,9 @@
 //! Builds and is tested on any machine: the hypervisor is reached only through the small traits
 //! of [`irq`] and [`slot`], which `vmm` implements over KVM.
 
+pub mod bus;
 pub mod irq;
+pub mod pvpanic;
+pub mod rtc;
+pub mod serial;
 pub mod slot;

@@ -1,0 +1,89 @@
+//! What KVM can refuse.
+
+use std::io;
+
+/// A failure of the hypervisor, with what was being done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `/dev/kvm` can't be opened.
+    #[error("/dev/kvm can't be opened")]
+    OpenKvm(#[source] io::Error),
+    /// An ioctl failed.
+    #[error("KVM can't {action}")]
+    Kvm {
+        /// What was asked of it, as in "KVM can't ...".
+        action: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The host's KVM lacks something that strait builds on.
+    #[error("this host's KVM lacks {0}")]
+    Missing(&'static str),
+    /// Guest RAM can't be reserved.
+    #[error("{size} bytes of guest RAM can't be mapped")]
+    MapRam {
+        /// Size asked for, in bytes.
+        size: u64,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// RAM ends above the guest physical addresses this host can translate.
+    #[error(
+        "guest RAM would end at {end:#x}, above the {bits} bits of guest physical address that \
+         this host's KVM offers: at most {max} bytes of RAM fit"
+    )]
+    IpaSize {
+        /// One past the last byte of RAM (GPA).
+        end: u64,
+        /// Bits of guest physical address offered.
+        bits: u32,
+        /// Bytes of RAM that fit.
+        max: u64,
+    },
+    /// More vCPUs than the host or the interrupt controller can have.
+    #[error("{asked} vCPUs are too many: {limit} is the most that {who} can have")]
+    TooManyCpus {
+        /// vCPUs asked for.
+        asked: u64,
+        /// The most possible.
+        limit: u64,
+        /// Whose limit it is.
+        who: &'static str,
+    },
+    /// The GIC version asked for, or any, is not offered by the host.
+    #[error("this host's KVM offers no {0}")]
+    NoGic(&'static str),
+}
+
+impl Error {
+    /// Makes the error of a failed ioctl.
+    pub(crate) fn kvm(action: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        let action = action.into();
+        move |e| Self::Kvm { action, source: io::Error::from_raw_os_error(e.errno()) }
+    }
+
+    /// What the person can do about it.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::OpenKvm(e) => Some(match e.kind() {
+                io::ErrorKind::NotFound => "the host kernel has no KVM: it needs CONFIG_KVM=y, \
+                     and must be started at EL2 (on a QEMU model: -M virt,virtualization=on)"
+                    .into(),
+                io::ErrorKind::PermissionDenied => {
+                    "sudo usermod -aG kvm $USER, then log in again (or: sudo setfacl -m \
+                     u:$USER:rw /dev/kvm)"
+                        .into()
+                }
+                _ => "ls -l /dev/kvm".into(),
+            }),
+            Self::NoGic("GICv3") => Some("--gic 2, or --gic auto".into()),
+            Self::NoGic("GICv2") => Some("--gic 3, or --gic auto".into()),
+            Self::IpaSize { max, .. } => Some(format!("--memory {}M or less", max >> 20)),
+            Self::MapRam { .. } => Some("a smaller --memory; `free -m` shows what there is".into()),
+            Self::TooManyCpus { limit, .. } => Some(format!("--cpus {limit} or fewer")),
+            Self::Kvm { .. } | Self::Missing(_) | Self::NoGic(_) => None,
+        }
+    }
+}

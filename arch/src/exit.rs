@@ -1,0 +1,73 @@
+//! Why a vCPU stopped running guest code.
+
+use std::io;
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+/// A vCPU's exit to the VMM, parsed (Documentation/virt/kvm/api.rst, section 5).
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// The guest reads a guest physical address that no memory slot covers.
+    MmioRead {
+        /// Guest physical address.
+        gpa: u64,
+        /// Where the answer goes: 1, 2, 4 or 8 bytes.
+        data: &'a mut [u8],
+    },
+    /// The guest writes to a guest physical address that no memory slot covers.
+    MmioWrite {
+        /// Guest physical address.
+        gpa: u64,
+        /// What it writes: 1, 2, 4 or 8 bytes.
+        data: &'a [u8],
+    },
+    /// PSCI SYSTEM_OFF.
+    PowerOff,
+    /// PSCI SYSTEM_RESET or SYSTEM_RESET2.
+    Reset,
+    /// KVM gives up on the guest (`KVM_SYSTEM_EVENT_CRASH`).
+    Crash,
+    /// A signal, or the request of [`Vcpu::kick`](crate::Vcpu).
+    Interrupted,
+    /// The guest can't run on: what KVM says of it.
+    Broken(String),
+}
+
+/// Runs the vCPU until it exits.
+///
+/// # Errors
+///
+/// KVM_RUN itself failed.
+pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
+    match vcpu.run() {
+        Ok(exit) => Ok(parse(exit)),
+        Err(e) => match e.errno() {
+            libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
+            libc::ENOSYS => Ok(Exit::Broken(
+                "the guest accessed memory-mapped I/O with an instruction that KVM can't decode"
+                    .into(),
+            )),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        },
+    }
+}
+
+fn parse(exit: VcpuExit<'_>) -> Exit<'_> {
+    match exit {
+        VcpuExit::MmioRead(gpa, data) => Exit::MmioRead { gpa, data },
+        VcpuExit::MmioWrite(gpa, data) => Exit::MmioWrite { gpa, data },
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Exit::PowerOff,
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Exit::Reset,
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Exit::Crash,
+        VcpuExit::Intr => Exit::Interrupted,
+        VcpuExit::FailEntry(reason, cpu) => Exit::Broken(format!(
+            "the hardware refused to enter the guest on host CPU {cpu} (reason {reason:#x})"
+        )),
+        VcpuExit::InternalError => Exit::Broken("KVM met an internal error".into()),
+        VcpuExit::MemoryFault { gpa, size, .. } => Exit::Broken(format!(
+            "the host can't give the guest its memory at {gpa:#x} ({size:#x} bytes)"
+        )),
+        other => Exit::Broken(format!("KVM reported an exit strait does not know: {other:?}")),
+    }
+}

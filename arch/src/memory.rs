@@ -1,0 +1,100 @@
+//! Guest RAM: one stretch of anonymous host memory.
+
+use std::io;
+use std::ptr::{self, NonNull};
+
+use boot::fdt::Node;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use crate::{Error, layout::RAM_START};
+
+/// Host memory is aligned to this, so that KVM and the IOMMU can map it in 2 MiB blocks.
+const BLOCK: usize = 2 << 20;
+
+/// The guest's RAM, mapped into this process.
+///
+/// Reserved, not committed: the host gives pages as they are touched.
+#[derive(Debug)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap,
+    host: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: `host` is the address of memory that `memory` keeps mapped; it is only ever handed out
+// as an address, and `GuestMemoryMmap` itself is Send and Sync.
+unsafe impl Send for GuestRam {}
+// SAFETY: as above; no method gives out references into the memory.
+unsafe impl Sync for GuestRam {}
+
+impl GuestRam {
+    /// Reserves `size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// The host has no room for a mapping of this size.
+    pub fn new(size: u64) -> Result<Self, Error> {
+        let failed = |source| Error::MapRam { size, source };
+        let invalid = || failed(io::ErrorKind::InvalidInput.into());
+        let bytes = usize::try_from(size).map_err(|_| invalid())?;
+        let host = reserve(bytes).map_err(failed)?;
+        // SAFETY: `host` is the start of a private anonymous mapping of `bytes` bytes with these
+        // protections and flags, made above; nobody else knows it and it is never unmapped.
+        let region = unsafe {
+            MmapRegionBuilder::new(bytes)
+                .with_raw_mmap_pointer(host.as_ptr())
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(FLAGS)
+                .build()
+        }
+        .map_err(|e| failed(io::Error::other(e)))?;
+        let region = GuestRegionMmap::new(region, GuestAddress(RAM_START)).ok_or_else(invalid)?;
+        let memory =
+            GuestMemoryMmap::from_regions(vec![region]).map_err(|e| failed(io::Error::other(e)))?;
+        Ok(Self { memory, host, size: bytes })
+    }
+
+    /// The memory, addressed by guest physical addresses.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Where it is in this process.
+    pub fn host_address(&self) -> NonNull<u8> {
+        self.host
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+}
+
+const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Maps `size` bytes at a multiple of [`BLOCK`]. For good: RAM lives as long as the process, since
+/// vCPUs and devices may reach it to the very end.
+fn reserve(size: usize) -> io::Result<NonNull<u8>> {
+    let padded = size.checked_add(BLOCK).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that
+    // exists.
+    let start = unsafe { libc::mmap(ptr::null_mut(), padded, libc::PROT_NONE, FLAGS, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let skip = start.addr().next_multiple_of(BLOCK) - start.addr();
+    // SAFETY: skip < BLOCK, so skip + size stays within the mapping of size + BLOCK bytes.
+    let aligned = unsafe { start.byte_add(skip) };
+    // SAFETY: the range lies within the mapping just made, which nobody uses yet. What is left
+    // around it stays inaccessible and catches overruns.
+    if unsafe { libc::mprotect(aligned, size, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(aligned.cast()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// The `memory` node of RAM of `size` bytes (Devicetree Specification 3.4 "/memory node").
+pub fn memory_node(size: u64) -> Node {
+    Node::at("memory", RAM_START).string("device_type", "memory").reg([(RAM_START, size)])
+}

@@ -1,0 +1,172 @@
+//! A vCPU: creation, first registers, running.
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{
+    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT,
+    KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_REG_ARM_CORE,
+    KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, kvm_device_attr, kvm_regs,
+    kvm_vcpu_init, user_pt_regs,
+};
+use kvm_ioctls::VcpuFd;
+
+use crate::cpus::PMU_PPI;
+use crate::exit::{self, Exit};
+use crate::{Error, Vm};
+
+/// Where the boot vCPU starts (Documentation/arch/arm64/booting.rst, section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// The kernel's first instruction (GPA).
+    pub entry: u64,
+    /// The device tree (GPA), handed over in x0.
+    pub dtb: u64,
+}
+
+/// A virtual CPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+    index: u64,
+    mpidr: u64,
+}
+
+impl Vcpu {
+    /// Creates vCPU `index`, powered off unless it is the first.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub(crate) fn new(vm: &Vm, index: u64, pmu: bool) -> Result<Self, Error> {
+        let fd = vm.fd().create_vcpu(index).map_err(Error::kvm(format!("create vCPU {index}")))?;
+        let mut init = kvm_vcpu_init::default();
+        vm.fd()
+            .get_preferred_target(&mut init)
+            .map_err(Error::kvm("tell the host CPU's type (KVM_ARM_PREFERRED_TARGET)"))?;
+        init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+        if pmu {
+            init.features[0] |= 1 << KVM_ARM_VCPU_PMU_V3;
+        }
+        if index > 0 {
+            init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+        }
+        fd.vcpu_init(&init).map_err(Error::kvm(format!("initialise vCPU {index}")))?;
+        let mpidr = read_register(&fd, MPIDR_EL1)
+            .map_err(Error::kvm(format!("read MPIDR_EL1 of vCPU {index}")))?;
+        Ok(Self { fd, index, mpidr })
+    }
+
+    /// Its number, counted from 0.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The affinity fields of its MPIDR_EL1, as `reg` of its device-tree node has them
+    /// (Documentation/devicetree/bindings/arm/cpus.yaml).
+    pub fn affinity(&self) -> u64 {
+        self.mpidr & 0xff_00ff_ffff
+    }
+
+    /// Sets the registers that the boot protocol names. The rest is as KVM resets it: EL1h with
+    /// interrupts masked, MMU off.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn set_boot(&self, boot: Boot) -> Result<(), Error> {
+        for (name, id, value) in [
+            ("pc", core_register(offset_of!(user_pt_regs, pc)), boot.entry),
+            ("x0", core_register(offset_of!(user_pt_regs, regs)), boot.dtb),
+        ] {
+            self.fd
+                .set_one_reg(id, &value.to_le_bytes())
+                .map_err(Error::kvm(format!("set {name} of vCPU {}", self.index)))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the PMU its interrupt and starts it; after the GIC is initialised
+    /// (Documentation/virt/kvm/devices/vcpu.rst, section 1).
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn init_pmu(&self) -> Result<(), Error> {
+        let refused = || Error::kvm(format!("start the PMU of vCPU {}", self.index));
+        let intid: u32 = PMU_PPI + 16;
+        let mut attr = kvm_device_attr {
+            group: KVM_ARM_VCPU_PMU_V3_CTRL,
+            attr: u64::from(KVM_ARM_VCPU_PMU_V3_IRQ),
+            addr: (&raw const intid).addr() as u64,
+            flags: 0,
+        };
+        self.fd.set_device_attr(&attr).map_err(refused())?;
+        attr.attr = u64::from(KVM_ARM_VCPU_PMU_V3_INIT);
+        attr.addr = 0;
+        self.fd.set_device_attr(&attr).map_err(refused())
+    }
+
+    /// Runs guest code until something needs the VMM.
+    ///
+    /// # Errors
+    ///
+    /// KVM_RUN failed.
+    #[inline]
+    pub fn run(&mut self) -> io::Result<Exit<'_>> {
+        exit::run(&mut self.fd)
+    }
+
+    /// The means to make this vCPU leave guest code from another thread.
+    pub fn immediate_exit(&mut self) -> ImmediateExit {
+        ImmediateExit(NonNull::from(&mut self.fd.get_kvm_run().immediate_exit).cast())
+    }
+}
+
+/// `immediate_exit` of a vCPU's `struct kvm_run` (Documentation/virt/kvm/api.rst, section 5).
+#[derive(Debug)]
+pub struct ImmediateExit(NonNull<AtomicU8>);
+
+// SAFETY: the byte is shared with the kernel and made to be written while the vCPU runs on another
+// thread; it is only accessed atomically.
+unsafe impl Send for ImmediateExit {}
+
+impl ImmediateExit {
+    /// Makes the vCPU's next `KVM_RUN` return at once. One that is under way needs a signal to its
+    /// thread afterwards.
+    ///
+    /// # Safety
+    ///
+    /// The vCPU must not have been dropped.
+    pub unsafe fn request(&self) {
+        // SAFETY: the caller keeps the vCPU, and so its kvm_run mapping, alive; a byte has no
+        // alignment.
+        unsafe { self.0.as_ref() }.store(1, Ordering::SeqCst);
+    }
+}
+
+impl AsRawFd for Vcpu {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// MPIDR_EL1 is op0=3 op1=0 CRn=0 CRm=0 op2=5 (Arm ARM D19.2.102).
+const MPIDR_EL1: u64 =
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | (3 << 14) | 5;
+
+/// The register id of the 64-bit field at `offset` of `user_pt_regs`
+/// (Documentation/virt/kvm/api.rst, 4.68 "arm64 core registers").
+const fn core_register(offset: usize) -> u64 {
+    let index = (offset_of!(kvm_regs, regs) + offset) / size_of::<u32>();
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | index as u64
+}
+
+fn read_register(fd: &VcpuFd, id: u64) -> Result<u64, kvm_ioctls::Error> {
+    let mut bytes = [0; 8];
+    fd.get_one_reg(id, &mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}

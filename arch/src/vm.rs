@@ -1,0 +1,234 @@
+//! The virtual machine: KVM's VM with its memory slots and interrupt wires.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use kvm_bindings::{
+    KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, DeviceFd, Kvm, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl_iowr_nr;
+
+use crate::layout::RAM_START;
+use crate::{Error, GuestRam, Vcpu};
+
+/// The bits of guest physical address that KVM gives a VM of type 0
+/// (Documentation/virt/kvm/api.rst, 4.2 KVM_CREATE_VM).
+const DEFAULT_IPA_BITS: u32 = 40;
+
+// KVM_CREATE_DEVICE, for its test mode, which kvm-ioctls does not offer.
+ioctl_iowr_nr!(KVM_CREATE_DEVICE, 0xae, 0xe0, kvm_create_device);
+
+/// A KVM virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+    slots: Mutex<u32>,
+    // The RAM that slot 0 shows; kept for as long as the VM is.
+    _ram: Option<GuestRam>,
+    vfio: Option<DeviceFd>,
+    max_cpus: u64,
+}
+
+impl Vm {
+    /// Creates a VM that can have `ram_size` bytes of RAM.
+    ///
+    /// # Errors
+    ///
+    /// KVM can't be opened, refused, lacks something, or can't address that much RAM.
+    pub fn new(ram_size: u64) -> Result<Self, Error> {
+        let kvm =
+            Kvm::new().map_err(|e| Error::OpenKvm(io::Error::from_raw_os_error(e.errno())))?;
+        let limit = u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
+        let ipa_type = vm_type(ram_size, if limit == 0 { DEFAULT_IPA_BITS } else { limit })?;
+        let fd = kvm.create_vm_with_type(ipa_type).map_err(Error::kvm("create a VM"))?;
+        let max_cpus = kvm.get_max_vcpus() as u64;
+        Ok(Self { fd, slots: Mutex::new(0), _ram: None, vfio: None, max_cpus })
+    }
+
+    /// Shows `ram` to the guest at [`RAM_START`] and keeps it.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn add_ram(&mut self, ram: GuestRam) -> Result<(), Error> {
+        let size = ram.size() as u64;
+        // SAFETY: the VM owns the RAM from here on, and RAM is never unmapped.
+        unsafe { self.map(RAM_START, ram.host_address(), size) }
+            .map_err(|source| Error::Kvm { action: "map guest RAM".into(), source })?;
+        self._ram = Some(ram);
+        Ok(())
+    }
+
+    /// Creates vCPUs 0 to `count` - 1; the first is the boot CPU. Before the GIC.
+    ///
+    /// # Errors
+    ///
+    /// The host can't have as many, or KVM refused.
+    pub fn create_vcpus(&self, count: u64, pmu: bool) -> Result<Vec<Vcpu>, Error> {
+        if count > self.max_cpus {
+            let limit = self.max_cpus;
+            return Err(Error::TooManyCpus { asked: count, limit, who: "this host's KVM" });
+        }
+        (0..count).map(|index| Vcpu::new(self, index, pmu)).collect()
+    }
+
+    /// Whether the host has a PMUv3 for guests.
+    pub fn has_pmu(&self) -> bool {
+        self.fd.check_extension(Cap::ArmPmuV3)
+    }
+
+    /// Makes `size` bytes at the host address `host` appear at guest physical address `gpa`.
+    ///
+    /// # Safety
+    ///
+    /// The memory must stay mapped in this process for as long as the guest can run.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused: misaligned, overlapping, or out of slots.
+    pub unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
+        let mut next = self.slots.lock().map_err(|_| io::ErrorKind::Other)?;
+        let region = kvm_userspace_memory_region {
+            slot: *next,
+            flags: 0,
+            guest_phys_addr: gpa,
+            memory_size: size,
+            userspace_addr: host.addr().get() as u64,
+        };
+        // SAFETY: the caller guarantees that the memory outlives the guest; slots are numbered
+        // upwards, so none is replaced.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(os_error)?;
+        *next += 1;
+        Ok(())
+    }
+
+    /// Makes every signal of `trigger` an edge on `spi`; after the GIC is initialised.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn connect_edge(&self, spi: u32, trigger: &EventFd) -> io::Result<()> {
+        self.fd.register_irqfd(trigger, spi).map_err(os_error)
+    }
+
+    /// Makes a signal of `trigger` assert `spi` until the guest ends the interrupt, which
+    /// deasserts it and signals `resample`; after the GIC is initialised.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn connect_level(&self, spi: u32, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
+        self.fd.register_irqfd_with_resample(trigger, resample, spi).map_err(os_error)
+    }
+
+    /// Tells KVM of a VFIO group or device in the VM's use
+    /// (Documentation/virt/kvm/devices/vfio.rst).
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn add_vfio_file(&mut self, file: BorrowedFd<'_>) -> Result<(), Error> {
+        let device = match self.vfio.take() {
+            Some(device) => device,
+            None => {
+                let mut device = kvm_create_device {
+                    type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
+                    ..Default::default()
+                };
+                self.fd
+                    .create_device(&mut device)
+                    .map_err(Error::kvm("create its VFIO device (is CONFIG_KVM_VFIO on?)"))?
+            }
+        };
+        let fd: i32 = file.as_raw_fd();
+        let attr = kvm_device_attr {
+            group: KVM_DEV_VFIO_FILE,
+            attr: u64::from(KVM_DEV_VFIO_FILE_ADD),
+            addr: (&raw const fd).addr() as u64,
+            flags: 0,
+        };
+        device.set_device_attr(&attr).map_err(Error::kvm("take a VFIO group"))?;
+        self.vfio = Some(device);
+        Ok(())
+    }
+
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// Whether KVM could create the device described, without creating it.
+    pub(crate) fn test_device(&self, device: &mut kvm_create_device) -> bool {
+        // SAFETY: the fd is a VM's and `device` is the structure that this ioctl reads and writes.
+        let ret = unsafe { ioctl_with_mut_ref(&self.fd, KVM_CREATE_DEVICE(), device) };
+        ret == 0
+    }
+}
+
+impl AsRawFd for Vm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the VM owns its descriptor, which stays open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
+    }
+}
+
+/// The VM type whose guest physical addresses reach the end of RAM: 0 for KVM's default of 40
+/// bits, else the number of bits.
+fn vm_type(ram_size: u64, limit: u32) -> Result<u64, Error> {
+    let end = RAM_START.saturating_add(ram_size);
+    let needed = u64::BITS - (end - 1).leading_zeros();
+    let bits = needed.max(DEFAULT_IPA_BITS.min(limit));
+    if bits > limit {
+        let max = (1u64 << limit.min(63)).saturating_sub(RAM_START);
+        return Err(Error::IpaSize { end, bits: limit, max });
+    }
+    Ok(if bits == DEFAULT_IPA_BITS { 0 } else { u64::from(bits) })
+}
+
+fn os_error(e: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(e.errno())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn ram_that_fits_40_bits_gets_the_default_vm_type() {
+        assert_eq!(vm_type(GIB, 40).unwrap(), 0);
+        assert_eq!(vm_type(1023 * GIB, 48).unwrap(), 0);
+    }
+
+    #[test]
+    fn more_ram_gets_more_bits_where_the_host_has_them() {
+        assert_eq!(vm_type(1024 * GIB, 48).unwrap(), 41);
+        assert!(matches!(
+            vm_type(1024 * GIB, 40),
+            Err(Error::IpaSize { bits: 40, max, .. }) if max == 1023 * GIB
+        ));
+    }
+
+    #[test]
+    fn a_host_with_fewer_than_40_bits_says_so_in_the_type() {
+        assert_eq!(vm_type(GIB, 36).unwrap(), 36);
+        assert!(vm_type(64 * GIB, 36).is_err());
+    }
+
+    #[test]
+    fn ram_without_end_is_refused() {
+        assert!(vm_type(u64::MAX, 52).is_err());
+    }
+}

@@ -1,0 +1,238 @@
+//! The guest's view of emulated devices: guest physical addresses → device registers.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a device asks of the machine when it is written to.
+///
+/// Devices never call the VMM: whoever dispatched the access carries the action out.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing.
+    None,
+    /// The guest reports that it crashed.
+    Crash,
+}
+
+/// A device with memory-mapped registers.
+pub trait MmioDevice: Send {
+    /// The guest reads `data.len()` (1, 2, 4 or 8) bytes at `offset` of the device.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+
+    /// The guest writes `data.len()` (1, 2, 4 or 8) bytes at `offset` of the device.
+    fn write(&mut self, offset: u64, data: &[u8]) -> Action;
+}
+
+/// A device on the bus is already where another should go.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} at {range:#x?} would overlap {other} at {other_range:#x?}")]
+pub struct Overlap {
+    /// The device to be added.
+    pub name: String,
+    /// Its addresses (GPA).
+    pub range: Range<u64>,
+    /// The device that is there.
+    pub other: String,
+    /// Its addresses (GPA).
+    pub other_range: Range<u64>,
+}
+
+/// How often the guest accessed a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accesses {
+    /// The device.
+    pub name: String,
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+}
+
+struct Slot {
+    name: String,
+    range: Range<u64>,
+    device: Arc<Mutex<dyn MmioDevice>>,
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+/// Maps guest physical addresses to devices.
+///
+/// An access to nothing reads as zero, is ignored when written, counted, and logged once per 4 KiB
+/// page; it never ends the guest.
+#[derive(Default)]
+pub struct Bus {
+    // In order of address.
+    slots: Vec<Slot>,
+    stray_reads: AtomicU64,
+    stray_writes: AtomicU64,
+    stray_pages: Mutex<HashSet<u64>>,
+}
+
+/// Pages of stray accesses that are remembered, and so logged, at most: a guest that walks its
+/// whole address space must not make the VMM grow.
+const MAX_STRAY_PAGES: usize = 64;
+
+impl Bus {
+    /// Adds a device at `range` (GPA).
+    ///
+    /// # Errors
+    ///
+    /// Something is there already.
+    pub fn add(
+        &mut self,
+        name: impl Into<String>,
+        range: Range<u64>,
+        device: Arc<Mutex<dyn MmioDevice>>,
+    ) -> Result<(), Overlap> {
+        let name = name.into();
+        let at = self.slots.partition_point(|slot| slot.range.end <= range.start);
+        if let Some(slot) = self.slots.get(at).filter(|slot| slot.range.start < range.end) {
+            let (other, other_range) = (slot.name.clone(), slot.range.clone());
+            return Err(Overlap { name, range, other, other_range });
+        }
+        let (reads, writes) = Default::default();
+        self.slots.insert(at, Slot { name, range, device, reads, writes });
+        Ok(())
+    }
+
+    /// The guest reads at `gpa`.
+    pub fn read(&self, gpa: u64, data: &mut [u8]) {
+        let Some((slot, offset)) = self.find(gpa, data.len()) else {
+            data.fill(0);
+            self.stray_reads.fetch_add(1, Ordering::Relaxed);
+            self.note_stray("read from", gpa);
+            return;
+        };
+        slot.reads.fetch_add(1, Ordering::Relaxed);
+        slot.device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+    }
+
+    /// The guest writes at `gpa`.
+    pub fn write(&self, gpa: u64, data: &[u8]) -> Action {
+        let Some((slot, offset)) = self.find(gpa, data.len()) else {
+            self.stray_writes.fetch_add(1, Ordering::Relaxed);
+            self.note_stray("write to", gpa);
+            return Action::None;
+        };
+        slot.writes.fetch_add(1, Ordering::Relaxed);
+        slot.device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data)
+    }
+
+    /// How often each device was accessed, in order of address; last, accesses to nothing, as
+    /// `unassigned`.
+    pub fn accesses(&self) -> Vec<Accesses> {
+        let count = |name: &str, reads: &AtomicU64, writes: &AtomicU64| Accesses {
+            name: name.to_owned(),
+            reads: reads.load(Ordering::Relaxed),
+            writes: writes.load(Ordering::Relaxed),
+        };
+        self.slots
+            .iter()
+            .map(|slot| count(&slot.name, &slot.reads, &slot.writes))
+            .chain([count("unassigned", &self.stray_reads, &self.stray_writes)])
+            .collect()
+    }
+
+    /// The device that an access of `len` bytes at `gpa` lies in wholly, and where in it.
+    fn find(&self, gpa: u64, len: usize) -> Option<(&Slot, u64)> {
+        let at = self.slots.partition_point(|slot| slot.range.end <= gpa);
+        let slot = self.slots.get(at).filter(|slot| slot.range.start <= gpa)?;
+        let end = gpa.checked_add(u64::try_from(len).ok()?)?;
+        (end <= slot.range.end).then(|| (slot, gpa - slot.range.start))
+    }
+
+    fn note_stray(&self, what: &str, gpa: u64) {
+        let mut pages = self.stray_pages.lock().unwrap_or_else(PoisonError::into_inner);
+        if pages.len() < MAX_STRAY_PAGES && pages.insert(gpa >> 12) {
+            log::warn!("guest {what} {gpa:#x}, where there is nothing");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads as the offset's low byte; crashes when written.
+    #[derive(Default)]
+    struct Probe {
+        written: Vec<(u64, Vec<u8>)>,
+    }
+
+    impl MmioDevice for Probe {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data.fill(offset.to_le_bytes()[0]);
+        }
+
+        fn write(&mut self, offset: u64, data: &[u8]) -> Action {
+            self.written.push((offset, data.to_vec()));
+            Action::Crash
+        }
+    }
+
+    fn bus() -> (Bus, Arc<Mutex<Probe>>) {
+        let probe = Arc::new(Mutex::new(Probe::default()));
+        let mut bus = Bus::default();
+        bus.add("high", 0x3000..0x4000, probe.clone()).unwrap();
+        bus.add("low", 0x1000..0x2000, probe.clone()).unwrap();
+        (bus, probe)
+    }
+
+    #[test]
+    fn an_access_reaches_the_device_at_its_offset() {
+        let (bus, probe) = bus();
+        let mut data = [0xff; 4];
+        bus.read(0x3010, &mut data);
+        assert_eq!(data, [0x10; 4]);
+        assert_eq!(bus.write(0x1008, &[1, 2]), Action::Crash);
+        assert_eq!(probe.lock().unwrap().written, [(8, vec![1, 2])]);
+    }
+
+    #[test]
+    fn an_access_to_nothing_reads_zero_and_is_counted() {
+        let (bus, probe) = bus();
+        for gpa in [0, 0xfff, 0x2000, 0x2fff, 0x4000, u64::MAX] {
+            let mut data = [0xff; 4];
+            bus.read(gpa, &mut data);
+            assert_eq!(data, [0; 4], "{gpa:#x}");
+            assert_eq!(bus.write(gpa, &[1]), Action::None);
+        }
+        assert!(probe.lock().unwrap().written.is_empty());
+        let stray = bus.accesses().pop().unwrap();
+        assert_eq!(stray, Accesses { name: "unassigned".into(), reads: 6, writes: 6 });
+    }
+
+    #[test]
+    fn an_access_across_the_end_reaches_no_device() {
+        let (bus, _) = bus();
+        let mut data = [0xff; 8];
+        bus.read(0x1ffc, &mut data);
+        assert_eq!(data, [0; 8]);
+    }
+
+    #[test]
+    fn accesses_are_counted_by_device_in_order_of_address() {
+        let (bus, _) = bus();
+        bus.read(0x3000, &mut [0]);
+        bus.read(0x3001, &mut [0]);
+        let _ = bus.write(0x1000, &[0]);
+        let counts: Vec<_> =
+            bus.accesses().into_iter().map(|a| (a.name, a.reads, a.writes)).collect();
+        let expected = [("low", 0, 1), ("high", 2, 0), ("unassigned", 0, 0)];
+        assert_eq!(counts, expected.map(|(name, r, w)| (name.to_owned(), r, w)));
+    }
+
+    #[test]
+    fn overlapping_devices_are_refused_by_name() {
+        let (mut bus, probe) = bus();
+        for range in [0x1fff..0x2001, 0x0..0x1001, 0x1800..0x1900, 0x0..0x8000] {
+            let error = bus.add("new", range.clone(), probe.clone()).unwrap_err();
+            assert_eq!((error.name.as_str(), error.other.as_str()), ("new", "low"), "{range:x?}");
+        }
+        bus.add("between", 0x2000..0x3000, probe.clone()).unwrap();
+    }
+}

@@ -1,0 +1,239 @@
+//! The serial console: an ns16550a over vm-superio.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+
+use boot::fdt::Node;
+use vm_superio::Trigger as SerialTrigger;
+use vm_superio::serial::{Error, NoEvents, Serial as Uart};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::{Action, MmioDevice};
+use crate::irq::{Spi, Trigger};
+
+/// Its input clock in Hz, that of a PC's: only the guest's baud rate arithmetic sees it.
+const CLOCK_HZ: u32 = 1_843_200;
+
+/// Input that waits for the guest to read it, at most.
+const INPUT_CAPACITY: usize = 4096;
+
+/// A UART whose output goes to a writer and whose input is queued until the guest reads it.
+pub struct Serial {
+    uart: Uart<Line, NoEvents, Box<dyn Write + Send>>,
+    input: VecDeque<u8>,
+    drained: EventFd,
+    starved: bool,
+    broken_output: bool,
+}
+
+/// The UART's interrupt line: an edge per event.
+struct Line(EventFd);
+
+impl SerialTrigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+impl Serial {
+    /// A UART that signals `interrupt`, writes to `output`, and signals `drained` when it has
+    /// room again after [`enqueue`](Self::enqueue) took less than it was offered.
+    pub fn new(interrupt: EventFd, output: Box<dyn Write + Send>, drained: EventFd) -> Self {
+        Self {
+            uart: Uart::new(Line(interrupt), output),
+            input: VecDeque::new(),
+            drained,
+            starved: false,
+            broken_output: false,
+        }
+    }
+
+    /// Takes input for the guest; returns how many bytes there was room for.
+    pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(INPUT_CAPACITY - self.input.len());
+        self.input.extend(bytes.iter().take(taken));
+        self.starved = taken < bytes.len();
+        self.feed();
+        taken
+    }
+
+    /// Moves queued input into the UART's FIFO as far as it has room.
+    fn feed(&mut self) {
+        let room = self.uart.fifo_capacity().min(self.input.len());
+        // In loopback mode the UART takes nothing; the bytes stay queued.
+        let bytes: Vec<u8> = self.input.iter().take(room).copied().collect();
+        if bytes.is_empty() {
+            return;
+        }
+        match self.uart.enqueue_raw_bytes(&bytes) {
+            Ok(taken) => drop(self.input.drain(..taken)),
+            Err(e) => log::warn!("serial: {e}"),
+        }
+    }
+}
+
+impl MmioDevice for Serial {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let (Ok(register), Some(first)) = (u8::try_from(offset), data.first_mut()) {
+            *first = self.uart.read(register);
+        }
+        if !self.input.is_empty() {
+            self.feed();
+            if self.input.is_empty() && self.starved {
+                self.starved = false;
+                if let Err(e) = self.drained.write(1) {
+                    log::warn!("serial: input can't be resumed: {e}");
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Action {
+        if let (Ok(register), Some(value)) = (u8::try_from(offset), data.first()) {
+            match self.uart.write(register, *value) {
+                // The guest runs on with its console gone; said once.
+                Err(Error::IOError(e)) if !self.broken_output => {
+                    self.broken_output = true;
+                    log::warn!("serial: output can't be written, the rest is lost: {e}");
+                }
+                Err(Error::Trigger(e)) => log::warn!("serial: interrupt lost: {e}"),
+                _ => (),
+            }
+        }
+        Action::None
+    }
+}
+
+/// Its node at `base` (Documentation/devicetree/bindings/serial/8250.yaml).
+pub fn node(base: u64, size: u64, spi: Spi) -> Node {
+    Node::at("serial", base)
+        .string("compatible", "ns16550a")
+        .reg([(base, size)])
+        .cells("interrupts", [0, spi.0, Trigger::Edge.dt_flags()])
+        .u32("clock-frequency", CLOCK_HZ)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    const DATA: u64 = 0;
+    const IER: u64 = 1;
+    const LSR: u64 = 5;
+
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    fn eventfd() -> EventFd {
+        EventFd::new(libc::EFD_NONBLOCK).unwrap()
+    }
+
+    fn serial(output: impl Write + Send + 'static) -> (Serial, EventFd, EventFd) {
+        let (interrupt, drained) = (eventfd(), eventfd());
+        let serial = Serial::new(
+            interrupt.try_clone().unwrap(),
+            Box::new(output),
+            drained.try_clone().unwrap(),
+        );
+        (serial, interrupt, drained)
+    }
+
+    fn read(serial: &mut Serial, register: u64) -> u8 {
+        let mut data = [0];
+        serial.read(register, &mut data);
+        data[0]
+    }
+
+    fn read_all(serial: &mut Serial) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while read(serial, LSR) & 1 != 0 {
+            bytes.push(read(serial, DATA));
+        }
+        bytes
+    }
+
+    #[test]
+    fn what_the_guest_writes_comes_out() {
+        let output = Output::default();
+        let (mut serial, ..) = serial(output.clone());
+        for byte in *b"hello" {
+            assert_eq!(serial.write(DATA, &[byte]), Action::None);
+        }
+        assert_eq!(*output.0.lock().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn input_arrives_in_order_with_an_interrupt() {
+        let (mut serial, interrupt, _) = serial(io::sink());
+        let _ = serial.write(IER, &[1]);
+        assert_eq!(serial.enqueue(b"abc"), 3);
+        assert!(interrupt.read().is_ok());
+        assert_eq!(read_all(&mut serial), b"abc");
+    }
+
+    #[test]
+    fn input_longer_than_the_fifo_arrives_whole() {
+        let (mut serial, _, drained) = serial(io::sink());
+        let input: Vec<u8> = (0..=255).cycle().take(INPUT_CAPACITY).collect();
+        assert_eq!(serial.enqueue(&input), INPUT_CAPACITY);
+        assert_eq!(read_all(&mut serial), input);
+        assert!(drained.read().is_err(), "nothing was refused, so nobody waits");
+    }
+
+    #[test]
+    fn input_beyond_the_queue_is_refused_until_drained() {
+        let (mut serial, _, drained) = serial(io::sink());
+        let input = vec![b'x'; 3 * INPUT_CAPACITY];
+        let taken = serial.enqueue(&input);
+        assert!((INPUT_CAPACITY..input.len()).contains(&taken), "{taken}");
+        assert!(drained.read().is_err());
+        read_all(&mut serial);
+        assert!(drained.read().is_ok());
+        assert_eq!(serial.enqueue(b"y"), 1);
+        assert_eq!(read_all(&mut serial), b"y");
+    }
+
+    #[test]
+    fn a_closed_output_leaves_the_guest_running() {
+        let (mut serial, ..) = serial(Broken);
+        for byte in *b"lost" {
+            assert_eq!(serial.write(DATA, &[byte]), Action::None);
+        }
+        assert_eq!(read(&mut serial, LSR) & 0x60, 0x60);
+    }
+
+    #[test]
+    fn registers_beyond_the_uart_read_zero() {
+        let (mut serial, ..) = serial(io::sink());
+        for register in [8, 0xff, 0x100, 0xfff] {
+            assert_eq!(read(&mut serial, register), 0, "{register:#x}");
+        }
+    }
+}
