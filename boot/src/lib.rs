@@ -1,5 +1,12 @@
 //! What the guest is handed at boot: its device tree, kernel, initrd and command line.
 //!
 //! The ground floor of strait: nothing here knows KVM or VFIO, and the only I/O is reading files.
+//! Addresses are guest physical addresses (GPA), sizes are bytes.
 
+pub mod cmdline;
 pub mod fdt;
+pub mod file;
+pub mod initrd;
+pub mod kernel;
+pub mod layout;
+pub mod size;

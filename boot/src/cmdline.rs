@@ -1,0 +1,144 @@
+//! The kernel command line (`/chosen/bootargs`).
+
+use thiserror::Error;
+
+/// Bytes the kernel has for its command line, its NUL included: `COMMAND_LINE_SIZE` of
+/// `arch/arm64/include/uapi/asm/setup.h`. What is longer would be cut off silently.
+pub const COMMAND_LINE_SIZE: usize = 2048;
+
+/// Why a command line can't be given to the kernel.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant's text says it")]
+pub enum CmdlineError {
+    #[error("the kernel command line holds a NUL at byte {at}; it would end there")]
+    Nul { at: usize },
+    #[error("the kernel command line holds a line break at byte {at}")]
+    LineBreak { at: usize },
+    #[error(
+        "the kernel command line has {length} bytes; an arm64 kernel takes {}",
+        COMMAND_LINE_SIZE - 1
+    )]
+    TooLong { length: usize },
+}
+
+impl CmdlineError {
+    /// What mends it: a command or an option, where there is one.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Nul { .. } => None,
+            Self::LineBreak { .. } => {
+                Some("give parameters on one line: --cmdline 'console=ttyS0 quiet'".to_owned())
+            }
+            Self::TooLong { .. } => Some(
+                "shorten --cmdline, or build parameters into the kernel with CONFIG_CMDLINE"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+/// A command line that the kernel takes as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cmdline(String);
+
+impl Cmdline {
+    /// The machine's `defaults` (one parameter each, such as `console=ttyS0`) followed by what the
+    /// person gave, so that `user` has the last word.
+    ///
+    /// A default is left out where `user` sets that parameter. The kernel tells parameters apart
+    /// by their name with `-` and `_` alike (`parameq` of `kernel/params.c`), and leaves what
+    /// follows `--` to init.
+    ///
+    /// # Errors
+    ///
+    /// A NUL or a line break in the text, or a text longer than the kernel takes.
+    pub fn compose(defaults: &[&str], user: Option<&str>) -> Result<Self, CmdlineError> {
+        let user = user.unwrap_or_default().trim_matches([' ', '\t']);
+        let given: Vec<String> =
+            parameters(user).take_while(|p| *p != "--").map(normal_name).collect();
+        let mut line = String::with_capacity(user.len().saturating_add(64));
+        let kept = defaults.iter().copied().filter(|d| !given.contains(&normal_name(d)));
+        for part in kept.chain((!user.is_empty()).then_some(user)) {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(part);
+        }
+        if let Some(at) = line.find('\0') {
+            return Err(CmdlineError::Nul { at });
+        }
+        if let Some(at) = line.find(['\n', '\r']) {
+            return Err(CmdlineError::LineBreak { at });
+        }
+        if line.len() >= COMMAND_LINE_SIZE {
+            return Err(CmdlineError::TooLong { length: line.len() });
+        }
+        Ok(Self(line))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The parameters of a command line: separated by white space, except between double quotes
+/// (`next_arg` of `lib/cmdline.c`).
+fn parameters(line: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    line.split(move |c: char| {
+        quoted ^= c == '"';
+        !quoted && c.is_ascii_whitespace()
+    })
+    .filter(|p| !p.is_empty())
+}
+
+/// A parameter's name, before any `=`, as the kernel compares it.
+fn normal_name(parameter: &str) -> String {
+    let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
+    name.trim_start_matches('"').replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULTS: &[&str] = &["console=ttyS0", "reboot=k"];
+
+    #[test]
+    fn defaults_come_first_unless_the_person_sets_them() {
+        for (user, line) in [
+            (None, "console=ttyS0 reboot=k"),
+            (Some(""), "console=ttyS0 reboot=k"),
+            (Some("  quiet "), "console=ttyS0 reboot=k quiet"),
+            (Some("console=hvc0"), "reboot=k console=hvc0"),
+            (Some("console=hvc0 reboot=t"), "console=hvc0 reboot=t"),
+            (Some("a=\"x console=y\""), "console=ttyS0 reboot=k a=\"x console=y\""),
+            (Some("\"console=hvc0\""), "reboot=k \"console=hvc0\""),
+            (Some("-- console=x"), "console=ttyS0 reboot=k -- console=x"),
+            (Some("xconsole=1 console.x=2"), "console=ttyS0 reboot=k xconsole=1 console.x=2"),
+        ] {
+            assert_eq!(Cmdline::compose(DEFAULTS, user).unwrap().as_str(), line, "{user:?}");
+        }
+    }
+
+    #[test]
+    fn dashes_and_underscores_name_the_same_parameter() {
+        let line = Cmdline::compose(&["log-buf-len=1M"], Some("log_buf_len=4M")).unwrap();
+        assert_eq!(line.as_str(), "log_buf_len=4M");
+    }
+
+    #[test]
+    fn what_the_kernel_would_misread_is_refused() {
+        let fits = "x".repeat(COMMAND_LINE_SIZE - 1);
+        assert_eq!(Cmdline::compose(&[], Some(&fits)).unwrap().as_str(), fits);
+        for (text, error) in [
+            ("a\0b".to_owned(), CmdlineError::Nul { at: 1 }),
+            ("ab\nc".to_owned(), CmdlineError::LineBreak { at: 2 }),
+            ("\rab".to_owned(), CmdlineError::LineBreak { at: 0 }),
+            ("x".repeat(COMMAND_LINE_SIZE), CmdlineError::TooLong { length: COMMAND_LINE_SIZE }),
+        ] {
+            assert_eq!(Cmdline::compose(&[], Some(&text)).unwrap_err(), error);
+        }
+    }
+}
