@@ -1,0 +1,58 @@
+//! What can be wrong with the host's device tree.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::size::Size;
+
+/// What can be wrong with the host's device tree; each names the file or directory.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "each variant's text says it")]
+pub enum HostError {
+    #[error("this host has no device tree: {} doesn't exist", path.display())]
+    NoTree { path: PathBuf },
+    #[error("the device tree node {} doesn't exist", path.display())]
+    NoNode { path: PathBuf },
+    #[error("{} can't be read", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is neither a node nor a property", path.display())]
+    Strange { path: PathBuf },
+    #[error("{}: its name isn't UTF-8", path.display())]
+    Name { path: PathBuf },
+    #[error("{} has more than {}", path.display(), Size(*limit))]
+    TooLarge { path: PathBuf, limit: u64 },
+    #[error("the device tree below {} has more than {limit} nodes", path.display())]
+    TooMany { path: PathBuf, limit: usize },
+    #[error("{} lies deeper than {limit} levels", path.display())]
+    TooDeep { path: PathBuf, limit: usize },
+    #[error("{} should hold {expected}, but has {length} bytes", path.display())]
+    Length { path: PathBuf, expected: &'static str, length: usize },
+    #[error("{} should hold NUL-terminated text", path.display())]
+    Text { path: PathBuf },
+    #[error("{} refers to phandle {phandle:#x}, which no node of the host has", path.display())]
+    NoPhandle { path: PathBuf, phandle: u32 },
+    #[error("{} doesn't exist, but {} refers to its node", path.display(), from.display())]
+    NoCells { path: PathBuf, from: PathBuf },
+    #[error("{} ends within a reference: {wanted} cells should follow its phandle", path.display())]
+    CutOff { path: PathBuf, wanted: u32 },
+}
+
+impl HostError {
+    /// What mends it: a command or an option, where there is one.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::NoTree { .. } => Some(
+                "platform devices are assigned on hosts that boot with a device tree; where the \
+                 firmware offers both, boot with acpi=off"
+                    .to_owned(),
+            ),
+            Self::NoNode { path } => {
+                let parent = path.parent()?;
+                Some(format!("ls {}", parent.display()))
+            }
+            _ => None,
+        }
+    }
+}

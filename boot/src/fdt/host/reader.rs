@@ -1,0 +1,173 @@
+//! Directories and files of sysfs → nodes (Linux `drivers/of/kobj.c`).
+
+use std::fs::{self, File, FileType};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::error::HostError;
+use super::node::{HostNode, HostProperty};
+use crate::fdt::phandle::DEPTH_MAX;
+use crate::size::MIB;
+
+/// The largest property that is read: a whole device tree at boot has at most as much.
+pub const PROPERTY_MAX: u64 = 2 * MIB;
+
+/// The bytes of all properties that are read at once.
+const BYTES_MAX: u64 = 16 * MIB;
+
+/// The nodes that are read at once; large servers' trees have a few thousand.
+const NODES_MAX: usize = 1 << 16;
+
+/// Reads a node and, within bounds, what is below it.
+pub(super) struct Reader {
+    /// Where reading began, for errors.
+    start: PathBuf,
+    nodes_left: usize,
+    bytes_left: u64,
+}
+
+/// What a directory of the tree holds, each list sorted by name.
+pub(super) struct Listing {
+    /// Files: the node's properties.
+    pub(super) properties: Vec<String>,
+    /// Directories: its children.
+    pub(super) children: Vec<String>,
+}
+
+impl Reader {
+    pub(super) fn new(start: &Path) -> Self {
+        Self { start: start.to_owned(), nodes_left: NODES_MAX, bytes_left: BYTES_MAX }
+    }
+
+    /// The node in `directory`, with its children where `deep`.
+    pub(super) fn node(
+        &mut self,
+        directory: PathBuf,
+        name: String,
+        deep: bool,
+        depth: usize,
+    ) -> Result<HostNode, HostError> {
+        self.enter(&directory, depth)?;
+        let listing = Listing::of(&directory)?;
+        let mut node = HostNode {
+            name,
+            directory,
+            phandle: None,
+            properties: Vec::with_capacity(listing.properties.len()),
+            children: Vec::new(),
+        };
+        for name in listing.properties {
+            match name.as_str() {
+                // Made up by the kernel where the tree has none (`populate_properties`).
+                "name" => {}
+                "phandle" | "linux,phandle" | "ibm,phandle" => {
+                    let path = node.file(&name);
+                    node.phandle = Some(self.phandle(&path)?);
+                }
+                // The host's secrets: readable by root alone, and no business of a guest.
+                _ if name.starts_with("security-") => {}
+                _ => {
+                    let bytes = self.property(&node.file(&name))?;
+                    node.properties.push(HostProperty { name, bytes });
+                }
+            }
+        }
+        if deep {
+            for child in listing.children {
+                let directory = node.directory.join(&child);
+                let name = tree_name(&child).to_owned();
+                node.children.push(self.node(directory, name, deep, depth.saturating_add(1))?);
+            }
+        }
+        Ok(node)
+    }
+
+    /// Counts a node that is about to be read.
+    pub(super) fn enter(&mut self, directory: &Path, depth: usize) -> Result<(), HostError> {
+        if depth >= DEPTH_MAX {
+            return Err(HostError::TooDeep { path: directory.to_owned(), limit: DEPTH_MAX });
+        }
+        self.nodes_left = self
+            .nodes_left
+            .checked_sub(1)
+            .ok_or_else(|| HostError::TooMany { path: self.start.clone(), limit: NODES_MAX })?;
+        Ok(())
+    }
+
+    /// The bytes of the property in the file at `path`.
+    pub(super) fn property(&mut self, path: &Path) -> Result<Vec<u8>, HostError> {
+        let unreadable = |source| HostError::Read { path: path.to_owned(), source };
+        let limit = PROPERTY_MAX.min(self.bytes_left);
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(unreadable)?;
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
+        let Some(left) = limit.checked_sub(bytes.len() as u64) else {
+            return Err(if limit < PROPERTY_MAX {
+                HostError::TooLarge { path: self.start.clone(), limit: BYTES_MAX }
+            } else {
+                HostError::TooLarge { path: path.to_owned(), limit }
+            });
+        };
+        self.bytes_left = self.bytes_left.saturating_sub(limit.saturating_sub(left));
+        Ok(bytes)
+    }
+
+    /// The one cell in the file at `path`.
+    pub(super) fn phandle(&mut self, path: &Path) -> Result<u32, HostError> {
+        let bytes = self.property(path)?;
+        let cell = bytes.as_slice().try_into().map_err(|_| HostError::Length {
+            path: path.to_owned(),
+            expected: "one 32-bit cell",
+            length: bytes.len(),
+        })?;
+        Ok(u32::from_be_bytes(cell))
+    }
+}
+
+impl Listing {
+    /// Lists `directory`.
+    pub(super) fn of(directory: &Path) -> Result<Self, HostError> {
+        let unreadable = |source| HostError::Read { path: directory.to_owned(), source };
+        let mut listing = Self { properties: Vec::new(), children: Vec::new() };
+        for entry in fs::read_dir(directory).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let kind = entry.file_type().map_err(unreadable)?;
+            let name = entry
+                .file_name()
+                .into_string()
+                .map_err(|_| HostError::Name { path: entry.path() })?;
+            listing.list(kind).ok_or_else(|| HostError::Strange { path: entry.path() })?.push(name);
+        }
+        listing.properties.sort_unstable();
+        listing.children.sort_unstable();
+        Ok(listing)
+    }
+
+    /// The list for entries of this type. A symbolic link is neither: none is followed, so the
+    /// tree can't contain itself.
+    fn list(&mut self, kind: FileType) -> Option<&mut Vec<String>> {
+        if kind.is_dir() {
+            Some(&mut self.children)
+        } else if kind.is_file() {
+            Some(&mut self.properties)
+        } else {
+            None
+        }
+    }
+}
+
+/// A directory's name as the tree has it: where a property has the same name, Linux appends `#1`
+/// (`safe_name`), and `#` can't be part of a node's name.
+pub(super) fn tree_name(directory: &str) -> &str {
+    match directory.rsplit_once('#') {
+        Some((name, number)) if !name.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => {
+            name
+        }
+        _ => directory,
+    }
+}
+
+/// The directory at `path` without symbolic links.
+pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
+    fs::canonicalize(path)
+}
