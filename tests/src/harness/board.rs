@@ -1,0 +1,221 @@
+//! The modelled machine before it is switched on.
+
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::sync::Arc;
+
+use super::channel::Channel;
+use super::deadline::Deadline;
+use super::failure::Failure;
+use super::host::Host;
+use super::initramfs;
+use super::qemu::{self, Qemu};
+use super::transcript::Transcript;
+use super::wire::PORT;
+use crate::artifacts::Artifacts;
+
+/// How long the host may take to boot, in seconds. It takes one when nothing else runs.
+const BOOT: u64 = 90;
+
+/// What is given to the host's kernel unless a story says otherwise: platform devices without a
+/// reset driver may be assigned, and without interrupt remapping (they have no MSIs).
+const PARAMETERS: &str = "console=ttyAMA0 quiet panic=-1 vfio_platform.reset_required=0 \
+                          vfio_iommu_type1.allow_unsafe_interrupts=1";
+
+/// The modelled machine: QEMU's `virt` with EL2, an SMMUv3, and assignable devices behind it.
+#[derive(Clone, Debug)]
+pub struct Board {
+    artifacts: Option<Artifacts>,
+    gic: u8,
+    cpus: u8,
+    memory: String,
+    parameters: Vec<String>,
+    files: Vec<(String, Vec<u8>)>,
+    stock: bool,
+    icount: bool,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            artifacts: None,
+            gic: 3,
+            cpus: 2,
+            memory: "4G".into(),
+            parameters: Vec::new(),
+            files: Vec::new(),
+            stock: false,
+            icount: false,
+        }
+    }
+}
+
+impl Board {
+    /// A board with GICv3, 2 CPUs and 4 GiB, made from the artefacts that the environment names.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same, made from these artefacts.
+    pub fn with(artifacts: &Artifacts) -> Self {
+        Self { artifacts: Some(artifacts.clone()), ..Self::default() }
+    }
+
+    /// The version of its interrupt controller: 2 or 3.
+    #[must_use]
+    pub fn gic(mut self, version: u8) -> Self {
+        self.gic = version;
+        self
+    }
+
+    /// How many CPUs it has.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u8) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// How much memory it has, as QEMU counts it (`4G`).
+    #[must_use]
+    pub fn memory(mut self, size: &str) -> Self {
+        size.clone_into(&mut self.memory);
+        self
+    }
+
+    /// Adds a parameter to the host kernel's command line; the last of a name wins.
+    #[must_use]
+    pub fn param(mut self, parameter: &str) -> Self {
+        self.parameters.push(parameter.to_owned());
+        self
+    }
+
+    /// Puts a file into the host, executable; `name` is its path without the leading slash, in a
+    /// directory that exists (`k`, `bin`, `tmp`).
+    #[must_use]
+    pub fn file(mut self, name: &str, bytes: impl Into<Vec<u8>>) -> Self {
+        self.files.push((name.to_owned(), bytes.into()));
+        self
+    }
+
+    /// Has Debian's own kernel at `/k/stock` and an initrd with its modules at `/k/stock.cpio`.
+    #[must_use]
+    pub fn stock(mut self) -> Self {
+        self.stock = true;
+        self
+    }
+
+    /// Counts instructions: one CPU whose clock advances by 1 ns per instruction executed, and
+    /// jumps over idle time.
+    #[must_use]
+    pub fn icount(mut self) -> Self {
+        self.icount = true;
+        self.cpus = 1;
+        self
+    }
+
+    /// Switches the board on and waits for its Linux.
+    ///
+    /// # Errors
+    ///
+    /// An artefact is missing, or the host doesn't come up.
+    pub fn boot(self) -> Result<Host, Failure> {
+        let artifacts = self.artifacts()?;
+        let transcript = Arc::new(Transcript::start());
+        let (console, console_end) = qemu::wire()?;
+        let (agent, agent_end) = qemu::wire()?;
+        let initramfs = initramfs::host(&artifacts, self.stock, &self.files)?;
+        let initramfs = qemu::memory_file(&initramfs)
+            .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
+
+        let mut command = self.command(&artifacts, "model.do=agent");
+        command.args(qemu::chardev("console", &console_end));
+        command.args(["-serial", "chardev:console", "-serial", "null", "-serial", "null"]);
+        command.args(qemu::chardev(PORT, &agent_end));
+        command.args(["-device", "virtio-serial-pci"]);
+        command.args(["-device", &format!("virtserialport,chardev={PORT},name={PORT}")]);
+        command.args(["-initrd", &format!("/proc/self/fd/{}", initramfs.as_raw_fd())]);
+        let files = [console_end.as_raw_fd(), agent_end.as_raw_fd(), initramfs.as_raw_fd()];
+        let qemu = Qemu::start(&mut command, &files, &transcript)?;
+
+        // The ends that QEMU holds must be its alone, or its death would not be noticed.
+        drop((console_end, agent_end));
+        let console_in = console
+            .try_clone()
+            .map_err(|error| Failure::new(format!("the host's console: {error}")))?;
+        let channel = Arc::new(Channel::open(console, agent, transcript)?);
+        let host = Host::new(qemu, channel, console_in);
+        host.wait_until_up(Deadline::after(BOOT))?;
+        Ok(host)
+    }
+
+    /// The QEMU command of this board but for its initramfs and its serial ports; `action` tells
+    /// the host's init what to do.
+    pub(crate) fn command(&self, artifacts: &Artifacts, action: &str) -> Command {
+        let mut command = Command::new(&artifacts.qemu);
+        let machine =
+            format!("virt,virtualization=on,gic-version={},iommu=smmuv3,acpi=off", self.gic);
+        let accelerator = if self.icount { "tcg,thread=single" } else { "tcg,thread=multi" };
+        let parameters = format!("{PARAMETERS} {action} {}", self.parameters.join(" "));
+        command
+            .args(["-M", &machine, "-cpu", "max,pauth=off,sve=off"])
+            .args(["-smp", &self.cpus.to_string(), "-m", &self.memory, "-accel", accelerator])
+            .args(["-nodefaults", "-no-reboot", "-display", "none"])
+            .arg("-kernel")
+            .arg(&artifacts.host_kernel)
+            .args(["-append", &parameters]);
+        if self.icount {
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
+        command
+    }
+
+    fn artifacts(&self) -> Result<Artifacts, Failure> {
+        match &self.artifacts {
+            Some(artifacts) => Ok(artifacts.clone()),
+            None => Artifacts::from_env().map_err(|error| Failure::new(error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Board;
+    use crate::artifacts::Artifacts;
+
+    fn arguments(board: &Board) -> String {
+        let artifacts = Artifacts {
+            qemu: "/q".into(),
+            host_kernel: "/Image".into(),
+            host_modules: Vec::new(),
+            stock_kernel: "/vmlinuz".into(),
+            stock_modules: "/m".into(),
+            busybox: "/b".into(),
+            strait: "/s".into(),
+            probe: "/p".into(),
+        };
+        let command = board.command(&artifacts, "model.do=agent");
+        command.get_args().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn what_a_story_asks_for_reaches_qemu() {
+        for (board, wanted) in [
+            (Board::new(), "-smp 2 -m 4G -accel tcg,thread=multi"),
+            (Board::new().gic(2), "gic-version=2"),
+            (Board::new().cpus(4).memory("8G"), "-smp 4 -m 8G"),
+            (Board::new().icount(), "-smp 1"),
+            (Board::new().icount(), "-icount shift=0,sleep=off"),
+        ] {
+            let arguments = arguments(&board);
+            assert!(arguments.contains(wanted), "{wanted} in {arguments}");
+        }
+    }
+
+    #[test]
+    fn a_story_s_parameter_comes_after_the_default_and_so_wins() {
+        let arguments = arguments(&Board::new().param("vfio_platform.reset_required=1"));
+        let default = arguments.find("reset_required=0");
+        let wanted = arguments.find("reset_required=1");
+        assert!(default.is_some() && default < wanted, "{arguments}");
+    }
+}

@@ -1,0 +1,236 @@
+//! A guest as a story speaks to it: through the serial console that strait gives it.
+
+use std::fmt::Write as _;
+
+use super::failure::Failure;
+use super::host::Host;
+use super::interrupts::Interrupts;
+use super::process::Process;
+
+/// What a guest's init says when it begins (`model/guest/init`).
+const READY: &str = "GUEST READY: ";
+
+/// A guest to be: the kernel and what its init does.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    kernel: &'static str,
+    initrd: &'static str,
+    action: String,
+    cmdline: String,
+    memory: String,
+    arguments: String,
+}
+
+impl Launch {
+    /// A guest with the host's kernel.
+    pub fn model() -> Self {
+        Self {
+            kernel: "/k/model",
+            initrd: "/k/guest.cpio",
+            action: "shell".into(),
+            cmdline: String::new(),
+            memory: "256M".into(),
+            arguments: String::new(),
+        }
+    }
+
+    /// A guest with Debian's kernel; the board needs [`super::Board::stock`].
+    pub fn stock() -> Self {
+        let memory = "512M".into();
+        Self { kernel: "/k/stock", initrd: "/k/stock.cpio", memory, ..Self::model() }
+    }
+
+    /// What its init does instead of offering a shell: `poweroff`, `reset`, `panic`, `idle` or
+    /// `busy`.
+    #[must_use]
+    pub fn does(mut self, action: &str) -> Self {
+        action.clone_into(&mut self.action);
+        self
+    }
+
+    /// Adds to the guest kernel's command line.
+    #[must_use]
+    pub fn cmdline(mut self, parameters: &str) -> Self {
+        let _ = write!(self.cmdline, " {parameters}");
+        self
+    }
+
+    /// How much memory it has, as strait counts it.
+    #[must_use]
+    pub fn memory(mut self, size: &str) -> Self {
+        size.clone_into(&mut self.memory);
+        self
+    }
+
+    /// Adds to strait's arguments.
+    #[must_use]
+    pub fn with(mut self, arguments: &str) -> Self {
+        let _ = write!(self.arguments, " {arguments}");
+        self
+    }
+
+    /// strait's arguments, as a shell takes them.
+    pub fn arguments(&self) -> String {
+        let Self { kernel, initrd, action, cmdline, memory, arguments } = self;
+        format!(
+            "run --kernel {kernel} --initrd {initrd} --memory {memory} \
+             --cmdline 'console=ttyS0 quiet strait.do={action}{cmdline}'{arguments}"
+        )
+    }
+}
+
+/// A strait whose guest offers a shell on its console.
+pub struct Guest {
+    process: Process,
+    commands: u32,
+}
+
+impl Host {
+    /// Starts a guest with the host's kernel, `arguments` added to strait's, and waits for its
+    /// shell.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't come up.
+    pub fn guest(&self, arguments: &str) -> Result<Guest, Failure> {
+        self.launch(&Launch::model().with(arguments))
+    }
+
+    /// Starts a guest and waits until its init has begun.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't come up.
+    pub fn launch(&self, launch: &Launch) -> Result<Guest, Failure> {
+        let name = self.next_name("guest");
+        let command = format!("exec strait {} 2>&1", launch.arguments());
+        let mut process = self.start_as(&name, &command)?;
+        process.wait_for(&format!("{READY}{}", launch.action))?;
+        process.wait_for("\n")?;
+        Ok(Guest { process, commands: 0 })
+    }
+}
+
+impl Guest {
+    /// Runs a command in the guest and returns what it printed, whatever its status, and that.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't end in time, or the guest ends.
+    pub fn run(&mut self, command: &str) -> Result<(i32, String), Failure> {
+        self.begin(command)?;
+        self.finish()
+    }
+
+    /// Runs a command in the guest that must succeed, and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// It fails, doesn't end in time, or the guest ends.
+    pub fn sh(&mut self, command: &str) -> Result<String, Failure> {
+        let (status, output) = self.run(command)?;
+        if status == 0 {
+            return Ok(output);
+        }
+        Err(self.failure(format!("`{command}` in the guest: status {status}, said:\n{output}")))
+    }
+
+    /// Begins a command in the guest; [`Self::finish`] waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// The channel is broken.
+    pub fn begin(&mut self, command: &str) -> Result<(), Failure> {
+        self.process.channel().transcript().note(&format!("in {}: {command}", self.process.name()));
+        self.commands += 1;
+        // Quoted in two halves, so that an echo of it is not taken for the answer.
+        let end = format!("printf '\\n%s%s %s.\\n' '<en' 'd{}>' $?", self.commands);
+        self.process.send(format!("{{ {command}\n}} </dev/null; {end}\n"))
+    }
+
+    /// Waits for the end of the command begun last: its status and what it printed.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't end in time, or the guest ends.
+    pub fn finish(&mut self) -> Result<(i32, String), Failure> {
+        let marker = format!("<end{}> ", self.commands);
+        let output = self.process.wait_for(&marker)?;
+        let status = self.process.wait_for(".")?;
+        self.process.wait_for("\n")?;
+        let status = status.trim_end_matches('.');
+        let status = status
+            .parse()
+            .map_err(|_| self.failure(format!("the guest's shell answered {status:?}")))?;
+        let output = output.strip_suffix(&marker).unwrap_or(&output);
+        let output = output.replace("\r\n", "\n");
+        Ok((status, output.strip_suffix('\n').unwrap_or(&output).to_owned()))
+    }
+
+    /// The guest's interrupt counts.
+    ///
+    /// # Errors
+    ///
+    /// The guest doesn't answer.
+    pub fn interrupts(&mut self) -> Result<Interrupts, Failure> {
+        self.sh("cat /proc/interrupts").map(|text| Interrupts::parse(&text))
+    }
+
+    /// Asks the guest to power off and returns strait's exit status.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't.
+    pub fn power_off(self) -> Result<i32, Failure> {
+        self.process.send("poweroff -f\n")?;
+        self.process.exit_status()
+    }
+
+    /// The strait that runs it.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its process id on the host.
+    ///
+    /// # Errors
+    ///
+    /// The agent doesn't say.
+    pub fn pid(&self) -> Result<u32, Failure> {
+        self.process.pid()
+    }
+
+    /// Waits for strait's end and returns its exit status.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't end in time.
+    pub fn exit_status(&self) -> Result<i32, Failure> {
+        self.process.exit_status()
+    }
+
+    pub(super) fn failure(&self, reason: impl Into<String>) -> Failure {
+        let reason = format!("{}: {}", self.process.name(), reason.into());
+        self.process.channel().transcript().failure(reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Launch;
+
+    #[test]
+    fn a_launch_is_strait_s_command_line() {
+        let launch = Launch::stock()
+            .does("poweroff")
+            .cmdline("mem=64M")
+            .memory("1G")
+            .with("--cpus 4")
+            .with("--timeout 3");
+        assert_eq!(
+            launch.arguments(),
+            "run --kernel /k/stock --initrd /k/stock.cpio --memory 1G --cmdline \
+             'console=ttyS0 quiet strait.do=poweroff mem=64M' --cpus 4 --timeout 3"
+        );
+    }
+}

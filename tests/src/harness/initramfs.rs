@@ -1,0 +1,99 @@
+//! What is in the file systems of the model host and of its guests.
+
+use std::fs;
+use std::path::Path;
+
+use super::cpio::Archive;
+use super::failure::Failure;
+use crate::artifacts::Artifacts;
+
+/// The host's first process.
+const HOST_INIT: &str = include_str!("../../model/init");
+/// A guest's first process.
+const GUEST_INIT: &str = include_str!("../../model/guest/init");
+/// The guest's command that runs the kernel's DMA test.
+const GUEST_DMATEST: &str = include_str!("../../model/guest/dmatest");
+
+/// The module that tests DMA controllers: loaded by a guest's `dmatest` command with parameters,
+/// never at boot.
+const DMATEST: &str = "dmatest.ko";
+
+/// The host's: busybox, strait, the probe, kernels and guests' initrds under `/k`.
+pub(super) fn host(
+    artifacts: &Artifacts,
+    stock: bool,
+    files: &[(String, Vec<u8>)],
+) -> Result<Vec<u8>, Failure> {
+    let mut archive = skeleton(artifacts, HOST_INIT)?;
+    archive.file("bin/strait", &read(&artifacts.strait)?);
+    modules(&mut archive, &artifacts.host_modules)?;
+    archive.directory("k");
+    archive.file("k/model", &read(&artifacts.host_kernel)?);
+    archive.file("k/guest.cpio", &model_guest(artifacts)?);
+    if stock {
+        archive.file("k/stock", &read(&artifacts.stock_kernel)?);
+        archive.file("k/stock.cpio", &stock_guest(artifacts)?);
+    }
+    for (name, bytes) in files {
+        archive.file(name, bytes);
+    }
+    Ok(archive.finish())
+}
+
+/// That of a guest that runs the host's kernel, with the DMA test.
+fn model_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
+    let mut archive = skeleton(artifacts, GUEST_INIT)?;
+    archive.file("bin/dmatest", GUEST_DMATEST.as_bytes());
+    modules(&mut archive, &artifacts.host_modules)?;
+    Ok(archive.finish())
+}
+
+/// That of a guest that runs Debian's kernel, with Debian's own pl330 module.
+fn stock_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
+    let mut archive = skeleton(artifacts, GUEST_INIT)?;
+    let directory = &artifacts.stock_modules;
+    let order = read(&directory.join("modules.order"))?;
+    let paths: Vec<_> = String::from_utf8_lossy(&order)
+        .lines()
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(|name| directory.join(name))
+        .collect();
+    modules(&mut archive, &paths)?;
+    Ok(archive.finish())
+}
+
+/// What host and guests have in common.
+fn skeleton(artifacts: &Artifacts, init: &str) -> Result<Archive, Failure> {
+    let mut archive = Archive::default();
+    for directory in ["bin", "dev", "proc", "sys", "tmp", "root"] {
+        archive.directory(directory);
+    }
+    // Before devtmpfs is mounted, init's standard streams are this.
+    archive.character_device("dev/console", 5, 1);
+    archive.file("init", init.as_bytes());
+    archive.file("bin/busybox", &read(&artifacts.busybox)?);
+    archive.symlink("bin/sh", "busybox");
+    archive.file("bin/probe", &read(&artifacts.probe)?);
+    Ok(archive)
+}
+
+/// Puts modules into `/m`, the DMA test; and those that init loads into `/m/boot`, in order.
+fn modules<P: AsRef<Path>>(archive: &mut Archive, paths: &[P]) -> Result<(), Failure> {
+    archive.directory("m");
+    archive.directory("m/boot");
+    for (index, path) in paths.iter().map(AsRef::as_ref).enumerate() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let bytes = read(path)?;
+        if name == DMATEST {
+            archive.file(&format!("m/{name}"), &bytes);
+        } else {
+            archive.file(&format!("m/boot/{index:02}-{name}"), &bytes);
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|error| Failure::new(format!("can't read {}: {error}", path.display())))
+}

@@ -1,0 +1,58 @@
+//! The harness of the system tests.
+//!
+//! A system test is a short story: boot a model host with these devices and parameters, run
+//! strait with these arguments, wait for this, assert that.
+//!
+//! ```no_run
+//! use tests::harness::{Board, PLATFORM_DMA, Story};
+//!
+//! fn a_guest_drives_its_dma_controller() -> Story {
+//!     let host = Board::new().cpus(2).boot()?;
+//!     host.bind(PLATFORM_DMA[0])?;
+//!     let mut guest = host.guest(&format!("--vfio-platform {}", PLATFORM_DMA[0]))?;
+//!     assert!(guest.sh("dmesg")?.contains("Loaded driver for PL330"));
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - [`Board`] is the modelled machine before it is switched on, [`Host`] the Linux that runs on
+//!   it, [`Process`] a program on that host, [`Guest`] a strait whose guest offers a shell.
+//! - Commands travel over a virtio-serial port to an agent ([`wire`]), apart from the consoles.
+//! - Everything said by anybody is kept with time stamps in a [`Transcript`]; when a story fails
+//!   it is printed and the file that holds it is named.
+//! - Nothing waits without a deadline, and QEMU dies with the test, however that ends.
+
+mod bind;
+mod board;
+mod channel;
+mod counters;
+mod cpio;
+mod deadline;
+mod dmatest;
+mod failure;
+mod guest;
+mod host;
+mod initramfs;
+mod interrupts;
+pub mod payload;
+mod process;
+mod qemu;
+mod transcript;
+pub mod wire;
+
+pub use bind::Bus;
+pub use board::Board;
+pub use counters::{ExitCounts, ThreadWakeups};
+pub use dmatest::{DmaTest, Summary};
+pub use failure::{Failure, Story};
+pub use guest::{Guest, Launch};
+pub use host::{Answer, Host};
+pub use interrupts::Interrupts;
+pub use process::Process;
+pub use transcript::Transcript;
+
+/// The model's DMA controllers on the platform bus, by the names sysfs gives them.
+pub const PLATFORM_DMA: [&str; 2] = ["2c0a0000.dma", "2c0b0000.dma"];
+
+/// The model's DMA controllers on the AMBA bus.
+pub const AMBA_DMA: [&str; 2] = ["2c0c0000.dma", "2c0d0000.dma"];

@@ -1,0 +1,97 @@
+//! The QEMU process under a model host.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use super::failure::Failure;
+use super::transcript::Transcript;
+
+/// A running QEMU. It dies when this is dropped, and when the process (or the thread) that
+/// started it dies.
+pub(super) struct Qemu {
+    child: Child,
+}
+
+impl Qemu {
+    /// Runs `command`, which inherits `files` under the numbers they have here.
+    pub(super) fn start(
+        command: &mut Command,
+        files: &[RawFd],
+        transcript: &Arc<Transcript>,
+    ) -> Result<Self, Failure> {
+        let files = files.to_vec();
+        let parent = std::process::id();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // SAFETY: the closure only makes system calls, which is all that is allowed between fork
+        // and exec.
+        unsafe { command.pre_exec(move || prepare(parent, &files)) };
+        let mut child = command.spawn().map_err(|error| {
+            Failure::new(format!("can't run {}: {error}", command.get_program().display()))
+        })?;
+        if let Some(errors) = child.stderr.take() {
+            let transcript = Arc::clone(transcript);
+            // Ends with QEMU, whose end of the pipe is the only one.
+            std::thread::spawn(move || {
+                for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                    transcript.hear("qemu", format!("{line}\n").as_bytes());
+                }
+            });
+        }
+        Ok(Self { child })
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Between fork and exec: dies with the parent, keeps `files` open.
+fn prepare(parent: u32, files: &[RawFd]) -> io::Result<()> {
+    // SAFETY: these arguments have no memory behind them.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The parent may have died before the line above.
+    if std::os::unix::process::parent_id() != parent {
+        return Err(io::Error::from(io::ErrorKind::Interrupted));
+    }
+    for &file in files {
+        // SAFETY: the caller owns the descriptor; the call touches nothing but its flags.
+        if unsafe { libc::fcntl(file, libc::F_SETFD, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// A file in memory that holds `bytes`: nothing of it can be left behind.
+pub(super) fn memory_file(bytes: &[u8]) -> io::Result<File> {
+    // SAFETY: the name is a C string; the call returns a descriptor of ours or -1.
+    let fd = unsafe { libc::memfd_create(c"initramfs".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// Two connected sockets: ours, and the one QEMU is to inherit.
+pub(super) fn wire() -> Result<(UnixStream, UnixStream), Failure> {
+    UnixStream::pair().map_err(|error| Failure::new(format!("can't make a socket pair: {error}")))
+}
+
+/// QEMU's options for a character device that is an inherited socket.
+pub(super) fn chardev(id: &str, socket: &UnixStream) -> [String; 2] {
+    ["-chardev".into(), format!("socket,id={id},fd={}", socket.as_raw_fd())]
+}
