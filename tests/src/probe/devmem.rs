@@ -1,0 +1,101 @@
+//! Physical memory through `/dev/mem`: device registers, and RAM the kernel was told not to use.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+use crate::Trouble;
+
+const PAGE: u64 = 4096;
+
+/// A window onto physical memory, accessed in 32-bit words.
+pub(crate) struct Window {
+    base: NonNull<u32>,
+    /// The first word's offset in the mapping, in words.
+    first: usize,
+    words: usize,
+    mapped: usize,
+    _file: File,
+}
+
+impl Window {
+    /// Maps `length` bytes at physical `address`, both multiples of 4.
+    pub(crate) fn open(address: u64, length: u64) -> Result<Self, Trouble> {
+        if !address.is_multiple_of(4) || !length.is_multiple_of(4) || length == 0 {
+            return Err(format!("{address:#x}+{length:#x} isn't made of 32-bit words").into());
+        }
+        let start = address - address % PAGE;
+        let end = address.checked_add(length).ok_or("beyond the end of the address space")?;
+        let mapped = usize::try_from(end - start)?;
+        let file = OpenOptions::new().read(true).write(true).open("/dev/mem")?;
+        // SAFETY: a new shared mapping at an address of the kernel's choice; nothing else of this
+        // process is touched.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                mapped,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                i64::try_from(start)?,
+            )
+        };
+        let base = (base != libc::MAP_FAILED).then_some(base.cast()).and_then(NonNull::new);
+        let base = base.ok_or_else(|| {
+            format!("can't map {address:#x} of /dev/mem: {}", io::Error::last_os_error())
+        })?;
+        let first = usize::try_from((address - start) / 4)?;
+        Ok(Self { base, first, words: usize::try_from(length / 4)?, mapped, _file: file })
+    }
+
+    /// The word at byte `offset`.
+    pub(crate) fn read(&self, offset: u64) -> Result<u32, Trouble> {
+        let index = self.index(offset)?;
+        // SAFETY: `index` lies within the mapping, which lives as long as `self`; another agent
+        // may change the word, hence volatile.
+        Ok(unsafe { self.base.add(index).read_volatile() })
+    }
+
+    /// Sets the word at byte `offset`.
+    pub(crate) fn write(&self, offset: u64, value: u32) -> Result<(), Trouble> {
+        let index = self.index(offset)?;
+        // SAFETY: as for reading.
+        unsafe { self.base.add(index).write_volatile(value) };
+        Ok(())
+    }
+
+    fn index(&self, offset: u64) -> Result<usize, Trouble> {
+        let word = usize::try_from(offset / 4)?;
+        if !offset.is_multiple_of(4) || word >= self.words {
+            return Err(format!("offset {offset:#x} is outside the window").into());
+        }
+        Ok(self.first + word)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made by `open`, and nobody has a pointer into it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.mapped) };
+    }
+}
+
+/// Fills physical memory with a byte.
+pub(crate) fn fill(address: u64, length: u64, byte: u8) -> Result<(), Trouble> {
+    let window = Window::open(address, length)?;
+    (0..length / 4).try_for_each(|word| window.write(word * 4, u32::from_ne_bytes([byte; 4])))
+}
+
+/// Fails unless all of that physical memory is `byte`.
+pub(crate) fn check(address: u64, length: u64, byte: u8) -> Result<(), Trouble> {
+    let window = Window::open(address, length)?;
+    for word in 0..length / 4 {
+        let value = window.read(word * 4)?;
+        if value != u32::from_ne_bytes([byte; 4]) {
+            let at = address + word * 4;
+            return Err(format!("{at:#x} holds {value:#010x}, not bytes of {byte:#04x}").into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! The test tool inside the system model: in the host and in its guests.
+//!
+//! It pokes devices, holds memory to be attacked, drops privileges, measures programs, and is the
+//! agent at the other end of the harness' control channel.
+
+mod agent;
+mod canary;
+mod devmem;
+mod measure;
+mod microcode;
+mod pl330;
+mod privileges;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: probe COMMAND
+  agent PORT                            serve the harness on a virtio-serial port
+  pl330 BASE status                     state of the manager, the channels and the events
+  pl330 BASE raise EVENT                raise an event with its interrupt enabled
+  pl330 BASE clear                      disable and clear all interrupts
+  pl330 BASE copy CHANNEL AT FROM TO N  copy N bytes by a program placed at AT (bus addresses)
+  pl330 BASE endless CHANNEL AT FROM TO N  the same again and again; doesn't wait
+  pl330 BASE kill CHANNEL               kill a channel
+  memory fill ADDRESS LENGTH BYTE       fill physical memory
+  memory check ADDRESS LENGTH BYTE      fail unless all of it is BYTE
+  canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
+                                        and after a line of input check that it is unchanged
+  as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
+  measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
+Numbers are decimal or 0x….";
+
+/// Why a command did not do what it should.
+type Trouble = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["agent", port] => agent::serve(port.as_ref()),
+        ["pl330", base, command @ ..] => number(base).and_then(|base| pl330::run(base, command)),
+        ["memory", "fill", address, length, byte] => memory(address, length, byte, devmem::fill),
+        ["memory", "check", address, length, byte] => memory(address, length, byte, devmem::check),
+        ["canary", low, high] => {
+            number(low).and_then(|low| number(high).and_then(|high| canary::watch(low, high)))
+        }
+        ["as", user, command @ ..] => privileges::run(user, command),
+        ["measure", runs, command @ ..] => measure::run(runs, command),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            eprintln!("probe {}: {trouble}", words.join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A number as the command line spells it.
+fn number(text: &str) -> Result<u64, Trouble> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("{text:?} is no number").into())
+}
+
+/// A 32-bit number as the command line spells it.
+fn number32(text: &str) -> Result<u32, Trouble> {
+    u32::try_from(number(text)?).map_err(|_| format!("{text} has more than 32 bits").into())
+}
+
+fn memory(
+    address: &str,
+    length: &str,
+    byte: &str,
+    act: fn(u64, u64, u8) -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let byte = u8::try_from(number(byte)?).map_err(|_| format!("{byte} is no byte"))?;
+    act(number(address)?, number(length)?, byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{number, number32};
+
+    #[test]
+    fn numbers_are_decimal_or_hexadecimal() {
+        for (text, value) in
+            [("10", Some(10)), ("0x2c0a0000", Some(0x2c0a_0000)), ("0x", None), ("-1", None)]
+        {
+            assert_eq!(number(text).ok(), value, "{text}");
+        }
+        assert!(number32("0x100000000").is_err());
+    }
+}

@@ -1,0 +1,40 @@
+//! Running something as an ordinary user with ordinary limits.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::{Trouble, number, number32};
+
+/// Becomes user (and group) `user` without supplementary groups or capabilities, with the limits
+/// given as `memlock=BYTES`, and runs the rest as a command.
+pub(crate) fn run(user: &str, words: &[&str]) -> Result<(), Trouble> {
+    let user = number32(user)?;
+    let (limit, command) = match words {
+        [limit, command @ ..] if limit.starts_with("memlock=") => {
+            (Some(number(limit.trim_start_matches("memlock="))?), command)
+        }
+        command => (None, command),
+    };
+    let [program, arguments @ ..] = command else {
+        return Err("nothing to run".into());
+    };
+    if let Some(bytes) = limit {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        // SAFETY: `limit` outlives the call, which only reads it.
+        if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+    }
+    // Leaving uid 0 for good clears all capabilities (capabilities(7)).
+    // SAFETY: no groups are passed, so that the null list isn't read; the others take numbers.
+    let dropped = unsafe {
+        libc::setgroups(0, std::ptr::null()) == 0
+            && libc::setresgid(user, user, user) == 0
+            && libc::setresuid(user, user, user) == 0
+    };
+    if !dropped {
+        return Err(io::Error::last_os_error().into());
+    }
+    Err(Command::new(program).args(arguments).exec().into())
+}
