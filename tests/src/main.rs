@@ -1,3 +1,74 @@
 //! `cargo model`: the system model as a tool.
 
-fn main() {}
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tests::setup::{self, Options};
+
+/// The system model: an Arm board in QEMU with DMA controllers behind an SMMU, a Linux host with
+/// KVM on it, and strait in that host.
+#[derive(Parser)]
+#[command(name = "cargo model", bin_name = "cargo model")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make all that the model needs (the other commands do so first)
+    Setup,
+    /// Build strait for 64-bit Arm
+    Build,
+    /// Check format and lints, warnings denied
+    Lint,
+    /// Remove what the present clone doesn't use from the cache
+    Clean {
+        /// Remove everything
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let Cli { command, options } = Cli::parse();
+    match run(command, &options) {
+        Ok(code) => code,
+        Err(error) => {
+            report(error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        Command::Setup => {
+            let model = setup::run(options)?;
+            eprintln!(
+                "the model is ready; {} says where its parts lie",
+                model.description.display()
+            );
+        }
+        Command::Build => println!("{}", setup::build(options)?.display()),
+        Command::Lint => setup::lint::run(options)?,
+        Command::Clean { all } => setup::clean::run(all)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what failed and why. An error may close with lines of help; its causes come before them.
+fn report(error: &dyn Error) {
+    let text = error.to_string();
+    let (what, help) = text.find("\n  help:").map_or((text.as_str(), ""), |at| text.split_at(at));
+    eprint!("error: {what}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprint!(": {error}");
+        cause = error.source();
+    }
+    eprintln!("{help}");
+}

@@ -1,1 +1,73 @@
 //! Makes what the system model needs, and keeps it in a cache.
+//!
+//! Debian's archive gives the sources of QEMU and of the host's kernel, an unmodified kernel and
+//! busybox; the clone gives strait and the test tool. [`run`] makes what is missing, everything at
+//! once, and returns where it lies. On a distribution that isn't Debian's kin a person brings the
+//! parts along by [`Options`].
+
+mod archive;
+mod assembly;
+mod binaries;
+mod cache;
+pub mod clean;
+mod error;
+mod interrupt;
+pub mod lint;
+mod linux;
+mod machine;
+mod mirror;
+mod modules;
+mod options;
+mod packages;
+mod part;
+mod process;
+mod progress;
+mod qemu;
+mod stock;
+mod toolchain;
+pub mod workspace;
+
+use std::path::PathBuf;
+
+use assembly::Assembly;
+use cache::Held;
+use error::FileError;
+use interrupt::Watch;
+
+use crate::artifacts::Artifacts;
+
+pub use error::Error;
+pub use options::Options;
+pub use toolchain::{TARGET, Toolchain};
+
+/// A model that is ready. While it lives, `cargo model clean` leaves its parts alone.
+pub struct Model {
+    /// What it is started from.
+    pub artifacts: Artifacts,
+    /// The file that describes them for [`Artifacts::from_env`].
+    pub description: PathBuf,
+    /// What built the clone, and can build more of it.
+    pub toolchain: Toolchain,
+    _held: Vec<Held>,
+}
+
+/// Makes the model, as far as it isn't there.
+///
+/// # Errors
+///
+/// Something can't be had or built, or the person interrupts; see [`Error`].
+pub fn run(options: &Options) -> Result<Model, Error> {
+    let _watch = Watch::install().at("watch for signals to", "this process")?;
+    Assembly::new(options)?.model()
+}
+
+/// Builds strait and the test tool, and nothing else of the model; returns where strait lies.
+///
+/// # Errors
+///
+/// There is no toolchain for 64-bit Arm, or the build fails.
+pub fn build(options: &Options) -> Result<PathBuf, Error> {
+    let _watch = Watch::install().at("watch for signals to", "this process")?;
+    let (_, binaries) = Assembly::new(options)?.clone_binaries(&[])?;
+    Ok(binaries.strait)
+}

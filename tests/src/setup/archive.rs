@@ -1,0 +1,316 @@
+//! Debian 13's archive, reached without the system's own package lists.
+//!
+//! apt runs with directories of its own inside the cache. It takes the system's proxies and
+//! credentials, but none of its sources and pins; signatures are checked by Debian's keyring.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::cache::{Cache, LockFile};
+use super::error::{Error, FileError};
+use super::machine::Machine;
+use super::mirror;
+use super::process;
+use super::progress::{Progress, Step};
+
+/// The release everything is taken from, on whatever release the machine runs.
+pub(super) const SUITE: &str = "trixie";
+/// The kernel series of [`SUITE`]; the source package is named after it.
+pub(super) const LINUX: &str = "6.12";
+/// The QEMU series that `tests/model/qemu.patch` is made for, with Debian's epoch.
+const QEMU: &str = "1:10.0.";
+
+const KEYRINGS: [&str; 2] = [
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+];
+
+/// How old what is known of the archive may be while the cache has everything.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How old it may be when something must be downloaded: a point release removes older files.
+const FRESH: Duration = Duration::from_secs(600);
+
+/// What the archive offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Versions {
+    /// Of the source package `qemu`.
+    pub(super) qemu: String,
+    /// Of `linux-source-6.12`.
+    pub(super) linux_source: String,
+    /// The name of the package with the newest arm64 kernel.
+    pub(super) linux_image_package: String,
+    /// Its version.
+    pub(super) linux_image: String,
+    /// Of `busybox-static`.
+    pub(super) busybox: String,
+    /// The mirror it was asked of.
+    mirror: String,
+    /// When, in seconds since 1970.
+    asked: u64,
+}
+
+/// The private apt.
+pub(super) struct Archive {
+    root: PathBuf,
+    lock: LockFile,
+    /// Where to ask, in this order.
+    mirrors: Vec<String>,
+}
+
+impl Archive {
+    /// The archive as this machine reaches it. `mirror` is the person's own choice.
+    pub(super) fn new(cache: &Cache, machine: &Machine, mirror: Option<&str>) -> Self {
+        let mirrors = match mirror {
+            Some(mirror) => vec![mirror.trim_end_matches('/').to_owned()],
+            None => mirror::of_system(Path::new("/etc/apt"), machine.codename.as_deref()),
+        };
+        Self { root: cache.root().join("apt"), lock: cache.lock("apt"), mirrors }
+    }
+
+    /// What was known when last asked, however long ago.
+    pub(super) fn known(&self) -> Option<Versions> {
+        serde_json::from_slice(&fs::read(self.root.join("versions.json")).ok()?).ok()
+    }
+
+    /// What the archive offers. `is_complete` says whether the cache has everything made from the
+    /// versions it is given: then an answer up to a day old will do, and being offline is no error.
+    ///
+    /// # Errors
+    ///
+    /// The archive can't be reached or lacks something.
+    pub(super) fn versions(
+        &self,
+        progress: &Progress,
+        log: PathBuf,
+        is_complete: impl Fn(&Versions) -> bool,
+    ) -> Result<Versions, Error> {
+        let step = progress.step("Debian archive", log);
+        let known = |max_age| self.known().filter(|versions| versions.age() < max_age);
+        if let Some(versions) = known(DAY).filter(&is_complete) {
+            return Ok(versions);
+        }
+        let _lock = self.lock.exclusive(&step)?;
+        if let Some(versions) = known(FRESH).or_else(|| known(DAY).filter(&is_complete)) {
+            return Ok(versions);
+        }
+        let old = self.known().filter(&is_complete);
+        step.begin_log()?;
+        step.phase("asking for versions");
+        // With all at hand nobody should wait long for a network that isn't there.
+        let patience = if old.is_some() { Duration::from_secs(4) } else { Duration::from_secs(30) };
+        match (self.refresh(&step, patience), old) {
+            (Ok(versions), _) => {
+                self.store(&versions)?;
+                Ok(versions)
+            }
+            (Err(Error::Interrupted), _) => Err(Error::Interrupted),
+            (Err(_), Some(mut versions)) => {
+                step.say("can't be reached now; what is in the cache will do");
+                versions.asked = now();
+                self.store(&versions)?;
+                Ok(versions)
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Downloads binary packages of arm64, given as `name=version`, into `dir`.
+    pub(super) fn download(
+        &self,
+        step: &Step,
+        dir: &Path,
+        packages: &[String],
+    ) -> Result<(), Error> {
+        self.fetch(step, dir, self.apt("apt-get").arg("download").args(packages))
+    }
+
+    /// Downloads the upstream tar file of the source package `name=version` into `dir`.
+    pub(super) fn download_source(
+        &self,
+        step: &Step,
+        dir: &Path,
+        package: &str,
+    ) -> Result<(), Error> {
+        let mut command = self.apt("apt-get");
+        command.args(["source", "--download-only", "--tar-only", package]);
+        self.fetch(step, dir, &mut command)
+    }
+
+    fn fetch(&self, step: &Step, dir: &Path, command: &mut Command) -> Result<(), Error> {
+        step.phase("downloading");
+        step.count_bytes(dir);
+        process::run(step, command.current_dir(dir), |_| {})
+    }
+
+    fn refresh(&self, step: &Step, patience: Duration) -> Result<Versions, Error> {
+        let keyring = KEYRINGS.into_iter().find(|path| Path::new(path).exists());
+        let keyring = keyring.ok_or(Error::NoKeyring(PathBuf::from(KEYRINGS[0])))?;
+        let mut result = Err(Error::NoMirror);
+        for mirror in &self.mirrors {
+            self.prepare(mirror, keyring)?;
+            let mut update = self.apt("apt-get");
+            let timeout = patience.as_secs();
+            update.args(["update", "-o", "Acquire::Retries=1", "--error-on=any"]);
+            update.arg("-o").arg(format!("Acquire::http::Timeout={timeout}"));
+            update.arg("-o").arg(format!("Acquire::https::Timeout={timeout}"));
+            result = process::run(step, &mut update, |_| {}).and_then(|()| self.resolve(mirror));
+            if matches!(result, Ok(_) | Err(Error::Interrupted)) {
+                break;
+            }
+        }
+        result
+    }
+
+    /// Writes the private list of sources.
+    fn prepare(&self, mirror: &str, keyring: &str) -> Result<(), Error> {
+        for dir in ["lists/partial", "archives/partial"] {
+            let dir = self.root.join(dir);
+            fs::create_dir_all(&dir).at("create", &dir)?;
+        }
+        // Only the indexes that are looked at: no translations, no AppStream data.
+        let sources = format!(
+            "deb [arch=arm64 signed-by={keyring} targets=Packages] {mirror} {SUITE} main\n\
+             deb-src [signed-by={keyring} targets=Sources] {mirror} {SUITE} main\n"
+        );
+        let path = self.root.join("sources.list");
+        fs::write(&path, sources).at("write", &path)?;
+        let status = self.root.join("status");
+        fs::write(&status, "").at("write", &status)
+    }
+
+    /// An apt command that works in the cache, and sees arm64 packages only.
+    fn apt(&self, program: &str) -> Command {
+        let mut command = process::command(program);
+        let path = |name: &str| self.root.join(name).to_string_lossy().into_owned();
+        let options = [
+            ("Dir::Etc::SourceList", path("sources.list")),
+            ("Dir::Etc::SourceParts", "/dev/null".to_owned()),
+            ("Dir::Etc::Preferences", "/dev/null".to_owned()),
+            ("Dir::Etc::PreferencesParts", "/dev/null".to_owned()),
+            ("Dir::State::Lists", path("lists")),
+            ("Dir::State::Status", path("status")),
+            ("Dir::Cache", path("")),
+            ("Dir::Cache::Archives", path("archives")),
+            ("APT::Architecture", "arm64".to_owned()),
+            ("APT::Architectures", "arm64".to_owned()),
+            ("APT::Default-Release", String::new()),
+            ("Acquire::Languages", "none".to_owned()),
+            ("Acquire::PDiffs", "false".to_owned()),
+            // The cache is the person's own: apt's user couldn't write to it.
+            ("APT::Sandbox::User", "root".to_owned()),
+        ];
+        for (name, value) in options {
+            command.arg("-o").arg(format!("{name}={value}"));
+        }
+        command
+    }
+
+    fn resolve(&self, mirror: &str) -> Result<Versions, Error> {
+        let show = |package: &str| {
+            process::capture(self.apt("apt-cache").args(["show", "--no-all-versions", package]))
+        };
+        let source = format!("linux-source-{LINUX}");
+        let image = show("linux-image-arm64")?;
+        let sources =
+            process::capture(self.apt("apt-cache").args(["showsrc", "--only-source", "qemu"]))?;
+        let linux_image_package = dependency(&image, "linux-image-")
+            .ok_or_else(|| wrong("linux-image-arm64", "depends on no kernel".to_owned()))?;
+        let versions = Versions {
+            qemu: field(&sources, "Version", "qemu")?.to_owned(),
+            linux_source: field(&show(&source)?, "Version", &source)?.to_owned(),
+            linux_image: field(&show(linux_image_package)?, "Version", linux_image_package)?
+                .to_owned(),
+            linux_image_package: linux_image_package.to_owned(),
+            busybox: field(&show("busybox-static")?, "Version", "busybox-static")?.to_owned(),
+            mirror: mirror.to_owned(),
+            asked: now(),
+        };
+        if !versions.qemu.starts_with(QEMU) {
+            let is = format!("is {}, and the model's patch is made for {QEMU}x", versions.qemu);
+            return Err(wrong("qemu", is));
+        }
+        Ok(versions)
+    }
+
+    fn store(&self, versions: &Versions) -> Result<(), Error> {
+        let path = self.root.join("versions.json");
+        let json = serde_json::to_vec_pretty(versions).map_err(std::io::Error::from);
+        let new = self.root.join("versions.json.new");
+        json.and_then(|json| fs::write(&new, json)).at("write", &new)?;
+        fs::rename(&new, &path).at("write", &path)
+    }
+}
+
+impl Versions {
+    fn age(&self) -> Duration {
+        // A clock that was set back makes an answer from the future: take that as fresh.
+        Duration::from_secs(now().saturating_sub(self.asked))
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn wrong(package: &str, wrong: String) -> Error {
+    Error::Package { suite: SUITE, package: package.to_owned(), wrong }
+}
+
+/// A field of the first stanza that `apt-cache show` printed for a package.
+fn field<'a>(shown: &'a str, name: &str, package: &str) -> Result<&'a str, Error> {
+    let value = shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    value.ok_or_else(|| wrong(package, format!("has no field {name}")))
+}
+
+/// The first package starting with `prefix` that the shown package depends on.
+fn dependency<'a>(shown: &'a str, prefix: &str) -> Option<&'a str> {
+    let depends = field(shown, "Depends", "").ok()?;
+    depends
+        .split([',', '|'])
+        .filter_map(|one| one.split_whitespace().next())
+        .find(|name| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHOWN: &str = "\
+Package: linux-image-arm64
+Version: 6.12.9-1
+Depends: initramfs-tools (>= 0.120) | dracut, linux-image-6.12.9+deb13-arm64 (= 6.12.9-1)
+Description: Linux for 64-bit ARMv8 machines
+ Version: not this one
+";
+
+    #[test]
+    fn a_packages_version_and_dependency_are_found() {
+        assert_eq!(field(SHOWN, "Version", "p").unwrap(), "6.12.9-1");
+        assert_eq!(dependency(SHOWN, "linux-image-"), Some("linux-image-6.12.9+deb13-arm64"));
+        assert_eq!(dependency(SHOWN, "dracut"), Some("dracut"));
+        assert_eq!(dependency(SHOWN, "busybox"), None);
+        assert!(field(SHOWN, "Ver", "p").is_err());
+    }
+
+    #[test]
+    fn an_answer_grows_old() {
+        let asked = |ago: u64| Versions {
+            qemu: String::new(),
+            linux_source: String::new(),
+            linux_image_package: String::new(),
+            linux_image: String::new(),
+            busybox: String::new(),
+            mirror: String::new(),
+            asked: now().saturating_sub(ago),
+        };
+        assert!(asked(60).age() < FRESH);
+        assert!(asked(700).age() >= FRESH && asked(700).age() < DAY);
+        assert!(asked(90_000).age() >= DAY);
+        let future = Versions { asked: now() + 1000, ..asked(0) };
+        assert!(future.age() < FRESH);
+    }
+}

@@ -1,0 +1,238 @@
+//! The making of the whole model: what is missing, all at once.
+
+use std::fs;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+
+use super::archive::{Archive, Versions};
+use super::binaries::{self, Binaries};
+use super::cache::{Artefact, Cache, Held};
+use super::error::{Error, FileError};
+use super::machine::Machine;
+use super::modules;
+use super::options::{Given, GivenKernel, Options};
+use super::packages::{self, Need};
+use super::part::{Part, Parts};
+use super::progress::Progress;
+use super::toolchain::Toolchain;
+use super::{Model, clean, interrupt, linux, qemu, stock, workspace};
+use crate::artifacts::Artifacts;
+
+/// What all steps of a set-up share.
+pub(super) struct Assembly<'a> {
+    options: &'a Options,
+    machine: Machine,
+    cache: Cache,
+    progress: Progress,
+    /// The first thing that went wrong; whatever follows is its consequence.
+    failure: Mutex<Option<Error>>,
+    /// Whether the system's packages are installed.
+    packages: Gate,
+}
+
+impl<'a> Assembly<'a> {
+    /// Of nothing yet, on this machine.
+    pub(super) fn new(options: &'a Options) -> Result<Self, Error> {
+        let cache = Cache::open()?;
+        clean::sweep(&cache)?;
+        Ok(Self {
+            options,
+            machine: Machine::detect(),
+            cache,
+            progress: Progress::start(),
+            failure: Mutex::default(),
+            packages: Gate::default(),
+        })
+    }
+
+    /// The whole model.
+    pub(super) fn model(&self) -> Result<Model, Error> {
+        let given = self.options.check()?;
+        if given.is_complete() {
+            let (toolchain, binaries) = self.clone_binaries(&[])?;
+            return finish(toolchain, binaries, &given, Vec::new());
+        }
+        if !self.machine.is_debian {
+            return Err(Error::NotDebian { needs: given.needs() });
+        }
+        let archive = Archive::new(&self.cache, &self.machine, self.options.debian_mirror());
+        let versions = archive.versions(&self.progress, self.cache.log("archive"), |versions| {
+            self.needs(&given, versions).is_ok_and(|needs| needs.is_empty())
+        })?;
+        self.make(&given, &archive, &versions)
+    }
+
+    /// Strait and the test tool. The packages in `needs` are installed together with those of the
+    /// toolchain, so that apt runs once.
+    pub(super) fn clone_binaries(&self, needs: &[Need]) -> Result<(Toolchain, Binaries), Error> {
+        let step = self.progress.step("Rust for arm64", self.cache.log("rust"));
+        let (toolchain, mut all) =
+            Toolchain::choose(&self.machine, &step, self.options.cross_linker())?;
+        drop(step);
+        all.extend(needs);
+        if self.machine.is_debian {
+            let step = self.progress.step("packages", self.cache.log("packages"));
+            packages::install(&self.machine, &self.cache, &step, &all)?;
+        }
+        self.packages.open(true);
+        let step = self.progress.step("strait", self.cache.log("strait"));
+        let binaries = binaries::build(&toolchain, &step)?;
+        Ok((toolchain, binaries))
+    }
+
+    /// Makes the parts that aren't given: downloads run while packages are installed, and builds
+    /// share the processors.
+    fn make(&self, given: &Given, archive: &Archive, versions: &Versions) -> Result<Model, Error> {
+        let needs = self.needs(given, versions)?;
+        let parts = Parts::new(&self.machine, versions);
+        let (built, held) = thread::scope(|scope| {
+            let clone = scope.spawn(|| self.noting_failure(|| self.clone_binaries(&needs)));
+            let wanted = parts.all().into_iter().filter(|part| !given.has(part.name()));
+            let threads: Vec<_> = wanted
+                .map(|part| {
+                    scope.spawn(move || self.noting_failure(|| self.make_part(part, archive)))
+                })
+                .collect();
+            let held: Option<Vec<_>> =
+                threads.into_iter().map(|thread| thread.join().ok().flatten()).collect();
+            (clone.join().ok().flatten(), held)
+        });
+        if let Some(failure) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(failure);
+        }
+        match (built, held) {
+            (Some((toolchain, binaries)), Some(held)) => finish(toolchain, binaries, given, held),
+            (None, _) => Err(Error::Broken("strait")),
+            (_, None) => Err(Error::Broken("the model's parts")),
+        }
+    }
+
+    fn make_part(&self, part: &dyn Part, archive: &Archive) -> Result<(&'static str, Held), Error> {
+        let step = self.progress.step(&part.title(), self.cache.log(part.name()));
+        let artefact: Artefact = part.artefact(&self.cache)?;
+        let held = artefact.get(&step, |shop| {
+            part.fetch(archive, &step, shop)?;
+            self.packages.wait()?;
+            part.build(&step, shop)?;
+            step.done("ready");
+            Ok(())
+        })?;
+        Ok((part.name(), held))
+    }
+
+    /// The packages for the parts that are neither given nor in the cache; nothing if all are.
+    fn needs(&self, given: &Given, versions: &Versions) -> Result<Vec<Need>, Error> {
+        let mut needs = Vec::new();
+        for part in Parts::new(&self.machine, versions).all() {
+            if !given.has(part.name()) && !part.artefact(&self.cache)?.is_made() {
+                needs.extend(part.needs());
+            }
+        }
+        Ok(needs)
+    }
+
+    /// Does one thread's work. Its failure ends the others' too: nobody should wait for a kernel
+    /// when QEMU can't be built.
+    fn noting_failure<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Option<T> {
+        let error = match work() {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(error);
+        drop(failure);
+        interrupt::cancel();
+        self.packages.open(false);
+        None
+    }
+}
+
+/// Describes the finished model.
+fn finish(
+    toolchain: Toolchain,
+    binaries: Binaries,
+    given: &Given,
+    held: Vec<(&'static str, Held)>,
+) -> Result<Model, Error> {
+    let made = |part: &'static str| {
+        let found = held.iter().find(|(name, _)| *name == part).map(|(_, held)| held.dir.clone());
+        found.ok_or(Error::Broken(part))
+    };
+    let kernel = |given: &Option<GivenKernel>, part, file| match given {
+        Some(given) => Ok((given.kernel.clone(), given.modules.clone())),
+        None => made(part).map(|dir| (dir.join(file), dir.join("modules"))),
+    };
+    let (host_kernel, host_modules) = kernel(&given.host, linux::NAME, "Image")?;
+    let (stock_kernel, stock_modules) = kernel(&given.stock, stock::KERNEL, "vmlinuz")?;
+    let artifacts = Artifacts {
+        qemu: match &given.qemu {
+            Some(path) => path.clone(),
+            None => made(qemu::NAME)?.join(qemu::PROGRAM),
+        },
+        host_kernel,
+        host_modules: modules::listed(&host_modules)?,
+        stock_kernel,
+        stock_modules,
+        busybox: match &given.busybox {
+            Some(path) => path.clone(),
+            None => made(stock::BUSYBOX)?.join("busybox"),
+        },
+        strait: binaries.strait,
+        probe: binaries.probe,
+    };
+    let description = workspace::target_dir().join("model.json");
+    let json = artifacts.to_json().map_err(std::io::Error::from);
+    // Another run may be reading it.
+    let new = description.with_extension(format!("json.{}", std::process::id()));
+    json.and_then(|json| fs::write(&new, json)).at("write", &new)?;
+    fs::rename(&new, &description).at("write", &description)?;
+    let held = held.into_iter().map(|(_, held)| held).collect();
+    Ok(Model { artifacts, description, toolchain, _held: held })
+}
+
+/// Something that threads wait for.
+#[derive(Default)]
+struct Gate {
+    /// Whether it opened for good, or will never open.
+    state: Mutex<Option<bool>>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Opens it, or says that it stays shut; the first word counts.
+    fn open(&self, is_open: bool) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(is_open);
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) -> Result<(), Error> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match *state {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(Error::Interrupted),
+                None => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_lets_all_pass_or_none() {
+        for (is_open, passes) in [(true, true), (false, false)] {
+            let gate = Gate::default();
+            thread::scope(|scope| {
+                let waiting: Vec<_> = (0..3).map(|_| scope.spawn(|| gate.wait().is_ok())).collect();
+                gate.open(is_open);
+                gate.open(!is_open);
+                assert!(waiting.into_iter().all(|thread| thread.join().unwrap() == passes));
+            });
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The model host's kernel, from Debian's kernel source.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::archive::{Archive, LINUX};
+use super::cache::{Key, Workshop};
+use super::error::{Error, FileError};
+use super::machine::Machine;
+use super::modules;
+use super::packages::{self, Need};
+use super::part::{Part, upstream};
+use super::process::{self, command};
+use super::progress::Step;
+use super::qemu::file_with;
+
+/// The same sources make the same kernel, whoever builds it and when.
+const WHO_AND_WHEN: [(&str, &str); 3] = [
+    ("KBUILD_BUILD_TIMESTAMP", "1970-01-01"),
+    ("KBUILD_BUILD_USER", "strait"),
+    ("KBUILD_BUILD_HOST", "model"),
+];
+const TARGETS: [&str; 2] = ["Image", "modules"];
+
+/// The part's name in the cache.
+pub(super) const NAME: &str = "host-kernel";
+
+/// How the kernel is made.
+pub(super) struct Linux<'a> {
+    /// The machine that builds it.
+    pub(super) machine: &'a Machine,
+    /// The directory with `host.config`.
+    pub(super) model: PathBuf,
+    /// Of Debian's package of sources.
+    pub(super) version: &'a str,
+}
+
+impl Linux<'_> {
+    fn config(&self) -> PathBuf {
+        self.model.join("host.config")
+    }
+
+    fn unpack(&self, step: &Step, shop: &Workshop) -> Result<PathBuf, Error> {
+        step.phase("unpacking");
+        let package = file_with(&shop.work, |name| name.ends_with(".deb"))?;
+        let unpacked = shop.work.join("package");
+        process::run(step, command("dpkg-deb").arg("-x").args([&package, &unpacked]), |_| {})?;
+        let tar = unpacked.join(format!("usr/src/linux-source-{LINUX}.tar.xz"));
+        let source = shop.work.join("source");
+        fs::create_dir(&source).at("create", &source)?;
+        let mut untar = command("tar");
+        untar.arg("-xf").arg(&tar).arg("--strip-components=1").arg("-C").arg(&source);
+        process::run(step, &mut untar, |_| {})?;
+        Ok(source)
+    }
+
+    fn make(&self, source: &Path, build: &Path) -> Command {
+        let mut make = command("make");
+        make.current_dir(source).envs(WHO_AND_WHEN);
+        make.arg("ARCH=arm64").arg(format!("O={}", build.display()));
+        if !self.machine.is_arm {
+            make.arg("CROSS_COMPILE=aarch64-linux-gnu-");
+        }
+        make
+    }
+
+    /// Kconfig drops what it doesn't know, and what depends on something else, without a word.
+    fn check_config(&self, result: &Path) -> Result<(), Error> {
+        let config = self.config();
+        let asked = fs::read_to_string(&config).at("read", &config)?;
+        let result = fs::read_to_string(result).at("read", result)?;
+        let options = dropped(&asked, &result);
+        if options.is_empty() { Ok(()) } else { Err(Error::ConfigDropped { config, options }) }
+    }
+
+    fn collect(&self, step: &Step, build: &Path, out: &Path) -> Result<(), Error> {
+        let copy = |from: PathBuf, name: &str| fs::copy(&from, out.join(name)).at("copy", from);
+        copy(build.join("arch/arm64/boot/Image"), "Image")?;
+        copy(build.join(".config"), "config")?;
+        let path = build.join(modules::ORDER);
+        let built = fs::read_to_string(&path).at("read", &path)?;
+        let names: Vec<&str> = built
+            .lines()
+            .filter_map(|line| Path::new(line).file_stem().and_then(|stem| stem.to_str()))
+            .collect();
+        modules::collect(step, build, &names, &out.join("modules"))
+    }
+}
+
+impl Part for Linux<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn title(&self) -> String {
+        format!("host kernel {}", upstream(self.version))
+    }
+
+    fn needs(&self) -> Vec<Need> {
+        let compiler = if self.machine.is_arm { packages::NATIVE } else { packages::CROSS };
+        vec![packages::LINUX, compiler]
+    }
+
+    fn key(&self) -> Result<Key, Error> {
+        let key = Key::new().with("version", self.version).with_all("targets", &TARGETS);
+        key.with_file(&self.config())
+    }
+
+    fn fetch(&self, archive: &Archive, step: &Step, shop: &Workshop) -> Result<(), Error> {
+        let package = format!("linux-source-{LINUX}={}", self.version);
+        archive.download(step, &shop.work, &[package])
+    }
+
+    fn build(&self, step: &Step, shop: &Workshop) -> Result<(), Error> {
+        let source = self.unpack(step, shop)?;
+        let build = shop.work.join("build");
+        step.phase("configuring");
+        let mut configure = self.make(&source, &build);
+        configure.arg("allnoconfig").env("KCONFIG_ALLCONFIG", self.config());
+        process::run(step, &mut configure, |_| {})?;
+        self.check_config(&build.join(".config"))?;
+        step.phase("compiling");
+        let mut files = 0_u32;
+        let mut make = self.make(&source, &build);
+        make.arg(format!("-j{}", self.machine.cpus)).args(TARGETS);
+        process::run(step, &mut make, |line| {
+            if is_compiled(line) {
+                files = files.saturating_add(1);
+                step.count(format!("{files} files"));
+            }
+        })?;
+        self.collect(step, &build, &shop.out)
+    }
+}
+
+/// The lines of `asked` that have no effect in the configuration `result`.
+fn dropped(asked: &str, result: &str) -> Vec<String> {
+    let asked = asked.lines().map(str::trim).filter(|line| line.starts_with("CONFIG_"));
+    let is_met = |line: &str| match line.strip_suffix("=n") {
+        // An option that isn't there at all is as good as one that is off.
+        Some(name) => !result.lines().any(|r| r.split_once('=').is_some_and(|(n, _)| n == name)),
+        None => result.lines().any(|r| r == line),
+    };
+    asked.filter(|line| !is_met(line)).map(str::to_owned).collect()
+}
+
+/// Whether a line of make's output says that a file was compiled.
+fn is_compiled(line: &str) -> bool {
+    let word = line.split_whitespace().next();
+    line.starts_with("  ") && matches!(word, Some("CC" | "AS"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_without_effect_are_named() {
+        let result = "CONFIG_A=y\nCONFIG_AB=m\n# CONFIG_OFF is not set\nCONFIG_S=\"x\"\n";
+        let table: [(&str, &[&str]); 8] = [
+            ("CONFIG_A=y", &[]),
+            ("CONFIG_AB=m", &[]),
+            ("CONFIG_AB=y", &["CONFIG_AB=y"]),
+            ("CONFIG_OFF=n\nCONFIG_UNKNOWN=n", &[]),
+            ("CONFIG_A=n", &["CONFIG_A=n"]),
+            ("CONFIG_OFF=y", &["CONFIG_OFF=y"]),
+            ("CONFIG_S=\"x\"\n# a comment\n", &[]),
+            ("CONFIG_X=y\nCONFIG_A=y\nCONFIG_S=\"y\"", &["CONFIG_X=y", "CONFIG_S=\"y\""]),
+        ];
+        for (asked, expected) in table {
+            assert_eq!(dropped(asked, result), expected, "{asked}");
+        }
+    }
+
+    #[test]
+    fn compiled_files_are_counted_and_other_lines_are_not() {
+        let table = [
+            ("  CC      init/main.o", true),
+            ("  CC [M]  drivers/dma/dmatest.o", true),
+            ("  AS      arch/arm64/kernel/head.o", true),
+            ("  LD      vmlinux", false),
+            ("CC is a compiler", false),
+            ("", false),
+        ];
+        for (line, counts) in table {
+            assert_eq!(is_compiled(line), counts, "{line}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What a person can bring along instead of having it made.
+
+use std::path::{Path, PathBuf};
+
+use super::binaries;
+use super::error::Error;
+use super::modules;
+use super::{linux, qemu, stock};
+
+/// Options of all commands that need the model: what to use instead of making it.
+#[derive(Debug, Default, Clone, clap::Args)]
+pub struct Options {
+    /// A qemu-system-aarch64 with tests/model/qemu.patch.
+    #[arg(long, global = true, value_name = "FILE", env = "STRAIT_QEMU")]
+    qemu: Option<PathBuf>,
+    /// An arm64 Image configured as tests/model/host.config says.
+    #[arg(long, global = true, value_name = "FILE", env = "STRAIT_HOST_KERNEL")]
+    host_kernel: Option<PathBuf>,
+    /// A directory with modules of the host kernel, and their order in a file modules.order.
+    #[arg(long, global = true, value_name = "DIR", env = "STRAIT_HOST_MODULES")]
+    host_modules: Option<PathBuf>,
+    /// A distribution's unmodified arm64 kernel.
+    #[arg(long, global = true, value_name = "FILE", env = "STRAIT_STOCK_KERNEL")]
+    stock_kernel: Option<PathBuf>,
+    /// A directory with its pl330.ko, and a file modules.order.
+    #[arg(long, global = true, value_name = "DIR", env = "STRAIT_STOCK_MODULES")]
+    stock_modules: Option<PathBuf>,
+    /// A statically linked arm64 busybox.
+    #[arg(long, global = true, value_name = "FILE", env = "STRAIT_BUSYBOX")]
+    busybox: Option<PathBuf>,
+    /// A gcc that links for arm64.
+    #[arg(long, global = true, value_name = "FILE", env = "STRAIT_CROSS_LINKER")]
+    cross_linker: Option<PathBuf>,
+    /// The mirror to take Debian's packages from, if not the one of /etc/apt.
+    #[arg(long, global = true, value_name = "URL", env = "STRAIT_DEBIAN_MIRROR")]
+    debian_mirror: Option<String>,
+}
+
+/// What to bring along for each part, by its name.
+const NEEDS: [(&str, &str); 4] = [
+    (qemu::NAME, "--qemu FILE: qemu-system-aarch64 10.0 with tests/model/qemu.patch and qemu.mak"),
+    (
+        linux::NAME,
+        "--host-kernel FILE --host-modules DIR: an arm64 Linux 6.12 configured by \
+         tests/model/host.config; a directory with its dmatest.ko and a file modules.order",
+    ),
+    (
+        stock::KERNEL,
+        "--stock-kernel FILE --stock-modules DIR: a distribution's arm64 kernel; a directory with \
+         its pl330.ko and a file modules.order",
+    ),
+    (stock::BUSYBOX, "--busybox FILE: a statically linked arm64 busybox"),
+];
+
+/// A kernel that was brought along, and its modules.
+pub(super) struct GivenKernel {
+    /// The kernel.
+    pub(super) kernel: PathBuf,
+    /// The directory of its modules.
+    pub(super) modules: PathBuf,
+}
+
+/// Options of [`Options`], checked: what needn't be made.
+pub(super) struct Given {
+    /// QEMU.
+    pub(super) qemu: Option<PathBuf>,
+    /// The host's kernel.
+    pub(super) host: Option<GivenKernel>,
+    /// The stock kernel.
+    pub(super) stock: Option<GivenKernel>,
+    /// Busybox.
+    pub(super) busybox: Option<PathBuf>,
+}
+
+impl Given {
+    /// Whether the part of this name ([`super::part::Part::name`]) needn't be made.
+    pub(super) fn has(&self, part: &str) -> bool {
+        match part {
+            qemu::NAME => self.qemu.is_some(),
+            linux::NAME => self.host.is_some(),
+            stock::KERNEL => self.stock.is_some(),
+            stock::BUSYBOX => self.busybox.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether nothing need be made of Debian's archive.
+    pub(super) fn is_complete(&self) -> bool {
+        self.missing().is_empty()
+    }
+
+    /// What isn't given: the options and what they take, a line each.
+    pub(super) fn needs(&self) -> String {
+        let lines = self.missing().into_iter().map(|(_, need)| format!("  help: {need}"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn missing(&self) -> Vec<(&'static str, &'static str)> {
+        NEEDS.into_iter().filter(|(part, _)| !self.has(part)).collect()
+    }
+}
+
+impl Options {
+    /// The linker that was given.
+    pub(super) fn cross_linker(&self) -> Option<&Path> {
+        self.cross_linker.as_deref()
+    }
+
+    /// The mirror that was given.
+    pub(super) fn debian_mirror(&self) -> Option<&str> {
+        self.debian_mirror.as_deref()
+    }
+
+    /// What was given, if it is what it should be.
+    ///
+    /// # Errors
+    ///
+    /// A file isn't there or is something else, or a kernel comes without its modules.
+    pub(super) fn check(&self) -> Result<Given, Error> {
+        let busybox = file("--busybox", self.busybox.as_deref())?;
+        if let Some(path) = &busybox
+            && let Some(wrong) = binaries::runs_in_model(path)?
+        {
+            return Err(bad("--busybox", path, wrong));
+        }
+        let host = (self.host_kernel.as_deref(), self.host_modules.as_deref());
+        let stock = (self.stock_kernel.as_deref(), self.stock_modules.as_deref());
+        Ok(Given {
+            qemu: file("--qemu", self.qemu.as_deref())?,
+            host: kernel(["--host-kernel", "--host-modules"], host)?,
+            stock: kernel(["--stock-kernel", "--stock-modules"], stock)?,
+            busybox,
+        })
+    }
+}
+
+fn kernel(
+    options: [&'static str; 2],
+    (kernel, dir): (Option<&Path>, Option<&Path>),
+) -> Result<Option<GivenKernel>, Error> {
+    let [kernel_option, modules_option] = options;
+    let kernel = file(kernel_option, kernel)?;
+    match (kernel, dir) {
+        (None, None) => Ok(None),
+        (Some(kernel), None) => Err(bad(kernel_option, &kernel, "its modules aren't given")),
+        (None, Some(dir)) => Err(bad(modules_option, dir, "their kernel isn't given")),
+        (Some(kernel), Some(dir)) => {
+            let files = modules::listed(dir)
+                .map_err(|_| bad(modules_option, dir, "has no readable file modules.order"))?;
+            if !files.iter().all(|file| file.is_file()) {
+                return Err(bad(modules_option, dir, "lacks a module that modules.order names"));
+            }
+            let modules = absolute(modules_option, dir)?;
+            Ok(Some(GivenKernel { kernel, modules }))
+        }
+    }
+}
+
+fn file(option: &'static str, path: Option<&Path>) -> Result<Option<PathBuf>, Error> {
+    match path {
+        None => Ok(None),
+        Some(path) if path.is_file() => absolute(option, path).map(Some),
+        Some(path) if path.exists() => Err(bad(option, path, "isn't a file")),
+        Some(path) => Err(bad(option, path, "isn't there")),
+    }
+}
+
+fn absolute(option: &'static str, path: &Path) -> Result<PathBuf, Error> {
+    path.canonicalize().map_err(|_| bad(option, path, "can't be reached"))
+}
+
+fn bad(option: &'static str, path: &Path, wrong: &'static str) -> Error {
+    Error::BadOption { option, path: path.to_owned(), wrong }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn what_is_not_given_is_asked_for() {
+        let nothing = Given { qemu: None, host: None, stock: None, busybox: None };
+        assert!(!nothing.is_complete());
+        assert_eq!(nothing.needs().lines().count(), NEEDS.len());
+        let path = || PathBuf::from("/x");
+        let kernel = || Some(GivenKernel { kernel: path(), modules: path() });
+        let most = Given { qemu: Some(path()), host: kernel(), stock: kernel(), busybox: None };
+        assert!(most.needs().contains("--busybox") && most.needs().lines().count() == 1);
+        assert!(Given { busybox: Some(path()), ..most }.is_complete());
+    }
+
+    #[test]
+    fn what_is_given_must_be_what_it_is_called() {
+        let dir = std::env::temp_dir().join(format!("options-test-{}", std::process::id()));
+        let modules = dir.join("modules");
+        let empty = dir.join("empty");
+        let broken = dir.join("broken");
+        for each in [&modules, &empty, &broken] {
+            fs::create_dir_all(each).unwrap();
+        }
+        let kernel = dir.join("Image");
+        fs::write(&kernel, "kernel").unwrap();
+        fs::write(modules.join("modules.order"), "a.ko\n").unwrap();
+        fs::write(modules.join("a.ko"), "module").unwrap();
+        fs::write(broken.join("modules.order"), "b.ko\n").unwrap();
+        let of = |qemu: Option<&Path>,
+                  kernel: Option<&Path>,
+                  modules: Option<&Path>,
+                  busybox: Option<&Path>| {
+            let own = |path: Option<&Path>| path.map(Path::to_owned);
+            Options {
+                qemu: own(qemu),
+                host_kernel: own(kernel),
+                host_modules: own(modules),
+                busybox: own(busybox),
+                ..Options::default()
+            }
+        };
+        let missing = dir.join("missing");
+        let table = [
+            (of(None, None, None, None), None),
+            (of(Some(&kernel), Some(&kernel), Some(&modules), None), None),
+            (of(Some(&missing), None, None, None), Some("isn't there")),
+            (of(Some(&dir), None, None, None), Some("isn't a file")),
+            (of(None, Some(&kernel), None, None), Some("its modules aren't given")),
+            (of(None, None, Some(&modules), None), Some("their kernel isn't given")),
+            (
+                of(None, Some(&kernel), Some(&empty), None),
+                Some("has no readable file modules.order"),
+            ),
+            (
+                of(None, Some(&kernel), Some(&broken), None),
+                Some("lacks a module that modules.order names"),
+            ),
+            (of(None, None, None, Some(&kernel)), Some("not a 64-bit little-endian ELF file")),
+        ];
+        for (options, expected) in table {
+            let wrong = match options.check() {
+                Err(Error::BadOption { wrong, .. }) => Some(wrong),
+                Err(other) => panic!("{other}"),
+                Ok(_) => None,
+            };
+            assert_eq!(wrong, expected, "{options:?}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

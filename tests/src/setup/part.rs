@@ -1,0 +1,88 @@
+//! What all parts of the model that are made of Debian's archive have in common.
+
+use super::archive::{Archive, Versions};
+use super::cache::{Artefact, Cache, Key, Workshop};
+use super::error::Error;
+use super::linux::Linux;
+use super::machine::Machine;
+use super::packages::Need;
+use super::progress::Step;
+use super::qemu::Qemu;
+use super::stock::{Busybox, Kernel};
+use super::workspace;
+
+/// A part of the model that lies in the cache.
+pub(super) trait Part: Sync {
+    /// Its name in the cache.
+    fn name(&self) -> &'static str;
+
+    /// Its name with its version, for the person.
+    fn title(&self) -> String;
+
+    /// What it is made of.
+    fn key(&self) -> Result<Key, Error>;
+
+    /// The packages without which it can't be built.
+    fn needs(&self) -> Vec<Need>;
+
+    /// Downloads what it is made of.
+    fn fetch(&self, archive: &Archive, step: &Step, shop: &Workshop) -> Result<(), Error>;
+
+    /// Builds or unpacks what was downloaded.
+    fn build(&self, step: &Step, shop: &Workshop) -> Result<(), Error>;
+
+    /// Where it lies.
+    fn artefact(&self, cache: &Cache) -> Result<Artefact, Error> {
+        Ok(cache.artefact(self.name(), self.key()?))
+    }
+}
+
+/// The parts, one field each.
+pub(super) struct Parts<'a> {
+    /// QEMU.
+    pub(super) qemu: Qemu<'a>,
+    /// The host's kernel.
+    pub(super) linux: Linux<'a>,
+    /// Debian's kernel.
+    pub(super) stock: Kernel<'a>,
+    /// Debian's busybox.
+    pub(super) busybox: Busybox<'a>,
+}
+
+impl<'a> Parts<'a> {
+    /// The parts as this machine makes them of these versions.
+    pub(super) fn new(machine: &'a Machine, versions: &'a Versions) -> Self {
+        let model = workspace::model_dir();
+        Self {
+            qemu: Qemu { machine, model: model.clone(), version: &versions.qemu },
+            linux: Linux { machine, model, version: &versions.linux_source },
+            stock: Kernel { versions },
+            busybox: Busybox { version: &versions.busybox },
+        }
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> [&dyn Part; 4] {
+        [&self.qemu, &self.linux, &self.stock, &self.busybox]
+    }
+}
+
+/// Upstream's version: Debian's without the epoch and the revision.
+pub(super) fn upstream(version: &str) -> &str {
+    let version = version.split_once(':').map_or(version, |(_, rest)| rest);
+    version.split(['-', '+']).next().unwrap_or(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_version_has_no_epoch_and_no_revision() {
+        let table =
+            [("1:10.0.13+ds-0+deb13u1", "10.0.13"), ("6.12.9-1", "6.12.9"), ("3", "3"), ("", "")];
+        for (version, expected) in table {
+            assert_eq!(upstream(version), expected);
+        }
+    }
+}
