@@ -7,7 +7,6 @@ use std::os::unix::fs::FileExt;
 
 use vmm_sys_util::ioctl::ioctl;
 
-#[expect(missing_docs, reason = "the macro makes a function it can't document")]
 mod number {
     use vmm_sys_util::ioctl_io_nr;
     ioctl_io_nr!(KVM_GET_STATS_FD, 0xae, 0xce);

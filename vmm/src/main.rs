@@ -1,4 +1,8 @@
-//! strait: device assignment for 64-bit Arm.
+//! strait: a KVM virtual machine monitor for device assignment on 64-bit Arm.
+//!
+//! Options become a plan, the plan a machine, the machine runs; nothing flows back.
+
+#![cfg_attr(not(test), no_main)]
 
 #[cfg(not(target_arch = "aarch64"))]
 compile_error!(
@@ -6,4 +10,72 @@ compile_error!(
      `cargo model demo` runs it in the system model."
 );
 
-fn main() {}
+mod build;
+mod cli;
+mod console;
+mod ending;
+mod error;
+mod events;
+mod logger;
+mod plan;
+mod run;
+mod signals;
+mod stats;
+mod terminal;
+mod tree;
+mod wiring;
+
+use std::ffi::{c_char, c_int};
+use std::io::{self, Write};
+
+use crate::cli::Command;
+use crate::error::Error;
+
+/// Where the C library enters.
+///
+/// Not Rust's `fn main`: what the standard library does before it, above all reading
+/// /proc/self/maps to find the stack's guard page, is a tenth of the time it takes to start a
+/// guest. What of it matters here, [`own_standard_descriptors`] and [`ignore_broken_pipes`] do.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
+    own_standard_descriptors();
+    ignore_broken_pipes();
+    c_int::from(match cli::parse(lexopt::Parser::from_env()).and_then(execute) {
+        Ok(exit_status) => exit_status,
+        Err(error) => {
+            eprint!("{}", error.report());
+            error.exit_status()
+        }
+    })
+}
+
+fn execute(command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Run(options) => run::run(&options).map(|ending| ending.exit_status()),
+        Command::Print(text) => {
+            // Whoever closed standard output does not want it.
+            let _ = io::stdout().write_all(text.as_bytes());
+            Ok(0)
+        }
+    }
+}
+
+/// Opens /dev/null for standard input, output and error where they are closed: else the next file
+/// that is opened would take their place, and the guest's console would be written into it.
+fn own_standard_descriptors() {
+    for fd in libc::STDIN_FILENO..=libc::STDERR_FILENO {
+        // SAFETY: F_GETFD takes no pointer. The path is a C string; the lowest free descriptor,
+        // which open returns, is `fd`, as those below are open.
+        unsafe {
+            if libc::fcntl(fd, libc::F_GETFD) < 0 {
+                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+            }
+        }
+    }
+}
+
+/// Makes writing to a closed pipe an error like any other.
+fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is a valid disposition of SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}

@@ -1,0 +1,196 @@
+//! A plan → a machine, in stages of one function each.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use arch::gic::{Gic, Version};
+use arch::{Boot, GuestRam, Vcpu, Vm, layout};
+use boot::fdt::Node;
+use boot::initrd::Initrd;
+use boot::kernel::Kernel;
+use boot::layout::BootLayout;
+use devices::bus::Bus;
+use devices::pvpanic::PvPanic;
+use devices::rtc::Rtc;
+use devices::serial::Serial;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::cli::{ConsoleKind, GicChoice};
+use crate::console::{Input, Output};
+use crate::error::Error;
+use crate::plan::MachinePlan;
+use crate::tree::{self, Seed};
+
+/// KVM's part of a machine: what has to be made in this order.
+pub struct Core {
+    /// The VM.
+    pub vm: Vm,
+    /// Its vCPUs.
+    pub vcpus: Vec<Vcpu>,
+    /// Its interrupt controller.
+    pub gic: Gic,
+    /// Whether the vCPUs have a PMU.
+    pub pmu: bool,
+}
+
+/// The emulated devices.
+pub struct Board {
+    /// Where the guest reaches them.
+    pub bus: Arc<Bus>,
+    /// The console's input and what tells that it has room again.
+    pub input: Option<(Input, EventFd)>,
+}
+
+/// Makes VM, vCPUs and GIC.
+///
+/// # Errors
+///
+/// KVM can't be opened or refused a step.
+pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
+    let vm = Vm::new(plan.ram.size)?;
+    let version = gic_version(&vm, plan)?;
+    let pmu = vm.has_pmu();
+    let vcpus = vm.create_vcpus(plan.cpus, pmu)?;
+    let gic = Gic::new(&vm, version, plan.cpus, layout::spi::PLATFORM)?;
+    if pmu {
+        for vcpu in &vcpus {
+            vcpu.init_pmu()?;
+        }
+    }
+    Ok(Core { vm, vcpus, gic, pmu })
+}
+
+fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
+    let version = match plan.gic {
+        GicChoice::Auto => Version::of_host(vm)?,
+        GicChoice::V2 => Version::V2,
+        GicChoice::V3 => Version::V3,
+    };
+    if plan.gic != GicChoice::Auto && !version.is_offered(vm) {
+        return Err(arch::Error::NoGic(version.name()).into());
+    }
+    let limit = version.max_cpus();
+    if plan.cpus > limit {
+        return Err(Error::usage(format!(
+            "--cpus {}: the guest's interrupt controller is a {version}, for at most {limit}",
+            plan.cpus
+        ))
+        .help(format!("--cpus {limit}")));
+    }
+    Ok(version)
+}
+
+/// Makes the emulated devices; `over` becomes true when the run ends.
+///
+/// # Errors
+///
+/// The host is out of descriptors.
+pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Board, Error> {
+    let mut bus = Bus::default();
+    let mut input = None;
+    if console == ConsoleKind::Stdio {
+        let (interrupt, drained) = (eventfd()?, eventfd()?);
+        vm.connect_edge(layout::spi::SERIAL, &interrupt).map_err(|e| {
+            Error::new(format!("KVM can't connect the serial port's interrupt: {e}"))
+        })?;
+        let output = Box::new(Output::stdout(over.clone()));
+        let serial = Serial::new(interrupt, output, drained.try_clone()?);
+        let serial = Arc::new(Mutex::new(serial));
+        bus.add("serial", layout::SERIAL, serial.clone())?;
+        input = Some((Input::stdin(serial), drained));
+    }
+    bus.add("rtc", layout::RTC, Arc::new(Mutex::new(Rtc::new())))?;
+    bus.add("pvpanic", layout::PANIC, Arc::new(Mutex::new(PvPanic)))?;
+    Ok(Board { bus: Arc::new(bus), input })
+}
+
+/// Describes the machine.
+///
+/// # Errors
+///
+/// The host has no randomness to give.
+pub fn tree(plan: &MachinePlan, core: &Core, assigned: Vec<Node>) -> Result<Node, Error> {
+    Ok(tree::root(tree::Parts {
+        vcpus: &core.vcpus,
+        gic: &core.gic,
+        pmu: core.pmu,
+        ram_size: plan.ram.size,
+        cmdline: plan.cmdline.as_str(),
+        boot: &plan.boot,
+        console: plan.console == ConsoleKind::Stdio,
+        assigned,
+        seed: seed()?,
+    }))
+}
+
+/// Writes the device tree for the person who asked to see it.
+///
+/// # Errors
+///
+/// The file can't be written.
+pub fn dump_dtb(path: &Path, dtb: &[u8]) -> Result<(), Error> {
+    fs::write(path, dtb).map_err(|e| {
+        Error::new(format!("the device tree can't be written to {}: {e}", path.display()))
+            .help("--dump-dtb FILE in a directory you can write to")
+    })
+}
+
+/// Puts kernel, initrd and device tree into RAM, and points the boot vCPU at them.
+///
+/// # Errors
+///
+/// A file can't be read, or KVM refused.
+pub fn load(
+    boot: &BootLayout,
+    kernel: Kernel,
+    initrd: Option<Initrd>,
+    dtb: &[u8],
+    memory: &GuestMemoryMmap,
+    vcpus: &[Vcpu],
+) -> Result<(), Error> {
+    kernel
+        .load_into(memory, boot.kernel.load)
+        .map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    if let (Some(initrd), Some(range)) = (initrd, &boot.initrd) {
+        initrd.load_into(memory, range.start).map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    }
+    memory
+        .write_slice(dtb, GuestAddress(boot.dtb))
+        .map_err(|e| Error::new(format!("the device tree can't be put into guest RAM: {e}")))?;
+    if let Some(vcpu) = vcpus.first() {
+        vcpu.set_boot(Boot { entry: boot.kernel.entry, dtb: boot.dtb })?;
+    }
+    Ok(())
+}
+
+/// Reserves RAM.
+///
+/// # Errors
+///
+/// The host has no room for it.
+pub fn ram(plan: &MachinePlan) -> Result<GuestRam, Error> {
+    Ok(GuestRam::new(plan.ram.size)?)
+}
+
+fn seed() -> Result<Seed, Error> {
+    let mut bytes = [0u8; 40];
+    // SAFETY: getrandom fills at most as many bytes as the buffer has.
+    let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(filled) != Ok(bytes.len()) {
+        let e = io::Error::last_os_error();
+        return Err(Error::new(format!("the host gives no randomness for the guest: {e}")));
+    }
+    let (kaslr, rng) = bytes.split_at(8);
+    Ok(Seed {
+        kaslr: u64::from_ne_bytes(kaslr.try_into().unwrap_or_default()),
+        rng: rng.try_into().unwrap_or_default(),
+    })
+}
+
+fn eventfd() -> io::Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+}

@@ -1,0 +1,59 @@
+//! The command line: options as values, resolved against the host later.
+
+mod device;
+mod run;
+mod size;
+
+pub use device::DeviceOptions;
+pub use run::{ConsoleKind, GicChoice, RunOptions};
+pub use size::Size;
+
+use lexopt::{Arg, Parser};
+
+use crate::error::Error;
+
+const HELP: &str = "\
+strait gives a guest real devices of a 64-bit Arm SoC: a KVM virtual machine monitor.
+
+Usage: strait COMMAND [OPTIONS]
+
+Commands:
+  run       Start a guest: strait run --help
+
+Options:
+  --help, -h       Print this
+  --version, -V    Print the version
+";
+
+/// What the person wants.
+#[derive(Debug)]
+pub enum Command {
+    /// Start a guest.
+    Run(Box<RunOptions>),
+    /// Print this text.
+    Print(String),
+}
+
+/// Parses the command line.
+///
+/// # Errors
+///
+/// It makes no sense; the error says what is wrong with which word.
+pub fn parse(mut parser: Parser) -> Result<Command, Error> {
+    match parser.next().map_err(|e| wrong(&e, ""))? {
+        Some(Arg::Value(word)) if word == "run" => run::parse(&mut parser),
+        Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Print(HELP.into())),
+        Some(Arg::Value(word)) if word == "help" => Ok(Command::Print(HELP.into())),
+        Some(Arg::Long("version") | Arg::Short('V')) => {
+            Ok(Command::Print(concat!("strait ", env!("CARGO_PKG_VERSION"), "\n").into()))
+        }
+        Some(arg) => Err(wrong(&arg.unexpected(), "")),
+        None => Err(Error::usage("no command given").help("strait run --kernel Image")),
+    }
+}
+
+/// The error of a command line that makes no sense to `command`.
+fn wrong(error: &lexopt::Error, command: &str) -> Error {
+    let space = if command.is_empty() { "" } else { " " };
+    Error::usage(error.to_string()).help(format!("strait{space}{command} --help"))
+}

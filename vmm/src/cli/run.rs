@@ -1,0 +1,259 @@
+//! `strait run`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use lexopt::{Arg, Parser, ValueExt};
+use log::LevelFilter;
+
+use super::{Command, DeviceOptions, Size, wrong};
+use crate::error::Error;
+
+const HELP: &str = "\
+Start a guest.
+
+Usage: strait run --kernel FILE [OPTIONS]
+
+The guest:
+  --kernel FILE      An arm64 Image, gzip'ed or not, or an EFI zboot image
+  --initrd FILE      Its initial RAM disk
+  --cmdline TEXT     Kernel parameters, behind `console=ttyS0`
+  --cpus N           How many CPUs [1]
+  --memory SIZE      How much RAM, with K, M, G or T behind the number [256M]
+  --gic auto|2|3     Its interrupt controller: GICv3 where the host has it [auto]
+  --console stdio|off
+                     Where its serial console is [stdio]
+
+Devices it is given:
+  --vfio-platform NAME[,quiesce=off]
+                     A device of the platform or AMBA bus, by the name sysfs has for it
+                     (2c0a0000.dma) or its path below sysfs. It is made quiet before and
+                     after the guest has it, unless quiesce=off. May be repeated
+
+The run:
+  --timeout SECONDS  End it after this time, with exit status 124
+  --dry-run          Print what would be done, and do nothing
+  --dump-dtb FILE    Write the guest's device tree
+  --stats FILE       Write counters as JSON at the end, and whenever SIGUSR1 arrives
+  --log-level LEVEL  off, error, warn, info, debug or trace, to standard error [warn]
+  --help, -h         Print this
+
+Keys on the console: Ctrl-A x ends the guest, Ctrl-A Ctrl-A sends it a Ctrl-A.
+
+Exit status: 0 the guest powered off, 1 strait failed, 2 wrong use, 3 the guest asked for a
+reset, 4 the guest crashed, 124 --timeout, 128+N ended by signal N.
+";
+
+/// What a guest is made of.
+#[derive(Debug)]
+pub struct RunOptions {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    pub initrd: Option<PathBuf>,
+    /// Kernel parameters.
+    pub cmdline: Option<String>,
+    /// vCPUs, at least 1.
+    pub cpus: u64,
+    /// RAM.
+    pub memory: Size,
+    /// Platform devices to assign.
+    pub vfio_platform: Vec<DeviceOptions>,
+    /// The interrupt controller.
+    pub gic: GicChoice,
+    /// Where the serial console is.
+    pub console: ConsoleKind,
+    /// When the run ends by itself.
+    pub timeout: Option<Duration>,
+    /// Only print the plan.
+    pub dry_run: bool,
+    /// Where the device tree is written.
+    pub dump_dtb: Option<PathBuf>,
+    /// Where counters are written.
+    pub stats: Option<PathBuf>,
+    /// What is logged.
+    pub log_level: LevelFilter,
+}
+
+/// Which interrupt controller a guest gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GicChoice {
+    /// GICv3 where the host has it, else GICv2.
+    Auto,
+    /// GICv2.
+    V2,
+    /// GICv3.
+    V3,
+}
+
+/// Where the serial console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleKind {
+    /// Standard input and output.
+    Stdio,
+    /// Nowhere.
+    Off,
+}
+
+/// Parses what follows `run`.
+pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
+    let mut options = RunOptions {
+        kernel: PathBuf::new(),
+        initrd: None,
+        cmdline: None,
+        cpus: 1,
+        memory: Size::from(256 << 20),
+        vfio_platform: Vec::new(),
+        gic: GicChoice::Auto,
+        console: ConsoleKind::Stdio,
+        timeout: None,
+        dry_run: false,
+        dump_dtb: None,
+        stats: None,
+        log_level: LevelFilter::Warn,
+    };
+    loop {
+        match options.take(parser).map_err(|e| wrong(&e, "run"))? {
+            Taken::Option => (),
+            Taken::Help => return Ok(Command::Print(HELP.into())),
+            Taken::Nothing => break,
+        }
+    }
+    if options.kernel.as_os_str().is_empty() {
+        return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
+    }
+    Ok(Command::Run(Box::new(options)))
+}
+
+enum Taken {
+    Option,
+    Help,
+    Nothing,
+}
+
+impl RunOptions {
+    /// Takes the next option and its value.
+    fn take(&mut self, parser: &mut Parser) -> Result<Taken, lexopt::Error> {
+        let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
+        match arg {
+            Arg::Long("kernel") => self.kernel = parser.value()?.into(),
+            Arg::Long("initrd") => self.initrd = Some(parser.value()?.into()),
+            Arg::Long("cmdline") => self.cmdline = Some(parser.value()?.string()?),
+            Arg::Long("cpus") => self.cpus = value("--cpus", parser.value()?, cpus)?,
+            Arg::Long("memory") => {
+                self.memory = value("--memory", parser.value()?, Size::from_str)?;
+            }
+            Arg::Long("vfio-platform") => {
+                let device = value("--vfio-platform", parser.value()?, DeviceOptions::from_str)?;
+                self.vfio_platform.push(device);
+            }
+            Arg::Long("gic") => self.gic = value("--gic", parser.value()?, gic)?,
+            Arg::Long("console") => self.console = value("--console", parser.value()?, console)?,
+            Arg::Long("timeout") => {
+                self.timeout = Some(value("--timeout", parser.value()?, seconds)?);
+            }
+            Arg::Long("dry-run") => self.dry_run = true,
+            Arg::Long("dump-dtb") => self.dump_dtb = Some(parser.value()?.into()),
+            Arg::Long("stats") => self.stats = Some(parser.value()?.into()),
+            Arg::Long("log-level") => {
+                self.log_level = value("--log-level", parser.value()?, level)?;
+            }
+            Arg::Long("help") | Arg::Short('h') => return Ok(Taken::Help),
+            other => return Err(other.unexpected()),
+        }
+        Ok(Taken::Option)
+    }
+}
+
+/// Reads an option's value; a failure names the option and the value.
+fn value<T>(
+    option: &str,
+    text: OsString,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, lexopt::Error> {
+    let text = text.string()?;
+    parse(&text).map_err(|why| lexopt::Error::Custom(format!("{option} {text}: {why}").into()))
+}
+
+fn cpus(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a whole number above 0 is needed".into())
+}
+
+fn gic(text: &str) -> Result<GicChoice, String> {
+    match text {
+        "auto" => Ok(GicChoice::Auto),
+        "2" => Ok(GicChoice::V2),
+        "3" => Ok(GicChoice::V3),
+        _ => Err("auto, 2 or 3 is needed".into()),
+    }
+}
+
+fn console(text: &str) -> Result<ConsoleKind, String> {
+    match text {
+        "stdio" => Ok(ConsoleKind::Stdio),
+        "off" => Ok(ConsoleKind::Off),
+        _ => Err("stdio or off is needed".into()),
+    }
+}
+
+fn level(text: &str) -> Result<LevelFilter, String> {
+    text.parse().map_err(|_| "a level is off, error, warn, info, debug or trace".into())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "a timeout is a number of seconds above 0".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<RunOptions, Error> {
+        let words = ["run", "--kernel", "Image"].iter().chain(arguments);
+        match super::super::parse(Parser::from_args(words))? {
+            Command::Run(options) => Ok(*options),
+            Command::Print(text) => panic!("{text}"),
+        }
+    }
+
+    #[test]
+    fn a_kernel_is_enough() {
+        let options = run(&[]).unwrap();
+        assert_eq!((options.cpus, options.memory.bytes()), (1, 256 << 20));
+    }
+
+    #[test]
+    fn devices_may_be_repeated() {
+        let options = run(&["--vfio-platform", "a", "--vfio-platform", "b,quiesce=off"]).unwrap();
+        let names: Vec<_> = options.vfio_platform.iter().map(|d| d.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for arguments in [
+            ["--cpus", ""],
+            ["--cpus", "0"],
+            ["--cpus", "-1"],
+            ["--memory", "lots"],
+            ["--gic", "4"],
+            ["--timeout", "0"],
+            ["--timeout", "nan"],
+            ["--timeout", "inf"],
+            ["--vfio-platform", ""],
+            ["--log-level", "loud"],
+            ["--console", "tv"],
+            ["--no-such-option", "1"],
+            ["--dry-run=yes", "--dry-run"],
+            ["stray", "--dry-run"],
+        ] {
+            assert!(run(&arguments).unwrap_err().exit_status() == 2, "{arguments:?}");
+        }
+    }
+}

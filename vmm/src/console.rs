@@ -1,0 +1,235 @@
+//! The person's end of the serial console: standard input and output.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::serial::Serial;
+
+use crate::terminal::Terminal;
+
+/// Ctrl-A, which begins a command to strait.
+const ESCAPE: u8 = 0x01;
+
+/// Finds commands to strait among the keys typed.
+#[derive(Debug, Default)]
+struct Escape {
+    armed: bool,
+}
+
+impl Escape {
+    /// Appends what is meant for the guest to `guest`; returns true when the person wants to
+    /// leave.
+    fn filter(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> bool {
+        for byte in typed {
+            match (self.armed, *byte) {
+                (false, ESCAPE) => self.armed = true,
+                (true, b'x' | b'X') => return true,
+                (true, ESCAPE) => {
+                    self.armed = false;
+                    guest.push(ESCAPE);
+                }
+                // No command of ours: both keys were meant for the guest.
+                (true, other) => {
+                    self.armed = false;
+                    guest.extend([ESCAPE, other]);
+                }
+                (false, other) => guest.push(other),
+            }
+        }
+        false
+    }
+}
+
+/// What became of an attempt to move input to the guest.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All that was there has been moved.
+    Moved,
+    /// The guest's queue is full; the serial port signals when it has room.
+    Full,
+    /// There will be no more input.
+    Closed,
+    /// The person wants to leave.
+    Leave,
+}
+
+/// Standard input on its way to the serial port.
+pub struct Input {
+    source: ManuallyDrop<File>,
+    serial: Arc<Mutex<Serial>>,
+    // On a terminal: Ctrl-A is a command only where a person types it.
+    escape: Option<Escape>,
+    terminal: Option<Terminal>,
+    // Read, but not yet taken by the serial port.
+    held: Vec<u8>,
+}
+
+impl Input {
+    /// Standard input for `serial`; a terminal becomes raw if it is this process's to use.
+    pub fn stdin(serial: Arc<Mutex<Serial>>) -> Self {
+        // SAFETY: descriptor 0 is standard input, or closed and then every read fails; it is
+        // never closed through this File.
+        let source = ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDIN_FILENO) });
+        let escape = Terminal::is_stdin().then(Escape::default);
+        let mut input = Self { source, serial, escape, terminal: None, held: Vec::new() };
+        input.take_terminal();
+        input
+    }
+
+    /// Makes the terminal raw (again), if there is one and this process may.
+    pub fn take_terminal(&mut self) {
+        if self.escape.is_none() {
+            return;
+        }
+        // The old state is put back first: whoever stopped us may have changed it since.
+        self.terminal = None;
+        if !Terminal::is_ours() {
+            log::info!("in the background: the console takes no input");
+            return;
+        }
+        match Terminal::raw() {
+            Ok(terminal) => self.terminal = Some(terminal),
+            Err(e) => log::warn!("the terminal can't be made raw: {e}"),
+        }
+    }
+
+    /// Whether reading is allowed: not for a job in the background of its terminal.
+    pub fn is_readable(&self) -> bool {
+        self.escape.is_none() || self.terminal.is_some()
+    }
+
+    /// Moves what is there to the serial port. Reads once: call when input is ready.
+    pub fn pump(&mut self) -> Progress {
+        if self.flush() == Progress::Full {
+            return Progress::Full;
+        }
+        let mut buffer = [0; 512];
+        let typed = match self.source.read(&mut buffer) {
+            Ok(0) => return Progress::Closed,
+            Ok(count) => buffer.get(..count).unwrap_or_default(),
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) =>
+            {
+                return Progress::Moved;
+            }
+            // EIO: the terminal is gone.
+            Err(_) => return Progress::Closed,
+        };
+        match &mut self.escape {
+            Some(escape) => {
+                if escape.filter(typed, &mut self.held) {
+                    return Progress::Leave;
+                }
+            }
+            None => self.held.extend_from_slice(typed),
+        }
+        self.flush()
+    }
+
+    /// Moves what was held back because the guest had no room.
+    pub fn flush(&mut self) -> Progress {
+        if self.held.is_empty() {
+            return Progress::Moved;
+        }
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = serial.enqueue(&self.held);
+        drop(serial);
+        self.held.drain(..taken.min(self.held.len()));
+        if self.held.is_empty() { Progress::Moved } else { Progress::Full }
+    }
+}
+
+impl AsRawFd for Input {
+    fn as_raw_fd(&self) -> RawFd {
+        self.source.as_raw_fd()
+    }
+}
+
+/// Standard output, byte by byte as the guest writes.
+///
+/// A vCPU may block in it for as long as nobody reads; it gives up once the run is over.
+pub struct Output {
+    sink: ManuallyDrop<File>,
+    over: Arc<AtomicBool>,
+}
+
+impl Output {
+    /// Standard output; `over` becomes true when the run ends.
+    pub fn stdout(over: Arc<AtomicBool>) -> Self {
+        // SAFETY: descriptor 1 is standard output, or closed and then every write fails; it is
+        // never closed through this File.
+        let sink = ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDOUT_FILENO) });
+        Self { sink, over }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.sink.write(bytes) {
+                // Interrupted by the kick that ends the run: not to be tried again, as the
+                // callers of `write` do for `Interrupted`.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                    if self.over.load(Ordering::SeqCst) {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait()?,
+                other => return other,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Output {
+    /// Waits until a sink that somebody made non-blocking takes bytes again.
+    fn wait(&self) -> io::Result<()> {
+        let mut poll =
+            libc::pollfd { fd: self.sink.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: `poll` is one valid pollfd.
+        if unsafe { libc::poll(&raw mut poll, 1, -1) } < 0 && self.over.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(typed: &[&[u8]]) -> (Vec<u8>, bool) {
+        let (mut escape, mut guest) = (Escape::default(), Vec::new());
+        let left = typed.iter().any(|bytes| escape.filter(bytes, &mut guest));
+        (guest, left)
+    }
+
+    #[test]
+    fn keys_reach_the_guest() {
+        assert_eq!(filter(&[b"ls -l\r\x03\x04"]), (b"ls -l\r\x03\x04".to_vec(), false));
+    }
+
+    #[test]
+    fn ctrl_a_x_leaves_even_in_two_reads() {
+        assert_eq!(filter(&[b"ab\x01xcd"]), (b"ab".to_vec(), true));
+        assert_eq!(filter(&[b"ab\x01", b"x"]), (b"ab".to_vec(), true));
+    }
+
+    #[test]
+    fn ctrl_a_twice_is_one_for_the_guest() {
+        assert_eq!(filter(&[b"\x01\x01x"]), (b"\x01x".to_vec(), false));
+    }
+
+    #[test]
+    fn ctrl_a_with_another_key_is_the_guests() {
+        assert_eq!(filter(&[b"\x01cx"]), (b"\x01cx".to_vec(), false));
+    }
+}

@@ -1,0 +1,113 @@
+//! The error a person reads: what failed, on what, and what to do.
+
+use std::error::Error as StdError;
+use std::fmt::Write;
+
+/// A failure on its way to the person.
+#[derive(Debug)]
+pub struct Error {
+    message: String,
+    help: Option<String>,
+    exit_status: u8,
+}
+
+impl Error {
+    /// A failure without a cause below it.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), help: None, exit_status: 1 }
+    }
+
+    /// Wrong use of the command line, exit status 2.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { exit_status: 2, ..Self::new(message) }
+    }
+
+    /// The text of `error` and of everything that caused it.
+    pub fn chain(error: &dyn StdError) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Some errors repeat their cause in their own text.
+            if !message.ends_with(&text) {
+                let _ = write!(message, ": {text}");
+            }
+            cause = error.source();
+        }
+        Self::new(message)
+    }
+
+    /// Adds what to do about it.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Adds what to do about it, where that is known.
+    pub fn maybe_help(self, help: Option<String>) -> Self {
+        match help {
+            Some(help) => self.help(help),
+            None => self,
+        }
+    }
+
+    /// The exit status it ends strait with.
+    pub fn exit_status(&self) -> u8 {
+        self.exit_status
+    }
+
+    /// The lines for standard error.
+    pub fn report(&self) -> String {
+        let mut report = format!("error: {}\n", self.message);
+        for (index, line) in self.help.iter().flat_map(|help| help.lines()).enumerate() {
+            let lead = if index == 0 { "  help: " } else { "        " };
+            report.push_str(lead);
+            report.push_str(line);
+            report.push('\n');
+        }
+        report
+    }
+}
+
+impl From<arch::Error> for Error {
+    fn from(error: arch::Error) -> Self {
+        Self::chain(&error).maybe_help(error.help())
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::chain(&error)
+    }
+}
+
+impl From<devices::bus::Overlap> for Error {
+    fn from(error: devices::bus::Overlap) -> Self {
+        Self::chain(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the house burns")]
+    struct Fire(#[source] std::io::Error);
+
+    #[test]
+    fn the_report_has_the_causes_and_the_help() {
+        let error = Fire(std::io::ErrorKind::NotFound.into());
+        let report = Error::chain(&error).help("call someone\nrun").report();
+        assert_eq!(
+            report,
+            "error: the house burns: entity not found\n  help: call someone\n        run\n"
+        );
+    }
+
+    #[test]
+    fn wrong_use_has_its_own_exit_status() {
+        assert_eq!(Error::usage("no").exit_status(), 2);
+        assert_eq!(Error::new("no").exit_status(), 1);
+    }
+}

@@ -1,0 +1,207 @@
+//! The event loop: everything but vCPUs that can happen while a guest runs.
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::console::{Input, Progress};
+use crate::ending::Ending;
+use crate::error::Error;
+use crate::signals::{Request, Signals};
+use crate::stats::Recorder;
+
+/// What the loop listens to.
+pub struct Sources {
+    /// Signalled by a vCPU thread that has ended the run.
+    pub stopped: EventFd,
+    /// Signals to this process.
+    pub signals: Signals,
+    /// When the run is to end by itself.
+    pub timeout: Option<Duration>,
+    /// Input for the serial console, and what tells that the console has room again.
+    pub input: Option<(Input, EventFd)>,
+}
+
+/// What event data names the source by.
+mod token {
+    pub(super) const STOPPED: u32 = 0;
+    pub(super) const SIGNALS: u32 = 1;
+    pub(super) const TIMEOUT: u32 = 2;
+    pub(super) const INPUT: u32 = 3;
+    pub(super) const DRAINED: u32 = 4;
+}
+
+/// Runs until the guest, a signal, the time limit or the person ends it. `None`: a vCPU did, and
+/// knows why.
+///
+/// # Errors
+///
+/// The host is out of descriptors.
+pub fn run(sources: Sources, recorder: Option<&Recorder>) -> Result<Option<Ending>, Error> {
+    let failed = |e: event_manager::Error| Error::new(format!("the event loop failed: {e}"));
+    let timer = sources.timeout.map(start_timer).transpose()?;
+    let ending = Rc::new(RefCell::new(None));
+    let mut manager = EventManager::<Desk<'_>>::new().map_err(failed)?;
+    manager.add_subscriber(Desk { sources, timer, recorder, ending: ending.clone() });
+    loop {
+        if let Some(end) = ending.borrow_mut().take() {
+            return Ok(match end {
+                End::ByVcpu => None,
+                End::Here(ending) => Some(ending),
+            });
+        }
+        manager.run().map_err(failed)?;
+        if let Some(recorder) = recorder {
+            recorder.count_wakeup();
+        }
+    }
+}
+
+fn start_timer(after: Duration) -> Result<TimerFd, Error> {
+    let failed = |e: vmm_sys_util::errno::Error| Error::new(format!("no timer for --timeout: {e}"));
+    let mut timer = TimerFd::new().map_err(failed)?;
+    timer.reset(after, None).map_err(failed)?;
+    Ok(timer)
+}
+
+enum End {
+    ByVcpu,
+    Here(Ending),
+}
+
+/// The one subscriber: takes events of all sources.
+struct Desk<'a> {
+    sources: Sources,
+    timer: Option<TimerFd>,
+    recorder: Option<&'a Recorder>,
+    ending: Rc<RefCell<Option<End>>>,
+}
+
+impl Desk<'_> {
+    fn end(&self, end: End) {
+        // The first reason stands.
+        self.ending.borrow_mut().get_or_insert(end);
+    }
+
+    fn take_signals(&mut self, ops: &mut EventOps) {
+        while let Some(request) = self.sources.signals.next() {
+            match request {
+                Request::End(number) => self.end(End::Here(Ending::Signal(number))),
+                Request::Stats => self.write_stats(),
+                Request::Continued => {
+                    if let Some((input, _)) = &mut self.sources.input {
+                        input.take_terminal();
+                    }
+                    self.listen_to_input(ops);
+                }
+            }
+        }
+    }
+
+    fn write_stats(&self) {
+        if let Some(Err(error)) = self.recorder.map(|recorder| recorder.write(None)) {
+            log::warn!("{}", error.report().trim_end());
+        }
+    }
+
+    /// Moves the input that is ready to the guest.
+    fn take_input(&mut self, ops: &mut EventOps) {
+        let Some((input, _)) = &mut self.sources.input else { return };
+        let progress = input.pump();
+        self.follow(progress, ops);
+    }
+
+    /// The guest has room again: what was held back goes first.
+    fn resume_input(&mut self, ops: &mut EventOps) {
+        let Some((input, drained)) = &mut self.sources.input else { return };
+        // Only clears the event; there is nothing else to know.
+        let _ = drained.read();
+        if input.flush() == Progress::Moved {
+            self.listen_to_input(ops);
+        }
+    }
+
+    fn listen_to_input(&mut self, ops: &mut EventOps) {
+        let Some((input, _)) = &self.sources.input else { return };
+        if !input.is_readable() {
+            return;
+        }
+        let fd = input.as_raw_fd();
+        match ops.add(Events::with_data_raw(fd, token::INPUT, EventSet::IN)) {
+            Ok(()) | Err(event_manager::Error::FdAlreadyRegistered) => (),
+            // A regular file or /dev/null can't be waited for: it is always ready.
+            Err(_) => self.take_all_input(ops),
+        }
+    }
+
+    /// Moves input that is always ready until the guest's queue is full.
+    fn take_all_input(&mut self, ops: &mut EventOps) {
+        while let Some((input, _)) = &mut self.sources.input {
+            let progress = input.pump();
+            let more = progress == Progress::Moved;
+            self.follow(progress, ops);
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Does what the fate of some input asks for.
+    fn follow(&mut self, progress: Progress, ops: &mut EventOps) {
+        match progress {
+            Progress::Moved => (),
+            Progress::Full => self.ignore_input(ops),
+            Progress::Closed => {
+                self.ignore_input(ops);
+                if let Some((_, drained)) = self.sources.input.take() {
+                    let _ = ops.remove(Events::with_data(&drained, token::DRAINED, EventSet::IN));
+                }
+            }
+            Progress::Leave => self.end(End::Here(Ending::Left)),
+        }
+    }
+
+    fn ignore_input(&self, ops: &mut EventOps) {
+        if let Some((input, _)) = &self.sources.input {
+            // Fails for input that is always ready, which was never added.
+            let fd = input.as_raw_fd();
+            let _ = ops.remove(Events::with_data_raw(fd, token::INPUT, EventSet::IN));
+        }
+    }
+}
+
+impl MutEventSubscriber for Desk<'_> {
+    fn init(&mut self, ops: &mut EventOps) {
+        let mut fds: Vec<(RawFd, u32)> = vec![
+            (self.sources.stopped.as_raw_fd(), token::STOPPED),
+            (self.sources.signals.as_raw_fd(), token::SIGNALS),
+        ];
+        fds.extend(self.timer.as_ref().map(|timer| (timer.as_raw_fd(), token::TIMEOUT)));
+        let drained = self.sources.input.as_ref().map(|(_, drained)| drained.as_raw_fd());
+        fds.extend(drained.map(|fd| (fd, token::DRAINED)));
+        for (fd, token) in fds {
+            if let Err(e) = ops.add(Events::with_data_raw(fd, token, EventSet::IN)) {
+                self.end(End::Here(Ending::Failed(Error::new(format!(
+                    "the event loop can't listen: {e}"
+                )))));
+            }
+        }
+        self.listen_to_input(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            token::STOPPED => self.end(End::ByVcpu),
+            token::SIGNALS => self.take_signals(ops),
+            token::TIMEOUT => self.end(End::Here(Ending::Timeout)),
+            token::INPUT => self.take_input(ops),
+            token::DRAINED => self.resume_input(ops),
+            _ => (),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Options + what the host has → what the machine will be. Nothing on the host changes.
+
+use std::time::Duration;
+
+use arch::layout::{MAX_CPUS, RAM_START};
+use boot::cmdline::Cmdline;
+use boot::initrd::Initrd;
+use boot::kernel::Kernel;
+use boot::layout::{BootLayout, DTB_MAX, Ram};
+
+use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
+use crate::error::Error;
+
+/// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
+/// mapped for DMA.
+const RAM_GRANULE: u64 = 64 << 10;
+
+/// What a machine will be: checked, with its files open.
+pub struct MachinePlan {
+    /// vCPUs.
+    pub cpus: u64,
+    /// RAM, in guest physical addresses.
+    pub ram: Ram,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The initial RAM disk.
+    pub initrd: Option<Initrd>,
+    /// Where they and the device tree go.
+    pub boot: BootLayout,
+    /// The kernel command line.
+    pub cmdline: Cmdline,
+    /// Which interrupt controller.
+    pub gic: GicChoice,
+    /// Where the console is.
+    pub console: ConsoleKind,
+    /// How long the guest may run.
+    pub timeout: Option<Duration>,
+}
+
+/// Resolves options against the host.
+///
+/// # Errors
+///
+/// Whatever can't work, as far as it can be known without changing anything.
+pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
+    if options.cpus > MAX_CPUS {
+        return Err(Error::usage(format!(
+            "--cpus {}: a guest has at most {MAX_CPUS}",
+            options.cpus
+        ))
+        .help(format!("--cpus {MAX_CPUS}")));
+    }
+    let ram = ram(options.memory)?;
+    let kernel =
+        Kernel::open(&options.kernel).map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    let initrd = options
+        .initrd
+        .as_deref()
+        .map(Initrd::open)
+        .transpose()
+        .map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    let placement =
+        kernel.placement(ram.base, ram.size).map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    let initrd_size = initrd.as_ref().map(Initrd::size);
+    let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)
+        .map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    let defaults: &[&str] = match options.console {
+        ConsoleKind::Stdio => &["console=ttyS0"],
+        ConsoleKind::Off => &[],
+    };
+    let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
+        .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
+    Ok(MachinePlan {
+        cpus: options.cpus,
+        ram,
+        kernel,
+        initrd,
+        boot,
+        cmdline,
+        gic: options.gic,
+        console: options.console,
+        timeout: options.timeout,
+    })
+}
+
+/// Checks the size of RAM against what makes sense and what the host has.
+fn ram(size: Size) -> Result<Ram, Error> {
+    let bytes = size.bytes();
+    if bytes == 0 {
+        return Err(Error::usage("--memory 0: a guest needs RAM").help("--memory 256M"));
+    }
+    if let Some(host) = host_memory().filter(|host| bytes > *host) {
+        let host = Size::from(host & !((1 << 20) - 1));
+        return Err(Error::new(format!(
+            "{size} of guest RAM can't be mapped: this host has {host} of memory and swap"
+        ))
+        .help("a smaller --memory; `free -m` shows what is left"));
+    }
+    if !bytes.is_multiple_of(RAM_GRANULE) {
+        let rounded = Size::from(bytes - bytes % RAM_GRANULE + RAM_GRANULE);
+        return Err(Error::usage(format!("--memory {size} is no multiple of 64K"))
+            .help(format!("--memory {rounded}")));
+    }
+    Ok(Ram { base: RAM_START, size: bytes })
+}
+
+/// The host's memory and swap in bytes.
+fn host_memory() -> Option<u64> {
+    let mut info = std::mem::MaybeUninit::<libc::sysinfo>::uninit();
+    // SAFETY: sysinfo fills the structure it is given, or fails.
+    if unsafe { libc::sysinfo(info.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: sysinfo succeeded, so the structure is filled.
+    let info = unsafe { info.assume_init() };
+    // Far below u64::MAX, so that sizes at most as large can be rounded up.
+    info.totalram.checked_add(info.totalswap)?.checked_mul(u64::from(info.mem_unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_that_makes_no_sense_is_refused() {
+        for bytes in [0, 1 << 10, (64 << 20) + 4096, u64::MAX, 1 << 60] {
+            assert!(ram(Size::from(bytes)).is_err(), "{bytes:#x}");
+        }
+        assert_eq!(ram(Size::from(64 << 20)).unwrap(), Ram { base: RAM_START, size: 64 << 20 });
+    }
+}

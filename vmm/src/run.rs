@@ -1,0 +1,226 @@
+//! `strait run`: plan, build, run, end.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use arch::exit::Exit;
+use arch::{ImmediateExit, Vcpu};
+use boot::fdt;
+use devices::bus::{Action, Bus};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::build::{self, Board, Core};
+use crate::cli::RunOptions;
+use crate::ending::Ending;
+use crate::error::Error;
+use crate::events::{self, Sources};
+use crate::signals::{self, Signals};
+use crate::stats::{Exits, Recorder};
+use crate::{logger, plan};
+
+/// Runs a guest to its end.
+///
+/// # Errors
+///
+/// What the options ask for can't be done, or the host failed on the way.
+pub fn run(options: &RunOptions) -> Result<Ending, Error> {
+    let started = Instant::now();
+    logger::init(options.log_level);
+    let signals = Signals::new()?;
+    let plan = plan::resolve(options)?;
+    let over = Arc::new(AtomicBool::new(false));
+
+    let mut core = build::core(&plan)?;
+    let tree = build::tree(&plan, &core, Vec::new())?;
+    let dtb = fdt::to_blob(&tree).map_err(|e| Error::chain(&e))?;
+    if let Some(path) = &options.dump_dtb {
+        build::dump_dtb(path, &dtb)?;
+    }
+    if options.dry_run {
+        print!("{}", fdt::to_dts(&tree));
+        return Ok(Ending::Planned);
+    }
+    let ram = build::ram(&plan)?;
+    build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;
+    core.vm.add_ram(ram)?;
+    let board = build::board(plan.console, &core.vm, &over)?;
+    let recorder = options.stats.as_deref().map(|path| {
+        let bus = board.bus.clone();
+        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus))
+    });
+    run_machine(core, board, signals, plan.timeout, over, recorder)
+}
+
+fn run_machine(
+    core: Core,
+    board: Board,
+    signals: Signals,
+    timeout: Option<Duration>,
+    over: Arc<AtomicBool>,
+    recorder: Option<Arc<Recorder>>,
+) -> Result<Ending, Error> {
+    let run = Arc::new(Run {
+        bus: board.bus,
+        over,
+        ending: OnceLock::new(),
+        stopped: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        recorder: recorder.clone(),
+    });
+    let stopped = run.stopped.try_clone()?;
+    let crew = Crew::start(core.vcpus, &run)?;
+    let sources = Sources { stopped, signals, timeout, input: board.input };
+    let ending = events::run(sources, recorder.as_deref());
+    crew.stop(&run.over);
+    // The threads are gone: what they left is all there is.
+    let by_vcpu = Arc::into_inner(run).and_then(|run| run.ending.into_inner());
+    let ending = match (ending?, by_vcpu) {
+        (Some(ending), _) | (None, Some(ending)) => ending,
+        (None, None) => Ending::Failed(Error::new("the guest stopped for no known reason")),
+    };
+    if let Some(recorder) = recorder {
+        recorder.write(Some(&ending))?;
+    }
+    match ending {
+        Ending::Failed(error) => Err(error),
+        ending => Ok(ending),
+    }
+}
+
+/// What vCPU threads share.
+struct Run {
+    bus: Arc<Bus>,
+    over: Arc<AtomicBool>,
+    ending: OnceLock<Ending>,
+    stopped: EventFd,
+    recorder: Option<Arc<Recorder>>,
+}
+
+/// The vCPU threads.
+struct Crew {
+    threads: Vec<JoinHandle<Vcpu>>,
+    exits: Vec<ImmediateExit>,
+    done: mpsc::Receiver<()>,
+}
+
+impl Crew {
+    fn start(vcpus: Vec<Vcpu>, run: &Arc<Run>) -> Result<Self, Error> {
+        signals::accept_kicks()?;
+        let (finished, done) = mpsc::channel();
+        let mut crew = Self { threads: Vec::new(), exits: Vec::new(), done };
+        for mut vcpu in vcpus {
+            crew.exits.push(vcpu.immediate_exit());
+            let (shared, finished) = (run.clone(), finished.clone());
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{}", vcpu.index()))
+                .spawn(move || {
+                    shared.work(&mut vcpu);
+                    drop(shared);
+                    // Nobody listens any more only if the main thread is gone.
+                    let _ = finished.send(());
+                    vcpu
+                })
+                .map_err(|e| Error::new(format!("a vCPU's thread can't be started: {e}")));
+            match thread {
+                Ok(thread) => crew.threads.push(thread),
+                Err(error) => {
+                    crew.stop(&run.over);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(crew)
+    }
+
+    /// Makes all threads leave their guests and waits for them.
+    fn stop(self, over: &AtomicBool) {
+        over.store(true, Ordering::SeqCst);
+        for exit in &self.exits {
+            // SAFETY: a vCPU is dropped only below, when its thread has returned it.
+            unsafe { exit.request() };
+        }
+        let mut left = self.threads.len();
+        while left > 0 {
+            for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
+                // SAFETY: the thread has not been joined, so its id is valid.
+                unsafe { libc::pthread_kill(thread.as_pthread_t(), signals::kick_signal()) };
+            }
+            // A kick is lost on a thread that was just about to block in a write: once more.
+            match self.done.recv_timeout(Duration::from_millis(10)) {
+                Ok(()) => left -= 1,
+                Err(RecvTimeoutError::Timeout) => (),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        for thread in self.threads {
+            // A panic in the thread has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Run {
+    /// Runs a vCPU until the run is over.
+    fn work(&self, vcpu: &mut Vcpu) {
+        let index = usize::try_from(vcpu.index()).unwrap_or(usize::MAX);
+        let exits = self.recorder.as_ref().and_then(|r| r.exits(index)).unwrap_or_default();
+        if let (Some(recorder), 0) = (&self.recorder, index) {
+            recorder.note_first_instruction();
+        }
+        while !self.over.load(Ordering::Relaxed) {
+            let ending = match vcpu.run() {
+                Ok(exit) => self.take(exit, &exits),
+                Err(e) => Some(run_failed(index, &e)),
+            };
+            if let Some(ending) = ending {
+                self.end(ending);
+                return;
+            }
+        }
+    }
+
+    #[inline]
+    fn take(&self, exit: Exit<'_>, exits: &Exits) -> Option<Ending> {
+        match exit {
+            Exit::MmioRead { gpa, data } => {
+                Exits::count(&exits.mmio_read);
+                self.bus.read(gpa, data);
+                return None;
+            }
+            Exit::MmioWrite { gpa, data } => {
+                Exits::count(&exits.mmio_write);
+                return match self.bus.write(gpa, data) {
+                    Action::None => None,
+                    Action::Crash => Some(Ending::Crash),
+                };
+            }
+            Exit::Interrupted => {
+                Exits::count(&exits.interrupted);
+                return None;
+            }
+            _ => Exits::count(&exits.system_event),
+        }
+        Some(match exit {
+            Exit::PowerOff => Ending::PowerOff,
+            Exit::Reset => Ending::Reset,
+            Exit::Broken(why) => Ending::Failed(Error::new(format!("the guest stopped: {why}"))),
+            _ => Ending::Crash,
+        })
+    }
+
+    fn end(&self, ending: Ending) {
+        // The first vCPU's reason stands.
+        let _ = self.ending.set(ending);
+        if let Err(e) = self.stopped.write(1) {
+            log::error!("the event loop can't be told that the guest stopped: {e}");
+        }
+    }
+}
+
+fn run_failed(index: usize, e: &io::Error) -> Ending {
+    Ending::Failed(Error::new(format!("vCPU {index} can't run: {e}")))
+}

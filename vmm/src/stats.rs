@@ -1,0 +1,211 @@
+//! What `--stats` writes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arch::stats::Counters;
+use arch::{Vcpu, Vm};
+use devices::bus::Bus;
+use serde::Serialize;
+
+use crate::ending::Ending;
+use crate::error::Error;
+
+/// A vCPU's exits to the VMM, by reason.
+#[derive(Debug, Default)]
+pub struct Exits {
+    /// Reads of guest physical addresses that no memory slot covers.
+    pub mmio_read: AtomicU64,
+    /// Writes to such addresses.
+    pub mmio_write: AtomicU64,
+    /// System events: power-off, reset, crash.
+    pub system_event: AtomicU64,
+    /// Signals.
+    pub interrupted: AtomicU64,
+}
+
+impl Exits {
+    /// Counts one exit; each counter has one writer, its vCPU's thread.
+    #[inline]
+    pub fn count(counter: &AtomicU64) {
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+/// Wall-clock and CPU time since strait started.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Elapsed {
+    wall_ns: u64,
+    cpu_ns: u64,
+}
+
+/// Gathers the counters of a run and writes them to a file.
+pub struct Recorder {
+    path: PathBuf,
+    started: Instant,
+    first_instruction: OnceLock<Elapsed>,
+    exits: Vec<Arc<Exits>>,
+    bus: Arc<Bus>,
+    event_loop_wakeups: AtomicU64,
+    kvm: KvmCounters,
+}
+
+#[derive(Default)]
+struct KvmCounters {
+    vm: Option<Counters>,
+    vcpus: Vec<Counters>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    ending: Option<&'a str>,
+    exit_status: Option<u8>,
+    elapsed: Elapsed,
+    /// Just before the guest's first instruction.
+    first_instruction: Option<Elapsed>,
+    exits: BTreeMap<&'static str, u64>,
+    devices: BTreeMap<String, DeviceAccesses>,
+    event_loop_wakeups: u64,
+    kvm: KvmReport<'a>,
+}
+
+#[derive(Serialize)]
+struct DeviceAccesses {
+    reads: u64,
+    writes: u64,
+}
+
+#[derive(Serialize)]
+struct KvmReport<'a> {
+    vm: BTreeMap<&'a str, u64>,
+    vcpus: Vec<BTreeMap<&'a str, u64>>,
+}
+
+impl Recorder {
+    /// Prepares to write to `path`; `started` is when strait did.
+    pub fn new(path: &Path, started: Instant, vm: &Vm, vcpus: &[Vcpu], bus: Arc<Bus>) -> Self {
+        Self {
+            path: path.to_owned(),
+            started,
+            first_instruction: OnceLock::new(),
+            exits: vcpus.iter().map(|_| Arc::default()).collect(),
+            bus,
+            event_loop_wakeups: AtomicU64::new(0),
+            kvm: KvmCounters::open(vm, vcpus),
+        }
+    }
+
+    /// Where vCPU `index` counts its exits.
+    pub fn exits(&self, index: usize) -> Option<Arc<Exits>> {
+        self.exits.get(index).cloned()
+    }
+
+    /// Notes that the guest is about to execute its first instruction.
+    pub fn note_first_instruction(&self) {
+        let _ = self.first_instruction.set(self.elapsed());
+    }
+
+    /// Counts a wake-up of the event loop.
+    pub fn count_wakeup(&self) {
+        self.event_loop_wakeups.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Writes the counters as they stand; `ending` where the run is over. Whoever reads the file
+    /// finds the old or the new one, whole.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be written.
+    pub fn write(&self, ending: Option<&Ending>) -> Result<(), Error> {
+        let failed = |e: io::Error| {
+            Error::new(format!("statistics can't be written to {}: {e}", self.path.display()))
+                .help("--stats FILE in a directory you can write to")
+        };
+        let text = serde_json::to_string_pretty(&self.report(ending))
+            .map_err(|e| failed(io::Error::other(e)))?;
+        let mut temporary = self.path.clone().into_os_string();
+        temporary.push(format!(".{}", std::process::id()));
+        fs::write(&temporary, text + "\n").map_err(failed)?;
+        fs::rename(&temporary, &self.path).map_err(|e| {
+            let _ = fs::remove_file(&temporary);
+            failed(e)
+        })
+    }
+
+    fn report(&self, ending: Option<&Ending>) -> Report<'_> {
+        type Counter = fn(&Exits) -> &AtomicU64;
+        let counters: [(&'static str, Counter); 4] = [
+            ("mmio_read", |exits| &exits.mmio_read),
+            ("mmio_write", |exits| &exits.mmio_write),
+            ("system_event", |exits| &exits.system_event),
+            ("interrupted", |exits| &exits.interrupted),
+        ];
+        let sum = |counter: Counter| {
+            self.exits.iter().map(|exits| counter(exits).load(Ordering::Relaxed)).sum()
+        };
+        Report {
+            ending: ending.map(Ending::name),
+            exit_status: ending.map(Ending::exit_status),
+            elapsed: self.elapsed(),
+            first_instruction: self.first_instruction.get().copied(),
+            exits: counters.into_iter().map(|(name, counter)| (name, sum(counter))).collect(),
+            devices: self
+                .bus
+                .accesses()
+                .into_iter()
+                .map(|a| (a.name, DeviceAccesses { reads: a.reads, writes: a.writes }))
+                .collect(),
+            event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
+            kvm: self.kvm.report(),
+        }
+    }
+
+    fn elapsed(&self) -> Elapsed {
+        let nanoseconds = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        Elapsed { wall_ns: nanoseconds(self.started.elapsed()), cpu_ns: nanoseconds(cpu_time()) }
+    }
+}
+
+impl KvmCounters {
+    fn open(vm: &Vm, vcpus: &[Vcpu]) -> Self {
+        let open = || -> io::Result<Self> {
+            let vcpus = vcpus.iter().map(Counters::of).collect::<io::Result<_>>()?;
+            Ok(Self { vm: Some(Counters::of(vm)?), vcpus })
+        };
+        open().unwrap_or_else(|e| {
+            log::info!("this host's KVM has no counters for statistics: {e}");
+            Self::default()
+        })
+    }
+
+    fn report(&self) -> KvmReport<'_> {
+        KvmReport {
+            vm: self.vm.as_ref().map(named).unwrap_or_default(),
+            vcpus: self.vcpus.iter().map(named).collect(),
+        }
+    }
+}
+
+fn named(counters: &Counters) -> BTreeMap<&str, u64> {
+    counters
+        .read()
+        .inspect_err(|e| log::warn!("KVM's counters can't be read: {e}"))
+        .unwrap_or_default()
+        .into_iter()
+        .collect()
+}
+
+/// CPU time of the process so far, all threads, user and kernel.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists in every process and `time` is a valid timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(seconds, nanoseconds)
+}

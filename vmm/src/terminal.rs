@@ -1,0 +1,116 @@
+//! The terminal in raw mode, and back, whatever happens.
+
+use std::cell::UnsafeCell;
+use std::io;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Signals that end the process at once: the terminal is put right before they do.
+const FATAL: [libc::c_int; 5] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+
+/// What standard input's terminal was like, for whoever restores it: the owner of [`Terminal`], a
+/// panic or a fatal signal. One per process, as there is one standard input.
+struct Saved {
+    active: AtomicBool,
+    attributes: UnsafeCell<MaybeUninit<libc::termios>>,
+}
+
+// SAFETY: `attributes` is written only while `active` is false, by the one thread that makes a
+// Terminal (see `Terminal::raw`), and read only after `active` became true.
+unsafe impl Sync for Saved {}
+
+static SAVED: Saved =
+    Saved { active: AtomicBool::new(false), attributes: UnsafeCell::new(MaybeUninit::uninit()) };
+
+/// Standard input's terminal, raw for as long as this exists.
+#[derive(Debug)]
+pub struct Terminal(());
+
+impl Terminal {
+    /// Whether standard input is a terminal.
+    pub fn is_stdin() -> bool {
+        // SAFETY: isatty takes any descriptor number.
+        unsafe { libc::isatty(libc::STDIN_FILENO) == 1 }
+    }
+
+    /// Whether this process may read and change standard input's terminal: a job in the
+    /// background would be stopped for trying.
+    pub fn is_ours() -> bool {
+        // SAFETY: both take no pointers.
+        unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() }
+    }
+
+    /// Makes standard input's terminal raw: every key goes to the guest. Output is still
+    /// processed, so that strait's own lines end where they should.
+    ///
+    /// # Errors
+    ///
+    /// It is no terminal, or is raw already on behalf of this process.
+    pub fn raw() -> io::Result<Self> {
+        if SAVED.active.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let mut saved = MaybeUninit::uninit();
+        // SAFETY: tcgetattr fills the structure it is given, or fails.
+        if unsafe { libc::tcgetattr(libc::STDIN_FILENO, saved.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: tcgetattr succeeded, so the structure is filled.
+        let mut raw = unsafe { saved.assume_init() };
+        // SAFETY: SAVED is not active, so nobody reads it; main is the only thread that gets here.
+        unsafe { (*SAVED.attributes.get()).write(raw) };
+        SAVED.active.store(true, Ordering::Release);
+        restore_when_dying();
+        let terminal = Self(());
+        // SAFETY: `raw` is a valid termios, changed in place.
+        unsafe { libc::cfmakeraw(&raw mut raw) };
+        raw.c_oflag |= libc::OPOST | libc::ONLCR;
+        // SAFETY: `raw` is a valid termios.
+        if unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const raw) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(terminal)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Puts the terminal back as it was; safe in a signal handler.
+fn restore() {
+    if SAVED.active.swap(false, Ordering::AcqRel) {
+        // SAFETY: it was active, so the attributes are written and nobody writes them now;
+        // tcsetattr is async-signal-safe (POSIX.1-2017, 2.4.3).
+        unsafe {
+            libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, (*SAVED.attributes.get()).as_ptr());
+        }
+    }
+}
+
+fn restore_when_dying() {
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        restore();
+        previous(info);
+    }));
+    for signal in FATAL {
+        // SAFETY: the handler calls only async-signal-safe functions; SA_RESETHAND brings the
+        // default action back, which ends the process when `die` raises the signal again.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = die as *const () as usize;
+            action.sa_flags = libc::SA_RESETHAND;
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
+extern "C" fn die(signal: libc::c_int) {
+    restore();
+    // SAFETY: raise is async-signal-safe.
+    unsafe { libc::raise(signal) };
+}

@@ -1,0 +1,97 @@
+//! The guest's device tree, put together from what the parts say of themselves.
+
+use arch::gic::{self, Gic};
+use arch::{Vcpu, layout};
+use boot::fdt::Node;
+use boot::layout::BootLayout;
+use devices::irq::Spi;
+use devices::{pvpanic, rtc, serial};
+
+/// The label of the clock that emulated AMBA devices name.
+const APB_CLOCK: &str = "apb_pclk";
+
+/// Its rate in Hz; nothing depends on it.
+const APB_CLOCK_HZ: u32 = 24_000_000;
+
+/// What the tree describes.
+pub struct Parts<'a> {
+    /// The vCPUs.
+    pub vcpus: &'a [Vcpu],
+    /// The interrupt controller.
+    pub gic: &'a Gic,
+    /// Whether the vCPUs have a PMU.
+    pub pmu: bool,
+    /// RAM in bytes.
+    pub ram_size: u64,
+    /// The kernel command line.
+    pub cmdline: &'a str,
+    /// Where kernel, initrd and tree lie.
+    pub boot: &'a BootLayout,
+    /// Whether there is a serial console.
+    pub console: bool,
+    /// The nodes of assigned devices.
+    pub assigned: Vec<Node>,
+    /// Randomness for the guest.
+    pub seed: Seed,
+}
+
+/// What the guest seeds its address-space layout and its random numbers with.
+pub struct Seed {
+    /// For `kaslr-seed`.
+    pub kaslr: u64,
+    /// For `rng-seed`.
+    pub rng: [u8; 32],
+}
+
+/// The whole tree.
+pub fn root(parts: Parts<'_>) -> Node {
+    let serial_base = layout::SERIAL.start;
+    let mut root = Node::new("")
+        .string("compatible", "linux,dummy-virt")
+        .string("model", "strait")
+        .u32("#address-cells", 2)
+        .u32("#size-cells", 2)
+        .refs("interrupt-parent", [gic::LABEL])
+        .child(chosen(&parts, serial_base))
+        .child(arch::memory_node(parts.ram_size))
+        .child(arch::cpus_node(parts.vcpus))
+        .child(arch::psci_node())
+        .child(arch::timer_node(parts.gic));
+    if parts.pmu {
+        root = root.child(arch::pmu_node(parts.gic));
+    }
+    root = root.child(parts.gic.node()).child(apb_clock());
+    if parts.console {
+        let size = size(&layout::SERIAL);
+        root = root.child(serial::node(serial_base, size, Spi(layout::spi::SERIAL)));
+    }
+    let rtc = rtc::node(layout::RTC.start, size(&layout::RTC), Spi(layout::spi::RTC), APB_CLOCK);
+    root.child(rtc)
+        .child(pvpanic::node(layout::PANIC.start, size(&layout::PANIC)))
+        .with_children(parts.assigned)
+}
+
+/// The `chosen` node (dt-schema, chosen.yaml).
+fn chosen(parts: &Parts<'_>, serial_base: u64) -> Node {
+    let mut chosen = Node::new("chosen").string("bootargs", parts.cmdline);
+    if parts.console {
+        chosen = chosen.string("stdout-path", format!("/serial@{serial_base:x}"));
+    }
+    if let Some(initrd) = &parts.boot.initrd {
+        chosen = chosen.u64("linux,initrd-start", initrd.start).u64("linux,initrd-end", initrd.end);
+    }
+    chosen.u64("kaslr-seed", parts.seed.kaslr).bytes("rng-seed", parts.seed.rng)
+}
+
+fn apb_clock() -> Node {
+    Node::new("apb-pclk")
+        .label(APB_CLOCK)
+        .string("compatible", "fixed-clock")
+        .u32("#clock-cells", 0)
+        .u32("clock-frequency", APB_CLOCK_HZ)
+        .string("clock-output-names", "apb_pclk")
+}
+
+fn size(range: &std::ops::Range<u64>) -> u64 {
+    range.end - range.start
+}
