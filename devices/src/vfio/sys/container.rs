@@ -1,0 +1,330 @@
+//! The container: one set of DMA mappings, shared by the groups attached to it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+use std::ptr::NonNull;
+
+use vfio_bindings::bindings::vfio::{
+    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES,
+    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU,
+    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
+};
+use vmm_sys_util::ioctl::{
+    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
+};
+
+use super::{IoctlError, Request, argsz};
+
+const GET_API_VERSION: Request = Request::new("VFIO_GET_API_VERSION", 0);
+const CHECK_EXTENSION: Request = Request::new("VFIO_CHECK_EXTENSION", 1);
+const SET_IOMMU: Request = Request::new("VFIO_SET_IOMMU", 2);
+const IOMMU_GET_INFO: Request = Request::new("VFIO_IOMMU_GET_INFO", 12);
+const IOMMU_MAP_DMA: Request = Request::new("VFIO_IOMMU_MAP_DMA", 13);
+const IOMMU_UNMAP_DMA: Request = Request::new("VFIO_IOMMU_UNMAP_DMA", 14);
+
+/// The most that `VFIO_IOMMU_GET_INFO` may ask for, in bytes: thousands of IOVA ranges. More is
+/// taken for nonsense.
+const INFO_LIMIT: usize = 1 << 20;
+
+/// An IOMMU model of VFIO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IommuKind {
+    /// `VFIO_TYPE1v2_IOMMU`: unmapping takes whole mappings, never splits them.
+    Type1v2,
+}
+
+impl IommuKind {
+    fn number(self) -> u32 {
+        match self {
+            Self::Type1v2 => VFIO_TYPE1v2_IOMMU,
+        }
+    }
+}
+
+/// What `VFIO_IOMMU_GET_INFO` says of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IommuInfo {
+    /// The page sizes that the IOMMU can map, a bit each; 0 if the kernel doesn't say.
+    pub page_sizes: u64,
+    /// The IOVAs that may be mapped; `None` if the kernel doesn't say.
+    pub iova_ranges: Option<Vec<RangeInclusive<u64>>>,
+    /// How many more mappings may be made; `None` if the kernel doesn't say.
+    pub mappings_left: Option<u32>,
+}
+
+impl IommuInfo {
+    /// Reads what the kernel wrote: a `struct vfio_iommu_type1_info` and its capability chain, of
+    /// which anything unknown or out of bounds is passed over.
+    fn parse(bytes: &[u8]) -> Self {
+        let flags = u32_at(bytes, 4).unwrap_or(0);
+        let mut info = Self::default();
+        if flags & VFIO_IOMMU_INFO_PGSIZES != 0 {
+            info.page_sizes = u64_at(bytes, 8).unwrap_or(0);
+        }
+        if flags & VFIO_IOMMU_INFO_CAPS == 0 {
+            return info;
+        }
+        let mut next = u32_at(bytes, 16).unwrap_or(0);
+        // Every capability takes 8 bytes at least, so a longer chain goes in circles.
+        for _ in 0..bytes.len() / 8 {
+            let Ok(at) = usize::try_from(next) else { break };
+            let Some(capability) = bytes.get(at..).filter(|_| at != 0) else { break };
+            // Only a whole header counts: identity, version, next.
+            let Some(&[low, high, ..]) = capability.first_chunk::<8>() else { break };
+            let id = u16::from_ne_bytes([low, high]);
+            match u32::from(id) {
+                VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE => {
+                    info.iova_ranges = iova_ranges(capability);
+                }
+                VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => info.mappings_left = u32_at(capability, 8),
+                _ => {}
+            }
+            next = u32_at(capability, 4).unwrap_or(0);
+        }
+        info
+    }
+}
+
+/// The ranges of a `struct vfio_iommu_type1_info_cap_iova_range`.
+fn iova_ranges(capability: &[u8]) -> Option<Vec<RangeInclusive<u64>>> {
+    let count = u32_at(capability, 8).and_then(|count| usize::try_from(count).ok())?;
+    let ranges = capability.get(16..)?.chunks_exact(16).take(count);
+    Some(ranges.filter_map(|range| Some(u64_at(range, 0)?..=u64_at(range, 8)?)).collect())
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes.get(offset..)?.first_chunk().map(|chunk| u32::from_ne_bytes(*chunk))
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes.get(offset..)?.first_chunk().map(|chunk| u64::from_ne_bytes(*chunk))
+}
+
+/// Making and undoing DMA mappings; a trait, so that what uses it is tested without an IOMMU.
+pub trait DmaCalls: Send + Sync {
+    /// Lets devices reach the `size` bytes at the host address `host` as IOVA `iova`, for reading
+    /// and writing. All three are multiples of the page size.
+    ///
+    /// # Safety
+    ///
+    /// The memory must be mapped in this process and must be such that it may change at any time:
+    /// devices write to it until the mapping is undone.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` beyond `RLIMIT_MEMLOCK`, `EEXIST` over another mapping, `EINVAL` outside the IOVA
+    /// ranges, `ENOSPC` if there are too many mappings.
+    unsafe fn map_dma(&self, iova: u64, host: NonNull<u8>, size: u64) -> Result<(), IoctlError>;
+
+    /// Undoes the mappings that lie within `size` bytes from `iova`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused it with.
+    fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError>;
+}
+
+/// A VFIO container (`/dev/vfio/vfio`).
+#[derive(Debug)]
+pub struct Container(File);
+
+impl Container {
+    /// Opens a new container.
+    ///
+    /// # Errors
+    ///
+    /// As from `open(2)`.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        OpenOptions::new().read(true).write(true).open(path).map(Self)
+    }
+
+    /// The version of the interface; [`VFIO_API_VERSION`] is the one there is.
+    ///
+    /// [`VFIO_API_VERSION`]: vfio_bindings::bindings::vfio::VFIO_API_VERSION
+    ///
+    /// # Errors
+    ///
+    /// If this isn't a container.
+    pub fn api_version(&self) -> Result<u32, IoctlError> {
+        // SAFETY: the request takes no argument.
+        GET_API_VERSION.check(unsafe { ioctl(&self.0, GET_API_VERSION.number) })
+    }
+
+    /// Whether the kernel has this IOMMU model.
+    ///
+    /// # Errors
+    ///
+    /// If this isn't a container.
+    pub fn supports(&self, kind: IommuKind) -> Result<bool, IoctlError> {
+        let number = kind.number().into();
+        // SAFETY: the request's argument is a number.
+        let returned = unsafe { ioctl_with_val(&self.0, CHECK_EXTENSION.number, number) };
+        Ok(CHECK_EXTENSION.check(returned)? > 0)
+    }
+
+    /// Chooses the IOMMU model, once at least one group has been attached.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` if interrupts aren't isolated and `allow_unsafe_interrupts` is off, `EINVAL` if the
+    /// groups' reserved regions don't fit.
+    pub fn set_iommu(&self, kind: IommuKind) -> Result<(), IoctlError> {
+        let number = kind.number().into();
+        // SAFETY: the request's argument is a number.
+        let returned = unsafe { ioctl_with_val(&self.0, SET_IOMMU.number, number) };
+        SET_IOMMU.check(returned).map(drop)
+    }
+
+    /// What the IOMMU can map.
+    ///
+    /// # Errors
+    ///
+    /// If no IOMMU model has been chosen.
+    pub fn info(&self) -> Result<IommuInfo, IoctlError> {
+        let mut fixed =
+            vfio_iommu_type1_info { argsz: argsz::<vfio_iommu_type1_info>(), ..Default::default() };
+        // SAFETY: the kernel writes at most `argsz` bytes, the size of `fixed`.
+        let returned = unsafe { ioctl_with_mut_ref(&self.0, IOMMU_GET_INFO.number, &mut fixed) };
+        IOMMU_GET_INFO.check(returned)?;
+
+        // With capabilities the kernel asks for more room than it was given.
+        let wanted = usize::try_from(fixed.argsz).unwrap_or(usize::MAX);
+        if wanted > INFO_LIMIT {
+            return Err(IOMMU_GET_INFO
+                .refused(io::ErrorKind::InvalidData, "the kernel's answer is larger than 1 MiB"));
+        }
+        let size = wanted.max(size_of::<vfio_iommu_type1_info>());
+        // Of u64, for the structure's alignment.
+        let mut words = vec![0u64; size.div_ceil(8)];
+        #[expect(clippy::cast_possible_truncation, reason = "bounded by INFO_LIMIT")]
+        let room = (words.len() * 8) as u32;
+        if let Some(first) = words.first_mut() {
+            *first = u64::from_ne_bytes(pair(room, 0));
+        }
+        // SAFETY: the kernel writes at most `argsz` bytes, the size of `words`.
+        let returned =
+            unsafe { ioctl_with_mut_ptr(&self.0, IOMMU_GET_INFO.number, words.as_mut_ptr()) };
+        IOMMU_GET_INFO.check(returned)?;
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        Ok(IommuInfo::parse(&bytes))
+    }
+}
+
+/// Two neighbouring 32-bit fields as they lie in memory.
+fn pair(first: u32, second: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&second.to_ne_bytes());
+    bytes
+}
+
+impl DmaCalls for Container {
+    unsafe fn map_dma(&self, iova: u64, host: NonNull<u8>, size: u64) -> Result<(), IoctlError> {
+        let vaddr = host.as_ptr().addr() as u64;
+        let map = vfio_iommu_type1_dma_map {
+            argsz: argsz::<vfio_iommu_type1_dma_map>(),
+            flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+            vaddr,
+            iova,
+            size,
+        };
+        // SAFETY: the structure is complete, and the caller vouches for the memory.
+        let returned = unsafe { ioctl_with_ref(&self.0, IOMMU_MAP_DMA.number, &map) };
+        IOMMU_MAP_DMA.check(returned).map(drop)
+    }
+
+    fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
+        let mut unmap = vfio_iommu_type1_dma_unmap {
+            argsz: argsz::<vfio_iommu_type1_dma_unmap>(),
+            iova,
+            size,
+            ..Default::default()
+        };
+        // SAFETY: the structure is complete; the kernel writes back `size` within it.
+        let returned = unsafe { ioctl_with_mut_ref(&self.0, IOMMU_UNMAP_DMA.number, &mut unmap) };
+        IOMMU_UNMAP_DMA.check(returned).map(drop)
+    }
+}
+
+impl AsRawFd for Container {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Container {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The head of a `struct vfio_iommu_type1_info`, then capabilities.
+    fn info(flags: u32, page_sizes: u64, first: u32, capabilities: &[u8]) -> Vec<u8> {
+        let mut bytes = [0u32, flags].map(u32::to_ne_bytes).concat();
+        bytes.extend(page_sizes.to_ne_bytes());
+        bytes.extend([first, 0].map(u32::to_ne_bytes).concat());
+        bytes.extend(capabilities);
+        bytes
+    }
+
+    fn header(id: u16, next: u32) -> Vec<u8> {
+        [id.to_ne_bytes().as_slice(), &1u16.to_ne_bytes(), &next.to_ne_bytes()].concat()
+    }
+
+    fn ranges(next: u32, count: u32, ranges: &[(u64, u64)]) -> Vec<u8> {
+        let mut bytes = header(1, next);
+        bytes.extend([count, 0].map(u32::to_ne_bytes).concat());
+        bytes.extend(ranges.iter().flat_map(|(a, b)| [a.to_ne_bytes(), b.to_ne_bytes()].concat()));
+        bytes
+    }
+
+    #[test]
+    fn the_capability_chain_is_followed() {
+        let windows = [(0, 0x7ff_ffff), (0x810_0000, 0xffff_ffff_ffff)];
+        let mut capabilities = ranges(24 + 48, 2, &windows);
+        capabilities.extend(header(3, 0));
+        capabilities.extend(65535u32.to_ne_bytes());
+        let parsed = IommuInfo::parse(&info(3, 0x4020_1000, 24, &capabilities));
+        assert_eq!(
+            parsed,
+            IommuInfo {
+                page_sizes: 0x4020_1000,
+                iova_ranges: Some(vec![0..=0x7ff_ffff, 0x810_0000..=0xffff_ffff_ffff]),
+                mappings_left: Some(65535),
+            }
+        );
+    }
+
+    #[test]
+    fn a_kernel_without_capabilities_leaves_them_open() {
+        let parsed = IommuInfo::parse(&info(1, 0x1000, 0, &[]));
+        assert_eq!(parsed, IommuInfo { page_sizes: 0x1000, ..Default::default() });
+    }
+
+    #[test]
+    fn a_broken_chain_ends_where_it_breaks() {
+        let unknown = header(77, 24);
+        let cases: [(&str, Vec<u8>, Option<usize>); 6] = [
+            ("points to itself", info(3, 0, 24, &unknown), None),
+            ("points past the end", info(3, 0, 4096, &[]), None),
+            ("ends within a header", info(3, 0, 24, &[1, 0]), None),
+            ("ends within a capability", info(3, 0, 24, &ranges(0, 1, &[])[..12]), None),
+            (
+                "claims more ranges than there are",
+                info(3, 0, 24, &ranges(0, 9, &[(0, 1)])),
+                Some(1),
+            ),
+            ("is shorter than the structure", vec![0; 6], None),
+        ];
+        for (case, bytes, count) in cases {
+            assert_eq!(IommuInfo::parse(&bytes).iova_ranges.map(|r| r.len()), count, "{case}");
+        }
+    }
+}

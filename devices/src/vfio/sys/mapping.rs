@@ -1,0 +1,107 @@
+//! A region mapped into this process, reached by volatile accesses only.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+use super::RegionInfo;
+
+/// A device's registers in this process's memory, unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    address: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: the memory belongs to the mapping alone, wherever it is used from, and is only accessed
+// as volatile integers: device registers have no data races in the language's sense.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the whole of a region.
+    ///
+    /// # Errors
+    ///
+    /// As from `mmap(2)`; `InvalidInput` if the region's place doesn't fit an address.
+    pub fn new(file: &File, region: &RegionInfo) -> io::Result<Self> {
+        let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let size = usize::try_from(region.size).map_err(invalid)?;
+        let offset = libc::off_t::try_from(region.offset).map_err(invalid)?;
+        let mut protection = libc::PROT_NONE;
+        if region.readable {
+            protection |= libc::PROT_READ;
+        }
+        if region.writable {
+            protection |= libc::PROT_WRITE;
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice; nothing is replaced.
+        let address = unsafe {
+            let null = std::ptr::null_mut();
+            libc::mmap(null, size, protection, libc::MAP_SHARED, file.as_raw_fd(), offset)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { address, size })
+    }
+
+    /// Where it is in this process.
+    pub fn address(&self) -> NonNull<u8> {
+        self.address
+    }
+
+    /// Reads an integer by one access; `None` unless all of it is within and it is aligned to its
+    /// size.
+    pub fn read<T: Register>(&self, offset: u64) -> Option<T> {
+        let register = self.register(offset)?;
+        // SAFETY: `register` checked that it is within the mapping and aligned.
+        Some(unsafe { register.read_volatile() })
+    }
+
+    /// Writes an integer by one access; `None` as for [`read`](Self::read).
+    pub fn write<T: Register>(&self, offset: u64, value: T) -> Option<()> {
+        let register = self.register(offset)?;
+        // SAFETY: `register` checked that it is within the mapping and aligned.
+        unsafe { register.write_volatile(value) };
+        Some(())
+    }
+
+    fn register<T>(&self, offset: u64) -> Option<NonNull<T>> {
+        let offset = usize::try_from(offset).ok()?;
+        let end = offset.checked_add(size_of::<T>())?;
+        if end > self.size || !offset.is_multiple_of(size_of::<T>()) {
+            return None;
+        }
+        // SAFETY: `offset` is within the mapping, as checked above.
+        Some(unsafe { self.address.add(offset) }.cast())
+    }
+}
+
+/// An integer that a register can hold.
+pub trait Register: Copy + private::Integer {}
+
+impl Register for u8 {}
+impl Register for u16 {}
+impl Register for u32 {}
+impl Register for u64 {}
+
+mod private {
+    /// Keeps [`Register`](super::Register) to the types for which any bits are a value.
+    pub trait Integer {}
+    impl Integer for u8 {}
+    impl Integer for u16 {}
+    impl Integer for u32 {}
+    impl Integer for u64 {}
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this size; whoever handed the memory on (a KVM slot)
+        // promised that the guest runs no more.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
+    }
+}

@@ -1,0 +1,95 @@
+//! The VFIO system calls: containers, groups and device files, nothing above them.
+//!
+//! The vfio-ioctls crate (0.10) isn't used: it refuses devices bound to vfio-amba, takes a resample
+//! eventfd for IRQ index 0 only, keeps its groups to itself and drops the system's error numbers.
+//!
+//! Numbers and layouts are those of `include/uapi/linux/vfio.h`, the same on every architecture;
+//! the order of the calls is described in the kernel's `Documentation/driver-api/vfio.rst`.
+
+mod container;
+mod device;
+mod group;
+mod mapping;
+
+use std::ffi::{c_int, c_uint, c_ulong};
+use std::io;
+
+use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
+use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
+
+pub use container::{Container, DmaCalls, IommuInfo, IommuKind};
+pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo, RegionInfo};
+pub use group::{Group, GroupStatus};
+pub use mapping::Mapping;
+
+/// A VFIO request that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{request} was refused")]
+pub struct IoctlError {
+    /// The request's name in `linux/vfio.h`.
+    pub request: &'static str,
+    /// What the kernel answered.
+    #[source]
+    pub source: io::Error,
+}
+
+impl IoctlError {
+    /// Whether the kernel answered with this error number (`libc::E…`).
+    pub fn is(&self, errno: i32) -> bool {
+        self.source.raw_os_error() == Some(errno)
+    }
+}
+
+/// A request: its name, for messages, and its number.
+#[derive(Clone, Copy)]
+struct Request {
+    name: &'static str,
+    number: c_ulong,
+}
+
+impl Request {
+    /// The request `_IO(VFIO_TYPE, VFIO_BASE + offset)`; VFIO encodes neither size nor direction.
+    const fn new(name: &'static str, offset: c_uint) -> Self {
+        Self { name, number: ioctl_expr(_IOC_NONE, VFIO_TYPE as c_uint, VFIO_BASE + offset, 0) }
+    }
+
+    /// Turns what `ioctl` returned into a result. To be called before anything else can change
+    /// `errno`.
+    fn check(self, returned: c_int) -> Result<u32, IoctlError> {
+        u32::try_from(returned)
+            .map_err(|_| IoctlError { request: self.name, source: io::Error::last_os_error() })
+    }
+
+    /// The request's failure for a reason found on this side of the system call.
+    fn refused(self, kind: io::ErrorKind, why: &'static str) -> IoctlError {
+        IoctlError { request: self.name, source: io::Error::new(kind, why) }
+    }
+}
+
+/// The size of `T` for an `argsz` field.
+#[expect(clippy::cast_possible_truncation, reason = "VFIO's structures are a few bytes")]
+const fn argsz<T>() -> u32 {
+    size_of::<T>() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Request;
+
+    #[test]
+    fn request_numbers_are_those_of_the_header() {
+        // ';' << 8 | 100 + n: `_IO(';', 100 + n)`.
+        for (offset, number) in [(0, 0x3b64), (7, 0x3b6b), (14, 0x3b72)] {
+            assert_eq!(Request::new("x", offset).number, number);
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_request_and_keeps_the_reason() {
+        // SAFETY: an invalid file descriptor; the call touches no memory.
+        let returned = unsafe { libc::close(-1) };
+        let error = Request::new("VFIO_DEVICE_RESET", 11).check(returned).unwrap_err();
+        assert!(error.is(libc::EBADF));
+        assert_eq!(error.to_string(), "VFIO_DEVICE_RESET was refused");
+    }
+}

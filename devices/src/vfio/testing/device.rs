@@ -1,0 +1,107 @@
+//! A made-up VFIO device: its regions are a file in memory, its calls are recorded.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+
+use vmm_sys_util::tempfile::TempFile;
+
+use super::super::sys::{DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, RegionInfo};
+
+/// A call that changed the device, with the index of the interrupt and the eventfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    SetTrigger(u32, i32),
+    ClearTrigger(u32),
+    SetUnmask(u32, i32),
+    ClearUnmask(u32),
+    Mask(u32),
+    Unmask(u32),
+    Reset,
+}
+
+#[derive(Debug)]
+pub(crate) struct FakeDevice {
+    pub(crate) regions: Vec<RegionInfo>,
+    pub(crate) irqs: Vec<IrqInfo>,
+    pub(crate) can_reset: bool,
+    file: File,
+    calls: Mutex<Vec<Call>>,
+    /// Which call fails, counted from 0.
+    fail: Mutex<Option<usize>>,
+}
+
+impl FakeDevice {
+    pub(crate) fn new(regions: Vec<RegionInfo>, irqs: Vec<IrqInfo>) -> Self {
+        let file = TempFile::new().unwrap().into_file();
+        let end = regions.iter().map(|region| region.offset + region.size).max().unwrap_or(0);
+        file.set_len(end).unwrap();
+        let (calls, fail) = Default::default();
+        Self { regions, irqs, can_reset: false, file, calls, fail }
+    }
+
+    pub(crate) fn fail_at(&self, call: usize) {
+        *self.fail.lock().unwrap() = Some(call);
+    }
+
+    /// The calls since this was asked last; nothing fails any more.
+    pub(crate) fn take_calls(&self) -> Vec<Call> {
+        *self.fail.lock().unwrap() = None;
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    fn record(&self, call: Call) -> Result<(), IoctlError> {
+        let mut calls = self.calls.lock().unwrap();
+        calls.push(call);
+        if *self.fail.lock().unwrap() == Some(calls.len() - 1) {
+            return Err(refused("VFIO_DEVICE_SET_IRQS", libc::EBUSY));
+        }
+        Ok(())
+    }
+}
+
+fn refused(request: &'static str, errno: i32) -> IoctlError {
+    IoctlError { request, source: io::Error::from_raw_os_error(errno) }
+}
+
+impl DeviceCalls for FakeDevice {
+    fn info(&self) -> Result<DeviceInfo, IoctlError> {
+        Ok(DeviceInfo {
+            platform: true,
+            amba: false,
+            reset: self.can_reset,
+            regions: u32::try_from(self.regions.len()).unwrap(),
+            irqs: u32::try_from(self.irqs.len()).unwrap(),
+        })
+    }
+
+    fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError> {
+        let region = usize::try_from(index).ok().and_then(|index| self.regions.get(index));
+        region.copied().ok_or_else(|| refused("VFIO_DEVICE_GET_REGION_INFO", libc::EINVAL))
+    }
+
+    fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
+        let irq = usize::try_from(index).ok().and_then(|index| self.irqs.get(index));
+        irq.copied().ok_or_else(|| refused("VFIO_DEVICE_GET_IRQ_INFO", libc::EINVAL))
+    }
+
+    fn set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), IoctlError> {
+        self.record(match action {
+            IrqAction::SetTrigger(fd) => Call::SetTrigger(index, fd.as_raw_fd()),
+            IrqAction::ClearTrigger => Call::ClearTrigger(index),
+            IrqAction::SetUnmask(fd) => Call::SetUnmask(index, fd.as_raw_fd()),
+            IrqAction::ClearUnmask => Call::ClearUnmask(index),
+            IrqAction::Mask => Call::Mask(index),
+            IrqAction::Unmask => Call::Unmask(index),
+        })
+    }
+
+    fn reset(&self) -> Result<(), IoctlError> {
+        self.record(Call::Reset)
+    }
+
+    fn file(&self) -> &File {
+        &self.file
+    }
+}

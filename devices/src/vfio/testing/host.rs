@@ -1,0 +1,87 @@
+//! A made-up host for tests: a directory with the parts of `/sys` and `/dev` that matter.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::super::host::Host;
+
+/// A directory that is removed with its contents when dropped.
+pub(crate) struct FakeHost {
+    root: PathBuf,
+}
+
+impl FakeHost {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("strait-fake-host-{}-{number}", std::process::id());
+        // Without symbolic links, as the paths in errors are.
+        let root = std::env::temp_dir().canonicalize().unwrap().join(name);
+        fs::create_dir_all(root.join("sys")).unwrap();
+        Self { root }
+    }
+
+    /// A host with the VFIO drivers, a container node, and nothing assigned.
+    pub(crate) fn with_vfio() -> Self {
+        let host = Self::new();
+        host.mkdir("sys/bus/platform/drivers/vfio-platform");
+        host.mkdir("sys/bus/amba/drivers/vfio-amba");
+        host.write("dev/vfio/vfio", "");
+        host
+    }
+
+    pub(crate) fn host(&self) -> Host {
+        Host::at(self.root.join("sys"), self.root.join("dev"))
+    }
+
+    pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.root.join(path)
+    }
+
+    pub(crate) fn mkdir(&self, path: impl AsRef<Path>) {
+        fs::create_dir_all(self.path(path)).unwrap();
+    }
+
+    pub(crate) fn write(&self, path: impl AsRef<Path>, contents: impl AsRef<[u8]>) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+
+    pub(crate) fn link(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) {
+        let from = self.path(from);
+        fs::create_dir_all(from.parent().unwrap()).unwrap();
+        symlink(self.path(to), from).unwrap();
+    }
+
+    /// A device on a bus, bound to a driver, in a group with its node in `/dev/vfio`.
+    pub(crate) fn device(&self, bus: &str, name: &str, driver: Option<&str>, group: Option<u32>) {
+        let path = Path::new("sys/devices").join(bus).join(name);
+        self.mkdir(&path);
+        self.mkdir(format!("sys/bus/{bus}"));
+        self.link(path.join("subsystem"), format!("sys/bus/{bus}"));
+        self.link(format!("sys/bus/{bus}/devices/{name}"), &path);
+        self.write(path.join("driver_override"), "(null)\n");
+        if let Some(driver) = driver {
+            let driver = format!("sys/bus/{bus}/drivers/{driver}");
+            self.mkdir(&driver);
+            self.link(path.join("driver"), driver);
+        }
+        if let Some(group) = group {
+            let directory = format!("sys/kernel/iommu_groups/{group}");
+            self.link(format!("{directory}/devices/{name}"), &path);
+            self.link(path.join("iommu_group"), &directory);
+            let regions = "0x0000000008000000 0x00000000080fffff msi\n";
+            self.write(format!("{directory}/reserved_regions"), regions);
+            self.write(format!("dev/vfio/{group}"), "");
+        }
+    }
+}
+
+impl Drop for FakeHost {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
