@@ -1,0 +1,123 @@
+//! The pre-flight: from what the host says, either a device can be assigned, or exactly why not.
+
+mod error;
+mod suggest;
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub use error::AssignError;
+
+use super::host::{Bus, Host, HostDevice, IommuGroup};
+
+/// A device that can be assigned, as far as can be seen without opening it.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// The device.
+    pub device: HostDevice,
+    /// The number of its IOMMU group.
+    pub group: u32,
+}
+
+impl Assignment {
+    /// The device's name in sysfs.
+    pub fn name(&self) -> &str {
+        self.device.name()
+    }
+}
+
+/// Checks that all of these devices can be assigned together. `names` are names in sysfs or paths
+/// below it. Reads the host and changes nothing.
+///
+/// What only shows when the devices are opened (a group in use elsewhere, interrupts that aren't
+/// isolated) is left to [`Iommu::open`](super::iommu::Iommu::open).
+///
+/// # Errors
+///
+/// The first thing that stands in the way.
+pub fn preflight<S: AsRef<str>>(host: &Host, names: &[S]) -> Result<Vec<Assignment>, AssignError> {
+    let mut assignments: Vec<Assignment> = Vec::with_capacity(names.len());
+    for name in names {
+        let assignment = device(host, name.as_ref())?;
+        if assignments.iter().any(|other| other.device.path() == assignment.device.path()) {
+            return Err(AssignError::Twice { name: assignment.name().to_owned() });
+        }
+        assignments.push(assignment);
+    }
+    Ok(assignments)
+}
+
+fn device(host: &Host, name: &str) -> Result<Assignment, AssignError> {
+    let device = host.find(name)?.ok_or_else(|| no_device(host, name))?;
+    let group =
+        device.group()?.ok_or_else(|| AssignError::NoGroup { name: device.name().to_owned() })?;
+    let group = host.group(group);
+    if group.is_noiommu()? {
+        return Err(AssignError::NoIommu { name: device.name().to_owned(), group: group.number() });
+    }
+    check_driver(host, &device)?;
+    check_members(&device, &group)?;
+    let number = group.number();
+    for path in [host.container_node(), host.group_node(number)] {
+        may_open(&path)
+            .map_err(|error| AssignError::opening(host, &device, number, &path, error))?;
+    }
+    Ok(Assignment { device, group: number })
+}
+
+fn no_device(host: &Host, name: &str) -> AssignError {
+    let names = host.device_names();
+    let in_a_group = |name: &&String| {
+        host.find(name).ok().flatten().is_some_and(|device| matches!(device.group(), Ok(Some(_))))
+    };
+    let candidates = names.iter().filter(in_a_group).cloned().collect();
+    AssignError::NoDevice { name: name.to_owned(), near: suggest::near(name, &names), candidates }
+}
+
+/// Checks that the device is bound to VFIO's driver for its bus.
+fn check_driver(host: &Host, device: &HostDevice) -> Result<(), AssignError> {
+    let (name, bus) = (device.name().to_owned(), device.bus());
+    let driver = device.driver()?;
+    if driver.as_deref() == Some(bus.vfio_driver()) {
+        return Ok(());
+    }
+    if !host.has_vfio_driver(bus) {
+        return Err(AssignError::NoVfioDriver { name, bus });
+    }
+    if let Some(driver) = driver {
+        return Err(AssignError::OwnDriver { name, bus, driver });
+    }
+    // vfio-platform was asked and refused: that is what `reset_required` does to a device for which
+    // the kernel has no reset function. vfio-amba never asks for one.
+    let asked = device.driver_override()?.as_deref() == Some(bus.vfio_driver());
+    if asked && bus == Bus::Platform && host.flag("vfio_platform", "reset_required")? == Some(true)
+    {
+        return Err(AssignError::ResetRequired { name });
+    }
+    Err(AssignError::Unbound { name, bus })
+}
+
+/// Checks that no other device of the group is left to a driver that does DMA.
+fn check_members(device: &HostDevice, group: &IommuGroup) -> Result<(), AssignError> {
+    let mut members = group.members()?;
+    members.retain(|member| !member.yields());
+    if members.is_empty() {
+        return Ok(());
+    }
+    Err(AssignError::NotViable { name: device.name().to_owned(), group: group.number(), members })
+}
+
+/// Whether this process may open the file for reading and writing.
+fn may_open(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mode = libc::R_OK | libc::W_OK;
+    // SAFETY: a NUL-terminated path; the call changes nothing.
+    let returned =
+        unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) };
+    if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests;

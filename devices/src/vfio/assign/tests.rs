@@ -1,0 +1,210 @@
+use super::super::testing::FakeHost;
+use super::*;
+
+const DMA: &str = "2c0a0000.dma";
+const AMBA: &str = "2c0c0000.dma";
+
+/// The error of assigning these, and its help.
+fn refusal(fake: &FakeHost, names: &[&str]) -> (String, String) {
+    let error = preflight(&fake.host(), names).unwrap_err();
+    (error.to_string(), error.help().unwrap_or_default())
+}
+
+#[track_caller]
+fn assert_refused(fake: &FakeHost, names: &[&str], text: &str, help: &str) {
+    let fake_root = fake.path("").display().to_string();
+    let (error, command) = refusal(fake, names);
+    let plain = |s: &str| s.replace(&fake_root, "/");
+    assert_eq!((plain(&error).as_str(), plain(&command).as_str()), (text, help));
+}
+
+#[test]
+fn devices_of_both_buses_can_be_assigned_together() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    fake.device("amba", AMBA, Some("vfio-amba"), Some(4));
+    let assignments = preflight(&fake.host(), &[DMA, AMBA]).unwrap();
+    let found: Vec<_> = assignments.iter().map(|a| (a.name(), a.group)).collect();
+    assert_eq!(found, [(DMA, 3), (AMBA, 4)]);
+}
+
+#[test]
+fn an_unknown_name_is_answered_with_those_there_are() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    fake.device("platform", "9000000.serial", None, None);
+    let text = |name| format!("there is no device {name} on the host's platform or AMBA bus");
+    assert_refused(&fake, &["2c0a000.dma"], &text("2c0a000.dma"), "did you mean 2c0a0000.dma?");
+    assert_refused(&fake, &["gpu"], &text("gpu"), "behind an IOMMU are: 2c0a0000.dma");
+    let none = "no device of these buses is behind an IOMMU on this host";
+    assert_refused(&FakeHost::with_vfio(), &["gpu"], &text("gpu"), none);
+}
+
+#[test]
+fn a_device_with_its_own_driver_is_refused_with_the_commands_to_bind_it() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("dma-pl330"), Some(3));
+    fake.device("amba", AMBA, Some("dma-pl330"), Some(4));
+    assert_refused(
+        &fake,
+        &[DMA],
+        "2c0a0000.dma can't be assigned: its driver is dma-pl330, not vfio-platform",
+        "echo vfio-platform > /sys/bus/platform/devices/2c0a0000.dma/driver_override; \
+         echo 2c0a0000.dma > /sys/bus/platform/devices/2c0a0000.dma/driver/unbind; \
+         echo 2c0a0000.dma > /sys/bus/platform/drivers_probe",
+    );
+    let (error, help) = refusal(&fake, &[AMBA]);
+    assert!(error.ends_with("its driver is dma-pl330, not vfio-amba"), "{error}");
+    assert!(help.starts_with("echo vfio-amba > /sys/bus/amba/devices/"), "{help}");
+}
+
+#[test]
+fn an_unbound_device_is_refused_with_the_commands_to_bind_it() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, None, Some(3));
+    assert_refused(
+        &fake,
+        &[DMA],
+        "2c0a0000.dma can't be assigned: it is bound to no driver, and must be to vfio-platform",
+        "echo vfio-platform > /sys/bus/platform/devices/2c0a0000.dma/driver_override; \
+         echo 2c0a0000.dma > /sys/bus/platform/drivers_probe",
+    );
+}
+
+#[test]
+fn reset_required_is_blamed_only_when_vfio_platform_was_asked() {
+    let parameter = "sys/module/vfio_platform/parameters/reset_required";
+    // Bus, driver_override, reset_required; is it to blame?
+    let cases = [
+        ("platform", "vfio-platform\n", "Y\n", true),
+        ("platform", "vfio-platform\n", "N\n", false),
+        ("platform", "(null)\n", "Y\n", false),
+        ("amba", "vfio-amba\n", "Y\n", false),
+    ];
+    for (bus, driver_override, required, blamed) in cases {
+        let fake = FakeHost::with_vfio();
+        fake.device(bus, DMA, None, Some(3));
+        fake.write(format!("sys/devices/{bus}/{DMA}/driver_override"), driver_override);
+        fake.write(parameter, required);
+        let error = preflight(&fake.host(), &[DMA]).unwrap_err();
+        let found = matches!(error, AssignError::ResetRequired { .. });
+        assert_eq!(found, blamed, "{bus} {driver_override} {required}: {error}");
+        if blamed {
+            assert!(error.help().unwrap().contains("vfio_platform.reset_required=0"));
+        }
+    }
+}
+
+#[test]
+fn a_kernel_without_the_driver_is_named() {
+    let fake = FakeHost::new();
+    fake.device("amba", DMA, Some("dma-pl330"), Some(3));
+    assert_refused(
+        &fake,
+        &[DMA],
+        "2c0a0000.dma can't be assigned: the host's kernel has no vfio-amba driver",
+        "modprobe vfio-amba, which is there if the kernel was built with CONFIG_VFIO_AMBA",
+    );
+}
+
+#[test]
+fn a_device_without_an_iommu_is_refused() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), None);
+    fake.device("platform", "1.dma", Some("vfio-platform"), Some(0));
+    fake.write("sys/kernel/iommu_groups/0/name", "vfio-noiommu\n");
+    let (error, help) = refusal(&fake, &[DMA]);
+    assert!(error.contains("it is in no IOMMU group"), "{error}");
+    assert!(help.contains("iommus"), "{help}");
+    let (error, _) = refusal(&fake, &["1.dma"]);
+    assert!(error.contains("its group 0 has no IOMMU"), "{error}");
+}
+
+#[test]
+fn a_shared_group_is_refused_with_its_other_users() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    fake.device("platform", "1.idle", None, Some(3));
+    fake.device("amba", AMBA, Some("dma-pl330"), Some(3));
+    assert_refused(
+        &fake,
+        &[DMA],
+        "2c0a0000.dma can't be assigned: its IOMMU group 3 is shared with 2c0c0000.dma (driver \
+         dma-pl330)",
+        "echo 2c0c0000.dma > /sys/bus/amba/devices/2c0c0000.dma/driver/unbind",
+    );
+}
+
+#[test]
+fn missing_files_in_dev_are_named() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    let remove = |path| std::fs::remove_file(fake.path(path)).unwrap();
+    remove("dev/vfio/3");
+    fake.write("sys/class/vfio/3/dev", "240:0\n");
+    assert_refused(
+        &fake,
+        &[DMA],
+        "2c0a0000.dma can't be assigned: there is no /dev/vfio/3, the file of its IOMMU group",
+        "mknod /dev/vfio/3 c 240 0; in a container, let it have that device",
+    );
+    remove("sys/class/vfio/3/dev");
+    assert!(refusal(&fake, &[DMA]).1.contains("CONFIG_VFIO_GROUP"));
+    remove("dev/vfio/vfio");
+    let (error, help) = refusal(&fake, &[DMA]);
+    assert!(error.ends_with("dev/vfio/vfio"), "{error}");
+    assert!(help.contains("modprobe vfio_iommu_type1"), "{help}");
+}
+
+#[test]
+fn a_refused_open_says_who_and_what() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    let device = fake.host().find(DMA).unwrap().unwrap();
+    let path = fake.path("dev/vfio/3");
+    let opening = |errno| {
+        let source = io::Error::from_raw_os_error(errno);
+        AssignError::opening(&fake.host(), &device, 3, &path, source)
+    };
+    let busy = opening(libc::EBUSY);
+    assert!(busy.to_string().contains("another process uses"), "{busy}");
+    assert_eq!(busy.help().unwrap(), format!("fuser -v {}", path.display()));
+    for errno in [libc::EACCES, libc::EPERM] {
+        let AssignError::NotPermitted { uid, owner, mode, .. } = opening(errno) else {
+            panic!("{}", opening(errno));
+        };
+        assert_eq!((owner, mode & 0o400), (uid, 0o400), "made by this very user");
+    }
+    assert!(matches!(opening(libc::EIO), AssignError::Open { .. }));
+    assert!(matches!(opening(libc::ENODEV), AssignError::NoGroupNode { .. }));
+}
+
+#[test]
+fn permission_is_mended_for_the_user_who_asked() {
+    let denied = |uid| AssignError::NotPermitted {
+        name: DMA.into(),
+        path: "/dev/vfio/3".into(),
+        uid,
+        owner: 0,
+        mode: 0o600,
+        source: io::Error::from_raw_os_error(libc::EACCES),
+    };
+    assert_eq!(
+        denied(1000).to_string(),
+        "2c0a0000.dma can't be assigned: user 1000 may not open /dev/vfio/3, which is user 0's \
+         with mode 0600"
+    );
+    assert!(denied(1000).help().unwrap().starts_with("sudo chown 1000 /dev/vfio/3"));
+    assert!(denied(0).help().unwrap().contains("DeviceAllow"));
+}
+
+#[test]
+fn one_device_by_two_names_is_refused() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    let path = fake.path("sys/bus/platform/devices/2c0a0000.dma");
+    for again in [DMA, path.to_str().unwrap()] {
+        let (error, _) = refusal(&fake, &[DMA, again]);
+        assert_eq!(error, "2c0a0000.dma can't be assigned twice to one guest");
+    }
+}

@@ -1,0 +1,152 @@
+//! An IOMMU group: the devices that the IOMMU can't tell apart.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::{ReadError, found, link_name, read_line};
+
+/// A device of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMember {
+    /// Its name in sysfs.
+    pub name: String,
+    /// The bus it is on, such as `platform`.
+    pub bus: String,
+    /// The driver it is bound to.
+    pub driver: Option<String>,
+}
+
+impl GroupMember {
+    /// Whether its driver leaves the group's DMA to VFIO: one of VFIO's own, or one of the few that
+    /// do no DMA at all (`driver_managed_dma` in the kernel's `struct device_driver`).
+    pub fn yields(&self) -> bool {
+        self.driver.as_deref().is_none_or(|driver| {
+            driver.starts_with("vfio-") || matches!(driver, "pci-stub" | "pcieport")
+        })
+    }
+}
+
+/// A window of IOVAs that can't be mapped, as in the group's `reserved_regions`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedRegion {
+    /// Its first IOVA.
+    pub start: u64,
+    /// Its last IOVA.
+    pub end: u64,
+    /// What it is for: `msi`, `direct`, `direct-relaxable` or `reserved`.
+    pub kind: String,
+}
+
+impl ReservedRegion {
+    /// Parses a line: two hexadecimal numbers and a word.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let mut number = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+        let (start, end) = (number()?, number()?);
+        Some(Self { start, end, kind: words.next()?.to_owned() })
+    }
+
+    /// Whether VFIO keeps it unmapped; regions that firmware no longer needs may be mapped.
+    pub fn binding(&self) -> bool {
+        self.kind != "direct-relaxable"
+    }
+}
+
+/// A group, and what sysfs says of it at the time of asking.
+#[derive(Clone, Debug)]
+pub struct IommuGroup {
+    number: u32,
+    path: PathBuf,
+}
+
+impl IommuGroup {
+    pub(super) fn new(number: u32, path: PathBuf) -> Self {
+        Self { number, path }
+    }
+
+    /// Its number, also the name of its file in `/dev/vfio`.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether no IOMMU is behind it: VFIO made it up (`enable_unsafe_noiommu_mode`).
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn is_noiommu(&self) -> Result<bool, ReadError> {
+        Ok(read_line(&self.path.join("name"))?.as_deref() == Some("vfio-noiommu"))
+    }
+
+    /// Its devices, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be read.
+    pub fn members(&self) -> Result<Vec<GroupMember>, ReadError> {
+        let path = self.path.join("devices");
+        let entries = found(&path, fs::read_dir(&path))?.into_iter().flatten();
+        let mut members = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| ReadError { path: path.clone(), source })?;
+            members.push(GroupMember {
+                name: entry.file_name().to_string_lossy().into_owned(),
+                bus: link_name(&entry.path().join("subsystem"))?.unwrap_or_default(),
+                driver: link_name(&entry.path().join("driver"))?,
+            });
+        }
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(members)
+    }
+
+    /// The IOVAs that its devices can't have mapped. A line that can't be understood is left out:
+    /// VFIO still refuses what lies there.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be read.
+    pub fn reserved_regions(&self) -> Result<Vec<ReservedRegion>, ReadError> {
+        let path = self.path.join("reserved_regions");
+        let text = found(&path, fs::read_to_string(&path))?.unwrap_or_default();
+        Ok(text.lines().filter_map(ReservedRegion::parse).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_regions_are_two_numbers_and_a_word() {
+        let region =
+            |start, end, kind: &str| Some(ReservedRegion { start, end, kind: kind.into() });
+        let cases = [
+            ("0x0000000008000000 0x00000000080fffff msi", region(0x800_0000, 0x80f_ffff, "msi")),
+            ("0x0 0xffffffffffffffff reserved", region(0, u64::MAX, "reserved")),
+            ("0x0 0x10", None),
+            ("0x0 ten msi", None),
+            ("8000000 80fffff msi", None),
+            ("", None),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(ReservedRegion::parse(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn drivers_that_do_dma_hold_a_group_back() {
+        let cases = [
+            (None, true),
+            (Some("vfio-platform"), true),
+            (Some("vfio-amba"), true),
+            (Some("pcieport"), true),
+            (Some("dma-pl330"), false),
+            (Some("vfio"), false),
+        ];
+        for (driver, yields) in cases {
+            let driver = driver.map(str::to_owned);
+            let member = GroupMember { name: "x".into(), bus: "platform".into(), driver };
+            assert_eq!(member.yields(), yields, "{member:?}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What the host's sysfs says of devices, their drivers and their IOMMU groups. Reads only.
+//!
+//! Attributes are those of `Documentation/ABI/testing/sysfs-bus-platform`, `sysfs-kernel-iommu_groups`
+//! and `sysfs-class-iommu`; both roots can be moved, for tests.
+
+mod device;
+mod group;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use device::{Bus, HostDevice};
+pub use group::{GroupMember, IommuGroup, ReservedRegion};
+
+/// A file of the host's that couldn't be read.
+#[derive(Debug, thiserror::Error)]
+#[error("can't read {}", path.display())]
+pub struct ReadError {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+/// The host, seen through its `/sys` and `/dev`.
+#[derive(Clone, Debug)]
+pub struct Host {
+    sysfs: PathBuf,
+    dev: PathBuf,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::at("/sys", "/dev")
+    }
+}
+
+impl Host {
+    /// A host whose `/sys` and `/dev` are elsewhere.
+    pub fn at(sysfs: impl Into<PathBuf>, dev: impl Into<PathBuf>) -> Self {
+        Self { sysfs: sysfs.into(), dev: dev.into() }
+    }
+
+    /// The live device tree, as nested directories with a file for each property.
+    pub fn device_tree(&self) -> PathBuf {
+        self.sysfs.join("firmware/devicetree/base")
+    }
+
+    /// The file that opens a VFIO container.
+    pub fn container_node(&self) -> PathBuf {
+        self.dev.join("vfio/vfio")
+    }
+
+    /// The file that opens the VFIO group of this number.
+    pub fn group_node(&self, group: u32) -> PathBuf {
+        self.dev.join("vfio").join(group.to_string())
+    }
+
+    /// The `major:minor` of a VFIO group's file; `None` if the kernel has no such group.
+    pub fn group_node_number(&self, group: u32) -> Option<String> {
+        let path = self.sysfs.join("class/vfio").join(group.to_string()).join("dev");
+        read_line(&path).ok().flatten()
+    }
+
+    /// The device with this name on the platform or the AMBA bus, or at this path below `/sys`
+    /// (anything with a `/`); `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If a device is there but can't be looked at.
+    pub fn find(&self, name: &str) -> Result<Option<HostDevice>, ReadError> {
+        if name.contains('/') {
+            return self.find_path(Path::new(name));
+        }
+        if matches!(name, "" | "." | "..") {
+            return Ok(None);
+        }
+        for bus in Bus::ALL {
+            let link = self.bus(bus).join("devices").join(name);
+            if let Some(path) = canonical(&link)? {
+                return Ok(Some(HostDevice::new(name, bus, path)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_path(&self, path: &Path) -> Result<Option<HostDevice>, ReadError> {
+        let (Some(path), Some(root)) = (canonical(path)?, canonical(&self.sysfs)?) else {
+            return Ok(None);
+        };
+        if !path.starts_with(root) {
+            return Ok(None);
+        }
+        let bus = link_name(&path.join("subsystem"))?
+            .and_then(|name| Bus::ALL.into_iter().find(|bus| bus.name() == name));
+        let name = path.file_name().and_then(|name| name.to_str());
+        Ok(bus.zip(name).map(|(bus, name)| HostDevice::new(name, bus, path.clone())))
+    }
+
+    /// The names of all devices on the platform and AMBA buses, sorted. What can't be read is left
+    /// out: the names are for suggestions.
+    pub fn device_names(&self) -> Vec<String> {
+        let names = Bus::ALL.into_iter().flat_map(|bus| {
+            fs::read_dir(self.bus(bus).join("devices")).into_iter().flatten().flatten()
+        });
+        let mut names: Vec<String> =
+            names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+
+    /// The IOMMU group of this number.
+    pub fn group(&self, number: u32) -> IommuGroup {
+        let path = self.sysfs.join("kernel/iommu_groups").join(number.to_string());
+        IommuGroup::new(number, path)
+    }
+
+    /// Whether the kernel has the VFIO driver for devices on this bus, loaded or built in.
+    pub fn has_vfio_driver(&self, bus: Bus) -> bool {
+        self.bus(bus).join("drivers").join(bus.vfio_driver()).exists()
+    }
+
+    /// The value of a module's boolean parameter; `None` if there is no such module or parameter.
+    ///
+    /// # Errors
+    ///
+    /// If the file is there but can't be read.
+    pub fn flag(&self, module: &str, parameter: &str) -> Result<Option<bool>, ReadError> {
+        let path = self.sysfs.join("module").join(module).join("parameters").join(parameter);
+        Ok(read_line(&path)?.map(|value| matches!(value.as_str(), "Y" | "y" | "1")))
+    }
+
+    fn bus(&self, bus: Bus) -> PathBuf {
+        self.sysfs.join("bus").join(bus.name())
+    }
+}
+
+/// The first line of a file; `None` if there is no such file.
+fn read_line(path: &Path) -> Result<Option<String>, ReadError> {
+    let bytes = found(path, fs::read(path))?;
+    Ok(bytes.map(|bytes| {
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines().next().unwrap_or_default().to_owned()
+    }))
+}
+
+/// The last component of where a symbolic link points; `None` if there is no such link.
+fn link_name(path: &Path) -> Result<Option<String>, ReadError> {
+    let target = found(path, fs::read_link(path))?;
+    Ok(target.and_then(|target| Some(target.file_name()?.to_str()?.to_owned())))
+}
+
+/// The path without symbolic links; `None` if there is nothing.
+fn canonical(path: &Path) -> Result<Option<PathBuf>, ReadError> {
+    found(path, path.canonicalize())
+}
+
+/// Makes a file's absence an answer rather than an error.
+fn found<T>(path: &Path, result: io::Result<T>) -> Result<Option<T>, ReadError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(ReadError { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! Where in the guest's address space RAM can be, as far as the IOMMU is concerned.
+
+use std::ops::RangeInclusive;
+
+use super::super::assign::Assignment;
+use super::super::host::{Host, ReadError, ReservedRegion};
+use super::super::sys::IommuInfo;
+
+/// A window of IOVAs that a group can't have mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// The window and what it is for.
+    pub region: ReservedRegion,
+    /// The assigned devices whose group it is.
+    pub devices: Vec<String>,
+}
+
+/// Which IOVAs can be mapped for all of the assigned devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DmaWindows {
+    reserved: Vec<Reserved>,
+    /// `None`: unknown, so anything.
+    ranges: Option<Vec<RangeInclusive<u64>>>,
+    /// The smallest page in bytes; 1 if unknown.
+    page: u64,
+}
+
+/// RAM lies where devices can't have it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WindowError {
+    /// Over a reserved window.
+    #[error(
+        "the guest's RAM at {:#x}-{:#x} can't be mapped for DMA: {:#x}-{:#x} is reserved ({}) for {}",
+        ram.start(), ram.end(), window.region.start, window.region.end, window.region.kind,
+        window.devices.join(", ")
+    )]
+    Reserved {
+        /// The RAM (GPA).
+        ram: RangeInclusive<u64>,
+        /// The window.
+        window: Reserved,
+    },
+    /// Outside what the IOMMU can map.
+    #[error(
+        "the guest's RAM at {:#x}-{:#x} can't be mapped for DMA: the IOMMU maps {}",
+        ram.start(), ram.end(), list(ranges)
+    )]
+    OutOfRange {
+        /// The RAM (GPA).
+        ram: RangeInclusive<u64>,
+        /// What can be mapped (IOVA).
+        ranges: Vec<RangeInclusive<u64>>,
+    },
+    /// Not made of whole pages.
+    #[error(
+        "the guest's RAM at {gpa:#x}, {size:#x} bytes, can't be mapped for DMA: the IOMMU maps \
+         pages of {page:#x} bytes"
+    )]
+    Misaligned {
+        /// Its GPA.
+        gpa: u64,
+        /// Its size in bytes.
+        size: u64,
+        /// The smallest page in bytes.
+        page: u64,
+    },
+}
+
+impl WindowError {
+    /// What mends it, where less RAM would.
+    pub fn help(&self) -> Option<String> {
+        let (ram, end) = match self {
+            Self::Reserved { ram, window } => (ram, window.region.start),
+            Self::OutOfRange { ram, ranges } => {
+                let around = ranges.iter().find(|range| range.contains(ram.start()))?;
+                (ram, around.end().checked_add(1)?)
+            }
+            Self::Misaligned { .. } => return None,
+        };
+        let fits = end.checked_sub(*ram.start())? >> 20;
+        (fits > 0)
+            .then(|| format!("give the guest less memory: {fits} MiB fit at {:#x}", ram.start()))
+    }
+}
+
+fn list(ranges: &[RangeInclusive<u64>]) -> String {
+    if ranges.is_empty() {
+        return "nothing".to_owned();
+    }
+    let range = |r: &RangeInclusive<u64>| format!("{:#x}-{:#x}", r.start(), r.end());
+    ranges.iter().map(range).collect::<Vec<_>>().join(", ")
+}
+
+impl DmaWindows {
+    /// What sysfs says of these devices' groups. Reads only; [`Iommu::open`](super::Iommu::open)
+    /// learns the IOMMU's own limits in addition.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be read.
+    pub fn of(host: &Host, assignments: &[Assignment]) -> Result<Self, ReadError> {
+        let mut groups: Vec<u32> = assignments.iter().map(|assignment| assignment.group).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let mut reserved = Vec::new();
+        for group in groups {
+            let of_group = assignments.iter().filter(|assignment| assignment.group == group);
+            let devices: Vec<String> =
+                of_group.map(|assignment| assignment.name().to_owned()).collect();
+            let regions = host.group(group).reserved_regions()?;
+            let binding = regions.into_iter().filter(ReservedRegion::binding);
+            reserved.extend(binding.map(|region| Reserved { region, devices: devices.clone() }));
+        }
+        Ok(Self { reserved, ranges: None, page: 1 })
+    }
+
+    /// Takes in what the IOMMU says of itself.
+    pub(super) fn limit_to(&mut self, info: &IommuInfo) {
+        self.ranges.clone_from(&info.iova_ranges);
+        self.page = match info.page_sizes {
+            0 => 1,
+            sizes => 1 << sizes.trailing_zeros(),
+        };
+    }
+
+    /// The windows that can't be mapped.
+    pub fn reserved(&self) -> &[Reserved] {
+        &self.reserved
+    }
+
+    /// Checks that `size` bytes of RAM at `gpa` can be mapped at IOVA = GPA.
+    ///
+    /// # Errors
+    ///
+    /// What is in the way, and whose it is.
+    pub fn check(&self, gpa: u64, size: u64) -> Result<(), WindowError> {
+        if size == 0 {
+            return Ok(());
+        }
+        let page = self.page.max(1);
+        if !gpa.is_multiple_of(page) || !size.is_multiple_of(page) {
+            return Err(WindowError::Misaligned { gpa, size, page });
+        }
+        let ram = gpa..=gpa.saturating_add(size - 1);
+        let in_the_way = self.reserved.iter().find(|Reserved { region, .. }| {
+            region.start <= *ram.end() && *ram.start() <= region.end
+        });
+        if let Some(window) = in_the_way {
+            return Err(WindowError::Reserved { ram, window: window.clone() });
+        }
+        let Some(ranges) = &self.ranges else { return Ok(()) };
+        let around = |r: &RangeInclusive<u64>| r.contains(ram.start()) && r.contains(ram.end());
+        if ranges.iter().any(around) {
+            return Ok(());
+        }
+        Err(WindowError::OutOfRange { ram, ranges: ranges.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::assign::preflight;
+    use super::super::super::testing::FakeHost;
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn windows(regions: &str) -> DmaWindows {
+        let fake = FakeHost::with_vfio();
+        fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
+        fake.device("platform", "2.dma", Some("vfio-platform"), Some(3));
+        fake.device("platform", "3.dma", Some("vfio-platform"), Some(4));
+        fake.write("sys/kernel/iommu_groups/3/reserved_regions", regions);
+        fake.write("sys/kernel/iommu_groups/4/reserved_regions", "");
+        let host = fake.host();
+        let assignments = preflight(&host, &["1.dma", "2.dma", "3.dma"]).unwrap();
+        DmaWindows::of(&host, &assignments).unwrap()
+    }
+
+    #[test]
+    fn ram_is_kept_off_reserved_windows() {
+        let windows = windows(
+            "0x8000000 0x80fffff msi\n0x80000000 0x8000ffff direct\n\
+             0x50000000 0x5fffffff direct-relaxable\n",
+        );
+        // GPA, size, what is in the way.
+        let cases = [
+            (GIB, GIB, None),
+            (0, 0x800_0000, None),
+            (0x810_0000, 0x1000, None),
+            (0x810_0000, 0, None),
+            (GIB, GIB + 0x1000, Some(0x8000_0000)),
+            (0, 0x800_1000, Some(0x800_0000)),
+            (0x80f_f000, 0x1000, Some(0x800_0000)),
+            (0x800_1000, 0x1000, Some(0x800_0000)),
+            (0x7fff_f000, u64::MAX, Some(0x8000_0000)),
+        ];
+        for (gpa, size, expected) in cases {
+            let start = match windows.check(gpa, size) {
+                Ok(()) => None,
+                Err(WindowError::Reserved { window, .. }) => Some(window.region.start),
+                Err(other) => panic!("{other}"),
+            };
+            assert_eq!(start, expected, "{gpa:#x} {size:#x}");
+        }
+    }
+
+    #[test]
+    fn the_error_names_the_window_and_whose_it_is() {
+        let error = windows("0x80000000 0x800fffff msi\n").check(GIB, 2 * GIB).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the guest's RAM at 0x40000000-0xbfffffff can't be mapped for DMA: \
+             0x80000000-0x800fffff is reserved (msi) for 1.dma, 2.dma"
+        );
+        let help = "give the guest less memory: 1024 MiB fit at 0x40000000";
+        assert_eq!(error.help().as_deref(), Some(help));
+        let below = windows("0x40000000 0x400fffff msi\n").check(GIB, GIB).unwrap_err();
+        assert_eq!(below.help(), None);
+    }
+
+    #[test]
+    fn ram_stays_within_one_iova_range_and_whole_pages() {
+        let mut windows = windows("");
+        let ranges = Some(vec![0..=0x7ff_ffff, 0x810_0000..=0xffff_ffff]);
+        let page_sizes = 0x4020_1000;
+        windows.limit_to(&IommuInfo { page_sizes, iova_ranges: ranges, mappings_left: None });
+        assert_eq!(windows.check(GIB, 3 * GIB), Ok(()));
+        let beyond = windows.check(GIB, 3 * GIB + 0x1000).unwrap_err();
+        assert_eq!(
+            beyond.help().as_deref(),
+            Some("give the guest less memory: 3072 MiB fit at 0x40000000")
+        );
+        assert!(beyond.to_string().ends_with("the IOMMU maps 0x0-0x7ffffff, 0x8100000-0xffffffff"));
+        assert!(windows.check(4 * GIB, GIB).unwrap_err().help().is_none());
+        assert!(windows.check(0, 0x900_0000).is_err());
+        for (gpa, size) in [(GIB + 0x800, 0x1000), (GIB, 0x1800)] {
+            let misaligned = WindowError::Misaligned { gpa, size, page: 0x1000 };
+            assert_eq!(windows.check(gpa, size), Err(misaligned));
+        }
+    }
+}

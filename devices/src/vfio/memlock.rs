@@ -1,0 +1,116 @@
+//! How much memory this process may pin: assigned devices need all of the guest's RAM pinned.
+
+use std::fs;
+
+/// The bit of `CAP_IPC_LOCK` (`linux/capability.h`), which lifts the limit.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// How much memory a process may pin (`RLIMIT_MEMLOCK`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memlock {
+    /// The limit in bytes; `None` for no limit.
+    pub limit: Option<u64>,
+    /// The limit doesn't apply, for the process has `CAP_IPC_LOCK`.
+    pub exempt: bool,
+}
+
+impl Memlock {
+    /// This process's.
+    pub fn current() -> Self {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: writes one `rlimit`.
+        let returned = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+        let limited = returned == 0 && limit.rlim_cur != libc::RLIM_INFINITY;
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Self { limit: limited.then_some(limit.rlim_cur), exempt: has_ipc_lock(&status) }
+    }
+
+    /// Checks that `ram` bytes may be pinned.
+    ///
+    /// # Errors
+    ///
+    /// If not.
+    pub fn check(self, ram: u64) -> Result<(), MemlockTooLow> {
+        match self.limit {
+            Some(limit) if !self.exempt && limit < ram => Err(MemlockTooLow { ram, limit }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether `/proc/PID/status` shows `CAP_IPC_LOCK` among the effective capabilities.
+fn has_ipc_lock(status: &str) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set & (1 << CAP_IPC_LOCK) != 0)
+}
+
+/// The limit is lower than what must be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the guest's RAM ({} KiB) can't be pinned for DMA: this process may pin {} KiB \
+     (RLIMIT_MEMLOCK)",
+    ram >> 10,
+    limit >> 10
+)]
+pub struct MemlockTooLow {
+    /// The size of the guest's RAM in bytes.
+    pub ram: u64,
+    /// The limit in bytes.
+    pub limit: u64,
+}
+
+impl MemlockTooLow {
+    /// What mends it.
+    pub fn help(&self) -> String {
+        format!(
+            "ulimit -l {} (as far as the hard limit goes), sudo prlimit --pid $$ \
+             --memlock=unlimited, or LimitMEMLOCK=infinity in a systemd unit",
+            self.ram.div_ceil(1 << 10)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_counts_without_the_capability() {
+        let cases = [
+            (Some(1 << 20), false, 1 << 20, true),
+            (Some(1 << 20), false, (1 << 20) + 1, false),
+            (Some(1 << 20), true, 1 << 30, true),
+            (None, false, 1 << 40, true),
+        ];
+        for (limit, exempt, ram, fits) in cases {
+            let memlock = Memlock { limit, exempt };
+            assert_eq!(memlock.check(ram).is_ok(), fits, "{memlock:?} {ram:#x}");
+        }
+    }
+
+    #[test]
+    fn a_low_limit_is_told_with_what_is_needed() {
+        let error = Memlock { limit: Some(8 << 20), exempt: false }.check(256 << 20).unwrap_err();
+        let text = "the guest's RAM (262144 KiB) can't be pinned for DMA: this process may pin \
+                    8192 KiB (RLIMIT_MEMLOCK)";
+        assert_eq!(error.to_string(), text);
+        assert!(error.help().starts_with("ulimit -l 262144 "), "{}", error.help());
+    }
+
+    #[test]
+    fn the_capability_is_bit_14_of_the_effective_set() {
+        let cases = [
+            ("Name:\tx\nCapEff:\t0000000000004000\n", true),
+            ("CapEff:\t000001ffffffffff\n", true),
+            ("CapPrm:\t0000000000004000\nCapEff:\t0000000000000000\n", false),
+            ("CapEff:\tnonsense\n", false),
+            ("", false),
+        ];
+        for (status, has) in cases {
+            assert_eq!(has_ipc_lock(status), has, "{status:?}");
+        }
+    }
+}
