@@ -1,0 +1,149 @@
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+
+use super::super::sys::IrqInfo;
+use super::super::testing::{Call, FakeDevice};
+use super::*;
+
+const EDGE: IrqInfo = IrqInfo { count: 1, eventfd: true, maskable: false, automasked: false };
+const LEVEL: IrqInfo = IrqInfo { maskable: true, automasked: true, ..EDGE };
+
+/// Notes what was connected; refuses everything at `refuse`.
+#[derive(Default)]
+struct Gic {
+    /// SPI, trigger eventfd, resample eventfd.
+    connected: Mutex<Vec<(u32, i32, Option<i32>)>>,
+    refuse: Option<Spi>,
+}
+
+impl Gic {
+    fn note(&self, spi: Spi, trigger: i32, resample: Option<i32>) -> io::Result<()> {
+        if self.refuse == Some(spi) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        self.connected.lock().unwrap().push((spi.0, trigger, resample));
+        Ok(())
+    }
+}
+
+impl InterruptController for Gic {
+    fn connect_edge(&self, spi: Spi, trigger: &EventFd) -> io::Result<()> {
+        self.note(spi, trigger.as_raw_fd(), None)
+    }
+
+    fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
+        self.note(spi, trigger.as_raw_fd(), Some(resample.as_raw_fd()))
+    }
+}
+
+/// A device with an edge (0) and a level interrupt (1).
+fn device() -> Arc<FakeDevice> {
+    Arc::new(FakeDevice::new(Vec::new(), vec![EDGE, LEVEL]))
+}
+
+fn open(device: &Arc<FakeDevice>, index: u32) -> AssignedIrq {
+    AssignedIrq::open(device.clone(), index).unwrap()
+}
+
+fn eventfds(irq: &AssignedIrq) -> (i32, i32) {
+    let Path::Level { resample } = &irq.path else { return (irq.trigger.as_raw_fd(), -1) };
+    (irq.trigger.as_raw_fd(), resample.as_raw_fd())
+}
+
+#[test]
+fn automasked_lines_are_levels_and_others_edges() {
+    let device = device();
+    assert_eq!(open(&device, 0).trigger(), Trigger::Edge);
+    assert_eq!(open(&device, 1).trigger(), Trigger::Level);
+}
+
+#[test]
+fn interrupts_that_cannot_signal_are_refused() {
+    let silent = IrqInfo { eventfd: false, ..LEVEL };
+    let device = Arc::new(FakeDevice::new(Vec::new(), vec![silent, IrqInfo { count: 0, ..EDGE }]));
+    for index in [0, 1] {
+        let error = AssignedIrq::open(device.clone(), index).unwrap_err();
+        assert!(matches!(error, IrqError::NoEventFd { .. }), "{error}");
+    }
+    let error = AssignedIrq::open(device, 2).unwrap_err();
+    assert!(matches!(error, IrqError::Info { index: 2, .. }), "{error}");
+}
+
+#[test]
+fn both_kinds_are_connected_with_their_eventfds() {
+    let (device, gic) = (device(), Gic { refuse: Some(Spi(9)), ..Default::default() });
+    let (edge, level) = (open(&device, 0), open(&device, 1));
+    edge.connect(&gic, Spi(7)).unwrap();
+    level.connect(&gic, Spi(8)).unwrap();
+    let (trigger, resample) = eventfds(&level);
+    let expected = [(7, eventfds(&edge).0, None), (8, trigger, Some(resample))];
+    assert_eq!(*gic.connected.lock().unwrap(), expected);
+    assert_ne!(trigger, resample);
+    let error = level.connect(&gic, Spi(9)).unwrap_err();
+    assert_eq!(error.to_string(), "interrupt 1 can't be connected to the guest's SPI 9");
+    assert_eq!(device.take_calls(), [], "connecting leaves the host's line alone");
+}
+
+#[test]
+fn an_edge_is_armed_by_its_eventfd_and_disarmed_by_taking_it_away() {
+    let device = device();
+    let mut irq = open(&device, 0);
+    let (trigger, _) = eventfds(&irq);
+    irq.arm().unwrap();
+    assert_eq!(device.take_calls(), [Call::SetTrigger(0, trigger)]);
+    irq.disarm();
+    assert_eq!(device.take_calls(), [Call::ClearTrigger(0)]);
+    irq.disarm();
+    drop(irq);
+    assert_eq!(device.take_calls(), [], "once is enough");
+}
+
+#[test]
+fn a_level_is_unmasked_only_when_its_way_back_is_there() {
+    let device = device();
+    let mut irq = open(&device, 1);
+    let (trigger, resample) = eventfds(&irq);
+    let arming = [
+        Call::Mask(1),
+        Call::SetUnmask(1, resample),
+        Call::SetTrigger(1, trigger),
+        Call::Unmask(1),
+    ];
+    irq.arm().unwrap();
+    assert_eq!(device.take_calls(), arming);
+    irq.disarm();
+    assert_eq!(device.take_calls(), [Call::ClearTrigger(1), Call::ClearUnmask(1)]);
+    irq.arm().unwrap();
+    assert_eq!(device.take_calls(), arming, "and again");
+}
+
+#[test]
+fn a_step_that_fails_undoes_those_before_it() {
+    let undone: [&[Call]; 4] = [
+        &[],
+        &[Call::Unmask(1)],
+        &[Call::ClearUnmask(1), Call::Unmask(1)],
+        &[Call::ClearTrigger(1), Call::ClearUnmask(1), Call::Unmask(1)],
+    ];
+    for (step, undone) in undone.into_iter().enumerate() {
+        let device = device();
+        let mut irq = open(&device, 1);
+        device.fail_at(step);
+        let error = irq.arm().unwrap_err();
+        assert!(error.help().unwrap().contains("/proc/interrupts"), "EBUSY: {error}");
+        let calls = device.take_calls();
+        assert_eq!(calls.get(step + 1..).unwrap(), undone, "step {step}");
+        drop(irq);
+        assert_eq!(device.take_calls(), [], "it isn't armed");
+    }
+}
+
+#[test]
+fn dropping_an_armed_interrupt_disarms_it() {
+    let device = device();
+    let mut irq = open(&device, 1);
+    irq.arm().unwrap();
+    device.take_calls();
+    drop(irq);
+    assert_eq!(device.take_calls(), [Call::ClearTrigger(1), Call::ClearUnmask(1)]);
+}
