@@ -1,0 +1,131 @@
+//! Stopping the controller: every thread killed, no event pending, no interrupt enabled.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::super::QuiesceError;
+use super::program::{Instruction, Thread};
+use super::registers::{
+    CR0, DBGCMD, DBGINST0, DBGINST1, DBGSTATUS, DSR, INT_EVENT_RIS, INTCLR, INTEN, INTMIS,
+    PERIPH_ID, State, channels, csr, events, is_pl330,
+};
+use crate::vfio::region::{AccessError, Registers};
+
+/// Stops the controller, waiting at most `patience` for each of its threads (twice that for one
+/// whose debug registers are stuck as well).
+pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(), QuiesceError> {
+    // Before anything is written: these offsets mean something else to another device.
+    let id = identification(registers)?;
+    if !is_pl330(id) {
+        return Err(QuiesceError::Unlike { expected: "PL330", found: id });
+    }
+    let configuration = registers.read32(CR0)?;
+    let channels = (0..channels(configuration)).map(Thread::Channel);
+    // The manager first, for it starts channels.
+    let threads: Vec<Thread> = std::iter::once(Thread::Manager).chain(channels).collect();
+
+    let dmac = Dmac { registers, patience };
+    let mut running = Vec::new();
+    for thread in threads {
+        if !dmac.stop(thread)? {
+            running.push(format!("{thread} is still in state {:#x}", dmac.status(thread)? & 0xf));
+        }
+    }
+    dmac.silence(events(configuration))?;
+    if let pending @ 1.. = registers.read32(INTMIS)? {
+        running.push(format!("interrupts {pending:#x} are still high"));
+    }
+    if running.is_empty() { Ok(()) } else { Err(QuiesceError::Running(running.join(", "))) }
+}
+
+fn identification(registers: &dyn Registers) -> Result<u32, AccessError> {
+    let mut id = [0; 4];
+    for (byte, offset) in id.iter_mut().zip(PERIPH_ID) {
+        [*byte, ..] = registers.read32(offset)?.to_le_bytes();
+    }
+    Ok(u32::from_le_bytes(id))
+}
+
+impl fmt::Display for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manager => f.write_str("the manager"),
+            Self::Channel(number) => write!(f, "channel {number}"),
+        }
+    }
+}
+
+struct Dmac<'a> {
+    registers: &'a dyn Registers,
+    patience: Duration,
+}
+
+impl Dmac<'_> {
+    fn status(&self, thread: Thread) -> Result<u32, AccessError> {
+        self.registers.read32(match thread {
+            Thread::Manager => DSR,
+            Thread::Channel(number) => csr(number),
+        })
+    }
+
+    /// Stops a thread, and says whether it did.
+    fn stop(&self, thread: Thread) -> Result<bool, AccessError> {
+        let started = Instant::now();
+        let mut killed = None;
+        loop {
+            // Looked at first: the state after the time is up counts.
+            let late = started.elapsed() > self.patience;
+            let state = State::of(self.status(thread)?);
+            match state {
+                State::Stopped => return Ok(true),
+                State::Ending => killed = None,
+                // Once for each time it is found so: a fault may follow upon the first kill.
+                State::Running | State::Faulting if killed != Some(state) => {
+                    self.run(Instruction::KILL, thread)?;
+                    killed = Some(state);
+                }
+                State::Running | State::Faulting => {}
+            }
+            if late {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Has a thread run an instruction, by way of the debug registers: TRM, chapter 2, "Issuing
+    /// instructions to the DMAC using the slave interface".
+    fn run(&self, instruction: Instruction, thread: Thread) -> Result<(), AccessError> {
+        let started = Instant::now();
+        while self.registers.read32(DBGSTATUS)? & 1 != 0 {
+            // A guest can have left them stuck. Trying nevertheless does no harm, and the thread's
+            // state tells whether it helped.
+            if started.elapsed() > self.patience {
+                log::warn!("PL330: the debug registers are busy all the time");
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        let (first, second) = instruction.for_debug(thread);
+        self.registers.write32(DBGINST0, first)?;
+        self.registers.write32(DBGINST1, second)?;
+        self.registers.write32(DBGCMD, 0)
+    }
+
+    /// Clears all events and disables all interrupts.
+    ///
+    /// INTCLR acts on events whose interrupt is enabled and on no others, so those that happened
+    /// are enabled first and none is afterwards. An event left pending would be taken by the next
+    /// driver for one of its own: Linux' pl330 finds its interrupt high before it has set itself
+    /// up.
+    fn silence(&self, events: u32) -> Result<(), AccessError> {
+        let happened = self.registers.read32(INT_EVENT_RIS)? | self.registers.read32(INTMIS)?;
+        let enabled = self.registers.read32(INTEN)?;
+        self.registers.write32(INTEN, (enabled | happened) & events)?;
+        self.registers.write32(INTCLR, events)?;
+        self.registers.write32(INTEN, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;
