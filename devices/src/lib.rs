@@ -9,3 +9,4 @@ pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
 pub mod slot;
+pub mod vfio;

@@ -1,0 +1,26 @@
+//! Device assignment: a host's device in the guest's hands, through VFIO.
+//!
+//! In the order in which a machine comes to be:
+//!
+//! 1. [`assign`] looks at [`host`] and decides whether the devices can be assigned.
+//! 2. [`iommu`] opens a container and attaches the devices' groups.
+//! 3. [`platform`] opens each device; the machine is now fully known and can be planned.
+//! 4. [`platform::PlatformDevice::quiesce`] stops what a device was doing, then
+//!    [`iommu::Iommu::map`] lets it reach the guest's RAM.
+//! 5. [`region`]s are mapped into the guest or trapped, [`irq`]s are connected and, last, armed.
+//!
+//! Nothing of this needs the VMM while the guest runs.
+
+pub mod assign;
+pub mod bindings;
+pub mod host;
+pub mod iommu;
+pub mod irq;
+pub mod memlock;
+pub mod node;
+pub mod platform;
+pub mod region;
+pub mod sys;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,150 @@
+//! What can go wrong with an assigned device once it can be assigned.
+
+use std::error::Error;
+use std::io;
+
+use boot::fdt::host::HostError;
+
+use super::super::assign::AssignError;
+use super::super::bindings::QuiesceError;
+use super::super::irq::IrqError;
+use super::super::sys::{DeviceInfo, IoctlError};
+
+/// What went wrong with a device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// It can't be opened.
+    #[error(transparent)]
+    Assign(#[from] AssignError),
+    /// The firmware described it by other means than a device tree.
+    #[error("{name} can't be assigned: the host's device tree has no node for it")]
+    NoNode {
+        /// The device.
+        name: String,
+    },
+    /// Its node in the host's device tree is malformed.
+    #[error("{name} can't be assigned: its device tree node can't be read")]
+    HostTree {
+        /// The device.
+        name: String,
+        /// Why not.
+        #[source]
+        source: HostError,
+    },
+    /// VFIO doesn't tell what it has.
+    #[error("{name} can't be assigned: VFIO doesn't tell what it has")]
+    Unknown {
+        /// The device.
+        name: String,
+        /// What VFIO refused.
+        #[source]
+        source: IoctlError,
+    },
+    /// VFIO tells of it what can't be.
+    #[error("{name} can't be assigned: VFIO describes no platform or AMBA device, but {info:?}")]
+    Strange {
+        /// The device.
+        name: String,
+        /// What VFIO tells.
+        info: DeviceInfo,
+    },
+    /// An interrupt can't be handed to the guest.
+    #[error("{name} can't be assigned")]
+    Irq {
+        /// The device.
+        name: String,
+        /// Which, and why not.
+        #[source]
+        source: IrqError,
+    },
+    /// It was given another number of places than it has.
+    #[error("{name} has {wanted} {what}, and was given places for {found}")]
+    Count {
+        /// The device.
+        name: String,
+        /// Places of what.
+        what: &'static str,
+        /// How many it has.
+        wanted: usize,
+        /// How many it was given.
+        found: usize,
+    },
+    /// A region was given a place where it can't be.
+    #[error("region {index} of {name} can't be at {gpa:#x}: the host's pages are {page:#x} bytes")]
+    Misplaced {
+        /// The device.
+        name: String,
+        /// The region.
+        index: u32,
+        /// Its place (GPA).
+        gpa: u64,
+        /// The size of the host's pages in bytes.
+        page: u64,
+    },
+    /// The hypervisor doesn't take a region.
+    #[error("region {index} of {name} can't be mapped into the guest at {gpa:#x}")]
+    MapRegion {
+        /// The device.
+        name: String,
+        /// The region.
+        index: u32,
+        /// Its place (GPA).
+        gpa: u64,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It doesn't stop.
+    #[error("{name} doesn't stop what it is doing")]
+    Quiesce {
+        /// The device.
+        name: String,
+        /// In which way.
+        #[source]
+        source: QuiesceError,
+    },
+    /// VFIO couldn't reset it.
+    #[error("{name} can't be reset")]
+    Reset {
+        /// The device.
+        name: String,
+        /// What VFIO refused.
+        #[source]
+        source: IoctlError,
+    },
+}
+
+impl DeviceError {
+    /// What mends it.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Assign(error) => error.help(),
+            Self::HostTree { source, .. } => source.help(),
+            Self::Irq { source, .. } => source.help(),
+            Self::NoNode { .. } => Some(
+                "boot the host with a device tree; where the firmware offers both, with acpi=off"
+                    .to_owned(),
+            ),
+            Self::Quiesce { name, .. } | Self::Reset { name, .. } => Some(format!(
+                "power-cycle the board, or let the guest have the device as it is: \
+                 --vfio-platform {name},quiesce=off"
+            )),
+            Self::Unknown { .. } => Some("dmesg has the driver's own words".to_owned()),
+            Self::Strange { .. }
+            | Self::Count { .. }
+            | Self::Misplaced { .. }
+            | Self::MapRegion { .. } => None,
+        }
+    }
+
+    /// The error with all that caused it, on one line.
+    pub(super) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}

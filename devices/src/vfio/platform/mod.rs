@@ -1,0 +1,348 @@
+//! An assigned device of the platform or AMBA bus.
+//!
+//! The VMM's part, in this order:
+//!
+//! 1. while planning: [`PlatformDevice::open`]. What the device has is known then
+//!    ([`regions`](PlatformDevice::regions), [`irqs`](PlatformDevice::irqs)), so that places can be
+//!    given to it, and [`node`](PlatformDevice::node) describes it.
+//! 2. while building, before guest RAM is mapped for DMA: [`quiesce`](PlatformDevice::quiesce), so
+//!    that nothing a previous owner started writes into the guest.
+//! 3. [`map_regions`](PlatformDevice::map_regions), then
+//!    [`connect_irqs`](PlatformDevice::connect_irqs) once the guest's interrupt controller is
+//!    complete.
+//! 4. last before the guest runs: [`arm`](PlatformDevice::arm).
+//! 5. when no vCPU runs any more: [`release`](PlatformDevice::release), before the guest's RAM is
+//!    unmapped.
+//!
+//! Dropping the device releases it too. A VMM that is killed does nothing of this: the kernel then
+//! closes the files, which disables the interrupts and takes away the DMA mappings, and the next
+//! owner quiesces the device.
+
+mod error;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use boot::fdt::host::HostTree;
+
+pub use self::error::DeviceError;
+use super::assign::Assignment;
+use super::bindings::{self, Binding};
+use super::iommu::Iommu;
+use super::irq::AssignedIrq;
+use super::node::{Draft, GuestNodes};
+use super::region::{Region, Registers, TrappedRegion, host_page_size};
+use super::sys::DeviceCalls;
+use crate::bus::MmioDevice;
+use crate::irq::{InterruptController, Spi};
+use crate::slot::MemorySlots;
+
+/// Regions and interrupts that a device is taken to have at most; VFIO's own numbers are the
+/// kernel's, and far below.
+const MOST: u32 = 1024;
+
+/// What a person can choose for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Stop the device before the guest gets it and after; otherwise it is left as it is.
+    pub quiesce: bool,
+}
+
+impl Default for DeviceOptions {
+    fn default() -> Self {
+        Self { quiesce: true }
+    }
+}
+
+/// How a device was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiesced {
+    /// By what is known of this kind of device.
+    ByBinding(&'static str),
+    /// By VFIO's reset, with or without the above.
+    ByReset,
+    /// Not: neither is there.
+    Unknown,
+    /// Not: a person chose so.
+    Off,
+}
+
+/// A region that the guest reaches by traps: to be put on the bus.
+pub struct Trap {
+    /// Its GPA.
+    pub gpa: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The region as a device on the bus.
+    pub device: Arc<Mutex<dyn MmioDevice>>,
+}
+
+/// An assigned device.
+pub struct PlatformDevice {
+    // The interrupts are dropped, and so disarmed, first.
+    irqs: Vec<AssignedIrq>,
+    regions: Vec<Arc<Region>>,
+    name: String,
+    calls: Arc<dyn DeviceCalls>,
+    /// VFIO can reset it.
+    reset: bool,
+    binding: Option<&'static dyn Binding>,
+    draft: Draft,
+    options: DeviceOptions,
+    page_size: u64,
+    /// The guest may have touched it since it was quiesced last.
+    touched: bool,
+}
+
+impl fmt::Debug for PlatformDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlatformDevice")
+            .field("name", &self.name)
+            .field("regions", &self.regions.len())
+            .field("irqs", &self.irqs.len())
+            .field("binding", &self.binding)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PlatformDevice {
+    /// Opens the device of an attached group and looks at all it has. VFIO resets it if it can.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be opened, or has something that can't be handed to a guest.
+    pub fn open(
+        iommu: &Iommu,
+        tree: &HostTree,
+        assignment: &Assignment,
+        options: DeviceOptions,
+    ) -> Result<Self, DeviceError> {
+        let name = assignment.name();
+        let of_node = assignment.device.of_node().map_err(super::assign::AssignError::Read)?;
+        let of_node = of_node.ok_or_else(|| DeviceError::NoNode { name: name.to_owned() })?;
+        let draft = tree
+            .node(&of_node)
+            .and_then(|node| Draft::of(tree, &node))
+            .map_err(|source| DeviceError::HostTree { name: name.to_owned(), source })?;
+        let calls = Arc::new(iommu.open_device(assignment)?);
+        Self::new(name, calls, draft, options, host_page_size())
+    }
+
+    /// The device behind these calls.
+    fn new(
+        name: &str,
+        calls: Arc<dyn DeviceCalls>,
+        mut draft: Draft,
+        options: DeviceOptions,
+        page_size: u64,
+    ) -> Result<Self, DeviceError> {
+        let unknown = |source| DeviceError::Unknown { name: name.to_owned(), source };
+        let info = calls.info().map_err(unknown)?;
+        if !info.platform && !info.amba || info.regions > MOST || info.irqs > MOST {
+            return Err(DeviceError::Strange { name: name.to_owned(), info });
+        }
+        let regions = (0..info.regions)
+            .map(|index| Region::open(calls.clone(), index, page_size).map(Arc::new))
+            .collect::<Result<_, _>>()
+            .map_err(unknown)?;
+        let irqs = (0..info.irqs)
+            .map(|index| AssignedIrq::open(calls.clone(), index))
+            .collect::<Result<_, _>>()
+            .map_err(|source| DeviceError::Irq { name: name.to_owned(), source })?;
+        let binding = bindings::find(&draft.compatible);
+        if let Some(binding) = binding {
+            binding.refine(&mut draft);
+        }
+        let (name, reset) = (name.to_owned(), info.reset);
+        let touched = false;
+        Ok(Self { irqs, regions, name, calls, reset, binding, draft, options, page_size, touched })
+    }
+
+    /// Its name in sysfs.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its regions, in VFIO's order.
+    pub fn regions(&self) -> &[Arc<Region>] {
+        &self.regions
+    }
+
+    /// Its interrupts, in VFIO's order.
+    pub fn irqs(&self) -> &[AssignedIrq] {
+        &self.irqs
+    }
+
+    /// What is known of this kind of device.
+    pub fn binding(&self) -> Option<&'static dyn Binding> {
+        self.binding
+    }
+
+    /// The guest's node but for addresses and interrupts.
+    pub fn draft(&self) -> &Draft {
+        &self.draft
+    }
+
+    /// Its nodes in the guest, with `gpas` for its regions and `spis` for its interrupts.
+    ///
+    /// # Errors
+    ///
+    /// If there aren't as many as it has.
+    pub fn node(&self, gpas: &[u64], spis: &[Spi]) -> Result<GuestNodes, DeviceError> {
+        self.check_count("regions", self.regions.len(), gpas.len())?;
+        self.check_count("interrupts", self.irqs.len(), spis.len())?;
+        let regions: Vec<_> =
+            gpas.iter().zip(&self.regions).map(|(gpa, region)| (*gpa, region.size())).collect();
+        let irqs: Vec<_> =
+            spis.iter().zip(&self.irqs).map(|(spi, irq)| (*spi, irq.trigger())).collect();
+        Ok(self.draft.finish(&regions, &irqs))
+    }
+
+    /// Stops whatever the device is doing.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't stop.
+    pub fn quiesce(&self) -> Result<Quiesced, DeviceError> {
+        if !self.options.quiesce {
+            return Ok(Quiesced::Off);
+        }
+        let mut quiesced = Quiesced::Unknown;
+        if let Some(binding) = self.binding {
+            let regions: Vec<&dyn Registers> =
+                self.regions.iter().map(|region| &**region as &dyn Registers).collect();
+            binding
+                .quiesce(&regions)
+                .map_err(|source| DeviceError::Quiesce { name: self.name.clone(), source })?;
+            quiesced = Quiesced::ByBinding(binding.name());
+        }
+        if self.reset {
+            self.calls
+                .reset()
+                .map_err(|source| DeviceError::Reset { name: self.name.clone(), source })?;
+            quiesced = Quiesced::ByReset;
+        }
+        if quiesced == Quiesced::Unknown {
+            log::info!(
+                "{}: how to stop such a device isn't known, and VFIO has no reset for it: it is \
+                 left as it is",
+                self.name
+            );
+        }
+        Ok(quiesced)
+    }
+
+    /// Puts its regions into the guest at `gpas`; those that can't be mapped are returned, to be
+    /// put on the bus.
+    ///
+    /// # Safety
+    ///
+    /// The device must not be dropped while the guest can run.
+    ///
+    /// # Errors
+    ///
+    /// If there aren't as many addresses as regions, an address isn't at a page, or the hypervisor
+    /// refuses it.
+    pub unsafe fn map_regions(
+        &mut self,
+        slots: &dyn MemorySlots,
+        gpas: &[u64],
+    ) -> Result<Vec<Trap>, DeviceError> {
+        self.check_count("regions", self.regions.len(), gpas.len())?;
+        self.touched = true;
+        let mut traps = Vec::new();
+        for (region, gpa) in self.regions.iter().zip(gpas.iter().copied()) {
+            let (index, size, page) = (region.index(), region.size(), self.page_size);
+            let Some(host) = region.mapped() else {
+                let trapped = TrappedRegion::new(&*self.name, region.clone());
+                traps.push(Trap { gpa, size, device: Arc::new(Mutex::new(trapped)) });
+                continue;
+            };
+            if !gpa.is_multiple_of(page) {
+                return Err(DeviceError::Misplaced { name: self.name.clone(), index, gpa, page });
+            }
+            // SAFETY: mapped for as long as the region lives, which is as long as `self`, which the
+            // caller keeps.
+            unsafe { slots.map(gpa, host, size) }.map_err(|source| DeviceError::MapRegion {
+                name: self.name.clone(),
+                index,
+                gpa,
+                source,
+            })?;
+        }
+        Ok(traps)
+    }
+
+    /// Connects its interrupts to `spis` of the guest's controller, which must be complete.
+    ///
+    /// # Errors
+    ///
+    /// If there aren't as many SPIs as interrupts, or the controller refuses one.
+    pub fn connect_irqs(
+        &self,
+        gic: &dyn InterruptController,
+        spis: &[Spi],
+    ) -> Result<(), DeviceError> {
+        self.check_count("interrupts", self.irqs.len(), spis.len())?;
+        for (irq, spi) in self.irqs.iter().zip(spis) {
+            irq.connect(gic, *spi)
+                .map_err(|source| DeviceError::Irq { name: self.name.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Lets its interrupts through. None is if one can't be.
+    ///
+    /// # Errors
+    ///
+    /// What VFIO refused.
+    pub fn arm(&mut self) -> Result<(), DeviceError> {
+        let armed = self.irqs.iter_mut().try_for_each(AssignedIrq::arm);
+        armed.map_err(|source| {
+            self.disarm();
+            DeviceError::Irq { name: self.name.clone(), source }
+        })
+    }
+
+    /// Stops its interrupts on the host.
+    pub fn disarm(&mut self) {
+        self.irqs.iter_mut().for_each(AssignedIrq::disarm);
+    }
+
+    /// Takes it back from a guest that runs no more: its interrupts are stopped, then itself.
+    /// Nothing if the guest never had it.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't stop. The kernel keeps it from all memory once its files are closed.
+    pub fn release(&mut self) -> Result<Quiesced, DeviceError> {
+        self.disarm();
+        if !std::mem::take(&mut self.touched) {
+            return Ok(Quiesced::Off);
+        }
+        self.quiesce()
+    }
+
+    fn check_count(
+        &self,
+        what: &'static str,
+        wanted: usize,
+        found: usize,
+    ) -> Result<(), DeviceError> {
+        if wanted == found {
+            return Ok(());
+        }
+        Err(DeviceError::Count { name: self.name.clone(), what, wanted, found })
+    }
+}
+
+impl Drop for PlatformDevice {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            log::error!("{}", error.chain());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

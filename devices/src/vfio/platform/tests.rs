@@ -1,0 +1,234 @@
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+
+use boot::fdt::Value;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::sys::{IrqInfo, RegionInfo};
+use super::super::testing::{Call, FakeDevice};
+use super::*;
+
+const PAGE: u64 = 0x1_0000;
+const LEVEL: IrqInfo = IrqInfo { count: 1, eventfd: true, maskable: true, automasked: true };
+const EDGE: IrqInfo = IrqInfo { maskable: false, automasked: false, ..LEVEL };
+
+/// Notes the slots; refuses one at `refuse`.
+#[derive(Default)]
+struct Slots {
+    made: Mutex<Vec<(u64, u64)>>,
+    refuse: Option<u64>,
+}
+
+impl MemorySlots for Slots {
+    unsafe fn map(&self, gpa: u64, _: NonNull<u8>, size: u64) -> io::Result<()> {
+        if self.refuse == Some(gpa) {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        }
+        self.made.lock().unwrap().push((gpa, size));
+        Ok(())
+    }
+}
+
+/// Notes the SPIs.
+#[derive(Default)]
+struct Gic(Mutex<Vec<(Spi, bool)>>);
+
+impl InterruptController for Gic {
+    fn connect_edge(&self, spi: Spi, _: &EventFd) -> io::Result<()> {
+        self.0.lock().unwrap().push((spi, false));
+        Ok(())
+    }
+
+    fn connect_level(&self, spi: Spi, _: &EventFd, _: &EventFd) -> io::Result<()> {
+        self.0.lock().unwrap().push((spi, true));
+        Ok(())
+    }
+}
+
+fn region(size: u64, offset: u64, mappable: bool) -> RegionInfo {
+    RegionInfo { size, offset, readable: true, writable: true, mappable }
+}
+
+/// A device with a mapped and a trapped region, a level and an edge interrupt.
+fn fake() -> FakeDevice {
+    FakeDevice::new(vec![region(PAGE, 0, true), region(0x1000, PAGE, false)], vec![LEVEL, EDGE])
+}
+
+fn draft(compatible: &str) -> Draft {
+    Draft {
+        name: "device".to_owned(),
+        compatible: vec![compatible.to_owned()],
+        clocks: Vec::new(),
+        dma_coherent: true,
+        reg_names: Vec::new(),
+        interrupt_names: Vec::new(),
+        properties: Vec::new(),
+        children: Vec::new(),
+        dropped: Vec::new(),
+    }
+}
+
+fn open(calls: &Arc<FakeDevice>, compatible: &str) -> PlatformDevice {
+    let options = DeviceOptions::default();
+    PlatformDevice::new("1.dev", calls.clone(), draft(compatible), options, PAGE).unwrap()
+}
+
+fn map(device: &mut PlatformDevice, slots: &Slots, gpas: &[u64]) -> Result<Vec<Trap>, DeviceError> {
+    // SAFETY: there is no guest.
+    unsafe { device.map_regions(slots, gpas) }
+}
+
+#[test]
+fn a_device_with_everything_goes_through_a_life() {
+    let calls = Arc::new(fake());
+    let mut device = open(&calls, "vendor,device");
+    assert_eq!(device.quiesce().unwrap(), Quiesced::Unknown);
+
+    let slots = Slots::default();
+    let traps = map(&mut device, &slots, &[0xc00_0000, 0xc01_0000]).unwrap();
+    assert_eq!(*slots.made.lock().unwrap(), [(0xc00_0000, PAGE)]);
+    let [trap] = traps.as_slice() else { panic!("{} traps", traps.len()) };
+    assert_eq!((trap.gpa, trap.size), (0xc01_0000, 0x1000));
+    let _ = trap.device.lock().unwrap().write(4, &[1, 2, 3, 4]);
+    let mut stored = [0; 4];
+    calls.file().read_exact_at(&mut stored, PAGE + 4).unwrap();
+    assert_eq!(stored, [1, 2, 3, 4]);
+
+    let gic = Gic::default();
+    device.connect_irqs(&gic, &[Spi(40), Spi(41)]).unwrap();
+    assert_eq!(*gic.0.lock().unwrap(), [(Spi(40), true), (Spi(41), false)]);
+    assert_eq!(calls.take_calls(), [], "the host's lines are still off");
+    device.arm().unwrap();
+    assert!(matches!(calls.take_calls().last(), Some(Call::SetTrigger(1, _))));
+    device.release().unwrap();
+    let off = [Call::ClearTrigger(0), Call::ClearUnmask(0), Call::ClearTrigger(1)];
+    assert_eq!(calls.take_calls(), off);
+    drop(device);
+    assert_eq!(calls.take_calls(), [], "once is enough");
+}
+
+#[test]
+fn the_node_has_what_vfio_has() {
+    let device = open(&Arc::new(fake()), "vendor,device");
+    let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
+    assert_eq!(nodes.device.name(), "device@c000000");
+    let interrupts: Vec<_> = [0, 40, 4, 0, 41, 1].map(boot::fdt::Cell::U32).into();
+    assert_eq!(nodes.device.get("interrupts"), Some(&Value::Cells(interrupts)));
+}
+
+#[test]
+fn places_that_do_not_fit_are_refused() {
+    let mut device = open(&Arc::new(fake()), "vendor,device");
+    let slots = Slots { refuse: Some(0xd00_0000), ..Default::default() };
+    let count = map(&mut device, &slots, &[0xc00_0000]).err().unwrap();
+    assert_eq!(count.to_string(), "1.dev has 2 regions, and was given places for 1");
+    let misplaced = map(&mut device, &slots, &[0xc00_1000, 0]).err().unwrap();
+    assert!(matches!(misplaced, DeviceError::Misplaced { index: 0, gpa: 0xc00_1000, .. }));
+    let refused = map(&mut device, &slots, &[0xd00_0000, 0]).err().unwrap();
+    assert!(matches!(refused, DeviceError::MapRegion { index: 0, .. }), "{refused}");
+    let gic = Gic::default();
+    assert!(device.connect_irqs(&gic, &[Spi(1)]).is_err());
+    assert!(gic.0.lock().unwrap().is_empty());
+    assert!(device.node(&[0, 0], &[]).is_err());
+}
+
+#[test]
+fn arming_one_interrupt_in_vain_disarms_the_others() {
+    let calls = Arc::new(fake());
+    let mut device = open(&calls, "vendor,device");
+    // Four calls for the level interrupt, then the edge interrupt's only one.
+    calls.fail_at(4);
+    let error = device.arm().unwrap_err();
+    assert!(error.chain().contains("interrupt 1 can't be armed"), "{}", error.chain());
+    assert!(error.help().unwrap().contains("/proc/interrupts"));
+    let calls = calls.take_calls();
+    assert_eq!(calls[5..], [Call::ClearTrigger(0), Call::ClearUnmask(0)]);
+}
+
+#[test]
+fn a_device_that_vfio_can_reset_is_reset() {
+    let mut calls = fake();
+    calls.can_reset = true;
+    let calls = Arc::new(calls);
+    let mut device = open(&calls, "vendor,device");
+    assert_eq!(device.quiesce().unwrap(), Quiesced::ByReset);
+    assert_eq!(calls.take_calls(), [Call::Reset]);
+    calls.fail_at(0);
+    let error = device.quiesce().unwrap_err();
+    assert!(matches!(error, DeviceError::Reset { .. }), "{error}");
+    assert!(error.help().unwrap().contains("1.dev,quiesce=off"));
+
+    // After the guest, but only if there was one.
+    calls.take_calls();
+    device.release().unwrap();
+    assert_eq!(calls.take_calls(), []);
+    map(&mut device, &Slots::default(), &[0, PAGE]).unwrap();
+    drop(device);
+    assert_eq!(calls.take_calls(), [Call::Reset]);
+}
+
+#[test]
+fn quiesce_off_leaves_the_device_alone() {
+    let mut calls = fake();
+    calls.can_reset = true;
+    let calls = Arc::new(calls);
+    let options = DeviceOptions { quiesce: false };
+    let device =
+        PlatformDevice::new("1.dev", calls.clone(), draft("arm,pl330"), options, PAGE).unwrap();
+    assert_eq!(device.quiesce().unwrap(), Quiesced::Off);
+    assert_eq!(calls.take_calls(), []);
+}
+
+/// Makes the first region a PL330's: its identification, and one channel in this state.
+fn become_dmac(calls: &FakeDevice, state: u32) {
+    let write =
+        |offset, value: u32| calls.file().write_all_at(&value.to_le_bytes(), offset).unwrap();
+    for (offset, byte) in [(0xfe0, 0x30), (0xfe4, 0x13), (0xfe8, 0x04), (0xfec, 0)] {
+        write(offset, byte);
+    }
+    write(0x100, state);
+}
+
+#[test]
+fn a_known_device_is_stopped_by_its_binding() {
+    let calls = Arc::new(fake());
+    let device = open(&calls, "arm,pl330");
+    become_dmac(&calls, 0);
+    assert_eq!(device.quiesce().unwrap(), Quiesced::ByBinding("PL330"));
+    become_dmac(&calls, 7);
+    let error = device.quiesce().unwrap_err();
+    let chain = error.chain();
+    assert_eq!(chain, "1.dev doesn't stop what it is doing: channel 0 is still in state 0x7");
+    assert!(error.help().unwrap().contains("quiesce=off"));
+}
+
+#[test]
+fn what_is_no_platform_device_is_refused() {
+    #[derive(Debug)]
+    struct Other;
+    impl DeviceCalls for Other {
+        fn info(&self) -> Result<DeviceInfo, IoctlError> {
+            Ok(DeviceInfo { regions: 9, irqs: 5, ..Default::default() })
+        }
+        fn region_info(&self, _: u32) -> Result<RegionInfo, IoctlError> {
+            unreachable!()
+        }
+        fn irq_info(&self, _: u32) -> Result<IrqInfo, IoctlError> {
+            unreachable!()
+        }
+        fn set_irq(&self, _: u32, _: IrqAction<'_>) -> Result<(), IoctlError> {
+            unreachable!()
+        }
+        fn reset(&self) -> Result<(), IoctlError> {
+            unreachable!()
+        }
+        fn file(&self) -> &std::fs::File {
+            unreachable!()
+        }
+    }
+    use super::super::sys::{DeviceInfo, IoctlError, IrqAction};
+    let (draft, options) = (draft("x"), DeviceOptions::default());
+    let error = PlatformDevice::new("1.dev", Arc::new(Other), draft, options, PAGE).unwrap_err();
+    assert!(matches!(error, DeviceError::Strange { .. }), "{error}");
+}
