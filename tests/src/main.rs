@@ -33,13 +33,18 @@ enum Command {
     },
 }
 
+/// The exit status that a shell gives to what Ctrl-C ended: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     let Cli { command, options } = Cli::parse();
     match run(command, &options) {
         Ok(code) => code,
         Err(error) => {
             report(error.as_ref());
-            ExitCode::FAILURE
+            let is_interrupt =
+                matches!(error.downcast_ref::<setup::Error>(), Some(setup::Error::Interrupted));
+            if is_interrupt { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -49,7 +49,7 @@ impl<'a> Assembly<'a> {
     pub(super) fn model(&self) -> Result<Model, Error> {
         let given = self.options.check()?;
         if given.is_complete() {
-            let (toolchain, binaries) = self.clone_binaries(&[])?;
+            let (toolchain, binaries) = self.clone_binaries()?;
             return finish(toolchain, binaries, &given, Vec::new());
         }
         if !self.machine.is_debian {
@@ -62,9 +62,16 @@ impl<'a> Assembly<'a> {
         self.make(&given, &archive, &versions)
     }
 
-    /// Strait and the test tool. The packages in `needs` are installed together with those of the
-    /// toolchain, so that apt runs once.
-    pub(super) fn clone_binaries(&self, needs: &[Need]) -> Result<(Toolchain, Binaries), Error> {
+    /// Strait and the test tool, and what built them.
+    pub(super) fn clone_binaries(&self) -> Result<(Toolchain, Binaries), Error> {
+        let toolchain = self.toolchain(&[])?;
+        let binaries = self.build_clone(&toolchain)?;
+        Ok((toolchain, binaries))
+    }
+
+    /// Rust for 64-bit Arm. The packages in `needs` are installed together with those it needs, so
+    /// that apt runs once.
+    fn toolchain(&self, needs: &[Need]) -> Result<Toolchain, Error> {
         let step = self.progress.step("Rust for arm64", self.cache.log("rust"));
         let (toolchain, mut all) =
             Toolchain::choose(&self.machine, &step, self.options.cross_linker())?;
@@ -75,9 +82,16 @@ impl<'a> Assembly<'a> {
             packages::install(&self.machine, &self.cache, &step, &all)?;
         }
         self.packages.open(true);
+        Ok(toolchain)
+    }
+
+    fn build_clone(&self, toolchain: &Toolchain) -> Result<Binaries, Error> {
         let step = self.progress.step("strait", self.cache.log("strait"));
-        let binaries = binaries::build(&toolchain, &step)?;
-        Ok((toolchain, binaries))
+        let built = binaries::build(toolchain, &step);
+        if matches!(built, Err(Error::Failed { .. })) {
+            step.say("doesn't build; the errors follow at the end");
+        }
+        built
     }
 
     /// Makes the parts that aren't given: downloads run while packages are installed, and builds
@@ -86,12 +100,16 @@ impl<'a> Assembly<'a> {
         let needs = self.needs(given, versions)?;
         let parts = Parts::new(&self.machine, versions);
         let (built, held) = thread::scope(|scope| {
-            let clone = scope.spawn(|| self.noting_failure(|| self.clone_binaries(&needs)));
+            // What is made of the archive is of use however the clone looks, so a clone that
+            // doesn't build ends nothing.
+            let clone = scope.spawn(|| {
+                let toolchain = self.fatal(self.toolchain(&needs))?;
+                let binaries = self.noted(self.build_clone(&toolchain))?;
+                Some((toolchain, binaries))
+            });
             let wanted = parts.all().into_iter().filter(|part| !given.has(part.name()));
             let threads: Vec<_> = wanted
-                .map(|part| {
-                    scope.spawn(move || self.noting_failure(|| self.make_part(part, archive)))
-                })
+                .map(|part| scope.spawn(move || self.fatal(self.make_part(part, archive))))
                 .collect();
             let held: Option<Vec<_>> =
                 threads.into_iter().map(|thread| thread.join().ok().flatten()).collect();
@@ -131,19 +149,25 @@ impl<'a> Assembly<'a> {
         Ok(needs)
     }
 
-    /// Does one thread's work. Its failure ends the others' too: nobody should wait for a kernel
-    /// when QEMU can't be built.
-    fn noting_failure<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Option<T> {
-        let error = match work() {
+    /// Keeps the first failure for the end.
+    fn noted<T>(&self, result: Result<T, Error>) -> Option<T> {
+        let error = match result {
             Ok(value) => return Some(value),
             Err(error) => error,
         };
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.get_or_insert(error);
-        drop(failure);
-        interrupt::cancel();
-        self.packages.open(false);
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         None
+    }
+
+    /// Keeps the first failure, and ends the other threads: nobody should wait for a kernel when
+    /// QEMU can't be built.
+    fn fatal<T>(&self, result: Result<T, Error>) -> Option<T> {
+        let value = self.noted(result);
+        if value.is_none() {
+            interrupt::cancel();
+            self.packages.open(false);
+        }
+        value
     }
 }
 

@@ -71,7 +71,7 @@ pub enum Error {
     },
     /// Packages must be installed by root, and there is no way to become root.
     #[error(
-        "these commands must be run by root, and there is no sudo here\n  help: as root:{commands}"
+        "packages must be installed by root, which sudo doesn't let this user be\n  help: as root:{commands}"
     )]
     NoRoot {
         /// The commands, each on a line of its own.

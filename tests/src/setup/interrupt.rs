@@ -1,6 +1,8 @@
 //! Ctrl-C while a child process works: the child's whole process group ends, then this run does.
 
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 /// How many process groups can run at once; each thread of a set-up runs one.
@@ -93,6 +95,21 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.place.store(0, Ordering::SeqCst);
     }
+}
+
+/// Makes the child end when the thread that starts it does, even if that is killed. The thread has
+/// to wait for the child.
+pub(super) fn end_with_parent(command: &mut Command) {
+    let ask = || {
+        // SAFETY: PR_SET_PDEATHSIG takes a number and touches no memory.
+        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes one system call; it allocates nothing and
+    // takes no lock.
+    unsafe { command.pre_exec(ask) };
 }
 
 extern "C" fn on_signal(_: libc::c_int) {

@@ -68,6 +68,6 @@ pub fn run(options: &Options) -> Result<Model, Error> {
 /// There is no toolchain for 64-bit Arm, or the build fails.
 pub fn build(options: &Options) -> Result<PathBuf, Error> {
     let _watch = Watch::install().at("watch for signals to", "this process")?;
-    let (_, binaries) = Assembly::new(options)?.clone_binaries(&[])?;
+    let (_, binaries) = Assembly::new(options)?.clone_binaries()?;
     Ok(binaries.strait)
 }

@@ -122,7 +122,13 @@ pub(super) fn install(
     let root = Root::find(machine, step, &commands)?;
     step.phase("installing");
     for command in &commands {
-        run_patiently(step, &root, command)?;
+        match run_patiently(step, &root, command) {
+            // One source that can't be reached doesn't keep the others from serving.
+            Err(Error::Failed { .. }) if command.iter().any(|word| word == "update") => {
+                step.say("apt-get update failed; trying with the package lists as they are");
+            }
+            result => result?,
+        }
     }
     step.done("installed");
     Ok(())
@@ -155,7 +161,16 @@ fn commands(packages: &[&str], known_foreign: &str) -> Vec<Vec<String>> {
         commands.push(words(&["dpkg", "--add-architecture", "arm64"]));
     }
     commands.push(words(&["apt-get", "update", "-q", "-o", LOCK_TIMEOUT]));
-    let install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", "-o", LOCK_TIMEOUT];
+    let install = [
+        "apt-get",
+        "install",
+        "-q",
+        "-y",
+        "--no-install-recommends",
+        "--no-remove",
+        "-o",
+        LOCK_TIMEOUT,
+    ];
     commands.push(words(&[&install, packages].concat()));
     commands
 }
@@ -235,7 +250,7 @@ impl Root {
         step.say("sudo asks for your password, to install these packages");
         let mut command = process::command("sudo");
         command.arg("-v").stdin(Stdio::inherit());
-        let status = command.status();
+        let status = step.hidden(|| command.status());
         let status =
             status.map_err(|source| Error::Start { program: "sudo".to_owned(), source })?;
         Ok(status.success())

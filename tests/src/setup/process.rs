@@ -117,6 +117,7 @@ fn run_at(
     command.stdout(writer).stderr(other_writer);
     if place == Place::OwnGroup {
         command.process_group(0);
+        interrupt::end_with_parent(command);
     }
     let spawned = command.spawn();
     // The command holds the pipe's write ends: without this the pipe would never end.

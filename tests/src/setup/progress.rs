@@ -33,6 +33,8 @@ struct Screen {
 struct State {
     running: Vec<Running>,
     next: u64,
+    /// How many questions are on the terminal, which a drawing would wipe away.
+    hidden: u32,
     ended: bool,
 }
 
@@ -107,7 +109,9 @@ impl Screen {
     fn tick(&self) {
         let mut state = self.lock();
         while !state.ended {
-            if self.terminal {
+            if state.hidden > 0 {
+                // Somebody is typing.
+            } else if self.terminal {
                 self.draw(&state);
             } else {
                 self.report(&mut state);
@@ -212,6 +216,14 @@ impl Step {
     pub(super) fn say(&self, text: &str) {
         let line = format!("{}: {text}", self.name);
         self.screen.say(&mut self.screen.lock(), &line);
+    }
+
+    /// Draws nothing while `work` uses the terminal.
+    pub(super) fn hidden<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.screen.lock().hidden += 1;
+        let result = work();
+        self.screen.lock().hidden -= 1;
+        result
     }
 
     /// Says what has been achieved and how long it took.

@@ -113,18 +113,21 @@ impl Toolchain {
         cache: &Cache,
         step: &Step,
     ) -> Result<(), Error> {
-        match &self.origin {
-            Origin::Debian => packages::install(machine, cache, step, &[packages::RUST_LINT]),
-            Origin::Own { .. } => {
-                let works = |mut command: Command| process::succeeds(command.arg("--version"));
-                if works(self.fmt()) && works(self.clippy()) {
-                    return Ok(());
-                }
-                step.phase("adding clippy and rustfmt");
-                let mut rustup = self.rustup();
-                process::run(step, rustup.args(["component", "add", "clippy", "rustfmt"]), |_| {})
-            }
+        let works = |mut command: Command| process::succeeds(command.arg("--version"));
+        if works(self.fmt()) && works(self.clippy()) {
+            return Ok(());
         }
+        if self.is_rustups() || !machine.is_debian {
+            step.begin_log()?;
+            step.phase("adding clippy and rustfmt");
+            let mut rustup = self.rustup();
+            return process::run(
+                step,
+                rustup.args(["component", "add", "clippy", "rustfmt"]),
+                |_| {},
+            );
+        }
+        packages::install(machine, cache, step, &[packages::RUST_LINT])
     }
 
     /// Checks that the compiler is new enough.
@@ -142,6 +145,10 @@ impl Toolchain {
         Err(Error::RustTooOld { rustc, found, needed: NEEDED.to_owned() })
     }
 
+    fn is_rustups(&self) -> bool {
+        matches!(&self.origin, Origin::Own { toolchain: Some(_), .. })
+    }
+
     fn has_target(&self) -> bool {
         let mut rustc = self.plain("rustc");
         rustc.args(["--print", "target-libdir", "--target", TARGET]);
@@ -156,8 +163,7 @@ impl Toolchain {
     /// Asks rustup for the target; whether it did it. Without network, or with a toolchain that
     /// isn't rustup's, that is no error: Debian has one too.
     fn add_target(&self, step: &Step) -> Result<bool, Error> {
-        let is_rustups = matches!(&self.origin, Origin::Own { toolchain: Some(_), .. });
-        if !is_rustups || !is_installed("rustup") {
+        if !self.is_rustups() || !is_installed("rustup") {
             return Ok(false);
         }
         step.begin_log()?;
