@@ -79,17 +79,6 @@ pub mod spi {
     pub const END: u32 = 988;
 }
 
-/// The regions that exist in every machine, with the names that messages use, lowest first.
-pub const BOARD: [(&str, Range<u64>); 7] = [
-    ("GIC distributor", GIC_DIST),
-    ("GICv2 CPU interface", GICV2_CPU),
-    ("GIC ITS", GIC_ITS),
-    ("GIC redistributors", GIC_REDIST),
-    ("serial", SERIAL),
-    ("RTC", RTC),
-    ("panic device", PANIC),
-];
-
 // The map is in order and nothing overlaps.
 const _: () = {
     let windows =

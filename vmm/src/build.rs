@@ -40,7 +40,7 @@ pub struct Core {
 /// The emulated devices.
 pub struct Board {
     /// Where the guest reaches them.
-    pub bus: Arc<Bus>,
+    pub bus: Bus,
     /// The console's input and what tells that it has room again.
     pub input: Option<(Input, EventFd)>,
 }
@@ -55,7 +55,7 @@ pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
     let version = gic_version(&vm, plan)?;
     let pmu = vm.has_pmu();
     let vcpus = vm.create_vcpus(plan.cpus, pmu)?;
-    let gic = Gic::new(&vm, version, plan.cpus, layout::spi::PLATFORM)?;
+    let gic = Gic::new(&vm, version, plan.cpus, plan.assigned.spi_count())?;
     if pmu {
         for vcpu in &vcpus {
             vcpu.init_pmu()?;
@@ -105,7 +105,7 @@ pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Bo
     }
     bus.add("rtc", layout::RTC, Arc::new(Mutex::new(Rtc::new())))?;
     bus.add("pvpanic", layout::PANIC, Arc::new(Mutex::new(PvPanic)))?;
-    Ok(Board { bus: Arc::new(bus), input })
+    Ok(Board { bus, input })
 }
 
 /// Describes the machine.
@@ -113,7 +113,7 @@ pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Bo
 /// # Errors
 ///
 /// The host has no randomness to give.
-pub fn tree(plan: &MachinePlan, core: &Core, assigned: Vec<Node>) -> Result<Node, Error> {
+pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
     Ok(tree::root(tree::Parts {
         vcpus: &core.vcpus,
         gic: &core.gic,
@@ -122,7 +122,7 @@ pub fn tree(plan: &MachinePlan, core: &Core, assigned: Vec<Node>) -> Result<Node
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,
         console: plan.console == ConsoleKind::Stdio,
-        assigned,
+        assigned: plan.assigned.nodes(),
         seed: seed()?,
     }))
 }
@@ -152,11 +152,9 @@ pub fn load(
     memory: &GuestMemoryMmap,
     vcpus: &[Vcpu],
 ) -> Result<(), Error> {
-    kernel
-        .load_into(memory, boot.kernel.load)
-        .map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    kernel.load_into(memory, boot.kernel.load)?;
     if let (Some(initrd), Some(range)) = (initrd, &boot.initrd) {
-        initrd.load_into(memory, range.start).map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+        initrd.load_into(memory, range.start)?;
     }
     memory
         .write_slice(dtb, GuestAddress(boot.dtb))

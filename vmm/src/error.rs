@@ -69,14 +69,36 @@ impl Error {
     }
 }
 
-impl From<arch::Error> for Error {
-    fn from(error: arch::Error) -> Self {
-        Self::chain(&error).maybe_help(error.help())
-    }
+/// Errors that know what mends them.
+macro_rules! from_helpful {
+    ($($error:ty),* $(,)?) => {
+        $(impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::chain(&error).maybe_help(error.help())
+            }
+        })*
+    };
+}
+
+from_helpful! {
+    arch::Error,
+    boot::file::FileError,
+    boot::kernel::KernelError,
+    boot::layout::LayoutError,
+    devices::vfio::assign::AssignError,
+    devices::vfio::iommu::MapError,
+    devices::vfio::iommu::WindowError,
+    devices::vfio::platform::DeviceError,
 }
 
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
+        Self::chain(&error)
+    }
+}
+
+impl From<boot::fdt::host::HostError> for Error {
+    fn from(error: boot::fdt::host::HostError) -> Self {
         Self::chain(&error)
     }
 }

@@ -10,9 +10,11 @@ compile_error!(
      `cargo model demo` runs it in the system model."
 );
 
+mod assigned;
 mod build;
 mod cli;
 mod console;
+mod describe;
 mod ending;
 mod error;
 mod events;

@@ -8,6 +8,7 @@ use boot::initrd::Initrd;
 use boot::kernel::Kernel;
 use boot::layout::{BootLayout, DTB_MAX, Ram};
 
+use crate::assigned::Assigned;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
 
@@ -33,6 +34,8 @@ pub struct MachinePlan {
     pub gic: GicChoice,
     /// Where the console is.
     pub console: ConsoleKind,
+    /// The devices it is given.
+    pub assigned: Assigned,
     /// How long the guest may run.
     pub timeout: Option<Duration>,
 }
@@ -51,19 +54,11 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         .help(format!("--cpus {MAX_CPUS}")));
     }
     let ram = ram(options.memory)?;
-    let kernel =
-        Kernel::open(&options.kernel).map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
-    let initrd = options
-        .initrd
-        .as_deref()
-        .map(Initrd::open)
-        .transpose()
-        .map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
-    let placement =
-        kernel.placement(ram.base, ram.size).map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    let kernel = Kernel::open(&options.kernel)?;
+    let initrd = options.initrd.as_deref().map(Initrd::open).transpose()?;
+    let placement = kernel.placement(ram.base, ram.size)?;
     let initrd_size = initrd.as_ref().map(Initrd::size);
-    let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)
-        .map_err(|e| Error::chain(&e).maybe_help(e.help()))?;
+    let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)?;
     let defaults: &[&str] = match options.console {
         ConsoleKind::Stdio => &["console=ttyS0"],
         ConsoleKind::Off => &[],
@@ -79,6 +74,7 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         cmdline,
         gic: options.gic,
         console: options.console,
+        assigned: Assigned::plan(&options.vfio_platform, ram)?,
         timeout: options.timeout,
     })
 }

@@ -14,8 +14,9 @@ use boot::fdt;
 use devices::bus::{Action, Bus};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::build::{self, Board, Core};
+use crate::build;
 use crate::cli::RunOptions;
+use crate::describe::describe;
 use crate::ending::Ending;
 use crate::error::Error;
 use crate::events::{self, Sources};
@@ -32,48 +33,52 @@ pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     let started = Instant::now();
     logger::init(options.log_level);
     let signals = Signals::new()?;
-    let plan = plan::resolve(options)?;
+    let mut plan = plan::resolve(options)?;
     let over = Arc::new(AtomicBool::new(false));
 
     let mut core = build::core(&plan)?;
-    let tree = build::tree(&plan, &core, Vec::new())?;
+    let tree = build::tree(&plan, &core)?;
     let dtb = fdt::to_blob(&tree).map_err(|e| Error::chain(&e))?;
     if let Some(path) = &options.dump_dtb {
         build::dump_dtb(path, &dtb)?;
     }
     if options.dry_run {
-        print!("{}", fdt::to_dts(&tree));
+        print!("{}", describe(&plan, &core, &tree));
         return Ok(Ending::Planned);
     }
     let ram = build::ram(&plan)?;
     build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;
+    let mut board = build::board(plan.console, &core.vm, &over)?;
+    plan.assigned.attach(&mut core.vm, &core.gic, &ram, &mut board.bus)?;
     core.vm.add_ram(ram)?;
-    let board = build::board(plan.console, &core.vm, &over)?;
-    let recorder = options.stats.as_deref().map(|path| {
-        let bus = board.bus.clone();
-        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus))
-    });
-    run_machine(core, board, signals, plan.timeout, over, recorder)
-}
-
-fn run_machine(
-    core: Core,
-    board: Board,
-    signals: Signals,
-    timeout: Option<Duration>,
-    over: Arc<AtomicBool>,
-    recorder: Option<Arc<Recorder>>,
-) -> Result<Ending, Error> {
+    let bus = Arc::new(board.bus);
+    let recorder = options
+        .stats
+        .as_deref()
+        .map(|path| Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone())));
     let run = Arc::new(Run {
-        bus: board.bus,
+        bus,
         over,
         ending: OnceLock::new(),
         stopped: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
-        recorder: recorder.clone(),
+        recorder,
     });
-    let stopped = run.stopped.try_clone()?;
-    let crew = Crew::start(core.vcpus, &run)?;
-    let sources = Sources { stopped, signals, timeout, input: board.input };
+    let sources = Sources {
+        stopped: run.stopped.try_clone()?,
+        signals,
+        timeout: plan.timeout,
+        input: board.input,
+    };
+    plan.assigned.arm()?;
+    let ending = run_machine(core.vcpus, run, sources);
+    plan.assigned.release();
+    ending
+}
+
+/// Runs the vCPUs to the end of the run; they are gone when this returns.
+fn run_machine(vcpus: Vec<Vcpu>, run: Arc<Run>, sources: Sources) -> Result<Ending, Error> {
+    let recorder = run.recorder.clone();
+    let crew = Crew::start(vcpus, &run)?;
     let ending = events::run(sources, recorder.as_deref());
     crew.stop(&run.over);
     // The threads are gone: what they left is all there is.

@@ -3,7 +3,9 @@
 mod v2;
 mod v3;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use boot::fdt::{Label, Node};
 use kvm_bindings::{
@@ -126,6 +128,14 @@ impl Gic {
         self.version
     }
 
+    /// Its register frames in the guest, with their names.
+    pub fn ranges(&self) -> Vec<(&'static str, Range<u64>)> {
+        match self.version {
+            Version::V2 => v2::ranges().into(),
+            Version::V3 => v3::ranges(self.cpus).into(),
+        }
+    }
+
     /// The bits that the third cell of a PPI's `interrupts` entry has beside its trigger: with
     /// GICv2 a mask of the CPUs (Documentation/devicetree/bindings/interrupt-controller/arm,gic.yaml).
     pub fn ppi_mask(&self) -> u32 {
@@ -145,17 +155,20 @@ impl Gic {
     ///
     /// KVM refused.
     pub fn set_level_sensitive(&self, spis: impl IntoIterator<Item = u32>) -> Result<(), Error> {
+        // GICD_ICFGR<n>: two bits an interrupt, 16 interrupts a register (IHI 0069H 12.9.9); the
+        // high bit of the two is set for edge-triggered.
+        let mut edge_bits = BTreeMap::<u64, u32>::new();
         for spi in spis {
-            // GICD_ICFGR<n>: two bits an interrupt, 16 interrupts a register (IHI 0069H 12.9.9).
             let intid = u64::from(spi) + 32;
-            let register = 0xc00 + intid / 16 * 4;
-            let mut value: u32 = self.read_distributor(register)?;
-            value &= !(0b10 << (intid % 16 * 2));
+            *edge_bits.entry(0xc00 + intid / 16 * 4).or_default() |= 0b10 << (intid % 16 * 2);
+        }
+        for (register, mask) in edge_bits {
+            let value = self.read_distributor(register)? & !mask;
             self.set(
                 KVM_DEV_ARM_VGIC_GRP_DIST_REGS,
                 register,
                 &value,
-                "configure an interrupt as level-sensitive",
+                "configure interrupts as level-sensitive",
             )?;
         }
         Ok(())
@@ -165,9 +178,11 @@ impl Gic {
     pub fn node(&self) -> Node {
         let node = match self.version {
             Version::V2 => v2::node(),
-            Version::V3 => v3::node(self.cpus),
+            Version::V3 => v3::node(),
         };
-        node.label(Label::new(LABEL))
+        let frames = self.ranges().into_iter();
+        node.reg(frames.map(|(_, range)| (range.start, range.end - range.start)))
+            .label(Label::new(LABEL))
             .flag("interrupt-controller")
             .u32("#interrupt-cells", 3)
             .u32("#address-cells", 2)

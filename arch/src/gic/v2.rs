@@ -1,5 +1,7 @@
 //! GICv2 (Documentation/virt/kvm/devices/arm-vgic.rst).
 
+use std::ops::Range;
+
 use boot::fdt::Node;
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST,
@@ -26,9 +28,12 @@ impl Gic {
     }
 }
 
+/// Its register frames.
+pub(super) fn ranges() -> [(&'static str, Range<u64>); 2] {
+    [("GIC distributor", GIC_DIST), ("GIC CPU interface", GICV2_CPU)]
+}
+
 /// Documentation/devicetree/bindings/interrupt-controller/arm,gic.yaml.
 pub(super) fn node() -> Node {
-    Node::at("interrupt-controller", GIC_DIST.start)
-        .string("compatible", "arm,cortex-a15-gic")
-        .reg([GIC_DIST, GICV2_CPU].map(|range| (range.start, range.end - range.start)))
+    Node::at("interrupt-controller", GIC_DIST.start).string("compatible", "arm,cortex-a15-gic")
 }

@@ -1,5 +1,7 @@
 //! GICv3 (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
 
+use std::ops::Range;
+
 use boot::fdt::Node;
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION,
@@ -31,10 +33,13 @@ impl Gic {
     }
 }
 
+/// Its register frames with redistributors for `cpus` CPUs.
+pub(super) fn ranges(cpus: u64) -> [(&'static str, Range<u64>); 2] {
+    let end = GIC_REDIST.start + cpus * GIC_REDIST_SIZE;
+    [("GIC distributor", GIC_DIST), ("GIC redistributors", GIC_REDIST.start..end)]
+}
+
 /// Documentation/devicetree/bindings/interrupt-controller/arm,gic-v3.yaml.
-pub(super) fn node(cpus: u64) -> Node {
-    Node::at("interrupt-controller", GIC_DIST.start).string("compatible", "arm,gic-v3").reg([
-        (GIC_DIST.start, GIC_DIST.end - GIC_DIST.start),
-        (GIC_REDIST.start, cpus * GIC_REDIST_SIZE),
-    ])
+pub(super) fn node() -> Node {
+    Node::at("interrupt-controller", GIC_DIST.start).string("compatible", "arm,gic-v3")
 }

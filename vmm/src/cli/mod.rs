@@ -1,10 +1,10 @@
 //! The command line: options as values, resolved against the host later.
 
-mod device;
+mod platform;
 mod run;
 mod size;
 
-pub use device::DeviceOptions;
+pub use platform::PlatformOptions;
 pub use run::{ConsoleKind, GicChoice, RunOptions};
 pub use size::Size;
 

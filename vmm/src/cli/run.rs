@@ -8,7 +8,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
-use super::{Command, DeviceOptions, Size, wrong};
+use super::{Command, PlatformOptions, Size, wrong};
 use crate::error::Error;
 
 const HELP: &str = "\
@@ -60,7 +60,7 @@ pub struct RunOptions {
     /// RAM.
     pub memory: Size,
     /// Platform devices to assign.
-    pub vfio_platform: Vec<DeviceOptions>,
+    pub vfio_platform: Vec<PlatformOptions>,
     /// The interrupt controller.
     pub gic: GicChoice,
     /// Where the serial console is.
@@ -146,7 +146,7 @@ impl RunOptions {
                 self.memory = value("--memory", parser.value()?, Size::from_str)?;
             }
             Arg::Long("vfio-platform") => {
-                let device = value("--vfio-platform", parser.value()?, DeviceOptions::from_str)?;
+                let device = value("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
                 self.vfio_platform.push(device);
             }
             Arg::Long("gic") => self.gic = value("--gic", parser.value()?, gic)?,

@@ -4,14 +4,14 @@ use std::str::FromStr;
 
 /// A platform device to assign.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceOptions {
+pub struct PlatformOptions {
     /// What sysfs calls it, or its path below sysfs.
     pub name: String,
     /// Whether strait stops the device's activity before and after the guest.
     pub quiesce: bool,
 }
 
-impl FromStr for DeviceOptions {
+impl FromStr for PlatformOptions {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -39,20 +39,20 @@ mod tests {
 
     #[test]
     fn a_name_alone_has_the_defaults() {
-        let expected = DeviceOptions { name: "2c0a0000.dma".into(), quiesce: true };
+        let expected = PlatformOptions { name: "2c0a0000.dma".into(), quiesce: true };
         assert_eq!("2c0a0000.dma".parse(), Ok(expected));
     }
 
     #[test]
     fn options_follow_the_name() {
-        assert!(!"x,quiesce=off".parse::<DeviceOptions>().unwrap().quiesce);
-        assert!("x,quiesce=off,quiesce=on".parse::<DeviceOptions>().unwrap().quiesce);
+        assert!(!"x,quiesce=off".parse::<PlatformOptions>().unwrap().quiesce);
+        assert!("x,quiesce=off,quiesce=on".parse::<PlatformOptions>().unwrap().quiesce);
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
         for text in ["", ",quiesce=off", "x,", "x,quiesce", "x,quiesce=maybe", "x,colour=red"] {
-            assert!(text.parse::<DeviceOptions>().is_err(), "{text}");
+            assert!(text.parse::<PlatformOptions>().is_err(), "{text}");
         }
     }
 }
