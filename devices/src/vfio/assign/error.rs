@@ -20,7 +20,7 @@ pub enum AssignError {
         name: String,
         /// Names like it.
         near: Vec<String>,
-        /// Devices that have an IOMMU group.
+        /// Devices behind an IOMMU.
         candidates: Vec<String>,
     },
     /// It was named twice.

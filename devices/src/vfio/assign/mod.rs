@@ -51,13 +51,16 @@ pub fn preflight<S: AsRef<str>>(host: &Host, names: &[S]) -> Result<Vec<Assignme
 
 fn device(host: &Host, name: &str) -> Result<Assignment, AssignError> {
     let device = host.find(name)?.ok_or_else(|| no_device(host, name))?;
-    let group =
-        device.group()?.ok_or_else(|| AssignError::NoGroup { name: device.name().to_owned() })?;
-    let group = host.group(group);
+    // Before the driver: without an IOMMU, VFIO's would be bound in vain.
+    let no_group = || AssignError::NoGroup { name: device.name().to_owned() };
+    if !device.behind_iommu()? {
+        return Err(no_group());
+    }
+    check_driver(host, &device)?;
+    let group = host.group(device.group()?.ok_or_else(no_group)?);
     if group.is_noiommu()? {
         return Err(AssignError::NoIommu { name: device.name().to_owned(), group: group.number() });
     }
-    check_driver(host, &device)?;
     check_members(&device, &group)?;
     let number = group.number();
     for path in [host.container_node(), host.group_node(number)] {
@@ -69,10 +72,13 @@ fn device(host: &Host, name: &str) -> Result<Assignment, AssignError> {
 
 fn no_device(host: &Host, name: &str) -> AssignError {
     let names = host.device_names();
-    let in_a_group = |name: &&String| {
-        host.find(name).ok().flatten().is_some_and(|device| matches!(device.group(), Ok(Some(_))))
+    let behind_iommu = |name: &&String| {
+        host.find(name)
+            .ok()
+            .flatten()
+            .is_some_and(|device| matches!(device.behind_iommu(), Ok(true)))
     };
-    let candidates = names.iter().filter(in_a_group).cloned().collect();
+    let candidates = names.iter().filter(behind_iommu).cloned().collect();
     AssignError::NoDevice { name: name.to_owned(), near: suggest::near(name, &names), candidates }
 }
 

@@ -72,6 +72,17 @@ fn an_unbound_device_is_refused_with_the_commands_to_bind_it() {
 }
 
 #[test]
+fn a_device_whose_group_comes_with_its_driver_is_only_unbound() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, None, None);
+    assert!(refusal(&fake, &[DMA]).0.contains("it is in no IOMMU group"));
+    fake.write("sys/firmware/devicetree/base/dma/iommus", [0; 8]);
+    fake.link(format!("sys/devices/platform/{DMA}/of_node"), "sys/firmware/devicetree/base/dma");
+    assert!(refusal(&fake, &[DMA]).0.contains("it is bound to no driver"));
+    assert_eq!(refusal(&fake, &["gpu"]).1, "behind an IOMMU are: 2c0a0000.dma");
+}
+
+#[test]
 fn reset_required_is_blamed_only_when_vfio_platform_was_asked() {
     let parameter = "sys/module/vfio_platform/parameters/reset_required";
     // Bus, driver_override, reset_required; is it to blame?

@@ -106,6 +106,16 @@ impl HostDevice {
         Ok(link_name(&self.path.join("iommu_group"))?.and_then(|number| number.parse().ok()))
     }
 
+    /// Whether an IOMMU is in front of it: it has a group, or would get one from its node's
+    /// `iommus` once a driver is bound to it, which is when Linux makes the group.
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn behind_iommu(&self) -> Result<bool, ReadError> {
+        Ok(self.group()?.is_some() || canonical(&self.path.join("of_node/iommus"))?.is_some())
+    }
+
     /// The directory of its node in the live device tree.
     ///
     /// # Errors
