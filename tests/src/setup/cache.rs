@@ -68,7 +68,11 @@ impl Cache {
     pub(super) fn open() -> Result<Self, Error> {
         let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let root = place(set("STRAIT_CACHE"), set("XDG_CACHE_HOME"), set("HOME"));
-        let root = root.ok_or(Error::NoCache)?;
+        Self::at(root.ok_or(Error::NoCache)?)
+    }
+
+    /// The cache in this directory, made if need be.
+    pub(super) fn at(root: PathBuf) -> Result<Self, Error> {
         fs::create_dir_all(&root).at("create", &root)?;
         // Builds run in directories of their own, so paths must not depend on the current one.
         let root = fs::canonicalize(&root).at("find", &root)?;
@@ -300,8 +304,7 @@ mod tests {
     impl Fixture {
         fn new(name: &str) -> Self {
             let root = env::temp_dir().join(format!("cache-test-{}-{name}", std::process::id()));
-            fs::create_dir_all(&root).unwrap();
-            Self { cache: Cache { root }, progress: Progress::start() }
+            Self { cache: Cache::at(root).unwrap(), progress: Progress::start() }
         }
 
         fn step(&self) -> Step {

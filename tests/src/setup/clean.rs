@@ -1,7 +1,7 @@
 //! `cargo model clean`: gives disk space back.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,14 +24,22 @@ const OTHERS: [&str; 3] = ["apt", "locks", "logs"];
 pub fn run(all: bool) -> Result<(), Error> {
     let cache = Cache::open()?;
     let keep = if all { BTreeSet::new() } else { current(&cache)? };
+    let freed = clean(&cache, &keep, all)?;
+    println!("freed {} MB in {}", freed / 1_000_000, cache.root().display());
+    Ok(())
+}
+
+/// Removes all artefacts but those in `keep` and those in use, and with `all` the rest of the cache
+/// too; returns how many bytes that freed.
+fn clean(cache: &Cache, keep: &BTreeSet<OsString>, all: bool) -> Result<u64, Error> {
     let mut freed = 0_u64;
     let mut in_use = false;
-    for path in artefacts(&cache)? {
+    for path in artefacts(cache)? {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let artefact = name.strip_suffix(PARTIAL).unwrap_or(name);
-        if keep.contains(&OsString::from(name)) {
+        if keep.contains(OsStr::new(name)) {
             continue;
         }
+        let artefact = name.strip_suffix(PARTIAL).unwrap_or(name);
         match cache.lock(artefact).try_exclusive()? {
             Some(lock) => {
                 freed = freed.saturating_add(remove(&path)?);
@@ -51,8 +59,7 @@ pub fn run(all: bool) -> Result<(), Error> {
             }
         }
     }
-    println!("freed {} MB in {}", freed / 1_000_000, cache.root().display());
-    Ok(())
+    Ok(freed)
 }
 
 /// Removes what runs that broke off left half made.
@@ -102,4 +109,60 @@ fn remove(path: &Path) -> Result<u64, Error> {
     remove_dir(path)?;
     println!("removed {} ({} MB)", path.display(), size / 1_000_000);
     Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cache with artefacts of these names.
+    fn cache(test: &str, names: &[&str]) -> Cache {
+        let root = std::env::temp_dir().join(format!("clean-test-{}-{test}", std::process::id()));
+        for name in names {
+            fs::create_dir_all(root.join(name)).unwrap();
+            fs::write(root.join(name).join("file"), "12345").unwrap();
+        }
+        Cache::at(root).unwrap()
+    }
+
+    fn left(cache: &Cache) -> Vec<String> {
+        let entries = fs::read_dir(cache.root()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_kept_or_used_stays_and_all_else_goes() {
+        let cache = cache("some", &["apt", "a-1", "a-2", "a-3", "b-1.partial"]);
+        let used = cache.lock("a-3").try_exclusive().unwrap();
+        let freed = clean(&cache, &BTreeSet::from(["a-1".into()]), false).unwrap();
+        assert_eq!(left(&cache), ["a-1", "a-3", "apt", "locks"]);
+        assert_eq!(freed, 10);
+        drop(used);
+        clean(&cache, &BTreeSet::new(), true).unwrap();
+        assert!(left(&cache).is_empty());
+        remove_dir(cache.root()).unwrap();
+    }
+
+    #[test]
+    fn all_spares_the_locks_of_what_is_in_use() {
+        let cache = cache("locks", &["a-1"]);
+        let used = cache.lock("a-1").try_exclusive().unwrap();
+        clean(&cache, &BTreeSet::new(), true).unwrap();
+        assert_eq!(left(&cache), ["a-1", "locks"]);
+        drop(used);
+        remove_dir(cache.root()).unwrap();
+    }
+
+    #[test]
+    fn a_sweep_takes_only_what_nobody_is_making() {
+        let cache = cache("sweep", &["a-1", "b-1.partial", "c-1.partial"]);
+        let made = cache.lock("c-1").try_exclusive().unwrap();
+        sweep(&cache).unwrap();
+        assert_eq!(left(&cache), ["a-1", "c-1.partial", "locks"]);
+        drop(made);
+        remove_dir(cache.root()).unwrap();
+    }
 }
