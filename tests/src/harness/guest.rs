@@ -9,11 +9,13 @@ use super::process::Process;
 
 /// What a guest's init says when it begins (`model/guest/init`).
 const READY: &str = "GUEST READY: ";
+/// What init does unless told otherwise.
+const SHELL: &str = "shell";
 
 /// A guest to be: the kernel and what its init does.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    kernel: &'static str,
+    kernel: String,
     initrd: &'static str,
     action: String,
     cmdline: String,
@@ -25,9 +27,9 @@ impl Launch {
     /// A guest with the host's kernel.
     pub fn model() -> Self {
         Self {
-            kernel: "/k/model",
+            kernel: "/k/model".into(),
             initrd: "/k/guest.cpio",
-            action: "shell".into(),
+            action: SHELL.into(),
             cmdline: String::new(),
             memory: "256M".into(),
             arguments: String::new(),
@@ -37,14 +39,21 @@ impl Launch {
     /// A guest with Debian's kernel; the board needs [`super::Board::stock`].
     pub fn stock() -> Self {
         let memory = "512M".into();
-        Self { kernel: "/k/stock", initrd: "/k/stock.cpio", memory, ..Self::model() }
+        Self { kernel: "/k/stock".into(), initrd: "/k/stock.cpio", memory, ..Self::model() }
     }
 
-    /// What its init does instead of offering a shell: `poweroff`, `reset`, `panic`, `idle` or
-    /// `busy`.
+    /// What its init does instead of offering a shell: `poweroff`, `reset`, `panic`, `idle`,
+    /// `busy`, or `count` (which prints some 14 KiB).
     #[must_use]
     pub fn does(mut self, action: &str) -> Self {
         action.clone_into(&mut self.action);
+        self
+    }
+
+    /// Another file for the kernel, on the host.
+    #[must_use]
+    pub fn kernel(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.kernel);
         self
     }
 
@@ -107,7 +116,12 @@ impl Host {
         let mut process = self.start_as(&name, &command)?;
         process.wait_for(&format!("{READY}{}", launch.action))?;
         process.wait_for("\n")?;
-        Ok(Guest { process, commands: 0 })
+        let mut guest = Guest { process, commands: 0 };
+        if launch.action == SHELL {
+            // The shell greets before it answers.
+            guest.sh("true")?;
+        }
+        Ok(guest)
     }
 }
 

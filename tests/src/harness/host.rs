@@ -100,7 +100,8 @@ impl Host {
         self.start_as(&self.next_name("strait"), &format!("exec strait {arguments} 2>&1"))
     }
 
-    /// Starts a shell command on a terminal of its own.
+    /// Starts a shell command on a terminal of its own. What it writes just before it ends may be
+    /// lost, since the kernel hangs a terminal up when its session's leader is gone.
     ///
     /// # Errors
     ///

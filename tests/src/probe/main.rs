@@ -6,6 +6,7 @@
 mod agent;
 mod canary;
 mod devmem;
+mod late;
 mod measure;
 mod microcode;
 mod pl330;
@@ -27,6 +28,7 @@ usage: probe COMMAND
   canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
                                         and after a line of input check that it is unchanged
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
+  late SECONDS                          copy input to output after SECONDS, with a pipe of a page
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
 Numbers are decimal or 0x….";
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         ["canary", low, high] => {
             number(low).and_then(|low| number(high).and_then(|high| canary::watch(low, high)))
         }
+        ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["measure", runs, command @ ..] => measure::run(runs, command),
         _ => {

@@ -1,0 +1,83 @@
+//! Guests boot: with any number of CPUs, on either interrupt controller, with either kernel.
+
+use tests::harness::{Board, Failure, Guest, Host, Launch, Story};
+
+/// What a guest says of its CPUs and its interrupt controller.
+fn machine(guest: &mut Guest) -> Result<(String, bool), Failure> {
+    let cpus = guest.sh("nproc")?;
+    let interrupts = guest.sh("cat /proc/interrupts")?;
+    Ok((cpus.trim().to_owned(), interrupts.contains("GICv3")))
+}
+
+fn boots_with(host: &Host, cpus: u32, gicv3: bool) -> Story {
+    let mut guest = host.guest(&format!("--cpus {cpus}"))?;
+    assert_eq!(machine(&mut guest)?, (cpus.to_string(), gicv3));
+    // Every CPU really runs something.
+    for cpu in 0..cpus {
+        guest.sh(&format!("taskset -c {cpu} true"))?;
+    }
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn with_one_four_and_eight_cpus_on_gicv3() -> Story {
+    let host = Board::new().boot()?;
+    for cpus in [1, 4, 8] {
+        boots_with(&host, cpus, true)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn with_one_four_and_eight_cpus_on_gicv2() -> Story {
+    let host = Board::new().gic(2).boot()?;
+    for cpus in [1, 4, 8] {
+        boots_with(&host, cpus, false)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_interrupt_controller_can_be_chosen_where_the_host_has_it() -> Story {
+    let host = Board::new().gic(2).boot()?;
+    let mut guest = host.guest("--gic 2")?;
+    assert_eq!(machine(&mut guest)?, ("1".into(), false));
+    assert_eq!(guest.power_off()?, 0);
+    let refused = host.run("strait run --kernel /k/model --gic 3")?;
+    assert_ne!(refused.status, 0);
+    assert!(refused.errors.contains("GICv3"), "{}", refused.errors);
+    Ok(())
+}
+
+#[test]
+fn with_little_and_with_much_memory() -> Story {
+    let host = Board::new().memory("8G").boot()?;
+    for (size, kilobytes) in [("64M", 0..65536), ("5G", 5_000_000..5_242_880)] {
+        let mut guest = host.launch(&Launch::model().memory(size))?;
+        let total = guest.sh("sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
+        let total: u32 = total.trim().parse().unwrap_or_default();
+        assert!(kilobytes.contains(&total), "{size}: {total} kB");
+        assert_eq!(guest.power_off()?, 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn debians_unmodified_kernel() -> Story {
+    let host = Board::new().stock().boot()?;
+    let mut guest = host.launch(&Launch::stock().with("--cpus 2"))?;
+    assert!(guest.sh("uname -r")?.contains("+deb"));
+    assert_eq!(guest.sh("nproc")?.trim(), "2");
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_compressed_kernel() -> Story {
+    let host = Board::new().boot()?;
+    host.sh("gzip -c /k/model > /tmp/kernel.gz")?;
+    let launch = Launch::model().does("poweroff").kernel("/tmp/kernel.gz");
+    assert_eq!(host.launch(&launch)?.exit_status()?, 0);
+    Ok(())
+}

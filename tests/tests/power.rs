@@ -1,0 +1,133 @@
+//! How a run ends, and with which exit status.
+
+use tests::harness::{Board, Failure, Host, Launch, Story, payload};
+
+const SIGINT: i32 = 2;
+const SIGUSR1: i32 = 10;
+const SIGTERM: i32 = 15;
+
+fn board() -> Board {
+    Board::new()
+        .file("k/off", payload::power_off())
+        .file("k/reset", payload::reset())
+        .file("k/spin", payload::spin())
+        .file("k/wait", payload::wait())
+}
+
+/// The exit status of strait with these arguments.
+fn status(host: &Host, arguments: &str) -> Result<i32, Failure> {
+    host.strait(arguments)?.exit_status()
+}
+
+#[test]
+fn power_off_is_0_reset_is_3_panic_is_4() -> Story {
+    let host = board().boot()?;
+    assert_eq!(status(&host, "run --kernel /k/off")?, 0);
+    assert_eq!(status(&host, "run --kernel /k/reset")?, 3);
+    for (action, expected) in [("poweroff", 0), ("reset", 3), ("panic", 4)] {
+        let guest = host.launch(&Launch::model().does(action).with("--cpus 2"))?;
+        assert_eq!(guest.exit_status()?, expected, "{action}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_timeout_is_124_whatever_the_guest_does() -> Story {
+    let host = board().boot()?;
+    for kernel in ["spin", "wait"] {
+        for cpus in [1, 3] {
+            let run = format!("run --kernel /k/{kernel} --cpus {cpus} --timeout 1");
+            let began = host.sh("date +%s")?;
+            assert_eq!(status(&host, &run)?, 124, "{run}");
+            let ended = host.sh("date +%s")?;
+            let seconds = |text: &str| text.trim().parse::<u64>().unwrap_or_default();
+            assert!(seconds(&ended) > seconds(&began), "{run} ended before its time");
+        }
+    }
+    let busy = host.launch(&Launch::model().does("busy").with("--timeout 3 --cpus 2"))?;
+    assert_eq!(busy.exit_status()?, 124);
+    // A guest that ends before its time is not affected.
+    assert_eq!(status(&host, "run --kernel /k/off --timeout 30")?, 0);
+    Ok(())
+}
+
+#[test]
+fn signals_end_it_cleanly() -> Story {
+    let host = board().boot()?;
+    for signal in [SIGINT, SIGTERM] {
+        for launch in [Launch::model().does("idle"), Launch::model().does("busy").with("--cpus 2")]
+        {
+            let mut guest = host.launch(&launch.with("--stats /tmp/stats"))?;
+            guest.process().signal(signal)?;
+            assert_eq!(guest.exit_status()?, 128 + signal);
+            let stats = host.sh("cat /tmp/stats; rm /tmp/stats")?;
+            assert!(stats.contains("\"signal\""), "{stats}");
+        }
+    }
+    assert_eq!(host.run("pidof strait")?.status, 1);
+    Ok(())
+}
+
+#[test]
+fn statistics_are_written_on_demand_and_at_the_end() -> Story {
+    let host = board().boot()?;
+    let mut guest = host.guest("--stats /tmp/stats --cpus 2")?;
+    assert_ne!(host.run("[ -e /tmp/stats ]")?.status, 0);
+    let mut exits = Vec::new();
+    for _ in 0..2 {
+        guest.sh("echo something on the console")?;
+        guest.process().signal(SIGUSR1)?;
+        host.until("[ -e /tmp/stats ]")?;
+        let stats = host.sh("cat /tmp/stats; rm /tmp/stats")?;
+        let stats: serde_json::Value = serde_json::from_str(&stats).expect("statistics are JSON");
+        assert!(stats["exit_status"].is_null(), "{stats}");
+        exits.push(stats["exits"]["mmio_write"].as_u64().expect("a counter"));
+    }
+    assert!(exits[0] > 0 && exits[1] > exits[0], "{exits:?}");
+    let wall = host.exit_counts(guest.pid()?)?;
+    assert!(wall.get("mmio_exit_user") >= exits[1], "{wall:?}");
+    assert_eq!(guest.power_off()?, 0);
+    let stats = host.sh("cat /tmp/stats")?;
+    let stats: serde_json::Value = serde_json::from_str(&stats).expect("statistics are JSON");
+    assert_eq!(stats["exit_status"], 0);
+    assert_eq!(stats["ending"], "power-off");
+    assert!(stats["first_instruction"]["cpu_ns"].as_u64().is_some_and(|ns| ns > 0), "{stats}");
+    let counters = stats["kvm"]["vcpus"].as_array().expect("a list");
+    assert_eq!(counters.len(), 2);
+    assert!(counters[0]["mmio_exit_user"].as_u64() >= Some(exits[1]), "{stats}");
+    Ok(())
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_runs_nothing() -> Story {
+    let host = board().boot()?;
+    let plan = host.sh("strait run --kernel /k/model --initrd /k/guest.cpio --cpus 3 --dry-run")?;
+    for wanted in ["0x40000000", "cpu@2", "serial@9000000"] {
+        assert!(plan.contains(wanted), "no {wanted} in:\n{plan}");
+    }
+    assert_eq!(host.run("ls -d /sys/kernel/debug/kvm/[0-9]*")?.output, "");
+    Ok(())
+}
+
+#[test]
+fn the_device_tree_can_be_had() -> Story {
+    let host = board().boot()?;
+    assert_eq!(status(&host, "run --kernel /k/off --dump-dtb /tmp/dtb")?, 0);
+    // The blob's magic number (Devicetree Specification, "Header").
+    assert_eq!(host.sh("xxd -p -l 4 /tmp/dtb")?.trim(), "d00dfeed");
+    let mut guest = host.guest("--dump-dtb /tmp/dtb2")?;
+    assert_eq!(guest.sh("tr -d '\\0' </proc/device-tree/serial@9000000/compatible")?, "ns16550a");
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn killing_it_leaves_nothing_behind() -> Story {
+    let host = board().boot()?;
+    let mut guest = host.launch(&Launch::model().does("busy").with("--cpus 2"))?;
+    guest.process().signal(9)?;
+    assert_eq!(guest.exit_status()?, 128 + 9);
+    host.until("[ -z \"$(ls -d /sys/kernel/debug/kvm/[0-9]* 2>/dev/null)\" ]")?;
+    assert_eq!(status(&host, "run --kernel /k/off")?, 0);
+    Ok(())
+}
