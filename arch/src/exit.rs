@@ -2,7 +2,9 @@
 
 use std::io;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{
+    KVM_EXIT_ARM_NISV, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 /// A vCPU's exit to the VMM, parsed (Documentation/virt/kvm/api.rst, section 5).
@@ -22,6 +24,9 @@ pub enum Exit<'a> {
         /// What it writes: 1, 2, 4 or 8 bytes.
         data: &'a [u8],
     },
+    /// The guest accesses what no memory slot covers, with an instruction whose syndrome does not
+    /// tell what it transfers (`KVM_EXIT_ARM_NISV`: pairs, vectors, write-back).
+    Undecodable,
     /// PSCI SYSTEM_OFF.
     PowerOff,
     /// PSCI SYSTEM_RESET or SYSTEM_RESET2.
@@ -44,6 +49,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
         Ok(exit) => Ok(parse(exit)),
         Err(e) => match e.errno() {
             libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
+            // What kernels before 5.5, which have no KVM_EXIT_ARM_NISV, do instead.
             libc::ENOSYS => Ok(Exit::Broken(
                 "the guest accessed memory-mapped I/O with an instruction that KVM can't decode"
                     .into(),
@@ -60,6 +66,7 @@ fn parse(exit: VcpuExit<'_>) -> Exit<'_> {
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Exit::PowerOff,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Exit::Reset,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Exit::Crash,
+        VcpuExit::Unsupported(KVM_EXIT_ARM_NISV) => Exit::Undecodable,
         VcpuExit::Intr => Exit::Interrupted,
         VcpuExit::FailEntry(reason, cpu) => Exit::Broken(format!(
             "the hardware refused to enter the guest on host CPU {cpu} (reason {reason:#x})"

@@ -10,7 +10,7 @@ use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT,
     KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_REG_ARM_CORE,
     KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, kvm_device_attr, kvm_regs,
-    kvm_vcpu_init, user_pt_regs,
+    kvm_vcpu_events, kvm_vcpu_init, user_pt_regs,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -118,6 +118,18 @@ impl Vcpu {
     #[inline]
     pub fn run(&mut self) -> io::Result<Exit<'_>> {
         exit::run(&mut self.fd)
+    }
+
+    /// Answers the access that ended the last [`run`](Self::run) with
+    /// [`Exit::Undecodable`] by an external abort, as a bus does where nothing answers.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn abort_access(&self) -> io::Result<()> {
+        let mut events = kvm_vcpu_events::default();
+        events.exception.ext_dabt_pending = 1;
+        self.fd.set_vcpu_events(&events).map_err(|e| io::Error::from_raw_os_error(e.errno()))
     }
 
     /// The means to make this vCPU leave guest code from another thread.

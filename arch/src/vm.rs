@@ -6,8 +6,9 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 
 use kvm_bindings::{
-    KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_userspace_memory_region,
+    KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device,
+    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, DeviceFd, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -47,6 +48,11 @@ impl Vm {
         let limit = u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
         let ipa_type = vm_type(ram_size, if limit == 0 { DEFAULT_IPA_BITS } else { limit })?;
         let fd = kvm.create_vm_with_type(ipa_type).map_err(Error::kvm("create a VM"))?;
+        // Else an access that KVM can't decode ends the VM; where it is missing, it does.
+        let cap = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
+        if let Err(e) = fd.enable_cap(&cap) {
+            log::info!("this host's KVM can't report undecodable accesses: {e}");
+        }
         let max_cpus = kvm.get_max_vcpus() as u64;
         Ok(Self { fd, slots: Mutex::new(0), _ram: None, vfio: None, max_cpus })
     }

@@ -178,6 +178,10 @@ impl Run {
         }
         while !self.over.load(Ordering::Relaxed) {
             let ending = match vcpu.run() {
+                Ok(Exit::Undecodable) => {
+                    Exits::count(&exits.undecodable);
+                    vcpu.abort_access().err().map(|e| run_failed(index, &e))
+                }
                 Ok(exit) => self.take(exit, &exits),
                 Err(e) => Some(run_failed(index, &e)),
             };

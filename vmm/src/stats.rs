@@ -23,6 +23,8 @@ pub struct Exits {
     pub mmio_read: AtomicU64,
     /// Writes to such addresses.
     pub mmio_write: AtomicU64,
+    /// Accesses that KVM could not decode, answered by an abort.
+    pub undecodable: AtomicU64,
     /// System events: power-off, reset, crash.
     pub system_event: AtomicU64,
     /// Signals.
@@ -139,9 +141,10 @@ impl Recorder {
 
     fn report(&self, ending: Option<&Ending>) -> Report<'_> {
         type Counter = fn(&Exits) -> &AtomicU64;
-        let counters: [(&'static str, Counter); 4] = [
+        let counters: [(&'static str, Counter); 5] = [
             ("mmio_read", |exits| &exits.mmio_read),
             ("mmio_write", |exits| &exits.mmio_write),
+            ("undecodable", |exits| &exits.undecodable),
             ("system_event", |exits| &exits.system_event),
             ("interrupted", |exits| &exits.interrupted),
         ];
