@@ -34,12 +34,13 @@ impl<'a> Assembly<'a> {
     /// Of nothing yet, on this machine.
     pub(super) fn new(options: &'a Options) -> Result<Self, Error> {
         let cache = Cache::open()?;
-        clean::sweep(&cache)?;
+        let progress = Progress::start();
+        clean::sweep(&cache, &progress.step("cache", cache.log("cache")))?;
         Ok(Self {
             options,
             machine: Machine::detect(),
             cache,
-            progress: Progress::start(),
+            progress,
             failure: Mutex::default(),
             packages: Gate::default(),
         })

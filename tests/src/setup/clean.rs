@@ -10,7 +10,7 @@ use super::cache::{Cache, PARTIAL, remove_dir};
 use super::error::{Error, FileError};
 use super::machine::Machine;
 use super::part::Parts;
-use super::progress::size_of;
+use super::progress::{Step, size_of};
 
 /// Directories of the cache that aren't artefacts.
 const OTHERS: [&str; 3] = ["apt", "locks", "logs"];
@@ -63,12 +63,13 @@ fn clean(cache: &Cache, keep: &BTreeSet<OsString>, all: bool) -> Result<u64, Err
 }
 
 /// Removes what runs that broke off left half made.
-pub(super) fn sweep(cache: &Cache) -> Result<(), Error> {
+pub(super) fn sweep(cache: &Cache, step: &Step) -> Result<(), Error> {
     for path in artefacts(cache)? {
         let name = path.file_name().and_then(|name| name.to_str());
         let Some(artefact) = name.and_then(|name| name.strip_suffix(PARTIAL)) else { continue };
         // Whoever makes it at this moment holds the lock.
         if let Some(_lock) = cache.lock(artefact).try_exclusive()? {
+            step.phase("clearing away what an interrupted run left");
             remove_dir(&path)?;
         }
     }
@@ -114,6 +115,7 @@ fn remove(path: &Path) -> Result<u64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::setup::progress::Progress;
 
     /// A cache with artefacts of these names.
     fn cache(test: &str, names: &[&str]) -> Cache {
@@ -160,7 +162,8 @@ mod tests {
     fn a_sweep_takes_only_what_nobody_is_making() {
         let cache = cache("sweep", &["a-1", "b-1.partial", "c-1.partial"]);
         let made = cache.lock("c-1").try_exclusive().unwrap();
-        sweep(&cache).unwrap();
+        let progress = Progress::start();
+        sweep(&cache, &progress.step("cache", PathBuf::new())).unwrap();
         assert_eq!(left(&cache), ["a-1", "c-1.partial", "locks"]);
         drop(made);
         remove_dir(cache.root()).unwrap();
