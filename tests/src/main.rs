@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tests::setup::{self, Options};
+use tests::suite;
 
 /// The system model: an Arm board in QEMU with DMA controllers behind an SMMU, a Linux host with
 /// KVM on it, and strait in that host.
@@ -23,6 +24,14 @@ enum Command {
     Setup,
     /// Build strait for 64-bit Arm
     Build,
+    /// Run every test, unit and system
+    Test {
+        /// Only the tests whose names contain this
+        filter: Option<String>,
+        /// Let the stories that can be long be long
+        #[arg(long)]
+        soak: bool,
+    },
     /// Check format and lints, warnings denied
     Lint,
     /// Remove what the present clone doesn't use from the cache
@@ -59,6 +68,11 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             );
         }
         Command::Build => println!("{}", setup::build(options)?.display()),
+        Command::Test { filter, soak } => {
+            setup::test_tools::install()?;
+            let model = setup::run(options)?;
+            return suite::run(&model, filter.as_deref(), soak);
+        }
         Command::Lint => setup::lint::run(options)?,
         Command::Clean { all } => setup::clean::run(all)?,
     }

@@ -24,6 +24,7 @@ mod process;
 mod progress;
 mod qemu;
 mod stock;
+pub mod test_tools;
 mod toolchain;
 pub mod workspace;
 

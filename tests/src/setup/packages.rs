@@ -86,6 +86,13 @@ pub(super) const RUST: Need = Need {
 pub(super) const RUST_LINT: Need =
     Need { why: "to lint", packages: &["rust-web-clippy", "rustfmt-web"] };
 
+/// What unit tests take: a reader of device trees that isn't ours, and what runs arm64 programs.
+pub(super) const TEST: Need =
+    Need { why: "to test", packages: &["device-tree-compiler", "qemu-user"] };
+
+/// The same on an arm64 machine, which runs them itself.
+pub(super) const NATIVE_TEST: Need = Need { why: "to test", packages: &["device-tree-compiler"] };
+
 /// Whether all these packages are installed.
 pub(super) fn are_installed(need: Need) -> Result<bool, Error> {
     Ok(missing(&[need])?.is_empty())

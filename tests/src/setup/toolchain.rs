@@ -22,6 +22,9 @@ const RUSTUP_LIMIT: &str = "240";
 /// What the root manifest names as `rust-version`.
 const NEEDED: &str = env!("CARGO_PKG_RUST_VERSION");
 
+/// What runs an arm64 program on another machine: of Debian's package `qemu-user`.
+const EMULATOR: &str = "qemu-aarch64";
+
 /// A cargo that builds for this machine and for [`TARGET`].
 #[derive(Debug, Clone)]
 pub struct Toolchain {
@@ -193,7 +196,11 @@ impl Toolchain {
         command
     }
 
+    /// Sets what links a program, and what runs it: nothing on an arm64 machine, else QEMU.
     fn add_linker(&self, command: &mut Command) {
+        if cfg!(not(target_arch = "aarch64")) {
+            command.env(format!("{TARGET_VARIABLE}_RUNNER"), EMULATOR);
+        }
         command.env(format!("{TARGET_VARIABLE}_LINKER"), &self.linker);
         command.env(format!("{TARGET_VARIABLE}_RUSTFLAGS"), "-C target-feature=+crt-static");
     }

@@ -1,0 +1,151 @@
+//! `cargo model test`: every test, unit and system.
+
+use std::error::Error;
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::artifacts;
+use crate::setup::Model;
+
+/// The environment variable that lets system tests take their time.
+pub const SOAK: &str = "STRAIT_SOAK";
+
+/// Runs the tests whose names contain `filter`, or all; `soak` makes long stories long.
+///
+/// # Errors
+///
+/// cargo can't be run.
+pub fn run(model: &Model, filter: Option<&str>, soak: bool) -> Result<ExitCode, Box<dyn Error>> {
+    let started = Instant::now();
+    let mut sum = Tally::default();
+    for (name, mut command) in parts(model, soak) {
+        println!("\n== {name}");
+        if let Some(filter) = filter {
+            command.args(["--", filter]);
+        }
+        let part_started = Instant::now();
+        let part = tally(&mut command)?;
+        println!("== {name}: {part}, {}", seconds(part_started.elapsed()));
+        sum.add(&part);
+    }
+    println!("\nall tests: {}", seconds(started.elapsed()));
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    if let (Some(filter), 0) = (filter, sum.passed + sum.failed) {
+        eprintln!("error: no test's name contains `{filter}`\n  help: cargo model test");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(if sum.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The cargo commands that run the tests, with what to call them.
+fn parts(model: &Model, soak: bool) -> Vec<(&'static str, Command)> {
+    let toolchain = &model.toolchain;
+    let mut here = toolchain.cargo("test");
+    here.arg("--no-fail-fast");
+    let mut arm = toolchain.cargo_for_target("test");
+    arm.args(["--no-fail-fast", "--package", "arch", "--package", "vmm"]);
+    let mut system = toolchain.cargo("test");
+    system.args(["--no-fail-fast", "--package", "tests", "--features", "system", "--test", "*"]);
+    system.env(artifacts::VARIABLE, &model.description);
+    if soak {
+        system.env(SOAK, "1");
+    }
+    vec![
+        ("unit tests on this machine", here),
+        ("unit tests for arm64", arm),
+        ("system tests in the model", system),
+    ]
+}
+
+/// How a number of tests went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    /// cargo failed though no test did: something did not build, or crashed.
+    broken: bool,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.broken |= other.broken;
+    }
+
+    fn is_good(&self) -> bool {
+        self.failed == 0 && !self.broken
+    }
+
+    /// Takes in a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; …`.
+    fn read(&mut self, line: &str) {
+        let Some(rest) = line.trim().strip_prefix("test result: ") else { return };
+        let Some((_, counts)) = rest.split_once(". ") else { return };
+        for count in counts.split("; ") {
+            match count.split_once(' ').map(|(number, what)| (number.parse::<u64>(), what)) {
+                Some((Ok(number), "passed")) => self.passed += number,
+                Some((Ok(number), "failed")) => self.failed += number,
+                _ => (),
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.broken { write!(f, ", not all could be run") } else { Ok(()) }
+    }
+}
+
+/// Runs a cargo command, shows what it says, and counts.
+fn tally(command: &mut Command) -> io::Result<Tally> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut tally = Tally::default();
+    if let Some(output) = child.stdout.take() {
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        let mut here = io::stdout().lock();
+        // Bytes: a guest's console may say anything.
+        while reader.read_until(b'\n', &mut line)? > 0 {
+            tally.read(&String::from_utf8_lossy(&line));
+            here.write_all(&line)?;
+            line.clear();
+        }
+    }
+    let status = child.wait()?;
+    tally.broken = !status.success() && tally.failed == 0;
+    Ok(tally)
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_added_up_over_test_binaries() {
+        let mut tally = Tally::default();
+        for line in [
+            "test a::b ... ok",
+            "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
+            "test result: FAILED. 7 passed; 2 failed; 0 ignored; 0 measured; 3 filtered out",
+            "test result: nonsense",
+        ] {
+            tally.read(line);
+        }
+        assert_eq!(tally, Tally { passed: 12, failed: 2, broken: false });
+        assert!(!tally.is_good());
+    }
+
+    #[test]
+    fn a_command_that_fails_without_a_failed_test_is_no_success() {
+        let tally = tally(&mut Command::new("false")).unwrap();
+        assert_eq!(tally, Tally { passed: 0, failed: 0, broken: true });
+        assert!(!tally.is_good());
+    }
+}
