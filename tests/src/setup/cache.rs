@@ -246,6 +246,9 @@ impl Artefact {
         if !self.is_made() {
             step.begin_log()?;
             let made = self.make(make);
+            if made.is_err() {
+                step.phase("clearing away what was half made");
+            }
             let swept = remove_dir(&self.partial);
             made.and(swept)?;
         }

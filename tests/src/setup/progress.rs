@@ -228,6 +228,10 @@ impl Step {
 
     /// Says what has been achieved and how long it took.
     pub(super) fn done(&self, text: &str) {
+        // What is left is tidying up, which nobody waits for.
+        if let Some(running) = self.screen.lock().running.iter_mut().find(|r| r.id == self.id) {
+            running.phase.clear();
+        }
         self.say(&format!("{text} ({})", clock(self.start.elapsed())));
     }
 
