@@ -3,9 +3,10 @@
 //! - [`setup`] makes what the model needs: QEMU, kernels, busybox, strait itself.
 //! - [`artifacts`] names what it made; everything that runs the model starts from there.
 //! - [`harness`] boots a model host and tells stories on it.
-//! - [`suite`] runs every test.
+//! - [`suite`] runs every test, [`bench`] measures.
 
 pub mod artifacts;
+pub mod bench;
 pub mod harness;
 pub mod setup;
 pub mod suite;

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tests::bench::{self, Peer};
 use tests::setup::{self, Options};
 use tests::suite;
 
@@ -31,6 +32,16 @@ enum Command {
         /// Let the stories that can be long be long
         #[arg(long)]
         soak: bool,
+    },
+    /// Measure what strait costs, counting instructions
+    Bench {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Another VMM to measure: its static arm64 binary and its arguments, with {kernel} and
+        /// {initrd} filled in. The guest powers off if its command line says strait.do=poweroff
+        #[arg(long, value_name = "NAME='COMMAND'")]
+        peer: Vec<Peer>,
     },
     /// Check format and lints, warnings denied
     Lint,
@@ -72,6 +83,10 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             setup::test_tools::install()?;
             let model = setup::run(options)?;
             return suite::run(&model, filter.as_deref(), soak);
+        }
+        Command::Bench { json, peer } => {
+            let model = setup::run(options)?;
+            return bench::run(&model.artifacts, &peer, json);
         }
         Command::Lint => setup::lint::run(options)?,
         Command::Clean { all } => setup::clean::run(all)?,
