@@ -52,6 +52,12 @@ const NEEDS: [(&str, &str); 4] = [
     (stock::BUSYBOX, "--busybox FILE: a statically linked arm64 busybox"),
 ];
 
+/// What the clone's own build takes, which has no package to come from either.
+const BUILD_NEEDS: [&str; 2] = [
+    "--cross-linker FILE: a gcc that links for arm64, if not aarch64-linux-gnu-gcc",
+    "rustup target add aarch64-unknown-linux-gnu",
+];
+
 /// A kernel that was brought along, and its modules.
 pub(super) struct GivenKernel {
     /// The kernel.
@@ -91,7 +97,8 @@ impl Given {
 
     /// What isn't given: the options and what they take, a line each.
     pub(super) fn needs(&self) -> String {
-        let lines = self.missing().into_iter().map(|(_, need)| format!("  help: {need}"));
+        let needs = self.missing().into_iter().map(|(_, need)| need).chain(BUILD_NEEDS);
+        let lines = needs.map(|need| format!("  help: {need}"));
         lines.collect::<Vec<_>>().join("\n")
     }
 
@@ -182,11 +189,11 @@ mod tests {
     fn what_is_not_given_is_asked_for() {
         let nothing = Given { qemu: None, host: None, stock: None, busybox: None };
         assert!(!nothing.is_complete());
-        assert_eq!(nothing.needs().lines().count(), NEEDS.len());
+        assert_eq!(nothing.needs().lines().count(), NEEDS.len() + BUILD_NEEDS.len());
         let path = || PathBuf::from("/x");
         let kernel = || Some(GivenKernel { kernel: path(), modules: path() });
         let most = Given { qemu: Some(path()), host: kernel(), stock: kernel(), busybox: None };
-        assert!(most.needs().contains("--busybox") && most.needs().lines().count() == 1);
+        assert!(most.needs().contains("--busybox") && !most.needs().contains("--qemu"));
         assert!(Given { busybox: Some(path()), ..most }.is_complete());
     }
 
