@@ -17,10 +17,29 @@ const CLOCK_HZ: u32 = 1_843_200;
 /// Input that waits for the guest to read it, at most.
 const INPUT_CAPACITY: usize = 4096;
 
+/// The line status register (PC16550D data sheet, section 8.6).
+const LSR: u8 = 5;
+
+/// "Received data available" in the interrupt enable register (PC16550D, section 8.4).
+const IER_RECEIVED_DATA: u8 = 1 << 0;
+
+/// A guest that reads the line status this often in a row waits for input without interrupts.
+const POLLS: u32 = 32;
+
 /// A UART whose output goes to a writer and whose input is queued until the guest reads it.
+///
+/// The receiver holds one byte at a time. vm-superio raises the interrupt when bytes arrive, but
+/// not, as a UART does, for as long as some are left: a driver that takes fewer than there are
+/// (Linux's stops at 256) would never hear of the rest. So each byte arrives by itself. And none
+/// arrives before the guest takes input, by interrupt or by polling: its driver's first act is to
+/// discard what is in the receiver.
 pub struct Serial {
     uart: Uart<Line, NoEvents, Box<dyn Write + Send>>,
+    /// Bytes the receiver has room for when it is empty.
+    capacity: usize,
     input: VecDeque<u8>,
+    /// Reads of the line status in a row.
+    polls: u32,
     drained: EventFd,
     starved: bool,
     broken_output: bool,
@@ -41,9 +60,12 @@ impl Serial {
     /// A UART that signals `interrupt`, writes to `output`, and signals `drained` when it has
     /// room again after [`enqueue`](Self::enqueue) took less than it was offered.
     pub fn new(interrupt: EventFd, output: Box<dyn Write + Send>, drained: EventFd) -> Self {
+        let uart = Uart::new(Line(interrupt), output);
         Self {
-            uart: Uart::new(Line(interrupt), output),
+            capacity: uart.fifo_capacity(),
+            uart,
             input: VecDeque::new(),
+            polls: 0,
             drained,
             starved: false,
             broken_output: false,
@@ -59,18 +81,27 @@ impl Serial {
         taken
     }
 
-    /// Moves queued input into the UART's FIFO as far as it has room.
+    /// Moves a byte of queued input into the receiver, if it is empty and the guest listens.
     fn feed(&mut self) {
-        let room = self.uart.fifo_capacity().min(self.input.len());
-        // In loopback mode the UART takes nothing; the bytes stay queued.
-        let bytes: Vec<u8> = self.input.iter().take(room).copied().collect();
-        if bytes.is_empty() {
+        let Some(byte) = self.input.front().copied() else { return };
+        if self.uart.fifo_capacity() < self.capacity || !self.is_listening() {
             return;
         }
-        match self.uart.enqueue_raw_bytes(&bytes) {
+        match self.uart.enqueue_raw_bytes(&[byte]) {
+            // None is taken in loopback mode: it stays queued.
             Ok(taken) => drop(self.input.drain(..taken)),
             Err(e) => log::warn!("serial: {e}"),
         }
+        if self.input.is_empty() && self.starved {
+            self.starved = false;
+            if let Err(e) = self.drained.write(1) {
+                log::warn!("serial: input can't be resumed: {e}");
+            }
+        }
+    }
+
+    fn is_listening(&self) -> bool {
+        self.polls >= POLLS || self.uart.state().interrupt_enable & IER_RECEIVED_DATA != 0
     }
 }
 
@@ -79,16 +110,14 @@ impl MmioDevice for Serial {
         data.fill(0);
         if let (Ok(register), Some(first)) = (u8::try_from(offset), data.first_mut()) {
             *first = self.uart.read(register);
-        }
-        if !self.input.is_empty() {
-            self.feed();
-            if self.input.is_empty() && self.starved {
-                self.starved = false;
-                if let Err(e) = self.drained.write(1) {
-                    log::warn!("serial: input can't be resumed: {e}");
-                }
+            match register {
+                LSR => self.polls = self.polls.saturating_add(1),
+                // A guest that polls goes on to do so after it has got a byte.
+                0 => (),
+                _ => self.polls = 0,
             }
         }
+        self.feed();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Action {
@@ -102,6 +131,9 @@ impl MmioDevice for Serial {
                 Err(Error::Trigger(e)) => log::warn!("serial: interrupt lost: {e}"),
                 _ => (),
             }
+            // Enabling interrupts may be what the input waits for.
+            self.polls = 0;
+            self.feed();
         }
         Action::None
     }
@@ -124,7 +156,8 @@ mod tests {
 
     const DATA: u64 = 0;
     const IER: u64 = 1;
-    const LSR: u64 = 5;
+    const IIR: u64 = 2;
+    const LSR: u64 = super::LSR as u64;
 
     #[derive(Clone, Default)]
     struct Output(Arc<Mutex<Vec<u8>>>);
@@ -189,18 +222,71 @@ mod tests {
         assert_eq!(*output.0.lock().unwrap(), b"hello");
     }
 
+    /// A serial port whose guest takes interrupts for input.
+    fn listening() -> (Serial, EventFd, EventFd) {
+        let (mut serial, interrupt, drained) = serial(io::sink());
+        let _ = serial.write(IER, &[1]);
+        (serial, interrupt, drained)
+    }
+
     #[test]
     fn input_arrives_in_order_with_an_interrupt() {
-        let (mut serial, interrupt, _) = serial(io::sink());
-        let _ = serial.write(IER, &[1]);
+        let (mut serial, interrupt, _) = listening();
         assert_eq!(serial.enqueue(b"abc"), 3);
         assert!(interrupt.read().is_ok());
         assert_eq!(read_all(&mut serial), b"abc");
     }
 
     #[test]
-    fn input_longer_than_the_fifo_arrives_whole() {
-        let (mut serial, _, drained) = serial(io::sink());
+    fn a_driver_that_takes_some_bytes_per_interrupt_gets_them_all() {
+        let input: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        for at_once in [1, 7, 16, 64, 256] {
+            let (mut serial, interrupt, _) = listening();
+            serial.enqueue(&input);
+            let mut got = Vec::new();
+            while interrupt.read().is_ok() {
+                // As Linux does: the cause first, then data while there is some, to a limit.
+                let cause = read(&mut serial, IIR);
+                let mut left = at_once;
+                while cause & 1 == 0 && left > 0 && read(&mut serial, LSR) & 1 != 0 {
+                    got.push(read(&mut serial, DATA));
+                    left -= 1;
+                }
+            }
+            assert_eq!(got, input, "{at_once} at once");
+        }
+    }
+
+    #[test]
+    fn input_waits_until_the_guest_listens() {
+        let (mut serial, interrupt, _) = serial(io::sink());
+        serial.enqueue(b"abc");
+        // What a driver does first: discard what is there.
+        for register in [LSR, DATA, IIR, 6, LSR, DATA, IIR, 6] {
+            read(&mut serial, register);
+        }
+        assert!(interrupt.read().is_err());
+        let _ = serial.write(IER, &[1]);
+        assert!(interrupt.read().is_ok());
+        assert_eq!(read_all(&mut serial), b"abc");
+    }
+
+    #[test]
+    fn a_guest_that_polls_gets_input_too() {
+        let (mut serial, ..) = serial(io::sink());
+        serial.enqueue(b"ab");
+        let mut got = Vec::new();
+        for _ in 0..100 {
+            if read(&mut serial, LSR) & 1 != 0 {
+                got.push(read(&mut serial, DATA));
+            }
+        }
+        assert_eq!(got, b"ab");
+    }
+
+    #[test]
+    fn input_as_long_as_the_queue_is_taken_whole() {
+        let (mut serial, _, drained) = listening();
         let input: Vec<u8> = (0..=255).cycle().take(INPUT_CAPACITY).collect();
         assert_eq!(serial.enqueue(&input), INPUT_CAPACITY);
         assert_eq!(read_all(&mut serial), input);
@@ -209,7 +295,7 @@ mod tests {
 
     #[test]
     fn input_beyond_the_queue_is_refused_until_drained() {
-        let (mut serial, _, drained) = serial(io::sink());
+        let (mut serial, _, drained) = listening();
         let input = vec![b'x'; 3 * INPUT_CAPACITY];
         let taken = serial.enqueue(&input);
         assert!((INPUT_CAPACITY..input.len()).contains(&taken), "{taken}");
