@@ -10,8 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::cache::{Cache, LockFile};
+use super::cache::Cache;
 use super::error::{Error, FileError};
+use super::lock::LockFile;
 use super::machine::Machine;
 use super::mirror;
 use super::process;

@@ -4,20 +4,15 @@
 //! renamed when it is complete, so whatever carries the final name is whole. The file
 //! `locks/<name>-<hash>` is locked by who makes it (exclusively) and by who uses it (shared).
 
-use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{env, io};
 
 use sha2::{Digest, Sha256};
 
 use super::error::{Error, FileError};
-use super::interrupt;
+use super::lock::{Lock, LockFile};
 use super::progress::Step;
-
-/// How often a lock is tried that another run holds.
-const POLL: Duration = Duration::from_millis(200);
 
 /// The ending of a directory in which something is being made.
 pub(super) const PARTIAL: &str = ".partial";
@@ -102,96 +97,13 @@ impl Cache {
 
     /// The lock called `name`.
     pub(super) fn lock(&self, name: &str) -> LockFile {
-        LockFile { path: self.root.join("locks").join(name) }
+        LockFile::new(self.root.join("locks").join(name))
     }
 }
 
 fn place(own: Option<PathBuf>, xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
     own.or_else(|| xdg.filter(|dir| dir.is_absolute()).map(|dir| dir.join("strait-model")))
         .or_else(|| home.map(|dir| dir.join(".cache/strait-model")))
-}
-
-/// A file that is only there to be locked.
-pub(super) struct LockFile {
-    path: PathBuf,
-}
-
-/// A lock that is held until this is dropped, or the process ends.
-pub(super) struct Lock {
-    path: PathBuf,
-    _file: File,
-}
-
-impl Lock {
-    /// Removes the file, so that the next one to lock makes a new one.
-    pub(super) fn remove(self) -> Result<(), Error> {
-        fs::remove_file(&self.path).at("remove", &self.path)
-    }
-}
-
-impl LockFile {
-    /// Takes the lock if nobody holds it.
-    pub(super) fn try_exclusive(&self) -> Result<Option<Lock>, Error> {
-        self.attempt(File::try_lock)
-    }
-
-    /// Takes the lock, saying for whom it waits.
-    pub(super) fn exclusive(&self, step: &Step) -> Result<Lock, Error> {
-        self.wait(step, File::try_lock)
-    }
-
-    /// Takes the lock together with others that take it so.
-    pub(super) fn shared(&self, step: &Step) -> Result<Lock, Error> {
-        self.wait(step, File::try_lock_shared)
-    }
-
-    fn wait(
-        &self,
-        step: &Step,
-        lock: impl Fn(&File) -> Result<(), TryLockError>,
-    ) -> Result<Lock, Error> {
-        let mut said = false;
-        loop {
-            if let Some(held) = self.attempt(&lock)? {
-                return Ok(held);
-            }
-            if !said {
-                step.phase("waiting for another `cargo model`, which is at it");
-                said = true;
-            }
-            if interrupt::requested() {
-                return Err(Error::Interrupted);
-            }
-            std::thread::sleep(POLL);
-        }
-    }
-
-    fn attempt(
-        &self,
-        lock: impl Fn(&File) -> Result<(), TryLockError>,
-    ) -> Result<Option<Lock>, Error> {
-        if let Some(dir) = self.path.parent() {
-            fs::create_dir_all(dir).at("create", dir)?;
-        }
-        let path = &self.path;
-        let open = File::options().create(true).truncate(false).write(true).open(path);
-        let file = open.at("open", path)?;
-        match lock(&file) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(source)) => return Err(source).at("lock", path),
-        }
-        // `clean` may have removed the file between our opening and our locking it.
-        let ours = file.metadata().at("examine", path)?;
-        match fs::metadata(path) {
-            Ok(named) if named.ino() == ours.ino() && named.dev() == ours.dev() => {
-                Ok(Some(Lock { path: path.clone(), _file: file }))
-            }
-            Ok(_) => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(source).at("examine", path),
-        }
-    }
 }
 
 /// An artefact, finished or not.
@@ -413,7 +325,7 @@ mod tests {
                     let thing = fixture.thing("a");
                     let held = thing.get(&fixture.step(), |shop| {
                         made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                        std::thread::sleep(POLL);
+                        std::thread::sleep(std::time::Duration::from_millis(200));
                         fs::write(shop.out.join("file"), "content").at("write", &shop.out)
                     });
                     assert!(held.unwrap().dir.join("file").exists());
@@ -421,13 +333,5 @@ mod tests {
             }
         });
         assert_eq!(made.into_inner(), 1);
-    }
-
-    #[test]
-    fn a_removed_lock_file_is_made_anew() {
-        let fixture = Fixture::new("removed");
-        let lock = fixture.cache.lock("x");
-        lock.try_exclusive().unwrap().unwrap().remove().unwrap();
-        assert!(lock.try_exclusive().unwrap().is_some());
     }
 }

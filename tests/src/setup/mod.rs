@@ -14,6 +14,7 @@ mod error;
 mod interrupt;
 pub mod lint;
 mod linux;
+mod lock;
 mod machine;
 mod mirror;
 mod modules;
