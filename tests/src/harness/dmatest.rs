@@ -40,8 +40,8 @@ impl DmaTest {
         format!("dmatest {} {} {}", self.copies, self.size, self.channels)
     }
 
-    /// Runs it in `guest` and checks that every channel did its copies without a failure, and
-    /// that each line of every controller was raised once per copy of one channel.
+    /// Runs it in `guest` and checks that every channel did its copies without a failure, and that
+    /// its line was raised for them.
     ///
     /// # Errors
     ///
@@ -75,8 +75,10 @@ impl DmaTest {
         }
     }
 
-    /// Checks that between two looks at the guest's interrupts, one line per channel was handled
-    /// once per copy, and no other line of a DMA controller was.
+    /// Checks that between two looks at the guest's interrupts one line per channel was handled, no
+    /// more often than once per copy and a tenth, and no other line of a DMA controller was. Linux'
+    /// driver looks at all events whichever line calls it, so that two that come together may be
+    /// handled as one, and a line's own call may find nothing left to do.
     ///
     /// # Errors
     ///
@@ -84,13 +86,15 @@ impl DmaTest {
     pub fn check_lines(&self, before: &Interrupts, after: &Interrupts) -> Result<(), String> {
         let lines = after.since(before, ".dma");
         let channels = usize::try_from(self.channels).unwrap_or(usize::MAX);
+        let most = u64::from(self.copies + self.copies / 10);
         let busy: Vec<u64> = lines.iter().copied().filter(|&count| count != 0).collect();
-        if busy.len() == channels && busy.iter().all(|&count| count == u64::from(self.copies)) {
+        if busy.len() == channels && busy.iter().all(|&count| count <= most) {
             return Ok(());
         }
+        let copies = self.copies;
         Err(format!(
-            "{channels} lines should have been handled {} times each, but they were: {lines:?}",
-            self.copies
+            "{channels} lines should have been handled some {copies} times each, but they were: \
+             {lines:?}"
         ))
     }
 }
@@ -146,7 +150,7 @@ dmatest: dma0chan1-copy0: summary 50 tests, 0 failures 1234.56 iops 9876 KB/s (0
 
     #[test]
     fn a_failure_a_missing_copy_and_a_missing_channel_are_seen() {
-        let test = DmaTest { copies: 50, size: 16384, channels: 2 };
+        let test = DmaTest { channels: 2, ..DmaTest::default() };
         assert!(test.check(LOG).is_err_and(|why| why.contains("2 failures")));
         let good = LOG.replace("2 failures", "0 failures");
         assert_eq!(test.check(&good).map(|summaries| summaries.len()), Ok(2));
@@ -156,15 +160,17 @@ dmatest: dma0chan1-copy0: summary 50 tests, 0 failures 1234.56 iops 9876 KB/s (0
     }
 
     #[test]
-    fn lines_must_be_handled_once_per_copy() {
+    fn lines_must_be_handled_about_once_per_copy() {
         use crate::harness::Interrupts;
-        let test = DmaTest { copies: 50, size: 16384, channels: 1 };
+        let test = DmaTest { channels: 1, ..DmaTest::default() };
         let table = |first: u32, second: u32| {
             Interrupts::parse(&format!("CPU0\n44: {first} GIC 1 c.dma\n45: {second} GIC 2 c.dma\n"))
         };
         let before = table(3, 4);
-        assert_eq!(test.check_lines(&before, &table(53, 4)), Ok(()));
-        for (first, second) in [(52, 4), (54, 4), (3, 4), (53, 5), (53, 54)] {
+        for lines in [(53, 4), (52, 4), (58, 4)] {
+            assert_eq!(test.check_lines(&before, &table(lines.0, lines.1)), Ok(()));
+        }
+        for (first, second) in [(59, 4), (3, 4), (53, 5), (53, 54)] {
             assert!(test.check_lines(&before, &table(first, second)).is_err(), "{first} {second}");
         }
     }

@@ -43,7 +43,7 @@ impl Launch {
     }
 
     /// What its init does instead of offering a shell: `poweroff`, `reset`, `panic`, `idle`,
-    /// `busy`, or `count` (which prints some 14 KiB).
+    /// `busy`, or `count` (which prints some 6 KiB).
     #[must_use]
     pub fn does(mut self, action: &str) -> Self {
         action.clone_into(&mut self.action);

@@ -63,6 +63,17 @@ fn stock_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
     Ok(archive.finish())
 }
 
+/// The least that boots and powers off: busybox, and an init of one line.
+pub(crate) fn power_off_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
+    let mut archive = Archive::default();
+    archive.directory("bin");
+    archive.directory("dev");
+    archive.character_device("dev/console", 5, 1);
+    archive.file("bin/busybox", &read(&artifacts.busybox)?);
+    archive.file("init", b"#!/bin/busybox sh\n/bin/busybox poweroff -f\n");
+    Ok(archive.finish())
+}
+
 /// What host and guests have in common.
 fn skeleton(artifacts: &Artifacts, init: &str) -> Result<Archive, Failure> {
     let mut archive = Archive::default();

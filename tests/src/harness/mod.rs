@@ -32,11 +32,12 @@ mod dmatest;
 mod failure;
 mod guest;
 mod host;
-mod initramfs;
+pub(crate) mod initramfs;
 mod interrupts;
 pub mod payload;
 mod process;
 mod qemu;
+mod steady;
 mod transcript;
 pub mod wire;
 
@@ -49,6 +50,7 @@ pub use guest::{Guest, Launch};
 pub use host::{Answer, Host};
 pub use interrupts::Interrupts;
 pub use process::Process;
+pub use steady::SteadyState;
 pub use transcript::Transcript;
 
 /// The model's DMA controllers on the platform bus, by the names sysfs gives them.

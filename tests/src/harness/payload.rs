@@ -5,6 +5,9 @@ const PSCI_VERSION: u32 = 0x8400_0000;
 const PSCI_SYSTEM_OFF: u32 = 0x8400_0008;
 const PSCI_SYSTEM_RESET: u32 = 0x8400_0009;
 
+/// Where strait's guests have their GICv3 distributor.
+const GICD: u32 = 0x0800_0000;
+
 /// A general-purpose register, X0 to X30.
 type Register = u32;
 
@@ -39,6 +42,81 @@ pub fn hypercall(count: u32) -> Vec<u8> {
     repeat(count, &call(PSCI_VERSION), &[])
 }
 
+/// An interrupt line of an assigned PL330 as the guest sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct EventLine {
+    /// The guest physical address of the controller's registers.
+    pub controller: u32,
+    /// The event that raises the line.
+    pub event: u32,
+    /// The line's interrupt number in the GIC (32 and the SPI's).
+    pub intid: u32,
+}
+
+/// On a GICv3: takes an interrupt of `line` `tries` times, each time with the SPI disabled until the
+/// line has risen, then powers off. The first time the line is high already if `high`, else it is
+/// raised here. An interrupt that doesn't come makes it reset the machine instead.
+pub fn take_interrupts(line: EventLine, high: bool, tries: u32) -> Vec<u8> {
+    const TRIES: Register = 19;
+    const POLLS: u32 = 4_000_000;
+    /// For the host to take the interrupt and to inject it.
+    const PAUSE: u32 = 100_000;
+    let (word, bit) = (line.intid / 32 * 4, 1 << (line.intid % 32));
+    let mut setup = Vec::new();
+    setup.extend(store(GICD + 0x000, 0x12)); // GICD_CTLR: affinity routing, group 1
+    setup.extend(store(GICD + 0x080 + word, u32::MAX)); // GICD_IGROUPR: group 1
+    setup.extend(store(GICD + 0xc00 + line.intid / 16 * 4, 0)); // GICD_ICFGR: level
+    setup.extend(load(0, 0xff));
+    setup.extend([write_system(ICC_PMR_EL1, 0)]);
+    setup.extend(load(0, 1));
+    setup.extend([write_system(ICC_IGRPEN1_EL1, 0), ISB]);
+    setup.extend(load(TRIES, tries));
+
+    // DMASEV by the manager thread, through the debug registers (ARM DDI 0424, chapter 3).
+    let mut raise = Vec::new();
+    raise.extend(store(line.controller + 0x020, 1 << line.event)); // INTEN
+    raise.extend(store(line.controller + 0xd08, 0x34 << 16 | line.event << 27)); // DBGINST0
+    raise.extend(store(line.controller + 0xd0c, 0)); // DBGINST1
+    raise.extend(store(line.controller + 0xd04, 0)); // DBGCMD
+    raise.extend(load(3, PAUSE));
+    raise.extend([subtract_one(3), branch_if_not_zero(3, -1)]);
+
+    let mut wait = Vec::new();
+    wait.extend(store(GICD + 0x100 + word, bit)); // GICD_ISENABLER
+    wait.extend(load(3, POLLS));
+    wait.extend(load(4, line.intid));
+    // Over the failure below if it is the line's.
+    let failure = call(PSCI_SYSTEM_RESET);
+    let poll = [read_system(ICC_IAR1_EL1, 0), compare(0, 4), branch_if_equal(3 + 3)];
+    wait.extend(poll);
+    wait.extend([subtract_one(3), branch_if_not_zero(3, -4)]);
+    wait.extend(failure);
+
+    let mut serve = Vec::new();
+    serve.extend([move_register(5, 0)]);
+    serve.extend(store(line.controller + 0x02c, 1 << line.event)); // INTCLR
+    serve.extend([DSB, write_system(ICC_EOIR1_EL1, 5), ISB]);
+    serve.extend(store(GICD + 0x180 + word, bit)); // GICD_ICENABLER
+    serve.push(subtract_one(TRIES));
+
+    let mut code = setup;
+    if high {
+        code.push(branch(distance(raise.len()) + 1));
+    }
+    let back = raise.len() + wait.len() + serve.len();
+    code.extend(raise);
+    code.extend(wait);
+    code.extend(serve);
+    code.push(branch_if_not_zero(TRIES, -distance(back)));
+    code.extend(call(PSCI_SYSTEM_OFF));
+    image(&code)
+}
+
+/// A number of instructions as branches take it.
+fn distance(instructions: usize) -> i32 {
+    i32::try_from(instructions).unwrap_or_default()
+}
+
 /// `prologue`, then `body` `count` times, then power-off. X19 counts: a PSCI call may change X0
 /// to X17 (Arm DEN 0028, "Register use in AArch64 SMC and HVC calls").
 fn repeat(count: u32, body: &[u32], prologue: &[u32]) -> Vec<u8> {
@@ -47,8 +125,7 @@ fn repeat(count: u32, body: &[u32], prologue: &[u32]) -> Vec<u8> {
     code.extend(load(COUNTER, count));
     code.extend_from_slice(body);
     code.push(subtract_one(COUNTER));
-    let back = i32::try_from(body.len() + 1).unwrap_or_default();
-    code.push(branch_if_not_zero(COUNTER, -back));
+    code.push(branch_if_not_zero(COUNTER, -distance(body.len() + 1)));
     code.extend(call(PSCI_SYSTEM_OFF));
     image(&code)
 }
@@ -75,6 +152,48 @@ fn image(code: &[u32]) -> Vec<u8> {
 // The instructions, from the Arm Architecture Reference Manual (DDI 0487), C6.2.
 
 const WFI: u32 = 0xd503_207f;
+const ISB: u32 = 0xd503_3fdf;
+const DSB: u32 = 0xd503_3f9f;
+
+/// System registers of the GIC's CPU interface (IHI 0069, "AArch64 System register
+/// descriptions"): op1, CRn, CRm, op2, as MRS and MSR have them.
+const ICC_PMR_EL1: u32 = 4 << 12 | 6 << 8;
+const ICC_IAR1_EL1: u32 = 12 << 12 | 12 << 8;
+const ICC_EOIR1_EL1: u32 = 12 << 12 | 12 << 8 | 1 << 5;
+const ICC_IGRPEN1_EL1: u32 = 12 << 12 | 12 << 8 | 7 << 5;
+
+/// `MRS Xt`.
+fn read_system(system: u32, register: Register) -> u32 {
+    0xd538_0000 | system | register
+}
+
+/// `MSR Xt`.
+fn write_system(system: u32, register: Register) -> u32 {
+    0xd518_0000 | system | register
+}
+
+/// `MOV Xd, Xm`.
+fn move_register(to: Register, from: Register) -> u32 {
+    0xaa00_03e0 | from << 16 | to
+}
+
+/// `CMP Wn, Wm`.
+fn compare(left: Register, right: Register) -> u32 {
+    0x6b00_001f | right << 16 | left << 5
+}
+
+/// `B.EQ`, by this many instructions.
+fn branch_if_equal(instructions: i32) -> u32 {
+    0x5400_0000 | (instructions.cast_unsigned() & 0x7_ffff) << 5
+}
+
+/// `STR Wt, [Xn]` of a number to a guest physical address; uses X1 and X2.
+fn store(address: u32, value: u32) -> Vec<u32> {
+    let mut code = Vec::from(load(1, value));
+    code.extend(load(2, address));
+    code.push(0xb900_0041);
+    code
+}
 
 /// `HVC #0` with this function in W0.
 fn call(function: u32) -> Vec<u32> {
@@ -109,7 +228,10 @@ fn branch_if_not_zero(register: Register, instructions: i32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{power_off, read_byte, spin};
+    use super::{
+        DSB, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ISB, branch_if_equal,
+        compare, move_register, power_off, read_byte, read_system, spin, store, write_system,
+    };
 
     fn words(bytes: &[u8]) -> Vec<u32> {
         bytes[64..].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
@@ -144,5 +266,34 @@ mod tests {
                 0xd400_0002, // hvc  #0
             ]
         );
+    }
+
+    #[test]
+    fn instructions_for_the_gic_are_encoded_as_an_assembler_does() {
+        assert_eq!(
+            [
+                write_system(ICC_PMR_EL1, 0),
+                write_system(ICC_IGRPEN1_EL1, 0),
+                read_system(ICC_IAR1_EL1, 0),
+                write_system(ICC_EOIR1_EL1, 5),
+                ISB,
+                DSB,
+                compare(0, 4),
+                branch_if_equal(6),
+                move_register(5, 0),
+            ],
+            [
+                0xd518_4600, // msr  icc_pmr_el1, x0
+                0xd518_cce0, // msr  icc_igrpen1_el1, x0
+                0xd538_cc00, // mrs  x0, icc_iar1_el1
+                0xd518_cc25, // msr  icc_eoir1_el1, x5
+                0xd503_3fdf, // isb
+                0xd503_3f9f, // dsb  sy
+                0x6b04_001f, // cmp  w0, w4
+                0x5400_00c0, // b.eq .+24
+                0xaa00_03e5, // mov  x5, x0
+            ]
+        );
+        assert_eq!(store(0x1000, 2).last(), Some(&0xb900_0041), "str w1, [x2]");
     }
 }

@@ -21,7 +21,8 @@ usage: probe COMMAND
   pl330 BASE raise EVENT                raise an event with its interrupt enabled
   pl330 BASE clear                      disable and clear all interrupts
   pl330 BASE copy CHANNEL AT FROM TO N  copy N bytes by a program placed at AT (bus addresses)
-  pl330 BASE endless CHANNEL AT FROM TO N  the same again and again; doesn't wait
+  pl330 BASE copy-on EVENT CHANNEL AT FROM TO N  the same whenever an event happens; doesn't wait
+  pl330 BASE signal EVENT               make an event happen
   pl330 BASE kill CHANNEL               kill a channel
   memory fill ADDRESS LENGTH BYTE       fill physical memory
   memory check ADDRESS LENGTH BYTE      fail unless all of it is BYTE

@@ -7,6 +7,7 @@ const WRITE_BARRIER: u8 = 0x13;
 const LOOP_0: u8 = 0x20;
 const LOOP_END: u8 = 0x28;
 const LOOP_COUNTED: u8 = 1 << 4;
+const WAIT_FOR_EVENT: u8 = 0x36;
 const MOVE: u8 = 0xbc;
 
 /// The registers that DMAMOV sets.
@@ -27,21 +28,23 @@ const CONTROL_VALUE: u32 = {
     side | side << 14
 };
 
-/// A program that copies `bursts` (1 to 256) bursts from one bus address to another; once, or
-/// again and again.
-pub(crate) fn copy(from: u32, to: u32, bursts: u8, endless: bool) -> Vec<u8> {
+/// A program that copies `last + 1` bursts from one bus address to another; once, or whenever an
+/// event happens, for ever.
+pub(crate) fn copy(from: u32, to: u32, last: u8, whenever: Option<u8>) -> Vec<u8> {
     let mut program = Vec::new();
-    let begin = program.len();
+    if let Some(event) = whenever {
+        program.extend([WAIT_FOR_EVENT, event << 3]);
+    }
     for (register, value) in [(CONTROL, CONTROL_VALUE), (SOURCE, from), (DESTINATION, to)] {
         program.extend([MOVE, register]);
         program.extend(value.to_le_bytes());
     }
-    program.extend([LOOP_0, bursts]);
+    program.extend([LOOP_0, last]);
     program.extend([LOAD, STORE]);
     program.extend([LOOP_END | LOOP_COUNTED, 2]);
     program.push(WRITE_BARRIER);
-    if endless {
-        let back = u8::try_from(program.len() - begin).unwrap_or(u8::MAX);
+    if whenever.is_some() {
+        let back = u8::try_from(program.len()).unwrap_or(u8::MAX);
         program.extend([LOOP_END, back]);
     }
     program.push(END);
@@ -54,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_copy_is_the_bytes_the_manual_gives() {
-        let once = copy(0x4000_0000, 0x5000_1000, 3, false);
+        let once = copy(0x4000_0000, 0x5000_1000, 3, None);
         assert_eq!(
             once,
             [
@@ -71,8 +74,9 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_copy_jumps_back_to_its_beginning() {
-        let endless = copy(0, 0, 0, true);
-        assert_eq!(endless[25..], [0x28, 25, 0x00]);
+    fn a_copy_on_an_event_waits_and_jumps_back_to_its_beginning() {
+        let program = copy(0, 0, 0, Some(3));
+        assert_eq!(program[..2], [0x36, 0x18], "DMAWFE 3");
+        assert_eq!(program[27..], [0x28, 27, 0x00], "DMALPEND");
     }
 }

@@ -62,12 +62,14 @@ pub(crate) fn run(base: u64, command: &[&str]) -> Result<(), Trouble> {
         ["raise", event] => dma.raise(number32(event)?),
         ["clear"] => dma.clear(),
         ["copy", channel, at, from, to, length] => {
-            let channel = dma.start(channel, at, [from, to, length], false)?;
+            let channel = dma.start(channel, at, [from, to, length], None)?;
             dma.wait(channel)
         }
-        ["endless", channel, at, from, to, length] => {
-            dma.start(channel, at, [from, to, length], true).map(|_| ())
+        ["copy-on", event, channel, at, from, to, length] => {
+            let event = checked(number32(event)?, EVENTS, "event")?;
+            dma.start(channel, at, [from, to, length], Some(event)).map(|_| ())
         }
+        ["signal", event] => dma.signal(checked(number32(event)?, EVENTS, "event")?),
         ["kill", channel] => dma.kill(checked(number32(channel)?, CHANNELS, "channel")?),
         _ => Err("no such command; see probe without arguments".into()),
     }
@@ -99,15 +101,20 @@ impl Pl330 {
         checked(event, EVENTS, "event")?;
         let enabled = self.registers.read(INTEN)?;
         self.registers.write(INTEN, enabled | 1 << event)?;
-        // The manager thread executes DMASEV: debug instructions have bytes 0 and 1 in the high
-        // half of DBGINST0 ("Debug Instruction-0 Register").
-        self.debug(DMASEV << 16 | (event << 3) << 24, 0)?;
+        self.signal(event)?;
         let pending = self.registers.read(INTMIS)?;
         println!("pending {pending:#x}");
         if pending & 1 << event == 0 {
             return Err(format!("event {event} raised no interrupt").into());
         }
         Ok(())
+    }
+
+    /// Makes an event happen.
+    fn signal(&self, event: u32) -> Result<(), Trouble> {
+        // The manager thread executes DMASEV: debug instructions have bytes 0 and 1 in the high
+        // half of DBGINST0 ("Debug Instruction-0 Register").
+        self.debug(DMASEV << 16 | (event << 3) << 24, 0)
     }
 
     fn clear(&self) -> Result<(), Trouble> {
@@ -122,7 +129,7 @@ impl Pl330 {
         channel: &str,
         at: &str,
         [from, to, length]: [&&str; 3],
-        endless: bool,
+        whenever: Option<u32>,
     ) -> Result<u32, Trouble> {
         let channel = checked(number32(channel)?, CHANNELS, "channel")?;
         let (at, length) = (number32(at)?, number32(length)?);
@@ -132,7 +139,8 @@ impl Pl330 {
             .and_then(|last| u8::try_from(last).ok())
             .filter(|_| length.is_multiple_of(microcode::BURST))
             .ok_or("a copy has 64 to 16384 bytes, a multiple of 64")?;
-        let program = microcode::copy(number32(from)?, number32(to)?, last, endless);
+        let whenever = whenever.map(u8::try_from).transpose()?;
+        let program = microcode::copy(number32(from)?, number32(to)?, last, whenever);
         place(at, &program)?;
         self.debug(DMAGO_NON_SECURE << 16 | channel << 24, at)?;
         Ok(channel)

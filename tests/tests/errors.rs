@@ -1,0 +1,249 @@
+//! Wrong uses: each is an error of three parts (what failed, on what, what to do), and the host
+//! stays as it was.
+
+use tests::harness::{AMBA_DMA, Board, Failure, Host, PLATFORM_DMA, Story, payload};
+
+/// A wrong use and its answer.
+struct Wrong<'a> {
+    /// strait's arguments.
+    arguments: &'a str,
+    /// Its exit status.
+    status: i32,
+    /// What the first line says.
+    error: &'a [&'a str],
+    /// What the help says.
+    help: &'a [&'a str],
+}
+
+/// What strait might change on the host: drivers, the device's registers, files, machines.
+fn state(host: &Host) -> Result<String, Failure> {
+    host.sh("for device in /sys/bus/platform/devices/2c*.dma /sys/bus/amba/devices/2c*.dma; do \
+             echo $device $(readlink $device/driver) $(cat $device/driver_override); done; \
+             probe pl330 0x2c0a0000 status; ls -l /dev/vfio /dev/kvm | cut -c 1-30; \
+             ls /sys/kernel/debug/kvm /tmp /k; cat /proc/mounts; \
+             cat /sys/module/vfio*/parameters/* 2>/dev/null")
+}
+
+impl Wrong<'_> {
+    /// Does it, and checks the answer and the host.
+    fn is_refused_on(&self, host: &Host) -> Story {
+        self.is_refused_by(host, "strait")
+    }
+
+    /// The same with strait run by `program`.
+    fn is_refused_by(&self, host: &Host, program: &str) -> Story {
+        let command = format!("{program} run {}", self.arguments);
+        let before = state(host)?;
+        let answer = host.run(&command)?;
+        assert_eq!(state(host)?, before, "`{command}` changed the host");
+        let text = &answer.errors;
+        assert_eq!(answer.status, self.status, "`{command}`: {text}");
+        assert_eq!(answer.output, "", "`{command}` speaks on standard output");
+        let (error, help) = text.split_once("\n  help: ").unwrap_or((text, ""));
+        assert!(error.starts_with("error: "), "`{command}`: {text}");
+        for (part, wanted) in [(error, self.error), (help, self.help)] {
+            for words in wanted {
+                assert!(part.contains(words), "`{command}` doesn't say {words:?}: {text}");
+            }
+        }
+        assert!(!help.trim().is_empty(), "`{command}` has no help: {text}");
+        Ok(())
+    }
+}
+
+#[test]
+fn devices_that_can_t_be_assigned() -> Story {
+    let host = Board::new().boot()?;
+    host.bind(PLATFORM_DMA[0])?;
+    let [bound, unbound, own] = [PLATFORM_DMA[0], PLATFORM_DMA[1], AMBA_DMA[0]];
+    let table: &[(String, &[&str], &[&str])] = &[
+        ("2c0f0000.dma".into(), &["no device 2c0f0000.dma"], &["2c0a0000.dma"]),
+        ("../../../etc".into(), &["etc"], &["2c0a0000.dma"]),
+        (
+            own.into(),
+            &[own, "its driver is dma-pl330, not vfio-amba"],
+            &["vfio-amba", "driver_override", own],
+        ),
+        (
+            unbound.into(),
+            &[unbound, "bound to no driver", "vfio-platform"],
+            &["driver_override", "drivers_probe"],
+        ),
+        (format!("{bound} --vfio-platform {bound}"), &[bound, "twice"], &["once"]),
+        (
+            format!("{bound} --vfio-platform /sys/bus/platform/devices/{bound}"),
+            &[bound, "twice"],
+            &["once"],
+        ),
+    ];
+    for (device, error, help) in table {
+        let arguments = &format!("--kernel /k/model --vfio-platform {device}");
+        Wrong { arguments, status: 1, error, help }.is_refused_on(&host)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn groups_that_can_t_be_used() -> Story {
+    let host = Board::new().file("k/spin", payload::spin()).boot()?;
+    let device = PLATFORM_DMA[0];
+    host.bind(device)?;
+    let group = format!("/sys/kernel/iommu_groups/{}", host.group(device)?);
+    let arguments = &format!("--kernel /k/model --vfio-platform {device}");
+
+    // On this board every device has a group of its own: another view of sysfs makes one shared.
+    host.sh(&format!(
+        "mkdir -p /tmp/shared && ln -s /sys/devices/platform/{device} /tmp/shared/ && \
+         ln -s $(readlink -f /sys/bus/amba/devices/{other}) /tmp/shared/ && \
+         mount --bind /tmp/shared {group}/devices",
+        other = AMBA_DMA[0]
+    ))?;
+    let error = &[device, "shared with", AMBA_DMA[0], "dma-pl330"];
+    Wrong { arguments, status: 1, error, help: &[AMBA_DMA[0]] }.is_refused_on(&host)?;
+    host.sh(&format!("umount {group}/devices"))?;
+
+    // RAM is at 0x40000000.
+    host.sh(&format!(
+        "echo '0x0000000050000000 0x00000000500fffff direct' >/tmp/reserved && \
+         mount --bind /tmp/reserved {group}/reserved_regions"
+    ))?;
+    let error = &["0x50000000", "0x500fffff"];
+    let larger = &format!("{arguments} --memory 1G");
+    Wrong { arguments: larger, status: 1, error, help: &["memory"] }.is_refused_on(&host)?;
+    host.sh(&format!("umount {group}/reserved_regions"))?;
+
+    let mut other =
+        host.strait(&format!("run --kernel /k/spin --vfio-platform {device} --stats /tmp/stats"))?;
+    host.until("[ -n \"$(ls /sys/kernel/debug/kvm | grep -- -)\" ]")?;
+    host.until("grep -q vfio-irq /proc/interrupts")?;
+    let error = &[device, "another process uses"];
+    Wrong { arguments, status: 1, error, help: &["fuser"] }.is_refused_on(&host)?;
+    other.signal(15)?;
+    assert_eq!(other.exit_status()?, 128 + 15);
+    let _ = other.output();
+    Ok(())
+}
+
+#[test]
+fn a_person_without_permission() -> Story {
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    let device = PLATFORM_DMA[0];
+    host.bind(device)?;
+    let node = format!("/dev/vfio/{}", host.group(device)?);
+    let arguments = &format!("--kernel /k/off --vfio-platform {device}");
+
+    host.sh("chmod 600 /dev/kvm")?;
+    let error = &["/dev/kvm"];
+    Wrong { arguments: "--kernel /k/off", status: 1, error, help: &["/dev/kvm"] }
+        .is_refused_by(&host, "probe as 1000 strait")?;
+    host.sh("chmod 666 /dev/kvm")?;
+
+    let error = &[device, &node, "1000"];
+    Wrong { arguments, status: 1, error, help: &["chown", &node] }
+        .is_refused_by(&host, "probe as 1000 strait")?;
+    host.sh(&format!("chown 1000 {node} && chmod 600 /dev/vfio/vfio"))?;
+    let error = &[device, "/dev/vfio/vfio"];
+    Wrong { arguments, status: 1, error, help: &["/dev/vfio/vfio"] }
+        .is_refused_by(&host, "probe as 1000 strait")?;
+    host.sh("chmod 666 /dev/vfio/vfio")?;
+
+    let error = &["RLIMIT_MEMLOCK"];
+    Wrong { arguments, status: 1, error, help: &["ulimit -l"] }
+        .is_refused_by(&host, "probe as 1000 memlock=8388608 strait")?;
+    // With what the helps say to do, it works.
+    host.sh(&format!("probe as 1000 memlock=1073741824 strait run {arguments}"))?;
+    Ok(())
+}
+
+#[test]
+fn a_host_that_isn_t_prepared() -> Story {
+    let device = PLATFORM_DMA[0];
+    let arguments = &format!("--kernel /k/off --vfio-platform {device}");
+    let board = Board::new().file("k/off", payload::power_off());
+
+    let host = board.clone().param("vfio_iommu_type1.allow_unsafe_interrupts=0").boot()?;
+    host.bind(device)?;
+    let parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+    let help = &["echo Y >", parameter];
+    Wrong { arguments, status: 1, error: &[device, "interrupts"], help }.is_refused_on(&host)?;
+    host.sh(&format!("echo Y > {parameter} && strait run {arguments}"))?;
+    drop(host);
+
+    let host = board.param("vfio_platform.reset_required=1").boot()?;
+    host.sh(&format!(
+        "cd /sys/bus/platform; echo vfio-platform > devices/{device}/driver_override; \
+         echo {device} > drivers_probe; [ ! -e devices/{device}/driver ]"
+    ))?;
+    let help = &["vfio_platform.reset_required=0"];
+    Wrong { arguments, status: 1, error: &[device, "reset"], help }.is_refused_on(&host)?;
+    // On the AMBA bus no reset is required.
+    host.bind(AMBA_DMA[0])?;
+    host.sh(&format!("strait run --kernel /k/off --vfio-platform {}", AMBA_DMA[0]))?;
+    Ok(())
+}
+
+#[test]
+fn files_that_are_no_kernels_and_no_initrds() -> Story {
+    let host = Board::new().stock().file("k/off", payload::power_off()).boot()?;
+    // An x86 kernel has 0xaa55 at 0x1fe and "HdrS" at 0x202 (its boot protocol's header).
+    host.sh(
+        "cd /tmp; touch empty; head -c 20000000 /k/stock >truncated; head -c 40 /k/model >short; \
+         { head -c 510 /dev/zero; printf '\\125\\252\\353\\152HdrS'; head -c 9000 /dev/zero; } >x86; \
+         echo '#!/bin/sh' >script; gzip -c script >script.gz; gzip -c /bin/busybox | head -c 99999 >early.gz; \
+         truncate -s 300M large; cp /bin/probe elf",
+    )?;
+    let table: &[(&str, i32, &[&str], &[&str])] = &[
+        ("--kernel /tmp/missing", 1, &["/tmp/missing"], &[]),
+        ("--kernel /tmp", 1, &["/tmp", "directory"], &[]),
+        ("--kernel /tmp/empty", 1, &["/tmp/empty", "empty"], &[]),
+        ("--kernel /tmp/short", 1, &["/tmp/short", "too short"], &[]),
+        ("--kernel /tmp/truncated", 1, &["/tmp/truncated", "truncated"], &[]),
+        ("--kernel /tmp/x86", 1, &["/tmp/x86", "x86"], &[]),
+        ("--kernel /tmp/early.gz", 1, &["/tmp/early.gz", "gzip"], &[]),
+        ("--kernel /tmp/elf", 1, &["/tmp/elf", "ELF"], &[]),
+        ("--kernel /k/off --initrd /tmp/missing", 1, &["/tmp/missing"], &[]),
+        ("--kernel /k/off --initrd /tmp", 1, &["/tmp", "directory"], &[]),
+        ("--kernel /k/off --initrd /tmp/empty", 1, &["/tmp/empty", "empty"], &[]),
+        (
+            "--kernel /k/off --initrd /tmp/large --memory 256M",
+            1,
+            &["300 MiB", "256 MiB"],
+            &["memory"],
+        ),
+        ("--kernel /k/model --memory 8M", 1, &["/k/model"], &["memory"]),
+    ];
+    for &(arguments, status, error, help) in table {
+        Wrong { arguments, status, error, help }.is_refused_on(&host)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn options_that_make_no_sense() -> Story {
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    let table: &[(&str, i32, &[&str], &[&str])] = &[
+        ("--memory 0M", 2, &["--memory", "0"], &["--memory"]),
+        ("--memory 0", 2, &["--memory"], &[]),
+        ("--memory lots", 2, &["--memory", "lots"], &[]),
+        ("--memory 64T", 1, &["65536G"], &["--memory"]),
+        ("--memory 99999999999999999999G", 2, &["--memory"], &[]),
+        ("--cpus 0", 2, &["--cpus"], &[]),
+        ("--cpus 1000", 2, &["--cpus", "1000"], &["--cpus"]),
+        ("--timeout never", 2, &["--timeout"], &[]),
+        ("--vfio-platform ''", 2, &["--vfio-platform"], &[]),
+        ("--colour red", 2, &["--colour"], &[]),
+        ("--stats /nowhere/stats", 1, &["/nowhere/stats"], &["--stats"]),
+        ("--dump-dtb /nowhere/dtb", 1, &["/nowhere/dtb"], &["--dump-dtb"]),
+    ];
+    for &(arguments, status, error, help) in table {
+        let arguments = &format!("--kernel /k/off {arguments}");
+        Wrong { arguments, status, error, help }.is_refused_on(&host)?;
+    }
+    let arguments = "";
+    Wrong { arguments, status: 2, error: &["kernel"], help: &["--kernel"] }.is_refused_on(&host)?;
+    // More than the host can lock for DMA, though not more than it has.
+    host.bind(PLATFORM_DMA[0])?;
+    let arguments = &format!("--kernel /k/off --memory 32G --vfio-platform {}", PLATFORM_DMA[0]);
+    Wrong { arguments, status: 1, error: &["32G"], help: &["--memory"] }.is_refused_on(&host)?;
+    Ok(())
+}

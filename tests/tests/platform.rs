@@ -1,0 +1,242 @@
+//! Assigned platform devices: a guest's own pl330 driver drives a PL330 that belongs to it.
+
+use tests::harness::payload::{self, EventLine};
+use tests::harness::{
+    AMBA_DMA, Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, SteadyState, Story,
+};
+
+/// What the guest's driver says when it has found a controller.
+const FOUND: &str = "Loaded driver for PL330 DMAC";
+/// Where the first assigned device is in the guest.
+const FIRST: &str = "0xc000000";
+
+fn assigned(devices: &[&str]) -> String {
+    devices.iter().map(|name| format!("--vfio-platform {name} ")).collect()
+}
+
+/// Binds devices to VFIO and starts a guest that owns them.
+fn guest_with(host: &Host, devices: &[&str]) -> Result<Guest, Failure> {
+    devices.iter().try_for_each(|name| host.bind(name))?;
+    let mut guest = host.guest(&assigned(devices))?;
+    assert_eq!(guest.sh("dmesg")?.matches(FOUND).count(), devices.len());
+    Ok(guest)
+}
+
+/// Checks that transfers cost the VMM nothing: no exit to it, no thread of it woken.
+fn costs_nothing(steady: &SteadyState) {
+    let [before, after] = &steady.exits;
+    for counter in ["mmio_exit_user", "signal_exits"] {
+        assert_eq!(after.get(counter), before.get(counter), "{counter}");
+    }
+    assert!(after.get("exits") > before.get("exits"), "KVM counts nothing: {after:?}");
+    let [before, after] = &steady.wakeups;
+    assert!(before.iter().count() > 0, "no thread but the vCPUs was looked at");
+    assert_eq!(before, after, "threads of the VMM were woken");
+}
+
+/// Measures the default test until each of eight lines was handled exactly once per copy: there
+/// are runs in which no two events come together.
+fn each_line_once_per_transfer(host: &Host, guest: &mut Guest) -> Result<SteadyState, Failure> {
+    const RUNS: u32 = 8;
+    let test = DmaTest::default();
+    let mut seen = Vec::new();
+    for _ in 0..RUNS {
+        let steady = SteadyState::measure(host, guest, test)?;
+        costs_nothing(&steady);
+        assert_eq!(steady.host_interrupts, steady.lines.iter().sum::<u64>());
+        if steady.lines == [50, 50, 50, 50, 50, 50, 50, 50, 0] {
+            return Ok(steady);
+        }
+        seen.push(steady.lines);
+    }
+    panic!("in none of {RUNS} runs was each line handled once per transfer: {seen:?}");
+}
+
+#[test]
+fn a_device_on_the_platform_bus_works_without_the_vmm() -> Story {
+    let host = Board::new().cpus(1).boot()?;
+    let mut guest = guest_with(&host, &PLATFORM_DMA[..1])?;
+    let steady = each_line_once_per_transfer(&host, &mut guest)?;
+    assert!(steady.bytes > 400 * 4096, "{} bytes", steady.bytes);
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_device_on_the_amba_bus_works_without_the_vmm() -> Story {
+    let host = Board::new().cpus(1).boot()?;
+    assert_eq!(host.driver(AMBA_DMA[0])?.as_deref(), Some("dma-pl330"));
+    let mut guest = guest_with(&host, &AMBA_DMA[..1])?;
+    each_line_once_per_transfer(&host, &mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    // The host's own driver gets a device that it can use.
+    host.unbind(AMBA_DMA[0])?;
+    assert_eq!(host.driver(AMBA_DMA[0])?.as_deref(), Some("dma-pl330"));
+    Ok(())
+}
+
+#[test]
+fn a_device_works_with_gicv2() -> Story {
+    let host = Board::new().gic(2).boot()?;
+    let mut guest = guest_with(&host, &PLATFORM_DMA[..1])?;
+    DmaTest::default().pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn debians_own_module_drives_it() -> Story {
+    let host = Board::new().stock().boot()?;
+    host.bind(PLATFORM_DMA[0])?;
+    let mut guest = host.launch(&Launch::stock().with(&assigned(&PLATFORM_DMA[..1])))?;
+    assert!(guest.sh("lsmod")?.contains("pl330"));
+    assert_eq!(guest.sh("dmesg")?.matches(FOUND).count(), 1);
+    assert!(guest.sh("ls /sys/class/dma")?.contains("dma0chan7"));
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn two_devices_in_one_guest() -> Story {
+    let host = Board::new().boot()?;
+    let devices = [PLATFORM_DMA[0], AMBA_DMA[1]];
+    let mut guest = guest_with(&host, &devices)?;
+    let test = DmaTest { channels: 16, ..DmaTest::default() };
+    test.pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn two_guests_with_a_device_each() -> Story {
+    let host = Board::new().boot()?;
+    let mut one = guest_with(&host, &PLATFORM_DMA[..1])?;
+    let mut two = guest_with(&host, &PLATFORM_DMA[1..])?;
+    let test = DmaTest::default();
+    let before = [one.interrupts()?, two.interrupts()?];
+    one.begin(&test.command())?;
+    two.begin(&test.command())?;
+    for (guest, before) in [&mut one, &mut two].into_iter().zip(&before) {
+        let (status, text) = guest.finish()?;
+        assert_eq!(status, 0, "{text}");
+        assert_eq!(test.check(&text).map(|summaries| summaries.len()), Ok(8));
+        assert_eq!(test.check_lines(before, &guest.interrupts()?), Ok(()));
+    }
+    // A device that one has is refused to another.
+    let refused =
+        host.run(&format!("strait run --kernel /k/model {}", assigned(&PLATFORM_DMA[..1])))?;
+    assert_eq!(refused.status, 1);
+    assert!(refused.errors.contains(PLATFORM_DMA[0]), "{}", refused.errors);
+    assert_eq!((one.power_off()?, two.power_off()?), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn memory_above_4_gib_doesnt_disturb_a_32_bit_device() -> Story {
+    let host = Board::new().memory("8G").boot()?;
+    host.bind(PLATFORM_DMA[0])?;
+    let launch = Launch::model().memory("5G").with(&assigned(&PLATFORM_DMA[..1]));
+    let mut guest = host.launch(&launch)?;
+    assert!(guest.sh("cat /proc/iomem")?.contains("-17fffffff : System RAM"));
+    DmaTest::default().pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_line_that_is_high_before_the_guest_boots() -> Story {
+    let host = Board::new().boot()?;
+    let device = PLATFORM_DMA[0];
+    host.bind(device)?;
+    host.sh("probe pl330 0x2c0a0000 raise 2 && probe pl330 0x2c0a0000 raise 7")?;
+    assert!(host.sh("probe pl330 0x2c0a0000 status")?.contains("interrupts 0x84"));
+    let mut guest = host.guest(&assigned(&[device]))?;
+    assert_eq!(guest.interrupts()?.sum(".dma"), 0, "an interrupt before the first transfer");
+    DmaTest::default().pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_line_that_rises_before_the_guest_wants_it_is_not_lost() -> Story {
+    const LINE: EventLine = EventLine { controller: 0x0c00_0000, event: 3, intid: 96 + 3 };
+    // Without Linux, whose driver can't stand an interrupt before it has probed: the payload tells
+    // by its ending whether each interrupt came, 100 times with its SPI disabled while it rises.
+    let host = Board::new()
+        .file("k/high", payload::take_interrupts(LINE, true, 1))
+        .file("k/high-100", payload::take_interrupts(LINE, true, 100))
+        .file("k/low-100", payload::take_interrupts(LINE, false, 100))
+        .boot()?;
+    let device = PLATFORM_DMA[0];
+    host.bind(device)?;
+    let status = |kernel: &str, options: &str| {
+        host.strait(&format!("run --kernel /k/{kernel} --vfio-platform {device}{options}"))?
+            .exit_status()
+    };
+    for cpus in ["", " --cpus 2"] {
+        for kernel in ["high", "high-100"] {
+            host.sh("probe pl330 0x2c0a0000 raise 3")?;
+            assert_eq!(status(kernel, &format!(",quiesce=off{cpus}"))?, 0, "{kernel}{cpus}");
+        }
+        assert_eq!(status("low-100", cpus)?, 0);
+    }
+    // That the payload tells an interrupt that doesn't come: a quiesced line isn't high.
+    host.sh("probe pl330 0x2c0a0000 raise 3")?;
+    assert_eq!(status("high", "")?, 3);
+    Ok(())
+}
+
+#[test]
+fn a_device_whose_vmm_was_killed_can_be_assigned_again() -> Story {
+    let host = Board::new().boot()?;
+    let device = PLATFORM_DMA[0];
+    let mut guest = guest_with(&host, &[device])?;
+    guest.begin(&DmaTest { copies: 0, ..DmaTest::default() }.command())?;
+    // In the middle of it.
+    host.until("[ $(awk '/vfio-irq/ { n += $2 + $3 } END { print n }' /proc/interrupts) -gt 50 ]")?;
+    guest.process().signal(9)?;
+    assert_eq!(guest.exit_status()?, 128 + 9);
+    let mut guest = host.guest(&assigned(&[device]))?;
+    DmaTest::default().pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_device_left_running_is_stopped_for_the_next_guest() -> Story {
+    let host = Board::new().boot()?;
+    let device = PLATFORM_DMA[0];
+    let running = || -> Result<bool, Failure> {
+        let status = host.sh("probe pl330 0x2c0a0000 status")?;
+        Ok(status.lines().any(|line| line.starts_with("channel") && !line.contains("stopped")))
+    };
+    host.bind(device)?;
+    // What lies beyond mem= is the program's and its data's.
+    let launch = Launch::model().cmdline("mem=192M").with(&assigned(&[device]));
+    let mut guest = host.launch(&launch)?;
+    // A channel that copies whenever event 4 happens, for ever.
+    let [at, from, to] = ["0x4d000000", "0x4d100000", "0x4d200000"];
+    guest.sh(&format!(
+        "probe memory fill {from} 4096 0x77 && probe memory fill {to} 4096 0 && \
+         probe pl330 {FIRST} copy-on 4 5 {at} {from} {to} 4096 && probe pl330 {FIRST} signal 4 && \
+         probe memory check {to} 4096 0x77"
+    ))?;
+    guest.process().signal(9)?;
+    assert_eq!(guest.exit_status()?, 128 + 9);
+    assert!(running()?, "the channel should have outlived its VMM");
+    let mut guest = host.guest(&assigned(&[device]))?;
+    assert!(!running()?);
+    DmaTest::default().pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    // And after a guest, for whoever comes next.
+    let mut guest = host.launch(&launch)?;
+    // Linux' driver can't stand an event of another's making: it goes first.
+    guest.sh(&format!(
+        "cd /sys/bus/amba/drivers/dma-pl330 && basename *.dma* >unbind && \
+         probe pl330 {FIRST} copy-on 4 5 {at} {from} {to} 4096 && probe pl330 {FIRST} raise 1"
+    ))?;
+    assert_eq!(guest.power_off()?, 0);
+    assert!(!running()?);
+    assert!(host.sh("probe pl330 0x2c0a0000 status")?.contains("enabled 0x0 interrupts 0x0"));
+    Ok(())
+}
