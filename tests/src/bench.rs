@@ -13,7 +13,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::artifacts::Artifacts;
-use crate::harness::{Board, DmaTest, Failure, Host, PLATFORM_DMA, Summary, payload};
+use crate::harness::initramfs;
+use crate::harness::{AMBA_DMA, Board, DmaTest, Failure, Host, PLATFORM_DMA, Summary, payload};
 
 pub use peer::Peer;
 
@@ -23,8 +24,8 @@ const RUNS: u32 = 5;
 const ACCESSES: u32 = 2000;
 /// The serial port's line status register, where reading changes nothing (GPA).
 const SERIAL_LSR: u32 = 0x0900_0005;
-/// What boots to power-off with the initrd of the harness.
-const CMDLINE: &str = "console=ttyS0 quiet strait.do=poweroff";
+/// What the guest's kernel is told.
+const CMDLINE: &str = "console=ttyS0 quiet";
 
 /// What one VMM costs.
 #[derive(Clone, Debug, Serialize)]
@@ -80,6 +81,7 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
         .file("k/read2", payload::read_byte(SERIAL_LSR, 2 * ACCESSES))
         .file("k/call", payload::hypercall(ACCESSES))
         .file("k/call2", payload::hypercall(2 * ACCESSES))
+        .file("k/initrd", initramfs::power_off_guest(artifacts)?)
         // Some VMMs want an initrd for the payload too.
         .file("k/none", vec![0; 4096]);
     for peer in peers {
@@ -99,7 +101,7 @@ fn strait(host: &Host, artifacts: &Artifacts) -> Result<Costs, Box<dyn Error>> {
     let power_off = run_times(host, "/bin/strait run --kernel /k/off")?;
     let boot = run_times(
         host,
-        &format!("/bin/strait run --kernel /k/model --initrd /k/guest.cpio --cmdline '{CMDLINE}'"),
+        &format!("/bin/strait run --kernel /k/model --initrd /k/initrd --cmdline '{CMDLINE}'"),
     )?;
     Ok(Costs {
         name: "strait".into(),
@@ -113,7 +115,7 @@ fn strait(host: &Host, artifacts: &Artifacts) -> Result<Costs, Box<dyn Error>> {
 
 fn costs_of(host: &Host, peer: &Peer) -> Result<Costs, Box<dyn Error>> {
     let power_off = run_times(host, &peer.command("/k/off", "/k/none"))?;
-    let boot = run_times(host, &peer.command("/k/model", "/k/guest.cpio"))?;
+    let boot = run_times(host, &peer.command("/k/model", "/k/initrd"))?;
     Ok(Costs {
         name: peer.name().to_owned(),
         power_off_cpu: power_off.cpu,
@@ -179,10 +181,10 @@ const DMA_TEST: &str = "dmesg -c >/dev/null; insmod /m/dmatest.ko iterations=100
 /// The throughput of a PL330 assigned to a guest relative to that of another PL330 driven by the
 /// host, by the clock on the wall: the time that a transfer takes is not counted in instructions.
 fn dma_throughput(artifacts: &Artifacts) -> Result<f64, Box<dyn Error>> {
-    let host = Board::with(artifacts).boot()?;
+    let host = Board::with(artifacts).cpus(1).boot()?;
     host.bind(PLATFORM_DMA[0])?;
     // Only one controller is left to the host: dmatest would take channels of both.
-    host.bind(crate::harness::AMBA_DMA[0])?;
+    host.bind(AMBA_DMA[0])?;
     let mut guest = host.guest(&format!("--vfio-platform {}", PLATFORM_DMA[0]))?;
     let mut ratios = Vec::new();
     for _ in 0..DMA_ROUNDS {

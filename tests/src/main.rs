@@ -39,7 +39,7 @@ enum Command {
         #[arg(long)]
         json: bool,
         /// Another VMM to measure: its static arm64 binary and its arguments, with {kernel} and
-        /// {initrd} filled in. The guest powers off if its command line says strait.do=poweroff
+        /// {initrd} filled in; the initrd powers the guest off
         #[arg(long, value_name = "NAME='COMMAND'")]
         peer: Vec<Peer>,
     },
