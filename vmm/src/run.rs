@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::events::{self, Sources};
 use crate::signals::{self, Signals};
 use crate::stats::{Exits, Recorder};
-use crate::{logger, plan};
+use crate::{logger, plan, stats};
 
 /// Runs a guest to its end.
 ///
@@ -45,6 +45,9 @@ pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     if options.dry_run {
         print!("{}", describe(&plan, &core, &tree));
         return Ok(Ending::Planned);
+    }
+    if let Some(path) = &options.stats {
+        stats::check_path(path)?;
     }
     let ram = build::ram(&plan)?;
     build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;

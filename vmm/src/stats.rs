@@ -124,18 +124,13 @@ impl Recorder {
     ///
     /// The file can't be written.
     pub fn write(&self, ending: Option<&Ending>) -> Result<(), Error> {
-        let failed = |e: io::Error| {
-            Error::new(format!("statistics can't be written to {}: {e}", self.path.display()))
-                .help("--stats FILE in a directory you can write to")
-        };
         let text = serde_json::to_string_pretty(&self.report(ending))
-            .map_err(|e| failed(io::Error::other(e)))?;
-        let mut temporary = self.path.clone().into_os_string();
-        temporary.push(format!(".{}", std::process::id()));
-        fs::write(&temporary, text + "\n").map_err(failed)?;
+            .map_err(|e| unwritable(&self.path, &io::Error::other(e)))?;
+        let temporary = temporary(&self.path);
+        fs::write(&temporary, text + "\n").map_err(|e| unwritable(&self.path, &e))?;
         fs::rename(&temporary, &self.path).map_err(|e| {
             let _ = fs::remove_file(&temporary);
-            failed(e)
+            unwritable(&self.path, &e)
         })
     }
 
@@ -172,6 +167,31 @@ impl Recorder {
         let nanoseconds = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         Elapsed { wall_ns: nanoseconds(self.started.elapsed()), cpu_ns: nanoseconds(cpu_time()) }
     }
+}
+
+/// Checks that [`Recorder::write`] will be able to write to `path`: better before a long run than
+/// after it.
+///
+/// # Errors
+///
+/// It won't.
+pub fn check_path(path: &Path) -> Result<(), Error> {
+    let temporary = temporary(path);
+    fs::write(&temporary, "").map_err(|e| unwritable(path, &e))?;
+    fs::remove_file(&temporary).map_err(|e| unwritable(path, &e))?;
+    if path.is_dir() { Err(unwritable(path, &io::ErrorKind::IsADirectory.into())) } else { Ok(()) }
+}
+
+/// A file beside `path`, which is written first and then takes its place.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    name.into()
+}
+
+fn unwritable(path: &Path, e: &io::Error) -> Error {
+    Error::new(format!("statistics can't be written to {}: {e}", path.display()))
+        .help("--stats FILE in a directory you can write to")
 }
 
 impl KvmCounters {
