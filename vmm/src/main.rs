@@ -4,12 +4,6 @@
 
 #![cfg_attr(not(test), no_main)]
 
-#[cfg(not(target_arch = "aarch64"))]
-compile_error!(
-    "strait runs on 64-bit Arm hosts. `cargo model build` cross-builds it from here; \
-     `cargo model demo` runs it in the system model."
-);
-
 mod assigned;
 mod build;
 mod cli;
