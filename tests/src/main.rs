@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use tests::bench::{self, Peer};
 use tests::setup::{self, Options};
 use tests::suite;
+use tests::{demo, shell};
 
 /// The system model: an Arm board in QEMU with DMA controllers behind an SMMU, a Linux host with
 /// KVM on it, and strait in that host.
@@ -25,6 +26,10 @@ enum Command {
     Setup,
     /// Build strait for 64-bit Arm
     Build,
+    /// Boot a host and a guest that drives a DMA controller of its own, and say what it costs
+    Demo,
+    /// A model host to look around in, with strait, kernels and initrds at hand; Ctrl-A x leaves
+    Shell,
     /// Run every test, unit and system
     Test {
         /// Only the tests whose names contain this
@@ -79,6 +84,14 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             );
         }
         Command::Build => println!("{}", setup::build(options)?.display()),
+        Command::Demo => {
+            let model = setup::run(options)?;
+            return demo::run(&model.artifacts);
+        }
+        Command::Shell => {
+            let model = setup::run(options)?;
+            return shell::run(&model.artifacts);
+        }
         Command::Test { filter, soak } => {
             setup::test_tools::install()?;
             let model = setup::run(options)?;

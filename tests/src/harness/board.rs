@@ -1,7 +1,7 @@
 //! The modelled machine before it is switched on.
 
 use std::os::fd::AsRawFd;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
 use super::channel::Channel;
@@ -148,9 +148,26 @@ impl Board {
         Ok(host)
     }
 
+    /// Switches the board on with a shell on the terminal (or whatever standard input and output
+    /// are) as the host's serial console, and waits until it is off. Ctrl-A x switches it off.
+    ///
+    /// # Errors
+    ///
+    /// An artefact is missing, or QEMU can't be run.
+    pub fn attach(self) -> Result<ExitStatus, Failure> {
+        let artifacts = self.artifacts()?;
+        let initramfs = initramfs::host(&artifacts, self.stock, &self.files)?;
+        let initramfs = qemu::memory_file(&initramfs)
+            .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
+        let mut command = self.command(&artifacts, "model.do=shell");
+        command.args(["-serial", "mon:stdio", "-serial", "null", "-serial", "null"]);
+        command.args(["-initrd", &format!("/proc/self/fd/{}", initramfs.as_raw_fd())]);
+        qemu::run(&mut command, &[initramfs.as_raw_fd()])
+    }
+
     /// The QEMU command of this board but for its initramfs and its serial ports; `action` tells
     /// the host's init what to do.
-    pub(crate) fn command(&self, artifacts: &Artifacts, action: &str) -> Command {
+    fn command(&self, artifacts: &Artifacts, action: &str) -> Command {
         let mut command = Command::new(&artifacts.qemu);
         let machine =
             format!("virt,virtualization=on,gic-version={},iommu=smmuv3,acpi=off", self.gic);

@@ -63,7 +63,7 @@ pub fn take_interrupts(line: EventLine, high: bool, tries: u32) -> Vec<u8> {
     const PAUSE: u32 = 100_000;
     let (word, bit) = (line.intid / 32 * 4, 1 << (line.intid % 32));
     let mut setup = Vec::new();
-    setup.extend(store(GICD + 0x000, 0x12)); // GICD_CTLR: affinity routing, group 1
+    setup.extend(store(GICD, 0x12)); // GICD_CTLR: affinity routing, group 1
     setup.extend(store(GICD + 0x080 + word, u32::MAX)); // GICD_IGROUPR: group 1
     setup.extend(store(GICD + 0xc00 + line.intid / 16 * 4, 0)); // GICD_ICFGR: level
     setup.extend(load(0, 0xff));

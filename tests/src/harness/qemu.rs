@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use super::failure::Failure;
@@ -24,15 +24,9 @@ impl Qemu {
         files: &[RawFd],
         transcript: &Arc<Transcript>,
     ) -> Result<Self, Failure> {
-        let files = files.to_vec();
-        let parent = std::process::id();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // SAFETY: the closure only makes system calls, which is all that is allowed between fork
-        // and exec.
-        unsafe { command.pre_exec(move || prepare(parent, &files)) };
-        let mut child = command.spawn().map_err(|error| {
-            Failure::new(format!("can't run {}: {error}", command.get_program().display()))
-        })?;
+        hand_over(command, files);
+        let mut child = command.spawn().map_err(|error| cannot_run(command, &error))?;
         if let Some(errors) = child.stderr.take() {
             let transcript = Arc::clone(transcript);
             // Ends with QEMU, whose end of the pipe is the only one.
@@ -52,6 +46,25 @@ impl Drop for Qemu {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Runs `command` on this process's standard input and output to its end; it inherits `files`.
+pub(super) fn run(command: &mut Command, files: &[RawFd]) -> Result<ExitStatus, Failure> {
+    hand_over(command, files);
+    command.status().map_err(|error| cannot_run(command, &error))
+}
+
+/// Lets `command` inherit `files` under the numbers they have here, and die with this thread.
+fn hand_over(command: &mut Command, files: &[RawFd]) {
+    let files = files.to_vec();
+    let parent = std::process::id();
+    // SAFETY: the closure only makes system calls, which is all that is allowed between fork and
+    // exec.
+    unsafe { command.pre_exec(move || prepare(parent, &files)) };
+}
+
+fn cannot_run(command: &Command, error: &io::Error) -> Failure {
+    Failure::new(format!("can't run {}: {error}", command.get_program().display()))
 }
 
 /// Between fork and exec: dies with the parent, keeps `files` open.
