@@ -77,6 +77,27 @@ fn a_device_on_the_amba_bus_works_without_the_vmm() -> Story {
 }
 
 #[test]
+fn a_dry_run_says_where_a_device_would_be_and_what_it_would_lack() -> Story {
+    let host = Board::new().boot()?;
+    host.bind(PLATFORM_DMA[0])?;
+    let device = PLATFORM_DMA[0];
+    let plan =
+        host.sh(&format!("strait run --kernel /k/model --vfio-platform {device} --dry-run"))?;
+    for wanted in [
+        format!("0x00c000000-0x00c000fff  {device} region 0, mapped"),
+        format!("SPI 72   {device} interrupt 8, level, resampled"),
+        "iommus: ".into(),
+        "compatible = \"arm,pl330\", \"arm,primecell\";".into(),
+        "dma-coherent;".into(),
+    ] {
+        assert!(plan.contains(&wanted), "no {wanted} in:\n{plan}");
+    }
+    let interrupts = host.sh("cat /proc/interrupts")?;
+    assert!(!interrupts.contains("vfio-irq"), "{interrupts}");
+    Ok(())
+}
+
+#[test]
 fn a_device_works_with_gicv2() -> Story {
     let host = Board::new().gic(2).boot()?;
     let mut guest = guest_with(&host, &PLATFORM_DMA[..1])?;

@@ -102,7 +102,8 @@ fn statistics_are_written_on_demand_and_at_the_end() -> Story {
 fn a_dry_run_prints_the_plan_and_runs_nothing() -> Story {
     let host = board().boot()?;
     let plan = host.sh("strait run --kernel /k/model --initrd /k/guest.cpio --cpus 3 --dry-run")?;
-    for wanted in ["0x40000000", "cpu@2", "serial@9000000"] {
+    let map = "0x040000000-0x04fffffff  RAM";
+    for wanted in ["3 vCPU", map, "  initrd", "SPI 0    serial, edge", "cpu@2", "serial@9000000"] {
         assert!(plan.contains(wanted), "no {wanted} in:\n{plan}");
     }
     assert_eq!(host.run("ls -d /sys/kernel/debug/kvm/[0-9]*")?.output, "");

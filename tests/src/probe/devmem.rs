@@ -65,6 +65,29 @@ impl Window {
         Ok(())
     }
 
+    /// Reads the window's first two words by one instruction, a pair load.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn read_pair(&self) -> Result<[u32; 2], Trouble> {
+        self.index(4)?;
+        let (first, second): (u32, u32);
+        // SAFETY: the two words at `first` lie within the mapping, which lives as long as `self`.
+        unsafe {
+            let words = self.base.add(self.first).as_ptr();
+            std::arch::asm!(
+                "ldp {0:w}, {1:w}, [{2}]",
+                out(reg) first, out(reg) second, in(reg) words,
+                options(nostack, readonly)
+            );
+        }
+        Ok([first, second])
+    }
+
+    /// There are pair loads on Arm only.
+    #[cfg(not(target_arch = "aarch64"))]
+    pub(crate) fn read_pair(&self) -> Result<[u32; 2], Trouble> {
+        Err("pair loads are Arm's".into())
+    }
+
     fn index(&self, offset: u64) -> Result<usize, Trouble> {
         let word = usize::try_from(offset / 4)?;
         if !offset.is_multiple_of(4) || word >= self.words {
@@ -97,5 +120,12 @@ pub(crate) fn check(address: u64, length: u64, byte: u8) -> Result<(), Trouble> 
             return Err(format!("{at:#x} holds {value:#010x}, not bytes of {byte:#04x}").into());
         }
     }
+    Ok(())
+}
+
+/// Prints two words that are read by one instruction.
+pub(crate) fn pair(address: u64) -> Result<(), Trouble> {
+    let [first, second] = Window::open(address, 8)?.read_pair()?;
+    println!("{first:#010x} {second:#010x}");
     Ok(())
 }

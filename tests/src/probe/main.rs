@@ -26,6 +26,7 @@ usage: probe COMMAND
   pl330 BASE kill CHANNEL               kill a channel
   memory fill ADDRESS LENGTH BYTE       fill physical memory
   memory check ADDRESS LENGTH BYTE      fail unless all of it is BYTE
+  memory pair ADDRESS                   read two words by one instruction
   canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
                                         and after a line of input check that it is unchanged
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         ["canary", low, high] => {
             number(low).and_then(|low| number(high).and_then(|high| canary::watch(low, high)))
         }
+        ["memory", "pair", address] => number(address).and_then(devmem::pair),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["measure", runs, command @ ..] => measure::run(runs, command),
