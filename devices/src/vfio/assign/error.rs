@@ -29,6 +29,12 @@ pub enum AssignError {
         /// The device.
         name: String,
     },
+    /// It is a PCI device.
+    #[error("{name} can't be assigned: it is a PCI device, not one of the platform or AMBA bus")]
+    Pci {
+        /// The device.
+        name: String,
+    },
     /// It has a driver, and not VFIO's.
     #[error("{name} can't be assigned: its driver is {driver}, not {}", bus.vfio_driver())]
     OwnDriver {
@@ -249,12 +255,14 @@ impl AssignError {
         Some(match self {
             Self::NoDevice { near, candidates, .. } => return which(near, candidates),
             Self::Twice { .. } => "name each device once".to_owned(),
-            Self::OwnDriver { name, bus, .. } => bind(bus.name(), bus.vfio_driver(), name, true),
-            Self::Unbound { name, bus } => bind(bus.name(), bus.vfio_driver(), name, false),
+            Self::Pci { .. } => "strait device list".to_owned(),
+            Self::OwnDriver { name, .. } | Self::Unbound { name, .. } => {
+                format!("strait device bind {name}")
+            }
             Self::ResetRequired { name } => format!(
                 "boot the host with vfio_platform.reset_required=0 on its command line, or where \
                  it is a module: modprobe -r vfio-platform; modprobe vfio-platform \
-                 reset_required=0; echo {name} > /sys/bus/platform/drivers_probe"
+                 reset_required=0; strait device bind {name}"
             ),
             Self::NoVfioDriver { bus, .. } => format!(
                 "modprobe {}, which is there if the kernel was built with {}",
@@ -269,7 +277,7 @@ impl AssignError {
                  the device is behind an IOMMU"
                     .to_owned()
             }
-            Self::NotViable { members, .. } => return yield_members(members),
+            Self::NotViable { name, .. } => format!("strait device bind --group {name}"),
             Self::GroupInUse { group, .. } => {
                 format!("ls -l /sys/kernel/iommu_groups/{group}/devices/*/driver")
             }
@@ -300,17 +308,6 @@ impl AssignError {
     }
 }
 
-/// The commands that bind a device to a driver of a person's choice (`driver_override` in
-/// `Documentation/ABI/testing/sysfs-bus-platform`).
-fn bind(bus: &str, driver: &str, name: &str, bound: bool) -> String {
-    let device = format!("/sys/bus/{bus}/devices/{name}");
-    let unbind =
-        if bound { format!("echo {name} > {device}/driver/unbind; ") } else { String::new() };
-    format!(
-        "echo {driver} > {device}/driver_override; {unbind}echo {name} > /sys/bus/{bus}/drivers_probe"
-    )
-}
-
 fn which(near: &[String], candidates: &[String]) -> Option<String> {
     if !near.is_empty() {
         return Some(format!("did you mean {}?", near.join(" or ")));
@@ -328,18 +325,6 @@ fn with_drivers(members: &[GroupMember]) -> String {
     let member =
         |m: &GroupMember| format!("{} (driver {})", m.name, m.driver.as_deref().unwrap_or("none"));
     members.iter().map(member).collect::<Vec<_>>().join(", ")
-}
-
-/// The commands that take the group's other devices from their drivers.
-fn yield_members(members: &[GroupMember]) -> Option<String> {
-    let commands: Vec<String> = members
-        .iter()
-        .filter(|member| !member.bus.is_empty())
-        .map(|GroupMember { name, bus, .. }| {
-            format!("echo {name} > /sys/bus/{bus}/devices/{name}/driver/unbind")
-        })
-        .collect();
-    (!commands.is_empty()).then(|| commands.join("; "))
 }
 
 fn group_node(path: &Path, number: Option<&str>) -> String {

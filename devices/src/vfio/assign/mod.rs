@@ -40,7 +40,12 @@ impl Assignment {
 pub fn preflight<S: AsRef<str>>(host: &Host, names: &[S]) -> Result<Vec<Assignment>, AssignError> {
     let mut assignments: Vec<Assignment> = Vec::with_capacity(names.len());
     for name in names {
-        let assignment = device(host, name.as_ref())?;
+        let name = name.as_ref();
+        let device = host.find(name)?.ok_or_else(|| no_device(host, name))?;
+        if device.bus() == Bus::Pci {
+            return Err(AssignError::Pci { name: device.name().to_owned() });
+        }
+        let assignment = assess(host, device)?;
         if assignments.iter().any(|other| other.device.path() == assignment.device.path()) {
             return Err(AssignError::Twice { name: assignment.name().to_owned() });
         }
@@ -49,8 +54,12 @@ pub fn preflight<S: AsRef<str>>(host: &Host, names: &[S]) -> Result<Vec<Assignme
     Ok(assignments)
 }
 
-fn device(host: &Host, name: &str) -> Result<Assignment, AssignError> {
-    let device = host.find(name)?.ok_or_else(|| no_device(host, name))?;
+/// Checks that this device can be assigned. Reads the host and changes nothing.
+///
+/// # Errors
+///
+/// The first thing that stands in the way.
+pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError> {
     // Before the driver: without an IOMMU, VFIO's would be bound in vain.
     let no_group = || AssignError::NoGroup { name: device.name().to_owned() };
     if !device.behind_iommu()? {
@@ -70,7 +79,8 @@ fn device(host: &Host, name: &str) -> Result<Assignment, AssignError> {
     Ok(Assignment { device, group: number })
 }
 
-fn no_device(host: &Host, name: &str) -> AssignError {
+/// The error of a name that no device has.
+pub(super) fn no_device(host: &Host, name: &str) -> AssignError {
     let names = host.device_names();
     let behind_iommu = |name: &&String| {
         host.find(name)

@@ -41,7 +41,7 @@ fn an_unknown_name_is_answered_with_those_there_are() {
 }
 
 #[test]
-fn a_device_with_its_own_driver_is_refused_with_the_commands_to_bind_it() {
+fn a_device_with_its_own_driver_is_refused_with_the_command_to_bind_it() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("dma-pl330"), Some(3));
     fake.device("amba", AMBA, Some("dma-pl330"), Some(4));
@@ -49,25 +49,22 @@ fn a_device_with_its_own_driver_is_refused_with_the_commands_to_bind_it() {
         &fake,
         &[DMA],
         "2c0a0000.dma can't be assigned: its driver is dma-pl330, not vfio-platform",
-        "echo vfio-platform > /sys/bus/platform/devices/2c0a0000.dma/driver_override; \
-         echo 2c0a0000.dma > /sys/bus/platform/devices/2c0a0000.dma/driver/unbind; \
-         echo 2c0a0000.dma > /sys/bus/platform/drivers_probe",
+        "strait device bind 2c0a0000.dma",
     );
     let (error, help) = refusal(&fake, &[AMBA]);
     assert!(error.ends_with("its driver is dma-pl330, not vfio-amba"), "{error}");
-    assert!(help.starts_with("echo vfio-amba > /sys/bus/amba/devices/"), "{help}");
+    assert_eq!(help, "strait device bind 2c0c0000.dma");
 }
 
 #[test]
-fn an_unbound_device_is_refused_with_the_commands_to_bind_it() {
+fn an_unbound_device_is_refused_with_the_command_to_bind_it() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, None, Some(3));
     assert_refused(
         &fake,
         &[DMA],
         "2c0a0000.dma can't be assigned: it is bound to no driver, and must be to vfio-platform",
-        "echo vfio-platform > /sys/bus/platform/devices/2c0a0000.dma/driver_override; \
-         echo 2c0a0000.dma > /sys/bus/platform/drivers_probe",
+        "strait device bind 2c0a0000.dma",
     );
 }
 
@@ -142,8 +139,26 @@ fn a_shared_group_is_refused_with_its_other_users() {
         &[DMA],
         "2c0a0000.dma can't be assigned: its IOMMU group 3 is shared with 2c0c0000.dma (driver \
          dma-pl330)",
-        "echo 2c0c0000.dma > /sys/bus/amba/devices/2c0c0000.dma/driver/unbind",
+        "strait device bind --group 2c0a0000.dma",
     );
+}
+
+#[test]
+fn devices_that_share_a_group_are_assigned_together() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    fake.device("amba", AMBA, Some("vfio-amba"), Some(3));
+    let assignments = preflight(&fake.host(), &[DMA, AMBA]).unwrap();
+    assert!(assignments.iter().all(|assignment| assignment.group == 3));
+}
+
+#[test]
+fn a_pci_device_is_none_of_the_platform() {
+    let fake = FakeHost::with_vfio();
+    fake.device("pci", "0000:00:01.0", Some("vfio-pci"), Some(3));
+    let text = "0000:00:01.0 can't be assigned: it is a PCI device, not one of the platform or \
+                AMBA bus";
+    assert_refused(&fake, &["0000:00:01.0"], text, "strait device list");
 }
 
 #[test]

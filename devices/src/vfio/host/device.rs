@@ -1,28 +1,38 @@
-//! A device on the host's platform or AMBA bus.
+//! A device on the host's platform, AMBA or PCI bus.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{ReadError, canonical, link_name, read_line};
 
-/// A bus whose devices are described by the device tree.
+/// The base class of bridges in a PCI device's `class` (PCI Code and ID Assignment Specification,
+/// 1.7).
+const PCI_BRIDGE: &str = "0x06";
+
+/// A bus for whose devices VFIO has a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bus {
     /// The platform bus.
     Platform,
     /// The AMBA bus: devices with `arm,primecell` among their `compatible`.
     Amba,
+    /// The PCI bus.
+    Pci,
 }
 
 impl Bus {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Platform, Self::Amba];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Platform, Self::Amba, Self::Pci];
+
+    /// Those whose devices the device tree describes.
+    pub const DESCRIBED: [Self; 2] = [Self::Platform, Self::Amba];
 
     /// Its name below `/sys/bus`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Platform => "platform",
             Self::Amba => "amba",
+            Self::Pci => "pci",
         }
     }
 
@@ -31,6 +41,7 @@ impl Bus {
         match self {
             Self::Platform => "vfio-platform",
             Self::Amba => "vfio-amba",
+            Self::Pci => "vfio-pci",
         }
     }
 
@@ -39,6 +50,7 @@ impl Bus {
         match self {
             Self::Platform => "CONFIG_VFIO_PLATFORM",
             Self::Amba => "CONFIG_VFIO_AMBA",
+            Self::Pci => "CONFIG_VFIO_PCI",
         }
     }
 }
@@ -114,6 +126,28 @@ impl HostDevice {
     /// If that can't be read.
     pub fn behind_iommu(&self) -> Result<bool, ReadError> {
         Ok(self.group()?.is_some() || canonical(&self.path.join("of_node/iommus"))?.is_some())
+    }
+
+    /// Whether it is a bridge to other devices, which VFIO's drivers refuse and a group doesn't need
+    /// taken.
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn is_bridge(&self) -> Result<bool, ReadError> {
+        if self.bus != Bus::Pci {
+            return Ok(false);
+        }
+        Ok(read_line(&self.path.join("class"))?.is_some_and(|class| class.starts_with(PCI_BRIDGE)))
+    }
+
+    /// Whether it is bound to VFIO's driver for its bus.
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn is_with_vfio(&self) -> Result<bool, ReadError> {
+        Ok(self.driver()?.as_deref() == Some(self.bus.vfio_driver()))
     }
 
     /// The directory of its node in the live device tree.

@@ -99,6 +99,16 @@ impl IommuGroup {
         Ok(members)
     }
 
+    /// What Linux itself uses it for: `DMA`, `DMA-FQ` or `identity`
+    /// (`Documentation/ABI/testing/sysfs-kernel-iommu_groups`).
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn domain_type(&self) -> Result<Option<String>, ReadError> {
+        read_line(&self.path.join("type"))
+    }
+
     /// The IOVAs that its devices can't have mapped. A line that can't be understood is left out:
     /// VFIO still refuses what lies there.
     ///

@@ -1,17 +1,24 @@
-//! What the host's sysfs says of devices, their drivers and their IOMMU groups. Reads only.
+//! What the host's sysfs says of devices, their drivers and their IOMMU groups, and the change of
+//! drivers ([`Handover`], the only part that writes).
 //!
 //! Attributes are those of `Documentation/ABI/testing/sysfs-bus-platform`, `sysfs-kernel-iommu_groups`
-//! and `sysfs-class-iommu`; both roots can be moved, for tests.
+//! and `sysfs-class-iommu`; all roots can be moved, for tests.
 
+mod attributes;
 mod device;
 mod group;
+mod handover;
+mod record;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use attributes::{Attributes, Sysfs};
 pub use device::{Bus, HostDevice};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
+pub use handover::{Bound, Handover, HandoverError, Released};
+pub use record::{Record, RecordError};
 
 /// A file of the host's that couldn't be read.
 #[derive(Debug, thiserror::Error)]
@@ -24,23 +31,42 @@ pub struct ReadError {
     pub source: io::Error,
 }
 
+/// Where drivers are remembered that a device had before VFIO's: a place that a reboot clears, as
+/// it does the bindings (`hier(7)`, /run).
+const STATE: &str = "/run/strait";
+
 /// The host, seen through its `/sys` and `/dev`.
 #[derive(Clone, Debug)]
 pub struct Host {
     sysfs: PathBuf,
     dev: PathBuf,
+    state: PathBuf,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self::at("/sys", "/dev")
+        Self::at("/sys", "/dev", STATE)
     }
 }
 
 impl Host {
-    /// A host whose `/sys` and `/dev` are elsewhere.
-    pub fn at(sysfs: impl Into<PathBuf>, dev: impl Into<PathBuf>) -> Self {
-        Self { sysfs: sysfs.into(), dev: dev.into() }
+    /// A host whose `/sys`, `/dev` and `/run/strait` are elsewhere.
+    pub fn at(
+        sysfs: impl Into<PathBuf>,
+        dev: impl Into<PathBuf>,
+        state: impl Into<PathBuf>,
+    ) -> Self {
+        Self { sysfs: sysfs.into(), dev: dev.into(), state: state.into() }
+    }
+
+    /// `/sys`.
+    pub fn sysfs(&self) -> &Path {
+        &self.sysfs
+    }
+
+    /// `/dev`.
+    pub fn dev(&self) -> &Path {
+        &self.dev
     }
 
     /// The live device tree, as nested directories with a file for each property.
@@ -64,8 +90,8 @@ impl Host {
         read_line(&path).ok().flatten()
     }
 
-    /// The device with this name on the platform or the AMBA bus, or at this path below `/sys`
-    /// (anything with a `/`); `None` if there is none.
+    /// The device with this name on any [`Bus`], or at this path below `/sys` (anything with a `/`);
+    /// `None` if there is none.
     ///
     /// # Errors
     ///
@@ -78,12 +104,21 @@ impl Host {
             return Ok(None);
         }
         for bus in Bus::ALL {
-            let link = self.bus(bus).join("devices").join(name);
-            if let Some(path) = canonical(&link)? {
-                return Ok(Some(HostDevice::new(name, bus, path)));
+            if let Some(device) = self.find_on(bus, name)? {
+                return Ok(Some(device));
             }
         }
         Ok(None)
+    }
+
+    /// The device with this name on this bus.
+    ///
+    /// # Errors
+    ///
+    /// If it is there but can't be looked at.
+    pub fn find_on(&self, bus: Bus, name: &str) -> Result<Option<HostDevice>, ReadError> {
+        let link = self.bus(bus).join("devices").join(name);
+        Ok(canonical(&link)?.map(|path| HostDevice::new(name, bus, path)))
     }
 
     fn find_path(&self, path: &Path) -> Result<Option<HostDevice>, ReadError> {
@@ -102,13 +137,22 @@ impl Host {
     /// The names of all devices on the platform and AMBA buses, sorted. What can't be read is left
     /// out: the names are for suggestions.
     pub fn device_names(&self) -> Vec<String> {
-        let names = Bus::ALL.into_iter().flat_map(|bus| {
-            fs::read_dir(self.bus(bus).join("devices")).into_iter().flatten().flatten()
-        });
         let mut names: Vec<String> =
-            names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+            Bus::DESCRIBED.into_iter().flat_map(|bus| self.names_on(bus)).collect();
         names.sort();
         names
+    }
+
+    /// All devices on a bus, sorted by name. What can't be read is left out.
+    pub fn devices_on(&self, bus: Bus) -> Vec<HostDevice> {
+        let mut names = self.names_on(bus);
+        names.sort();
+        names.iter().filter_map(|name| self.find_on(bus, name).ok().flatten()).collect()
+    }
+
+    fn names_on(&self, bus: Bus) -> Vec<String> {
+        let entries = fs::read_dir(self.bus(bus).join("devices")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
     /// The IOMMU group of this number.
@@ -130,6 +174,15 @@ impl Host {
     pub fn flag(&self, module: &str, parameter: &str) -> Result<Option<bool>, ReadError> {
         let path = self.sysfs.join("module").join(module).join("parameters").join(parameter);
         Ok(read_line(&path)?.map(|value| matches!(value.as_str(), "Y" | "y" | "1")))
+    }
+
+    /// What was remembered of a device when its driver was changed.
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn record(&self, device: &HostDevice) -> Result<Option<Record>, RecordError> {
+        record::Ledger::of(self).read(device)
     }
 
     fn bus(&self, bus: Bus) -> PathBuf {

@@ -29,7 +29,9 @@ fn a_device_is_found_by_its_path() {
     let by_name = fake.host().find(DMA).unwrap();
     assert_eq!(find("sys/devices/amba/2c0a0000.dma"), by_name);
     assert_eq!(find("sys/bus/amba/devices/2c0a0000.dma"), by_name);
-    for path in ["sys/devices/pci/0000:00:01.0", "sys/bus", "sys/none", "elsewhere/2c0a0000.dma"] {
+    assert_eq!(find("sys/devices/pci/0000:00:01.0").map(|device| device.bus()), Some(Bus::Pci));
+    fake.device("usb", "1-1", None, None);
+    for path in ["sys/devices/usb/1-1", "sys/bus", "sys/none", "elsewhere/2c0a0000.dma"] {
         assert_eq!(find(path), None, "{path}");
     }
 }

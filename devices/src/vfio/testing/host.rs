@@ -28,12 +28,14 @@ impl FakeHost {
         let host = Self::new();
         host.mkdir("sys/bus/platform/drivers/vfio-platform");
         host.mkdir("sys/bus/amba/drivers/vfio-amba");
+        host.mkdir("sys/bus/pci/drivers/vfio-pci");
         host.write("dev/vfio/vfio", "");
         host
     }
 
     pub(crate) fn host(&self) -> Host {
-        Host::at(self.root.join("sys"), self.root.join("dev"))
+        let at = |path| self.root.join(path);
+        Host::at(at("sys"), at("dev"), at("run/strait"))
     }
 
     pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
@@ -70,13 +72,26 @@ impl FakeHost {
             self.link(path.join("driver"), driver);
         }
         if let Some(group) = group {
-            let directory = format!("sys/kernel/iommu_groups/{group}");
-            self.link(format!("{directory}/devices/{name}"), &path);
-            self.link(path.join("iommu_group"), &directory);
-            let regions = "0x0000000008000000 0x00000000080fffff msi\n";
-            self.write(format!("{directory}/reserved_regions"), regions);
-            self.write(format!("dev/vfio/{group}"), "");
+            self.join_group(bus, name, group);
         }
+    }
+
+    /// Puts a device into a group.
+    pub(crate) fn join_group(&self, bus: &str, name: &str, group: u32) {
+        let path = Path::new("sys/devices").join(bus).join(name);
+        let directory = format!("sys/kernel/iommu_groups/{group}");
+        self.link(format!("{directory}/devices/{name}"), &path);
+        self.link(path.join("iommu_group"), &directory);
+        let regions = "0x0000000008000000 0x00000000080fffff msi\n";
+        self.write(format!("{directory}/reserved_regions"), regions);
+        self.write(format!("dev/vfio/{group}"), "");
+    }
+
+    /// Gives a device a node that is behind an IOMMU, so that it gets a group with its driver.
+    pub(crate) fn behind_iommu(&self, bus: &str, name: &str) {
+        let node = format!("sys/firmware/devicetree/base/{name}");
+        self.write(format!("{node}/iommus"), [0; 8]);
+        self.link(format!("sys/devices/{bus}/{name}/of_node"), node);
     }
 }
 

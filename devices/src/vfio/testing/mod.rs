@@ -2,6 +2,8 @@
 
 mod device;
 mod host;
+mod kernel;
 
 pub(crate) use device::{Call, FakeDevice};
 pub(crate) use host::FakeHost;
+pub(crate) use kernel::FakeKernel;

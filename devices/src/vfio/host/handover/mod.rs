@@ -1,0 +1,282 @@
+//! Changing a device's driver to VFIO's and back.
+//!
+//! The driver core's interface (`Documentation/ABI/testing/sysfs-bus-platform`, `sysfs-bus-pci`,
+//! `Documentation/driver-api/driver-model/binding.rst`): `driver_override` names the one driver that
+//! may have a device, `driver/unbind` takes it from its driver, `drivers_probe` offers it to those
+//! that may. None of them says whether a driver took it: that is looked at afterwards.
+//!
+//! What was there before is written down first ([`Record`]), so that a process that is killed
+//! half-way leaves a device that [`Handover::unbind`] restores.
+
+mod error;
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+
+pub use error::HandoverError;
+
+use super::super::assign::{self, AssignError};
+use super::record::Ledger;
+use super::{Attributes, Bus, Host, HostDevice, Record};
+
+/// A device that VFIO's driver has now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The device.
+    pub device: HostDevice,
+    /// The driver before.
+    pub before: Option<String>,
+    /// It was VFIO's already: nothing was done.
+    pub already: bool,
+}
+
+/// A device that VFIO's driver has no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// The device.
+    pub device: HostDevice,
+    /// Its driver now.
+    pub driver: Option<String>,
+    /// It wasn't VFIO's: nothing was done.
+    pub already: bool,
+}
+
+/// Changes drivers on a host.
+pub struct Handover<'a> {
+    host: &'a Host,
+    sysfs: &'a dyn Attributes,
+    ledger: Ledger,
+}
+
+impl<'a> Handover<'a> {
+    /// On this host, by writing to these attributes.
+    pub fn new(host: &'a Host, sysfs: &'a dyn Attributes) -> Self {
+        Self { host, sysfs, ledger: Ledger::of(host) }
+    }
+
+    /// Binds these devices to VFIO's drivers, with all devices of their groups where `group`. All of
+    /// them or none: what was done is undone when one of them fails.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that stood in the way.
+    pub fn bind<S: AsRef<str>>(
+        &self,
+        names: &[S],
+        group: bool,
+    ) -> Result<Vec<Bound>, HandoverError> {
+        let devices = self.devices(names)?;
+        let _lock = self.ledger.lock()?;
+        let mut bound = Vec::new();
+        self.bind_all(devices, group, &mut bound).inspect_err(|_| self.undo(&bound))?;
+        Ok(bound)
+    }
+
+    /// Gives these devices back to the drivers they had, with all devices of their groups where
+    /// `group`. One that fails doesn't keep the others.
+    ///
+    /// # Errors
+    ///
+    /// The first failure.
+    pub fn unbind<S: AsRef<str>>(
+        &self,
+        names: &[S],
+        group: bool,
+    ) -> Result<Vec<Released>, HandoverError> {
+        let mut devices = self.devices(names)?;
+        let _lock = self.ledger.lock()?;
+        if group {
+            for member in devices.clone().iter().map(|device| self.members(device)) {
+                add_new(&mut devices, member?);
+            }
+        }
+        let results: Vec<_> = devices.iter().map(|device| self.give_back(device)).collect();
+        results.into_iter().collect()
+    }
+
+    fn devices<S: AsRef<str>>(&self, names: &[S]) -> Result<Vec<HostDevice>, HandoverError> {
+        let mut devices = Vec::new();
+        for name in names.iter().map(S::as_ref) {
+            let found = self.host.find(name)?;
+            let device = found.ok_or_else(|| assign::no_device(self.host, name))?;
+            add_new(&mut devices, vec![device]);
+        }
+        Ok(devices)
+    }
+
+    fn bind_all(
+        &self,
+        mut devices: Vec<HostDevice>,
+        group: bool,
+        bound: &mut Vec<Bound>,
+    ) -> Result<(), HandoverError> {
+        let mut next = 0;
+        while let Some(device) = devices.get(next).cloned() {
+            bound.push(self.take(&device)?);
+            if group {
+                // Only now: a platform device may have got its group just with the driver.
+                add_new(&mut devices, self.members(&device)?);
+            }
+            next += 1;
+        }
+        Ok(())
+    }
+
+    /// The devices of a device's group, bridges left out.
+    fn members(&self, device: &HostDevice) -> Result<Vec<HostDevice>, HandoverError> {
+        let Some(group) = device.group()? else { return Ok(Vec::new()) };
+        let mut members = Vec::new();
+        for member in self.host.group(group).members()? {
+            let bus = Bus::ALL.into_iter().find(|bus| bus.name() == member.bus);
+            let Some(bus) = bus else { continue };
+            let found = self.host.find_on(bus, &member.name)?;
+            if let Some(found) = found.filter(|found| !matches!(found.is_bridge(), Ok(true))) {
+                members.push(found);
+            }
+        }
+        Ok(members)
+    }
+
+    /// Binds one device; as it was before if that fails.
+    fn take(&self, device: &HostDevice) -> Result<Bound, HandoverError> {
+        let (name, bus) = (device.name().to_owned(), device.bus());
+        let before = device.driver()?;
+        if before.as_deref() == Some(bus.vfio_driver()) {
+            return Ok(Bound { device: device.clone(), before, already: true });
+        }
+        if !device.behind_iommu()? {
+            return Err(AssignError::NoGroup { name }.into());
+        }
+        if !self.host.has_vfio_driver(bus) {
+            return Err(AssignError::NoVfioDriver { name, bus }.into());
+        }
+        // An override that names VFIO's driver is what somebody left who was interrupted.
+        let mut driver_override = device.driver_override()?;
+        driver_override = driver_override.filter(|driver| driver != bus.vfio_driver());
+        self.ledger.write(device, &Record { driver: before.clone(), driver_override })?;
+        match self.change(device, before.is_some()) {
+            Ok(()) => Ok(Bound { device: device.clone(), before, already: false }),
+            Err(error) => {
+                self.give_back_or_log(device);
+                Err(error)
+            }
+        }
+    }
+
+    /// Has VFIO's driver, and no other, take a device.
+    fn change(&self, device: &HostDevice, bound: bool) -> Result<(), HandoverError> {
+        let driver = device.bus().vfio_driver();
+        self.write(device, device.path().join("driver_override"), driver)?;
+        if bound {
+            self.write(device, device.path().join("driver/unbind"), device.name())?;
+        }
+        self.write(device, self.bus(device).join("drivers_probe"), device.name())?;
+        let now = device.driver()?;
+        if now.as_deref() == Some(driver) {
+            return Ok(());
+        }
+        let name = device.name().to_owned();
+        let platform = device.bus() == Bus::Platform;
+        if platform && self.host.flag("vfio_platform", "reset_required")? == Some(true) {
+            return Err(AssignError::ResetRequired { name }.into());
+        }
+        Err(HandoverError::NotTaken { name, driver: driver.to_owned(), now })
+    }
+
+    fn undo(&self, bound: &[Bound]) {
+        let changed = bound.iter().rev().filter(|bound| !bound.already);
+        changed.for_each(|bound| self.give_back_or_log(&bound.device));
+    }
+
+    fn give_back_or_log(&self, device: &HostDevice) {
+        if let Err(error) = self.give_back(device) {
+            log::error!("{error}; to try again: strait device unbind {}", device.name());
+        }
+    }
+
+    fn give_back(&self, device: &HostDevice) -> Result<Released, HandoverError> {
+        let vfio = device.bus().vfio_driver();
+        let record = self.ledger.read(device)?;
+        let now = device.driver()?;
+        let ours = |driver: &Option<String>| driver.as_deref() == Some(vfio);
+        if record.is_none() && !ours(&now) && !ours(&device.driver_override()?) {
+            return Ok(Released { device: device.clone(), driver: now, already: true });
+        }
+        if ours(&now) {
+            self.check_unused(device)?;
+        }
+        let before = record.as_ref().and_then(|record| record.driver_override.as_deref());
+        // A line end alone clears it.
+        self.write(device, device.path().join("driver_override"), before.unwrap_or("\n"))?;
+        if ours(&now) {
+            self.write(device, device.path().join("driver/unbind"), device.name())?;
+        }
+        if device.driver()?.is_none() {
+            self.restore(device, record.as_ref())?;
+        }
+        self.ledger.remove(device)?;
+        Ok(Released { device: device.clone(), driver: device.driver()?, already: false })
+    }
+
+    /// Binds a device without a driver to the one it had, or where that isn't known, to the one that
+    /// wants it.
+    fn restore(&self, device: &HostDevice, record: Option<&Record>) -> Result<(), HandoverError> {
+        let Some(record) = record else {
+            return self.write(device, self.bus(device).join("drivers_probe"), device.name());
+        };
+        let Some(driver) = &record.driver else { return Ok(()) };
+        let directory = self.bus(device).join("drivers").join(driver);
+        let (name, driver) = (device.name().to_owned(), driver.clone());
+        if !directory.exists() {
+            return Err(HandoverError::DriverGone { name, driver, bus: device.bus() });
+        }
+        self.write(device, directory.join("bind"), device.name())?;
+        match device.driver()? {
+            now if now.as_deref() == Some(&*driver) => Ok(()),
+            now => Err(HandoverError::NotTaken { name, driver, now }),
+        }
+    }
+
+    /// Checks that nobody has the device's group open: the kernel would wait for them to close it.
+    fn check_unused(&self, device: &HostDevice) -> Result<(), HandoverError> {
+        let Some(group) = device.group()? else { return Ok(()) };
+        let path = self.host.group_node(group);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                Err(HandoverError::InUse { name: device.name().to_owned(), path })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn bus(&self, device: &HostDevice) -> PathBuf {
+        self.host.bus(device.bus())
+    }
+
+    fn write(
+        &self,
+        device: &HostDevice,
+        path: impl AsRef<Path>,
+        value: &str,
+    ) -> Result<(), HandoverError> {
+        let path = path.as_ref();
+        self.sysfs.write(path, value).map_err(|source| HandoverError::Write {
+            name: device.name().to_owned(),
+            path: path.to_owned(),
+            value: value.trim_end().to_owned(),
+            source,
+        })
+    }
+}
+
+/// Adds those of `more` that aren't there yet.
+fn add_new(devices: &mut Vec<HostDevice>, more: Vec<HostDevice>) {
+    for device in more {
+        if !devices.contains(&device) {
+            devices.push(device);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

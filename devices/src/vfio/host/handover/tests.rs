@@ -1,0 +1,186 @@
+use super::super::super::testing::{FakeHost, FakeKernel};
+use super::*;
+
+const DMA: &str = "2c0a0000.dma";
+const AMBA: &str = "2c0c0000.dma";
+
+/// The drivers of both devices.
+fn drivers(fake: &FakeHost) -> [Option<String>; 2] {
+    [DMA, AMBA].map(|name| fake.host().find(name).unwrap().and_then(|d| d.driver().unwrap()))
+}
+
+fn some(driver: &str) -> Option<String> {
+    Some(driver.to_owned())
+}
+
+/// Two devices of different buses and groups, the first with a driver of its own.
+fn two() -> FakeHost {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("dma-pl330"), Some(3));
+    fake.device("amba", AMBA, None, Some(4));
+    fake
+}
+
+#[test]
+fn devices_go_to_vfio_and_back_to_what_they_had() {
+    let fake = two();
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let handover = Handover::new(&host, &kernel);
+    let bound = handover.bind(&[DMA, AMBA], false).unwrap();
+    let found: Vec<_> = bound.iter().map(|b| (b.before.as_deref(), b.already)).collect();
+    assert_eq!(found, [(Some("dma-pl330"), false), (None, false)]);
+    assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
+
+    let again = handover.bind(&[DMA], false).unwrap();
+    assert!(again[0].already);
+    let released = handover.unbind(&[DMA, AMBA], false).unwrap();
+    let now: Vec<_> = released.iter().map(|r| r.driver.as_deref()).collect();
+    assert_eq!(now, [Some("dma-pl330"), None]);
+    for name in [DMA, AMBA] {
+        let device = host.find(name).unwrap().unwrap();
+        assert_eq!(device.driver_override().unwrap().filter(|d| !d.is_empty()), None);
+        assert_eq!(host.record(&device).unwrap(), None);
+    }
+    assert!(handover.unbind(&[DMA], false).unwrap()[0].already);
+}
+
+#[test]
+fn an_override_from_before_comes_back() {
+    let fake = two();
+    fake.write(format!("sys/devices/platform/{DMA}/driver_override"), "dma-pl330\n");
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let handover = Handover::new(&host, &kernel);
+    handover.bind(&[DMA], false).unwrap();
+    handover.unbind(&[DMA], false).unwrap();
+    let device = host.find(DMA).unwrap().unwrap();
+    assert_eq!(device.driver_override().unwrap(), some("dma-pl330"));
+    assert_eq!(device.driver().unwrap(), some("dma-pl330"));
+}
+
+#[test]
+fn a_device_bound_by_hand_goes_to_the_driver_that_wants_it() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    fake.mkdir("sys/bus/platform/drivers/dma-pl330");
+    let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
+    kernel.natural.insert(DMA, "dma-pl330");
+    let released = Handover::new(&host, &kernel).unbind(&[DMA], false).unwrap();
+    assert_eq!(released[0].driver, some("dma-pl330"));
+}
+
+#[test]
+fn a_failure_undoes_what_was_done_before() {
+    // What fails of the second device, after the first has been bound.
+    type Break = fn(&mut FakeKernel<'_>);
+    let cases: [(&str, Break); 4] = [
+        ("vfio-amba doesn't take", |kernel| kernel.refuses.push(("vfio-amba", AMBA))),
+        ("drivers_probe", |kernel| kernel.denied.push(("amba/drivers_probe", libc::EINVAL))),
+        ("driver_override", |kernel| {
+            kernel.denied.push(("amba/2c0c0000.dma/driver_override", libc::EACCES));
+        }),
+        ("there is no device", |_| ()),
+    ];
+    for (expected, break_it) in cases {
+        let fake = two();
+        let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
+        break_it(&mut kernel);
+        let second = if expected.contains("no device") { "2c0f0000.dma" } else { AMBA };
+        let error = Handover::new(&host, &kernel).bind(&[DMA, second], false).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(error.help().is_some(), "{error}");
+        assert_eq!(drivers(&fake), [some("dma-pl330"), None], "{expected}");
+        let first = host.find(DMA).unwrap().unwrap();
+        assert_eq!(host.record(&first).unwrap(), None, "{expected}");
+    }
+}
+
+#[test]
+fn a_refusal_for_want_of_a_reset_is_told_as_such() {
+    let fake = two();
+    fake.write("sys/module/vfio_platform/parameters/reset_required", "Y\n");
+    let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
+    kernel.refuses.push(("vfio-platform", DMA));
+    let error = Handover::new(&host, &kernel).bind(&[DMA], false).unwrap_err();
+    assert!(matches!(error, HandoverError::Assign(AssignError::ResetRequired { .. })), "{error}");
+    assert_eq!(drivers(&fake)[0], some("dma-pl330"), "given back");
+}
+
+#[test]
+fn what_can_never_be_assigned_is_not_touched() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("dma-pl330"), None);
+    let host = fake.host();
+    let kernel = FakeKernel::new(&fake);
+    let error = Handover::new(&host, &kernel).bind(&[DMA], false).unwrap_err();
+    assert!(matches!(error, HandoverError::Assign(AssignError::NoGroup { .. })), "{error}");
+
+    let bare = FakeHost::new();
+    bare.device("platform", DMA, Some("dma-pl330"), Some(3));
+    let host = bare.host();
+    let bare_kernel = FakeKernel::new(&bare);
+    let error = Handover::new(&host, &bare_kernel).bind(&[DMA], false).unwrap_err();
+    assert!(matches!(error, HandoverError::Assign(AssignError::NoVfioDriver { .. })), "{error}");
+    assert!(kernel.writes().is_empty() && bare_kernel.writes().is_empty());
+}
+
+#[test]
+fn a_group_is_taken_whole_though_it_comes_with_the_driver() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, None, None);
+    fake.behind_iommu("platform", DMA);
+    fake.device("amba", AMBA, Some("dma-pl330"), Some(7));
+    fake.device("pci", "0000:00:01.0", None, Some(7));
+    fake.write("sys/devices/pci/0000:00:01.0/class", "0x060400\n");
+    let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
+    kernel.groups.insert(DMA, 7);
+    let handover = Handover::new(&host, &kernel);
+    let bound = handover.bind(&[DMA], true).unwrap();
+    let names: Vec<_> = bound.iter().map(|bound| bound.device.name()).collect();
+    assert_eq!(names, [DMA, AMBA], "and not the bridge");
+    assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
+    handover.unbind(&[AMBA], true).unwrap();
+    assert_eq!(drivers(&fake), [None, some("dma-pl330")]);
+}
+
+#[test]
+fn a_group_whose_other_device_refuses_is_left_as_it_was() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("dma-pl330"), Some(7));
+    fake.device("amba", AMBA, Some("dma-pl330"), Some(7));
+    let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
+    kernel.refuses.push(("vfio-amba", AMBA));
+    Handover::new(&host, &kernel).bind(&[DMA], true).unwrap_err();
+    assert_eq!(drivers(&fake), [some("dma-pl330"), some("dma-pl330")]);
+}
+
+#[test]
+fn one_that_was_killed_half_way_is_repaired() {
+    // Killed after the record was written and the driver taken away.
+    let fake = two();
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let device = host.find(DMA).unwrap().unwrap();
+    let record = Record { driver: some("dma-pl330"), driver_override: None };
+    Ledger::of(&host).write(&device, &record).unwrap();
+    kernel.write(&device.path().join("driver_override"), "vfio-platform").unwrap();
+    kernel.write(&device.path().join("driver/unbind"), DMA).unwrap();
+    let released = Handover::new(&host, &kernel).unbind(&[DMA], false).unwrap();
+    assert_eq!(released[0].driver, some("dma-pl330"));
+    assert_eq!(host.record(&device).unwrap(), None);
+}
+
+#[test]
+fn a_driver_that_is_gone_is_named_and_remembered() {
+    let fake = two();
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let handover = Handover::new(&host, &kernel);
+    handover.bind(&[DMA], false).unwrap();
+    std::fs::remove_dir(fake.path("sys/bus/platform/drivers/dma-pl330")).unwrap();
+    let error = handover.unbind(&[DMA], false).unwrap_err();
+    assert_eq!(
+        error.help().unwrap(),
+        "modprobe dma-pl330 && strait device unbind 2c0a0000.dma",
+        "{error}"
+    );
+    fake.mkdir("sys/bus/platform/drivers/dma-pl330");
+    assert_eq!(handover.unbind(&[DMA], false).unwrap()[0].driver, some("dma-pl330"));
+}

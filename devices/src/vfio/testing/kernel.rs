@@ -1,0 +1,94 @@
+//! A made-up driver core: what writing to a [`FakeHost`]'s attributes does.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use super::super::host::Attributes;
+use super::FakeHost;
+
+/// Drivers as sysfs lets them be bound and unbound.
+pub(crate) struct FakeKernel<'a> {
+    host: &'a FakeHost,
+    /// The driver that takes a device by itself.
+    pub(crate) natural: BTreeMap<&'static str, &'static str>,
+    /// Drivers and devices: the former refuse the latter.
+    pub(crate) refuses: Vec<(&'static str, &'static str)>,
+    /// Groups that devices get with their driver.
+    pub(crate) groups: BTreeMap<&'static str, u32>,
+    /// Attributes (the end of their path) that can't be written, with the error number.
+    pub(crate) denied: Vec<(&'static str, i32)>,
+    writes: Mutex<Vec<(String, String)>>,
+}
+
+impl<'a> FakeKernel<'a> {
+    pub(crate) fn new(host: &'a FakeHost) -> Self {
+        let (natural, refuses, groups, denied, writes) = Default::default();
+        Self { host, natural, refuses, groups, denied, writes }
+    }
+
+    /// What was written, and to which attribute below `/sys`.
+    pub(crate) fn writes(&self) -> Vec<(String, String)> {
+        self.writes.lock().unwrap().clone()
+    }
+
+    fn device(&self, bus: &str, name: &str) -> io::Result<PathBuf> {
+        let path = self.host.path(format!("sys/devices/{bus}/{name}"));
+        if path.exists() { Ok(path) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
+    }
+
+    /// The driver that may have the device is offered it.
+    fn probe(&self, bus: &str, name: &str) -> io::Result<()> {
+        let device = self.device(bus, name)?;
+        let only = fs::read_to_string(device.join("driver_override"))?;
+        let natural = self.natural.get(name).copied();
+        let driver = match only.trim() {
+            "(null)" | "" => natural.map(str::to_owned),
+            only => Some(only.to_owned()),
+        };
+        match driver {
+            Some(driver) if !device.join("driver").exists() => self.bind(bus, &driver, name),
+            _ => Ok(()),
+        }
+    }
+
+    fn bind(&self, bus: &str, driver: &str, name: &str) -> io::Result<()> {
+        let device = self.device(bus, name)?;
+        let directory = self.host.path(format!("sys/bus/{bus}/drivers/{driver}"));
+        let refused = self.refuses.iter().any(|(d, n)| (*d, *n) == (driver, name));
+        if refused || !directory.exists() {
+            // As the driver core does: a driver's refusal is nobody's error.
+            return Ok(());
+        }
+        if let Some(group) = self.groups.get(name) {
+            self.host.join_group(bus, name, *group);
+        }
+        symlink(directory, device.join("driver"))
+    }
+}
+
+impl Attributes for FakeKernel<'_> {
+    fn write(&self, path: &Path, value: &str) -> io::Result<()> {
+        let below = path.strip_prefix(self.host.path("sys")).unwrap().to_str().unwrap().to_owned();
+        self.writes.lock().unwrap().push((below.clone(), value.to_owned()));
+        if let Some((_, errno)) = self.denied.iter().find(|(end, _)| below.ends_with(end)) {
+            return Err(io::Error::from_raw_os_error(*errno));
+        }
+        let parts: Vec<&str> = below.split('/').collect();
+        match parts[..] {
+            ["devices", bus, name, "driver_override"] => {
+                fs::write(self.device(bus, name)?.join("driver_override"), value)
+            }
+            ["devices", bus, name, "driver", "unbind"] => {
+                assert_eq!(name, value);
+                fs::remove_file(self.device(bus, name)?.join("driver"))
+            }
+            ["bus", bus, "drivers_probe"] => self.probe(bus, value),
+            ["bus", bus, "drivers", driver, "bind"] => self.bind(bus, driver, value),
+            _ => panic!("{below}"),
+        }
+    }
+}
