@@ -34,6 +34,7 @@ pub struct Vm {
     _ram: Option<GuestRam>,
     vfio: Option<DeviceFd>,
     max_cpus: u64,
+    address_bits: u32,
 }
 
 impl Vm {
@@ -46,7 +47,8 @@ impl Vm {
         let kvm =
             Kvm::new().map_err(|e| Error::OpenKvm(io::Error::from_raw_os_error(e.errno())))?;
         let limit = u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
-        let ipa_type = vm_type(ram_size, if limit == 0 { DEFAULT_IPA_BITS } else { limit })?;
+        let address_bits = if limit == 0 { DEFAULT_IPA_BITS } else { limit };
+        let ipa_type = vm_type(ram_size, address_bits)?;
         let fd = kvm.create_vm_with_type(ipa_type).map_err(Error::kvm("create a VM"))?;
         // Else an access that KVM can't decode ends the VM; where it is missing, it does.
         let cap = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
@@ -54,7 +56,7 @@ impl Vm {
             log::info!("this host's KVM can't report undecodable accesses: {e}");
         }
         let max_cpus = kvm.get_max_vcpus() as u64;
-        Ok(Self { fd, slots: Mutex::new(0), _ram: None, vfio: None, max_cpus })
+        Ok(Self { fd, slots: Mutex::new(0), _ram: None, vfio: None, max_cpus, address_bits })
     }
 
     /// Shows `ram` to the guest at [`RAM_START`] and keeps it.
@@ -82,6 +84,12 @@ impl Vm {
             return Err(Error::TooManyCpus { asked: count, limit, who: "this host's KVM" });
         }
         (0..count).map(|index| Vcpu::new(self, index, pmu)).collect()
+    }
+
+    /// The bits of guest physical address that this host's KVM can give a VM
+    /// (`KVM_CAP_ARM_VM_IPA_SIZE`).
+    pub fn address_bits(&self) -> u32 {
+        self.address_bits
     }
 
     /// Whether the host has a PMUv3 for guests.

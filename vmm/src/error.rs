@@ -51,6 +51,16 @@ impl Error {
         }
     }
 
+    /// What failed and why, without the help.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do about it, where that is known.
+    pub fn take_help(self) -> Option<String> {
+        self.help
+    }
+
     /// The exit status it ends strait with.
     pub fn exit_status(&self) -> u8 {
         self.exit_status
@@ -86,6 +96,8 @@ from_helpful! {
     boot::kernel::KernelError,
     boot::layout::LayoutError,
     devices::vfio::assign::AssignError,
+    devices::vfio::bench::BenchError,
+    devices::vfio::host::HandoverError,
     devices::vfio::iommu::MapError,
     devices::vfio::iommu::WindowError,
     devices::vfio::platform::DeviceError,
@@ -99,6 +111,18 @@ impl From<std::io::Error> for Error {
 
 impl From<boot::fdt::host::HostError> for Error {
     fn from(error: boot::fdt::host::HostError) -> Self {
+        Self::chain(&error)
+    }
+}
+
+impl From<devices::vfio::host::ReadError> for Error {
+    fn from(error: devices::vfio::host::ReadError) -> Self {
+        Self::chain(&error)
+    }
+}
+
+impl From<devices::vfio::host::RecordError> for Error {
+    fn from(error: devices::vfio::host::RecordError) -> Self {
         Self::chain(&error)
     }
 }

@@ -6,9 +6,11 @@
 
 mod assigned;
 mod build;
+mod check;
 mod cli;
 mod console;
 mod describe;
+mod device;
 mod ending;
 mod error;
 mod events;
@@ -17,6 +19,7 @@ mod plan;
 mod run;
 mod signals;
 mod stats;
+mod table;
 mod terminal;
 mod tree;
 mod wiring;
@@ -48,6 +51,8 @@ extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
 fn execute(command: Command) -> Result<u8, Error> {
     match command {
         Command::Run(options) => run::run(&options).map(|ending| ending.exit_status()),
+        Command::Device(options) => device::run(&options),
+        Command::Check(options) => check::run(&options),
         Command::Print(text) => {
             // Whoever closed standard output does not want it.
             let _ = io::stdout().write_all(text.as_bytes());

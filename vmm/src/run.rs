@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::build;
 use crate::cli::RunOptions;
 use crate::describe::describe;
+use crate::device::Borrowed;
 use crate::ending::Ending;
 use crate::error::Error;
 use crate::events::{self, Sources};
@@ -32,7 +33,17 @@ use crate::{logger, plan, stats};
 pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     let started = Instant::now();
     logger::init(options.log_level);
+    // From here on a signal ends the run in order, and what is borrowed is given back.
     let signals = Signals::new()?;
+    let borrowed = options.bind.then(|| Borrowed::take(&options.vfio_platform)).transpose()?;
+    let ending = run_guest(options, started, signals);
+    // Only now is everything closed that holds the devices.
+    drop(borrowed);
+    ending
+}
+
+/// Plans, builds and runs the machine; nothing of it is left when this returns.
+fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result<Ending, Error> {
     let mut plan = plan::resolve(options)?;
     let over = Arc::new(AtomicBool::new(false));
 

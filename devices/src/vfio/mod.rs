@@ -12,6 +12,7 @@
 //! Nothing of this needs the VMM while the guest runs.
 
 pub mod assign;
+pub mod bench;
 pub mod bindings;
 pub mod host;
 pub mod iommu;

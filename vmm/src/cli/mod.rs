@@ -1,9 +1,13 @@
 //! The command line: options as values, resolved against the host later.
 
+mod check;
+mod device;
 mod platform;
 mod run;
 mod size;
 
+pub use check::CheckOptions;
+pub use device::{DeviceOptions, DeviceVerb};
 pub use platform::PlatformOptions;
 pub use run::{ConsoleKind, GicChoice, RunOptions};
 pub use size::Size;
@@ -19,6 +23,8 @@ Usage: strait COMMAND [OPTIONS]
 
 Commands:
   run       Start a guest: strait run --help
+  device    Look at, bind, unbind and test the host's devices: strait device --help
+  check     Find out what this host lacks for device assignment: strait check --help
 
 Options:
   --help, -h       Print this
@@ -30,6 +36,10 @@ Options:
 pub enum Command {
     /// Start a guest.
     Run(Box<RunOptions>),
+    /// Look at, bind, unbind or test devices of the host.
+    Device(DeviceOptions),
+    /// Look at the host.
+    Check(CheckOptions),
     /// Print this text.
     Print(String),
 }
@@ -42,6 +52,8 @@ pub enum Command {
 pub fn parse(mut parser: Parser) -> Result<Command, Error> {
     match parser.next().map_err(|e| wrong(&e, ""))? {
         Some(Arg::Value(word)) if word == "run" => run::parse(&mut parser),
+        Some(Arg::Value(word)) if word == "device" => device::parse(&mut parser),
+        Some(Arg::Value(word)) if word == "check" => check::parse(&mut parser),
         Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Print(HELP.into())),
         Some(Arg::Value(word)) if word == "help" => Ok(Command::Print(HELP.into())),
         Some(Arg::Long("version") | Arg::Short('V')) => {

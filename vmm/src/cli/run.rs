@@ -31,6 +31,9 @@ Devices it is given:
                      A device of the platform or AMBA bus, by the name sysfs has for it
                      (2c0a0000.dma) or its path below sysfs. It is made quiet before and
                      after the guest has it, unless quiesce=off. May be repeated
+  --bind             Give these devices to VFIO for the time of the run, and back to their drivers
+                     when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
+                     does it then
 
 The run:
   --timeout SECONDS  End it after this time, with exit status 124
@@ -61,6 +64,8 @@ pub struct RunOptions {
     pub memory: Size,
     /// Platform devices to assign.
     pub vfio_platform: Vec<PlatformOptions>,
+    /// Bind those devices for the time of the run.
+    pub bind: bool,
     /// The interrupt controller.
     pub gic: GicChoice,
     /// Where the serial console is.
@@ -106,6 +111,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cpus: 1,
         memory: Size::from(256 << 20),
         vfio_platform: Vec::new(),
+        bind: false,
         gic: GicChoice::Auto,
         console: ConsoleKind::Stdio,
         timeout: None,
@@ -123,6 +129,10 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     }
     if options.kernel.as_os_str().is_empty() {
         return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
+    }
+    if options.bind && options.dry_run {
+        return Err(Error::usage("--dry-run changes nothing, so it can't --bind")
+            .help("strait device bind NAME, then --dry-run"));
     }
     Ok(Command::Run(Box::new(options)))
 }
@@ -149,6 +159,7 @@ impl RunOptions {
                 let device = value("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
                 self.vfio_platform.push(device);
             }
+            Arg::Long("bind") => self.bind = true,
             Arg::Long("gic") => self.gic = value("--gic", parser.value()?, gic)?,
             Arg::Long("console") => self.console = value("--console", parser.value()?, console)?,
             Arg::Long("timeout") => {
@@ -168,7 +179,7 @@ impl RunOptions {
 }
 
 /// Reads an option's value; a failure names the option and the value.
-fn value<T>(
+pub(super) fn value<T>(
     option: &str,
     text: OsString,
     parse: impl Fn(&str) -> Result<T, String>,
@@ -218,7 +229,7 @@ mod tests {
         let words = ["run", "--kernel", "Image"].iter().chain(arguments);
         match super::super::parse(Parser::from_args(words))? {
             Command::Run(options) => Ok(*options),
-            Command::Print(text) => panic!("{text}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -252,6 +263,7 @@ mod tests {
             ["--no-such-option", "1"],
             ["--dry-run=yes", "--dry-run"],
             ["stray", "--dry-run"],
+            ["--bind", "--dry-run"],
         ] {
             assert!(run(&arguments).unwrap_err().exit_status() == 2, "{arguments:?}");
         }

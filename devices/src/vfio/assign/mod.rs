@@ -126,7 +126,11 @@ fn check_members(device: &HostDevice, group: &IommuGroup) -> Result<(), AssignEr
 }
 
 /// Whether this process may open the file for reading and writing.
-fn may_open(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+///
+/// As from `faccessat(2)`.
+pub fn may_open(path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mode = libc::R_OK | libc::W_OK;
     // SAFETY: a NUL-terminated path; the call changes nothing.

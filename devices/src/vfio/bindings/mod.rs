@@ -7,6 +7,7 @@ pub mod pl330;
 
 use std::fmt;
 
+use super::bench::{Bench, BenchError, Report};
 use super::node::Draft;
 use super::region::{AccessError, Registers};
 
@@ -28,6 +29,13 @@ pub trait Binding: fmt::Debug + Sync {
 
     /// Makes of the generic node what a guest's driver needs.
     fn refine(&self, draft: &mut Draft);
+
+    /// Drives the device without a guest and sees that it works; `None` where that isn't known for
+    /// this kind of device.
+    fn self_test(&self, bench: &mut Bench) -> Option<Result<Report, BenchError>> {
+        let _ = bench;
+        None
+    }
 }
 
 /// A device that couldn't be stopped.

@@ -16,6 +16,11 @@ impl<C: DmaCalls> Mappings<C> {
         Self { calls, made: Vec::new() }
     }
 
+    /// What makes them.
+    pub(super) fn calls(&self) -> &C {
+        &self.calls
+    }
+
     /// How many bytes are mapped.
     pub(super) fn size(&self) -> u64 {
         self.made.iter().fold(0, |sum, (_, size)| sum.saturating_add(*size))

@@ -137,6 +137,15 @@ impl Iommu {
         &self.info
     }
 
+    /// Whether the IOMMU keeps the devices' accesses coherent with the caches.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused.
+    pub fn is_coherent(&self) -> Result<bool, AssignError> {
+        self.mappings.calls().is_coherent().map_err(AssignError::Container)
+    }
+
     /// Where RAM can be.
     pub fn windows(&self) -> &DmaWindows {
         &self.windows
@@ -157,6 +166,26 @@ impl Iommu {
         // SAFETY: passed on.
         unsafe { self.mappings.map(gpa, host, size) }
             .map_err(|source| mapping(Memlock::current(), self.mappings.size(), gpa, size, source))
+    }
+
+    /// As [`map`](Self::map), for memory that isn't a guest's: nothing is checked beforehand, and the
+    /// error is the kernel's.
+    ///
+    /// # Safety
+    ///
+    /// As for [`map`](Self::map).
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused.
+    pub unsafe fn map_iova(
+        &mut self,
+        iova: u64,
+        host: NonNull<u8>,
+        size: u64,
+    ) -> Result<(), IoctlError> {
+        // SAFETY: passed on.
+        unsafe { self.mappings.map(iova, host, size) }
     }
 
     /// Undoes all mappings, the last first: no device reaches any memory then.

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::ptr::NonNull;
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES,
-    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU,
-    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
+    VFIO_DMA_CC_IOMMU, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IOMMU_INFO_CAPS,
+    VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
+    VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
+    vfio_iommu_type1_info,
 };
 use vmm_sys_util::ioctl::{
     ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
@@ -162,6 +163,19 @@ impl Container {
         let number = kind.number().into();
         // SAFETY: the request's argument is a number.
         let returned = unsafe { ioctl_with_val(&self.0, CHECK_EXTENSION.number, number) };
+        Ok(CHECK_EXTENSION.check(returned)? > 0)
+    }
+
+    /// Whether devices' accesses are coherent with the caches (`VFIO_DMA_CC_IOMMU`), once the IOMMU
+    /// model has been chosen.
+    ///
+    /// # Errors
+    ///
+    /// If this isn't a container.
+    pub fn is_coherent(&self) -> Result<bool, IoctlError> {
+        // SAFETY: the request's argument is a number.
+        let returned =
+            unsafe { ioctl_with_val(&self.0, CHECK_EXTENSION.number, VFIO_DMA_CC_IOMMU.into()) };
         Ok(CHECK_EXTENSION.check(returned)? > 0)
     }
 

@@ -1,6 +1,8 @@
 //! The Arm PL330 ("CoreLink DMA-330") DMA controller: a manager thread and up to eight channel
 //! threads that run programs from memory. Its reference manual (TRM) is ARM DDI 0424.
 
+mod copy;
+mod driver;
 mod node;
 mod program;
 mod quiesce;
@@ -9,6 +11,7 @@ mod registers;
 use std::time::Duration;
 
 use super::{Binding, QuiesceError};
+use crate::vfio::bench::{Bench, BenchError, Report};
 use crate::vfio::node::Draft;
 use crate::vfio::region::Registers;
 
@@ -36,5 +39,9 @@ impl Binding for Pl330 {
 
     fn refine(&self, draft: &mut Draft) {
         node::refine(draft);
+    }
+
+    fn self_test(&self, bench: &mut Bench) -> Option<Result<Report, BenchError>> {
+        Some(driver::test(bench))
     }
 }

@@ -19,6 +19,18 @@ impl Instruction {
     /// DMAKILL: ends the thread's program at once, once its outstanding transfers are through.
     pub(super) const KILL: Self = Self([0x01, 0, 0, 0, 0, 0]);
 
+    /// DMAGO with `ns` set: the manager starts a channel, in the non-secure state, on the program at
+    /// this address.
+    pub(super) fn go(channel: u8, program: u32) -> Self {
+        let [a, b, c, d] = program.to_le_bytes();
+        Self([0xa2, channel & 0x7, a, b, c, d])
+    }
+
+    /// DMASEV: signals an event, and its interrupt where that is enabled.
+    pub(super) fn signal(event: u8) -> Self {
+        Self([0x34, event << 3, 0, 0, 0, 0])
+    }
+
     /// The values of DBGINST0 and DBGINST1 that run it on a thread.
     pub(super) fn for_debug(self, thread: Thread) -> (u32, u32) {
         let [a, b, rest @ ..] = self.0;
@@ -40,7 +52,9 @@ mod tests {
         let kill = Instruction::KILL;
         assert_eq!(kill.for_debug(Thread::Manager), (0x0001_0000, 0));
         assert_eq!(kill.for_debug(Thread::Channel(5)), (0x0001_0501, 0));
-        let go = Instruction([0xa2, 3, 0x78, 0x56, 0x34, 0x12]);
+        let go = Instruction::go(3, 0x1234_5678);
         assert_eq!(go.for_debug(Thread::Manager), (0x03a2_0000, 0x1234_5678));
+        let signal = Instruction::signal(5);
+        assert_eq!(signal.for_debug(Thread::Manager), (0x2834_0000, 0));
     }
 }

@@ -55,13 +55,14 @@ impl fmt::Display for Thread {
     }
 }
 
-struct Dmac<'a> {
-    registers: &'a dyn Registers,
-    patience: Duration,
+/// The controller, and how long each step of it may take.
+pub(super) struct Dmac<'a> {
+    pub(super) registers: &'a dyn Registers,
+    pub(super) patience: Duration,
 }
 
 impl Dmac<'_> {
-    fn status(&self, thread: Thread) -> Result<u32, AccessError> {
+    pub(super) fn status(&self, thread: Thread) -> Result<u32, AccessError> {
         self.registers.read32(match thread {
             Thread::Manager => DSR,
             Thread::Channel(number) => csr(number),
@@ -69,7 +70,7 @@ impl Dmac<'_> {
     }
 
     /// Stops a thread, and says whether it did.
-    fn stop(&self, thread: Thread) -> Result<bool, AccessError> {
+    pub(super) fn stop(&self, thread: Thread) -> Result<bool, AccessError> {
         let started = Instant::now();
         let mut killed = None;
         loop {
@@ -95,7 +96,7 @@ impl Dmac<'_> {
 
     /// Has a thread run an instruction, by way of the debug registers: TRM, chapter 2, "Issuing
     /// instructions to the DMAC using the slave interface".
-    fn run(&self, instruction: Instruction, thread: Thread) -> Result<(), AccessError> {
+    pub(super) fn run(&self, instruction: Instruction, thread: Thread) -> Result<(), AccessError> {
         let started = Instant::now();
         while self.registers.read32(DBGSTATUS)? & 1 != 0 {
             // A guest can have left them stuck. Trying nevertheless does no harm, and the thread's

@@ -13,6 +13,8 @@ pub(super) const INT_EVENT_RIS: u64 = 0x024;
 pub(super) const INTMIS: u64 = 0x028;
 /// Interrupt Clear Register: lowers interrupts, of those enabled in [`INTEN`].
 pub(super) const INTCLR: u64 = 0x02c;
+/// Fault Status DMA Channel Register: a bit for each channel that faults.
+pub(super) const FSRC: u64 = 0x034;
 /// Debug Status Register: bit 0 is set while an instruction of the debug registers runs.
 pub(super) const DBGSTATUS: u64 = 0xd00;
 /// Debug Command Register: writing 0 runs the instruction in the two below.
@@ -23,12 +25,52 @@ pub(super) const DBGINST0: u64 = 0xd08;
 pub(super) const DBGINST1: u64 = 0xd0c;
 /// Configuration Register 0: how many channels and events there are.
 pub(super) const CR0: u64 = 0xe00;
+/// DMA Configuration Register: the bus' width and the depth of the buffer for data.
+pub(super) const CRD: u64 = 0xe14;
 /// Peripheral Identification Registers 0 to 3: a byte each, in four words.
 pub(super) const PERIPH_ID: [u64; 4] = [0xfe0, 0xfe4, 0xfe8, 0xfec];
 
 /// Channel Status Registers: a channel's state in bits 3:0.
 pub(super) fn csr(channel: u8) -> u64 {
     0x100 + u64::from(channel) * 8
+}
+
+/// Fault Type DMA Channel Registers: why a channel faults.
+pub(super) fn ftr(channel: u8) -> u64 {
+    0x040 + u64::from(channel) * 4
+}
+
+/// The width of the bus as the logarithm of its bytes, from [`CRD`] bits 2:0; the architecture has
+/// 32, 64 and 128 bits.
+pub(super) fn bus_width(crd: u32) -> u8 {
+    let [low, ..] = crd.to_le_bytes();
+    (low & 0x7).clamp(2, 4)
+}
+
+/// How many beats of the bus' width the buffer for data (MFIFO) holds, from [`CRD`] bits 29:20.
+pub(super) fn buffer_depth(crd: u32) -> u32 {
+    (crd >> 20 & 0x3ff) + 1
+}
+
+/// What [`ftr`] says, in words: its bits in the order of the TRM.
+pub(super) fn fault(ftr: u32) -> String {
+    const BITS: [(u32, &str); 12] = [
+        (0, "undefined instruction"),
+        (1, "invalid operand"),
+        (5, "event of the secure world"),
+        (6, "peripheral of the secure world"),
+        (7, "access of the secure world"),
+        (12, "burst larger than the buffer"),
+        (13, "nothing to store"),
+        (16, "instruction not readable"),
+        (17, "data not writable"),
+        (18, "data not readable"),
+        (30, "by a debug instruction"),
+        (31, "locked up"),
+    ];
+    let words: Vec<&str> =
+        BITS.iter().filter(|(bit, _)| ftr >> bit & 1 != 0).map(|(_, word)| *word).collect();
+    format!("{} (FTR {ftr:#x})", words.join(", "))
 }
 
 /// How many channels there are, from [`CR0`] bits 6:4.
@@ -85,6 +127,20 @@ mod tests {
         {
             assert_eq!((channels(cr0), events(cr0)), (channels_, events_), "{cr0:#x}");
         }
+    }
+
+    #[test]
+    fn the_bus_and_its_buffer_are_those_the_manual_encodes() {
+        // As QEMU's: 64 bits, 256 lines; the largest; nothing sensible.
+        for (crd, width, depth) in [(3 | 255 << 20, 3, 256), (u32::MAX, 4, 1024), (0, 2, 1)] {
+            assert_eq!((bus_width(crd), buffer_depth(crd)), (width, depth), "{crd:#x}");
+        }
+    }
+
+    #[test]
+    fn faults_are_told_in_words() {
+        assert_eq!(fault(1 << 18), "data not readable (FTR 0x40000)");
+        assert_eq!(fault(3), "undefined instruction, invalid operand (FTR 0x3)");
     }
 
     #[test]

@@ -1,0 +1,85 @@
+//! Why a device couldn't be tested at all.
+
+use std::io;
+
+use super::super::assign::AssignError;
+use super::super::bindings::QuiesceError;
+use super::super::region::AccessError;
+use super::super::sys::IoctlError;
+
+/// Why a device couldn't be tested.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// It can't be opened.
+    #[error(transparent)]
+    Assign(#[from] AssignError),
+    /// VFIO doesn't tell what it has.
+    #[error("VFIO doesn't tell what the device has")]
+    Untold {
+        /// What VFIO refused.
+        #[source]
+        source: IoctlError,
+    },
+    /// An interrupt can't be had.
+    #[error("interrupt {index} can't be had: {what}")]
+    Line {
+        /// Its index with VFIO.
+        index: u32,
+        /// What was tried.
+        what: &'static str,
+        /// What was refused.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no memory.
+    #[error("the host gives no {size} bytes of memory")]
+    NoMemory {
+        /// How many bytes.
+        size: u64,
+        /// What it answered.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no place for it.
+    #[error("the IOMMU has no {size:#x} free bytes of IOVA below 4 GiB")]
+    NoIova {
+        /// How many bytes.
+        size: u64,
+    },
+    /// It can't be mapped.
+    #[error("{size:#x} bytes of memory can't be mapped at IOVA {iova:#x}")]
+    Map {
+        /// Where.
+        iova: u64,
+        /// How many bytes.
+        size: u64,
+        /// What the kernel refused.
+        #[source]
+        source: IoctlError,
+    },
+    /// Its registers can't be reached.
+    #[error("the device's registers can't be reached")]
+    Access(#[from] AccessError),
+    /// It can't be stopped.
+    #[error("the device can't be stopped")]
+    Quiesce(#[from] QuiesceError),
+}
+
+impl BenchError {
+    /// What mends it.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Assign(error) => error.help(),
+            Self::Line { .. } => Some("/proc/interrupts shows who else has the line".to_owned()),
+            Self::Map { source, .. } if source.is(libc::ENOMEM) => {
+                Some("ulimit -l unlimited, or run it as root".to_owned())
+            }
+            Self::NoMemory { .. } => Some("free some: `free -m`".to_owned()),
+            Self::Quiesce(_) => Some("power-cycle the board".to_owned()),
+            Self::Untold { .. } | Self::Map { .. } => {
+                Some("dmesg has the kernel's own words".to_owned())
+            }
+            Self::NoIova { .. } | Self::Access(_) => None,
+        }
+    }
+}

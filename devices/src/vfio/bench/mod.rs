@@ -1,0 +1,176 @@
+//! A bench to test a device on without a guest: its registers, its interrupts as eventfds, and
+//! memory at IOVAs of its own.
+//!
+//! What only one kind of device can do is in its binding ([`Binding::self_test`]); every other gets
+//! the [`general`] test.
+//!
+//! [`Binding::self_test`]: super::bindings::Binding::self_test
+
+mod error;
+pub mod general;
+mod lines;
+mod memory;
+mod report;
+
+use std::sync::Arc;
+
+use boot::fdt::host::HostTree;
+
+pub use error::BenchError;
+pub use lines::{Line, Lines};
+pub use memory::Memory;
+pub use report::{ChannelRow, Check, Report};
+
+use super::assign::{self, AssignError, Assignment};
+use super::bindings::{self, Binding};
+use super::host::Host;
+use super::iommu::Iommu;
+use super::region::{Region, host_page_size};
+use super::sys::{DeviceCalls, IoctlError};
+
+/// Blocks of memory begin this far apart: what lies between is mapped nowhere.
+const SPACING: u64 = 16 << 20;
+
+/// The first IOVA that is given out: above what usually is reserved (the MSI doorbells).
+const FIRST: u64 = 0x1000_0000;
+
+/// IOVAs are given out below this: a 32-bit device reaches all of them.
+const END: u64 = 1 << 32;
+
+/// A device on the bench. The interrupts are disarmed and the memory is unmapped when it is dropped.
+pub struct Bench {
+    // Dropped in this order: the device does nothing any more when its memory goes.
+    lines: Lines,
+    regions: Vec<Arc<Region>>,
+    calls: Arc<dyn DeviceCalls>,
+    iommu: Iommu,
+    memory: Vec<Arc<Memory>>,
+    name: String,
+    binding: Option<&'static dyn Binding>,
+    next_iova: u64,
+}
+
+impl Bench {
+    /// Opens a device that is bound to VFIO.
+    ///
+    /// # Errors
+    ///
+    /// It can't be assigned, or VFIO doesn't tell what it has.
+    pub fn open(host: &Host, name: &str) -> Result<Self, BenchError> {
+        let mut assignments = assign::preflight(host, &[name])?;
+        let iommu = Iommu::open(host, &assignments)?;
+        let assignment = assignments.pop().ok_or(AssignError::Nothing)?;
+        let calls: Arc<dyn DeviceCalls> = Arc::new(iommu.open_device(&assignment)?);
+        let told = |source| BenchError::Untold { source };
+        let info = calls.info().map_err(told)?;
+        let open = |index| Region::open(calls.clone(), index, host_page_size()).map(Arc::new);
+        let regions = (0..info.regions).map(open).collect::<Result<_, _>>().map_err(told)?;
+        let lines = Lines::open(&calls, info.irqs)?;
+        let binding = binding(&assignment);
+        let name = assignment.name().to_owned();
+        let (memory, next_iova) = (Vec::new(), FIRST);
+        Ok(Self { lines, regions, calls, iommu, memory, name, binding, next_iova })
+    }
+
+    /// The device's name in sysfs.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is known of this kind of device.
+    pub fn binding(&self) -> Option<&'static dyn Binding> {
+        self.binding
+    }
+
+    /// Its regions, in VFIO's order.
+    pub fn regions(&self) -> &[Arc<Region>] {
+        &self.regions
+    }
+
+    /// Its interrupts.
+    pub fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
+    }
+
+    /// Its device file.
+    pub fn calls(&self) -> &Arc<dyn DeviceCalls> {
+        &self.calls
+    }
+
+    /// The IOMMU in front of it.
+    pub fn iommu(&self) -> &Iommu {
+        &self.iommu
+    }
+
+    /// Runs the test of this kind of device, or the general one.
+    ///
+    /// # Errors
+    ///
+    /// The host refused something without which nothing can be tested; a device that fails is in
+    /// the report.
+    pub fn run(&mut self) -> Result<Report, BenchError> {
+        let special = self.binding.and_then(|binding| binding.self_test(self));
+        special.unwrap_or_else(|| general::test(self))
+    }
+
+    /// Memory that the device reaches at an IOVA of its own below 4 GiB, which is returned with it;
+    /// `size` in bytes is rounded up to whole pages.
+    ///
+    /// # Errors
+    ///
+    /// The host has no memory, or doesn't map it.
+    pub fn memory(&mut self, size: usize) -> Result<(Arc<Memory>, u64), BenchError> {
+        let memory = Arc::new(Memory::new(size)?);
+        let iova = self.hole(memory.size())?;
+        self.map(iova, &memory, memory.size())?;
+        Ok((memory, iova))
+    }
+
+    /// An IOVA below 4 GiB at which nothing is mapped for `size` bytes, nor will be.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn hole(&mut self, size: u64) -> Result<u64, BenchError> {
+        let mut iova = self.next_iova;
+        while let Some(end) = iova.checked_add(size).filter(|end| *end <= END) {
+            if self.iommu.windows().check(iova, size).is_ok() {
+                self.next_iova = end.next_multiple_of(SPACING).saturating_add(SPACING);
+                return Ok(iova);
+            }
+            iova = iova.saturating_add(SPACING);
+        }
+        Err(BenchError::NoIova { size })
+    }
+
+    /// Maps the first `size` bytes of `memory` at `iova`; the memory is kept until
+    /// [`Self::unmap_all`].
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused.
+    pub fn map(&mut self, iova: u64, memory: &Arc<Memory>, size: u64) -> Result<(), BenchError> {
+        let failed = |source: IoctlError| BenchError::Map { iova, size, source };
+        if size > memory.size() {
+            return Err(BenchError::NoIova { size });
+        }
+        // SAFETY: the memory is read and written by raw pointers only, and is kept until all is
+        // unmapped.
+        unsafe { self.iommu.map_iova(iova, memory.address(), size) }.map_err(failed)?;
+        self.memory.push(memory.clone());
+        Ok(())
+    }
+
+    /// Takes all memory away from the device.
+    pub fn unmap_all(&mut self) {
+        self.iommu.unmap_all();
+        self.memory.clear();
+    }
+}
+
+/// What is known of the device; nothing if it has no node in the device tree.
+fn binding(assignment: &Assignment) -> Option<&'static dyn Binding> {
+    let directory = assignment.device.of_node().ok().flatten()?;
+    let node = HostTree::system().ok()?.node(&directory).ok()?;
+    bindings::find(&node.strings("compatible").ok().flatten()?)
+}

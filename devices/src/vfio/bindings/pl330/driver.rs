@@ -1,0 +1,469 @@
+//! The controller driven without a guest: every event line, every channel, every byte.
+//!
+//! TRM (ARM DDI 0424), chapter 2, "Operating states", "Aborts", "Using events and interrupts".
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::copy::{Bus, Copy, PROGRAM_MAX};
+use super::program::{Instruction, Thread};
+use super::quiesce::{Dmac, quiesce};
+use super::registers::{
+    CR0, CRD, FSRC, INTCLR, INTEN, INTMIS, State, buffer_depth, bus_width, channels, events, fault,
+    ftr,
+};
+use crate::vfio::bench::{Bench, BenchError, ChannelRow, Memory, Report};
+use crate::vfio::region::{AccessError, Region, Registers};
+
+/// How long a transfer or an interrupt may take. A controller needs microseconds; a modelled one
+/// on a busy machine needs more.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a thread may take to stop.
+const STOPPING: Duration = Duration::from_millis(200);
+
+/// How long to listen for interrupts that nothing should raise.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// The largest transfer, in bytes.
+const LARGEST: usize = 16 << 20;
+
+/// Bytes on both sides of a transfer that it must leave alone.
+const MARGIN: usize = 64;
+
+/// What each channel copies: length, and how far source and destination are from alignment.
+const TRANSFERS: [(usize, usize, usize); 16] = [
+    (1, 0, 0),
+    (1, 3, 5),
+    (2, 1, 0),
+    (3, 0, 2),
+    (7, 1, 1),
+    (8, 0, 0),
+    (64, 4, 4),
+    (65, 0, 0),
+    (127, 2, 6),
+    (4095, 0, 0),
+    (4096, 0, 0),
+    (4097, 1, 3),
+    (16384, 5, 0),
+    (65537, 0, 0),
+    (1 << 20, 8, 16),
+    (LARGEST, 0, 0),
+];
+
+/// What all channels copy at once, in bytes.
+const TOGETHER: usize = 64 << 10;
+
+/// Runs the test.
+///
+/// # Errors
+///
+/// The host refused something without which nothing can be tested.
+pub(super) fn test(bench: &mut Bench) -> Result<Report, BenchError> {
+    let mut report = Report::new("PL330");
+    let region = bench.regions().first().cloned();
+    let region = region.ok_or(super::QuiesceError::NoRegion(0))?;
+    quiesce(&*region, STOPPING)?;
+    let mut driver = Driver::new(bench, region)?;
+    report.add("controller", Ok(driver.description()));
+    let worked = driver.run(&mut report);
+    // In any case: nobody else should find it at work.
+    let quiet = quiesce(&*driver.region, STOPPING);
+    driver.bench.unmap_all();
+    worked?;
+    report
+        .add("stopped", quiet.map(|()| "all threads, no event".into()).map_err(|e| e.to_string()));
+    Ok(report)
+}
+
+/// Why a transfer, or whatever else the device was to do, failed.
+enum Trouble {
+    /// The device didn't do it: what it did instead.
+    Device(String),
+    /// The host can't go on.
+    Host(BenchError),
+}
+
+impl From<BenchError> for Trouble {
+    fn from(error: BenchError) -> Self {
+        Self::Host(error)
+    }
+}
+
+impl From<AccessError> for Trouble {
+    fn from(error: AccessError) -> Self {
+        Self::Host(error.into())
+    }
+}
+
+/// Sorts what the device did from what the host can't.
+fn told(result: Result<String, Trouble>) -> Result<Result<String, String>, BenchError> {
+    match result {
+        Ok(detail) => Ok(Ok(detail)),
+        Err(Trouble::Device(why)) => Ok(Err(why)),
+        Err(Trouble::Host(error)) => Err(error),
+    }
+}
+
+/// Memory, and its place on the bus.
+struct Buffer {
+    memory: Arc<Memory>,
+    iova: u32,
+}
+
+struct Driver<'a> {
+    bench: &'a mut Bench,
+    region: Arc<Region>,
+    channels: u8,
+    events: u8,
+    bus: Bus,
+    programs: Buffer,
+    source: Buffer,
+    destination: Buffer,
+    /// Where nothing is mapped.
+    hole: u32,
+    /// What the source holds.
+    pattern: Vec<u8>,
+    /// The line that each event raises, by the device's own word.
+    lines: Vec<usize>,
+}
+
+impl<'a> Driver<'a> {
+    fn new(bench: &'a mut Bench, region: Arc<Region>) -> Result<Self, BenchError> {
+        let (configuration, data) = (region.read32(CR0)?, region.read32(CRD)?);
+        let channels = channels(configuration);
+        let events = u8::try_from(events(configuration).count_ones()).unwrap_or(u8::MAX);
+        let room = buffer_depth(data) / u32::from(channels);
+        let bus = Bus { width: bus_width(data), room: room.max(1) };
+        let programs = buffer(bench, PROGRAM_MAX * usize::from(channels))?;
+        let source = buffer(bench, LARGEST + 2 * MARGIN)?;
+        let destination = buffer(bench, LARGEST + 2 * MARGIN)?;
+        let hole = narrow(bench.hole(1 << 20)?)?;
+        let pattern = pattern(LARGEST + 2 * MARGIN);
+        source.memory.write(0, &pattern);
+        let lines = Vec::new();
+        Ok(Self {
+            bench,
+            region,
+            channels,
+            events,
+            bus,
+            programs,
+            source,
+            destination,
+            hole,
+            pattern,
+            lines,
+        })
+    }
+
+    fn description(&self) -> String {
+        format!(
+            "{} channels, {} events, {}-bit bus, {} beats of buffer a channel",
+            self.channels,
+            self.events,
+            8_u32 << self.bus.width,
+            self.bus.room
+        )
+    }
+
+    fn run(&mut self, report: &mut Report) -> Result<(), BenchError> {
+        self.bench.lines().arm()?;
+        report.add("interrupts at rest", told(self.check_quiet())?);
+        let found = told(self.find_lines())?;
+        let usable = found.is_ok();
+        report.add("events raise their interrupts", found);
+        if !usable {
+            return Ok(());
+        }
+        for channel in 0..self.channels {
+            let row = self.exercise(channel)?;
+            report.channels.push(row);
+        }
+        report.add("all channels at once", told(self.all_at_once())?);
+        let reading = told(self.abort(self.hole, self.destination.iova))?;
+        report.add("an unmapped source aborts", reading);
+        let writing = told(self.abort(self.source.iova, self.hole))?;
+        report.add("an unmapped destination aborts", writing);
+        report.add("no interrupt too many", told(self.check_quiet())?);
+        Ok(())
+    }
+
+    fn dmac(&self) -> Dmac<'_> {
+        Dmac { registers: &*self.region, patience: STOPPING }
+    }
+
+    fn check_quiet(&mut self) -> Result<String, Trouble> {
+        match self.bench.lines().wait(QUIET)? {
+            None => Ok("none is pending".into()),
+            Some(line) => Err(Trouble::Device(format!("interrupt {line} is high for no reason"))),
+        }
+    }
+
+    /// Has the manager signal each event, and sees which line rises.
+    fn find_lines(&mut self) -> Result<String, Trouble> {
+        for event in 0..self.events {
+            self.region.write32(INTEN, 1 << event)?;
+            self.dmac().run(Instruction::signal(event), Thread::Manager)?;
+            let (line, _) = self.take_interrupt(1 << event)?;
+            self.lines.push(line);
+        }
+        self.enable_events()?;
+        let lines: Vec<String> = self.lines.iter().map(ToString::to_string).collect();
+        Ok(format!("{} events on interrupts {}", self.events, lines.join(" ")))
+    }
+
+    fn enable_events(&self) -> Result<(), AccessError> {
+        self.region.write32(INTEN, u32::MAX >> (32 - u32::from(self.events.clamp(1, 32))))
+    }
+
+    /// Waits for the interrupt of one or more of the `awaited` events (a bit each), clears them and
+    /// unmasks their line. Returns that line and those events.
+    fn take_interrupt(&mut self, awaited: u32) -> Result<(usize, u32), Trouble> {
+        let line = self.bench.lines().wait(PATIENCE)?;
+        let raised = self.region.read32(INTMIS)?;
+        let Some(line) = line else {
+            return Err(Trouble::Device(format!(
+                "events {awaited:#x} raised no interrupt (INTMIS {raised:#x})"
+            )));
+        };
+        let events = raised & awaited & self.events_of(line);
+        if events == 0 {
+            return Err(Trouble::Device(format!(
+                "interrupt {line} came without one of the events {awaited:#x} (INTMIS {raised:#x})"
+            )));
+        }
+        self.region.write32(INTCLR, events)?;
+        // Read back: the line must have fallen before it is unmasked.
+        self.region.read32(INTMIS)?;
+        self.unmask(line)?;
+        Ok((line, events))
+    }
+
+    /// The events that raise a line, a bit each; any, as long as that isn't known.
+    fn events_of(&self, line: usize) -> u32 {
+        if self.lines.len() < usize::from(self.events) {
+            return u32::MAX;
+        }
+        let events = (0_u32..).zip(&self.lines).filter(|(_, own)| **own == line);
+        events.fold(0, |mask, (event, _)| mask | 1 << event)
+    }
+
+    fn unmask(&mut self, line: usize) -> Result<(), BenchError> {
+        match self.bench.lines().get(line) {
+            // An edge is not masked.
+            Some(line) if line.info().automasked => line.unmask(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has a channel do all its transfers, with another event each time.
+    fn exercise(&mut self, channel: u8) -> Result<ChannelRow, BenchError> {
+        let mut row = ChannelRow { channel, ..ChannelRow::default() };
+        let rounds = TRANSFERS.len().max(usize::from(self.events));
+        for (number, transfer) in TRANSFERS.iter().cycle().take(rounds).enumerate() {
+            // Channels begin with different events, so that neighbours are told apart.
+            let event = (usize::from(channel) + number) % usize::from(self.events.max(1));
+            let event = u8::try_from(event).unwrap_or(0);
+            match self.transfer(channel, event, *transfer) {
+                Ok(busy) => {
+                    row.transfers += 1;
+                    row.bytes += transfer.0 as u64;
+                    row.interrupts += 1;
+                    row.busy += busy;
+                }
+                Err(Trouble::Device(why)) => {
+                    row.failure = Some(format!("{} bytes, event {event}: {why}", transfer.0));
+                    self.recover()?;
+                    return Ok(row);
+                }
+                Err(Trouble::Host(error)) => return Err(error),
+            }
+        }
+        Ok(row)
+    }
+
+    /// Copies, waits for the interrupt and verifies every byte; the time from start to interrupt.
+    fn transfer(
+        &mut self,
+        channel: u8,
+        event: u8,
+        (length, from, to): (usize, usize, usize),
+    ) -> Result<Duration, Trouble> {
+        let (from, to) = (MARGIN + from, MARGIN + to);
+        self.spoil(from, to, length);
+        let started = Instant::now();
+        self.start(channel, event, self.copy(from, to, length))?;
+        self.take_interrupt(1 << event)?;
+        let busy = started.elapsed();
+        self.wait_until_stopped(channel)?;
+        self.verify(from, to, length)?;
+        Ok(busy)
+    }
+
+    fn copy(&self, from: usize, to: usize, length: usize) -> Copy {
+        let at = |buffer: &Buffer, offset: usize| {
+            buffer.iova.saturating_add(u32::try_from(offset).unwrap_or(0))
+        };
+        let length = u32::try_from(length).unwrap_or(0);
+        Copy { source: at(&self.source, from), destination: at(&self.destination, to), length }
+    }
+
+    /// Puts a program where the device reads it, and has the manager start it.
+    fn start(&self, channel: u8, event: u8, copy: Copy) -> Result<(), Trouble> {
+        let place = usize::from(channel) * PROGRAM_MAX;
+        self.programs.memory.write(place, &copy.program(self.bus, event));
+        let program = self.programs.iova.saturating_add(u32::try_from(place).unwrap_or(0));
+        Ok(self.dmac().run(Instruction::go(channel, program), Thread::Manager)?)
+    }
+
+    fn wait_until_stopped(&self, channel: u8) -> Result<(), Trouble> {
+        let started = Instant::now();
+        loop {
+            let late = started.elapsed() > STOPPING;
+            match State::of(self.dmac().status(Thread::Channel(channel))?) {
+                State::Stopped => return Ok(()),
+                State::Faulting => {
+                    let why = fault(self.region.read32(ftr(channel))?);
+                    return Err(Trouble::Device(format!("it faulted: {why}")));
+                }
+                _ if late => {
+                    return Err(Trouble::Device("it signalled its end, and didn't end".into()));
+                }
+                _ => std::hint::spin_loop(),
+            }
+        }
+    }
+
+    /// Fills where a transfer will write, and around it, with what it can't leave there: the
+    /// complement of each byte.
+    fn spoil(&self, from: usize, to: usize, length: usize) {
+        let start = to.saturating_sub(MARGIN);
+        self.destination.memory.write(start, &self.expected(from, to, length, false));
+    }
+
+    /// Checks every byte of a transfer, and those around it.
+    fn verify(&self, from: usize, to: usize, length: usize) -> Result<(), Trouble> {
+        let start = to.saturating_sub(MARGIN);
+        let found = self.destination.memory.read(start, length + 2 * MARGIN);
+        let expected = self.expected(from, to, length, true);
+        if found == expected {
+            return Ok(());
+        }
+        let wrong = found.iter().zip(&expected).position(|(a, b)| a != b).unwrap_or(found.len());
+        let count = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
+        let offset = i128::try_from(wrong).unwrap_or(0) - i128::try_from(MARGIN).unwrap_or(0);
+        Err(Trouble::Device(format!("{count} bytes are wrong, the first at {offset}")))
+    }
+
+    /// What lies from `MARGIN` before the destination to `MARGIN` behind it, before a transfer or
+    /// after it.
+    fn expected(&self, from: usize, to: usize, length: usize, after: bool) -> Vec<u8> {
+        let margin = |start: usize, length: usize| {
+            let bytes = self.pattern.get(start..start + length).unwrap_or_default();
+            bytes.iter().map(|byte| !byte).collect::<Vec<u8>>()
+        };
+        let copied = self.pattern.get(from..from + length).unwrap_or_default();
+        let middle: Vec<u8> =
+            if after { copied.to_vec() } else { copied.iter().map(|byte| !byte).collect() };
+        [margin(to.saturating_sub(MARGIN), MARGIN), middle, margin(to, MARGIN)].concat()
+    }
+
+    /// Starts every channel before the first is waited for.
+    fn all_at_once(&mut self) -> Result<String, Trouble> {
+        // No more channels than events, or they couldn't be told apart.
+        let count = self.channels.min(self.events);
+        let stride = TOGETHER + 2 * MARGIN;
+        let places: Vec<usize> = (0..usize::from(count)).map(|n| MARGIN + n * stride).collect();
+        for place in &places {
+            self.spoil(*place, *place, TOGETHER);
+        }
+        let started = Instant::now();
+        for (channel, place) in (0..count).zip(&places) {
+            self.start(channel, channel, self.copy(*place, *place, TOGETHER))?;
+        }
+        let mut left = (1_u32 << count) - 1;
+        while left != 0 {
+            let (_, events) = self.take_interrupt(left)?;
+            left &= !events;
+        }
+        let busy = started.elapsed();
+        for (channel, place) in (0..count).zip(&places) {
+            self.wait_until_stopped(channel)?;
+            self.verify(*place, *place, TOGETHER)?;
+        }
+        let bytes = usize::from(count) * TOGETHER;
+        Ok(format!("{count} channels, {bytes} bytes in {} us", busy.as_micros()))
+    }
+
+    /// Has channel 0 copy where nothing is mapped: it must fault and raise an interrupt, and be
+    /// usable again once killed.
+    fn abort(&mut self, source: u32, destination: u32) -> Result<String, Trouble> {
+        let copy = Copy { source, destination, length: 64 };
+        self.spoil(MARGIN, MARGIN, 64);
+        self.start(0, 0, copy)?;
+        let line = self.bench.lines().wait(PATIENCE)?;
+        let faulting = self.region.read32(FSRC)? & 1 != 0;
+        let why = fault(self.region.read32(ftr(0))?);
+        self.recover()?;
+        if let Some(line) = line {
+            self.unmask(line)?;
+        }
+        match (line, faulting) {
+            (Some(line), true) if self.is_an_event_s(line) => Err(Trouble::Device(format!(
+                "it raised interrupt {line}, which is an event's: {why}"
+            ))),
+            (Some(line), true) => {
+                self.transfer(0, 0, (64, 0, 0))?;
+                Ok(format!("interrupt {line}, {why}; the channel works again"))
+            }
+            (None, true) => Err(Trouble::Device(format!("it faulted without an interrupt: {why}"))),
+            (_, false) => Err(Trouble::Device(
+                "it went on as if the memory were there: bus errors don't reach it".into(),
+            )),
+        }
+    }
+
+    /// Whether a line is one event's rather than that of all of them and of aborts.
+    fn is_an_event_s(&self, line: usize) -> bool {
+        self.lines.contains(&line) && self.lines.iter().any(|other| *other != line)
+    }
+
+    /// Stops what runs and clears what is pending, so that the next try begins afresh.
+    fn recover(&mut self) -> Result<(), BenchError> {
+        quiesce(&*self.region, STOPPING)?;
+        self.enable_events()?;
+        // Each at most once: a line that is stuck would be told again and again.
+        for _ in 0..self.bench.lines().iter().count() {
+            if let Some(line) = self.bench.lines().wait(Duration::ZERO)? {
+                self.unmask(line)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory that a 32-bit device reaches.
+fn buffer(bench: &mut Bench, size: usize) -> Result<Buffer, BenchError> {
+    let (memory, iova) = bench.memory(size)?;
+    Ok(Buffer { memory, iova: narrow(iova)? })
+}
+
+fn narrow(iova: u64) -> Result<u32, BenchError> {
+    u32::try_from(iova).map_err(|_| BenchError::NoIova { size: iova })
+}
+
+/// Bytes that no shift or repetition of themselves matches: a 32-bit xorshift.
+fn pattern(length: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_u32;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()
+    };
+    let words = length.div_ceil(4);
+    let mut bytes: Vec<u8> = (0..words).flat_map(|_| next()).collect();
+    bytes.truncate(length);
+    bytes
+}

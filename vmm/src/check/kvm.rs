@@ -1,0 +1,30 @@
+//! KVM and what it offers guests.
+
+use arch::Vm;
+use arch::gic::Version;
+
+use super::finding::Finding;
+use crate::error::Error;
+
+/// Looks at KVM, for a guest with this much RAM in bytes.
+pub fn findings(ram: u64) -> Vec<Finding> {
+    let vm = match Vm::new(ram) {
+        Ok(vm) => vm,
+        Err(error) => return vec![Finding::error("KVM", Error::from(error))],
+    };
+    let offered: Vec<String> = [Version::V3, Version::V2]
+        .into_iter()
+        .filter(|version| version.is_offered(&vm))
+        .map(|version| version.to_string())
+        .collect();
+    let gic = match Version::of_host(&vm) {
+        Ok(_) => Finding::fine("interrupt controller", offered.join(", ")),
+        Err(error) => Finding::error("interrupt controller", Error::from(error)),
+    };
+    let bits = vm.address_bits();
+    vec![
+        Finding::fine("KVM", "/dev/kvm can be used"),
+        gic,
+        Finding::fine("guest addresses", format!("{bits} bits")),
+    ]
+}

@@ -1,0 +1,149 @@
+//! Memory: how much may be pinned, how large its pages are.
+
+use std::fs;
+
+use devices::vfio::iommu::MapError;
+use devices::vfio::memlock::Memlock;
+use devices::vfio::region::host_page_size;
+
+use super::Premises;
+use super::finding::Finding;
+use crate::cli::Size;
+use crate::error::Error;
+
+/// The page size for which device regions are made: the smallest there is.
+const PAGE: u64 = 4096;
+
+/// Looks at the memory for a guest with this much RAM.
+pub fn findings(premises: &Premises, memory: Size) -> Vec<Finding> {
+    vec![
+        memlock(Memlock::current(), memory),
+        available(&meminfo(premises), memory),
+        huge_pages(&thp(premises), &meminfo(premises)),
+        page_size(host_page_size()),
+    ]
+}
+
+fn memlock(memlock: Memlock, memory: Size) -> Finding {
+    const SUBJECT: &str = "locked memory";
+    match memlock.check(memory.bytes()) {
+        Err(error) => Finding::error(SUBJECT, Error::from(MapError::Memlock(error))),
+        Ok(()) if memlock.exempt => Finding::fine(SUBJECT, "no limit for this user"),
+        Ok(()) => Finding::fine(
+            SUBJECT,
+            memlock.limit.map_or_else(
+                || "no limit".to_owned(),
+                |limit| format!("{} KiB, enough for --memory {memory}", limit >> 10),
+            ),
+        ),
+    }
+}
+
+/// `/proc/meminfo` (Documentation/filesystems/proc.rst).
+fn meminfo(premises: &Premises) -> String {
+    fs::read_to_string(premises.proc.join("meminfo")).unwrap_or_default()
+}
+
+/// A value of it, as it stands there: KiB or a number.
+fn field(meminfo: &str, name: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.split_whitespace().next()?.parse().ok()
+}
+
+fn available(meminfo: &str, memory: Size) -> Finding {
+    const SUBJECT: &str = "free memory";
+    let Some(free) = field(meminfo, "MemAvailable").and_then(|kib| kib.checked_mul(1024)) else {
+        return Finding::fine(SUBJECT, "unknown");
+    };
+    let mebibytes = free >> 20;
+    if free >= memory.bytes() {
+        return Finding::fine(SUBJECT, format!("{mebibytes} MiB, enough for --memory {memory}"));
+    }
+    let text = format!("{mebibytes} MiB: the {memory} of a guest's RAM can't be pinned");
+    Finding::blocks(SUBJECT, text, "a smaller --memory, or free some: `free -m`")
+}
+
+/// `transparent_hugepage/enabled` (Documentation/admin-guide/mm/transhuge.rst).
+fn thp(premises: &Premises) -> String {
+    let path = premises.host.sysfs().join("kernel/mm/transparent_hugepage/enabled");
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn huge_pages(thp: &str, meminfo: &str) -> Finding {
+    const SUBJECT: &str = "huge pages";
+    let reserved = field(meminfo, "HugePages_Total").unwrap_or(0);
+    let reserved = format!("{reserved} reserved");
+    if thp.contains("[always]") || thp.contains("[madvise]") {
+        return Finding::fine(SUBJECT, format!("transparent ones; {reserved}"));
+    }
+    if thp.is_empty() {
+        let text =
+            format!("the kernel has no transparent ones, which makes guests slower; {reserved}");
+        return Finding::degraded(SUBJECT, text, "build it with CONFIG_TRANSPARENT_HUGEPAGE");
+    }
+    Finding::degraded(
+        SUBJECT,
+        format!("transparent ones are off, which makes guests slower; {reserved}"),
+        "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+    )
+}
+
+fn page_size(size: u64) -> Finding {
+    const SUBJECT: &str = "page size";
+    let kibibytes = size >> 10;
+    if size <= PAGE {
+        return Finding::fine(SUBJECT, format!("{kibibytes} KiB"));
+    }
+    Finding::degraded(
+        SUBJECT,
+        format!(
+            "{kibibytes} KiB: registers of devices that don't fill a page are trapped, not mapped"
+        ),
+        "a host kernel with CONFIG_ARM64_4K_PAGES maps them",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Level;
+    use super::*;
+
+    const MEMINFO: &str =
+        "MemTotal:  4000000 kB\nMemAvailable:   524288 kB\nHugePages_Total:       3\n";
+
+    #[test]
+    fn memory_must_be_free_for_the_guest() {
+        let level = |mebibytes: u64| available(MEMINFO, Size::from(mebibytes << 20)).level;
+        assert_eq!((level(512), level(513)), (Level::Fine, Level::Blocks));
+        assert_eq!(available("", Size::from(1 << 40)).level, Level::Fine);
+    }
+
+    #[test]
+    fn a_limit_below_the_guest_s_ram_blocks() {
+        let check = |limit, exempt| memlock(Memlock { limit, exempt }, Size::from(64 << 20));
+        assert_eq!(check(Some(8 << 20), false).level, Level::Blocks);
+        assert!(check(Some(8 << 20), false).help.is_some_and(|help| help.contains("ulimit -l")));
+        for (limit, exempt) in [(Some(8 << 20), true), (Some(64 << 20), false), (None, false)] {
+            assert_eq!(check(limit, exempt).level, Level::Fine, "{limit:?} {exempt}");
+        }
+    }
+
+    #[test]
+    fn large_pages_of_the_host_and_missing_huge_ones_degrade() {
+        let cases = [
+            ("always [madvise] never", Level::Fine),
+            ("[always] madvise never", Level::Fine),
+            ("always madvise [never]", Level::Degraded),
+            ("", Level::Degraded),
+        ];
+        for (thp, level) in cases {
+            let finding = huge_pages(thp, MEMINFO);
+            assert_eq!(finding.level, level, "{thp}");
+            assert!(finding.text.contains("3 reserved"), "{finding:?}");
+        }
+        assert_eq!(page_size(4096).level, Level::Fine);
+        let large = page_size(65536);
+        assert_eq!(large.level, Level::Degraded);
+        assert!(large.text.starts_with("64 KiB"), "{}", large.text);
+    }
+}

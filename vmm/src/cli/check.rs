@@ -1,0 +1,83 @@
+//! `strait check`.
+
+use std::str::FromStr;
+
+use lexopt::{Arg, Parser};
+
+use super::run::value;
+use super::{Command, Size, wrong};
+use crate::error::Error;
+
+const HELP: &str = "\
+Find out what this host has and lacks for device assignment.
+
+Usage: strait check [OPTIONS]
+
+Each finding is fine, degraded (works, with a drawback) or blocks; those that aren't fine come
+with the command that mends them. Nothing is changed.
+
+Options:
+  --memory SIZE    The RAM of the guest that is meant to run, with K, M, G or T behind the
+                   number: it has to be pinned, and may be [256M]
+  --json           Print JSON
+  --help, -h       Print this
+
+Exit status: 0 a device can be assigned, 1 something blocks, 2 wrong use.
+";
+
+/// What is to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// The RAM of the guest that is meant to run.
+    pub memory: Size,
+    /// Report as JSON.
+    pub json: bool,
+}
+
+/// Parses what follows `check`.
+pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
+    let mut options = CheckOptions { memory: Size::from(256 << 20), json: false };
+    let help = options.take_all(parser).map_err(|e| wrong(&e, "check"))?;
+    Ok(if help { Command::Print(HELP.into()) } else { Command::Check(options) })
+}
+
+impl CheckOptions {
+    /// Takes all options; whether help was asked for.
+    fn take_all(&mut self, parser: &mut Parser) -> Result<bool, lexopt::Error> {
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Arg::Long("memory") => {
+                    self.memory = value("--memory", parser.value()?, Size::from_str)?;
+                }
+                Arg::Long("json") => self.json = true,
+                Arg::Long("help") | Arg::Short('h') => return Ok(true),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(words: &[&str]) -> Result<CheckOptions, Error> {
+        let words = ["strait", "check"].iter().chain(words);
+        match super::super::parse(Parser::from_iter(words))? {
+            Command::Check(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn memory_and_form_can_be_chosen() {
+        let default = CheckOptions { memory: Size::from(256 << 20), json: false };
+        assert_eq!(check(&[]).unwrap(), default);
+        let chosen = CheckOptions { memory: Size::from(4 << 30), json: true };
+        assert_eq!(check(&["--memory", "4G", "--json"]).unwrap(), chosen);
+        for words in [&["--memory", "much"] as &[&str], &["now"], &["--memory"]] {
+            assert_eq!(check(words).unwrap_err().exit_status(), 2, "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! `strait device`.
+
+use lexopt::{Arg, Parser, ValueExt};
+
+use super::{Command, wrong};
+use crate::error::Error;
+
+const HELP: &str = "\
+Look at, bind, unbind and test the host's devices.
+
+Usage: strait device list [--json]
+       strait device show NAME [--json]
+       strait device bind NAME... [--group] [--json]
+       strait device unbind NAME... [--group] [--json]
+       strait device test NAME [--json]
+
+  list      The devices behind an IOMMU: bus, driver, group, and whether each can be assigned
+  show      What VFIO tells of a device, its IOMMU, its node on the host and in a guest
+  bind      Give devices to VFIO, all of them or none; the driver before is remembered
+  unbind    Give them back to the driver they had, also after a run with --bind was killed
+  test      Drive a device without a guest: its registers, interrupts and DMA. It must be bound,
+            and whatever it is doing is stopped
+
+Options:
+  --group          Include the other devices of their IOMMU groups
+  --json           Print JSON
+  --help, -h       Print this
+
+NAME is what sysfs calls the device (2c0a0000.dma), or its path below sysfs.
+
+Exit status: 0 done, 1 it failed or a test did, 2 wrong use.
+";
+
+/// What is to be done with devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceVerb {
+    /// List them.
+    List,
+    /// Show one.
+    Show(String),
+    /// Give these to VFIO.
+    Bind(Vec<String>),
+    /// Give these back.
+    Unbind(Vec<String>),
+    /// Drive one.
+    Test(String),
+}
+
+/// What is to be done, and how it is reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// What is to be done.
+    pub verb: DeviceVerb,
+    /// Include the other devices of the groups.
+    pub group: bool,
+    /// Report as JSON.
+    pub json: bool,
+}
+
+/// Parses what follows `device`.
+pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
+    let mut words = Words::default();
+    if words.take_all(parser).map_err(|e| wrong(&e, "device"))? {
+        return Ok(Command::Print(HELP.into()));
+    }
+    words.resolve().map(Command::Device)
+}
+
+/// What is on the command line.
+#[derive(Default)]
+struct Words {
+    verb: Option<String>,
+    names: Vec<String>,
+    group: bool,
+    json: bool,
+}
+
+impl Words {
+    /// Takes all that is there; whether help was asked for.
+    fn take_all(&mut self, parser: &mut Parser) -> Result<bool, lexopt::Error> {
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Arg::Long("json") => self.json = true,
+                Arg::Long("group") => self.group = true,
+                Arg::Long("help") | Arg::Short('h') => return Ok(true),
+                Arg::Value(word) if self.verb.is_none() => self.verb = Some(word.string()?),
+                Arg::Value(word) => self.names.push(word.string()?),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(false)
+    }
+
+    fn resolve(self) -> Result<DeviceOptions, Error> {
+        let help = "strait device --help";
+        let verb = self
+            .verb
+            .ok_or_else(|| Error::usage("list, show, bind, unbind or test is needed").help(help))?;
+        let nameless = || {
+            Error::usage(format!("`device {verb}` needs a device's name"))
+                .help("strait device list")
+        };
+        let one = || match &self.names[..] {
+            [] => Err(nameless()),
+            [name] => Ok(name.clone()),
+            _ => Err(Error::usage(format!("`device {verb}` takes one device")).help(help)),
+        };
+        let some = || if self.names.is_empty() { Err(nameless()) } else { Ok(self.names.clone()) };
+        let parsed = match verb.as_str() {
+            "list" if self.names.is_empty() => DeviceVerb::List,
+            "list" => return Err(Error::usage("`device list` takes no name").help(help)),
+            "show" => DeviceVerb::Show(one()?),
+            "bind" => DeviceVerb::Bind(some()?),
+            "unbind" => DeviceVerb::Unbind(some()?),
+            "test" => DeviceVerb::Test(one()?),
+            other => {
+                return Err(Error::usage(format!(
+                    "`{other}` is nothing that can be done with a device"
+                ))
+                .help(help));
+            }
+        };
+        if self.group && !matches!(parsed, DeviceVerb::Bind(_) | DeviceVerb::Unbind(_)) {
+            return Err(Error::usage(format!("`device {verb}` takes no --group")).help(help));
+        }
+        Ok(DeviceOptions { verb: parsed, group: self.group, json: self.json })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(words: &[&str]) -> Result<DeviceOptions, Error> {
+        let words = ["strait", "device"].iter().chain(words);
+        match super::super::parse(Parser::from_iter(words))? {
+            Command::Device(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_verb_takes_its_names() {
+        let cases: [(&[&str], DeviceVerb); 5] = [
+            (&["list"], DeviceVerb::List),
+            (&["show", "a"], DeviceVerb::Show("a".into())),
+            (&["bind", "a", "b"], DeviceVerb::Bind(vec!["a".into(), "b".into()])),
+            (&["unbind", "a"], DeviceVerb::Unbind(vec!["a".into()])),
+            (&["test", "a"], DeviceVerb::Test("a".into())),
+        ];
+        for (words, verb) in cases {
+            assert_eq!(device(words).unwrap().verb, verb, "{words:?}");
+        }
+        let options = device(&["--json", "bind", "--group", "a"]).unwrap();
+        assert!(options.json && options.group);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let cases: [&[&str]; 9] = [
+            &[],
+            &["list", "a"],
+            &["show"],
+            &["show", "a", "b"],
+            &["bind"],
+            &["test", "--group", "a"],
+            &["list", "--group"],
+            &["eat", "a"],
+            &["list", "--yaml"],
+        ];
+        for words in cases {
+            assert_eq!(device(words).unwrap_err().exit_status(), 2, "{words:?}");
+        }
+    }
+}

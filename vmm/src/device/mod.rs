@@ -1,0 +1,72 @@
+//! `strait device`: the host's devices, before any guest is involved.
+
+mod handover;
+mod host_node;
+mod list;
+mod show;
+mod test;
+
+use std::io::{self, Write};
+
+use devices::vfio::host::Host;
+use log::LevelFilter;
+use serde::Serialize;
+
+use crate::cli::{DeviceOptions, DeviceVerb};
+use crate::error::Error;
+use crate::logger;
+
+pub use handover::Borrowed;
+
+/// Does what is asked for, and returns the exit status.
+///
+/// # Errors
+///
+/// There is no such device, or it can't be done.
+pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
+    logger::init(LevelFilter::Warn);
+    let host = Host::default();
+    let json = options.json;
+    match &options.verb {
+        DeviceVerb::List => {
+            let list = list::List::of(&host)?;
+            print(json, &list, || list.to_text())?;
+        }
+        DeviceVerb::Show(name) => {
+            let sheet = show::Sheet::of(&host, name)?;
+            print(json, &sheet, || sheet.to_text())?;
+        }
+        DeviceVerb::Bind(names) => {
+            let outcome = handover::bind(&host, names, options.group)?;
+            print(json, &outcome, || outcome.to_text())?;
+        }
+        DeviceVerb::Unbind(names) => {
+            let outcome = handover::unbind(&host, names, options.group)?;
+            print(json, &outcome, || outcome.to_text())?;
+        }
+        DeviceVerb::Test(name) => {
+            let verdict = test::run(&host, name)?;
+            print(json, &verdict, || verdict.to_text())?;
+            return Ok(u8::from(!verdict.passed()));
+        }
+    }
+    Ok(0)
+}
+
+/// Prints a report as JSON or as text.
+pub fn print(
+    json: bool,
+    report: &impl Serialize,
+    text: impl FnOnce() -> String,
+) -> Result<(), Error> {
+    let text = if json {
+        serde_json::to_string_pretty(report).map_err(|e| Error::chain(&e))? + "\n"
+    } else {
+        text()
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        // Whoever closed standard output does not want it.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}

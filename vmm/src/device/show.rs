@@ -1,0 +1,336 @@
+//! `strait device show`.
+
+use std::fmt::{self, Write};
+
+use boot::fdt;
+use boot::fdt::host::HostTree;
+use boot::layout::Ram;
+use devices::vfio::assign::{self, AssignError};
+use devices::vfio::host::{Bus, Host, HostDevice};
+use devices::vfio::iommu::Iommu;
+use devices::vfio::sys::DeviceCalls;
+use serde::Serialize;
+
+use super::host_node;
+use crate::assigned::Assigned;
+use crate::cli::{PlatformOptions, Size};
+use crate::error::Error;
+
+/// The RAM of the guest for which the node is planned: as little as there can be.
+const RAM: Ram = Ram { base: arch::layout::RAM_START, size: 2 << 20 };
+
+/// All that is known of a device.
+#[derive(Debug, Serialize)]
+pub struct Sheet {
+    name: String,
+    bus: &'static str,
+    path: String,
+    driver: Option<String>,
+    /// The driver that `unbind` restores.
+    driver_before: Option<String>,
+    group: Option<Group>,
+    /// What VFIO tells of it; nothing while it isn't bound.
+    vfio: Option<Vfio>,
+    /// What its IOMMU can map; nothing while it isn't bound.
+    iommu: Option<IommuFacts>,
+    /// Its node in the host's device tree, as source.
+    host_node: Option<String>,
+    /// Its node in a guest, as source.
+    guest_node: Option<String>,
+    /// Why there is no more.
+    reason: Option<String>,
+    /// What mends that.
+    help: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Group {
+    number: u32,
+    /// What Linux itself uses it for.
+    domain_type: Option<String>,
+    members: Vec<Member>,
+    reserved: Vec<Window>,
+}
+
+#[derive(Debug, Serialize)]
+struct Member {
+    name: String,
+    bus: String,
+    driver: Option<String>,
+}
+
+/// A window of IOVAs, both ends included.
+#[derive(Debug, Serialize)]
+struct Window {
+    start: u64,
+    end: u64,
+    /// What it is reserved for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Vfio {
+    platform: bool,
+    amba: bool,
+    /// VFIO can reset it.
+    reset: bool,
+    regions: Vec<Region>,
+    interrupts: Vec<Interrupt>,
+}
+
+#[derive(Debug, Serialize)]
+struct Region {
+    size: u64,
+    readable: bool,
+    writable: bool,
+    mappable: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Interrupt {
+    count: u32,
+    eventfd: bool,
+    maskable: bool,
+    automasked: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct IommuFacts {
+    /// In bytes.
+    page_sizes: Vec<u64>,
+    iova_ranges: Option<Vec<Window>>,
+    mappings_left: Option<u32>,
+    /// It keeps the device's accesses coherent with the caches.
+    coherent: bool,
+}
+
+impl Sheet {
+    /// The sheet of the device of this name.
+    ///
+    /// # Errors
+    ///
+    /// There is no such device, or it can't be looked at. One that can't be opened has a sheet that
+    /// says why.
+    pub fn of(host: &Host, name: &str) -> Result<Self, Error> {
+        let device = match host.find(name)? {
+            Some(device) => device,
+            // Says which names there are.
+            None => {
+                return Err(assign::preflight(host, &[name]).err().map_or_else(
+                    || Error::new(format!("there is no device {name}")),
+                    Error::from,
+                ));
+            }
+        };
+        let mut sheet = Self {
+            name: device.name().to_owned(),
+            bus: device.bus().name(),
+            path: device.path().display().to_string(),
+            driver: device.driver()?,
+            driver_before: host.record(&device)?.and_then(|record| record.driver),
+            group: Group::of(host, &device)?,
+            vfio: None,
+            iommu: None,
+            host_node: host_source(&device),
+            guest_node: None,
+            reason: None,
+            help: None,
+        };
+        if let Err(error) = sheet.open(host, device) {
+            (sheet.reason, sheet.help) = (Some(error.message().to_owned()), error.take_help());
+        }
+        Ok(sheet)
+    }
+
+    /// Adds what only shows when the device is opened.
+    fn open(&mut self, host: &Host, device: HostDevice) -> Result<(), Error> {
+        if device.bus() == Bus::Pci {
+            return Err(AssignError::Pci { name: self.name.clone() }.into());
+        }
+        let options = self.path.parse().map_err(Error::usage)?;
+        let assignment = assign::assess(host, device)?;
+        let iommu = Iommu::open(host, std::slice::from_ref(&assignment))?;
+        let calls = iommu.open_device(&assignment)?;
+        self.iommu = Some(IommuFacts::of(&iommu)?);
+        self.vfio = Some(Vfio::of(&calls).map_err(|e| Error::chain(&e))?);
+        // Closed before it is opened again.
+        drop((calls, iommu));
+        self.guest_node = Some(guest_source(options)?);
+        Ok(())
+    }
+
+    /// The sheet as a person reads it.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String can't fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, text: &mut String) -> fmt::Result {
+        writeln!(text, "{} on the {} bus: {}", self.name, self.bus, self.path)?;
+        let before = self.driver_before.as_ref().map(|driver| format!(" (before: {driver})"));
+        let driver = self.driver.as_deref().unwrap_or("none");
+        writeln!(text, "driver: {driver}{}", before.unwrap_or_default())?;
+        match &self.group {
+            Some(group) => group.write(text)?,
+            None => writeln!(text, "IOMMU group: none yet")?,
+        }
+        self.vfio.as_ref().map_or(Ok(()), |vfio| vfio.write(text))?;
+        self.iommu.as_ref().map_or(Ok(()), |iommu| iommu.write(text))?;
+        for (whose, node) in [("on the host", &self.host_node), ("in a guest", &self.guest_node)] {
+            if let Some(node) = node {
+                writeln!(text, "\nnode {whose}:\n{}", node.trim_end())?;
+            }
+        }
+        if let Some(reason) = &self.reason {
+            writeln!(text, "\nnothing more is known: {reason}")?;
+        }
+        match &self.help {
+            Some(help) => writeln!(text, "  help: {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Group {
+    fn of(host: &Host, device: &HostDevice) -> Result<Option<Self>, Error> {
+        let Some(number) = device.group()? else { return Ok(None) };
+        let group = host.group(number);
+        let members = group.members()?.into_iter();
+        let reserved = group.reserved_regions()?.into_iter();
+        Ok(Some(Self {
+            number,
+            domain_type: group.domain_type()?,
+            members: members
+                .map(|m| Member { name: m.name, bus: m.bus, driver: m.driver })
+                .collect(),
+            reserved: reserved
+                .map(|r| Window { start: r.start, end: r.end, kind: Some(r.kind) })
+                .collect(),
+        }))
+    }
+
+    fn write(&self, text: &mut String) -> fmt::Result {
+        let kind = self.domain_type.as_deref().unwrap_or("unknown");
+        writeln!(text, "IOMMU group: {}, type {kind}", self.number)?;
+        for Member { name, bus, driver } in &self.members {
+            writeln!(text, "  {name} ({bus}, driver {})", driver.as_deref().unwrap_or("none"))?;
+        }
+        for Window { start, end, kind } in &self.reserved {
+            let kind = kind.as_deref().unwrap_or_default();
+            writeln!(text, "  reserved: {start:#x}-{end:#x} ({kind})")?;
+        }
+        Ok(())
+    }
+}
+
+impl Vfio {
+    fn of(calls: &dyn DeviceCalls) -> Result<Self, devices::vfio::sys::IoctlError> {
+        let info = calls.info()?;
+        let regions = (0..info.regions).map(|index| {
+            let region = calls.region_info(index)?;
+            Ok(Region {
+                size: region.size,
+                readable: region.readable,
+                writable: region.writable,
+                mappable: region.mappable,
+            })
+        });
+        let interrupts = (0..info.irqs).map(|index| {
+            let irq = calls.irq_info(index)?;
+            Ok(Interrupt {
+                count: irq.count,
+                eventfd: irq.eventfd,
+                maskable: irq.maskable,
+                automasked: irq.automasked,
+            })
+        });
+        Ok(Self {
+            platform: info.platform,
+            amba: info.amba,
+            reset: info.reset,
+            regions: regions.collect::<Result<_, _>>()?,
+            interrupts: interrupts.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn write(&self, text: &mut String) -> fmt::Result {
+        let flags =
+            words([(self.platform, "platform"), (self.amba, "AMBA"), (self.reset, "reset")]);
+        writeln!(text, "VFIO: {flags}")?;
+        for (index, region) in self.regions.iter().enumerate() {
+            let flags = words([
+                (region.readable, "readable"),
+                (region.writable, "writable"),
+                (region.mappable, "mappable"),
+            ]);
+            writeln!(text, "  region {index}: {:#x} bytes, {flags}", region.size)?;
+        }
+        for (index, irq) in self.interrupts.iter().enumerate() {
+            let flags = words([
+                (irq.eventfd, "eventfd"),
+                (irq.maskable, "maskable"),
+                (irq.automasked, "level (automasked)"),
+                (!irq.automasked, "edge"),
+            ]);
+            writeln!(text, "  interrupt {index}: count {}, {flags}", irq.count)?;
+        }
+        Ok(())
+    }
+}
+
+impl IommuFacts {
+    fn of(iommu: &Iommu) -> Result<Self, Error> {
+        let info = iommu.info();
+        let window = |r: &std::ops::RangeInclusive<u64>| Window {
+            start: *r.start(),
+            end: *r.end(),
+            kind: None,
+        };
+        Ok(Self {
+            page_sizes: (0..u64::BITS)
+                .map(|bit| 1 << bit)
+                .filter(|size| info.page_sizes & size != 0)
+                .collect(),
+            iova_ranges: info.iova_ranges.as_ref().map(|r| r.iter().map(window).collect()),
+            mappings_left: info.mappings_left,
+            coherent: iommu.is_coherent()?,
+        })
+    }
+
+    fn write(&self, text: &mut String) -> fmt::Result {
+        let sizes: Vec<String> =
+            self.page_sizes.iter().map(|size| Size::from(*size).to_string()).collect();
+        let coherent = if self.coherent { "coherent" } else { "not coherent" };
+        writeln!(text, "IOMMU: pages of {}; {coherent}", sizes.join(", "))?;
+        for Window { start, end, .. } in self.iova_ranges.iter().flatten() {
+            writeln!(text, "  IOVA: {start:#x}-{end:#x}")?;
+        }
+        match self.mappings_left {
+            Some(left) => writeln!(text, "  mappings left: {left}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Those words that hold.
+fn words<const N: usize>(words: [(bool, &str); N]) -> String {
+    let held: Vec<&str> = words.into_iter().filter(|(holds, _)| *holds).map(|(_, w)| w).collect();
+    if held.is_empty() { "nothing".to_owned() } else { held.join(", ") }
+}
+
+/// The device's node on the host; nothing where it has none, or none that can be read.
+fn host_source(device: &HostDevice) -> Option<String> {
+    let directory = device.of_node().ok().flatten()?;
+    let node = HostTree::system().and_then(|tree| tree.node(&directory));
+    let node = node.inspect_err(|e| log::warn!("{}: {e}", device.name())).ok()?;
+    Some(host_node::source(&node))
+}
+
+/// The nodes that a guest would get for it.
+fn guest_source(options: PlatformOptions) -> Result<String, Error> {
+    let assigned = Assigned::plan(&[options], RAM)?;
+    Ok(assigned.nodes().iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
+}

@@ -1,0 +1,152 @@
+//! `strait device test`.
+
+use std::fmt::Write;
+
+use devices::vfio::bench::{Bench, Report};
+use devices::vfio::host::Host;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::table::Table;
+
+/// What came of a device's test.
+#[derive(Debug, Serialize)]
+pub struct Verdict {
+    name: String,
+    /// Whose test it was: that of a kind of device, or `general`.
+    test: &'static str,
+    passed: bool,
+    checks: Vec<Check>,
+    channels: Vec<Channel>,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    what: String,
+    passed: bool,
+    detail: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Channel {
+    channel: u8,
+    passed: bool,
+    transfers: u32,
+    bytes: u64,
+    interrupts: u32,
+    bytes_per_second: u64,
+    failure: Option<String>,
+}
+
+/// Tests a device that is bound to VFIO.
+///
+/// # Errors
+///
+/// It can't be tested; one that fails its test is a verdict.
+pub fn run(host: &Host, name: &str) -> Result<Verdict, Error> {
+    let mut bench = Bench::open(host, name)?;
+    let report = bench.run()?;
+    Ok(Verdict::of(bench.name(), report))
+}
+
+impl Verdict {
+    fn of(name: &str, report: Report) -> Self {
+        let passed = report.passed();
+        let checks = report.checks.into_iter();
+        let checks =
+            checks.map(|c| Check { what: c.what, passed: c.passed, detail: c.detail }).collect();
+        let channels = report.channels.into_iter().map(|row| Channel {
+            channel: row.channel,
+            passed: row.failure.is_none(),
+            transfers: row.transfers,
+            bytes: row.bytes,
+            interrupts: row.interrupts,
+            bytes_per_second: row.throughput(),
+            failure: row.failure,
+        });
+        let channels = channels.collect();
+        Self { name: name.to_owned(), test: report.test, passed, checks, channels }
+    }
+
+    /// Whether the device passed.
+    pub fn passed(&self) -> bool {
+        self.passed
+    }
+
+    /// The verdict as a person reads it.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("{}: {} test\n", self.name, self.test);
+        let word = |passed| if passed { "pass" } else { "FAIL" };
+        let mut checks = Table::default();
+        for check in &self.checks {
+            checks.row([
+                format!("  {}", word(check.passed)),
+                check.what.clone(),
+                check.detail.clone(),
+            ]);
+        }
+        text += &checks.to_text();
+        if !self.channels.is_empty() {
+            text.push('\n');
+            text += &self.channel_table();
+        }
+        // Writing into a String can't fail.
+        let _ =
+            writeln!(text, "\n{}: {}", self.name, if self.passed { "passed" } else { "FAILED" });
+        text
+    }
+
+    fn channel_table(&self) -> String {
+        let mut table =
+            Table::new(["  CHANNEL", "TRANSFERS", "BYTES", "INTERRUPTS", "MB/S", "RESULT"]);
+        for row in &self.channels {
+            let rate = row.bytes_per_second / 100_000;
+            table.row([
+                format!("  {}", row.channel),
+                row.transfers.to_string(),
+                row.bytes.to_string(),
+                row.interrupts.to_string(),
+                format!("{}.{}", rate / 10, rate % 10),
+                row.failure.clone().unwrap_or_else(|| "pass".to_owned()),
+            ]);
+        }
+        table.to_text()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use devices::vfio::bench::ChannelRow;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_by_its_channel() {
+        let mut report = Report::new("PL330");
+        report.add("interrupts", Ok("8 of them".into()));
+        let good = ChannelRow {
+            transfers: 16,
+            bytes: 5_000_000,
+            interrupts: 16,
+            busy: Duration::from_secs(2),
+            ..Default::default()
+        };
+        let failure = Some("no interrupt".to_owned());
+        report.channels = vec![good, ChannelRow { channel: 1, failure, ..Default::default() }];
+        let verdict = Verdict::of("1.dma", report);
+        assert!(!verdict.passed());
+        assert_eq!(
+            verdict.to_text(),
+            "1.dma: PL330 test\n\
+             \x20 pass  interrupts  8 of them\n\
+             \n\
+             \x20 CHANNEL  TRANSFERS  BYTES    INTERRUPTS  MB/S  RESULT\n\
+             \x20 0        16         5000000  16          2.5   pass\n\
+             \x20 1        0          0        0           0.0   no interrupt\n\
+             \n\
+             1.dma: FAILED\n"
+        );
+    }
+}
