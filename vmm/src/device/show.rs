@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use boot::fdt;
-use boot::fdt::host::HostTree;
+use boot::fdt::host::{HostNode, HostTree};
 use boot::layout::Ram;
 use devices::vfio::assign::{self, AssignError};
 use devices::vfio::host::{Bus, Host, HostDevice};
@@ -33,6 +33,8 @@ pub struct Sheet {
     vfio: Option<Vfio>,
     /// What its IOMMU can map; nothing while it isn't bound.
     iommu: Option<IommuFacts>,
+    /// The device's own accesses are coherent with the caches, by its node.
+    dma_coherent: Option<bool>,
     /// Its node in the host's device tree, as source.
     host_node: Option<String>,
     /// Its node in a guest, as source.
@@ -101,8 +103,8 @@ struct IommuFacts {
     page_sizes: Vec<u64>,
     iova_ranges: Option<Vec<Window>>,
     mappings_left: Option<u32>,
-    /// It keeps the device's accesses coherent with the caches.
-    coherent: bool,
+    /// It makes accesses coherent with the caches that the device doesn't (`VFIO_DMA_CC_IOMMU`).
+    enforces_coherency: bool,
 }
 
 impl Sheet {
@@ -123,6 +125,7 @@ impl Sheet {
                 ));
             }
         };
+        let node = host_node(&device);
         let mut sheet = Self {
             name: device.name().to_owned(),
             bus: device.bus().name(),
@@ -132,7 +135,8 @@ impl Sheet {
             group: Group::of(host, &device)?,
             vfio: None,
             iommu: None,
-            host_node: host_source(&device),
+            dma_coherent: node.as_ref().map(|node| node.has("dma-coherent")),
+            host_node: node.as_ref().map(host_node::source),
             guest_node: None,
             reason: None,
             help: None,
@@ -179,6 +183,10 @@ impl Sheet {
         }
         self.vfio.as_ref().map_or(Ok(()), |vfio| vfio.write(text))?;
         self.iommu.as_ref().map_or(Ok(()), |iommu| iommu.write(text))?;
+        if let Some(coherent) = self.dma_coherent {
+            let whether = if coherent { "is" } else { "isn't" };
+            writeln!(text, "the device {whether} dma-coherent")?;
+        }
         for (whose, node) in [("on the host", &self.host_node), ("in a guest", &self.guest_node)] {
             if let Some(node) = node {
                 writeln!(text, "\nnode {whose}:\n{}", node.trim_end())?;
@@ -296,15 +304,16 @@ impl IommuFacts {
                 .collect(),
             iova_ranges: info.iova_ranges.as_ref().map(|r| r.iter().map(window).collect()),
             mappings_left: info.mappings_left,
-            coherent: iommu.is_coherent()?,
+            enforces_coherency: iommu.enforces_coherency()?,
         })
     }
 
     fn write(&self, text: &mut String) -> fmt::Result {
         let sizes: Vec<String> =
             self.page_sizes.iter().map(|size| Size::from(*size).to_string()).collect();
-        let coherent = if self.coherent { "coherent" } else { "not coherent" };
-        writeln!(text, "IOMMU: pages of {}; {coherent}", sizes.join(", "))?;
+        writeln!(text, "IOMMU: pages of {}", sizes.join(", "))?;
+        let enforces = if self.enforces_coherency { "made" } else { "not made" };
+        writeln!(text, "  accesses of the device are {enforces} coherent by it")?;
         for Window { start, end, .. } in self.iova_ranges.iter().flatten() {
             writeln!(text, "  IOVA: {start:#x}-{end:#x}")?;
         }
@@ -322,11 +331,10 @@ fn words<const N: usize>(words: [(bool, &str); N]) -> String {
 }
 
 /// The device's node on the host; nothing where it has none, or none that can be read.
-fn host_source(device: &HostDevice) -> Option<String> {
+fn host_node(device: &HostDevice) -> Option<HostNode> {
     let directory = device.of_node().ok().flatten()?;
     let node = HostTree::system().and_then(|tree| tree.node(&directory));
-    let node = node.inspect_err(|e| log::warn!("{}: {e}", device.name())).ok()?;
-    Some(host_node::source(&node))
+    node.inspect_err(|e| log::warn!("{}: {e}", device.name())).ok()
 }
 
 /// The nodes that a guest would get for it.

@@ -137,13 +137,13 @@ impl Iommu {
         &self.info
     }
 
-    /// Whether the IOMMU keeps the devices' accesses coherent with the caches.
+    /// Whether the IOMMU makes the devices' accesses coherent with the caches where they aren't.
     ///
     /// # Errors
     ///
     /// What the kernel refused.
-    pub fn is_coherent(&self) -> Result<bool, AssignError> {
-        self.mappings.calls().is_coherent().map_err(AssignError::Container)
+    pub fn enforces_coherency(&self) -> Result<bool, AssignError> {
+        self.mappings.calls().enforces_coherency().map_err(AssignError::Container)
     }
 
     /// Where RAM can be.

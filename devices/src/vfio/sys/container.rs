@@ -166,13 +166,13 @@ impl Container {
         Ok(CHECK_EXTENSION.check(returned)? > 0)
     }
 
-    /// Whether devices' accesses are coherent with the caches (`VFIO_DMA_CC_IOMMU`), once the IOMMU
-    /// model has been chosen.
+    /// Whether the IOMMU makes devices' accesses coherent with the caches where they aren't
+    /// (`VFIO_DMA_CC_IOMMU`), once the IOMMU model has been chosen.
     ///
     /// # Errors
     ///
     /// If this isn't a container.
-    pub fn is_coherent(&self) -> Result<bool, IoctlError> {
+    pub fn enforces_coherency(&self) -> Result<bool, IoctlError> {
         // SAFETY: the request's argument is a number.
         let returned =
             unsafe { ioctl_with_val(&self.0, CHECK_EXTENSION.number, VFIO_DMA_CC_IOMMU.into()) };

@@ -124,6 +124,8 @@ struct Driver<'a> {
     hole: u32,
     /// What the source holds.
     pattern: Vec<u8>,
+    /// Where it is to be copied holds the complement of each byte: no byte is right by chance.
+    complement: Vec<u8>,
     /// The line that each event raises, by the device's own word.
     lines: Vec<usize>,
 }
@@ -141,6 +143,7 @@ impl<'a> Driver<'a> {
         let hole = narrow(bench.hole(1 << 20)?)?;
         let pattern = pattern(LARGEST + 2 * MARGIN);
         source.memory.write(0, &pattern);
+        let complement = pattern.iter().map(|byte| !byte).collect();
         let lines = Vec::new();
         Ok(Self {
             bench,
@@ -153,6 +156,7 @@ impl<'a> Driver<'a> {
             destination,
             hole,
             pattern,
+            complement,
             lines,
         })
     }
@@ -335,38 +339,34 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Fills where a transfer will write, and around it, with what it can't leave there: the
-    /// complement of each byte.
+    /// Fills where a transfer will write, and around it, with what it can't leave there.
     fn spoil(&self, from: usize, to: usize, length: usize) {
-        let start = to.saturating_sub(MARGIN);
-        self.destination.memory.write(start, &self.expected(from, to, length, false));
+        let memory = &self.destination.memory;
+        memory.write(to.saturating_sub(MARGIN), part(&self.complement, 0, MARGIN));
+        memory.write(to, part(&self.complement, from, length));
+        memory.write(to + length, part(&self.complement, 0, MARGIN));
     }
 
     /// Checks every byte of a transfer, and those around it.
     fn verify(&self, from: usize, to: usize, length: usize) -> Result<(), Trouble> {
-        let start = to.saturating_sub(MARGIN);
-        let found = self.destination.memory.read(start, length + 2 * MARGIN);
-        let expected = self.expected(from, to, length, true);
-        if found == expected {
-            return Ok(());
+        let margin = part(&self.complement, 0, MARGIN);
+        for (what, at, expected) in [
+            ("before it", to.saturating_sub(MARGIN), margin),
+            ("of it", to, part(&self.pattern, from, length)),
+            ("behind it", to + length, margin),
+        ] {
+            let found = self.destination.memory.read(at, expected.len());
+            if found == expected {
+                continue;
+            }
+            let mut pairs = found.iter().zip(expected);
+            let first = pairs.clone().position(|(a, b)| a != b).unwrap_or(found.len());
+            let count = pairs.by_ref().filter(|(a, b)| a != b).count();
+            return Err(Trouble::Device(format!(
+                "{count} bytes {what} are wrong, the first is number {first}"
+            )));
         }
-        let wrong = found.iter().zip(&expected).position(|(a, b)| a != b).unwrap_or(found.len());
-        let count = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
-        let offset = i128::try_from(wrong).unwrap_or(0) - i128::try_from(MARGIN).unwrap_or(0);
-        Err(Trouble::Device(format!("{count} bytes are wrong, the first at {offset}")))
-    }
-
-    /// What lies from `MARGIN` before the destination to `MARGIN` behind it, before a transfer or
-    /// after it.
-    fn expected(&self, from: usize, to: usize, length: usize, after: bool) -> Vec<u8> {
-        let margin = |start: usize, length: usize| {
-            let bytes = self.pattern.get(start..start + length).unwrap_or_default();
-            bytes.iter().map(|byte| !byte).collect::<Vec<u8>>()
-        };
-        let copied = self.pattern.get(from..from + length).unwrap_or_default();
-        let middle: Vec<u8> =
-            if after { copied.to_vec() } else { copied.iter().map(|byte| !byte).collect() };
-        [margin(to.saturating_sub(MARGIN), MARGIN), middle, margin(to, MARGIN)].concat()
+        Ok(())
     }
 
     /// Starts every channel before the first is waited for.
@@ -441,6 +441,11 @@ impl<'a> Driver<'a> {
         }
         Ok(())
     }
+}
+
+/// `length` bytes of a pattern.
+fn part(pattern: &[u8], from: usize, length: usize) -> &[u8] {
+    pattern.get(from..from.saturating_add(length)).unwrap_or_default()
 }
 
 /// Memory that a 32-bit device reaches.
