@@ -21,6 +21,7 @@ use vm_allocator::{AddressAllocator, AllocPolicy};
 
 use crate::cli::{PlatformOptions, Size};
 use crate::error::Error;
+use crate::lines::Wire;
 use crate::wiring::KvmWiring;
 
 /// Regions are at least this far apart: the largest page of any host, since a page of the guest's
@@ -90,6 +91,11 @@ impl Assigned {
     /// Their nodes.
     pub fn nodes(&self) -> Vec<Node> {
         self.devices.iter().flat_map(|placed| placed.nodes.iter().cloned()).collect()
+    }
+
+    /// Their interrupt lines, to be watched.
+    pub fn wires(&self) -> Vec<Wire> {
+        self.devices.iter().flat_map(Placed::wires).collect()
     }
 
     /// Hands the devices over: stops what they were doing, lets them reach `ram`, shows their
@@ -175,6 +181,14 @@ impl Placed {
     /// What the host's node has and the guest's has not, and why.
     pub fn dropped(&self) -> &[Dropped] {
         &self.dropped
+    }
+
+    fn wires(&self) -> impl Iterator<Item = Wire> {
+        self.spis.iter().zip(self.device.irqs()).enumerate().map(|(index, (spi, irq))| {
+            let (fired, resample) = irq.eventfds();
+            let device = self.name().to_owned();
+            Wire { device, index, spi: *spi, trigger: irq.trigger(), fired, resample }
+        })
     }
 
     fn level_spis(&self) -> impl Iterator<Item = u32> {

@@ -14,6 +14,7 @@ mod device;
 mod ending;
 mod error;
 mod events;
+mod lines;
 mod logger;
 mod plan;
 mod run;

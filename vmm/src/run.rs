@@ -66,10 +66,10 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     plan.assigned.attach(&mut core.vm, &core.gic, &ram, &mut board.bus)?;
     core.vm.add_ram(ram)?;
     let bus = Arc::new(board.bus);
-    let recorder = options
-        .stats
-        .as_deref()
-        .map(|path| Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone())));
+    let recorder = options.stats.as_deref().map(|path| {
+        let wires = plan.assigned.wires();
+        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), wires))
+    });
     let run = Arc::new(Run {
         bus,
         over,

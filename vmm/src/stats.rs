@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::ending::Ending;
 use crate::error::Error;
+use crate::lines::{self, Lines, Wire};
 
 /// A vCPU's exits to the VMM, by reason.
 #[derive(Debug, Default)]
@@ -54,6 +55,7 @@ pub struct Recorder {
     exits: Vec<Arc<Exits>>,
     bus: Arc<Bus>,
     event_loop_wakeups: AtomicU64,
+    interrupts: Lines,
     kvm: KvmCounters,
 }
 
@@ -73,6 +75,8 @@ struct Report<'a> {
     exits: BTreeMap<&'static str, u64>,
     devices: BTreeMap<String, DeviceAccesses>,
     event_loop_wakeups: u64,
+    /// The lines of assigned devices.
+    interrupts: Vec<lines::Report>,
     kvm: KvmReport<'a>,
 }
 
@@ -89,8 +93,16 @@ struct KvmReport<'a> {
 }
 
 impl Recorder {
-    /// Prepares to write to `path`; `started` is when strait did.
-    pub fn new(path: &Path, started: Instant, vm: &Vm, vcpus: &[Vcpu], bus: Arc<Bus>) -> Self {
+    /// Prepares to write to `path`; `started` is when strait did. Watches `wires` from now on: before
+    /// they are armed.
+    pub fn new(
+        path: &Path,
+        started: Instant,
+        vm: &Vm,
+        vcpus: &[Vcpu],
+        bus: Arc<Bus>,
+        wires: Vec<Wire>,
+    ) -> Self {
         Self {
             path: path.to_owned(),
             started,
@@ -98,6 +110,7 @@ impl Recorder {
             exits: vcpus.iter().map(|_| Arc::default()).collect(),
             bus,
             event_loop_wakeups: AtomicU64::new(0),
+            interrupts: Lines::new(wires),
             kvm: KvmCounters::open(vm, vcpus),
         }
     }
@@ -159,6 +172,7 @@ impl Recorder {
                 .map(|a| (a.name, DeviceAccesses { reads: a.reads, writes: a.writes }))
                 .collect(),
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
+            interrupts: self.interrupts.report(),
             kvm: self.kvm.report(),
         }
     }

@@ -36,6 +36,7 @@
 //! `arch/arm64/kvm/vgic/{vgic,vgic-v3,vgic-mmio}.c`.)
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -155,6 +156,16 @@ impl AssignedIrq {
             Path::Edge => Trigger::Edge,
             Path::Level { .. } => Trigger::Level,
         }
+    }
+
+    /// Its eventfds, for those who look at their counts: the one that VFIO signals, and the one that
+    /// KVM signals at the guest's end of a level interrupt.
+    pub fn eventfds(&self) -> (RawFd, Option<RawFd>) {
+        let resample = match &self.path {
+            Path::Edge => None,
+            Path::Level { resample } => Some(resample.as_raw_fd()),
+        };
+        (self.trigger.as_raw_fd(), resample)
     }
 
     /// Connects it to the guest's interrupt controller, which must be complete.
