@@ -47,6 +47,8 @@ const FAULTING: u32 = 15;
 
 /// Instructions that the debug registers take.
 const DMAKILL: u32 = 0x01;
+/// Bit 0 makes a channel thread execute it, bits 8 to 10 say which.
+const KILL_CHANNEL: u32 = DMAKILL << 16 | 1;
 const DMASEV: u32 = 0x34;
 /// DMAGO with the ns bit: the channel starts in the non-secure state.
 const DMAGO_NON_SECURE: u32 = 0xa2;
@@ -157,7 +159,11 @@ impl Pl330 {
                     println!("channel {channel}: stopped");
                     return Ok(());
                 }
-                FAULTING => return Err(format!("channel {channel} faulted: {fault:#x}").into()),
+                FAULTING => {
+                    // Only this gets it out of there, for the next program.
+                    self.debug(KILL_CHANNEL | channel << 8, 0)?;
+                    return Err(format!("channel {channel} faulted: {fault:#x}").into());
+                }
                 _ if Instant::now() > end => {
                     return Err(format!("channel {channel} is still {}", state(status)).into());
                 }
@@ -167,8 +173,7 @@ impl Pl330 {
     }
 
     fn kill(&self, channel: u32) -> Result<(), Trouble> {
-        // Bit 0 makes a channel thread execute it, bits 8 to 10 say which.
-        self.debug(DMAKILL << 16 | channel << 8 | 1, 0)?;
+        self.debug(KILL_CHANNEL | channel << 8, 0)?;
         self.wait(channel)
     }
 

@@ -1,0 +1,154 @@
+//! `strait check`: a host as it should be, and one in which each thing is broken in turn.
+
+use serde_json::Value;
+use tests::harness::{Board, Failure, Host, PLATFORM_DMA, Story};
+
+/// The findings, after looking at the exit status; `program` is how strait is run.
+fn check(host: &Host, program: &str, arguments: &str) -> Result<Value, Failure> {
+    let answer = host.run(&format!("{program} check --json {arguments}"))?;
+    let diagnosis: Value = serde_json::from_str(&answer.output)
+        .unwrap_or_else(|e| panic!("{e}: {}{}", answer.output, answer.errors));
+    assert_eq!(diagnosis["assignable"] == true, answer.status == 0, "{diagnosis}");
+    Ok(diagnosis)
+}
+
+/// The subjects that aren't fine, with their levels.
+fn complaints(diagnosis: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let findings = diagnosis["findings"].as_array().into_iter().flatten();
+    findings
+        .filter(|finding| finding["level"] != "fine")
+        .inspect(|finding| assert!(finding["help"].is_string(), "no help: {finding}"))
+        .map(|finding| (text(&finding["subject"]), text(&finding["level"])))
+        .collect()
+}
+
+/// Checks that exactly this is complained of, and that the help says so.
+fn complains(diagnosis: &Value, expected: &[(&str, &str, &str)]) {
+    let wanted: Vec<(String, String)> =
+        expected.iter().map(|(s, l, _)| ((*s).to_owned(), (*l).to_owned())).collect();
+    assert_eq!(complaints(diagnosis), wanted, "{diagnosis:#}");
+    for (subject, _, help) in expected {
+        let findings = diagnosis["findings"].as_array().into_iter().flatten();
+        let mut of_it = findings.filter(|finding| finding["subject"] == *subject);
+        assert!(
+            of_it.any(|f| f["help"].as_str().is_some_and(|text| text.contains(help))),
+            "{subject} doesn't help with {help}: {diagnosis:#}"
+        );
+    }
+}
+
+#[test]
+fn a_host_as_it_should_be() -> Story {
+    let host = Board::new().boot()?;
+    let diagnosis = check(&host, "strait", "")?;
+    complains(&diagnosis, &[]);
+    let findings = diagnosis["findings"].as_array().map_or(0, Vec::len);
+    assert!(findings >= 14, "{diagnosis:#}");
+    let text = host.sh("strait check")?;
+    assert!(text.contains("GICv3") && text.contains("a device can be assigned"), "{text}");
+    // What it promises holds.
+    host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
+    host.sh(&format!(
+        "strait run --kernel /k/model --dry-run --vfio-platform {}",
+        PLATFORM_DMA[0]
+    ))?;
+    drop(host);
+    let old = Board::new().gic(2).boot()?;
+    assert!(old.sh("strait check")?.contains("GICv2"));
+    Ok(())
+}
+
+#[test]
+fn a_kernel_in_which_something_is_missing() -> Story {
+    let missing = |initcall: &str| Board::new().param(&format!("initcall_blacklist={initcall}"));
+    type Expected<'a> = &'a [(&'a str, &'a str, &'a str)];
+    let cases: [(Board, Expected<'_>); 5] = [
+        (Board::new().param("kvm-arm.mode=none"), &[("KVM", "blocks", "CONFIG_KVM")]),
+        (
+            missing("vfio_platform_driver_init"),
+            &[("vfio-platform", "degraded", "CONFIG_VFIO_PLATFORM")],
+        ),
+        (missing("vfio_amba_driver_init"), &[("vfio-amba", "degraded", "CONFIG_VFIO_AMBA")]),
+        (
+            missing("vfio_platform_driver_init,vfio_amba_driver_init"),
+            &[
+                ("vfio-platform", "blocks", "CONFIG_VFIO_PLATFORM"),
+                ("vfio-amba", "blocks", "CONFIG_VFIO_AMBA"),
+            ],
+        ),
+        (
+            missing("vfio_iommu_type1_init"),
+            &[("VFIO containers", "blocks", "CONFIG_VFIO_IOMMU_TYPE1")],
+        ),
+    ];
+    for (board, expected) in cases {
+        let host = board.boot()?;
+        complains(&check(&host, "strait", "")?, expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn parameters_that_forbid_it() -> Story {
+    let host = Board::new().param("vfio_iommu_type1.allow_unsafe_interrupts=0").boot()?;
+    let help = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+    complains(&check(&host, "strait", "")?, &[("allow_unsafe_interrupts", "blocks", help)]);
+    // What it says to do mends it.
+    host.sh(&format!("echo Y > {help}"))?;
+    complains(&check(&host, "strait", "")?, &[]);
+    drop(host);
+
+    let host = Board::new().param("vfio_platform.reset_required=1").boot()?;
+    let help = "vfio_platform.reset_required=0";
+    complains(&check(&host, "strait", "")?, &[("reset_required", "degraded", help)]);
+    Ok(())
+}
+
+#[test]
+fn a_host_without_an_iommu() -> Story {
+    let host = Board::new().boot()?;
+    host.sh(
+        "mount -t tmpfs none /sys/class/iommu && mount -t tmpfs none /sys/kernel/iommu_groups",
+    )?;
+    complains(&check(&host, "strait", "")?, &[("IOMMU", "blocks", "SMMU")]);
+    Ok(())
+}
+
+#[test]
+fn a_person_without_permission() -> Story {
+    let host = Board::new().boot()?;
+    host.sh("chmod 600 /dev/kvm /dev/vfio/vfio")?;
+    let person = "probe as 1000 memlock=8388608 strait";
+    complains(
+        &check(&host, person, "")?,
+        &[
+            ("KVM", "blocks", "/dev/kvm"),
+            ("VFIO containers", "blocks", "/dev/vfio/vfio"),
+            ("locked memory", "blocks", "ulimit -l"),
+        ],
+    );
+    host.sh("chmod 666 /dev/kvm /dev/vfio/vfio")?;
+    complains(&check(&host, person, "--memory 8M")?, &[]);
+
+    // A device that is bound, and belongs to root.
+    host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
+    let person = "probe as 1000 memlock=1073741824 strait";
+    complains(&check(&host, person, "")?, &[("VFIO groups", "blocks", "udev")]);
+    host.sh(&format!("strait device bind {}", PLATFORM_DMA[1]))?;
+    host.sh(&format!("chown 1000 /dev/vfio/{}", host.group(PLATFORM_DMA[1])?))?;
+    complains(&check(&host, person, "")?, &[("VFIO groups", "degraded", "udev")]);
+    host.sh(&format!("chown 1000 /dev/vfio/{}", host.group(PLATFORM_DMA[0])?))?;
+    complains(&check(&host, person, "")?, &[]);
+    Ok(())
+}
+
+#[test]
+fn memory_that_does_not_suffice() -> Story {
+    let host = Board::new().memory("1G").boot()?;
+    complains(&check(&host, "strait", "--memory 2G")?, &[("free memory", "blocks", "--memory")]);
+    host.sh("echo never > /sys/kernel/mm/transparent_hugepage/enabled")?;
+    let help = "transparent_hugepage/enabled";
+    complains(&check(&host, "strait", "")?, &[("huge pages", "degraded", help)]);
+    Ok(())
+}

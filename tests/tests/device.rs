@@ -1,0 +1,286 @@
+//! `strait device`: the host's devices before a guest is involved, and `strait run --bind`.
+
+use serde_json::Value;
+use tests::harness::{AMBA_DMA, Board, Failure, Host, Launch, PLATFORM_DMA, Story, payload};
+
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+const UART: &str = "2c0e0000.serial";
+
+/// What a command prints as JSON, which must succeed.
+fn json(host: &Host, command: &str) -> Result<Value, Failure> {
+    let text = host.sh(&format!("strait {command} --json"))?;
+    Ok(serde_json::from_str(&text).unwrap_or_else(|e| panic!("`{command}`: {e}: {text}")))
+}
+
+/// The entry of a device in a list.
+fn entry<'a>(list: &'a Value, name: &str) -> &'a Value {
+    let mut entries = list.as_array().into_iter().flatten();
+    entries.find(|entry| entry["name"] == name).unwrap_or_else(|| panic!("no {name}: {list}"))
+}
+
+/// The drivers of two devices, one of each bus.
+fn drivers(host: &Host) -> Result<[Option<String>; 2], Failure> {
+    Ok([host.driver(PLATFORM_DMA[0])?, host.driver(AMBA_DMA[0])?])
+}
+
+/// What [`drivers`] are before anybody changes them.
+fn own() -> [Option<String>; 2] {
+    [None, Some("dma-pl330".into())]
+}
+
+fn vfio() -> [Option<String>; 2] {
+    [Some("vfio-platform".into()), Some("vfio-amba".into())]
+}
+
+#[test]
+fn devices_are_listed_with_what_they_need() -> Story {
+    let host = Board::new().boot()?;
+    let list = json(&host, "device list")?;
+    for name in PLATFORM_DMA {
+        assert_eq!(entry(&list, name)["state"], "needs-bind", "{list}");
+        assert_eq!(entry(&list, name)["help"], format!("strait device bind {name}"));
+    }
+    assert_eq!(entry(&list, AMBA_DMA[0])["driver"], "dma-pl330");
+    assert_eq!(entry(&list, AMBA_DMA[0])["group"], host.group(AMBA_DMA[0])?);
+    let pci = list.as_array().into_iter().flatten().filter(|entry| entry["bus"] == "pci");
+    assert!(pci.clone().count() > 0 && pci.clone().all(|entry| entry["state"] == "blocked"));
+
+    host.sh(&format!("strait device bind {}", AMBA_DMA[0]))?;
+    let list = json(&host, "device list")?;
+    let bound = entry(&list, AMBA_DMA[0]);
+    assert_eq!((&bound["state"], &bound["driver"]), (&"assignable".into(), &"vfio-amba".into()));
+    assert_eq!(bound["driver_before"], "dma-pl330");
+    let text = host.sh("strait device list")?;
+    assert!(text.lines().any(|line| line.starts_with(AMBA_DMA[0]) && line.contains("assignable")));
+    Ok(())
+}
+
+#[test]
+fn all_that_is_known_of_a_device_is_shown() -> Story {
+    let host = Board::new().boot()?;
+    let name = PLATFORM_DMA[0];
+    let unbound = json(&host, &format!("device show {name}"))?;
+    assert!(unbound["vfio"].is_null() && unbound["group"].is_null(), "{unbound}");
+    assert_eq!(unbound["help"], format!("strait device bind {name}"));
+    assert!(unbound["host_node"].as_str().is_some_and(|node| node.contains("\"arm,pl330\"")));
+
+    host.sh(&format!("strait device bind {name}"))?;
+    let bound = json(&host, &format!("device show {name}"))?;
+    assert_eq!(bound["vfio"]["regions"][0]["size"], 4096);
+    let interrupts = bound["vfio"]["interrupts"].as_array().map(Vec::as_slice);
+    assert_eq!(interrupts.map(<[Value]>::len), Some(9));
+    assert!(interrupts.into_iter().flatten().all(|irq| irq["automasked"] == true));
+    assert_eq!(bound["group"]["reserved"][0]["start"], 0x800_0000);
+    assert_eq!(bound["iommu"]["page_sizes"], serde_json::json!([4096, 2 << 20, 1 << 30]));
+    assert_eq!(bound["dma_coherent"], true);
+    assert!(bound["guest_node"].as_str().is_some_and(|node| node.contains("arm,primecell")));
+    assert!(bound["reason"].is_null(), "{bound}");
+
+    let unknown = host.run("strait device show 2c0a000.dma")?;
+    assert_eq!(unknown.status, 1);
+    assert!(unknown.errors.contains("did you mean 2c0a0000.dma?"), "{}", unknown.errors);
+    Ok(())
+}
+
+#[test]
+fn devices_go_to_vfio_and_back() -> Story {
+    let host = Board::new().boot()?;
+    assert_eq!(drivers(&host)?, own());
+    let names = format!("{} {}", PLATFORM_DMA[0], AMBA_DMA[0]);
+    host.sh(&format!("strait device bind {names}"))?;
+    assert_eq!(drivers(&host)?, vfio());
+    host.sh(&format!("[ -c /dev/vfio/{} ]", host.group(PLATFORM_DMA[0])?))?;
+    assert!(host.sh("ls -ld /run/strait")?.starts_with("drwx------"));
+    // Once more changes nothing, not even what is remembered.
+    host.sh(&format!("strait device bind {names}"))?;
+    host.sh(&format!("strait device unbind {names}"))?;
+    assert_eq!(drivers(&host)?, own());
+    let overrides = host.sh("cat /sys/bus/platform/devices/2c*.dma/driver_override \
+                             /sys/bus/amba/devices/2c*.dma/driver_override")?;
+    assert_eq!(overrides, "(null)\n(null)\n(null)\n(null)\n");
+    assert_eq!(host.sh("find /run/strait -name '2c*'")?, "");
+    let again = host.sh(&format!("strait device unbind {}", AMBA_DMA[0]))?;
+    assert!(again.contains("its driver is dma-pl330 already"), "{again}");
+    // The driver that has it again can use it.
+    host.sh("insmod /m/dmatest.ko iterations=5 max_channels=8 run=1 && \
+             cat /sys/module/dmatest/parameters/wait && dmesg | grep -q 'summary 5 tests, 0 fail'")?;
+    Ok(())
+}
+
+#[test]
+fn a_bind_that_fails_half_way_undoes_itself() -> Story {
+    let host = Board::new().param("vfio_platform.reset_required=1").boot()?;
+    // The AMBA driver wants no reset function, the platform one does.
+    let answer = host.run(&format!("strait device bind {} {}", AMBA_DMA[0], PLATFORM_DMA[0]))?;
+    assert_eq!(answer.status, 1);
+    assert!(answer.errors.contains("vfio_platform.reset_required=0"), "{}", answer.errors);
+    assert_eq!(drivers(&host)?, own());
+    assert_eq!(host.sh("find /run/strait -name '2c*'")?, "");
+    let nobody = host.run(&format!("probe as 1000 strait device bind {}", AMBA_DMA[0]))?;
+    assert_eq!(nobody.status, 1);
+    assert!(nobody.errors.contains("sudo"), "{}", nobody.errors);
+    assert_eq!(drivers(&host)?, own());
+    Ok(())
+}
+
+#[test]
+fn a_group_is_bound_as_a_whole() -> Story {
+    let host = Board::new().boot()?;
+    // On this board every device has a group of its own: another view of sysfs makes one shared.
+    let [one, other] = AMBA_DMA;
+    let group = format!("/sys/kernel/iommu_groups/{}", host.group(one)?);
+    host.sh(&format!(
+        "mkdir /tmp/shared && for name in {one} {other}; do \
+         ln -s $(readlink -f /sys/bus/amba/devices/$name) /tmp/shared/; done && \
+         mount --bind /tmp/shared {group}/devices"
+    ))?;
+    let alone = host.sh(&format!("strait device bind {one}"))?;
+    assert!(alone.contains(other) && alone.contains("--group"), "{alone}");
+    assert_eq!(host.driver(other)?.as_deref(), Some("dma-pl330"));
+    let list = json(&host, "device list")?;
+    assert_eq!(entry(&list, one)["shares_with"], serde_json::json!([other]));
+    assert_eq!(entry(&list, one)["help"], format!("strait device bind --group {one}"));
+
+    host.sh(&format!("strait device bind --group {one}"))?;
+    for name in [one, other] {
+        assert_eq!(host.driver(name)?.as_deref(), Some("vfio-amba"), "{name}");
+    }
+    assert_eq!(entry(&json(&host, "device list")?, one)["state"], "assignable");
+    host.sh(&format!("strait device unbind --group {one}"))?;
+    for name in [one, other] {
+        assert_eq!(host.driver(name)?.as_deref(), Some("dma-pl330"), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_in_use_is_left_to_its_user() -> Story {
+    let host = Board::new().boot()?;
+    let name = AMBA_DMA[0];
+    host.sh(&format!("strait device bind {name}"))?;
+    let mut guest = host.guest(&format!("--vfio-platform {name}"))?;
+    // Without a look beforehand the kernel would wait for the guest's end.
+    let answer = host.run(&format!("strait device unbind {name}"))?;
+    assert_eq!(answer.status, 1);
+    assert!(answer.errors.contains("another process uses"), "{}", answer.errors);
+    assert!(answer.errors.contains("fuser"), "{}", answer.errors);
+    let tested = host.run(&format!("strait device test {name}"))?;
+    assert!(tested.status == 1 && tested.errors.contains("another process uses"));
+    guest.sh("true")?;
+    assert_eq!(guest.power_off()?, 0);
+    host.sh(&format!("strait device unbind {name}"))?;
+    assert_eq!(host.driver(name)?.as_deref(), Some("dma-pl330"));
+    Ok(())
+}
+
+#[test]
+fn a_run_borrows_its_devices_and_gives_them_back() -> Story {
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    let devices =
+        format!("--bind --vfio-platform {} --vfio-platform {}", PLATFORM_DMA[0], AMBA_DMA[0]);
+    // However it ends: by the guest, by a signal, by an error before there is a guest.
+    let guest = host.guest(&devices)?;
+    assert_eq!(drivers(&host)?, vfio());
+    assert_eq!(guest.power_off()?, 0);
+    assert_eq!(drivers(&host)?, own());
+
+    let mut guest = host.launch(&Launch::model().does("busy").with(&devices))?;
+    guest.process().signal(SIGTERM)?;
+    assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+    assert_eq!(drivers(&host)?, own());
+
+    assert_eq!(host.run(&format!("strait run --kernel /nowhere {devices}"))?.status, 1);
+    assert_eq!(drivers(&host)?, own());
+
+    // Killed, it can give nothing back; what it remembered can.
+    let mut guest = host.launch(&Launch::model().does("busy").with(&devices))?;
+    guest.process().signal(SIGKILL)?;
+    assert_eq!(guest.exit_status()?, 128 + SIGKILL);
+    assert_eq!(drivers(&host)?, vfio());
+    host.sh(&format!("strait device unbind {} {}", PLATFORM_DMA[0], AMBA_DMA[0]))?;
+    assert_eq!(drivers(&host)?, own());
+
+    // What was bound before stays bound.
+    host.sh(&format!("strait device bind {}", AMBA_DMA[0]))?;
+    host.sh(&format!("strait run --kernel /k/off {devices}"))?;
+    assert_eq!(drivers(&host)?, [None, Some("vfio-amba".into())]);
+    Ok(())
+}
+
+/// Checks the verdict on a PL330 that works.
+fn passed(verdict: &Value) {
+    assert_eq!(
+        (&verdict["test"], &verdict["passed"]),
+        (&"PL330".into(), &true.into()),
+        "{verdict}"
+    );
+    let channels = verdict["channels"].as_array().map(Vec::as_slice).unwrap_or_default();
+    assert_eq!(channels.len(), 8, "{verdict}");
+    for channel in channels {
+        let number = |key: &str| channel[key].as_u64().unwrap_or_default();
+        assert_eq!(number("transfers"), number("interrupts"), "{channel}");
+        assert!(number("transfers") >= 8 && number("bytes") > 16 << 20, "{channel}");
+        assert!(number("bytes_per_second") > 0, "{channel}");
+    }
+    let aborts: Vec<&Value> = verdict["checks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|check| check["what"].as_str().is_some_and(|what| what.contains("aborts")))
+        .collect();
+    assert_eq!(aborts.len(), 2, "{verdict}");
+    for (abort, why) in aborts.iter().zip(["data not readable", "data not writable"]) {
+        let detail = abort["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("interrupt 8") && detail.contains(why), "{abort}");
+    }
+}
+
+#[test]
+fn a_controller_passes_its_test_on_either_bus() -> Story {
+    let host = Board::new().boot()?;
+    for name in [PLATFORM_DMA[1], AMBA_DMA[1]] {
+        let before = host.sh("dmesg | grep -c 'event 0x10 received' || true")?;
+        host.sh(&format!("strait device bind {name}"))?;
+        passed(&json(&host, &format!("device test {name}"))?);
+        // The host's SMMU has reported what wasn't mapped.
+        let after = host.sh("dmesg | grep -c 'event 0x10 received'")?;
+        assert_ne!(before, after);
+        host.sh(&format!("strait device unbind {name}"))?;
+    }
+    // A guest's driver finds nothing left behind.
+    let guest = host.guest(&format!("--bind --vfio-platform {}", PLATFORM_DMA[1]))?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_controller_that_loses_interrupts_fails_its_test() -> Story {
+    let host = Board::new().boot()?;
+    host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
+    // Somebody who keeps disabling its interrupts.
+    let saboteur = host.start("while :; do probe pl330 0x2c0a0000 clear; done")?;
+    let answer = host.run(&format!("strait device test {}", PLATFORM_DMA[0]))?;
+    saboteur.signal(SIGKILL)?;
+    assert_eq!(answer.status, 1, "{}", answer.output);
+    assert!(answer.output.contains("FAIL"), "{}{}", answer.output, answer.errors);
+    Ok(())
+}
+
+#[test]
+fn other_devices_get_the_general_test() -> Story {
+    let host = Board::new().boot()?;
+    host.sh(&format!("strait device bind {UART}"))?;
+    let verdict = json(&host, &format!("device test {UART}"))?;
+    assert_eq!((&verdict["test"], &verdict["passed"]), (&"general".into(), &true.into()));
+    let checks: Vec<&str> = verdict["checks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|check| check["what"].as_str())
+        .collect();
+    for wanted in ["region 0", "interrupts pending", "4 KiB", "2 MiB", "1 GiB"] {
+        assert!(checks.iter().any(|check| check.contains(wanted)), "no {wanted}: {checks:?}");
+    }
+    Ok(())
+}

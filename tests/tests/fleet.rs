@@ -1,0 +1,139 @@
+//! More than one: four guests with a DMA controller each, all at work; and a line that is stuck.
+
+use std::env;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::harness::{
+    AMBA_DMA, Board, DmaTest, Failure, Guest, Host, Interrupts, Launch, PLATFORM_DMA, Story,
+};
+use tests::suite::SOAK;
+
+const SIGUSR1: i32 = 10;
+
+/// How long the guests are kept at work.
+fn duration() -> Duration {
+    Duration::from_secs(if env::var_os(SOAK).is_some() { 600 } else { 30 })
+}
+
+/// The statistics of a run, asked for now.
+fn statistics(host: &Host, guest: &mut Guest, file: &str) -> Result<Value, Failure> {
+    host.sh(&format!("rm -f {file}"))?;
+    guest.process().signal(SIGUSR1)?;
+    host.until(&format!("[ -e {file} ]"))?;
+    let text = host.sh(&format!("cat {file}"))?;
+    Ok(serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")))
+}
+
+/// The interrupts in statistics.
+fn lines(statistics: &Value) -> &[Value] {
+    statistics["interrupts"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A guest at work, and what it has done.
+struct Worker {
+    guest: Guest,
+    file: String,
+    before: Interrupts,
+    copies: u64,
+}
+
+impl Worker {
+    fn hire(host: &Host, device: &str) -> Result<Self, Failure> {
+        let file = format!("/tmp/{device}");
+        let arguments = format!("--bind --vfio-platform {device} --stats {file}");
+        let launch = Launch::model().memory("192M").with(&arguments);
+        let mut guest = host.launch(&launch)?;
+        let before = guest.interrupts()?;
+        Ok(Self { guest, file, before, copies: 0 })
+    }
+
+    /// Ends a round of work and checks that every copy was right.
+    fn finish(&mut self, test: &DmaTest) -> Result<(), Failure> {
+        let (status, text) = self.guest.finish()?;
+        assert_eq!(status, 0, "{text}");
+        let summaries = test.check(&text).unwrap_or_else(|why| panic!("{why}"));
+        self.copies += summaries.iter().map(|summary| u64::from(summary.copies)).sum::<u64>();
+        Ok(())
+    }
+
+    /// Checks, at rest, that every signal of every line found its way back; returns how many there
+    /// were.
+    fn settle(&mut self, host: &Host) -> Result<u64, Failure> {
+        let report = statistics(host, &mut self.guest, &self.file)?;
+        let lines = lines(&report);
+        assert_eq!(lines.len(), 9, "{report:#}");
+        let mut fired = 0;
+        for line in lines {
+            assert_eq!(
+                (&line["awaiting"], &line["stuck"]),
+                (&"idle".into(), &false.into()),
+                "{line}"
+            );
+            assert!(line["fired"].is_u64(), "{line}");
+            for stage in ["injected", "resampled"] {
+                assert_eq!(line[stage], line["fired"], "{line}");
+            }
+            fired += line["fired"].as_u64().unwrap_or_default();
+        }
+        Ok(fired)
+    }
+}
+
+#[test]
+fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
+    let host = Board::new().boot()?;
+    let devices = [PLATFORM_DMA, AMBA_DMA].concat();
+    let mut workers =
+        devices.iter().map(|device| Worker::hire(&host, device)).collect::<Result<Vec<_>, _>>()?;
+    let test = DmaTest { copies: 100, ..DmaTest::default() };
+    let end = Instant::now() + duration();
+    while Instant::now() < end {
+        for worker in &mut workers {
+            worker.guest.begin(&test.command())?;
+        }
+        for worker in &mut workers {
+            worker.finish(&test)?;
+        }
+    }
+    for worker in &mut workers {
+        let fired = worker.settle(&host)?;
+        let handled = worker.guest.interrupts()?.since(&worker.before, ".dma");
+        // One for every copy, but for those that came together; and as many as the host has seen.
+        assert_eq!(handled.len(), 9, "{handled:?}");
+        let handled: u64 = handled.iter().sum();
+        assert!(handled <= worker.copies && handled * 2 > worker.copies, "{handled}");
+        assert_eq!(fired, handled, "of {} copies", worker.copies);
+    }
+    for worker in workers {
+        assert_eq!(worker.guest.power_off()?, 0);
+    }
+    for device in devices {
+        assert!(!host.driver(device)?.is_some_and(|driver| driver.starts_with("vfio")), "{device}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_line_that_the_guest_never_handles_is_told_as_stuck() -> Story {
+    let host = Board::new().boot()?;
+    // A guest without a driver: nobody enables the interrupt, nobody ends it.
+    let arguments = format!("--bind --vfio-platform {} --stats /tmp/stats", PLATFORM_DMA[0]);
+    let launch = Launch::model().cmdline("initcall_blacklist=pl330_driver_init").with(&arguments);
+    let mut guest = host.launch(&launch)?;
+    guest.sh("probe pl330 0xc000000 raise 3")?;
+    let first = statistics(&host, &mut guest, "/tmp/stats")?;
+    let line = &lines(&first)[3];
+    assert_eq!((&line["fired"], &line["injected"]), (&1.into(), &1.into()), "{line}");
+    assert_eq!((&line["resampled"], &line["awaiting"]), (&0.into(), &"guest".into()), "{line}");
+    assert_eq!(line["stuck"], false, "not yet: {line}");
+
+    host.sh("sleep 1.1")?;
+    let second = statistics(&host, &mut guest, "/tmp/stats")?;
+    for line in lines(&second) {
+        assert_eq!(line["stuck"] == true, line["index"] == 3, "{line}");
+    }
+    assert!(guest.process().output().contains("interrupt 3 is stuck"));
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
