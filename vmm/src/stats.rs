@@ -136,6 +136,7 @@ impl Recorder {
     /// # Errors
     ///
     /// The file can't be written.
+    #[cold]
     pub fn write(&self, ending: Option<&Ending>) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(&self.report(ending))
             .map_err(|e| unwritable(&self.path, &io::Error::other(e)))?;

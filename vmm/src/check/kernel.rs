@@ -47,3 +47,30 @@ pub fn release(proc: &Path) -> String {
     let text = fs::read_to_string(proc.join("sys/kernel/osrelease")).unwrap_or_default();
     text.trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_found_whatever_their_files_are_called() {
+        let root = std::env::temp_dir().join(format!("strait-modules-{}", std::process::id()));
+        let list = root.join("6.12/modules.dep");
+        fs::create_dir_all(root.join("6.12")).unwrap();
+        fs::write(&list, "kernel/vfio/vfio-platform.ko.xz: kernel/vfio/vfio.ko.xz\n").unwrap();
+        let of = |there, release, module| Presence::of(there, &root, release, module);
+        let cases = [
+            (of(false, "6.12", "vfio-platform"), Presence::Loadable),
+            (of(false, "6.12", "vfio_platform"), Presence::Loadable),
+            (of(false, "6.12", "vfio"), Presence::Absent),
+            (of(false, "6.13", "vfio-platform"), Presence::Absent),
+            (of(true, "6.13", "vfio-platform"), Presence::There),
+        ];
+        fs::remove_dir_all(&root).unwrap();
+        for (found, expected) in cases {
+            assert_eq!(found, expected);
+        }
+        assert_eq!(help(Presence::Loadable, "vfio", "CONFIG_VFIO"), "modprobe vfio");
+        assert!(help(Presence::Absent, "vfio", "CONFIG_VFIO").ends_with("with CONFIG_VFIO"));
+    }
+}

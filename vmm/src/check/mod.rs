@@ -45,6 +45,7 @@ struct Diagnosis {
 /// # Errors
 ///
 /// The host can't be looked at.
+#[cold]
 pub fn run(options: &CheckOptions) -> Result<u8, Error> {
     logger::init(LevelFilter::Warn);
     let premises = Premises::default();

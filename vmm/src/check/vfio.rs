@@ -37,7 +37,7 @@ fn iommu(host: &Host) -> Result<Finding, Error> {
         let entries = fs::read_dir(host.sysfs().join(path)).into_iter().flatten().flatten();
         let mut names: Vec<String> =
             entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        names.sort();
+        names.sort_unstable();
         names
     };
     let iommus = names("class/iommu");

@@ -23,6 +23,7 @@ pub use handover::Borrowed;
 /// # Errors
 ///
 /// There is no such device, or it can't be done.
+#[cold]
 pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
     logger::init(LevelFilter::Warn);
     let host = Host::default();
@@ -54,6 +55,7 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
 }
 
 /// Prints a report as JSON or as text.
+#[cold]
 pub fn print(
     json: bool,
     report: &impl Serialize,

@@ -102,6 +102,7 @@ struct Look {
 
 impl Lines {
     /// Watches these lines from now on; they must not be armed yet.
+    #[cold]
     pub fn new(wires: Vec<Wire>) -> Self {
         let table = host::table();
         let host = Host::default();
@@ -121,6 +122,7 @@ impl Lines {
     }
 
     /// Looks at all lines.
+    #[cold]
     pub fn report(&self) -> Vec<Report> {
         if self.wires.is_empty() {
             return Vec::new();

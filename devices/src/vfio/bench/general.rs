@@ -23,6 +23,7 @@ const USUAL_LIMIT: u64 = 65535;
 /// # Errors
 ///
 /// None: whatever fails is in the report.
+#[cold]
 pub fn test(bench: &mut Bench) -> Result<Report, BenchError> {
     let mut report = Report::new("general");
     regions(bench, &mut report);

@@ -56,6 +56,7 @@ impl Bench {
     /// # Errors
     ///
     /// It can't be assigned, or VFIO doesn't tell what it has.
+    #[cold]
     pub fn open(host: &Host, name: &str) -> Result<Self, BenchError> {
         let mut assignments = assign::preflight(host, &[name])?;
         let iommu = Iommu::open(host, &assignments)?;
@@ -108,6 +109,7 @@ impl Bench {
     ///
     /// The host refused something without which nothing can be tested; a device that fails is in
     /// the report.
+    #[cold]
     pub fn run(&mut self) -> Result<Report, BenchError> {
         let special = self.binding.and_then(|binding| binding.self_test(self));
         special.unwrap_or_else(|| general::test(self))

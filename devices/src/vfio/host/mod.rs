@@ -139,14 +139,14 @@ impl Host {
     pub fn device_names(&self) -> Vec<String> {
         let mut names: Vec<String> =
             Bus::DESCRIBED.into_iter().flat_map(|bus| self.names_on(bus)).collect();
-        names.sort();
+        names.sort_unstable();
         names
     }
 
     /// All devices on a bus, sorted by name. What can't be read is left out.
     pub fn devices_on(&self, bus: Bus) -> Vec<HostDevice> {
         let mut names = self.names_on(bus);
-        names.sort();
+        names.sort_unstable();
         names.iter().filter_map(|name| self.find_on(bus, name).ok().flatten()).collect()
     }
 

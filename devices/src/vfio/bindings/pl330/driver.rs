@@ -2,17 +2,20 @@
 //!
 //! TRM (ARM DDI 0424), chapter 2, "Operating states", "Aborts", "Using events and interrupts".
 
+mod stage;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::copy::{Bus, Copy, PROGRAM_MAX};
+use self::stage::{MARGIN, Stage};
+use super::copy::{Bus, Copy};
 use super::program::{Instruction, Thread};
 use super::quiesce::{Dmac, quiesce};
 use super::registers::{
     CR0, CRD, FSRC, INTCLR, INTEN, INTMIS, State, buffer_depth, bus_width, channels, events, fault,
     ftr,
 };
-use crate::vfio::bench::{Bench, BenchError, ChannelRow, Memory, Report};
+use crate::vfio::bench::{Bench, BenchError, ChannelRow, Report};
 use crate::vfio::region::{AccessError, Region, Registers};
 
 /// How long a transfer or an interrupt may take. A controller needs microseconds; a modelled one
@@ -27,9 +30,6 @@ const QUIET: Duration = Duration::from_millis(20);
 
 /// The largest transfer, in bytes.
 const LARGEST: usize = 16 << 20;
-
-/// Bytes on both sides of a transfer that it must leave alone.
-const MARGIN: usize = 64;
 
 /// What each channel copies: length, and how far source and destination are from alignment.
 const TRANSFERS: [(usize, usize, usize); 16] = [
@@ -59,6 +59,7 @@ const TOGETHER: usize = 64 << 10;
 /// # Errors
 ///
 /// The host refused something without which nothing can be tested.
+#[cold]
 pub(super) fn test(bench: &mut Bench) -> Result<Report, BenchError> {
     let mut report = Report::new("PL330");
     let region = bench.regions().first().cloned();
@@ -105,27 +106,13 @@ fn told(result: Result<String, Trouble>) -> Result<Result<String, String>, Bench
     }
 }
 
-/// Memory, and its place on the bus.
-struct Buffer {
-    memory: Arc<Memory>,
-    iova: u32,
-}
-
 struct Driver<'a> {
     bench: &'a mut Bench,
     region: Arc<Region>,
     channels: u8,
     events: u8,
     bus: Bus,
-    programs: Buffer,
-    source: Buffer,
-    destination: Buffer,
-    /// Where nothing is mapped.
-    hole: u32,
-    /// What the source holds.
-    pattern: Vec<u8>,
-    /// Where it is to be copied holds the complement of each byte: no byte is right by chance.
-    complement: Vec<u8>,
+    stage: Stage,
     /// The line that each event raises, by the device's own word.
     lines: Vec<usize>,
 }
@@ -137,28 +124,8 @@ impl<'a> Driver<'a> {
         let events = u8::try_from(events(configuration).count_ones()).unwrap_or(u8::MAX);
         let room = buffer_depth(data) / u32::from(channels);
         let bus = Bus { width: bus_width(data), room: room.max(1) };
-        let programs = buffer(bench, PROGRAM_MAX * usize::from(channels))?;
-        let source = buffer(bench, LARGEST + 2 * MARGIN)?;
-        let destination = buffer(bench, LARGEST + 2 * MARGIN)?;
-        let hole = narrow(bench.hole(1 << 20)?)?;
-        let pattern = pattern(LARGEST + 2 * MARGIN);
-        source.memory.write(0, &pattern);
-        let complement = pattern.iter().map(|byte| !byte).collect();
-        let lines = Vec::new();
-        Ok(Self {
-            bench,
-            region,
-            channels,
-            events,
-            bus,
-            programs,
-            source,
-            destination,
-            hole,
-            pattern,
-            complement,
-            lines,
-        })
+        let stage = Stage::new(bench, channels, LARGEST)?;
+        Ok(Self { bench, region, channels, events, bus, stage, lines: Vec::new() })
     }
 
     fn description(&self) -> String {
@@ -185,9 +152,9 @@ impl<'a> Driver<'a> {
             report.channels.push(row);
         }
         report.add("all channels at once", told(self.all_at_once())?);
-        let reading = told(self.abort(self.hole, self.destination.iova))?;
+        let reading = told(self.abort(self.stage.hole(), self.stage.destination(0)))?;
         report.add("an unmapped source aborts", reading);
-        let writing = told(self.abort(self.source.iova, self.hole))?;
+        let writing = told(self.abort(self.stage.source(0), self.stage.hole()))?;
         report.add("an unmapped destination aborts", writing);
         report.add("no interrupt too many", told(self.check_quiet())?);
         Ok(())
@@ -295,29 +262,24 @@ impl<'a> Driver<'a> {
         (length, from, to): (usize, usize, usize),
     ) -> Result<Duration, Trouble> {
         let (from, to) = (MARGIN + from, MARGIN + to);
-        self.spoil(from, to, length);
+        self.stage.spoil(from, to, length);
         let started = Instant::now();
         self.start(channel, event, self.copy(from, to, length))?;
         self.take_interrupt(1 << event)?;
         let busy = started.elapsed();
         self.wait_until_stopped(channel)?;
-        self.verify(from, to, length)?;
+        self.stage.verify(from, to, length).map_err(Trouble::Device)?;
         Ok(busy)
     }
 
     fn copy(&self, from: usize, to: usize, length: usize) -> Copy {
-        let at = |buffer: &Buffer, offset: usize| {
-            buffer.iova.saturating_add(u32::try_from(offset).unwrap_or(0))
-        };
         let length = u32::try_from(length).unwrap_or(0);
-        Copy { source: at(&self.source, from), destination: at(&self.destination, to), length }
+        Copy { source: self.stage.source(from), destination: self.stage.destination(to), length }
     }
 
     /// Puts a program where the device reads it, and has the manager start it.
     fn start(&self, channel: u8, event: u8, copy: Copy) -> Result<(), Trouble> {
-        let place = usize::from(channel) * PROGRAM_MAX;
-        self.programs.memory.write(place, &copy.program(self.bus, event));
-        let program = self.programs.iova.saturating_add(u32::try_from(place).unwrap_or(0));
+        let program = self.stage.program(channel, &copy.program(self.bus, event));
         Ok(self.dmac().run(Instruction::go(channel, program), Thread::Manager)?)
     }
 
@@ -339,36 +301,6 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Fills where a transfer will write, and around it, with what it can't leave there.
-    fn spoil(&self, from: usize, to: usize, length: usize) {
-        let memory = &self.destination.memory;
-        memory.write(to.saturating_sub(MARGIN), part(&self.complement, 0, MARGIN));
-        memory.write(to, part(&self.complement, from, length));
-        memory.write(to + length, part(&self.complement, 0, MARGIN));
-    }
-
-    /// Checks every byte of a transfer, and those around it.
-    fn verify(&self, from: usize, to: usize, length: usize) -> Result<(), Trouble> {
-        let margin = part(&self.complement, 0, MARGIN);
-        for (what, at, expected) in [
-            ("before it", to.saturating_sub(MARGIN), margin),
-            ("of it", to, part(&self.pattern, from, length)),
-            ("behind it", to + length, margin),
-        ] {
-            let found = self.destination.memory.read(at, expected.len());
-            if found == expected {
-                continue;
-            }
-            let mut pairs = found.iter().zip(expected);
-            let first = pairs.clone().position(|(a, b)| a != b).unwrap_or(found.len());
-            let count = pairs.by_ref().filter(|(a, b)| a != b).count();
-            return Err(Trouble::Device(format!(
-                "{count} bytes {what} are wrong, the first is number {first}"
-            )));
-        }
-        Ok(())
-    }
-
     /// Starts every channel before the first is waited for.
     fn all_at_once(&mut self) -> Result<String, Trouble> {
         // No more channels than events, or they couldn't be told apart.
@@ -376,7 +308,7 @@ impl<'a> Driver<'a> {
         let stride = TOGETHER + 2 * MARGIN;
         let places: Vec<usize> = (0..usize::from(count)).map(|n| MARGIN + n * stride).collect();
         for place in &places {
-            self.spoil(*place, *place, TOGETHER);
+            self.stage.spoil(*place, *place, TOGETHER);
         }
         let started = Instant::now();
         for (channel, place) in (0..count).zip(&places) {
@@ -390,7 +322,7 @@ impl<'a> Driver<'a> {
         let busy = started.elapsed();
         for (channel, place) in (0..count).zip(&places) {
             self.wait_until_stopped(channel)?;
-            self.verify(*place, *place, TOGETHER)?;
+            self.stage.verify(*place, *place, TOGETHER).map_err(Trouble::Device)?;
         }
         let bytes = usize::from(count) * TOGETHER;
         Ok(format!("{count} channels, {bytes} bytes in {} us", busy.as_micros()))
@@ -400,7 +332,7 @@ impl<'a> Driver<'a> {
     /// usable again once killed.
     fn abort(&mut self, source: u32, destination: u32) -> Result<String, Trouble> {
         let copy = Copy { source, destination, length: 64 };
-        self.spoil(MARGIN, MARGIN, 64);
+        self.stage.spoil(MARGIN, MARGIN, 64);
         self.start(0, 0, copy)?;
         let line = self.bench.lines().wait(PATIENCE)?;
         let faulting = self.region.read32(FSRC)? & 1 != 0;
@@ -441,34 +373,4 @@ impl<'a> Driver<'a> {
         }
         Ok(())
     }
-}
-
-/// `length` bytes of a pattern.
-fn part(pattern: &[u8], from: usize, length: usize) -> &[u8] {
-    pattern.get(from..from.saturating_add(length)).unwrap_or_default()
-}
-
-/// Memory that a 32-bit device reaches.
-fn buffer(bench: &mut Bench, size: usize) -> Result<Buffer, BenchError> {
-    let (memory, iova) = bench.memory(size)?;
-    Ok(Buffer { memory, iova: narrow(iova)? })
-}
-
-fn narrow(iova: u64) -> Result<u32, BenchError> {
-    u32::try_from(iova).map_err(|_| BenchError::NoIova { size: iova })
-}
-
-/// Bytes that no shift or repetition of themselves matches: a 32-bit xorshift.
-fn pattern(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_u32;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state.to_le_bytes()
-    };
-    let words = length.div_ceil(4);
-    let mut bytes: Vec<u8> = (0..words).flat_map(|_| next()).collect();
-    bytes.truncate(length);
-    bytes
 }

@@ -60,6 +60,7 @@ impl<'a> Handover<'a> {
     /// # Errors
     ///
     /// The first thing that stood in the way.
+    #[cold]
     pub fn bind<S: AsRef<str>>(
         &self,
         names: &[S],
@@ -78,6 +79,7 @@ impl<'a> Handover<'a> {
     /// # Errors
     ///
     /// The first failure.
+    #[cold]
     pub fn unbind<S: AsRef<str>>(
         &self,
         names: &[S],
@@ -138,6 +140,7 @@ impl<'a> Handover<'a> {
     }
 
     /// Binds one device; as it was before if that fails.
+    #[cold]
     fn take(&self, device: &HostDevice) -> Result<Bound, HandoverError> {
         let (name, bus) = (device.name().to_owned(), device.bus());
         let before = device.driver()?;
@@ -194,6 +197,7 @@ impl<'a> Handover<'a> {
         }
     }
 
+    #[cold]
     fn give_back(&self, device: &HostDevice) -> Result<Released, HandoverError> {
         let vfio = device.bus().vfio_driver();
         let record = self.ledger.read(device)?;
