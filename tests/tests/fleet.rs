@@ -99,10 +99,12 @@ fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
     for worker in &mut workers {
         let fired = worker.settle(&host)?;
         let handled = worker.guest.interrupts()?.since(&worker.before, ".dma");
-        // One for every copy, but for those that came together; and as many as the host has seen.
+        // One for every copy, but for those that came together, and for the few that the host saw
+        // once more when they were over (it disables lines lazily); and as many as the host has seen.
         assert_eq!(handled.len(), 9, "{handled:?}");
         let handled: u64 = handled.iter().sum();
-        assert!(handled <= worker.copies && handled * 2 > worker.copies, "{handled}");
+        let copies = worker.copies;
+        assert!(handled <= copies + copies / 10 && handled * 2 > copies, "{handled} of {copies}");
         assert_eq!(fired, handled, "of {} copies", worker.copies);
     }
     for worker in workers {

@@ -20,6 +20,7 @@ impl Table {
     }
 
     /// The rows as lines; the last cell of each is as long as it is.
+    #[cold]
     pub fn to_text(&self) -> String {
         let mut widths: Vec<usize> = Vec::new();
         for row in &self.rows {

@@ -15,6 +15,7 @@ use crate::error::Error;
 const PAGE: u64 = 4096;
 
 /// Looks at the memory for a guest with this much RAM.
+#[cold]
 pub fn findings(premises: &Premises, memory: Size) -> Vec<Finding> {
     vec![
         memlock(Memlock::current(), memory),

@@ -12,6 +12,7 @@ use super::kernel::{self, Presence};
 use crate::error::Error;
 
 /// Looks at VFIO.
+#[cold]
 pub fn findings(premises: &Premises) -> Result<Vec<Finding>, Error> {
     let host = &premises.host;
     let mut findings = vec![iommu(host)?];
@@ -25,6 +26,7 @@ pub fn findings(premises: &Premises) -> Result<Vec<Finding>, Error> {
 }
 
 /// The devices of a bus that an IOMMU confines.
+#[cold]
 fn confined(host: &Host, bus: Bus) -> Result<usize, Error> {
     let devices = host.devices_on(bus);
     let behind = devices.iter().map(|device| device.behind_iommu());

@@ -35,6 +35,7 @@ pub struct CheckOptions {
 }
 
 /// Parses what follows `check`.
+#[cold]
 pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     let mut options = CheckOptions { memory: Size::from(256 << 20), json: false };
     let help = options.take_all(parser).map_err(|e| wrong(&e, "check"))?;

@@ -58,6 +58,7 @@ pub struct DeviceOptions {
 }
 
 /// Parses what follows `device`.
+#[cold]
 pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     let mut words = Words::default();
     if words.take_all(parser).map_err(|e| wrong(&e, "device"))? {

@@ -22,6 +22,7 @@ pub struct HostLine {
 
 /// The numbers at the host's GIC of a device's interrupts, by index, from its device tree node
 /// (bindings/interrupt-controller/arm,gic-v3.yaml); nothing if they aren't all there.
+#[cold]
 pub fn numbers(host: &Host, device: &str) -> Vec<u32> {
     let node = host.find(device).ok().flatten().and_then(|device| device.of_node().ok().flatten());
     let cells = node.and_then(|node| fs::read(node.join("interrupts")).ok()).unwrap_or_default();
@@ -45,6 +46,7 @@ fn spis(property: &[u8]) -> Vec<u32> {
 }
 
 /// The lines that VFIO has requested, or has had requested, by their numbers at the GIC.
+#[cold]
 pub fn table() -> BTreeMap<u32, HostLine> {
     let text = fs::read_to_string("/proc/interrupts").unwrap_or_default();
     let masked =

@@ -8,6 +8,7 @@ const FIRST_SPI: u32 = 32;
 
 /// Which SPIs the vGIC of this process' VM has asserted, by SPI, from KVM's debugging file; empty
 /// where there is none, or without permission.
+#[cold]
 pub fn levels(pid: u32) -> BTreeMap<u32, bool> {
     let own = format!("{pid}-");
     let entries = fs::read_dir("/sys/kernel/debug/kvm").into_iter().flatten().flatten();

@@ -222,6 +222,7 @@ pub enum AssignError {
 
 impl AssignError {
     /// Why the container's or the group's file couldn't be opened.
+    #[cold]
     pub(crate) fn opening(
         host: &Host,
         device: &HostDevice,
@@ -251,6 +252,7 @@ impl AssignError {
     }
 
     /// What mends it: what to type, or where to look.
+    #[cold]
     pub fn help(&self) -> Option<String> {
         Some(match self {
             Self::NoDevice { near, candidates, .. } => return which(near, candidates),

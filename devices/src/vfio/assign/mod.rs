@@ -80,6 +80,7 @@ pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError
 }
 
 /// The error of a name that no device has.
+#[cold]
 pub(super) fn no_device(host: &Host, name: &str) -> AssignError {
     let names = host.device_names();
     let behind_iommu = |name: &&String| {

@@ -64,6 +64,7 @@ pub enum HandoverError {
 
 impl HandoverError {
     /// What mends it.
+    #[cold]
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),

@@ -106,6 +106,7 @@ impl<'a> Handover<'a> {
         Ok(devices)
     }
 
+    #[cold]
     fn bind_all(
         &self,
         mut devices: Vec<HostDevice>,
@@ -125,6 +126,7 @@ impl<'a> Handover<'a> {
     }
 
     /// The devices of a device's group, bridges left out.
+    #[cold]
     fn members(&self, device: &HostDevice) -> Result<Vec<HostDevice>, HandoverError> {
         let Some(group) = device.group()? else { return Ok(Vec::new()) };
         let mut members = Vec::new();

@@ -71,6 +71,7 @@ impl Stage {
     }
 
     /// Checks every byte of a transfer, and those around it; says which are wrong.
+    #[cold]
     pub(super) fn verify(&self, from: usize, to: usize, length: usize) -> Result<(), String> {
         let margin = part(&self.complement, 0, MARGIN);
         for (what, at, expected) in [
