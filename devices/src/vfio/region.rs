@@ -83,7 +83,8 @@ fn mappable(info: &RegionInfo, page_size: u64) -> bool {
 }
 
 impl Region {
-    /// The region of this index, mapped into this process if it can be.
+    /// The region of this index, mapped into this process if it can be on a host whose pages have
+    /// `page_size` bytes; `None` for one that is to be trapped in any case.
     ///
     /// # Errors
     ///
@@ -91,10 +92,11 @@ impl Region {
     pub fn open(
         device: Arc<dyn DeviceCalls>,
         index: u32,
-        page_size: u64,
+        page_size: Option<u64>,
     ) -> Result<Self, IoctlError> {
         let info = device.region_info(index)?;
-        let mapping = mappable(&info, page_size).then(|| Mapping::new(device.file(), &info));
+        let page_size = page_size.filter(|page_size| mappable(&info, *page_size));
+        let mapping = page_size.map(|_| Mapping::new(device.file(), &info));
         let mapping = mapping.and_then(|mapped| {
             mapped
                 .inspect_err(|error| {
@@ -264,7 +266,7 @@ mod tests {
     fn regions() -> (Arc<FakeDevice>, [Region; 2]) {
         let regions = vec![info(PAGE, 0, true), info(0x1000, PAGE, false)];
         let device = Arc::new(FakeDevice::new(regions, Vec::new()));
-        let open = |index| Region::open(device.clone(), index, PAGE).unwrap();
+        let open = |index| Region::open(device.clone(), index, Some(PAGE)).unwrap();
         let regions = [open(0), open(1)];
         (device, regions)
     }
@@ -294,7 +296,7 @@ mod tests {
         let forged = RegionInfo { offset: u64::MAX - 0xffff, ..info(PAGE, 0, true) };
         let mut device = FakeDevice::new(Vec::new(), Vec::new());
         device.regions.push(forged);
-        let region = Region::open(Arc::new(device), 0, PAGE).unwrap();
+        let region = Region::open(Arc::new(device), 0, Some(PAGE)).unwrap();
         assert!(region.mapped().is_none());
     }
 
@@ -347,7 +349,7 @@ mod tests {
         for mappable in [true, false] {
             let closed = RegionInfo { readable: false, writable: false, ..info(PAGE, 0, mappable) };
             let device = Arc::new(FakeDevice::new(vec![closed], Vec::new()));
-            let region = Region::open(device, 0, PAGE).unwrap();
+            let region = Region::open(device, 0, Some(PAGE)).unwrap();
             assert!(matches!(region.read(0, &mut [0]), Err(AccessError::Forbidden("read"))));
             assert!(matches!(region.write(0, &[0]), Err(AccessError::Forbidden("written"))));
         }

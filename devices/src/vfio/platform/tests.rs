@@ -56,17 +56,7 @@ fn fake() -> FakeDevice {
 }
 
 fn draft(compatible: &str) -> Draft {
-    Draft {
-        name: "device".to_owned(),
-        compatible: vec![compatible.to_owned()],
-        clocks: Vec::new(),
-        dma_coherent: true,
-        reg_names: Vec::new(),
-        interrupt_names: Vec::new(),
-        properties: Vec::new(),
-        children: Vec::new(),
-        dropped: Vec::new(),
-    }
+    Draft::new("device", &[compatible])
 }
 
 fn open(calls: &Arc<FakeDevice>, compatible: &str) -> PlatformDevice {
@@ -173,7 +163,7 @@ fn quiesce_off_leaves_the_device_alone() {
     let mut calls = fake();
     calls.can_reset = true;
     let calls = Arc::new(calls);
-    let options = DeviceOptions { quiesce: false };
+    let options = DeviceOptions { quiesce: false, ..Default::default() };
     let device =
         PlatformDevice::new("1.dev", calls.clone(), draft("arm,pl330"), options, PAGE).unwrap();
     assert_eq!(device.quiesce().unwrap(), Quiesced::Off);

@@ -24,7 +24,7 @@ pub(super) fn refine(draft: &mut Draft) {
     }
     draft.set("#dma-cells", Value::Cells(vec![Cell::U32(1)]));
     name_clock(&mut draft.clocks);
-    for clock in &mut draft.clocks {
+    for clock in draft.clocks.iter_mut().filter(|clock| clock.own.is_none()) {
         clock.rate.get_or_insert(NOMINAL_RATE);
     }
 }
@@ -38,7 +38,7 @@ fn name_clock(clocks: &mut Vec<Clock>) {
         // The only one can be no other.
         [only] => only.name = Some(APB_PCLK.to_owned()),
         // First, so that clocks without names stay behind those with.
-        _ => clocks.insert(0, Clock { name: Some(APB_PCLK.to_owned()), rate: None }),
+        _ => clocks.insert(0, Clock::new(Some(APB_PCLK), None)),
     }
 }
 
@@ -47,19 +47,9 @@ mod tests {
     use super::*;
 
     fn draft(compatible: &[&str], clocks: &[(Option<&str>, Option<u32>)]) -> Draft {
-        let clock =
-            |(name, rate): &(Option<&str>, _)| Clock { name: name.map(str::to_owned), rate: *rate };
-        Draft {
-            name: "dma".to_owned(),
-            compatible: compatible.iter().map(|&s| s.to_owned()).collect(),
-            clocks: clocks.iter().map(clock).collect(),
-            dma_coherent: false,
-            reg_names: Vec::new(),
-            interrupt_names: Vec::new(),
-            properties: Vec::new(),
-            children: Vec::new(),
-            dropped: Vec::new(),
-        }
+        let mut draft = Draft::new("dma", compatible);
+        draft.clocks = clocks.iter().map(|(name, rate)| Clock::new(*name, *rate)).collect();
+        draft
     }
 
     #[test]
