@@ -13,6 +13,7 @@ mod ending;
 mod error;
 mod events;
 mod logger;
+mod places;
 mod plan;
 mod run;
 mod signals;

@@ -4,7 +4,7 @@ mod platform;
 mod run;
 mod size;
 
-pub use platform::PlatformOptions;
+pub use platform::{PlatformOptions, RegionAddress};
 pub use run::{ConsoleKind, GicChoice, RunOptions};
 pub use size::Size;
 
