@@ -3,27 +3,17 @@
 
 use boot::fdt::{Cell, Value};
 
+use super::super::primecell::{APB_PCLK, NOMINAL_RATE, has_apb_clock, put_on_amba};
 use crate::vfio::node::{Clock, Draft};
-
-/// What AMBA drivers call the clock of the register interface.
-const APB_PCLK: &str = "apb_pclk";
-
-/// The rate in Hz of a clock whose rate isn't known. Neither the AMBA bus nor the driver asks: they
-/// switch the clock on and off, which in a guest does nothing.
-const NOMINAL_RATE: u32 = 24_000_000;
 
 /// Makes of a host's node one that Linux' AMBA bus and its pl330 driver take.
 pub(super) fn refine(draft: &mut Draft) {
     // Bindings/dma/dma-controller.yaml names the node.
     "dma-controller".clone_into(&mut draft.name);
-    // A host that has it on its platform bus, for vfio-platform, leaves this out; the guest's bus
-    // is the AMBA one.
-    let primecell = "arm,primecell";
-    if !draft.compatible.iter().any(|string| string == primecell) {
-        draft.compatible.push(primecell.to_owned());
-    }
+    put_on_amba(draft);
     draft.set("#dma-cells", Value::Cells(vec![Cell::U32(1)]));
     name_clock(&mut draft.clocks);
+    // Nor does the driver ask for a rate.
     for clock in draft.clocks.iter_mut().filter(|clock| clock.own.is_none()) {
         clock.rate.get_or_insert(NOMINAL_RATE);
     }
@@ -31,7 +21,7 @@ pub(super) fn refine(draft: &mut Draft) {
 
 /// Sees that one of the clocks is the register interface's.
 fn name_clock(clocks: &mut Vec<Clock>) {
-    if clocks.iter().any(|clock| clock.name.as_deref() == Some(APB_PCLK)) {
+    if has_apb_clock(clocks) {
         return;
     }
     match clocks.as_mut_slice() {

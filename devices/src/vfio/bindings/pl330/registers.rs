@@ -23,9 +23,6 @@ pub(super) const DBGINST0: u64 = 0xd08;
 pub(super) const DBGINST1: u64 = 0xd0c;
 /// Configuration Register 0: how many channels and events there are.
 pub(super) const CR0: u64 = 0xe00;
-/// Peripheral Identification Registers 0 to 3: a byte each, in four words.
-pub(super) const PERIPH_ID: [u64; 4] = [0xfe0, 0xfe4, 0xfe8, 0xfec];
-
 /// Channel Status Registers: a channel's state in bits 3:0.
 pub(super) fn csr(channel: u8) -> u64 {
     0x100 + u64::from(channel) * 8
@@ -41,11 +38,6 @@ pub(super) fn channels(cr0: u32) -> u8 {
 pub(super) fn events(cr0: u32) -> u32 {
     let last = cr0 >> 17 & 0x1f;
     u32::MAX >> (31 - last)
-}
-
-/// Whether [`PERIPH_ID`] is a PL330's: part number 0x330 by designer 0x41 (Arm), any revision.
-pub(super) fn is_pl330(periph_id: u32) -> bool {
-    periph_id & 0x000f_ffff == 0x0004_1330
 }
 
 /// What a thread does, from bits 3:0 of [`DSR`] or [`csr`].
@@ -84,15 +76,6 @@ mod tests {
             [(7 << 4 | 7 << 17, 8, 0xff), (u32::MAX, 8, u32::MAX), (0, 1, 1)]
         {
             assert_eq!((channels(cr0), events(cr0)), (channels_, events_), "{cr0:#x}");
-        }
-    }
-
-    #[test]
-    fn only_the_part_and_its_designer_are_looked_at() {
-        for (id, expected) in
-            [(0x0004_1330, true), (0x0034_1330, true), (0x0004_1080, false), (0, false)]
-        {
-            assert_eq!(is_pl330(id), expected, "{id:#x}");
         }
     }
 }
