@@ -18,6 +18,8 @@ pub enum Role {
     Kernel,
     /// `--initrd`
     Initrd,
+    /// `--dtb-overlay`
+    DtbOverlay,
 }
 
 impl fmt::Display for Role {
@@ -25,6 +27,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Kernel => "kernel",
             Self::Initrd => "initrd",
+            Self::DtbOverlay => "dtb-overlay",
         })
     }
 }
@@ -52,6 +55,8 @@ pub enum FileError {
         path.display(), Size(*found), Size(*expected)
     )]
     Shrunk { role: Role, path: PathBuf, expected: u64, found: u64 },
+    #[error("{role} {} has more than {}", path.display(), Size(*limit))]
+    TooLarge { role: Role, path: PathBuf, limit: u64 },
     #[error("{role} {} can't be written to guest memory at {gpa:#x}", path.display())]
     Memory { role: Role, path: PathBuf, gpa: u64, source: GuestMemoryError },
 }
@@ -76,9 +81,11 @@ impl FileError {
             Self::Empty { .. } => {
                 Some("build it or copy it again; ls -l shows its size".to_owned())
             }
-            Self::Open { .. } | Self::Read { .. } | Self::Shrunk { .. } | Self::Memory { .. } => {
-                None
-            }
+            Self::Open { .. }
+            | Self::Read { .. }
+            | Self::Shrunk { .. }
+            | Self::TooLarge { .. }
+            | Self::Memory { .. } => None,
         }
     }
 }
@@ -133,6 +140,24 @@ impl BootFile {
     /// Its size in bytes when it was opened.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// All of it, if that is at most `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// It is larger, or can't be read.
+    pub fn read_whole(&self, limit: u64) -> Result<Vec<u8>, FileError> {
+        let size = usize::try_from(self.size).ok().filter(|_| self.size <= limit);
+        let size = size.ok_or_else(|| FileError::TooLarge {
+            role: self.role,
+            path: self.path.clone(),
+            limit,
+        })?;
+        let mut bytes = vec![0; size];
+        let filled = self.read_start(&mut bytes)?;
+        bytes.truncate(filled);
+        Ok(bytes)
     }
 
     /// Fills `buffer` from the start of the file and returns how much there was; the file's

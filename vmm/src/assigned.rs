@@ -15,21 +15,14 @@ use devices::vfio::assign;
 use devices::vfio::host::Host;
 use devices::vfio::iommu::{Iommu, MapError};
 use devices::vfio::memlock::Memlock;
-use devices::vfio::node::Dropped;
-use devices::vfio::platform::{DeviceOptions, PlatformDevice};
-use vm_allocator::{AddressAllocator, AllocPolicy};
+use devices::vfio::node::Account;
+use devices::vfio::platform::PlatformDevice;
 
-use crate::cli::{PlatformOptions, Size};
+use crate::cli::{PlatformOptions, RegionAddress, Size};
 use crate::error::Error;
 use crate::lines::Wire;
+use crate::places::{PlaceError, Places};
 use crate::wiring::KvmWiring;
-
-/// Regions are at least this far apart: the largest page of any host, since a page of the guest's
-/// address space belongs to one region only.
-const REGION_ALIGNMENT: u64 = 64 << 10;
-
-/// Larger regions are aligned so that KVM can map them in blocks of this size.
-const BLOCK: u64 = 2 << 20;
 
 /// The devices of a guest, with their places in it.
 #[derive(Default)]
@@ -44,17 +37,19 @@ pub struct Placed {
     device: PlatformDevice,
     gpas: Vec<u64>,
     spis: Vec<Spi>,
-    nodes: Vec<Node>,
-    dropped: Vec<Dropped>,
+    node: Node,
+    clocks: Vec<Node>,
+    account: Vec<Account>,
 }
 
 impl Assigned {
-    /// Opens the devices, checks that `ram` can be mapped for them, and gives them places.
+    /// Opens the devices, checks that `ram` can be mapped for them, and gives them places in a
+    /// machine with or without a `serial` port of its own.
     ///
     /// # Errors
     ///
-    /// A device can't be assigned, or RAM can't be where it is for it.
-    pub fn plan(wanted: &[PlatformOptions], ram: Ram) -> Result<Self, Error> {
+    /// A device can't be assigned, it or RAM can't be where it is wanted.
+    pub fn plan(wanted: &[PlatformOptions], ram: Ram, serial: bool) -> Result<Self, Error> {
         if wanted.is_empty() {
             return Ok(Self::default());
         }
@@ -67,13 +62,11 @@ impl Assigned {
         check_available(ram.size, available_memory())?;
 
         let tree = HostTree::system()?;
-        let mut places = Places::new()?;
-        let mut devices = Vec::with_capacity(wanted.len());
-        for (assignment, options) in assignments.iter().zip(wanted) {
-            let options = DeviceOptions { quiesce: options.quiesce };
-            let device = PlatformDevice::open(&iommu, &tree, assignment, options)?;
-            devices.push(places.place(device)?);
-        }
+        let opened = assignments.iter().zip(wanted).map(|(assignment, options)| {
+            PlatformDevice::open(&iommu, &tree, assignment, options.device.clone())
+        });
+        let opened = opened.collect::<Result<Vec<_>, _>>()?;
+        let devices = place(opened, wanted, Places::new(ram, serial))?;
         Ok(Self { devices, iommu: Some(iommu) })
     }
 
@@ -90,7 +83,12 @@ impl Assigned {
 
     /// Their nodes.
     pub fn nodes(&self) -> Vec<Node> {
-        self.devices.iter().flat_map(|placed| placed.nodes.iter().cloned()).collect()
+        self.devices.iter().map(|placed| placed.node.clone()).collect()
+    }
+
+    /// The clocks to which the nodes refer.
+    pub fn clocks(&self) -> Vec<Node> {
+        self.devices.iter().flat_map(|placed| placed.clocks.iter().cloned()).collect()
     }
 
     /// Their interrupt lines, to be watched.
@@ -178,9 +176,19 @@ impl Placed {
         self.spis.iter().zip(self.device.irqs()).map(|(spi, irq)| (*spi, irq.trigger()))
     }
 
-    /// What the host's node has and the guest's has not, and why.
-    pub fn dropped(&self) -> &[Dropped] {
-        &self.dropped
+    /// What is known of this kind of device.
+    pub fn binding(&self) -> Option<&'static str> {
+        self.device.binding().map(|binding| binding.name())
+    }
+
+    /// Its node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// What became of each property of the host's node.
+    pub fn account(&self) -> &[Account] {
+        &self.account
     }
 
     fn wires(&self) -> impl Iterator<Item = Wire> {
@@ -196,66 +204,107 @@ impl Placed {
     }
 }
 
-/// Free places in the guest.
-struct Places {
-    addresses: AddressAllocator,
-    next_spi: u32,
-}
-
-impl Places {
-    fn new() -> Result<Self, Error> {
-        let Range { start, end } = layout::PLATFORM;
-        let addresses = AddressAllocator::new(start, end - start).map_err(no_room)?;
-        Ok(Self { addresses, next_spi: layout::spi::PLATFORM })
+/// Gives each device its places: first those that are wanted somewhere, then the others, which go
+/// where there is room.
+fn place(
+    devices: Vec<PlatformDevice>,
+    wanted: &[PlatformOptions],
+    mut places: Places,
+) -> Result<Vec<Placed>, Error> {
+    let mut all = Vec::with_capacity(devices.len());
+    for (device, options) in devices.iter().zip(wanted) {
+        all.push(fixed_addresses(device, options, &mut places)?);
     }
-
-    fn place(&mut self, device: PlatformDevice) -> Result<Placed, Error> {
-        let gpas = device
-            .regions()
-            .iter()
-            .map(|region| self.address(region.size()))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| {
-                let Range { start, end } = layout::PLATFORM;
-                Error::new(format!(
-                    "{} can't be assigned: its regions don't fit between {start:#x} and {end:#x} \
-                     of the guest's address space ({e})",
-                    device.name()
-                ))
-            })?;
-        let spis = device
-            .irqs()
-            .iter()
-            .map(|_| self.spi())
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| {
-                Error::new(format!(
-                    "{} can't be assigned: the guest's interrupt controller has no more interrupts",
-                    device.name()
-                ))
-            })?;
+    let mut placed = Vec::with_capacity(devices.len());
+    for (device, fixed) in devices.into_iter().zip(all) {
+        let gpas = free_addresses(&device, &fixed, &mut places)?;
+        let spis = device.irqs().iter().map(|_| places.spi()).collect::<Option<Vec<_>>>();
+        let spis = spis.ok_or_else(|| {
+            Error::new(format!(
+                "{} can't be assigned: the guest's interrupt controller has no more interrupts",
+                device.name()
+            ))
+        })?;
         let made = device.node(&gpas, &spis)?;
-        let mut nodes = made.clocks;
-        nodes.push(made.device);
-        Ok(Placed { device, gpas, spis, nodes, dropped: made.dropped })
+        let (node, clocks, account) = (made.device, made.clocks, made.account);
+        placed.push(Placed { device, gpas, spis, node, clocks, account });
     }
+    Ok(placed)
+}
 
-    fn address(&mut self, size: u64) -> Result<u64, vm_allocator::Error> {
-        let alignment =
-            size.checked_next_power_of_two().unwrap_or(BLOCK).clamp(REGION_ALIGNMENT, BLOCK);
-        let size = size.max(1).next_multiple_of(REGION_ALIGNMENT);
-        self.addresses.allocate(size, alignment, AllocPolicy::FirstMatch).map(|r| r.start())
+/// Takes the places that a person wants for regions.
+fn fixed_addresses(
+    device: &PlatformDevice,
+    options: &PlatformOptions,
+    places: &mut Places,
+) -> Result<Vec<Option<u64>>, Error> {
+    let name = device.name();
+    let regions = device.regions();
+    let wanted = options.addresses_of(regions.len()).map_err(|given| {
+        let count = regions.len();
+        Error::new(format!("{name} has {count} regions, and addr= has addresses for {given}"))
+            .help("addr=auto, addr=host, or an address for each: addr=host:auto:0x10000000")
+    })?;
+    let mut gpas = Vec::with_capacity(regions.len());
+    for (index, (region, wanted)) in regions.iter().zip(wanted).enumerate() {
+        let gpa = match wanted {
+            RegionAddress::Auto => None,
+            RegionAddress::At(gpa) => Some(gpa),
+            RegionAddress::Host => Some(host_address(device, index)?),
+        };
+        if let Some(gpa) = gpa {
+            let page = region.mapped().map(|_| device.page_size());
+            places
+                .take(gpa, region.size(), page, format!("region {index} of {name}"))
+                .map_err(|error| misplaced(name, index, &error))?;
+        }
+        gpas.push(gpa);
     }
+    Ok(gpas)
+}
 
-    fn spi(&mut self) -> Option<Spi> {
-        let spi = Some(Spi(self.next_spi)).filter(|spi| spi.0 < layout::spi::END);
-        self.next_spi += 1;
-        spi
+/// Finds places for the other regions.
+fn free_addresses(
+    device: &PlatformDevice,
+    fixed: &[Option<u64>],
+    places: &mut Places,
+) -> Result<Vec<u64>, Error> {
+    let name = device.name();
+    let regions = device.regions().iter().zip(fixed).enumerate();
+    let places = regions.map(|(index, (region, fixed))| match fixed {
+        Some(gpa) => Ok(*gpa),
+        None => places
+            .take_any(region.size(), format!("region {index} of {name}"))
+            .map_err(|error| misplaced(name, index, &error)),
+    });
+    places.collect()
+}
+
+/// Where a region is on the host, by physical address.
+fn host_address(device: &PlatformDevice, index: usize) -> Result<u64, Error> {
+    let unknown = |why: &str| {
+        Error::new(format!(
+            "region {index} of {} can't be at the host's address, which isn't known: {why}",
+            device.name()
+        ))
+        .help("addr=auto, or an address: addr=0x10000000")
+    };
+    match device.draft().addresses.get(index) {
+        Some(Ok(range)) => Ok(range.start),
+        Some(Err(why)) => Err(unknown(why)),
+        None => Err(unknown("the device tree has no entry for it in `reg`")),
     }
 }
 
-fn no_room(e: vm_allocator::Error) -> Error {
-    Error::new(format!("the guest's address space can't be divided: {e}"))
+fn misplaced(name: &str, index: usize, error: &PlaceError) -> Error {
+    let help = match error {
+        PlaceError::Misaligned { .. } => "addr=auto, or mmap=off: then accesses to it trap",
+        PlaceError::Full => "addr=host where its address on the host is free in the guest",
+        PlaceError::Taken { .. } | PlaceError::Beyond { .. } => {
+            "addr=auto; strait run --dry-run shows what is where"
+        }
+    };
+    Error::new(format!("region {index} of {name} can't be placed: {error}")).help(help)
 }
 
 /// Checks that RAM, which is pinned for DMA as a whole, fits what the host has left: else the
@@ -286,28 +335,5 @@ mod tests {
         check_available(1 << 30, None).unwrap();
         let error = check_available(5 << 30, Some((3 << 30) + 4096)).unwrap_err();
         assert!(error.report().contains("5G") && error.report().contains("3G"), "{error:?}");
-    }
-
-    #[test]
-    fn regions_are_placed_apart_and_aligned() {
-        let mut places = Places::new().unwrap();
-        let sizes = [0x1000, 0x1000, 0x2_0000, 0x50_0000, 0, 1];
-        let mut taken: Vec<Range<u64>> = Vec::new();
-        for size in sizes {
-            let gpa = places.address(size).unwrap();
-            assert!(gpa.is_multiple_of(REGION_ALIGNMENT), "{gpa:#x}");
-            let range = gpa..gpa + size.max(1).next_multiple_of(REGION_ALIGNMENT);
-            assert!(taken.iter().all(|r| r.end <= range.start || range.end <= r.start));
-            assert!(layout::PLATFORM.start <= range.start && range.end <= layout::PLATFORM.end);
-            taken.push(range);
-        }
-        assert!(places.address(1 << 29).is_err());
-    }
-
-    #[test]
-    fn interrupts_run_out_at_the_last_spi() {
-        let mut places = Places::new().unwrap();
-        let count = std::iter::from_fn(|| places.spi()).count();
-        assert_eq!(count, (layout::spi::END - layout::spi::PLATFORM) as usize);
     }
 }

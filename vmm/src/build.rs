@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use arch::gic::{Gic, Version};
 use arch::{Boot, GuestRam, Vcpu, Vm, layout};
-use boot::fdt::Node;
+use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
-use boot::layout::BootLayout;
+use boot::layout::{BootLayout, DTB_MAX, LayoutError};
 use devices::bus::Bus;
 use devices::pvpanic::PvPanic;
 use devices::rtc::Rtc;
@@ -108,13 +108,13 @@ pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Bo
     Ok(Board { bus, input })
 }
 
-/// Describes the machine.
+/// Describes the machine, and has the overlays applied.
 ///
 /// # Errors
 ///
-/// The host has no randomness to give.
+/// The host has no randomness to give, or an overlay doesn't fit the tree.
 pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
-    Ok(tree::root(tree::Parts {
+    let mut root = tree::root(tree::Parts {
         vcpus: &core.vcpus,
         gic: &core.gic,
         pmu: core.pmu,
@@ -123,8 +123,25 @@ pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
         boot: &plan.boot,
         console: plan.console == ConsoleKind::Stdio,
         assigned: plan.assigned.nodes(),
+        clocks: plan.assigned.clocks(),
         seed: seed()?,
-    }))
+    });
+    overlay::apply(&mut root, &plan.overlays)?;
+    Ok(root)
+}
+
+/// The device tree as the guest gets it.
+///
+/// # Errors
+///
+/// It can't be written, or is larger than the place that was planned for it.
+pub fn dtb(tree: &Node) -> Result<Vec<u8>, Error> {
+    let dtb = fdt::to_blob(tree)?;
+    let size = dtb.len() as u64;
+    if size > DTB_MAX {
+        return Err(LayoutError::DtbTooLarge { size }.into());
+    }
+    Ok(dtb)
 }
 
 /// Writes the device tree for the person who asked to see it.

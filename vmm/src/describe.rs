@@ -1,62 +1,155 @@
-//! The plan as a person reads it (`--dry-run`).
+//! The plan as a person or a program reads it (`--dry-run`, `--json`).
 
-use std::fmt::{self, Write};
+use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
 
 use arch::layout;
 use boot::fdt::{self, Node};
 use devices::irq::Trigger;
+use devices::vfio::node::{Account, Fate};
+use serde::Serialize;
 
-use crate::assigned::Assigned;
+use crate::assigned::Placed;
 use crate::build::Core;
 use crate::cli::{ConsoleKind, Size};
+use crate::error::Error;
 use crate::plan::MachinePlan;
 
-/// Describes the machine that would run.
-pub fn describe(plan: &MachinePlan, core: &Core, tree: &Node) -> String {
-    let mut text = String::new();
-    // Writing into a String can't fail.
-    let _ = write(&mut text, plan, core, tree);
-    text
+/// The machine that would run.
+#[derive(Debug, Serialize)]
+pub struct Description {
+    vcpus: u64,
+    gic: String,
+    pmu: bool,
+    /// RAM in bytes.
+    memory: u64,
+    kernel: String,
+    packaging: String,
+    cmdline: String,
+    memory_map: Vec<Place>,
+    interrupts: Vec<Interrupt>,
+    devices: Vec<Device>,
+    device_tree: String,
 }
 
-fn write(text: &mut String, plan: &MachinePlan, core: &Core, tree: &Node) -> fmt::Result {
-    let pmu = if core.pmu { ", PMU" } else { "" };
-    writeln!(
-        text,
-        "machine: {} vCPU(s), {}{pmu}, {} of RAM",
-        plan.cpus,
-        core.gic.version(),
-        Size::from(plan.ram.size)
-    )?;
-    writeln!(text, "kernel: {}, {:?}", plan.kernel.name(), plan.kernel.packaging())?;
-    writeln!(text, "command line: {}", plan.cmdline.as_str())?;
+/// A part of the guest's address space.
+#[derive(Debug, Serialize)]
+struct Place {
+    start: u64,
+    size: u64,
+    what: String,
+}
 
-    writeln!(text, "\nmemory map (guest physical addresses):")?;
-    let mut map = memory_map(plan, core);
-    map.sort_by_key(|(range, _)| range.start);
-    for (Range { start, end }, what) in map {
-        writeln!(text, "  {start:#011x}-{:#011x}  {what}", end.saturating_sub(1))?;
-    }
+/// A shared peripheral interrupt.
+#[derive(Debug, Serialize)]
+struct Interrupt {
+    spi: u32,
+    what: String,
+    trigger: &'static str,
+}
 
-    writeln!(text, "\ninterrupts:")?;
-    if plan.console == ConsoleKind::Stdio {
-        writeln!(text, "  SPI {:<3}  serial, edge", layout::spi::SERIAL)?;
-    }
-    for device in plan.assigned.devices() {
-        for (index, (spi, trigger)) in device.irqs().enumerate() {
-            let how = match trigger {
-                Trigger::Edge => "edge",
-                Trigger::Level => "level, resampled",
-            };
-            writeln!(text, "  SPI {:<3}  {} interrupt {index}, {how}", spi.0, device.name())?;
+/// An assigned device.
+#[derive(Debug, Serialize)]
+struct Device {
+    name: String,
+    /// What is known of its kind.
+    binding: Option<&'static str>,
+    regions: Vec<Region>,
+    interrupts: Vec<DeviceInterrupt>,
+    /// What became of each property of the host's node.
+    properties: Vec<Property>,
+    /// The guest's node, as source.
+    node: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Region {
+    /// Its GPA.
+    start: u64,
+    size: u64,
+    access: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct DeviceInterrupt {
+    spi: u32,
+    trigger: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Property {
+    path: String,
+    fate: &'static str,
+    reason: Option<String>,
+}
+
+impl Description {
+    /// Of the machine that would run with this device tree.
+    pub fn of(plan: &MachinePlan, core: &Core, tree: &Node) -> Self {
+        let devices = plan.assigned.devices();
+        Self {
+            vcpus: plan.cpus,
+            gic: core.gic.version().to_string(),
+            pmu: core.pmu,
+            memory: plan.ram.size,
+            kernel: plan.kernel.name().to_string(),
+            packaging: format!("{:?}", plan.kernel.packaging()),
+            cmdline: plan.cmdline.as_str().to_owned(),
+            memory_map: memory_map(plan, core),
+            interrupts: interrupts(plan),
+            devices: devices.iter().map(|placed| Device::of(placed, tree)).collect(),
+            device_tree: fdt::to_dts(tree),
         }
     }
-    write_dropped(text, &plan.assigned)?;
-    write!(text, "\ndevice tree:\n{}", fdt::to_dts(tree))
+
+    /// As JSON.
+    ///
+    /// # Errors
+    ///
+    /// None is known.
+    pub fn to_json(&self) -> Result<String, Error> {
+        serde_json::to_string_pretty(self)
+            .map_err(|e| Error::new(format!("the plan can't be written as JSON: {e}")))
+    }
 }
 
-fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<(Range<u64>, String)> {
+impl Device {
+    /// A device with its node in the tree, in which an overlay may have changed it.
+    fn of(placed: &Placed, tree: &Node) -> Self {
+        let label = placed.node().get_label();
+        let node = tree.children().iter().find(|node| node.get_label() == label);
+        let regions = placed.regions().map(|(Range { start, end }, mapped)| Region {
+            start,
+            size: end.saturating_sub(start),
+            access: access(mapped),
+        });
+        let interrupts = placed
+            .irqs()
+            .map(|(spi, trigger)| DeviceInterrupt { spi: spi.0, trigger: trigger_name(trigger) });
+        Self {
+            name: placed.name().to_owned(),
+            binding: placed.binding(),
+            regions: regions.collect(),
+            interrupts: interrupts.collect(),
+            properties: placed.account().iter().map(Property::of).collect(),
+            node: fdt::subtree_to_dts(node.unwrap_or_else(|| placed.node())),
+        }
+    }
+}
+
+impl Property {
+    fn of(account: &Account) -> Self {
+        let (fate, reason) = match &account.fate {
+            Fate::Kept => ("kept", None),
+            Fate::Rewritten => ("rewritten", None),
+            Fate::Made => ("made", None),
+            Fate::Dropped(reason) => ("dropped", Some(reason.to_string())),
+        };
+        Self { path: account.path(), fate, reason }
+    }
+}
+
+fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<Place> {
     let mut map: Vec<(Range<u64>, String)> = core
         .gic
         .ranges()
@@ -72,8 +165,7 @@ fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<(Range<u64>, String)> {
     }
     for device in plan.assigned.devices() {
         for (index, (range, mapped)) in device.regions().enumerate() {
-            let how = if mapped { "mapped" } else { "trapped" };
-            map.push((range, format!("{} region {index}, {how}", device.name())));
+            map.push((range, format!("{} region {index}, {}", device.name(), access(mapped))));
         }
     }
     map.push((plan.ram.base..plan.ram.end(), "RAM".to_owned()));
@@ -81,15 +173,91 @@ fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<(Range<u64>, String)> {
     map.push((boot.kernel.load..boot.kernel.end, "  kernel".to_owned()));
     map.push((boot.dtb..boot.dtb + boot::layout::DTB_MAX, "  device tree, at most".to_owned()));
     map.extend(boot.initrd.clone().map(|range| (range, "  initrd".to_owned())));
-    map
+    map.sort_by_key(|(range, _)| range.start);
+    let places = map.into_iter().map(|(Range { start, end }, what)| Place {
+        start,
+        size: end.saturating_sub(start),
+        what,
+    });
+    places.collect()
 }
 
-fn write_dropped(text: &mut String, assigned: &Assigned) -> fmt::Result {
-    for device in assigned.devices().iter().filter(|device| !device.dropped().is_empty()) {
-        writeln!(text, "\nleft out of {}'s node:", device.name())?;
-        for dropped in device.dropped() {
-            writeln!(text, "  {}: {}", dropped.name, dropped.reason)?;
+fn interrupts(plan: &MachinePlan) -> Vec<Interrupt> {
+    let mut interrupts = Vec::new();
+    if plan.console == ConsoleKind::Stdio {
+        let (what, trigger) = ("serial".to_owned(), trigger_name(Trigger::Edge));
+        interrupts.push(Interrupt { spi: layout::spi::SERIAL, what, trigger });
+    }
+    for device in plan.assigned.devices() {
+        for (index, (spi, trigger)) in device.irqs().enumerate() {
+            let what = format!("{} interrupt {index}", device.name());
+            interrupts.push(Interrupt { spi: spi.0, what, trigger: trigger_name(trigger) });
         }
     }
-    Ok(())
+    interrupts
+}
+
+fn access(mapped: bool) -> &'static str {
+    if mapped { "mapped" } else { "trapped" }
+}
+
+fn trigger_name(trigger: Trigger) -> &'static str {
+    match trigger {
+        Trigger::Edge => "edge",
+        Trigger::Level => "level",
+    }
+}
+
+impl Display for Description {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let pmu = if self.pmu { ", PMU" } else { "" };
+        let memory = Size::from(self.memory);
+        writeln!(f, "machine: {} vCPU(s), {}{pmu}, {memory} of RAM", self.vcpus, self.gic)?;
+        writeln!(f, "kernel: {}, {}", self.kernel, self.packaging)?;
+        writeln!(f, "command line: {}", self.cmdline)?;
+        writeln!(f, "\nmemory map (guest physical addresses):")?;
+        for place in &self.memory_map {
+            let last = place.start.saturating_add(place.size).saturating_sub(1);
+            writeln!(f, "  {:#011x}-{last:#011x}  {}", place.start, place.what)?;
+        }
+        writeln!(f, "\ninterrupts:")?;
+        for Interrupt { spi, what, trigger } in &self.interrupts {
+            writeln!(f, "  SPI {spi:<3}  {what}, {}", signalling(trigger))?;
+        }
+        self.devices.iter().try_for_each(|device| write!(f, "\n{device}"))?;
+        write!(f, "\ndevice tree:\n{}", self.device_tree)
+    }
+}
+
+/// How the trigger is handled.
+fn signalling(trigger: &str) -> &str {
+    if trigger == "level" { "level, resampled" } else { trigger }
+}
+
+impl Display for Device {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let binding = self.binding.map_or_else(String::new, |name| format!(", a {name}"));
+        writeln!(f, "{}{binding}:", self.name)?;
+        for (index, Region { start, size, access }) in self.regions.iter().enumerate() {
+            writeln!(f, "  region {index}: {start:#x}, {size:#x} bytes, {access}")?;
+        }
+        for (index, DeviceInterrupt { spi, trigger }) in self.interrupts.iter().enumerate() {
+            writeln!(f, "  interrupt {index}: SPI {spi}, {}", signalling(trigger))?;
+        }
+        writeln!(f, "  of the host's node:")?;
+        for fate in ["kept", "rewritten", "made"] {
+            let paths = self.properties.iter().filter(|property| property.fate == fate);
+            let paths: Vec<&str> = paths.map(|property| property.path.as_str()).collect();
+            if !paths.is_empty() {
+                writeln!(f, "    {fate:<10}{}", paths.join(" "))?;
+            }
+        }
+        for Property { path, reason, .. } in &self.properties {
+            if let Some(reason) = reason {
+                writeln!(f, "    {:<10}{path}: {reason}", "dropped")?;
+            }
+        }
+        writeln!(f, "  the guest's node:")?;
+        self.node.lines().try_for_each(|line| writeln!(f, "    {line}"))
+    }
 }

@@ -92,6 +92,8 @@ macro_rules! from_helpful {
 
 from_helpful! {
     arch::Error,
+    boot::fdt::BlobError,
+    boot::fdt::overlay::OverlayError,
     boot::file::FileError,
     boot::kernel::KernelError,
     boot::layout::LayoutError,

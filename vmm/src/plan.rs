@@ -1,9 +1,12 @@
 //! Options + what the host has → what the machine will be. Nothing on the host changes.
 
+use std::path::Path;
 use std::time::Duration;
 
 use arch::layout::{MAX_CPUS, RAM_START};
 use boot::cmdline::Cmdline;
+use boot::fdt::overlay::Overlay;
+use boot::file::{BootFile, Role};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
 use boot::layout::{BootLayout, DTB_MAX, Ram};
@@ -36,6 +39,8 @@ pub struct MachinePlan {
     pub console: ConsoleKind,
     /// The devices it is given.
     pub assigned: Assigned,
+    /// What a person changes of the device tree.
+    pub overlays: Vec<Overlay>,
     /// How long the guest may run.
     pub timeout: Option<Duration>,
 }
@@ -59,12 +64,15 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     let placement = kernel.placement(ram.base, ram.size)?;
     let initrd_size = initrd.as_ref().map(Initrd::size);
     let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)?;
+    let overlays =
+        options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
     let defaults: &[&str] = match options.console {
         ConsoleKind::Stdio => &["console=ttyS0"],
         ConsoleKind::Off => &[],
     };
     let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
+    let serial = options.console == ConsoleKind::Stdio;
     Ok(MachinePlan {
         cpus: options.cpus,
         ram,
@@ -74,9 +82,16 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         cmdline,
         gic: options.gic,
         console: options.console,
-        assigned: Assigned::plan(&options.vfio_platform, ram)?,
+        assigned: Assigned::plan(&options.vfio_platform, ram, serial)?,
+        overlays,
         timeout: options.timeout,
     })
+}
+
+/// Reads an overlay.
+fn overlay(path: &Path) -> Result<Overlay, Error> {
+    let blob = BootFile::open(Role::DtbOverlay, path)?.read_whole(DTB_MAX)?;
+    Ok(Overlay::read(path.display().to_string(), &blob)?)
 }
 
 /// Checks the size of RAM against what makes sense and what the host has.

@@ -1,6 +1,6 @@
 //! `strait run`: plan, build, run, end.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 
 use arch::exit::Exit;
 use arch::{ImmediateExit, Vcpu};
-use boot::fdt;
 use devices::bus::{Action, Bus};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::build;
 use crate::cli::RunOptions;
-use crate::describe::describe;
+use crate::describe::Description;
 use crate::device::Borrowed;
 use crate::ending::Ending;
 use crate::error::Error;
@@ -49,12 +48,15 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
 
     let mut core = build::core(&plan)?;
     let tree = build::tree(&plan, &core)?;
-    let dtb = fdt::to_blob(&tree).map_err(|e| Error::chain(&e))?;
+    let dtb = build::dtb(&tree)?;
     if let Some(path) = &options.dump_dtb {
         build::dump_dtb(path, &dtb)?;
     }
     if options.dry_run {
-        print!("{}", describe(&plan, &core, &tree));
+        let description = Description::of(&plan, &core, &tree);
+        let text = if options.json { description.to_json()? } else { description.to_string() };
+        // Whoever closed standard output does not want it.
+        let _ = writeln!(io::stdout(), "{}", text.trim_end());
         return Ok(Ending::Planned);
     }
     if let Some(path) = &options.stats {

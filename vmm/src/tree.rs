@@ -31,6 +31,8 @@ pub struct Parts<'a> {
     pub console: bool,
     /// The nodes of assigned devices.
     pub assigned: Vec<Node>,
+    /// The clocks to which they refer.
+    pub clocks: Vec<Node>,
     /// Randomness for the guest.
     pub seed: Seed,
 }
@@ -44,6 +46,9 @@ pub struct Seed {
 }
 
 /// The whole tree.
+///
+/// Overlays refer to its nodes by their labels: `gic`, `clocks`, `apb_pclk`, and those of assigned
+/// devices, which are their names in sysfs as labels are written.
 pub fn root(parts: Parts<'_>) -> Node {
     let serial_base = layout::SERIAL.start;
     let mut root = Node::new("")
@@ -60,7 +65,8 @@ pub fn root(parts: Parts<'_>) -> Node {
     if parts.pmu {
         root = root.child(arch::pmu_node(parts.gic));
     }
-    root = root.child(parts.gic.node()).child(apb_clock());
+    let clocks = Node::new("clocks").label("clocks").child(apb_clock()).with_children(parts.clocks);
+    root = root.child(parts.gic.node()).child(clocks);
     if parts.console {
         let size = size(&layout::SERIAL);
         root = root.child(serial::node(serial_base, size, Spi(layout::spi::SERIAL)));

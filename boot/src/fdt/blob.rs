@@ -1,13 +1,17 @@
-//! Tree → flattened device tree blob (Devicetree Specification, 5), through vm-fdt.
+//! Tree → flattened device tree blob (Devicetree Specification, 5).
+//!
+//! Written here rather than by vm-fdt, which holds names to the specification's 31 characters:
+//! boards have longer ones, and a guest's driver asks for them by name.
+
+use std::collections::BTreeMap;
 
 use thiserror::Error;
-use vm_fdt::FdtWriter;
 
+use super::format::{
+    BEGIN_NODE, END, END_NODE, HEADER_SIZE, LAST_COMPATIBLE, MAGIC, PROP, VERSION,
+};
 use super::node::{Cell, Label, Node, Value};
 use super::phandle::{DEPTH_MAX, Phandles, path_of};
-
-/// The longest name of a property (Devicetree Specification, 2.2.4, "Property names").
-const PROPERTY_NAME_MAX: usize = 31;
 
 /// Why a tree can't be written.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -17,6 +21,10 @@ pub enum BlobError {
     UnknownLabel { path: String, property: String, label: Label },
     #[error("device tree: {first} and {second} both bear the label {label}")]
     DuplicateLabel { label: Label, first: String, second: String },
+    #[error("device tree: {first} and {second} both have the phandle {phandle:#x}")]
+    DuplicatePhandle { phandle: u32, first: String, second: String },
+    #[error("device tree node {path} can't have the phandle {phandle:#x}")]
+    Phandle { path: String, phandle: u32 },
     #[error("device tree node {path} has two children named {name:?}")]
     DuplicateChild { path: String, name: String },
     #[error("device tree node {path} can't be named {name:?}")]
@@ -27,40 +35,44 @@ pub enum BlobError {
     Nul { path: String, property: String },
     #[error("device tree node {path} lies deeper than {DEPTH_MAX} levels")]
     TooDeep { path: String },
-    #[error("device tree node {path} can't be written: {source}")]
-    Write { path: String, source: vm_fdt::Error },
-    #[error("the device tree can't be written: {0}")]
-    Finish(#[source] vm_fdt::Error),
+    #[error("the device tree has more than the 4 GiB that a blob can have")]
+    TooLarge,
 }
 
 impl BlobError {
     /// What mends it: a command or an option, where there is one.
     pub fn help(&self) -> Option<String> {
         match self {
-            Self::PropertyName { .. } => Some(format!(
-                "names have up to {PROPERTY_NAME_MAX} of the characters a-z A-Z 0-9 , . _ + ? # -"
-            )),
+            Self::PropertyName { .. } => {
+                Some("names consist of the characters a-z A-Z 0-9 , . _ + ? # -".to_owned())
+            }
             Self::NodeName { .. } => Some(
-                "names have up to 31 of the characters a-z A-Z 0-9 , . _ + - and start with a \
-                 letter; @ and an address may follow"
+                "names consist of the characters a-z A-Z 0-9 , . _ + -; @ and an address may follow"
                     .to_owned(),
             ),
             Self::UnknownLabel { .. }
             | Self::DuplicateLabel { .. }
+            | Self::DuplicatePhandle { .. }
             | Self::DuplicateChild { .. } => {
                 Some("strait run --dry-run shows the tree with its labels".to_owned())
             }
-            Self::Nul { .. } | Self::TooDeep { .. } | Self::Write { .. } | Self::Finish(_) => None,
+            Self::Nul { .. } | Self::TooDeep { .. } | Self::Phandle { .. } | Self::TooLarge => None,
         }
     }
 }
 
-/// Whether a blob can hold a property of this name (Devicetree Specification, 2.2.4).
-///
-/// Linux takes longer names than the specification allows, so a host's tree may have some.
+/// Whether a property can have this name: the characters of Devicetree Specification, 2.2.4, in
+/// any number, as Linux takes them.
 pub fn is_property_name(name: &str) -> bool {
-    (1..=PROPERTY_NAME_MAX).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b",._+?#-".contains(&b))
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b",._+?#-".contains(&b))
+}
+
+/// Whether a node below the root can have this name: the characters of Devicetree Specification,
+/// 2.2.1, in any number, once with `@` before the unit address.
+pub fn is_node_name(name: &str) -> bool {
+    let is_part = |s: &str| s.bytes().all(|b| b.is_ascii_alphanumeric() || b",._+-".contains(&b));
+    let (base, unit) = name.split_once('@').unwrap_or((name, "0"));
+    !base.is_empty() && is_part(base) && !unit.is_empty() && is_part(unit)
 }
 
 /// Whether a property holds a node's own phandle, under its present or its old name.
@@ -72,67 +84,94 @@ pub(super) fn is_phandle(property: &str) -> bool {
 
 /// The tree as a blob.
 ///
-/// Nodes that something refers to get phandles, from 1 in tree order. A phandle property that a
-/// node brings along isn't written.
+/// A node has the phandle that was [set](Node::phandle); others that something refers to are
+/// numbered in tree order, from a number that hosts don't use. A phandle property that a node
+/// brings along isn't written.
 ///
 /// # Errors
 ///
-/// A reference to a label that no node bears, a label borne twice, siblings of one name, or a name
-/// or value that the format can't hold; the error names the node.
+/// A reference to a label that no node bears, a label or phandle borne twice, siblings of one name,
+/// or a name or value that the format can't hold; the error names the node.
 pub fn to_blob(root: &Node) -> Result<Vec<u8>, BlobError> {
     let phandles = Phandles::number(root)?;
-    let fdt = FdtWriter::new().map_err(BlobError::Finish)?;
-    let mut writer = Writer { root, phandles, fdt, value: Vec::new() };
+    let structure = Vec::with_capacity(8 << 10);
+    let mut writer =
+        Writer { root, phandles, structure, strings: Vec::new(), offsets: BTreeMap::new() };
     if !root.name().is_empty() {
         return Err(BlobError::NodeName { path: "/".to_owned(), name: root.name().to_owned() });
     }
     writer.node(root)?;
-    writer.fdt.finish().map_err(BlobError::Finish)
+    writer.token(END);
+    writer.finish()
 }
 
 /// A blob in the making.
 struct Writer<'a> {
     root: &'a Node,
     phandles: Phandles<'a>,
-    fdt: FdtWriter,
-    /// The value of one property at a time.
-    value: Vec<u8>,
+    /// The structure block.
+    structure: Vec<u8>,
+    /// The strings block: the names of properties, each once.
+    strings: Vec<u8>,
+    /// Where in it they are.
+    offsets: BTreeMap<&'a str, u32>,
 }
 
 impl<'a> Writer<'a> {
     /// Writes `node` and what is below. The depth has been checked with the phandles.
     fn node(&mut self, node: &'a Node) -> Result<(), BlobError> {
-        let begun = self.fdt.begin_node(node.name()).map_err(|e| self.refused(node, None, e))?;
+        self.token(BEGIN_NODE);
+        self.structure.extend_from_slice(node.name().as_bytes());
+        self.structure.push(0);
+        self.align();
         for property in node.properties().iter().filter(|p| !is_phandle(&p.name)) {
-            self.encode(node, &property.name, &property.value)?;
-            self.fdt
-                .property(&property.name, &self.value)
-                .map_err(|e| self.refused(node, Some(&property.name), e))?;
+            if !is_property_name(&property.name) {
+                let path = path_of(self.root, node);
+                return Err(BlobError::PropertyName { path, name: property.name.clone() });
+            }
+            self.property(node, &property.name, &property.value)?;
         }
-        if let Some(phandle) = node.get_label().and_then(|label| self.phandles.of(label)) {
-            self.fdt
-                .property("phandle", &phandle.to_be_bytes())
-                .map_err(|e| self.refused(node, None, e))?;
+        if let Some(phandle) = self.phandles.of_node(node) {
+            self.property(node, "phandle", &Value::Cells(vec![Cell::U32(phandle)]))?;
         }
         self.check_children(node)?;
         node.children().iter().try_for_each(|child| self.node(child))?;
-        self.fdt.end_node(begun).map_err(|e| self.refused(node, None, e))
+        self.token(END_NODE);
+        Ok(())
     }
 
-    /// Puts the bytes of a property's value into `self.value`.
+    /// Writes one property.
+    fn property(&mut self, node: &Node, name: &'a str, value: &Value) -> Result<(), BlobError> {
+        self.token(PROP);
+        let header = self.structure.len();
+        // Length and name, of which the length isn't known yet.
+        self.token(0);
+        let name_offset = self.name(name)?;
+        self.token(name_offset);
+        let begin = self.structure.len();
+        self.encode(node, name, value)?;
+        let length = self.structure.len().saturating_sub(begin);
+        let length = u32::try_from(length).map_err(|_| BlobError::TooLarge)?;
+        if let Some(place) = self.structure.get_mut(header..).and_then(|s| s.first_chunk_mut()) {
+            *place = length.to_be_bytes();
+        }
+        self.align();
+        Ok(())
+    }
+
+    /// Appends the bytes of a property's value.
     fn encode(&mut self, node: &Node, property: &str, value: &Value) -> Result<(), BlobError> {
-        self.value.clear();
         match value {
             Value::Empty => {}
-            Value::Bytes(bytes) => self.value.extend_from_slice(bytes),
+            Value::Bytes(bytes) => self.structure.extend_from_slice(bytes),
             Value::Strings(strings) => {
                 for string in strings {
                     if string.as_bytes().contains(&0) {
                         let path = path_of(self.root, node);
                         return Err(BlobError::Nul { path, property: property.to_owned() });
                     }
-                    self.value.extend_from_slice(string.as_bytes());
-                    self.value.push(0);
+                    self.structure.extend_from_slice(string.as_bytes());
+                    self.structure.push(0);
                 }
             }
             Value::Cells(cells) => {
@@ -147,21 +186,77 @@ impl<'a> Writer<'a> {
                             })?
                         }
                     };
-                    self.value.extend_from_slice(&number.to_be_bytes());
+                    self.token(number);
+                }
+            }
+            Value::Mixed(parts) => {
+                for part in parts {
+                    self.encode(node, property, part)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Refuses children without a name and children that share one.
+    /// Where in the strings block this name is.
+    fn name(&mut self, name: &'a str) -> Result<u32, BlobError> {
+        if let Some(offset) = self.offsets.get(name) {
+            return Ok(*offset);
+        }
+        let offset = u32::try_from(self.strings.len()).map_err(|_| BlobError::TooLarge)?;
+        self.strings.extend_from_slice(name.as_bytes());
+        self.strings.push(0);
+        self.offsets.insert(name, offset);
+        Ok(offset)
+    }
+
+    fn token(&mut self, token: u32) {
+        self.structure.extend_from_slice(&token.to_be_bytes());
+    }
+
+    /// Pads to the next token.
+    fn align(&mut self) {
+        let aligned = self.structure.len().next_multiple_of(4);
+        self.structure.resize(aligned, 0);
+    }
+
+    /// Puts header, an empty memory reservation block and the two blocks together.
+    fn finish(self) -> Result<Vec<u8>, BlobError> {
+        /// The entry of zeros that ends the block.
+        const RESERVATIONS: u32 = 16;
+        let length = |block: &[u8]| u32::try_from(block.len()).map_err(|_| BlobError::TooLarge);
+        let (structure, strings) = (length(&self.structure)?, length(&self.strings)?);
+        let structure_offset = HEADER_SIZE.saturating_add(RESERVATIONS);
+        let strings_offset = structure_offset.checked_add(structure).ok_or(BlobError::TooLarge)?;
+        let total = strings_offset.checked_add(strings).ok_or(BlobError::TooLarge)?;
+        let boot_cpu = 0;
+        let header = [
+            MAGIC,
+            total,
+            structure_offset,
+            strings_offset,
+            HEADER_SIZE,
+            VERSION,
+            LAST_COMPATIBLE,
+            boot_cpu,
+            strings,
+            structure,
+        ];
+        let mut blob: Vec<u8> = header.iter().flat_map(|field| field.to_be_bytes()).collect();
+        blob.extend([0; RESERVATIONS as usize]);
+        blob.extend(self.structure);
+        blob.extend(self.strings);
+        Ok(blob)
+    }
+
+    /// Refuses children with names that can't be, and children that share one.
     fn check_children(&self, node: &Node) -> Result<(), BlobError> {
         /// Up to this many, comparing each with each is cheaper than sorting.
         const FEW: usize = 8;
         let children = node.children();
-        if let Some(nameless) = children.iter().find(|child| child.name().is_empty()) {
-            let path = path_of(self.root, nameless);
-            return Err(BlobError::NodeName { path, name: String::new() });
+        if let Some(wrong) = children.iter().find(|child| !is_node_name(child.name())) {
+            let path = path_of(self.root, wrong);
+            return Err(BlobError::NodeName { path, name: wrong.name().to_owned() });
         }
         let twice = if children.len() <= FEW {
             let mut rest = children.iter();
@@ -182,20 +277,6 @@ impl<'a> Writer<'a> {
                 name: name.to_owned(),
             }),
             None => Ok(()),
-        }
-    }
-
-    /// What vm-fdt refused, with the node and property it was about.
-    fn refused(&self, node: &Node, property: Option<&str>, source: vm_fdt::Error) -> BlobError {
-        let path = path_of(self.root, node);
-        match (source, property) {
-            (vm_fdt::Error::InvalidPropertyName | vm_fdt::Error::InvalidString, Some(name)) => {
-                BlobError::PropertyName { path, name: name.to_owned() }
-            }
-            (vm_fdt::Error::InvalidNodeName | vm_fdt::Error::InvalidString, None) => {
-                BlobError::NodeName { path, name: node.name().to_owned() }
-            }
-            (source, _) => BlobError::Write { path, source },
         }
     }
 }

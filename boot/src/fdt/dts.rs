@@ -42,8 +42,12 @@ fn write_node(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
         write_value(out, &property.value, inside)?;
         out.push_str(";\n");
     }
+    if let Some(phandle) = node.get_phandle() {
+        indent(out, inside);
+        writeln!(out, "phandle = <{phandle:#x}>;")?;
+    }
     for (index, child) in node.children().iter().enumerate() {
-        if index > 0 || !node.properties().is_empty() {
+        if index > 0 || !node.properties().is_empty() || node.get_phandle().is_some() {
             out.push('\n');
         }
         write_node(out, child, inside)?;
@@ -55,6 +59,32 @@ fn write_node(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
 
 /// Writes ` = value`, or nothing for an empty one.
 fn write_value(out: &mut String, value: &Value, depth: usize) -> fmt::Result {
+    let parts = match value {
+        Value::Mixed(parts) => parts.as_slice(),
+        value => std::slice::from_ref(value),
+    };
+    let mut lead = " = ";
+    for part in parts.iter().filter(|part| !is_empty(part)) {
+        out.push_str(lead);
+        write_part(out, part, depth)?;
+        lead = ", ";
+    }
+    Ok(())
+}
+
+/// Whether a value has no bytes.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Empty => true,
+        Value::Cells(cells) => cells.is_empty(),
+        Value::Strings(strings) => strings.is_empty(),
+        Value::Bytes(bytes) => bytes.is_empty(),
+        Value::Mixed(parts) => parts.iter().all(is_empty),
+    }
+}
+
+/// Writes what has bytes.
+fn write_part(out: &mut String, value: &Value, depth: usize) -> fmt::Result {
     match value {
         Value::Empty => Ok(()),
         Value::Cells(cells) => {
@@ -70,15 +100,26 @@ fn write_value(out: &mut String, value: &Value, depth: usize) -> fmt::Result {
         }
         Value::Strings(strings) => {
             for (index, string) in strings.iter().enumerate() {
-                out.push_str(if index == 0 { " = " } else { ", " });
+                if index > 0 {
+                    out.push_str(", ");
+                }
                 write_string(out, string)?;
+            }
+            Ok(())
+        }
+        Value::Mixed(parts) => {
+            for (index, part) in parts.iter().filter(|part| !is_empty(part)).enumerate() {
+                if index > 0 {
+                    out.push_str(", ");
+                }
+                write_part(out, part, depth)?;
             }
             Ok(())
         }
     }
 }
 
-/// Writes ` = <…>` or ` = […]`, in several lines where there is much.
+/// Writes `<…>` or `[…]`, in several lines where there is much.
 fn write_list<T>(
     out: &mut String,
     [open, close]: [char; 2],
@@ -87,10 +128,7 @@ fn write_list<T>(
     depth: usize,
     write_item: impl Fn(&mut String, &T) -> fmt::Result,
 ) -> fmt::Result {
-    if items.is_empty() {
-        return Ok(());
-    }
-    write!(out, " = {open}")?;
+    out.push(open);
     for (number, line) in items.chunks(per_line).enumerate() {
         if number > 0 {
             out.push('\n');

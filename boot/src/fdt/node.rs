@@ -24,6 +24,11 @@ impl Label {
         Self(label)
     }
 
+    /// A name that no label can have, for a node that is yet to be found.
+    pub(super) fn provisional(name: String) -> Self {
+        Self(name)
+    }
+
     /// The label as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -74,6 +79,63 @@ pub enum Value {
     Strings(Vec<String>),
     /// Bytes as they are.
     Bytes(Vec<u8>),
+    /// Several of the above, one after another.
+    Mixed(Vec<Value>),
+}
+
+impl Value {
+    /// Bytes as the value they most likely are, for people to read: a blob doesn't tell.
+    ///
+    /// Printable strings, else cells, else bytes; whatever they are taken for, written to a blob
+    /// they are the same bytes again.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self::Empty;
+        }
+        if let Some(strings) = printable(bytes) {
+            return Self::Strings(strings);
+        }
+        match bytes.as_chunks() {
+            (cells, []) => {
+                Self::Cells(cells.iter().map(|c| Cell::U32(u32::from_be_bytes(*c))).collect())
+            }
+            _ => Self::Bytes(bytes.to_vec()),
+        }
+    }
+
+    /// The bytes, as a blob has them; `None` where they depend on a phandle yet to be given.
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Empty => Some(Vec::new()),
+            Self::Bytes(bytes) => Some(bytes.clone()),
+            Self::Strings(strings) => {
+                Some(strings.iter().flat_map(|s| s.bytes().chain([0])).collect())
+            }
+            Self::Cells(cells) => {
+                let cells = cells.iter().map(|cell| match cell {
+                    Cell::U32(number) => Some(number.to_be_bytes()),
+                    Cell::Ref(_) => None,
+                });
+                cells.collect::<Option<Vec<_>>>().map(|cells| cells.concat())
+            }
+            Self::Mixed(parts) => {
+                let parts = parts.iter().map(Self::to_bytes);
+                parts.collect::<Option<Vec<_>>>().map(|parts| parts.concat())
+            }
+        }
+    }
+}
+
+/// The strings, if there is nothing but printable ones and no empty one.
+fn printable(bytes: &[u8]) -> Option<Vec<String>> {
+    let (0, text) = bytes.split_last()? else { return None };
+    text.split(|byte| *byte == 0)
+        .map(|string| {
+            let printable = |b: &u8| b.is_ascii_graphic() || *b == b' ';
+            let whole = !string.is_empty() && string.iter().all(printable);
+            whole.then(|| String::from_utf8_lossy(string).into_owned())
+        })
+        .collect()
 }
 
 /// A named property.
@@ -107,6 +169,7 @@ pub struct Property {
 pub struct Node {
     name: String,
     label: Option<Label>,
+    phandle: Option<u32>,
     properties: Vec<Property>,
     children: Vec<Node>,
 }
@@ -114,7 +177,13 @@ pub struct Node {
 impl Node {
     /// A node with this name; the root's is empty.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), label: None, properties: Vec::new(), children: Vec::new() }
+        Self {
+            name: name.into(),
+            label: None,
+            phandle: None,
+            properties: Vec::new(),
+            children: Vec::new(),
+        }
     }
 
     /// A node named `name@address`, the address in lower-case hex without leading zeros.
@@ -132,6 +201,11 @@ impl Node {
         self.label.as_ref()
     }
 
+    /// The phandle that it has whatever refers to it.
+    pub fn get_phandle(&self) -> Option<u32> {
+        self.phandle
+    }
+
     /// Its properties in order.
     pub fn properties(&self) -> &[Property] {
         &self.properties
@@ -145,6 +219,11 @@ impl Node {
     /// Its children, to be changed.
     pub fn children_mut(&mut self) -> &mut Vec<Node> {
         &mut self.children
+    }
+
+    /// The values of its properties, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Value> {
+        self.properties.iter_mut().map(|property| &mut property.value)
     }
 
     /// The value of the property called `name`.
@@ -170,6 +249,23 @@ impl Node {
     pub fn label(mut self, label: impl Into<Label>) -> Self {
         self.label = Some(label.into());
         self
+    }
+
+    /// Sets the phandle that the node has whatever refers to it: for nodes from elsewhere, in which
+    /// it may be a number among others.
+    pub fn phandle(mut self, phandle: u32) -> Self {
+        self.phandle = Some(phandle);
+        self
+    }
+
+    /// Takes the phandle that was set.
+    pub fn take_phandle(&mut self) -> Option<u32> {
+        self.phandle.take()
+    }
+
+    /// Gives the node a label, or takes it.
+    pub fn set_label(&mut self, label: Option<Label>) {
+        self.label = label;
     }
 
     /// Adds a property, or replaces the one of that name.

@@ -11,6 +11,7 @@ use super::host::Host;
 use super::initramfs;
 use super::qemu::{self, Qemu};
 use super::transcript::Transcript;
+use super::uart::Uart;
 use super::wire::PORT;
 use crate::artifacts::Artifacts;
 
@@ -33,6 +34,7 @@ pub struct Board {
     files: Vec<(String, Vec<u8>)>,
     stock: bool,
     icount: bool,
+    uart: bool,
 }
 
 impl Default for Board {
@@ -46,6 +48,7 @@ impl Default for Board {
             files: Vec::new(),
             stock: false,
             icount: false,
+            uart: false,
         }
     }
 }
@@ -113,6 +116,13 @@ impl Board {
         self
     }
 
+    /// Has the assignable UART, [`super::UART`], with its wire at [`Host::uart`].
+    #[must_use]
+    pub fn uart(mut self) -> Self {
+        self.uart = true;
+        self
+    }
+
     /// Switches the board on and waits for its Linux.
     ///
     /// # Errors
@@ -129,21 +139,27 @@ impl Board {
 
         let mut command = self.command(&artifacts, "model.do=agent");
         command.args(qemu::chardev("console", &console_end));
-        command.args(["-serial", "chardev:console", "-serial", "null", "-serial", "null"]);
+        command.args(["-serial", "chardev:console", "-serial", "null"]);
+        let uart = self.uart.then(qemu::wire).transpose()?;
+        if let Some((_, end)) = &uart {
+            command.args(qemu::chardev("uart", end)).args(["-serial", "chardev:uart"]);
+        }
         command.args(qemu::chardev(PORT, &agent_end));
         command.args(["-device", "virtio-serial-pci"]);
         command.args(["-device", &format!("virtserialport,chardev={PORT},name={PORT}")]);
         command.args(["-initrd", &format!("/proc/self/fd/{}", initramfs.as_raw_fd())]);
-        let files = [console_end.as_raw_fd(), agent_end.as_raw_fd(), initramfs.as_raw_fd()];
+        let mut files = vec![console_end.as_raw_fd(), agent_end.as_raw_fd(), initramfs.as_raw_fd()];
+        files.extend(uart.iter().map(|(_, end)| end.as_raw_fd()));
         let qemu = Qemu::start(&mut command, &files, &transcript)?;
 
         // The ends that QEMU holds must be its alone, or its death would not be noticed.
         drop((console_end, agent_end));
+        let uart = uart.map(|(wire, _)| Uart::new(wire, Arc::clone(&transcript))).transpose()?;
         let console_in = console
             .try_clone()
             .map_err(|error| Failure::new(format!("the host's console: {error}")))?;
         let channel = Arc::new(Channel::open(console, agent, transcript)?);
-        let host = Host::new(qemu, channel, console_in);
+        let host = Host::new(qemu, channel, console_in, uart);
         host.wait_until_up(Deadline::after(BOOT))?;
         Ok(host)
     }

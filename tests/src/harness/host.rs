@@ -2,8 +2,8 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::channel::Channel;
 use super::deadline::Deadline;
@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::process::Process;
 use super::qemu::Qemu;
 use super::transcript::Transcript;
+use super::uart::Uart;
 use super::wire::Kind;
 
 /// A running model host. It is switched off when dropped.
@@ -19,6 +20,7 @@ pub struct Host {
     channel: Arc<Channel>,
     console: UnixStream,
     processes: AtomicU32,
+    uart: Mutex<Option<Uart>>,
 }
 
 /// What a command answered.
@@ -33,8 +35,14 @@ pub struct Answer {
 }
 
 impl Host {
-    pub(super) fn new(qemu: Qemu, channel: Arc<Channel>, console: UnixStream) -> Self {
-        Self { qemu: Some(qemu), channel, console, processes: AtomicU32::new(1) }
+    pub(super) fn new(
+        qemu: Qemu,
+        channel: Arc<Channel>,
+        console: UnixStream,
+        uart: Option<Uart>,
+    ) -> Self {
+        let (processes, uart) = (AtomicU32::new(1), Mutex::new(uart));
+        Self { qemu: Some(qemu), channel, console, processes, uart }
     }
 
     pub(super) fn wait_until_up(&self, deadline: Deadline) -> Result<(), Failure> {
@@ -109,6 +117,16 @@ impl Host {
     pub fn on_terminal(&self, command: &str) -> Result<Process, Failure> {
         let name = self.next_name("tty");
         Process::start(&self.channel, &name, command, Kind::StartOnTerminal)
+    }
+
+    /// The other end of the assignable UART's wire.
+    ///
+    /// # Errors
+    ///
+    /// The board has none ([`super::Board::uart`]), or somebody has it already.
+    pub fn uart(&self) -> Result<Uart, Failure> {
+        let uart = self.uart.lock().unwrap_or_else(PoisonError::into_inner).take();
+        uart.ok_or_else(|| self.transcript().failure("the board has no UART that is free"))
     }
 
     /// What the host's serial console has said.

@@ -39,6 +39,7 @@ mod process;
 mod qemu;
 mod steady;
 mod transcript;
+mod uart;
 pub mod wire;
 
 pub use bind::Bus;
@@ -52,9 +53,13 @@ pub use interrupts::Interrupts;
 pub use process::Process;
 pub use steady::SteadyState;
 pub use transcript::Transcript;
+pub use uart::Uart;
 
 /// The model's DMA controllers on the platform bus, by the names sysfs gives them.
 pub const PLATFORM_DMA: [&str; 2] = ["2c0a0000.dma", "2c0b0000.dma"];
 
 /// The model's DMA controllers on the AMBA bus.
 pub const AMBA_DMA: [&str; 2] = ["2c0c0000.dma", "2c0d0000.dma"];
+
+/// The model's assignable UART, a PL011, where the board has it ([`Board::uart`]).
+pub const UART: &str = "2c0e0000.serial";

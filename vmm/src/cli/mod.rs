@@ -8,7 +8,7 @@ mod size;
 
 pub use check::CheckOptions;
 pub use device::{DeviceOptions, DeviceVerb};
-pub use platform::PlatformOptions;
+pub use platform::{PlatformOptions, RegionAddress};
 pub use run::{ConsoleKind, GicChoice, RunOptions};
 pub use size::Size;
 

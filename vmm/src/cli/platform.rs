@@ -2,13 +2,70 @@
 
 use std::str::FromStr;
 
+use devices::vfio::platform::DeviceOptions;
+
 /// A platform device to assign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlatformOptions {
     /// What sysfs calls it, or its path below sysfs.
     pub name: String,
-    /// Whether strait stops the device's activity before and after the guest.
-    pub quiesce: bool,
+    /// What is done with it.
+    pub device: DeviceOptions,
+    /// Where its regions go: one for all, or one for each.
+    pub addresses: Vec<RegionAddress>,
+}
+
+/// Where a region goes in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionAddress {
+    /// Where there is room.
+    Auto,
+    /// Where it is on the host, by physical address.
+    Host,
+    /// At this GPA.
+    At(u64),
+}
+
+impl PlatformOptions {
+    /// A device with the defaults.
+    pub fn new(name: &str) -> Self {
+        let device = DeviceOptions::default();
+        Self { name: name.to_owned(), device, addresses: vec![RegionAddress::Auto] }
+    }
+
+    /// Where each of so many regions goes.
+    ///
+    /// # Errors
+    ///
+    /// For how many there are addresses, if that isn't as many.
+    pub fn addresses_of(&self, regions: usize) -> Result<Vec<RegionAddress>, usize> {
+        match self.addresses.as_slice() {
+            [all @ (RegionAddress::Auto | RegionAddress::Host)] => Ok(vec![*all; regions]),
+            each if each.len() == regions => Ok(each.to_vec()),
+            each => Err(each.len()),
+        }
+    }
+
+    /// Takes one `KEY=VALUE`.
+    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
+        let node = &mut self.device.node;
+        match key {
+            "addr" => self.addresses = value.split(':').map(address).collect::<Result<_, _>>()?,
+            "quiesce" => self.device.quiesce = switch(key, value)?,
+            "mmap" => self.device.mmap = switch(key, value)?,
+            "clock-rate" => node.clock_rates.push(clock_rate(value)?),
+            "compatible" => node.compatible.push(some(key, value)?),
+            "drop" => node.drop.push(some(key, value)?),
+            "node-name" => node.name = Some(some(key, value)?),
+            _ => {
+                return Err(format!(
+                    "`{key}` is no option of a device; addr, quiesce, mmap, clock-rate, compatible, \
+                     drop and node-name are"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl FromStr for PlatformOptions {
@@ -20,17 +77,62 @@ impl FromStr for PlatformOptions {
         if name.is_empty() {
             return Err("a device's name comes first, such as 2c0a0000.dma".into());
         }
-        let mut options = Self { name: name.to_owned(), quiesce: true };
+        let mut options = Self::new(name);
+        let mut pending: Option<(&str, String)> = None;
         for part in parts {
-            match part.split_once('=') {
-                Some(("quiesce", "on")) => options.quiesce = true,
-                Some(("quiesce", "off")) => options.quiesce = false,
-                Some(("quiesce", _)) => return Err("quiesce is on or off".into()),
-                _ => return Err(format!("`{part}` is no option of a device; quiesce=off is")),
+            match (part.split_once('='), &mut pending) {
+                (Some((key, value)), _) => {
+                    if let Some((key, value)) = pending.replace((key, value.to_owned())) {
+                        options.take(key, &value)?;
+                    }
+                }
+                // Names of properties and devices have commas: `compatible=arm,pl330`.
+                (None, Some((_, value))) if !part.is_empty() => {
+                    value.push(',');
+                    value.push_str(part);
+                }
+                (None, _) => return Err(format!("`{part}` is no option; KEY=VALUE is")),
             }
+        }
+        if let Some((key, value)) = pending {
+            options.take(key, &value)?;
         }
         Ok(options)
     }
+}
+
+fn switch(key: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{key} is on or off")),
+    }
+}
+
+fn some(key: &str, value: &str) -> Result<String, String> {
+    if value.is_empty() { Err(format!("{key} has no value")) } else { Ok(value.to_owned()) }
+}
+
+fn address(text: &str) -> Result<RegionAddress, String> {
+    match text {
+        "auto" => Ok(RegionAddress::Auto),
+        "host" => Ok(RegionAddress::Host),
+        _ => {
+            let digits = text.strip_prefix("0x").filter(|digits| !digits.starts_with('+'));
+            let address = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+            address.map(RegionAddress::At).ok_or_else(|| {
+                format!("addr is auto, host or an address such as 0x2c0a0000, and not `{text}`")
+            })
+        }
+    }
+}
+
+fn clock_rate(text: &str) -> Result<(String, u32), String> {
+    text.rsplit_once(':')
+        .filter(|(name, _)| !name.is_empty())
+        .and_then(|(name, rate)| Some((name.to_owned(), rate.parse().ok()?)))
+        .filter(|(_, rate)| *rate > 0)
+        .ok_or_else(|| "clock-rate is NAME:HZ, such as apb_pclk:24000000".into())
 }
 
 #[cfg(test)]
@@ -39,19 +141,74 @@ mod tests {
 
     #[test]
     fn a_name_alone_has_the_defaults() {
-        let expected = PlatformOptions { name: "2c0a0000.dma".into(), quiesce: true };
-        assert_eq!("2c0a0000.dma".parse(), Ok(expected));
+        assert_eq!("2c0a0000.dma".parse(), Ok(PlatformOptions::new("2c0a0000.dma")));
+        assert!(PlatformOptions::new("x").device.quiesce);
     }
 
     #[test]
     fn options_follow_the_name() {
-        assert!(!"x,quiesce=off".parse::<PlatformOptions>().unwrap().quiesce);
-        assert!("x,quiesce=off,quiesce=on".parse::<PlatformOptions>().unwrap().quiesce);
+        let parse = |text: &str| text.parse::<PlatformOptions>().unwrap();
+        assert!(!parse("x,quiesce=off").device.quiesce);
+        assert!(parse("x,quiesce=off,quiesce=on").device.quiesce);
+        assert!(!parse("x,mmap=off").device.mmap);
+        let all = parse(
+            "x,addr=host:auto:0x2c0a0000,compatible=arm,pl011,compatible=arm,primecell,drop=\
+             snps,axi-config,drop=mdio/phy@1,clock-rate=uartclk:24000000,clock-rate=a:b,c:1,\
+             node-name=serial",
+        );
+        let expected = [RegionAddress::Host, RegionAddress::Auto, RegionAddress::At(0x2c0a_0000)];
+        assert_eq!(all.addresses, expected);
+        let node = all.device.node;
+        assert_eq!(node.compatible, ["arm,pl011", "arm,primecell"]);
+        assert_eq!(node.drop, ["snps,axi-config", "mdio/phy@1"]);
+        let rates = [("uartclk".to_owned(), 24_000_000), ("a:b,c".to_owned(), 1)];
+        assert_eq!(node.clock_rates, rates);
+        assert_eq!(node.name.as_deref(), Some("serial"));
+    }
+
+    #[test]
+    fn one_address_that_isnt_a_number_is_for_all_regions() {
+        use RegionAddress::{At, Auto, Host};
+        type Case<'a> = (&'a str, usize, Result<Vec<RegionAddress>, usize>);
+        let cases: [Case<'_>; 6] = [
+            ("x,addr=host", 3, Ok(vec![Host; 3])),
+            ("x", 0, Ok(vec![])),
+            ("x,addr=0x0", 1, Ok(vec![At(0)])),
+            ("x,addr=0x1000", 2, Err(1)),
+            ("x,addr=auto:host", 2, Ok(vec![Auto, Host])),
+            ("x,addr=auto:host", 3, Err(2)),
+        ];
+        for (text, regions, expected) in cases {
+            let options: PlatformOptions = text.parse().unwrap();
+            assert_eq!(options.addresses_of(regions), expected, "{text}");
+        }
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for text in ["", ",quiesce=off", "x,", "x,quiesce", "x,quiesce=maybe", "x,colour=red"] {
+        for text in [
+            "",
+            ",quiesce=off",
+            "x,",
+            "x,quiesce",
+            "x,quiesce=maybe",
+            "x,quiesce=off,",
+            "x,mmap=",
+            "x,colour=red",
+            "x,addr=",
+            "x,addr=12",
+            "x,addr=0x",
+            "x,addr=0x+1",
+            "x,addr=0x10000000000000000",
+            "x,addr=host:",
+            "x,clock-rate=24",
+            "x,clock-rate=:24",
+            "x,clock-rate=a:0",
+            "x,clock-rate=a:5000000000",
+            "x,compatible=",
+            "x,drop=",
+            "x,node-name=",
+        ] {
             assert!(text.parse::<PlatformOptions>().is_err(), "{text}");
         }
     }

@@ -27,17 +27,28 @@ The guest:
                      Where its serial console is [stdio]
 
 Devices it is given:
-  --vfio-platform NAME[,quiesce=off]
+  --vfio-platform NAME[,OPTION…]
                      A device of the platform or AMBA bus, by the name sysfs has for it
-                     (2c0a0000.dma) or its path below sysfs. It is made quiet before and
-                     after the guest has it, unless quiesce=off. May be repeated
+                     (2c0a0000.dma) or its path below sysfs. May be repeated. Its options:
+    addr=A           Where its registers go: auto, host (where the host has them) or an
+                     address (0x2c0a0000); one for each region as A:A [auto]
+    clock-rate=NAME:HZ
+                     The rate of a clock, where the host doesn't tell it
+    compatible=C     Another `compatible`; repeated for several
+    drop=P           Leave out this property of its node, or this node below it
+    node-name=N      Another name for its node
+    mmap=off         Trap every access to its registers
+    quiesce=off      Don't stop what it is doing before and after the guest has it
   --bind             Give these devices to VFIO for the time of the run, and back to their drivers
                      when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
                      does it then
+  --dtb-overlay FILE
+                     Apply this compiled overlay to the guest's device tree. May be repeated
 
 The run:
   --timeout SECONDS  End it after this time, with exit status 124
   --dry-run          Print what would be done, and do nothing
+  --json             Print it as JSON
   --dump-dtb FILE    Write the guest's device tree
   --stats FILE       Write counters as JSON at the end, and whenever SIGUSR1 arrives
   --log-level LEVEL  off, error, warn, info, debug or trace, to standard error [warn]
@@ -74,6 +85,10 @@ pub struct RunOptions {
     pub timeout: Option<Duration>,
     /// Only print the plan.
     pub dry_run: bool,
+    /// As JSON.
+    pub json: bool,
+    /// Overlays for the device tree, in this order.
+    pub dtb_overlays: Vec<PathBuf>,
     /// Where the device tree is written.
     pub dump_dtb: Option<PathBuf>,
     /// Where counters are written.
@@ -116,6 +131,8 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         console: ConsoleKind::Stdio,
         timeout: None,
         dry_run: false,
+        json: false,
+        dtb_overlays: Vec::new(),
         dump_dtb: None,
         stats: None,
         log_level: LevelFilter::Warn,
@@ -133,6 +150,11 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     if options.bind && options.dry_run {
         return Err(Error::usage("--dry-run changes nothing, so it can't --bind")
             .help("strait device bind NAME, then --dry-run"));
+    }
+    if options.json && !options.dry_run {
+        return Err(
+            Error::usage("--json: a run prints nothing of its own").help("--dry-run --json")
+        );
     }
     Ok(Command::Run(Box::new(options)))
 }
@@ -166,6 +188,8 @@ impl RunOptions {
                 self.timeout = Some(value("--timeout", parser.value()?, seconds)?);
             }
             Arg::Long("dry-run") => self.dry_run = true,
+            Arg::Long("json") => self.json = true,
+            Arg::Long("dtb-overlay") => self.dtb_overlays.push(parser.value()?.into()),
             Arg::Long("dump-dtb") => self.dump_dtb = Some(parser.value()?.into()),
             Arg::Long("stats") => self.stats = Some(parser.value()?.into()),
             Arg::Long("log-level") => {
@@ -261,6 +285,7 @@ mod tests {
             ["--log-level", "loud"],
             ["--console", "tv"],
             ["--no-such-option", "1"],
+            ["--json", "--gic=3"],
             ["--dry-run=yes", "--dry-run"],
             ["stray", "--dry-run"],
             ["--bind", "--dry-run"],

@@ -339,6 +339,7 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 
 /// The nodes that a guest would get for it.
 fn guest_source(options: PlatformOptions) -> Result<String, Error> {
-    let assigned = Assigned::plan(&[options], RAM)?;
-    Ok(assigned.nodes().iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
+    let assigned = Assigned::plan(&[options], RAM, true)?;
+    let nodes = [assigned.clocks(), assigned.nodes()].concat();
+    Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }

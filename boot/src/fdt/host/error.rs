@@ -35,6 +35,10 @@ pub enum HostError {
     NoPhandle { path: PathBuf, phandle: u32 },
     #[error("{} doesn't exist, but {} refers to its node", path.display(), from.display())]
     NoCells { path: PathBuf, from: PathBuf },
+    #[error("{} has no numbers of {cells} cells, or they exceed 64 bits", path.display())]
+    Cells { path: PathBuf, cells: u32 },
+    #[error("the bus {} doesn't let the CPU reach its address {address:#x}", path.display())]
+    NoTranslation { path: PathBuf, address: u64 },
     #[error("{} ends within a reference: {wanted} cells should follow its phandle", path.display())]
     CutOff { path: PathBuf, wanted: u32 },
 }

@@ -4,6 +4,8 @@
 //! symbolic links are followed only where a person or sysfs names a node by one, and whatever is
 //! malformed is an error that names the file.
 
+mod address;
+mod clock;
 mod error;
 mod node;
 mod reader;
@@ -14,6 +16,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+pub use address::{BusRange, Ranges};
+pub use clock::SYSTEM_CLOCKS;
 pub use error::HostError;
 pub use node::{HostNode, HostProperty};
 pub use reader::PROPERTY_MAX;
@@ -95,19 +99,22 @@ impl HostTree {
         parent.map(|parent| self.read(parent, false)).transpose()
     }
 
-    /// How `reg` of `node` is to be read; 2 and 1 where the parent doesn't say (Devicetree
-    /// Specification, 2.3.5).
+    /// How `reg` of `node` is to be read.
     ///
     /// # Errors
     ///
     /// The parent can't be read, or its cells are malformed.
     pub fn bus_cells(&self, node: &HostNode) -> Result<BusCells, HostError> {
-        let mut cells = BusCells { address: 2, size: 1 };
-        if let Some(parent) = self.parent(node)? {
-            cells.address = parent.u32("#address-cells")?.unwrap_or(cells.address);
-            cells.size = parent.u32("#size-cells")?.unwrap_or(cells.size);
+        match self.parent(node)? {
+            Some(parent) => parent.child_cells(),
+            None => Ok(BusCells { address: 2, size: 1 }),
         }
-        Ok(cells)
+    }
+
+    /// The path of a node in the tree, such as `/soc/dma@2c0a0000`.
+    pub fn path(&self, node: &HostNode) -> String {
+        let below = node.directory().strip_prefix(&self.root).unwrap_or(node.directory());
+        format!("/{}", below.display())
     }
 
     /// The node with this phandle, without its children. The first call scans the tree.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::HostError;
-use crate::fdt::node::{Cell, Value};
+use crate::fdt::node::Value;
 
 /// A property: its name and its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,34 +124,8 @@ impl HostNode {
 }
 
 impl HostProperty {
-    /// Its bytes as the value they most likely are, for people to read: a blob doesn't tell.
-    ///
-    /// Printable strings, else cells, else bytes; whatever it is taken for, written to a blob it
-    /// is the same bytes again.
+    /// Its bytes as [`Value::of_bytes`] takes them.
     pub fn value(&self) -> Value {
-        if self.bytes.is_empty() {
-            return Value::Empty;
-        }
-        if let Some(strings) = self.printable() {
-            return Value::Strings(strings);
-        }
-        match self.bytes.as_chunks() {
-            (cells, []) => {
-                Value::Cells(cells.iter().map(|c| Cell::U32(u32::from_be_bytes(*c))).collect())
-            }
-            _ => Value::Bytes(self.bytes.clone()),
-        }
-    }
-
-    /// Its strings, if it holds nothing but printable ones and no empty one.
-    fn printable(&self) -> Option<Vec<String>> {
-        let (0, text) = self.bytes.split_last()? else { return None };
-        text.split(|byte| *byte == 0)
-            .map(|string| {
-                let printable = |b: &u8| b.is_ascii_graphic() || *b == b' ';
-                let whole = !string.is_empty() && string.iter().all(printable);
-                whole.then(|| String::from_utf8_lossy(string).into_owned())
-            })
-            .collect()
+        Value::of_bytes(&self.bytes)
     }
 }

@@ -13,21 +13,6 @@ pub struct Reference {
     pub arguments: Vec<u32>,
 }
 
-impl Reference {
-    /// The rate in Hz of the clock it refers to, where that is a `fixed-clock`
-    /// (`bindings/clock/fixed-clock.yaml`); other clocks' rates aren't in the tree.
-    ///
-    /// # Errors
-    ///
-    /// The provider's `compatible` or `clock-frequency` is malformed.
-    pub fn fixed_clock_rate(&self) -> Result<Option<u32>, HostError> {
-        if !self.provider.is_compatible("fixed-clock")? {
-            return Ok(None);
-        }
-        self.provider.u32("clock-frequency")
-    }
-}
-
 impl HostTree {
     /// What the property `list` of `node` refers to: each entry a phandle followed by as many
     /// cells as its provider's property `count` says (`clocks` and `#clock-cells`), or by none

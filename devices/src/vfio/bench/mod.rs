@@ -64,7 +64,7 @@ impl Bench {
         let calls: Arc<dyn DeviceCalls> = Arc::new(iommu.open_device(&assignment)?);
         let told = |source| BenchError::Untold { source };
         let info = calls.info().map_err(told)?;
-        let open = |index| Region::open(calls.clone(), index, host_page_size()).map(Arc::new);
+        let open = |index| Region::open(calls.clone(), index, Some(host_page_size())).map(Arc::new);
         let regions = (0..info.regions).map(open).collect::<Result<_, _>>().map_err(told)?;
         let lines = Lines::open(&calls, info.irqs)?;
         let binding = binding(&assignment);

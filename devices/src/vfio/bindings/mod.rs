@@ -3,7 +3,9 @@
 //! A device with no binding works too: its node is the host's, and it is stopped only if VFIO has a
 //! reset for it. All that is known of a device is in its own module.
 
+pub mod pl011;
 pub mod pl330;
+mod primecell;
 
 use std::fmt;
 
@@ -61,7 +63,7 @@ pub enum QuiesceError {
 }
 
 /// All there are.
-static BINDINGS: &[&dyn Binding] = &[&pl330::Pl330];
+static BINDINGS: &[&dyn Binding] = &[&pl330::Pl330, &pl011::Pl011];
 
 /// The binding of a device with these `compatible` strings, the most specific first.
 pub fn find<S: AsRef<str>>(compatible: &[S]) -> Option<&'static dyn Binding> {
@@ -76,9 +78,10 @@ mod tests {
 
     #[test]
     fn a_device_is_known_by_any_of_its_compatible_strings() {
-        let cases: [(&[&str], Option<&str>); 4] = [
+        let cases: [(&[&str], Option<&str>); 5] = [
             (&["arm,pl330"], Some("PL330")),
             (&["vendor,dmac", "arm,pl330", "arm,primecell"], Some("PL330")),
+            (&["arm,pl011", "arm,primecell"], Some("PL011")),
             (&["arm,primecell"], None),
             (&[], None),
         ];

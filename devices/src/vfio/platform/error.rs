@@ -8,6 +8,7 @@ use boot::fdt::host::HostError;
 use super::super::assign::AssignError;
 use super::super::bindings::QuiesceError;
 use super::super::irq::IrqError;
+use super::super::node::NodeError;
 use super::super::sys::{DeviceInfo, IoctlError};
 
 /// What went wrong with a device.
@@ -30,6 +31,15 @@ pub enum DeviceError {
         /// Why not.
         #[source]
         source: HostError,
+    },
+    /// The guest's node can't be made of it.
+    #[error("{name} can't be assigned")]
+    Node {
+        /// The device.
+        name: String,
+        /// Why not.
+        #[source]
+        source: NodeError,
     },
     /// VFIO doesn't tell what it has.
     #[error("{name} can't be assigned: VFIO doesn't tell what it has")]
@@ -121,6 +131,7 @@ impl DeviceError {
             Self::Assign(error) => error.help(),
             Self::HostTree { source, .. } => source.help(),
             Self::Irq { source, .. } => source.help(),
+            Self::Node { name, source } => Some(source.help(name)),
             Self::NoNode { .. } => Some(
                 "boot the host with a device tree; where the firmware offers both, with acpi=off"
                     .to_owned(),

@@ -30,7 +30,7 @@ use super::assign::Assignment;
 use super::bindings::{self, Binding};
 use super::iommu::Iommu;
 use super::irq::AssignedIrq;
-use super::node::{Draft, GuestNodes};
+use super::node::{Draft, GuestNodes, NodeOptions};
 use super::region::{Region, Registers, TrappedRegion, host_page_size};
 use super::sys::DeviceCalls;
 use crate::bus::MmioDevice;
@@ -42,15 +42,19 @@ use crate::slot::MemorySlots;
 const MOST: u32 = 1024;
 
 /// What a person can choose for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceOptions {
     /// Stop the device before the guest gets it and after; otherwise it is left as it is.
     pub quiesce: bool,
+    /// Map its regions into the guest where they can be; otherwise the guest's accesses trap.
+    pub mmap: bool,
+    /// Its node in the guest.
+    pub node: NodeOptions,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { quiesce: true }
+        Self { quiesce: true, mmap: true, node: NodeOptions::default() }
     }
 }
 
@@ -122,7 +126,7 @@ impl PlatformDevice {
         let of_node = of_node.ok_or_else(|| DeviceError::NoNode { name: name.to_owned() })?;
         let draft = tree
             .node(&of_node)
-            .and_then(|node| Draft::of(tree, &node))
+            .and_then(|node| Draft::of(tree, &node, name, &options.node))
             .map_err(|source| DeviceError::HostTree { name: name.to_owned(), source })?;
         let calls = Arc::new(iommu.open_device(assignment)?);
         Self::new(name, calls, draft, options, host_page_size())
@@ -141,18 +145,23 @@ impl PlatformDevice {
         if !info.platform && !info.amba || info.regions > MOST || info.irqs > MOST {
             return Err(DeviceError::Strange { name: name.to_owned(), info });
         }
+        let mappable = options.mmap.then_some(page_size);
         let regions = (0..info.regions)
-            .map(|index| Region::open(calls.clone(), index, page_size).map(Arc::new))
+            .map(|index| Region::open(calls.clone(), index, mappable).map(Arc::new))
             .collect::<Result<_, _>>()
             .map_err(unknown)?;
         let irqs = (0..info.irqs)
             .map(|index| AssignedIrq::open(calls.clone(), index))
             .collect::<Result<_, _>>()
             .map_err(|source| DeviceError::Irq { name: name.to_owned(), source })?;
-        let binding = bindings::find(&draft.compatible);
+        // What the host calls it first: a person may give the guest another name for it.
+        let binding =
+            bindings::find(&draft.compatible).or_else(|| bindings::find(&options.node.compatible));
         if let Some(binding) = binding {
             binding.refine(&mut draft);
         }
+        let node = |source| DeviceError::Node { name: name.to_owned(), source };
+        draft.apply(&options.node).and_then(|()| draft.check()).map_err(node)?;
         let (name, reset) = (name.to_owned(), info.reset);
         let touched = false;
         Ok(Self { irqs, regions, name, calls, reset, binding, draft, options, page_size, touched })
@@ -176,6 +185,11 @@ impl PlatformDevice {
     /// What is known of this kind of device.
     pub fn binding(&self) -> Option<&'static dyn Binding> {
         self.binding
+    }
+
+    /// The size of the host's pages in bytes: a mapped region's address in the guest is a multiple.
+    pub fn page_size(&self) -> u64 {
+        self.page_size
     }
 
     /// The guest's node but for addresses and interrupts.

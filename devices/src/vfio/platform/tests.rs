@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use boot::fdt::Value;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::super::node::{Clock, NodeOptions};
 use super::super::sys::{IrqInfo, RegionInfo};
 use super::super::testing::{Call, FakeDevice};
 use super::*;
@@ -56,17 +57,7 @@ fn fake() -> FakeDevice {
 }
 
 fn draft(compatible: &str) -> Draft {
-    Draft {
-        name: "device".to_owned(),
-        compatible: vec![compatible.to_owned()],
-        clocks: Vec::new(),
-        dma_coherent: true,
-        reg_names: Vec::new(),
-        interrupt_names: Vec::new(),
-        properties: Vec::new(),
-        children: Vec::new(),
-        dropped: Vec::new(),
-    }
+    Draft::new("device", &[compatible])
 }
 
 fn open(calls: &Arc<FakeDevice>, compatible: &str) -> PlatformDevice {
@@ -106,6 +97,69 @@ fn a_device_with_everything_goes_through_a_life() {
     assert_eq!(calls.take_calls(), off);
     drop(device);
     assert_eq!(calls.take_calls(), [], "once is enough");
+}
+
+#[test]
+fn every_region_traps_where_a_person_or_the_hosts_pages_want_it() {
+    let gpas = [0xc00_0000, 0xc01_0000];
+    // mmap=, the size of the host's pages, and which regions are mapped.
+    for (mmap, page, mapped) in [
+        (true, PAGE, vec![(gpas[0], PAGE)]),
+        (true, 0x1000, vec![(gpas[0], PAGE)]),
+        (false, PAGE, vec![]),
+        // A region of 64 KiB is less than a page, and its page may hold other devices.
+        (true, 0x20_0000, vec![]),
+    ] {
+        let options = DeviceOptions { mmap, ..Default::default() };
+        let calls = Arc::new(fake());
+        let mut device =
+            PlatformDevice::new("1.dev", calls.clone(), draft("x"), options, page).unwrap();
+        let slots = Slots::default();
+        let traps = map(&mut device, &slots, &gpas).unwrap();
+        assert_eq!(*slots.made.lock().unwrap(), mapped, "{mmap} {page:#x}");
+        assert_eq!(traps.len() + mapped.len(), 2);
+        for trap in traps {
+            for size in [1, 2, 4, 8] {
+                let mut trapped = trap.device.lock().unwrap();
+                let bytes: Vec<u8> = (0x10..).take(size).collect();
+                let _ = trapped.write(trap.size - 8, &bytes);
+                let mut read = vec![0; size];
+                trapped.read(trap.size - 8, &mut read);
+                assert_eq!(read, bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_node_that_cannot_be_made_is_an_error_with_the_option_that_mends_it() {
+    let mut draft = draft("x");
+    draft.clocks.push(Clock::new(Some("core"), None));
+    let options = DeviceOptions::default();
+    let error =
+        PlatformDevice::new("1.dev", Arc::new(fake()), draft.clone(), options, PAGE).unwrap_err();
+    let chain = error.chain();
+    let expected = "1.dev can't be assigned: the host's device tree and debugfs don't tell the \
+                    rate of its clock core";
+    assert_eq!(chain, expected);
+    assert!(error.help().unwrap().contains("1.dev,clock-rate=core:HZ"), "{error:?}");
+    let node = NodeOptions { clock_rates: vec![("core".into(), 7)], ..Default::default() };
+    let options = DeviceOptions { node, ..Default::default() };
+    let device = PlatformDevice::new("1.dev", Arc::new(fake()), draft, options, PAGE).unwrap();
+    let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
+    assert_eq!(nodes.clocks.len(), 1);
+}
+
+#[test]
+fn what_a_person_calls_it_does_not_hide_how_it_is_stopped() {
+    let node = NodeOptions { compatible: vec!["vendor,mine".into()], ..Default::default() };
+    let options = DeviceOptions { node, ..Default::default() };
+    let calls = Arc::new(fake());
+    let device =
+        PlatformDevice::new("1.dev", calls.clone(), draft("arm,pl330"), options, PAGE).unwrap();
+    assert_eq!(device.binding().map(Binding::name), Some("PL330"));
+    let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
+    assert_eq!(nodes.device.get("compatible"), Some(&Value::Strings(vec!["vendor,mine".into()])));
 }
 
 #[test]
@@ -173,7 +227,7 @@ fn quiesce_off_leaves_the_device_alone() {
     let mut calls = fake();
     calls.can_reset = true;
     let calls = Arc::new(calls);
-    let options = DeviceOptions { quiesce: false };
+    let options = DeviceOptions { quiesce: false, ..Default::default() };
     let device =
         PlatformDevice::new("1.dev", calls.clone(), draft("arm,pl330"), options, PAGE).unwrap();
     assert_eq!(device.quiesce().unwrap(), Quiesced::Off);

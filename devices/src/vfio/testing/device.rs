@@ -41,6 +41,11 @@ impl FakeDevice {
         Self { regions, irqs, can_reset: false, file, calls, fail }
     }
 
+    /// A device without interrupts whose regions are in this file.
+    pub(crate) fn over(file: File, regions: Vec<RegionInfo>) -> Self {
+        Self { regions, file, ..Self::new(Vec::new(), Vec::new()) }
+    }
+
     pub(crate) fn fail_at(&self, call: usize) {
         *self.fail.lock().unwrap() = Some(call);
     }

@@ -3,42 +3,32 @@
 
 use boot::fdt::{Cell, Value};
 
+use super::super::primecell::{APB_PCLK, NOMINAL_RATE, has_apb_clock, put_on_amba};
 use crate::vfio::node::{Clock, Draft};
-
-/// What AMBA drivers call the clock of the register interface.
-const APB_PCLK: &str = "apb_pclk";
-
-/// The rate in Hz of a clock whose rate isn't known. Neither the AMBA bus nor the driver asks: they
-/// switch the clock on and off, which in a guest does nothing.
-const NOMINAL_RATE: u32 = 24_000_000;
 
 /// Makes of a host's node one that Linux' AMBA bus and its pl330 driver take.
 pub(super) fn refine(draft: &mut Draft) {
     // Bindings/dma/dma-controller.yaml names the node.
     "dma-controller".clone_into(&mut draft.name);
-    // A host that has it on its platform bus, for vfio-platform, leaves this out; the guest's bus
-    // is the AMBA one.
-    let primecell = "arm,primecell";
-    if !draft.compatible.iter().any(|string| string == primecell) {
-        draft.compatible.push(primecell.to_owned());
-    }
+    put_on_amba(draft);
     draft.set("#dma-cells", Value::Cells(vec![Cell::U32(1)]));
     name_clock(&mut draft.clocks);
-    for clock in &mut draft.clocks {
+    // Nor does the driver ask for a rate.
+    for clock in draft.clocks.iter_mut().filter(|clock| clock.own.is_none()) {
         clock.rate.get_or_insert(NOMINAL_RATE);
     }
 }
 
 /// Sees that one of the clocks is the register interface's.
 fn name_clock(clocks: &mut Vec<Clock>) {
-    if clocks.iter().any(|clock| clock.name.as_deref() == Some(APB_PCLK)) {
+    if has_apb_clock(clocks) {
         return;
     }
     match clocks.as_mut_slice() {
         // The only one can be no other.
         [only] => only.name = Some(APB_PCLK.to_owned()),
         // First, so that clocks without names stay behind those with.
-        _ => clocks.insert(0, Clock { name: Some(APB_PCLK.to_owned()), rate: None }),
+        _ => clocks.insert(0, Clock::new(Some(APB_PCLK), None)),
     }
 }
 
@@ -47,19 +37,9 @@ mod tests {
     use super::*;
 
     fn draft(compatible: &[&str], clocks: &[(Option<&str>, Option<u32>)]) -> Draft {
-        let clock =
-            |(name, rate): &(Option<&str>, _)| Clock { name: name.map(str::to_owned), rate: *rate };
-        Draft {
-            name: "dma".to_owned(),
-            compatible: compatible.iter().map(|&s| s.to_owned()).collect(),
-            clocks: clocks.iter().map(clock).collect(),
-            dma_coherent: false,
-            reg_names: Vec::new(),
-            interrupt_names: Vec::new(),
-            properties: Vec::new(),
-            children: Vec::new(),
-            dropped: Vec::new(),
-        }
+        let mut draft = Draft::new("dma", compatible);
+        draft.clocks = clocks.iter().map(|(name, rate)| Clock::new(*name, *rate)).collect();
+        draft
     }
 
     #[test]

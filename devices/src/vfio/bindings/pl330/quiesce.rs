@@ -4,19 +4,23 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::super::QuiesceError;
+use super::super::primecell::{identification, is_part};
 use super::program::{Instruction, Thread};
 use super::registers::{
-    CR0, DBGCMD, DBGINST0, DBGINST1, DBGSTATUS, DSR, INT_EVENT_RIS, INTCLR, INTEN, INTMIS,
-    PERIPH_ID, State, channels, csr, events, is_pl330,
+    CR0, DBGCMD, DBGINST0, DBGINST1, DBGSTATUS, DSR, INT_EVENT_RIS, INTCLR, INTEN, INTMIS, State,
+    channels, csr, events,
 };
 use crate::vfio::region::{AccessError, Registers};
+
+/// The part number.
+const PL330: u32 = 0x330;
 
 /// Stops the controller, waiting at most `patience` for each of its threads (twice that for one
 /// whose debug registers are stuck as well).
 pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(), QuiesceError> {
     // Before anything is written: these offsets mean something else to another device.
     let id = identification(registers)?;
-    if !is_pl330(id) {
+    if !is_part(id, PL330) {
         return Err(QuiesceError::Unlike { expected: "PL330", found: id });
     }
     let configuration = registers.read32(CR0)?;
@@ -36,14 +40,6 @@ pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(
         running.push(format!("interrupts {pending:#x} are still high"));
     }
     if running.is_empty() { Ok(()) } else { Err(QuiesceError::Running(running.join(", "))) }
-}
-
-fn identification(registers: &dyn Registers) -> Result<u32, AccessError> {
-    let mut id = [0; 4];
-    for (byte, offset) in id.iter_mut().zip(PERIPH_ID) {
-        [*byte, ..] = registers.read32(offset)?.to_le_bytes();
-    }
-    Ok(u32::from_le_bytes(id))
 }
 
 impl fmt::Display for Thread {

@@ -27,8 +27,6 @@ pub(super) const DBGINST1: u64 = 0xd0c;
 pub(super) const CR0: u64 = 0xe00;
 /// DMA Configuration Register: the bus' width and the depth of the buffer for data.
 pub(super) const CRD: u64 = 0xe14;
-/// Peripheral Identification Registers 0 to 3: a byte each, in four words.
-pub(super) const PERIPH_ID: [u64; 4] = [0xfe0, 0xfe4, 0xfe8, 0xfec];
 
 /// Channel Status Registers: a channel's state in bits 3:0.
 pub(super) fn csr(channel: u8) -> u64 {
@@ -85,11 +83,6 @@ pub(super) fn events(cr0: u32) -> u32 {
     u32::MAX >> (31 - last)
 }
 
-/// Whether [`PERIPH_ID`] is a PL330's: part number 0x330 by designer 0x41 (Arm), any revision.
-pub(super) fn is_pl330(periph_id: u32) -> bool {
-    periph_id & 0x000f_ffff == 0x0004_1330
-}
-
 /// What a thread does, from bits 3:0 of [`DSR`] or [`csr`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -141,14 +134,5 @@ mod tests {
     fn faults_are_told_in_words() {
         assert_eq!(fault(1 << 18), "data not readable (FTR 0x40000)");
         assert_eq!(fault(3), "undefined instruction, invalid operand (FTR 0x3)");
-    }
-
-    #[test]
-    fn only_the_part_and_its_designer_are_looked_at() {
-        for (id, expected) in
-            [(0x0004_1330, true), (0x0034_1330, true), (0x0004_1080, false), (0, false)]
-        {
-            assert_eq!(is_pl330(id), expected, "{id:#x}");
-        }
     }
 }

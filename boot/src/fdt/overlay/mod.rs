@@ -1,0 +1,209 @@
+//! A person's overlays on top of the finished tree: they have the last word.
+//!
+//! Compiled overlays (DTBO) as `dtc -@` makes them. The tree refers by labels, so an overlay's
+//! phandles become labels too and need no numbers until the tree is written: whatever an overlay
+//! brings, no two nodes share a phandle. A label of the tree is a symbol to the overlay
+//! (`&gic`), and so are the symbols of the overlays before it.
+
+mod error;
+mod fragment;
+
+use std::collections::BTreeMap;
+
+pub use error::{OverlayError, OverlayFault};
+
+use self::fragment::{Fragment, Parts, Target, external};
+use super::node::{Cell, Label, Node, Value};
+use super::read::from_blob;
+
+/// An overlay, read and understood.
+#[derive(Clone, Debug)]
+pub struct Overlay {
+    name: String,
+    parts: Parts,
+}
+
+impl Overlay {
+    /// The overlay in a blob; `name` is what errors call it, such as the file's path.
+    ///
+    /// # Errors
+    ///
+    /// It is no device tree blob, or no overlay.
+    pub fn read(name: impl Into<String>, blob: &[u8]) -> Result<Self, OverlayError> {
+        let name = name.into();
+        let parts = from_blob(blob).map_err(OverlayFault::from).and_then(Parts::of);
+        match parts {
+            Ok(parts) => Ok(Self { name, parts }),
+            Err(fault) => Err(fault.of(&name)),
+        }
+    }
+}
+
+/// Applies overlays to a tree, one after another.
+///
+/// A fragment's properties replace those of its target, its nodes are merged with those of the same
+/// name, or added.
+///
+/// # Errors
+///
+/// An overlay refers to a node that the tree doesn't have.
+pub fn apply(root: &mut Node, overlays: &[Overlay]) -> Result<(), OverlayError> {
+    if overlays.is_empty() {
+        return Ok(());
+    }
+    let mut symbols = BTreeMap::new();
+    collect(root, &mut symbols);
+    for (number, overlay) in overlays.iter().enumerate() {
+        let mut merge = Merge { symbols: &mut symbols, number, provisional: BTreeMap::new() };
+        merge.overlay(root, &overlay.parts).map_err(|fault| fault.of(&overlay.name))?;
+    }
+    Ok(())
+}
+
+/// What names a node: the label by which the tree refers to it.
+type Symbols = BTreeMap<Label, Label>;
+
+fn collect(node: &Node, symbols: &mut Symbols) {
+    symbols.extend(node.get_label().map(|label| (label.clone(), label.clone())));
+    node.children().iter().for_each(|child| collect(child, symbols));
+}
+
+/// One overlay on its way into the tree.
+struct Merge<'a> {
+    symbols: &'a mut Symbols,
+    /// Which overlay it is.
+    number: usize,
+    /// The labels that the overlay's provisional ones became.
+    provisional: BTreeMap<Label, Label>,
+}
+
+impl Merge<'_> {
+    fn overlay(&mut self, root: &mut Node, parts: &Parts) -> Result<(), OverlayFault> {
+        for symbol in &parts.needs {
+            let known =
+                self.symbols.get(symbol).cloned().ok_or_else(|| OverlayFault::NoSymbol {
+                    symbol: symbol.to_string(),
+                    known: self.symbols.keys().map(Label::to_string).collect(),
+                })?;
+            self.provisional.insert(external(symbol), known);
+        }
+        for fragment in &parts.fragments {
+            let target = self.target(root, fragment)?;
+            self.node(target, &fragment.content, &parts.symbols);
+        }
+        for (symbol, label) in &parts.symbols {
+            if let Some(label) = self.provisional.get(label) {
+                self.symbols.insert(symbol.clone(), label.clone());
+            }
+        }
+        self.settle(root, parts)
+    }
+
+    /// The node that a fragment changes.
+    fn target<'n>(
+        &self,
+        root: &'n mut Node,
+        fragment: &Fragment,
+    ) -> Result<&'n mut Node, OverlayFault> {
+        match &fragment.target {
+            Target::Path(path) => {
+                at_path(root, path).ok_or_else(|| OverlayFault::NoPath { path: path.clone() })
+            }
+            Target::Label(label) => {
+                let outside = || OverlayFault::Outside { symbol: label.to_string() };
+                let label = self.provisional.get(label).ok_or_else(outside)?;
+                labelled(root, label).ok_or_else(outside)
+            }
+        }
+    }
+
+    /// Merges `change` into `node`.
+    fn node(&mut self, node: &mut Node, change: &Node, names: &[(Label, Label)]) {
+        if let Some(provisional) = change.get_label() {
+            let label = match node.get_label() {
+                Some(label) => label.clone(),
+                None => self.label(provisional, names),
+            };
+            self.provisional.insert(provisional.clone(), label.clone());
+            node.set_label(Some(label));
+        }
+        for property in change.properties() {
+            node.set(&property.name, property.value.clone());
+        }
+        for child in change.children() {
+            let same = node.children().iter().position(|other| other.name() == child.name());
+            let index = same.unwrap_or_else(|| {
+                node.children_mut().push(Node::new(child.name()));
+                node.children().len().saturating_sub(1)
+            });
+            if let Some(node) = node.children_mut().get_mut(index) {
+                self.node(node, child, names);
+            }
+        }
+    }
+
+    /// A label for a node that had none: its symbol, if that is still free.
+    fn label(&mut self, provisional: &Label, names: &[(Label, Label)]) -> Label {
+        let symbol = names.iter().find(|(_, label)| label == provisional).map(|(name, _)| name);
+        let numbered = || {
+            (0_usize..)
+                .map(|index| Label::new(format!("overlay{}_{index}", self.number)))
+                .find(|label| !self.symbols.contains_key(label))
+        };
+        let free = symbol.filter(|symbol| !self.symbols.contains_key(*symbol)).cloned();
+        let label = free.or_else(numbered).unwrap_or_else(|| provisional.clone());
+        self.symbols.insert(label.clone(), label.clone());
+        label
+    }
+
+    /// Turns provisional labels in references into the nodes' own.
+    fn settle(&self, node: &mut Node, parts: &Parts) -> Result<(), OverlayFault> {
+        node.values_mut().try_for_each(|value| self.settle_value(value, parts))?;
+        node.children_mut().iter_mut().try_for_each(|child| self.settle(child, parts))
+    }
+
+    fn settle_value(&self, value: &mut Value, parts: &Parts) -> Result<(), OverlayFault> {
+        match value {
+            Value::Cells(cells) => {
+                for cell in cells {
+                    let Cell::Ref(label) = cell else { continue };
+                    match self.provisional.get(label) {
+                        Some(settled) => *label = settled.clone(),
+                        // A node that has a phandle, but isn't part of any fragment.
+                        None if label.as_str().starts_with('#') => {
+                            let name = parts.symbols.iter().find(|(_, l)| l == label);
+                            let symbol =
+                                name.map_or_else(|| label.to_string(), |(s, _)| s.to_string());
+                            return Err(OverlayFault::Outside { symbol });
+                        }
+                        None => {}
+                    }
+                }
+                Ok(())
+            }
+            Value::Mixed(values) => values.iter_mut().try_for_each(|v| self.settle_value(v, parts)),
+            Value::Empty | Value::Strings(_) | Value::Bytes(_) => Ok(()),
+        }
+    }
+}
+
+/// The node at a path; a name without its unit address stands for the first that has one.
+fn at_path<'a>(root: &'a mut Node, path: &str) -> Option<&'a mut Node> {
+    let mut names = path.strip_prefix('/')?.split('/').filter(|name| !name.is_empty());
+    names.try_fold(root, |node, name| {
+        let exact = node.children().iter().position(|child| child.name() == name);
+        let index = exact.or_else(|| {
+            let base = |child: &Node| child.name().split('@').next() == Some(name);
+            node.children().iter().position(base)
+        });
+        node.children_mut().get_mut(index?)
+    })
+}
+
+/// The node with this label.
+fn labelled<'a>(node: &'a mut Node, label: &Label) -> Option<&'a mut Node> {
+    if node.get_label() == Some(label) {
+        return Some(node);
+    }
+    node.children_mut().iter_mut().find_map(|child| labelled(child, label))
+}

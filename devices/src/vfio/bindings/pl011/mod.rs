@@ -1,0 +1,36 @@
+//! The Arm PL011 ("PrimeCell UART"). Its reference manual (TRM) is ARM DDI 0183.
+
+mod node;
+mod quiesce;
+
+use std::time::Duration;
+
+use super::{Binding, QuiesceError};
+use crate::vfio::node::Draft;
+use crate::vfio::region::Registers;
+
+/// How long what is being sent may take to leave: the whole FIFO at 9600 baud.
+const PATIENCE: Duration = Duration::from_millis(40);
+
+/// The binding of the PL011.
+#[derive(Debug)]
+pub struct Pl011;
+
+impl Binding for Pl011 {
+    fn name(&self) -> &'static str {
+        "PL011"
+    }
+
+    fn compatible(&self) -> &'static [&'static str] {
+        &["arm,pl011"]
+    }
+
+    fn quiesce(&self, regions: &[&dyn Registers]) -> Result<(), QuiesceError> {
+        let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
+        quiesce::quiesce(*registers, PATIENCE)
+    }
+
+    fn refine(&self, draft: &mut Draft) {
+        node::refine(draft);
+    }
+}

@@ -1,0 +1,69 @@
+//! What Arm's PrimeCell devices have in common: identification registers, and a guest's AMBA bus,
+//! which takes none without a clock for its registers.
+//!
+//! Documentation/devicetree/bindings/arm/primecell.yaml; Linux drivers/amba/bus.c.
+
+use super::super::node::{Clock, Draft};
+use super::super::region::{AccessError, Registers};
+
+/// Peripheral Identification Registers 0 to 3, a byte each: offsets in bytes within the first page.
+const PERIPH_ID: [u64; 4] = [0xfe0, 0xfe4, 0xfe8, 0xfec];
+
+/// What AMBA drivers call the clock of the register interface.
+pub(super) const APB_PCLK: &str = "apb_pclk";
+
+/// The rate in Hz of that clock where it isn't known. The AMBA bus doesn't ask: it switches the
+/// clock on and off, which in a guest does nothing.
+pub(super) const NOMINAL_RATE: u32 = 24_000_000;
+
+/// The device's part number in bits 11:0, its designer in 19:12, its revision and configuration
+/// above.
+///
+/// # Errors
+///
+/// The registers can't be read.
+pub(super) fn identification(registers: &dyn Registers) -> Result<u32, AccessError> {
+    let mut id = [0; 4];
+    for (byte, offset) in id.iter_mut().zip(PERIPH_ID) {
+        [*byte, ..] = registers.read32(offset)?.to_le_bytes();
+    }
+    Ok(u32::from_le_bytes(id))
+}
+
+/// Whether an [`identification`] is that of a part by Arm (designer 0x41), of any revision.
+pub(super) fn is_part(identification: u32, part: u32) -> bool {
+    identification & 0x000f_ffff == 0x0004_1000 | part
+}
+
+/// Puts the device on the guest's AMBA bus. A host that has it on its platform bus, for
+/// vfio-platform, leaves `arm,primecell` out; the drivers in guests are the AMBA bus's.
+pub(super) fn put_on_amba(draft: &mut Draft) {
+    let primecell = "arm,primecell";
+    if !draft.compatible.iter().any(|string| string == primecell) {
+        draft.compatible.push(primecell.to_owned());
+    }
+}
+
+/// Whether one of the clocks is the register interface's.
+pub(super) fn has_apb_clock(clocks: &[Clock]) -> bool {
+    clocks.iter().any(|clock| clock.name.as_deref() == Some(APB_PCLK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_part_and_its_designer_are_looked_at() {
+        for (id, part, expected) in [
+            (0x0004_1330, 0x330, true),
+            (0x0034_1330, 0x330, true),
+            (0x0004_1080, 0x330, false),
+            (0x0014_1011, 0x011, true),
+            (0x0018_0011, 0x011, false),
+            (0, 0, false),
+        ] {
+            assert_eq!(is_part(id, part), expected, "{id:#x}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What a person can say of the guest's node.
+
+use std::path::PathBuf;
+
+use boot::fdt::host::SYSTEM_CLOCKS;
+
+/// What a person says of the guest's node; the default leaves it to the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeOptions {
+    /// Its name without the address.
+    pub name: Option<String>,
+    /// Its `compatible`, the most specific first; empty for the host's.
+    pub compatible: Vec<String>,
+    /// Rates in Hz of clocks, by the clock's name or number, with the node's path before it where
+    /// the clock is of a node below the device's (`phy/ref`).
+    pub clock_rates: Vec<(String, u32)>,
+    /// Properties that it is to be without, and nodes below it, by their paths.
+    pub drop: Vec<String>,
+    /// The directory with the rates of the host's clocks.
+    pub rates: PathBuf,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self {
+            name: None,
+            compatible: Vec::new(),
+            clock_rates: Vec::new(),
+            drop: Vec::new(),
+            rates: PathBuf::from(SYSTEM_CLOCKS),
+        }
+    }
+}
+
+/// A node that can't be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// Clocks whose rates aren't known.
+    #[error(
+        "the host's device tree and debugfs don't tell the rate of its {}",
+        clocks_named(clocks)
+    )]
+    UnknownRates {
+        /// Their names for the option.
+        clocks: Vec<String>,
+    },
+    /// A rate for a clock that isn't there.
+    #[error("it has no clock {wanted}")]
+    NoClock {
+        /// What was given.
+        wanted: String,
+        /// What there is.
+        clocks: Vec<String>,
+    },
+    /// Something to drop that isn't there.
+    #[error("its node has no {wanted} to drop")]
+    Nothing {
+        /// What was given.
+        wanted: String,
+    },
+    /// A name that a node can't have.
+    #[error("a device tree node can't be named {name:?}")]
+    Name {
+        /// The name.
+        name: String,
+    },
+}
+
+impl NodeError {
+    /// What mends it, for the device called `device`.
+    pub fn help(&self, device: &str) -> String {
+        match self {
+            Self::UnknownRates { clocks } => {
+                let rates: Vec<String> =
+                    clocks.iter().map(|clock| format!(",clock-rate={clock}:HZ")).collect();
+                format!(
+                    "--vfio-platform {device}{} (its driver's documentation, or \
+                     /sys/kernel/debug/clk/clk_summary while that runs, has them)",
+                    rates.concat()
+                )
+            }
+            Self::NoClock { clocks, .. } if clocks.is_empty() => "it has no clocks".to_owned(),
+            Self::NoClock { clocks, .. } => format!("it has these: {}", clocks.join(" ")),
+            Self::Nothing { .. } => {
+                format!("strait run --dry-run --vfio-platform {device} shows what it has")
+            }
+            Self::Name { .. } => {
+                "names consist of the characters a-z A-Z 0-9 , . _ + -, without an address"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+fn clocks_named(clocks: &[String]) -> String {
+    match clocks {
+        [one] => format!("clock {one}"),
+        many => format!("clocks {}", many.join(", ")),
+    }
+}

@@ -1,0 +1,125 @@
+//! The addresses of a device's children: which of them are among its registers, and so in the guest.
+
+use std::ops::Range;
+
+use boot::fdt::host::{BusCells, BusRange, HostError, HostNode, Ranges};
+
+/// A part of a region as the device's children address it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    /// Its address on the device's own bus.
+    child: u64,
+    /// Its size in bytes.
+    size: u64,
+    /// The region.
+    region: usize,
+    /// Where in the region it begins, in bytes.
+    offset: u64,
+}
+
+/// What of a device's own bus is in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Windows {
+    cells: BusCells,
+    windows: Vec<Window>,
+}
+
+impl Windows {
+    /// The windows of a node with `ranges`; `reg` is where its registers are on the bus that it is
+    /// on, whose addresses have `above` cells. `None` if it has no `ranges`.
+    ///
+    /// # Errors
+    ///
+    /// Its addresses are malformed, or wider than 64 bits as those of PCI.
+    pub(super) fn of(
+        host: &HostNode,
+        reg: &[Range<u64>],
+        above: u32,
+    ) -> Result<Option<Self>, HostError> {
+        let cells = host.child_cells()?;
+        let windows = match host.ranges(above)? {
+            Ranges::None => return Ok(None),
+            Ranges::Same => reg
+                .iter()
+                .enumerate()
+                .map(|(region, reg)| Window {
+                    child: reg.start,
+                    size: reg.end.saturating_sub(reg.start),
+                    region,
+                    offset: 0,
+                })
+                .collect(),
+            Ranges::Entries(entries) => entries
+                .iter()
+                .flat_map(|entry| {
+                    let regions = reg.iter().enumerate();
+                    regions.filter_map(|(region, reg)| {
+                        let (child, part) = overlap(entry, reg)?;
+                        let offset = part.start.checked_sub(reg.start)?;
+                        let size = part.end.checked_sub(part.start)?;
+                        Some(Window { child, size, region, offset })
+                    })
+                })
+                .collect(),
+        };
+        Ok(Some(Self { cells, windows }))
+    }
+
+    /// The addresses on the device's own bus that are in the guest.
+    pub(super) fn covered(&self) -> Vec<Range<u64>> {
+        let covered = self.windows.iter();
+        covered.map(|window| window.child..window.child.saturating_add(window.size)).collect()
+    }
+
+    /// `ranges` for the guest, where each region is at one of `gpas`, and addresses have two cells.
+    pub(super) fn cells(&self, gpas: &[u64]) -> Vec<u32> {
+        let mut cells = Vec::new();
+        for window in &self.windows {
+            let Some(gpa) = gpas.get(window.region) else { continue };
+            push(&mut cells, window.child, self.cells.address);
+            push(&mut cells, gpa.saturating_add(window.offset), 2);
+            push(&mut cells, window.size, self.cells.size);
+        }
+        cells
+    }
+}
+
+/// What of `covered`, on the bus that a node is on, its own children address by its `ranges`.
+pub(super) fn below(ranges: &Ranges, covered: &[Range<u64>]) -> Option<Vec<Range<u64>>> {
+    match ranges {
+        Ranges::None => None,
+        Ranges::Same => Some(covered.to_vec()),
+        Ranges::Entries(entries) => Some(
+            entries
+                .iter()
+                .flat_map(|entry| covered.iter().filter_map(|reg| overlap(entry, reg)))
+                .map(|(child, part)| {
+                    child..child.saturating_add(part.end.saturating_sub(part.start))
+                })
+                .collect(),
+        ),
+    }
+}
+
+/// Whether all of `range` is in one of `covered`.
+pub(super) fn covers(covered: &[Range<u64>], range: &Range<u64>) -> bool {
+    covered.iter().any(|whole| whole.start <= range.start && range.end <= whole.end)
+}
+
+/// The part of `range`, on the bus above, that an entry maps: its address on the bus below, and
+/// itself.
+fn overlap(entry: &BusRange, range: &Range<u64>) -> Option<(u64, Range<u64>)> {
+    let start = entry.parent.max(range.start);
+    let end = entry.parent.saturating_add(entry.size).min(range.end);
+    let child = entry.child.checked_add(start.checked_sub(entry.parent)?)?;
+    (start < end).then_some((child, start..end))
+}
+
+/// Appends a number of this many cells.
+fn push(cells: &mut Vec<u32>, number: u64, count: u32) {
+    #[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
+    let halves = [(number >> 32) as u32, number as u32];
+    // Wider numbers were refused when they were read.
+    let count = usize::try_from(count).unwrap_or_default().min(2);
+    cells.extend(halves.iter().skip(2_usize.saturating_sub(count)));
+}

@@ -1,0 +1,158 @@
+use super::super::testing::FakeDevice;
+use super::*;
+
+const PAGE: u64 = 0x1_0000;
+
+fn info(size: u64, offset: u64, mappable: bool) -> RegionInfo {
+    RegionInfo { size, offset, readable: true, writable: true, mappable }
+}
+
+/// Two regions in one file: the first mapped, the second trapped.
+fn regions() -> (Arc<FakeDevice>, [Region; 2]) {
+    let regions = vec![info(PAGE, 0, true), info(0x1000, PAGE, false)];
+    let device = Arc::new(FakeDevice::new(regions, Vec::new()));
+    let open = |index| Region::open(device.clone(), index, Some(PAGE)).unwrap();
+    let regions = [open(0), open(1)];
+    (device, regions)
+}
+
+#[test]
+fn a_region_is_mapped_if_vfio_permits_and_it_is_whole_pages() {
+    // Size, MMAP flag, page size.
+    let cases = [
+        (0x1000, true, 0x1000, true),
+        (0x1000, true, 0x1_0000, false),
+        (0x1_0000, true, 0x1_0000, true),
+        (0x1000, false, 0x1000, false),
+        (0x1800, true, 0x1000, false),
+        (0, true, 0x1000, false),
+    ];
+    for (size, flag, page, expected) in cases {
+        let found = mappable(&info(size, 0, flag), page);
+        assert_eq!(found, expected, "{size:#x} {flag} {page:#x}");
+    }
+    let (_, [mapped, trapped]) = regions();
+    assert!(mapped.mapped().is_some());
+    assert!(trapped.mapped().is_none());
+}
+
+#[test]
+fn a_region_that_cannot_be_mapped_after_all_traps() {
+    let forged = RegionInfo { offset: u64::MAX - 0xffff, ..info(PAGE, 0, true) };
+    let mut device = FakeDevice::new(Vec::new(), Vec::new());
+    device.regions.push(forged);
+    let region = Region::open(Arc::new(device), 0, Some(PAGE)).unwrap();
+    assert!(region.mapped().is_none());
+}
+
+#[test]
+fn accesses_of_every_size_reach_the_device_at_their_place() {
+    let (device, regions) = regions();
+    for (region, base) in regions.iter().zip([0, PAGE]) {
+        for size in [1usize, 2, 4, 8] {
+            let bytes: Vec<u8> = (1..=8).take(size).collect();
+            region.write(0x10, &bytes).unwrap();
+            let mut stored = vec![0; size];
+            device.file().read_exact_at(&mut stored, base + 0x10).unwrap();
+            assert_eq!(stored, bytes);
+            let mut read = vec![0; size];
+            region.read(0x10, &mut read).unwrap();
+            assert_eq!(read, bytes);
+        }
+        region.write32(0xffc, 0x0403_0201).unwrap();
+        assert_eq!(region.read32(0xffc).unwrap(), 0x0403_0201);
+        let mut byte = [0];
+        region.read(0xffc, &mut byte).unwrap();
+        assert_eq!(byte, [1], "little-endian");
+    }
+}
+
+#[test]
+fn malformed_accesses_are_refused() {
+    let (_, regions) = regions();
+    for region in &regions {
+        let end = region.size();
+        for (offset, size) in [(0, 0), (0, 3), (0, 16), (1, 2), (2, 4), (4, 8)] {
+            let mut data = vec![0; size];
+            let read = region.read(offset, &mut data);
+            assert!(matches!(read, Err(AccessError::Shape { .. })), "{offset} {size}");
+            let write = region.write(offset, &data);
+            assert!(matches!(write, Err(AccessError::Shape { .. })), "{offset} {size}");
+        }
+        for (offset, size) in [(end, 1), (end, 8), (u64::MAX - 7, 8), (u64::MAX, 1)] {
+            let mut data = vec![0; size];
+            let read = region.read(offset, &mut data);
+            assert!(matches!(read, Err(AccessError::Bounds { .. })), "{offset} {size}");
+            let write = region.write(offset, &data);
+            assert!(matches!(write, Err(AccessError::Bounds { .. })), "{offset} {size}");
+        }
+    }
+}
+
+#[test]
+fn what_vfio_forbids_is_not_tried() {
+    for mappable in [true, false] {
+        let closed = RegionInfo { readable: false, writable: false, ..info(PAGE, 0, mappable) };
+        let device = Arc::new(FakeDevice::new(vec![closed], Vec::new()));
+        let region = Region::open(device, 0, Some(PAGE)).unwrap();
+        assert!(matches!(region.read(0, &mut [0]), Err(AccessError::Forbidden("read"))));
+        assert!(matches!(region.write(0, &[0]), Err(AccessError::Forbidden("written"))));
+    }
+}
+
+#[test]
+fn a_trapped_access_that_fails_reads_as_zero() {
+    let (_, [_, region]) = regions();
+    let mut trapped = TrappedRegion::new("1.dma", Arc::new(region));
+    assert_eq!(trapped.write(8, &[1, 2, 3, 4]), Action::None);
+    let mut data = [0xff; 4];
+    trapped.read(8, &mut data);
+    assert_eq!(data, [1, 2, 3, 4]);
+    trapped.read(0x1000, &mut data);
+    assert_eq!(data, [0; 4]);
+}
+
+#[test]
+fn a_device_that_answers_with_an_error_harms_nobody() {
+    // Behind the end of the file: reading fails, and writing too, as the file is read-only.
+    let path = std::env::temp_dir().join(format!("strait-region-{}", std::process::id()));
+    std::fs::write(&path, [0; 16]).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let device = Arc::new(FakeDevice::over(file, vec![info(0x1000, 0, false)]));
+    let region = Arc::new(Region::open(device, 0, Some(0x1000)).unwrap());
+    assert!(matches!(region.read(0x800, &mut [0; 4]), Err(AccessError::Host { .. })));
+    assert!(matches!(region.write(0, &[0; 4]), Err(AccessError::Host { .. })));
+    let mut trapped = TrappedRegion::new("1.dev", region);
+    for size in [1, 2, 4, 8] {
+        let mut data = vec![0xff; size];
+        trapped.read(0x800, &mut data);
+        assert_eq!(data, vec![0; size]);
+        assert_eq!(trapped.write(0x800, &data), Action::None);
+    }
+}
+
+#[test]
+fn accesses_at_the_end_are_the_last_that_are_made() {
+    let (_, [_, region]) = regions();
+    let mut trapped = TrappedRegion::new("1.dev", Arc::new(region));
+    for size in [1_u64, 2, 4, 8] {
+        let bytes: Vec<u8> = (1..=8).take(usize::try_from(size).unwrap()).collect();
+        let mut read = bytes.clone();
+        assert_eq!(trapped.write(0x1000 - size, &bytes), Action::None);
+        trapped.read(0x1000 - size, &mut read);
+        assert_eq!(read, bytes, "the last {size}");
+        // Straddling the end, beyond it, and misaligned: nothing is read, nothing is written.
+        for offset in [0x1000 - size / 2, 0x1000, 0x1000 - size - size / 2] {
+            if size == 1 && offset < 0x1000 {
+                continue;
+            }
+            let mut nothing = vec![0xff; bytes.len()];
+            assert_eq!(trapped.write(offset, &nothing), Action::None);
+            trapped.read(offset, &mut nothing);
+            assert_eq!(nothing, vec![0; bytes.len()], "{size} at {offset:#x}");
+        }
+        trapped.read(0x1000 - size, &mut read);
+        assert_eq!(read, bytes, "unharmed");
+    }
+}

@@ -1,0 +1,169 @@
+//! What a guest is told of a device: the plan accounts for it, a person changes it.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tests::harness::{Board, DmaTest, Failure, Host, PLATFORM_DMA, Story};
+
+const NAME: &str = PLATFORM_DMA[0];
+
+/// The plan of a run with these arguments.
+fn plan(host: &Host, arguments: &str) -> Result<Value, Failure> {
+    let run = format!("strait run --kernel /k/model --dry-run --json {arguments}");
+    let text = host.sh(&run)?;
+    Ok(serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}")))
+}
+
+/// What strait refuses these arguments with.
+fn refusal(host: &Host, arguments: &str) -> Result<String, Failure> {
+    let answer = host.run(&format!("strait run --kernel /k/model --dry-run {arguments}"))?;
+    assert_ne!(answer.status, 0, "{arguments}");
+    Ok(answer.errors)
+}
+
+/// Compiles an overlay, on the machine that runs the tests.
+fn overlay(source: &str) -> Vec<u8> {
+    let mut child = Command::new("dtc")
+        .args(["-q", "-@", "-I", "dts", "-O", "dtb"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this test needs dtc: apt install device-tree-compiler");
+    let source = format!("/dts-v1/;\n/plugin/;\n{source}");
+    child.stdin.take().expect("a pipe").write_all(source.as_bytes()).expect("dtc reads");
+    let output = child.wait_with_output().expect("dtc ends");
+    assert!(output.status.success());
+    output.stdout
+}
+
+#[test]
+fn the_plan_accounts_for_every_property_of_the_hosts_node_once() -> Story {
+    let host = Board::new().boot()?;
+    host.bind(NAME)?;
+    let plan = plan(&host, &format!("--vfio-platform {NAME}"))?;
+    let device = &plan["devices"][0];
+    assert_eq!(device["name"], NAME);
+    assert_eq!(device["binding"], "PL330");
+    assert_eq!(device["regions"][0]["access"], "mapped");
+    assert_eq!(device["interrupts"].as_array().map(Vec::len), Some(9));
+    assert_eq!(device["interrupts"][8]["trigger"], "level");
+    let node = format!("/sys/bus/platform/devices/{NAME}/of_node");
+    let mut expected: Vec<String> =
+        host.sh(&format!("ls {node}"))?.lines().map(str::to_owned).collect();
+    expected.retain(|name| name != "name" && name != "phandle");
+    let properties = device["properties"].as_array().expect("a list");
+    let of_fate = |fates: &[&str]| -> Vec<String> {
+        let fitting = properties.iter().filter(|p| fates.iter().any(|fate| p["fate"] == *fate));
+        let mut paths: Vec<String> =
+            fitting.map(|p| p["path"].as_str().unwrap_or_default().to_owned()).collect();
+        paths.sort();
+        paths
+    };
+    assert_eq!(of_fate(&["kept", "rewritten", "dropped"]), expected);
+    assert_eq!(of_fate(&["dropped"]), ["iommus"]);
+    let dropped = properties.iter().filter(|p| p["fate"] == "dropped");
+    assert!(dropped.into_iter().all(|p| p["reason"].as_str().is_some_and(|r| !r.is_empty())));
+    let text =
+        host.sh(&format!("strait run --kernel /k/model --dry-run --vfio-platform {NAME}"))?;
+    for wanted in ["2c0a0000.dma, a PL330:", "dropped   iommus: the host's IOMMU", "clocks {"] {
+        assert!(text.contains(wanted), "no {wanted} in:\n{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_at_the_hosts_address_under_a_persons_names_works() -> Story {
+    let host = Board::new().boot()?;
+    host.bind(NAME)?;
+    let options = "addr=host,node-name=dmac,clock-rate=apb_pclk:1000000,drop=dma-coherent";
+    let mut guest = host.guest(&format!("--vfio-platform {NAME},{options}"))?;
+    let node = "/proc/device-tree/dmac@2c0a0000";
+    assert_eq!(guest.run(&format!("[ -e {node}/dma-coherent ]"))?.0, 1);
+    let rate = guest.sh("cat /sys/kernel/debug/clk/clock-2c0a0000_dma_clock0/clk_rate")?;
+    assert_eq!(rate.trim(), "1000000");
+    assert!(guest.interrupts()?.of("2c0a0000.dmac").len() > 8);
+    guest.sh("dmesg | grep 'Loaded driver for PL330'")?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn places_that_are_taken_are_refused_with_both_names() -> Story {
+    let host = Board::new().boot()?;
+    PLATFORM_DMA.iter().try_for_each(|name| host.bind(name))?;
+    let [first, second] = PLATFORM_DMA;
+    let cases = [
+        (format!("--vfio-platform {first},addr=0x40000000"), "RAM is"),
+        (format!("--vfio-platform {first},addr=0x8000000"), "the interrupt controller is"),
+        (format!("--vfio-platform {first},addr=0x9000000"), "the serial console is"),
+        (
+            format!("--vfio-platform {first},addr=0x2c0b0000 --vfio-platform {second},addr=host"),
+            "where region 0 of 2c0a0000.dma is, at 0x2c0b0000-0x2c0b0fff",
+        ),
+        (format!("--vfio-platform {first},addr=0x2c0a0100"), "no multiple of the host's pages"),
+        (format!("--vfio-platform {first},addr=auto:auto"), "has 1 regions"),
+    ];
+    for (arguments, expected) in cases {
+        let errors = refusal(&host, &arguments)?;
+        assert!(errors.contains(expected) && errors.contains("dma"), "{arguments}:\n{errors}");
+        assert!(errors.contains("  help: "), "{errors}");
+    }
+    // An address that no page begins at is no obstacle where nothing is mapped.
+    plan(&host, &format!("--vfio-platform {first},addr=0x2c0a0100,mmap=off"))?;
+    Ok(())
+}
+
+#[test]
+fn options_that_fit_nothing_are_refused_with_what_there_is() -> Story {
+    let host = Board::new().boot()?;
+    host.bind(NAME)?;
+    for (options, expected) in [
+        ("drop=phys", "no phys to drop"),
+        ("clock-rate=core:1", "it has these: apb_pclk"),
+        ("node-name=a@1", "can't be named"),
+        ("colour=red", "addr, quiesce, mmap, clock-rate"),
+    ] {
+        let errors = refusal(&host, &format!("--vfio-platform {NAME},{options}"))?;
+        assert!(errors.contains(expected), "{options}:\n{errors}");
+    }
+    let answer = host.run("strait run --kernel /k/model --json")?;
+    assert_eq!(answer.status, 2);
+    Ok(())
+}
+
+#[test]
+fn an_overlay_has_the_last_word() -> Story {
+    let change = overlay(
+        "&_2c0a0000_dma { clocks = <&osc>; interrupt-parent = <&gic>; label = \"mine\"; };
+         &clocks { osc: osc { compatible = \"fixed-clock\"; #clock-cells = <0>;
+                              clock-frequency = <12345678>; }; };
+         &{/chosen} { strait,test = \"first\"; };",
+    );
+    let more = overlay("&osc { clock-accuracy = <50>; }; &{/chosen} { strait,test = \"last\"; };");
+    let board = Board::new().file("tmp/a.dtbo", change).file("tmp/b.dtbo", more);
+    let host = board.file("tmp/source.dts", "/dts-v1/; /plugin/;").boot()?;
+    host.bind(NAME)?;
+    let overlays = "--dtb-overlay /tmp/a.dtbo --dtb-overlay /tmp/b.dtbo";
+    let mut guest = host.guest(&format!("--vfio-platform {NAME} {overlays}"))?;
+    let text = |guest: &mut tests::harness::Guest, path: &str| {
+        guest.sh(&format!("tr '\\0' ' ' </proc/device-tree/{path}"))
+    };
+    assert_eq!(text(&mut guest, "chosen/strait,test")?.trim(), "last");
+    assert_eq!(text(&mut guest, "dma-controller@c000000/label")?.trim(), "mine");
+    assert_eq!(guest.sh("cat /sys/kernel/debug/clk/osc/clk_rate")?.trim(), "12345678");
+    assert_eq!(guest.sh("cat /sys/kernel/debug/clk/osc/clk_accuracy")?.trim(), "50");
+    DmaTest::default().pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    // One that doesn't fit is refused, whatever is wrong with it.
+    for (arguments, expected) in [
+        ("--dtb-overlay /tmp/b.dtbo", "it refers to &osc"),
+        ("--dtb-overlay /tmp/source.dts", "dtc -@ -I dts -O dtb"),
+        ("--dtb-overlay /tmp/none", "dtb-overlay /tmp/none doesn't exist"),
+        ("--dtb-overlay /tmp", "is a directory"),
+    ] {
+        let errors = refusal(&host, arguments)?;
+        assert!(errors.contains(expected), "{arguments}:\n{errors}");
+    }
+    Ok(())
+}

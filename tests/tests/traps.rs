@@ -1,0 +1,69 @@
+//! Registers that aren't mapped into the guest: every access traps, and goes to the device.
+
+use tests::harness::{Board, DmaTest, Failure, Guest, PLATFORM_DMA, Story};
+
+/// Where the first assigned device is in the guest.
+const BASE: u64 = 0x0c00_0000;
+/// The size of its registers in bytes.
+const SIZE: u64 = 0x1000;
+
+/// What a guest reads, by one access of so many bits.
+fn read(guest: &mut Guest, offset: u64, bits: u32) -> Result<u64, Failure> {
+    let text = guest.sh(&format!("devmem {:#x} {bits}", BASE + offset))?;
+    let digits = text.trim().trim_start_matches("0x");
+    Ok(u64::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("devmem said {text:?}")))
+}
+
+#[test]
+fn a_device_works_by_traps_alone() -> Story {
+    let host = Board::new().boot()?;
+    let name = PLATFORM_DMA[0];
+    host.bind(name)?;
+    let mut guest = host.guest(&format!("--vfio-platform {name},mmap=off --stats /tmp/stats"))?;
+    assert!(guest.sh("dmesg")?.contains("Loaded driver for PL330"));
+    DmaTest::default().pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    let stats: serde_json::Value =
+        serde_json::from_str(&host.sh("cat /tmp/stats")?).expect("statistics are JSON");
+    let accesses = &stats["devices"][name];
+    assert!(accesses["reads"].as_u64() > Some(400), "{stats}");
+    assert!(accesses["writes"].as_u64() > Some(400), "{stats}");
+    Ok(())
+}
+
+#[test]
+fn accesses_of_every_size_at_every_place_have_a_defined_result() -> Story {
+    let host = Board::new().boot()?;
+    let name = PLATFORM_DMA[0];
+    host.bind(name)?;
+    // Mapped and trapped, the device answers the same.
+    let mut answers = Vec::new();
+    for mmap in ["on", "off"] {
+        let mut guest = host.guest(&format!("--vfio-platform {name},mmap={mmap}"))?;
+        let mut found = Vec::new();
+        // The identification's first register is 0x30, its second 0x13; the last word is 0xb1.
+        for (offset, bits) in [(0xfe0, 8), (0xfe0, 16), (0xfe0, 32), (0xfe4, 32), (0xffc, 32)] {
+            found.push(read(&mut guest, offset, bits)?);
+        }
+        for (offset, bits) in [(SIZE - 1, 8), (SIZE - 2, 16), (SIZE - 8, 64), (0xfe0, 64)] {
+            found.push(read(&mut guest, offset, bits)?);
+        }
+        // Behind the end there is nothing, whatever the size.
+        for bits in [8, 16, 32, 64] {
+            assert_eq!(read(&mut guest, SIZE, bits)?, 0, "{bits}");
+            guest.sh(&format!("devmem {:#x} {bits} 0xff", BASE + SIZE))?;
+        }
+        // What lies across the end, or isn't aligned, is the guest's own mistake: its CPU faults
+        // (Arm ARM, B2.15: accesses to Device memory are aligned), and the program dies of it.
+        for (offset, bits) in [(SIZE - 4, 64), (SIZE - 2, 32), (0xfe1, 32)] {
+            assert_ne!(guest.run(&format!("devmem {:#x} {bits}", BASE + offset))?.0, 0);
+        }
+        assert_eq!(guest.power_off()?, 0, "and everything else goes on");
+        answers.push(found);
+    }
+    let [mapped, trapped] = answers.as_slice() else { panic!("{answers:x?}") };
+    assert_eq!(mapped, trapped);
+    assert_eq!(mapped.get(..5), Some(&[0x30, 0x30, 0x30, 0x13, 0xb1][..]));
+    assert_eq!(mapped.last(), Some(&0x13_0000_0030));
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! A second kind of device: a guest's port, or its console, is a PL011 that belongs to it.
+
+use sha2::{Digest, Sha256};
+use tests::harness::{Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, Story, UART};
+
+/// As much as must go each way.
+const LENGTH: usize = 100 << 10;
+
+/// Bytes that no two neighbours share, each value among them.
+fn noise() -> Vec<u8> {
+    let mut state = 0x2c0e_0000_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    (0..LENGTH).map(|_| next()).collect()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A guest whose second port is the UART, with this beside it.
+fn guest(host: &Host, arguments: &str) -> Result<Guest, Failure> {
+    host.bind(UART)?;
+    let mut guest = host.guest(&format!("--vfio-platform {UART} {arguments}"))?;
+    assert!(guest.sh("dmesg")?.contains("is a PL011"), "{}", guest.sh("dmesg")?);
+    guest.sh("stty -F /dev/ttyAMA0 115200 raw -echo")?;
+    Ok(guest)
+}
+
+/// How often the UART's interrupt was handled.
+fn interrupts(guest: &mut Guest) -> Result<u64, Failure> {
+    Ok(guest.interrupts()?.of("uart-pl011").iter().sum())
+}
+
+#[test]
+fn what_a_guest_says_arrives_and_what_is_typed_arrives_by_interrupt() -> Story {
+    let host = Board::new().uart().boot()?;
+    let mut uart = host.uart()?;
+    let mut guest = guest(&host, "")?;
+    guest.sh("echo here is the guest >/dev/ttyAMA0")?;
+    uart.wait_for("here is the guest\n")?;
+    let before = interrupts(&mut guest)?;
+    guest.begin("exec 3</dev/ttyAMA0; echo ready >/dev/ttyAMA0; head -n 1 <&3")?;
+    uart.wait_for("ready\n")?;
+    uart.send("a line from outside\n")?;
+    assert_eq!(guest.finish()?, (0, "a line from outside".into()));
+    assert!(interrupts(&mut guest)? > before);
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_hundred_kibibytes_each_way_arrive_whole_while_a_dma_controller_works() -> Story {
+    let host = Board::new().uart().boot()?;
+    let mut uart = host.uart()?;
+    host.bind(PLATFORM_DMA[0])?;
+    let mut guest = guest(&host, &format!("--vfio-platform {}", PLATFORM_DMA[0]))?;
+    let noise = noise();
+
+    // Out: what the guest makes by itself is known here.
+    let wanted: String = (1..).map(|n| format!("{n}\n")).take(20_000).collect();
+    let wanted = wanted.as_bytes().get(..LENGTH).expect("it is longer");
+    let test = DmaTest { copies: 100, ..DmaTest::default() };
+    guest.begin(&format!(
+        "seq 1 20000 | head -c {LENGTH} >/dev/ttyAMA0 & {}; wait",
+        test.command()
+    ))?;
+    assert!(uart.receive(LENGTH)? == wanted, "what the guest sent came changed");
+    let (status, text) = guest.finish()?;
+    assert_eq!(status, 0, "{text}");
+    assert!(test.check(&text).is_ok(), "{text}");
+
+    // In: any bytes, as fast as the UART takes them.
+    guest.begin(&format!(
+        "exec 3</dev/ttyAMA0; echo ready >/dev/ttyAMA0; head -c {LENGTH} <&3 | sha256sum"
+    ))?;
+    uart.wait_for("ready\n")?;
+    uart.send(&noise)?;
+    let (status, text) = guest.finish()?;
+    assert_eq!((status, text.split(' ').next()), (0, Some(sha256(&noise).as_str())));
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_guests_console_is_the_uart() -> Story {
+    let host = Board::new().uart().boot()?;
+    let mut uart = host.uart()?;
+    host.bind(UART)?;
+    let launch = Launch::model()
+        .cmdline("console=ttyAMA0")
+        .with(&format!("--console off --vfio-platform {UART},addr=host"));
+    let strait = host.strait(&launch.arguments())?;
+    uart.wait_for("GUEST READY: shell")?;
+    uart.send("echo $((6 * 7)) is the answer\n")?;
+    uart.wait_for("42 is the answer")?;
+    uart.send("echo ends now >/dev/console; poweroff -f\n")?;
+    assert_eq!(strait.exit_status()?, 0);
+    uart.wait_for("ends now")?;
+    Ok(())
+}
+
+#[test]
+fn the_next_guest_finds_a_uart_that_is_still() -> Story {
+    let host = Board::new().uart().boot()?;
+    let mut uart = host.uart()?;
+    let mut first = guest(&host, "")?;
+    // Its interrupts are on, and characters wait in it, when it is killed.
+    first.begin("cat /dev/ttyAMA0 >/dev/null")?;
+    uart.send("never read")?;
+    first.process().signal(9)?;
+    assert_eq!(first.exit_status()?, 128 + 9);
+    let mut second = host.guest(&format!("--vfio-platform {UART} --log-level info"))?;
+    second.sh("stty -F /dev/ttyAMA0 115200 raw -echo")?;
+    second.begin("exec 3</dev/ttyAMA0; echo ready >/dev/ttyAMA0; head -c 3 <&3")?;
+    uart.wait_for("ready\n")?;
+    uart.send("new")?;
+    assert_eq!(second.finish()?, (0, "new".into()));
+    assert!(second.process().output().contains("quiesced: ByBinding(\"PL011\")"));
+    assert_eq!(second.power_off()?, 0);
+    Ok(())
+}

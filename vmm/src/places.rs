@@ -1,0 +1,224 @@
+//! Where things are in the guest's address space, and which interrupts are whose.
+
+use std::ops::Range;
+
+use arch::layout;
+use boot::layout::Ram;
+use devices::irq::Spi;
+
+/// Regions are at least this far apart: the largest page of any host, since a page of the guest's
+/// address space belongs to one region only.
+const REGION_ALIGNMENT: u64 = 64 << 10;
+
+/// Larger regions are aligned so that KVM can map them in blocks of this size.
+const BLOCK: u64 = 2 << 20;
+
+/// The address space that every KVM VM has, in bytes (Documentation/virt/kvm/api.rst, 4.2
+/// KVM_CREATE_VM: 40 bits unless asked for otherwise).
+const ADDRESSES: u64 = 1 << 40;
+
+/// What has been given away of the guest's address space and interrupts.
+#[derive(Debug)]
+pub struct Places {
+    taken: Vec<(Range<u64>, String)>,
+    next_spi: u32,
+}
+
+/// Why something can't be where it should.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlaceError {
+    /// Something else is there.
+    #[error("it would be at {}, where {other} is, at {}", show(range), show(other_range))]
+    Taken {
+        /// Where it should be (GPA).
+        range: Range<u64>,
+        /// What is there.
+        other: String,
+        /// Where that is (GPA).
+        other_range: Range<u64>,
+    },
+    /// There is no such address.
+    #[error("{start:#x} and {size:#x} bytes from there are beyond what a guest can address")]
+    Beyond {
+        /// Where it should be (GPA).
+        start: u64,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A mapped region isn't at a page.
+    #[error("{start:#x} is no multiple of the host's pages of {page:#x} bytes")]
+    Misaligned {
+        /// Where it should be (GPA).
+        start: u64,
+        /// The size of the host's pages in bytes.
+        page: u64,
+    },
+    /// Nothing is left.
+    #[error("nothing of that size is free between {}", show(&layout::PLATFORM))]
+    Full,
+}
+
+impl Places {
+    /// The machine without assigned devices, with this RAM, and with or without its serial port.
+    pub fn new(ram: Ram, serial: bool) -> Self {
+        // All that either GIC takes: which it is isn't known while planning.
+        let gic = layout::GIC_DIST.start..layout::GIC_REDIST.end;
+        let mut taken = vec![
+            (gic, "the interrupt controller".to_owned()),
+            (layout::RTC, "the RTC".to_owned()),
+            (layout::PANIC, "the panic device".to_owned()),
+            (ram.base..ram.end(), "RAM".to_owned()),
+        ];
+        if serial {
+            taken.push((layout::SERIAL, "the serial console".to_owned()));
+        }
+        Self { taken, next_spi: layout::spi::PLATFORM }
+    }
+
+    /// Takes `size` bytes at `start` (GPA) for what is called `name`; `page` is what `start` must
+    /// be a multiple of, where that matters.
+    ///
+    /// # Errors
+    ///
+    /// They can't be had.
+    pub fn take(
+        &mut self,
+        start: u64,
+        size: u64,
+        page: Option<u64>,
+        name: String,
+    ) -> Result<(), PlaceError> {
+        if let Some(page) = page.filter(|page| !start.is_multiple_of(*page)) {
+            return Err(PlaceError::Misaligned { start, page });
+        }
+        let end = start.checked_add(size.max(1)).filter(|end| *end <= ADDRESSES);
+        let range = start..end.ok_or(PlaceError::Beyond { start, size })?;
+        if let Some((other_range, other)) = self.taken_in(&range) {
+            let (other, other_range) = (other.clone(), other_range.clone());
+            return Err(PlaceError::Taken { range, other, other_range });
+        }
+        self.taken.push((range, name));
+        Ok(())
+    }
+
+    /// Takes `size` bytes anywhere for what is called `name`, and says where (GPA).
+    ///
+    /// # Errors
+    ///
+    /// Nothing is left.
+    pub fn take_any(&mut self, size: u64, name: String) -> Result<u64, PlaceError> {
+        let alignment =
+            size.checked_next_power_of_two().unwrap_or(BLOCK).clamp(REGION_ALIGNMENT, BLOCK);
+        let room =
+            size.max(1).checked_next_multiple_of(REGION_ALIGNMENT).ok_or(PlaceError::Full)?;
+        let mut start = layout::PLATFORM.start;
+        loop {
+            let end = start.checked_add(room).filter(|end| *end <= layout::PLATFORM.end);
+            let range = start..end.ok_or(PlaceError::Full)?;
+            let Some((taken, _)) = self.taken_in(&range) else {
+                self.taken.push((range, name));
+                return Ok(start);
+            };
+            start = taken.end.checked_next_multiple_of(alignment).ok_or(PlaceError::Full)?;
+        }
+    }
+
+    /// The next free interrupt.
+    pub fn spi(&mut self) -> Option<Spi> {
+        let spi = Some(Spi(self.next_spi)).filter(|spi| spi.0 < layout::spi::END);
+        self.next_spi = self.next_spi.saturating_add(1);
+        spi
+    }
+
+    /// What overlaps this range.
+    fn taken_in(&self, range: &Range<u64>) -> Option<&(Range<u64>, String)> {
+        self.taken.iter().find(|(taken, _)| taken.start < range.end && range.start < taken.end)
+    }
+}
+
+/// Both ends of a range, the last within it.
+fn show(range: &Range<u64>) -> String {
+    format!("{:#x}-{:#x}", range.start, range.end.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAM: Ram = Ram { base: layout::RAM_START, size: 1 << 30 };
+
+    #[test]
+    fn regions_are_placed_apart_and_aligned() {
+        let mut places = Places::new(RAM, true);
+        let sizes = [0x1000, 0x1000, 0x2_0000, 0x50_0000, 0, 1];
+        let mut taken: Vec<Range<u64>> = Vec::new();
+        for size in sizes {
+            let gpa = places.take_any(size, String::new()).unwrap();
+            assert!(gpa.is_multiple_of(REGION_ALIGNMENT), "{gpa:#x}");
+            let range = gpa..gpa + size.max(1).next_multiple_of(REGION_ALIGNMENT);
+            assert!(taken.iter().all(|r| r.end <= range.start || range.end <= r.start));
+            assert!(layout::PLATFORM.start <= range.start && range.end <= layout::PLATFORM.end);
+            taken.push(range);
+        }
+        assert!(places.take_any(1 << 30, String::new()) == Err(PlaceError::Full));
+        assert!(places.take_any(u64::MAX, String::new()) == Err(PlaceError::Full));
+    }
+
+    #[test]
+    fn what_is_placed_anywhere_avoids_what_has_its_place() {
+        let mut places = Places::new(RAM, true);
+        let first = layout::PLATFORM.start;
+        places.take(first + 0x1000, 0x1000, Some(0x1000), "fixed".into()).unwrap();
+        // Not even in the same page of a host with large ones.
+        assert_eq!(places.take_any(0x1000, String::new()), Ok(first + REGION_ALIGNMENT));
+    }
+
+    #[test]
+    fn an_overlap_names_both_and_their_places() {
+        let cases = [
+            (0x4000_0000, 0x1000, "RAM"),
+            (0x3fff_f000, 0x1001, "RAM"),
+            (0x7fff_ffff, 1, "RAM"),
+            (0x0800_0000, 0x1000, "the interrupt controller"),
+            (0x0900_0000, 0x1000, "the serial console"),
+            (0x0901_0fff, 1, "the RTC"),
+            (0x0902_0000, 1, "the panic device"),
+            (0x0c00_0800, 0x1000, "another"),
+        ];
+        for (start, size, expected) in cases {
+            let mut places = Places::new(RAM, true);
+            places.take(0x0c00_0000, 0x1000, None, "another".into()).unwrap();
+            let error = places.take(start, size, None, "new".into()).unwrap_err();
+            let PlaceError::Taken { other, .. } = &error else { panic!("{error}") };
+            assert_eq!(other, expected);
+            assert!(error.to_string().contains(&format!("{start:#x}-")), "{error}");
+        }
+        for start in [0x2c0a_0000, 0x8000_0000, 0, 0x0c00_1000] {
+            let mut places = Places::new(RAM, true);
+            places.take(0x0c00_0000, 0x1000, None, "another".into()).unwrap();
+            places.take(start, 0x1000, Some(0x1000), "new".into()).unwrap();
+        }
+        Places::new(RAM, false).take(0x0900_0000, 0x1000, None, "new".into()).unwrap();
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_are_refused() {
+        let mut places = Places::new(RAM, true);
+        let take =
+            |places: &mut Places, start, size, page| places.take(start, size, page, "new".into());
+        for (start, size) in [(u64::MAX, 1), (u64::MAX, 0), (1 << 40, 1), ((1 << 40) - 1, 2)] {
+            let error = take(&mut places, start, size, None);
+            assert_eq!(error, Err(PlaceError::Beyond { start, size }));
+        }
+        let error = take(&mut places, 0x2c0a_1000, 0x1_0000, Some(0x1_0000));
+        assert_eq!(error, Err(PlaceError::Misaligned { start: 0x2c0a_1000, page: 0x1_0000 }));
+    }
+
+    #[test]
+    fn interrupts_come_to_an_end() {
+        let mut places = Places::new(RAM, true);
+        let count = std::iter::from_fn(|| places.spi()).count();
+        assert_eq!(u32::try_from(count), Ok(layout::spi::END - layout::spi::PLATFORM));
+        assert_eq!(places.spi(), None);
+    }
+}
