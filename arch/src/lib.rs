@@ -25,7 +25,7 @@ mod vm;
 pub use self::{
     cpus::{cpus_node, pmu_node, psci_node, timer_node},
     error::Error,
-    memory::{GuestRam, memory_node},
+    memory::{GuestRam, SmallPages, memory_node},
     vcpu::{Boot, ImmediateExit, Vcpu},
     vm::Vm,
 };

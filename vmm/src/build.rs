@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arch::gic::{Gic, Version};
-use arch::{Boot, GuestRam, Vcpu, Vm, layout};
+use arch::{Boot, GuestRam, SmallPages, Vcpu, Vm, layout};
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
@@ -189,6 +189,17 @@ pub fn load(
 /// The host has no room for it.
 pub fn ram(plan: &MachinePlan) -> Result<GuestRam, Error> {
     Ok(GuestRam::new(plan.ram.size)?)
+}
+
+/// Small pages while RAM is filled, where they suffice. With an assigned device all of RAM is
+/// pinned, and best in as few pieces as can be.
+pub fn pages(plan: &MachinePlan) -> Option<SmallPages> {
+    if !plan.assigned.devices().is_empty() {
+        return None;
+    }
+    let BootLayout { kernel, dtb, initrd } = &plan.boot;
+    let end = initrd.as_ref().map_or(*dtb, |initrd| initrd.end).max(kernel.end);
+    SmallPages::for_little(end.saturating_sub(layout::RAM_START))
 }
 
 fn seed() -> Result<Seed, Error> {

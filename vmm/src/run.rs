@@ -63,7 +63,9 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
         stats::check_path(path)?;
     }
     let ram = build::ram(&plan)?;
+    let pages = build::pages(&plan);
     build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;
+    drop(pages);
     let mut board = build::board(plan.console, &core.vm, &over)?;
     plan.assigned.attach(&mut core.vm, &core.gic, &ram, &mut board.bus)?;
     core.vm.add_ram(ram)?;
