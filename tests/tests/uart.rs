@@ -45,7 +45,7 @@ fn what_a_guest_says_arrives_and_what_is_typed_arrives_by_interrupt() -> Story {
     guest.begin("exec 3</dev/ttyAMA0; echo ready >/dev/ttyAMA0; head -n 1 <&3")?;
     uart.wait_for("ready\n")?;
     uart.send("a line from outside\n")?;
-    assert_eq!(guest.finish()?, (0, "a line from outside".into()));
+    assert_eq!(guest.finish()?, (0, "a line from outside\n".into()));
     assert!(interrupts(&mut guest)? > before);
     assert_eq!(guest.power_off()?, 0);
     Ok(())
@@ -79,7 +79,7 @@ fn a_hundred_kibibytes_each_way_arrive_whole_while_a_dma_controller_works() -> S
     uart.wait_for("ready\n")?;
     uart.send(&noise)?;
     let (status, text) = guest.finish()?;
-    assert_eq!((status, text.split(' ').next()), (0, Some(sha256(&noise).as_str())));
+    assert!(status == 0 && text.contains(&sha256(&noise)), "what came was changed: {text}");
     assert_eq!(guest.power_off()?, 0);
     Ok(())
 }

@@ -9,8 +9,9 @@ pub(super) const DEPTH_MAX: usize = 64;
 /// The first number given to a node that has none of its own.
 ///
 /// Compilers number from 1. A node copied from a host keeps its number, and a property of it may
-/// hold a host's phandle that nobody knows to be one: none of those leads to another node here.
-pub const FIRST: u32 = 0x1000_0000;
+/// hold a host's phandle that nobody knows to be one: none of those leads to another node here. Nor
+/// does a number of another kind look like one of these: it isn't round.
+pub const FIRST: u32 = 0x1d00_0001;
 
 /// The largest phandle: the next is -1, which stands for none.
 const LAST: u32 = u32::MAX - 1;

@@ -14,7 +14,7 @@ pub struct HostProperty {
     pub bytes: Vec<u8>,
 }
 
-/// A node: its properties and children, each sorted by name.
+/// A node: its properties, sorted by name, and its children, sorted by name and number.
 ///
 /// `name` and the phandle aren't among the properties.
 #[derive(Clone, Debug, PartialEq, Eq)]

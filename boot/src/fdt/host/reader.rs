@@ -1,5 +1,6 @@
 //! Directories and files of sysfs → nodes (Linux `drivers/of/kobj.c`).
 
+use std::cmp::Ordering;
 use std::fs::{self, File, FileType};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ pub(super) struct Reader {
     bytes_left: u64,
 }
 
-/// What a directory of the tree holds, each list sorted by name.
+/// What a directory of the tree holds, each list sorted by name; children so that `queue10` comes
+/// behind `queue9`, for drivers number such by their order, and sysfs doesn't keep that.
 pub(super) struct Listing {
     /// Files: the node's properties.
     pub(super) properties: Vec<String>,
@@ -139,7 +141,7 @@ impl Listing {
             listing.list(kind).ok_or_else(|| HostError::Strange { path: entry.path() })?.push(name);
         }
         listing.properties.sort_unstable();
-        listing.children.sort_unstable();
+        listing.children.sort_unstable_by(|a, b| by_number(tree_name(a), tree_name(b)));
         Ok(listing)
     }
 
@@ -156,6 +158,23 @@ impl Listing {
     }
 }
 
+/// The order of nodes' names, in which numbers, and unit addresses, count as such.
+fn by_number(a: &str, b: &str) -> Ordering {
+    let parts = |name: &str| {
+        let (base, unit) = name.split_once('@').unwrap_or((name, ""));
+        let digits = base.bytes().rev().take_while(u8::is_ascii_digit).count();
+        let (stem, number) = base.split_at(base.len().saturating_sub(digits));
+        (stem.to_owned(), by_value(number), by_value(unit))
+    };
+    parts(a).cmp(&parts(b)).then_with(|| a.cmp(b))
+}
+
+/// What orders numbers of any length and base.
+fn by_value(number: &str) -> (usize, String) {
+    let digits = number.trim_start_matches('0');
+    (digits.len(), digits.to_owned())
+}
+
 /// A directory's name as the tree has it: where a property has the same name, Linux appends `#1`
 /// (`safe_name`), and `#` can't be part of a node's name.
 pub(super) fn tree_name(directory: &str) -> &str {
@@ -170,4 +189,30 @@ pub(super) fn tree_name(directory: &str) -> &str {
 /// The directory at `path` without symbolic links.
 pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     fs::canonicalize(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::by_number;
+
+    #[test]
+    fn numbers_and_addresses_count_as_such() {
+        let sorted = [
+            "a@9",
+            "a@10",
+            "a@f0000000",
+            "a@100000000",
+            "queue",
+            "queue0",
+            "queue2",
+            "queue10",
+            "queue10@1",
+            "queue-10",
+            "z",
+        ];
+        let mut names = sorted.to_vec();
+        names.reverse();
+        names.sort_unstable_by(|a, b| by_number(a, b));
+        assert_eq!(names, sorted);
+    }
 }

@@ -16,6 +16,9 @@ pub(super) enum Kind {
     /// Phandles, each followed by as many cells as its node's property of the first name says. If
     /// one leads out of the device, the guest can't have it, for the second reason.
     List(&'static str, &'static str),
+    /// Phandles, each followed by as many cells. If one leads out of the device, the guest can't
+    /// have it, for this reason.
+    Groups(usize, &'static str),
     /// A phandle, or several, with or without cells behind. If the first leads out of the device,
     /// the guest can't have it, for this reason.
     Phandles(&'static str),
@@ -25,7 +28,7 @@ pub(super) enum Kind {
     With(&'static str),
 }
 
-use Kind::{Likely, List, Made, Never, Phandles, Plain, With};
+use Kind::{Groups, Likely, List, Made, Never, Phandles, Plain, With};
 
 const IOMMU: &str = "the host's IOMMU stays the host's; the guest's addresses are what it maps";
 const CONTROLLER: &str = "it refers to a controller that stays the host's";
@@ -55,7 +58,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("dma-names", With("dmas")),
     ("dma-ranges", Never(MEMORY)),
     ("dmas", List("#dma-cells", CONTROLLER)),
-    ("gpio-ranges", List("#gpio-range-cells", PINS)),
+    ("gpio-ranges", Groups(3, PINS)),
     ("gpio-ranges-group-names", With("gpio-ranges")),
     ("hwlock-names", With("hwlocks")),
     ("hwlocks", List("#hwlock-cells", CONTROLLER)),
@@ -126,7 +129,11 @@ pub(super) fn kind(name: &str) -> Kind {
     if name.ends_with("-supply") {
         return Phandles(POWER);
     }
-    if matches!(name, "gpio" | "gpios") || name.ends_with("-gpio") || name.ends_with("-gpios") {
+    let gpios = ["gpio", "gpios"].iter().any(|end| {
+        name.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('-'))
+    });
+    // How many there are is a number.
+    if gpios && !name.ends_with("nr-gpios") {
         return List("#gpio-cells", PINS);
     }
     if SCHEMAS.lines().any(|known| known == name) || sounds_like_phandle(name) {
@@ -163,6 +170,9 @@ mod tests {
             ("pinctrl-names", With("pinctrl-0")),
             ("reset-gpios", List("#gpio-cells", PINS)),
             ("cs-gpio", List("#gpio-cells", PINS)),
+            ("gpios", List("#gpio-cells", PINS)),
+            ("snps,nr-gpios", Plain),
+            ("gpio-ranges", Groups(3, PINS)),
             ("snps,axi-config", Likely(NODES)),
             ("rockchip,grf", Likely(NODES)),
             ("vendor,top-grf", Likely(NODES)),

@@ -89,7 +89,11 @@ impl<'a> Copier<'a> {
             Kind::Plain => Ok(property.value()),
             Kind::Made => return None,
             Kind::Never(reason) => Err(reason.to_owned()),
+            // A line that the GPIO controller above holds: numbers without its phandle
+            // (Documentation/devicetree/bindings/gpio/gpio.txt, "gpio-hog").
+            Kind::List(..) if name == "gpios" && host.has("gpio-hog") => Ok(property.value()),
             Kind::List(count, reason) => self.list(host, name, count, reason),
+            Kind::Groups(cells, reason) => self.groups(property, cells, reason),
             Kind::Phandles(reason) => self.phandles(property, reason, true),
             Kind::Likely(reason) => self.phandles(property, reason, false),
             Kind::With(other) => {
@@ -125,6 +129,25 @@ impl<'a> Copier<'a> {
             cells.extend(reference.arguments.into_iter().map(Cell::U32));
         }
         Ok(if cells.is_empty() { Value::Empty } else { Value::Cells(cells) })
+    }
+
+    /// Phandles, each followed by as many cells.
+    fn groups(
+        &self,
+        property: &HostProperty,
+        arguments: usize,
+        reason: &str,
+    ) -> Result<Value, String> {
+        let (cells, _) = property.bytes.as_chunks();
+        let cells: Vec<u32> = cells.iter().map(|cell| u32::from_be_bytes(*cell)).collect();
+        let mut own = Vec::with_capacity(cells.len());
+        for group in cells.chunks(arguments.saturating_add(1)) {
+            let (phandle, rest) = group.split_first().ok_or_else(|| reason.to_owned())?;
+            let label = self.inside.get(phandle).ok_or_else(|| reason.to_owned())?;
+            own.push(Cell::Ref(label.clone()));
+            own.extend(rest.iter().map(|cell| Cell::U32(*cell)));
+        }
+        Ok(if own.is_empty() { property.value() } else { Value::Cells(own) })
     }
 
     /// Phandles among other cells, the first of which is one, surely or only if a node has it.

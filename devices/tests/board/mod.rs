@@ -1,0 +1,158 @@
+//! A board's compiled device tree, laid out as Linux shows it, and guests' nodes made of it.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use boot::fdt::host::{HostNode, HostTree};
+use boot::fdt::{Node, from_blob};
+use devices::irq::{Spi, Trigger};
+use devices::vfio::bindings;
+use devices::vfio::node::{Draft, GuestNodes, NodeError, NodeOptions};
+
+/// The rate in Hz that clocks get whose rates nobody knows.
+pub const SOME_RATE: u32 = 100_000_000;
+
+/// A board's tree in a directory of its own, gone when dropped.
+pub struct Unflattened {
+    directory: PathBuf,
+    /// The tree, as strait reads a host's.
+    pub tree: HostTree,
+}
+
+impl Unflattened {
+    /// Of a blob.
+    pub fn of(blob: &[u8]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("strait-board-{}-{number}", std::process::id());
+        // Thousands of small files are better off in memory.
+        let shared = Path::new("/dev/shm");
+        let place = if shared.is_dir() { shared.to_owned() } else { std::env::temp_dir() };
+        let directory = place.join(name);
+        let root = from_blob(blob).unwrap_or_else(|error| panic!("{error}"));
+        write(&root, &directory);
+        let tree = HostTree::at(&directory).unwrap();
+        Self { directory, tree }
+    }
+}
+
+impl Drop for Unflattened {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Lays a node out as a directory (Linux drivers/of/kobj.c).
+fn write(node: &Node, directory: &Path) {
+    fs::create_dir_all(directory).unwrap();
+    for property in node.properties() {
+        let bytes = property.value.to_bytes().unwrap();
+        fs::write(directory.join(&property.name), bytes).unwrap();
+    }
+    if let Some(phandle) = node.get_phandle() {
+        fs::write(directory.join("phandle"), phandle.to_be_bytes()).unwrap();
+    }
+    for child in node.children() {
+        let taken = directory.join(child.name()).exists();
+        let name = if taken { format!("{}#1", child.name()) } else { child.name().to_owned() };
+        write(child, &directory.join(name));
+    }
+}
+
+/// What a guest gets of a device, with places for all that the device has.
+pub fn guest_nodes(tree: &HostTree, host: &HostNode, device: &str) -> GuestNodes {
+    let rates = PathBuf::from("/nonexistent");
+    let mut options = NodeOptions { rates, ..NodeOptions::default() };
+    let draft = |options: &NodeOptions| {
+        let mut draft = Draft::of(tree, host, device, options).unwrap();
+        if let Some(binding) = bindings::find(&draft.compatible) {
+            binding.refine(&mut draft);
+        }
+        draft.apply(options).and_then(|()| draft.check()).map(|()| draft)
+    };
+    let draft = match draft(&options) {
+        Ok(draft) => draft,
+        Err(NodeError::UnknownRates { clocks }) => {
+            // As the help says.
+            let rates = clocks.into_iter().map(|clock| (clock, SOME_RATE));
+            options.clock_rates = rates.collect();
+            draft(&options).unwrap_or_else(|error| panic!("{device}: {error}"))
+        }
+        Err(error) => panic!("{device}: {error}"),
+    };
+    let cells = tree.bus_cells(host).unwrap();
+    let reg = host.reg(cells).unwrap_or_default();
+    let sizes = reg.iter().map(|range| range.end - range.start);
+    let mut next = 0x0c00_0000_u64;
+    let regions: Vec<(u64, u64)> = sizes
+        .map(|size| {
+            let gpa = next;
+            next += size.max(1).next_multiple_of(0x1_0000);
+            (gpa, size)
+        })
+        .collect();
+    let irqs: Vec<_> = (0..interrupts(tree, host)).map(|n| (Spi(64 + n), Trigger::Level)).collect();
+    draft.finish(&regions, &irqs)
+}
+
+/// How many interrupts a device has.
+fn interrupts(tree: &HostTree, host: &HostNode) -> u32 {
+    let extended = tree.references(host, "interrupts-extended", Some("#interrupt-cells"));
+    if let Some(count) = extended.ok().map(|all| all.len()).filter(|count| *count > 0) {
+        return count.try_into().unwrap();
+    }
+    let cells = host.cells("interrupts").ok().flatten().unwrap_or_default().len();
+    // The nearest interrupt parent, as Linux finds it.
+    let mut node = Some(host.clone());
+    let mut controller = None;
+    while let Some(here) = node {
+        if let Ok(Some(phandle)) = here.u32("interrupt-parent") {
+            controller = tree.by_phandle(phandle).unwrap();
+            break;
+        }
+        node = tree.parent(&here).unwrap();
+    }
+    let each = controller.and_then(|c| c.u32("#interrupt-cells").ok().flatten()).unwrap_or(3);
+    (cells / usize::try_from(each.max(1)).unwrap()).try_into().unwrap()
+}
+
+/// A guest's tree with nothing but this device in it.
+pub fn guest_tree(nodes: GuestNodes) -> Node {
+    let clocks = Node::new("clocks").label("clocks").with_children(nodes.clocks);
+    Node::new("")
+        .u32("#address-cells", 2)
+        .u32("#size-cells", 2)
+        .refs("interrupt-parent", ["gic"])
+        .child(
+            Node::at("intc", 0x0800_0000)
+                .label("gic")
+                .string("compatible", "arm,gic-v3")
+                .flag("interrupt-controller")
+                .u32("#interrupt-cells", 3)
+                .u32("#address-cells", 0)
+                .reg([(0x0800_0000, 0x1_0000)]),
+        )
+        .child(clocks)
+        .child(nodes.device)
+}
+
+/// Runs dtc, which must be installed; what it made and what it said.
+pub fn dtc(arguments: &[&str], input: &[u8]) -> (Vec<u8>, String) {
+    let mut child = Command::new("dtc")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("these tests need dtc: apt install device-tree-compiler");
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "dtc: {said}");
+    (output.stdout, said)
+}

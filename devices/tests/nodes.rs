@@ -1,0 +1,70 @@
+//! Golden pairs: a host's device tree, and what a guest is told of one of its devices.
+//!
+//! `nodes/NAME.host.dts` begins with a comment that names the device; `nodes/NAME.guest.dts` is the
+//! guest's tree with nothing else in it, behind what became of each of the host's properties. Each
+//! pair shows something that boards have and that is easily done wrong. With `STRAIT_BLESS=1` the
+//! guests' files are written anew, to be read again by a person.
+
+mod board;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use board::{Unflattened, dtc, guest_nodes, guest_tree};
+use boot::fdt::to_dts;
+use devices::vfio::node::{Account, Fate};
+
+/// The word before the device's path.
+const DEVICE: &str = "// device: ";
+
+fn pairs() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nodes");
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut hosts: Vec<PathBuf> =
+        entries.filter(|path| path.to_str().unwrap().ends_with(".host.dts")).collect();
+    hosts.sort();
+    hosts
+}
+
+/// What became of each property, as comments.
+fn comments(account: &[Account]) -> String {
+    let mut text = String::new();
+    for (name, fate) in [("kept", Fate::Kept), ("rewritten", Fate::Rewritten), ("made", Fate::Made)]
+    {
+        for account in account.iter().filter(|account| account.fate == fate) {
+            text.push_str(&format!("// {name}: {}\n", account.path()));
+        }
+    }
+    for account in account {
+        if let Fate::Dropped(reason) = &account.fate {
+            text.push_str(&format!("// dropped: {}: {reason}\n", account.path()));
+        }
+    }
+    text
+}
+
+#[test]
+fn guests_are_told_what_was_reviewed() {
+    let hosts = pairs();
+    assert!(hosts.len() >= 10, "{hosts:?}");
+    for path in hosts {
+        let source = fs::read_to_string(&path).unwrap();
+        let device = source.lines().find_map(|line| line.strip_prefix(DEVICE)).unwrap();
+        let (blob, _) = dtc(&["-q", "-I", "dts", "-O", "dtb"], source.as_bytes());
+        let board = Unflattened::of(&blob);
+        let host = board.tree.node_at(device).unwrap();
+        let nodes = guest_nodes(&board.tree, &host, "1.device");
+        let comments = comments(&nodes.account);
+        let tree = guest_tree(nodes);
+        let found = format!("{comments}\n{}", to_dts(&tree));
+        let golden = PathBuf::from(path.to_str().unwrap().replace(".host.", ".guest."));
+        if std::env::var_os("STRAIT_BLESS").is_some() {
+            fs::write(&golden, &found).unwrap();
+        }
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        assert!(found == expected, "{} should be:\n{found}", golden.display());
+        // It can be compiled.
+        let (_, said) = dtc(&["-I", "dts", "-O", "dtb"], found.as_bytes());
+        assert!(!said.contains("ERROR"), "{said}");
+    }
+}
