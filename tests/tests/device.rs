@@ -269,7 +269,7 @@ fn a_controller_that_loses_interrupts_fails_its_test() -> Story {
 
 #[test]
 fn other_devices_get_the_general_test() -> Story {
-    let host = Board::new().boot()?;
+    let host = Board::new().uart().boot()?;
     host.sh(&format!("strait device bind {UART}"))?;
     let verdict = json(&host, &format!("device test {UART}"))?;
     assert_eq!((&verdict["test"], &verdict["passed"]), (&"general".into(), &true.into()));

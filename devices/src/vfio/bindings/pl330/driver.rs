@@ -22,6 +22,9 @@ use crate::vfio::region::{AccessError, Region, Registers};
 /// on a busy machine needs more.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The same once one didn't come: what is broken need not be waited for as long each time.
+const IMPATIENCE: Duration = Duration::from_millis(500);
+
 /// How long a thread may take to stop.
 const STOPPING: Duration = Duration::from_millis(200);
 
@@ -121,6 +124,8 @@ struct Driver<'a> {
     lines: Vec<usize>,
     /// How often a line was told that was low already.
     late: u32,
+    /// How long an interrupt may take.
+    patience: Duration,
 }
 
 impl<'a> Driver<'a> {
@@ -131,7 +136,17 @@ impl<'a> Driver<'a> {
         let room = buffer_depth(data) / u32::from(channels);
         let bus = Bus { width: bus_width(data), room: room.max(1) };
         let stage = Stage::new(bench, channels, LARGEST)?;
-        Ok(Self { bench, region, channels, events, bus, stage, lines: Vec::new(), late: 0 })
+        Ok(Self {
+            bench,
+            region,
+            channels,
+            events,
+            bus,
+            stage,
+            lines: Vec::new(),
+            late: 0,
+            patience: PATIENCE,
+        })
     }
 
     fn description(&self) -> String {
@@ -215,7 +230,7 @@ impl<'a> Driver<'a> {
     /// A line may be told once more when it is low already: the host disables it lazily, so that it
     /// may have been on its way to another CPU when it was unmasked here. That is passed over.
     fn take_interrupt(&mut self, awaited: u32) -> Result<(usize, u32), Trouble> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         for _ in 0..LATE_MAX {
             let left = deadline.saturating_duration_since(Instant::now());
             let Some(line) = self.bench.lines().wait(left)? else { break };
@@ -230,6 +245,7 @@ impl<'a> Driver<'a> {
             self.late += 1;
             self.unmask(line)?;
         }
+        self.patience = IMPATIENCE;
         let raised = self.region.read32(INTMIS)?;
         Err(Trouble::Device(format!(
             "events {awaited:#x} raised no interrupt of theirs (INTMIS {raised:#x})"
@@ -359,13 +375,13 @@ impl<'a> Driver<'a> {
         let copy = Copy { source, destination, length: 64 };
         self.stage.spoil(MARGIN, MARGIN, 64);
         self.start(0, 0, copy)?;
-        let mut line = self.bench.lines().wait(PATIENCE)?;
+        let mut line = self.bench.lines().wait(self.patience)?;
         let faulting = self.region.read32(FSRC)? & 1 != 0;
         if let Some(late) = line.filter(|line| faulting && self.is_an_event_s(*line)) {
             // An event's, told after its end: the abort's own comes as well.
             self.late += 1;
             self.unmask(late)?;
-            line = self.bench.lines().wait(PATIENCE)?;
+            line = self.bench.lines().wait(self.patience)?;
         }
         let why = fault(self.region.read32(ftr(0))?);
         self.recover()?;
