@@ -60,7 +60,7 @@ fn processes_run_side_by_side() -> Story {
     two.end_of_input()?;
     assert_eq!(two.exit_status()?, 5);
     let sleeper = host.start("exec sleep 1000")?;
-    host.sh(&format!("grep -q sleep /proc/{}/comm", sleeper.pid()?))?;
+    host.until(&format!("grep -q sleep /proc/{}/comm", sleeper.pid()?))?;
     sleeper.signal(15)?;
     assert_eq!(sleeper.exit_status()?, 128 + 15);
     Ok(())
