@@ -90,7 +90,9 @@ impl LayoutError {
             Self::Dtb { needed, .. }
             | Self::InitrdLargerThanRam { needed, .. }
             | Self::Initrd { needed, .. } => Some(more_memory(*needed)),
-            Self::InitrdWindow { .. } => Some("give the guest the data as a disk: --block".into()),
+            Self::InitrdWindow { .. } => {
+                Some("a smaller initrd: the kernel looks no further".into())
+            }
             Self::DtbTooLarge { .. } => {
                 Some("strait run --dry-run shows the tree; assign fewer devices".to_owned())
             }
@@ -240,7 +242,7 @@ mod tests {
                 layout(ram(64 * GIB), kernel(MIB), 4096, Some(33 * GIB)),
                 "the initrd (33 GiB) ends 33.0 GiB behind the kernel's first GiB; arm64 kernels \
                  find it within 32 GiB",
-                Some("give the guest the data as a disk: --block"),
+                Some("a smaller initrd: the kernel looks no further"),
             ),
             (
                 layout(small, kernel(65 * MIB), 4096, None),
