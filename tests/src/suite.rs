@@ -11,6 +11,9 @@ use crate::setup::Model;
 /// The environment variable that lets system tests take their time.
 pub const SOAK: &str = "STRAIT_SOAK";
 
+/// The environment variable that names the directory of compiled device trees of boards.
+const BOARDS: &str = "STRAIT_BOARDS";
+
 /// Runs the tests whose names contain `filter`, or all; `soak` makes long stories long.
 ///
 /// # Errors
@@ -51,11 +54,18 @@ fn parts(model: &Model, soak: bool) -> Vec<(&'static str, Command)> {
     if soak {
         system.env(SOAK, "1");
     }
-    vec![
-        ("unit tests on this machine", here),
-        ("unit tests for arm64", arm),
-        ("system tests in the model", system),
-    ]
+    let mut parts = vec![("unit tests on this machine", here), ("unit tests for arm64", arm)];
+    match &model.boards {
+        Some(directory) => {
+            let mut boards = toolchain.cargo("test");
+            boards.args(["--package", "devices", "--features", "boards"]);
+            boards.args(["--test", "boards"]).env(BOARDS, directory);
+            parts.push(("the devices of many boards", boards));
+        }
+        None => println!("the devices of many boards aren't tried: they come with the kernel"),
+    }
+    parts.push(("system tests in the model", system));
+    parts
 }
 
 /// How a number of tests went.

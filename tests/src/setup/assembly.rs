@@ -15,7 +15,7 @@ use super::packages::{self, Need};
 use super::part::{Part, Parts};
 use super::progress::Progress;
 use super::toolchain::Toolchain;
-use super::{Model, clean, interrupt, linux, qemu, stock, workspace};
+use super::{Model, boards, clean, interrupt, linux, qemu, stock, workspace};
 use crate::artifacts::Artifacts;
 
 /// What all steps of a set-up share.
@@ -189,6 +189,10 @@ fn finish(
     };
     let (host_kernel, host_modules) = kernel(&given.host, linux::NAME, "Image")?;
     let (stock_kernel, stock_modules) = kernel(&given.stock, stock::KERNEL, "vmlinuz")?;
+    let boards = match &given.host {
+        Some(_) => None,
+        None => Some(made(linux::NAME)?.join(boards::DIRECTORY)),
+    };
     let artifacts = Artifacts {
         qemu: match &given.qemu {
             Some(path) => path.clone(),
@@ -212,7 +216,7 @@ fn finish(
     json.and_then(|json| fs::write(&new, json)).at("write", &new)?;
     fs::rename(&new, &description).at("write", &description)?;
     let held = held.into_iter().map(|(_, held)| held).collect();
-    Ok(Model { artifacts, description, toolchain, _held: held })
+    Ok(Model { artifacts, description, boards, toolchain, _held: held })
 }
 
 /// Something that threads wait for.

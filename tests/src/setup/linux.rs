@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::archive::{Archive, LINUX};
+use super::boards;
 use super::cache::{Key, Workshop};
 use super::error::{Error, FileError};
 use super::machine::Machine;
@@ -104,6 +105,7 @@ impl Part for Linux<'_> {
 
     fn key(&self) -> Result<Key, Error> {
         let key = Key::new().with("version", self.version).with_all("targets", &TARGETS);
+        let key = key.with_all("boards", &boards::BOARDS);
         key.with_file(&self.config())
     }
 
@@ -130,6 +132,9 @@ impl Part for Linux<'_> {
                 step.count(format!("{files} files"));
             }
         })?;
+        let mut make = self.make(&source, &build);
+        make.arg(format!("-j{}", self.machine.cpus));
+        boards::compile(step, &mut make, &build, &shop.out)?;
         self.collect(step, &build, &shop.out)
     }
 }

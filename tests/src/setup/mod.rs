@@ -8,6 +8,7 @@
 mod archive;
 mod assembly;
 mod binaries;
+mod boards;
 mod cache;
 pub mod clean;
 mod error;
@@ -48,6 +49,9 @@ pub struct Model {
     pub artifacts: Artifacts,
     /// The file that describes them for [`Artifacts::from_env`].
     pub description: PathBuf,
+    /// Compiled device trees of boards, `VENDOR-BOARD.dtb` in this directory; none where the
+    /// host's kernel was given, since they come of its sources.
+    pub boards: Option<PathBuf>,
     /// What built the clone, and can build more of it.
     pub toolchain: Toolchain,
     _held: Vec<Held>,

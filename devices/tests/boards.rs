@@ -1,0 +1,161 @@
+//! Every device of many boards: the nodes that guests get of them are sound.
+//!
+//! The boards' compiled device trees are in the directory that `STRAIT_BOARDS` names, one
+//! `VENDOR-BOARD.dtb` each; `cargo model test` provides them, made of Linux' own sources.
+
+mod board;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use board::{Unflattened, dtc, guest_nodes, guest_tree};
+use boot::fdt::host::HostNode;
+use boot::fdt::{Cell, FIRST_PHANDLE, Node, Value, from_blob, to_blob};
+use devices::vfio::node::{Account, Fate};
+
+/// How many boards and how many vendors are the least that shows anything.
+const BOARDS: usize = 25;
+const VENDORS: usize = 10;
+
+#[test]
+fn every_device_of_every_board_gets_a_sound_node() {
+    let directory = std::env::var_os("STRAIT_BOARDS").expect("cargo model test sets STRAIT_BOARDS");
+    let mut paths: Vec<_> =
+        fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "dtb"));
+    paths.sort();
+    let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    let vendors: BTreeSet<String> =
+        paths.iter().map(|path| name(path).split('-').next().unwrap().to_owned()).collect();
+    assert!(paths.len() >= BOARDS && vendors.len() >= VENDORS, "{paths:?}");
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let (next, devices) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = check_board(&name(path), &fs::read(path).unwrap());
+                    assert!(found > 0, "{path:?} has no devices");
+                    devices.fetch_add(found, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let devices = devices.into_inner();
+    println!("{devices} devices of {} boards of {} vendors", paths.len(), vendors.len());
+}
+
+/// Checks all of a board's devices and says how many there are.
+fn check_board(name: &str, blob: &[u8]) -> usize {
+    let board = Unflattened::of(blob);
+    let root = board.tree.node_at("/").unwrap();
+    let mut count = 0;
+    let mut pending = vec![root];
+    while let Some(node) = pending.pop() {
+        pending.extend(node.children().iter().cloned());
+        if node.has("reg") && (node.has("interrupts") || node.has("interrupts-extended")) {
+            check_device(&board, name, &node);
+            count += 1;
+        }
+    }
+    count
+}
+
+fn check_device(board: &Unflattened, name: &str, host: &HostNode) {
+    let place = format!("{name}: {}", board.tree.path(host));
+    let nodes = guest_nodes(&board.tree, host, "1.device");
+    check_account(&place, host, &nodes.account);
+    let tree = guest_tree(nodes);
+    let blob = to_blob(&tree).unwrap_or_else(|error| panic!("{place}: {error}"));
+    let read = from_blob(&blob).unwrap();
+    check_references(&place, &tree, &read);
+    // dtc follows all lists of references that the specification and Linux have.
+    let (_, said) = dtc(&["-I", "dtb", "-O", "dtb"], &blob);
+    let broken = said.lines().find(|line| {
+        line.contains("ERROR")
+            || line.contains("not a phandle reference")
+            || line.contains("Missing property '#")
+            || line.contains("Bad phandle")
+            || line.contains("Invalid phandle")
+    });
+    assert_eq!(broken, None, "{place}");
+}
+
+/// Each property of the host's is accounted for once, and nothing that it doesn't have.
+fn check_account(place: &str, host: &HostNode, account: &[Account]) {
+    let mut expected = BTreeSet::new();
+    let gone: BTreeSet<&str> =
+        account.iter().filter(|a| a.property.is_none()).map(|a| a.node.as_str()).collect();
+    collect(host, "", &gone, &mut expected);
+    let mut seen = BTreeSet::new();
+    for Account { node, property, fate } in account {
+        let Some(property) = property else { continue };
+        let path = (node.clone(), property.clone());
+        assert!(seen.insert(path.clone()), "{place}: {path:?} twice");
+        assert_eq!(*fate == Fate::Made, !expected.contains(&path), "{place}: {path:?} {fate:?}");
+        if let Fate::Dropped(reason) = fate {
+            assert!(reason.len() > 10 && !reason.contains("no use for it"), "{place}: {path:?}");
+        }
+    }
+    let missing: Vec<_> = expected.difference(&seen).collect();
+    assert!(missing.is_empty(), "{place}: nothing said of {missing:?}");
+}
+
+/// The properties in and below a node, but for nodes that are gone as a whole.
+fn collect(
+    host: &HostNode,
+    path: &str,
+    gone: &BTreeSet<&str>,
+    into: &mut BTreeSet<(String, String)>,
+) {
+    into.extend(host.properties().iter().map(|p| (path.to_owned(), p.name.clone())));
+    for child in host.children() {
+        let below = if path.is_empty() {
+            child.name().to_owned()
+        } else {
+            format!("{path}/{}", child.name())
+        };
+        if !gone.contains(below.as_str()) {
+            collect(child, &below, gone, into);
+        }
+    }
+}
+
+/// Every reference is to a node that is there, and no number of the host's is one of the guest's
+/// own phandles.
+fn check_references(place: &str, tree: &Node, read: &Node) {
+    let mut phandles = BTreeSet::new();
+    gather(read, &mut phandles);
+    let mut pairs = vec![(tree, read)];
+    while let Some((made, read)) = pairs.pop() {
+        for (property, number) in made.properties().iter().zip(read.properties()) {
+            let (Value::Cells(made), Some(bytes)) = (&property.value, number.value.to_bytes())
+            else {
+                continue;
+            };
+            for (cell, bytes) in made.iter().zip(bytes.as_chunks().0) {
+                let number = u32::from_be_bytes(*bytes);
+                match cell {
+                    Cell::Ref(label) => {
+                        assert!(phandles.contains(&number), "{place}: {label} leads nowhere");
+                    }
+                    Cell::U32(_) => assert!(
+                        number < FIRST_PHANDLE || !phandles.contains(&number),
+                        "{place}: {} holds a phandle by accident",
+                        property.name
+                    ),
+                }
+            }
+        }
+        pairs.extend(made.children().iter().zip(read.children()));
+    }
+}
+
+fn gather(node: &Node, phandles: &mut BTreeSet<u32>) {
+    phandles.extend(node.get_phandle());
+    node.children().iter().for_each(|child| gather(child, phandles));
+}
