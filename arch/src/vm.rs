@@ -1,5 +1,6 @@
 //! The virtual machine: KVM's VM with its memory slots and interrupt wires.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
@@ -25,11 +26,22 @@ const DEFAULT_IPA_BITS: u32 = 40;
 // KVM_CREATE_DEVICE, for its test mode, which kvm-ioctls does not offer.
 ioctl_iowr_nr!(KVM_CREATE_DEVICE, 0xae, 0xe0, kvm_create_device);
 
+/// KVM's memory slots in use.
+#[derive(Debug, Default)]
+struct Slots {
+    /// By their GPA: size in bytes and number.
+    mapped: BTreeMap<u64, (u64, u32)>,
+    /// Numbers that were used and are free again.
+    free: Vec<u32>,
+    /// The number from which on none was used.
+    next: u32,
+}
+
 /// A KVM virtual machine.
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
-    slots: Mutex<u32>,
+    slots: Mutex<Slots>,
     // The RAM that slot 0 shows; kept for as long as the VM is.
     _ram: Option<GuestRam>,
     vfio: Option<DeviceFd>,
@@ -56,7 +68,7 @@ impl Vm {
             log::info!("this host's KVM can't report undecodable accesses: {e}");
         }
         let max_cpus = kvm.get_max_vcpus() as u64;
-        Ok(Self { fd, slots: Mutex::new(0), _ram: None, vfio: None, max_cpus, address_bits })
+        Ok(Self { fd, slots: Mutex::default(), _ram: None, vfio: None, max_cpus, address_bits })
     }
 
     /// Shows `ram` to the guest at [`RAM_START`] and keeps it.
@@ -101,24 +113,50 @@ impl Vm {
     ///
     /// # Safety
     ///
-    /// The memory must stay mapped in this process for as long as the guest can run.
+    /// The memory must stay mapped in this process for as long as the guest can run, or until it is
+    /// [unmapped](Self::unmap).
     ///
     /// # Errors
     ///
     /// KVM refused: misaligned, overlapping, or out of slots.
     pub unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
-        let mut next = self.slots.lock().map_err(|_| io::ErrorKind::Other)?;
+        let mut slots = self.slots.lock().map_err(|_| io::ErrorKind::Other)?;
+        let number = slots.free.last().copied().unwrap_or(slots.next);
         let region = kvm_userspace_memory_region {
-            slot: *next,
+            slot: number,
             flags: 0,
             guest_phys_addr: gpa,
             memory_size: size,
             userspace_addr: host.addr().get() as u64,
         };
-        // SAFETY: the caller guarantees that the memory outlives the guest; slots are numbered
-        // upwards, so none is replaced.
+        // SAFETY: the caller guarantees that the memory outlives the guest or its unmapping; the
+        // number is that of no slot in use, so none is replaced.
         unsafe { self.fd.set_user_memory_region(region) }.map_err(os_error)?;
-        *next += 1;
+        if slots.free.pop().is_none() {
+            slots.next += 1;
+        }
+        slots.mapped.insert(gpa, (size, number));
+        Ok(())
+    }
+
+    /// Undoes a [`map`](Self::map) of exactly these addresses: the guest's accesses exit from here
+    /// on.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if there is none, or what KVM refused.
+    pub fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
+        let mut slots = self.slots.lock().map_err(|_| io::ErrorKind::Other)?;
+        let mapped = slots.mapped.get(&gpa).filter(|(mapped, _)| *mapped == size);
+        let Some((_, number)) = mapped.copied() else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        // A size of 0 deletes the slot (Documentation/virt/kvm/api.rst, 4.35).
+        let region = kvm_userspace_memory_region { slot: number, ..Default::default() };
+        // SAFETY: nothing is mapped.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(os_error)?;
+        slots.mapped.remove(&gpa);
+        slots.free.push(number);
         Ok(())
     }
 

@@ -47,3 +47,41 @@ pub trait InterruptController {
     /// What the hypervisor refused it with.
     fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()>;
 }
+
+/// A message-signalled interrupt as a PCI function sends it: a write of `data` to `address`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The doorbell that the guest chose (GPA): with GICv3, an ITS's `GITS_TRANSLATER`.
+    pub address: u64,
+    /// What is written: with GICv3, the EventID.
+    pub data: u32,
+    /// Who writes: the DeviceID, which `msi-map` of the host bridge's node makes the function's
+    /// requester ID (bus, device and function).
+    pub requester: u32,
+}
+
+/// A message that is routed to the guest's interrupt controller, by its GSI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route(pub u32);
+
+/// The guest's interrupt controller as far as message-signalled interrupts need it. The guest
+/// changes messages while it runs, so this is called from vCPU threads.
+pub trait MessageRouter: Send + Sync {
+    /// Makes every signal of `trigger` this message.
+    ///
+    /// # Errors
+    ///
+    /// What the hypervisor refused it with; `ENOSPC` when there are no more routes.
+    fn connect(&self, trigger: &EventFd, message: Message) -> io::Result<Route>;
+
+    /// Changes what the signals of a connected trigger are. Signals meanwhile are the one or the
+    /// other.
+    ///
+    /// # Errors
+    ///
+    /// What the hypervisor refused it with; the route is as it was.
+    fn redirect(&self, route: Route, message: Message) -> io::Result<()>;
+
+    /// Undoes [`connect`](Self::connect): signals of `trigger` are no messages any more.
+    fn disconnect(&self, route: Route, trigger: &EventFd);
+}

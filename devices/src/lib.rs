@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod irq;
+pub mod pci;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;

@@ -26,4 +26,8 @@ impl MemorySlots for KvmWiring<'_> {
         // SAFETY: the caller guarantees what `Vm::map` asks for.
         unsafe { self.0.map(gpa, host, size) }
     }
+
+    fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
+        self.0.unmap(gpa, size)
+    }
 }

@@ -1,7 +1,6 @@
 //! A device's registers: mapped into the guest, or trapped.
 
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -79,7 +78,7 @@ pub fn host_page_size() -> u64 {
 /// Whether a region can be mapped on a host with such pages: VFIO permits it, and it is made of
 /// whole pages, so that the guest gets nothing but it.
 fn mappable(info: &RegionInfo, page_size: u64) -> bool {
-    info.mappable && info.size != 0 && info.size.is_multiple_of(page_size)
+    info.mappable && info.areas.is_none() && info.size != 0 && info.size.is_multiple_of(page_size)
 }
 
 impl Region {
@@ -96,7 +95,7 @@ impl Region {
     ) -> Result<Self, IoctlError> {
         let info = device.region_info(index)?;
         let page_size = page_size.filter(|page_size| mappable(&info, *page_size));
-        let mapping = page_size.map(|_| Mapping::new(device.file(), &info));
+        let mapping = page_size.map(|_| device.map(&info, 0..info.size));
         let mapping = mapping.and_then(|mapped| {
             mapped
                 .inspect_err(|error| {
@@ -136,8 +135,7 @@ impl Region {
         let Some(mapping) = &self.mapping else {
             return self
                 .device
-                .file()
-                .read_exact_at(data, self.info.offset.saturating_add(offset))
+                .read(&self.info, offset, data)
                 .map_err(|source| AccessError::Host { offset, source });
         };
         let done = match data.len() {
@@ -162,8 +160,7 @@ impl Region {
         let Some(mapping) = &self.mapping else {
             return self
                 .device
-                .file()
-                .write_all_at(data, self.info.offset.saturating_add(offset))
+                .write(&self.info, offset, data)
                 .map_err(|source| AccessError::Host { offset, source });
         };
         let done = match *data {

@@ -29,6 +29,11 @@ impl MemorySlots for Slots {
         self.made.lock().unwrap().push((gpa, size));
         Ok(())
     }
+
+    fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
+        self.made.lock().unwrap().retain(|made| *made != (gpa, size));
+        Ok(())
+    }
 }
 
 /// Notes the SPIs.
@@ -48,7 +53,7 @@ impl InterruptController for Gic {
 }
 
 fn region(size: u64, offset: u64, mappable: bool) -> RegionInfo {
-    RegionInfo { size, offset, readable: true, writable: true, mappable }
+    RegionInfo { size, offset, readable: true, writable: true, mappable, ..Default::default() }
 }
 
 /// A device with a mapped and a trapped region, a level and an edge interrupt.
@@ -277,11 +282,20 @@ fn what_is_no_platform_device_is_refused() {
         fn reset(&self) -> Result<(), IoctlError> {
             unreachable!()
         }
-        fn file(&self) -> &std::fs::File {
+        fn set_vectors(&self, _: u32, _: u32, _: &[Option<&EventFd>]) -> Result<(), IoctlError> {
+            unreachable!()
+        }
+        fn read(&self, _: &RegionInfo, _: u64, _: &mut [u8]) -> io::Result<()> {
+            unreachable!()
+        }
+        fn write(&self, _: &RegionInfo, _: u64, _: &[u8]) -> io::Result<()> {
+            unreachable!()
+        }
+        fn map(&self, _: &RegionInfo, _: std::ops::Range<u64>) -> io::Result<Mapping> {
             unreachable!()
         }
     }
-    use super::super::sys::{DeviceInfo, IoctlError, IrqAction};
+    use super::super::sys::{DeviceInfo, IoctlError, IrqAction, Mapping};
     let (draft, options) = (draft("x"), DeviceOptions::default());
     let error = PlatformDevice::new("1.dev", Arc::new(Other), draft, options, PAGE).unwrap_err();
     assert!(matches!(error, DeviceError::Strange { .. }), "{error}");

@@ -1,10 +1,12 @@
+use std::os::unix::fs::FileExt;
+
 use super::super::testing::FakeDevice;
 use super::*;
 
 const PAGE: u64 = 0x1_0000;
 
 fn info(size: u64, offset: u64, mappable: bool) -> RegionInfo {
-    RegionInfo { size, offset, readable: true, writable: true, mappable }
+    RegionInfo { size, offset, readable: true, writable: true, mappable, ..Default::default() }
 }
 
 /// Two regions in one file: the first mapped, the second trapped.

@@ -17,6 +17,7 @@ use vmm_sys_util::ioctl::{
     ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
 };
 
+use super::capability::{self, capabilities, u32_at, u64_at};
 use super::{IoctlError, Request, argsz};
 
 const GET_API_VERSION: Request = Request::new("VFIO_GET_API_VERSION", 0);
@@ -25,10 +26,6 @@ const SET_IOMMU: Request = Request::new("VFIO_SET_IOMMU", 2);
 const IOMMU_GET_INFO: Request = Request::new("VFIO_IOMMU_GET_INFO", 12);
 const IOMMU_MAP_DMA: Request = Request::new("VFIO_IOMMU_MAP_DMA", 13);
 const IOMMU_UNMAP_DMA: Request = Request::new("VFIO_IOMMU_UNMAP_DMA", 14);
-
-/// The most that `VFIO_IOMMU_GET_INFO` may ask for, in bytes: thousands of IOVA ranges. More is
-/// taken for nonsense.
-const INFO_LIMIT: usize = 1 << 20;
 
 /// An IOMMU model of VFIO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,22 +65,14 @@ impl IommuInfo {
         if flags & VFIO_IOMMU_INFO_CAPS == 0 {
             return info;
         }
-        let mut next = u32_at(bytes, 16).unwrap_or(0);
-        // Every capability takes 8 bytes at least, so a longer chain goes in circles.
-        for _ in 0..bytes.len() / 8 {
-            let Ok(at) = usize::try_from(next) else { break };
-            let Some(capability) = bytes.get(at..).filter(|_| at != 0) else { break };
-            // Only a whole header counts: identity, version, next.
-            let Some(&[low, high, ..]) = capability.first_chunk::<8>() else { break };
-            let id = u16::from_ne_bytes([low, high]);
-            match u32::from(id) {
+        for (id, capability) in capabilities(bytes, u32_at(bytes, 16).unwrap_or(0)) {
+            match id {
                 VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE => {
                     info.iova_ranges = iova_ranges(capability);
                 }
                 VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => info.mappings_left = u32_at(capability, 8),
                 _ => {}
             }
-            next = u32_at(capability, 4).unwrap_or(0);
         }
         info
     }
@@ -94,14 +83,6 @@ fn iova_ranges(capability: &[u8]) -> Option<Vec<RangeInclusive<u64>>> {
     let count = u32_at(capability, 8).and_then(|count| usize::try_from(count).ok())?;
     let ranges = capability.get(16..)?.chunks_exact(16).take(count);
     Some(ranges.filter_map(|range| Some(u64_at(range, 0)?..=u64_at(range, 8)?)).collect())
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes.get(offset..)?.first_chunk().map(|chunk| u32::from_ne_bytes(*chunk))
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    bytes.get(offset..)?.first_chunk().map(|chunk| u64::from_ne_bytes(*chunk))
 }
 
 /// Making and undoing DMA mappings; a trait, so that what uses it is tested without an IOMMU.
@@ -205,34 +186,14 @@ impl Container {
         IOMMU_GET_INFO.check(returned)?;
 
         // With capabilities the kernel asks for more room than it was given.
-        let wanted = usize::try_from(fixed.argsz).unwrap_or(usize::MAX);
-        if wanted > INFO_LIMIT {
-            return Err(IOMMU_GET_INFO
-                .refused(io::ErrorKind::InvalidData, "the kernel's answer is larger than 1 MiB"));
-        }
-        let size = wanted.max(size_of::<vfio_iommu_type1_info>());
-        // Of u64, for the structure's alignment.
-        let mut words = vec![0u64; size.div_ceil(8)];
-        #[expect(clippy::cast_possible_truncation, reason = "bounded by INFO_LIMIT")]
-        let room = (words.len() * 8) as u32;
-        if let Some(first) = words.first_mut() {
-            *first = u64::from_ne_bytes(pair(room, 0));
-        }
+        let least = size_of::<vfio_iommu_type1_info>();
+        let mut words = capability::room(IOMMU_GET_INFO, fixed.argsz, least)?;
         // SAFETY: the kernel writes at most `argsz` bytes, the size of `words`.
         let returned =
             unsafe { ioctl_with_mut_ptr(&self.0, IOMMU_GET_INFO.number, words.as_mut_ptr()) };
         IOMMU_GET_INFO.check(returned)?;
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        Ok(IommuInfo::parse(&bytes))
+        Ok(IommuInfo::parse(&capability::bytes(&words)))
     }
-}
-
-/// Two neighbouring 32-bit fields as they lie in memory.
-fn pair(first: u32, second: u32) -> [u8; 8] {
-    let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&first.to_ne_bytes());
-    bytes[4..].copy_from_slice(&second.to_ne_bytes());
-    bytes
 }
 
 impl DmaCalls for Container {

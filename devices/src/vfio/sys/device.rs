@@ -2,20 +2,27 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FLAGS_AMBA, VFIO_DEVICE_FLAGS_PLATFORM, VFIO_DEVICE_FLAGS_RESET,
-    VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE,
-    VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
-    VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_REGION_INFO_FLAG_MMAP,
-    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, vfio_device_info, vfio_irq_info,
-    vfio_irq_set, vfio_region_info,
+    VFIO_DEVICE_FLAGS_AMBA, VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_PLATFORM,
+    VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
+    VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
+    VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
+    VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
+    VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
+    VFIO_REGION_INFO_FLAG_WRITE, vfio_device_info, vfio_irq_info, vfio_irq_set, vfio_region_info,
 };
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::ioctl::{
+    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref,
+};
 
-use super::{IoctlError, Request, argsz};
+use super::capability::{self, capabilities, u32_at, u64_at};
+use super::{IoctlError, Mapping, Request, argsz};
 
 const GET_INFO: Request = Request::new("VFIO_DEVICE_GET_INFO", 7);
 const GET_REGION_INFO: Request = Request::new("VFIO_DEVICE_GET_REGION_INFO", 8);
@@ -30,6 +37,8 @@ pub struct DeviceInfo {
     pub platform: bool,
     /// It is on the AMBA bus.
     pub amba: bool,
+    /// It is on a PCI bus.
+    pub pci: bool,
     /// VFIO can reset it.
     pub reset: bool,
     /// How many regions it has, indexed from 0.
@@ -39,8 +48,10 @@ pub struct DeviceInfo {
 }
 
 /// What `VFIO_DEVICE_GET_REGION_INFO` says of a region.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegionInfo {
+    /// Its index.
+    pub index: u32,
     /// Its size in bytes.
     pub size: u64,
     /// Where it begins in the device file.
@@ -51,6 +62,50 @@ pub struct RegionInfo {
     pub writable: bool,
     /// It can be mapped into memory.
     pub mappable: bool,
+    /// Of a mappable region, what can be mapped, in bytes from its start, where that isn't all of it
+    /// (`VFIO_REGION_INFO_CAP_SPARSE_MMAP`).
+    pub areas: Option<Vec<Range<u64>>>,
+    /// What can be mapped includes a PCI function's MSI-X table
+    /// (`VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`).
+    pub msix_mappable: bool,
+}
+
+impl RegionInfo {
+    /// Reads what the kernel wrote: a `struct vfio_region_info` and its capability chain.
+    fn parse(bytes: &[u8]) -> Self {
+        let flags = u32_at(bytes, 4).unwrap_or(0);
+        let mut info = Self {
+            index: u32_at(bytes, 8).unwrap_or(0),
+            size: u64_at(bytes, 16).unwrap_or(0),
+            offset: u64_at(bytes, 24).unwrap_or(0),
+            readable: flags & VFIO_REGION_INFO_FLAG_READ != 0,
+            writable: flags & VFIO_REGION_INFO_FLAG_WRITE != 0,
+            mappable: flags & VFIO_REGION_INFO_FLAG_MMAP != 0,
+            ..Self::default()
+        };
+        if flags & VFIO_REGION_INFO_FLAG_CAPS == 0 {
+            return info;
+        }
+        for (id, capability) in capabilities(bytes, u32_at(bytes, 12).unwrap_or(0)) {
+            match id {
+                VFIO_REGION_INFO_CAP_SPARSE_MMAP => info.areas = areas(capability),
+                VFIO_REGION_INFO_CAP_MSIX_MAPPABLE => info.msix_mappable = true,
+                _ => {}
+            }
+        }
+        info
+    }
+}
+
+/// The areas of a `struct vfio_region_info_cap_sparse_mmap`.
+fn areas(capability: &[u8]) -> Option<Vec<Range<u64>>> {
+    let count = u32_at(capability, 8).and_then(|count| usize::try_from(count).ok())?;
+    let areas = capability.get(16..)?.chunks_exact(16).take(count);
+    let area = |bytes: &[u8]| {
+        let start = u64_at(bytes, 0)?;
+        Some(start..start.checked_add(u64_at(bytes, 8)?)?)
+    };
+    Some(areas.filter_map(area).collect())
 }
 
 /// What `VFIO_DEVICE_GET_IRQ_INFO` says of an interrupt.
@@ -114,6 +169,20 @@ pub trait DeviceCalls: fmt::Debug + Send + Sync {
     /// it can't be masked.
     fn set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), IoctlError>;
 
+    /// Has the vectors of this index from `start` on signal these eventfds, or none where there is
+    /// none. The first time, that enables as many vectors as are given, on the device too.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if there are no such vectors or, with MSI, more are enabled already than can be
+    /// added to, `ENOSPC` if the host has too few interrupts.
+    fn set_vectors(
+        &self,
+        index: u32,
+        start: u32,
+        triggers: &[Option<&EventFd>],
+    ) -> Result<(), IoctlError>;
+
     /// Resets the device.
     ///
     /// # Errors
@@ -121,8 +190,26 @@ pub trait DeviceCalls: fmt::Debug + Send + Sync {
     /// If VFIO has no reset for it, or the device didn't obey.
     fn reset(&self) -> Result<(), IoctlError>;
 
-    /// The file in which the regions are, at [`RegionInfo::offset`].
-    fn file(&self) -> &File;
+    /// Reads at `offset` bytes of a region, by as few accesses to the device as its kernel makes.
+    ///
+    /// # Errors
+    ///
+    /// As from `pread(2)`.
+    fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()>;
+
+    /// Writes at `offset` bytes of a region, as [`read`](Self::read) reads.
+    ///
+    /// # Errors
+    ///
+    /// As from `pwrite(2)`.
+    fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Maps a part of a region, in bytes from its start.
+    ///
+    /// # Errors
+    ///
+    /// As from `mmap(2)`.
+    fn map(&self, region: &RegionInfo, range: Range<u64>) -> io::Result<Mapping>;
 }
 
 /// A device opened through its group.
@@ -163,6 +250,20 @@ impl IrqSet {
     }
 }
 
+/// A `struct vfio_irq_set` with an eventfd for each vector, -1 for none.
+fn vectors(index: u32, start: u32, triggers: &[Option<&EventFd>]) -> Option<Vec<u32>> {
+    let words = size_of::<vfio_irq_set>() / 4 + triggers.len();
+    let argsz = u32::try_from(words.checked_mul(4)?).ok()?;
+    let flags = VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_EVENTFD;
+    let mut set = vec![argsz, flags, index, start, u32::try_from(triggers.len()).ok()?];
+    set.extend(
+        triggers
+            .iter()
+            .map(|trigger| trigger.map_or(-1, |eventfd| eventfd.as_raw_fd()).cast_unsigned()),
+    );
+    Some(set)
+}
+
 impl DeviceCalls for DeviceFile {
     fn info(&self) -> Result<DeviceInfo, IoctlError> {
         let mut info =
@@ -173,6 +274,7 @@ impl DeviceCalls for DeviceFile {
         Ok(DeviceInfo {
             platform: info.flags & VFIO_DEVICE_FLAGS_PLATFORM != 0,
             amba: info.flags & VFIO_DEVICE_FLAGS_AMBA != 0,
+            pci: info.flags & VFIO_DEVICE_FLAGS_PCI != 0,
             reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             regions: info.num_regions,
             irqs: info.num_irqs,
@@ -180,18 +282,23 @@ impl DeviceCalls for DeviceFile {
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError> {
-        let mut info =
+        let mut fixed =
             vfio_region_info { argsz: argsz::<vfio_region_info>(), index, ..Default::default() };
-        // SAFETY: the kernel writes at most `argsz` bytes, the size of `info`.
-        let returned = unsafe { ioctl_with_mut_ref(&self.0, GET_REGION_INFO.number, &mut info) };
+        // SAFETY: the kernel writes at most `argsz` bytes, the size of `fixed`.
+        let returned = unsafe { ioctl_with_mut_ref(&self.0, GET_REGION_INFO.number, &mut fixed) };
         GET_REGION_INFO.check(returned)?;
-        Ok(RegionInfo {
-            size: info.size,
-            offset: info.offset,
-            readable: info.flags & VFIO_REGION_INFO_FLAG_READ != 0,
-            writable: info.flags & VFIO_REGION_INFO_FLAG_WRITE != 0,
-            mappable: info.flags & VFIO_REGION_INFO_FLAG_MMAP != 0,
-        })
+
+        // With capabilities the kernel asks for more room than it was given.
+        let least = size_of::<vfio_region_info>();
+        let mut words = capability::room(GET_REGION_INFO, fixed.argsz, least)?;
+        if let Some(second) = words.get_mut(1) {
+            *second = capability::pair(index, 0);
+        }
+        // SAFETY: the kernel writes at most `argsz` bytes, the size of `words`.
+        let returned =
+            unsafe { ioctl_with_mut_ptr(&self.0, GET_REGION_INFO.number, words.as_mut_ptr()) };
+        GET_REGION_INFO.check(returned)?;
+        Ok(RegionInfo::parse(&capability::bytes(&words)))
     }
 
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
@@ -220,8 +327,29 @@ impl DeviceCalls for DeviceFile {
         RESET.check(unsafe { ioctl(&self.0, RESET.number) }).map(drop)
     }
 
-    fn file(&self) -> &File {
-        &self.0
+    fn set_vectors(
+        &self,
+        index: u32,
+        start: u32,
+        triggers: &[Option<&EventFd>],
+    ) -> Result<(), IoctlError> {
+        let set = vectors(index, start, triggers)
+            .ok_or_else(|| SET_IRQS.refused(io::ErrorKind::InvalidInput, "too many vectors"))?;
+        // SAFETY: the kernel reads at most `argsz` bytes, the size of `set`.
+        let returned = unsafe { ioctl_with_ptr(&self.0, SET_IRQS.number, set.as_ptr()) };
+        SET_IRQS.check(returned).map(drop)
+    }
+
+    fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(data, region.offset.saturating_add(offset))
+    }
+
+    fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, region.offset.saturating_add(offset))
+    }
+
+    fn map(&self, region: &RegionInfo, range: Range<u64>) -> io::Result<Mapping> {
+        Mapping::new(&self.0, region, range)
     }
 }
 
@@ -250,5 +378,41 @@ mod tests {
             assert_eq!((header.argsz, set.eventfd), (24, eventfd), "{action:?}");
         }
         assert_eq!(std::mem::offset_of!(IrqSet, eventfd), 20);
+    }
+
+    #[test]
+    fn vectors_are_set_by_an_eventfd_each_or_minus_one() {
+        let file = EventFd::new(0).unwrap();
+        let set = vectors(2, 5, &[Some(&file), None]).unwrap();
+        // TRIGGER 32, EVENTFD 4; VFIO_PCI_MSIX_IRQ_INDEX 2.
+        let fd = u32::try_from(file.as_raw_fd()).unwrap();
+        assert_eq!(set, [28, 32 | 4, 2, 5, 2, fd, u32::MAX]);
+    }
+
+    /// A `struct vfio_region_info` of region 2 with these flags, and capabilities from 32 on.
+    fn region(flags: u32, capabilities: &[u32]) -> Vec<u8> {
+        let words = [32, flags, 2, 32, 0x4000, 0, 0x20_0000, 0];
+        words.iter().chain(capabilities).flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn regions_say_what_of_them_can_be_mapped() {
+        // READ 1, WRITE 2, MMAP 4, CAPS 8; the sparse areas (identity 1, version 1), two of them,
+        // then MSI-X (identity 3).
+        let sparse = [1 << 16 | 1, 32 + 48, 2, 0, 0, 0, 0x1000, 0, 0x3000, 0, 0x1000, 0];
+        let msix = [1 << 16 | 3, 0];
+        let plain = RegionInfo {
+            index: 2,
+            size: 0x4000,
+            offset: 0x20_0000,
+            readable: true,
+            writable: true,
+            mappable: true,
+            ..Default::default()
+        };
+        assert_eq!(RegionInfo::parse(&region(7, &[])), plain);
+        let found = RegionInfo::parse(&region(15, &[sparse.as_slice(), &msix].concat()));
+        let areas = Some(vec![0..0x1000, 0x3000..0x4000]);
+        assert_eq!(found, RegionInfo { areas, msix_mappable: true, ..plain });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
@@ -21,15 +22,17 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the whole of a region.
+    /// Maps a part of a region of this file, in bytes from the region's start.
     ///
     /// # Errors
     ///
-    /// As from `mmap(2)`; `InvalidInput` if the region's place doesn't fit an address.
-    pub fn new(file: &File, region: &RegionInfo) -> io::Result<Self> {
-        let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
-        let size = usize::try_from(region.size).map_err(invalid)?;
-        let offset = libc::off_t::try_from(region.offset).map_err(invalid)?;
+    /// As from `mmap(2)`; `InvalidInput` if the part's place doesn't fit an address.
+    pub fn new(file: &File, region: &RegionInfo, range: Range<u64>) -> io::Result<Self> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let size = range.end.checked_sub(range.start).ok_or_else(invalid)?;
+        let size = usize::try_from(size).map_err(|_| invalid())?;
+        let offset = region.offset.checked_add(range.start).ok_or_else(invalid)?;
+        let offset = libc::off_t::try_from(offset).map_err(|_| invalid())?;
         let mut protection = libc::PROT_NONE;
         if region.readable {
             protection |= libc::PROT_READ;

@@ -6,6 +6,7 @@
 //! Numbers and layouts are those of `include/uapi/linux/vfio.h`, the same on every architecture;
 //! the order of the calls is described in the kernel's `Documentation/driver-api/vfio.rst`.
 
+mod capability;
 mod container;
 mod device;
 mod group;

@@ -2,15 +2,20 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
+use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::tempfile::TempFile;
 
-use super::super::sys::{DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, RegionInfo};
+use super::super::sys::{
+    DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
+};
 
 /// A call that changed the device, with the index of the interrupt and the eventfd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     SetTrigger(u32, i32),
     ClearTrigger(u32),
@@ -18,6 +23,8 @@ pub(crate) enum Call {
     ClearUnmask(u32),
     Mask(u32),
     Unmask(u32),
+    /// The index, the first vector, and which of them have an eventfd.
+    SetVectors(u32, u32, Vec<bool>),
     Reset,
 }
 
@@ -44,6 +51,11 @@ impl FakeDevice {
     /// A device without interrupts whose regions are in this file.
     pub(crate) fn over(file: File, regions: Vec<RegionInfo>) -> Self {
         Self { regions, file, ..Self::new(Vec::new(), Vec::new()) }
+    }
+
+    /// The file in which the regions are.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     pub(crate) fn fail_at(&self, call: usize) {
@@ -74,16 +86,16 @@ impl DeviceCalls for FakeDevice {
     fn info(&self) -> Result<DeviceInfo, IoctlError> {
         Ok(DeviceInfo {
             platform: true,
-            amba: false,
             reset: self.can_reset,
             regions: u32::try_from(self.regions.len()).unwrap(),
             irqs: u32::try_from(self.irqs.len()).unwrap(),
+            ..Default::default()
         })
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError> {
         let region = usize::try_from(index).ok().and_then(|index| self.regions.get(index));
-        region.copied().ok_or_else(|| refused("VFIO_DEVICE_GET_REGION_INFO", libc::EINVAL))
+        region.cloned().ok_or_else(|| refused("VFIO_DEVICE_GET_REGION_INFO", libc::EINVAL))
     }
 
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
@@ -106,7 +118,25 @@ impl DeviceCalls for FakeDevice {
         self.record(Call::Reset)
     }
 
-    fn file(&self) -> &File {
-        &self.file
+    fn set_vectors(
+        &self,
+        index: u32,
+        start: u32,
+        triggers: &[Option<&EventFd>],
+    ) -> Result<(), IoctlError> {
+        let enabled = triggers.iter().map(Option::is_some).collect();
+        self.record(Call::SetVectors(index, start, enabled))
+    }
+
+    fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(data, region.offset + offset)
+    }
+
+    fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, region.offset + offset)
+    }
+
+    fn map(&self, region: &RegionInfo, range: Range<u64>) -> io::Result<Mapping> {
+        Mapping::new(&self.file, region, range)
     }
 }
