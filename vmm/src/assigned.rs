@@ -16,7 +16,7 @@ use devices::vfio::host::Host;
 use devices::vfio::iommu::{Iommu, MapError};
 use devices::vfio::memlock::Memlock;
 use devices::vfio::node::Account;
-use devices::vfio::platform::PlatformDevice;
+use devices::vfio::platform::{self, PlatformDevice};
 
 use crate::cli::{PlatformOptions, RegionAddress, Size};
 use crate::error::Error;
@@ -62,8 +62,11 @@ impl Assigned {
         check_available(ram.size, available_memory())?;
 
         let tree = HostTree::system()?;
-        let opened = assignments.iter().zip(wanted).map(|(assignment, options)| {
-            PlatformDevice::open(&iommu, &tree, assignment, options.device.clone())
+        let nodes = assignments.iter().zip(wanted.iter().map(|options| &options.device.node));
+        let drafts = platform::drafts(&tree, &nodes.collect::<Vec<_>>())?;
+        let opened = assignments.iter().zip(wanted).zip(drafts);
+        let opened = opened.map(|((assignment, options), draft)| {
+            PlatformDevice::open(&iommu, assignment, draft, options.device.clone())
         });
         let opened = opened.collect::<Result<Vec<_>, _>>()?;
         let devices = place(opened, wanted, Places::new(ram, serial))?;

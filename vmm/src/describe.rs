@@ -141,6 +141,10 @@ impl Property {
     fn of(account: &Account) -> Self {
         let (fate, reason) = match &account.fate {
             Fate::Kept => ("kept", None),
+            Fate::Linked(devices) => (
+                "kept",
+                Some(format!("it refers to {}, which the guest has too", devices.join(", "))),
+            ),
             Fate::Rewritten => ("rewritten", None),
             Fate::Made => ("made", None),
             Fate::Dropped(reason) => ("dropped", Some(reason.to_string())),
@@ -246,15 +250,16 @@ impl Display for Device {
         }
         writeln!(f, "  of the host's node:")?;
         for fate in ["kept", "rewritten", "made"] {
-            let paths = self.properties.iter().filter(|property| property.fate == fate);
+            let plain = self.properties.iter().filter(|property| property.reason.is_none());
+            let paths = plain.filter(|property| property.fate == fate);
             let paths: Vec<&str> = paths.map(|property| property.path.as_str()).collect();
             if !paths.is_empty() {
                 writeln!(f, "    {fate:<10}{}", paths.join(" "))?;
             }
         }
-        for Property { path, reason, .. } in &self.properties {
+        for Property { path, fate, reason } in &self.properties {
             if let Some(reason) = reason {
-                writeln!(f, "    {:<10}{path}: {reason}", "dropped")?;
+                writeln!(f, "    {fate:<10}{path}: {reason}")?;
             }
         }
         writeln!(f, "  the guest's node:")?;
