@@ -11,6 +11,7 @@ mod measure;
 mod microcode;
 mod pl330;
 mod privileges;
+mod vfio;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,7 @@ usage: probe COMMAND
   memory pair ADDRESS                   read two words by one instruction
   canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
                                         and after a line of input check that it is unchanged
+  vfio mask|unmask PID INTERRUPT        an interrupt of the VFIO device that a process has open
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
             number(low).and_then(|low| number(high).and_then(|high| canary::watch(low, high)))
         }
         ["memory", "pair", address] => number(address).and_then(devmem::pair),
+        ["vfio", action, process, interrupt] => vfio::run(action, process, interrupt),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["measure", runs, command @ ..] => measure::run(runs, command),
