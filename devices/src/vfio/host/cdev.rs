@@ -98,9 +98,11 @@ impl Host {
     ///
     /// If that can't be read.
     pub fn is_iommufd(&self, number: DeviceNumber) -> Result<bool, ReadError> {
-        let directory = canonical(&self.numbered(number))?;
+        let directory = self.numbered(number);
+        let misc = link_name(&directory.join("subsystem"))?.as_deref() == Some("misc");
+        let directory = canonical(&directory)?;
         let name = directory.as_deref().and_then(|path| path.file_name());
-        Ok(name.is_some_and(|name| name == "iommu"))
+        Ok(misc && name.is_some_and(|name| name == "iommu"))
     }
 
     /// The directory of the device behind a character device's file.

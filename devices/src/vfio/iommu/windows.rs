@@ -156,7 +156,7 @@ impl DmaWindows {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::assign::preflight;
+    use super::super::super::assign::{DeviceRef, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
 
@@ -170,7 +170,8 @@ mod tests {
         fake.write("sys/kernel/iommu_groups/3/reserved_regions", regions);
         fake.write("sys/kernel/iommu_groups/4/reserved_regions", "");
         let host = fake.host();
-        let assignments = preflight(&host, &["1.dma", "2.dma", "3.dma"]).unwrap();
+        let assignments =
+            preflight(&host, &["1.dma", "2.dma", "3.dma"].map(DeviceRef::from)).unwrap();
         DmaWindows::of(&host, &assignments).unwrap()
     }
 

@@ -128,7 +128,7 @@ impl PlatformDevice {
             .node(&of_node)
             .and_then(|node| Draft::of(tree, &node, name, &options.node))
             .map_err(|source| DeviceError::HostTree { name: name.to_owned(), source })?;
-        let calls = Arc::new(iommu.open_device(assignment)?);
+        let calls = iommu.open_device(assignment)?;
         Self::new(name, calls, draft, options, host_page_size())
     }
 

@@ -110,9 +110,8 @@ impl Ioas {
             let mut query = self.query(&mut ranges)?;
             // SAFETY: the structure is complete; the kernel writes back into it, and at most
             // `num_iovas` ranges to `allowed_iovas`, where `query` has put a vector of as many.
-            let returned = unsafe {
-                ioctl_with_mut_ref(&self.iommufd, IOAS_IOVA_RANGES.number, &mut query)
-            };
+            let returned =
+                unsafe { ioctl_with_mut_ref(&self.iommufd, IOAS_IOVA_RANGES.number, &mut query) };
             match IOAS_IOVA_RANGES.check(returned) {
                 Ok(_) => {
                     ranges.truncate(usize::try_from(query.num_iovas).unwrap_or(usize::MAX));

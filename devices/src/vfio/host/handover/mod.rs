@@ -249,7 +249,8 @@ impl<'a> Handover<'a> {
         let path = self.host.group_node(group);
         match OpenOptions::new().read(true).write(true).open(&path) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                Err(HandoverError::InUse { name: device.name().to_owned(), path })
+                let files = self.host.files_of(device);
+                Err(HandoverError::InUse { name: device.name().to_owned(), path, files })
             }
             _ => Ok(()),
         }
