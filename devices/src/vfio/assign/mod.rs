@@ -1,6 +1,7 @@
 //! The pre-flight: from what the host says, either a device can be assigned, or exactly why not.
 
 mod error;
+mod help;
 mod suggest;
 
 use std::ffi::CString;

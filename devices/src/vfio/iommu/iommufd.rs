@@ -52,10 +52,9 @@ impl IommufdSpace {
 
     fn attach(&self, host: &Host, assignment: &Assignment) -> Result<Attached, AssignError> {
         let (file, path) = open(host, assignment)?;
-        // What this process has of the group would hide who else has.
         let ours = self.devices.iter().any(|attached| attached.group == assignment.group);
-        let in_use =
-            || !ours && Group::open(&host.group_node(assignment.group)).is_err_and(|e| is_busy(&e));
+        // Nobody else can have a device of a group of which this process has one.
+        let in_use = || if ours { Some(false) } else { group_in_use(host, assignment.group) };
         file.bind(self.ioas.iommufd())
             .map_err(|error| binding(host, assignment, path, error, in_use))?;
         let (device, group) = (assignment.device.clone(), assignment.group);
@@ -120,23 +119,33 @@ fn opening(host: &Host, assignment: &Assignment, path: &Path, error: io::Error) 
     AssignError::opening(host, &assignment.device, assignment.group, path, error)
 }
 
-fn is_busy(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EBUSY)
+/// Whether a process has a group, or a device of it, in use; `None` if this one may not know.
+fn group_in_use(host: &Host, group: u32) -> Option<bool> {
+    match Group::open(&host.group_node(group)) {
+        Ok(_) => Some(false),
+        Err(error) => (error.raw_os_error() == Some(libc::EBUSY)).then_some(true),
+    }
 }
 
 /// Why a device couldn't be bound (`vfio_df_ioctl_bind_iommufd`, `iommufd_device_bind` and
 /// `iommu_device_claim_dma_owner` in the kernel). `in_use` tells whether another process has the
-/// group or a device of it.
+/// group or a device of it, if that is known.
 fn binding(
     host: &Host,
     assignment: &Assignment,
     path: PathBuf,
     source: IoctlError,
-    in_use: impl FnOnce() -> bool,
+    in_use: impl FnOnce() -> Option<bool>,
 ) -> AssignError {
     let (name, group) = (assignment.name().to_owned(), assignment.group);
     let is = |errno| source.is(errno);
-    if (is(libc::EINVAL) || is(libc::EBUSY) || is(libc::EPERM)) && in_use() {
+    let busy = match source.source.raw_os_error() {
+        // What a device that is bound is refused with, and little else.
+        Some(libc::EINVAL) => in_use() != Some(false),
+        Some(libc::EBUSY | libc::EPERM) => in_use() == Some(true),
+        _ => false,
+    };
+    if busy {
         return AssignError::busy(host, &assignment.device, path, source.source);
     }
     let module = "iommufd";
@@ -168,27 +177,28 @@ mod tests {
     #[test]
     fn a_refused_binding_is_told_by_its_cause() {
         let (fake, assignment) = host();
-        let because = |allowed: &str, errno, in_use: bool| {
+        let because = |allowed: &str, errno, in_use: Option<bool>| {
             fake.write("sys/module/iommufd/parameters/allow_unsafe_interrupts", allowed);
             let source = io::Error::from_raw_os_error(errno);
             let source = IoctlError { request: "VFIO_DEVICE_BIND_IOMMUFD", source };
             let path = fake.path("dev/vfio/devices/vfio0");
             binding(&fake.host(), &assignment, path, source, || in_use)
         };
-        let unsafe_interrupts = because("N\n", libc::EPERM, false);
+        let unsafe_interrupts = because("N\n", libc::EPERM, None);
         assert!(matches!(unsafe_interrupts, AssignError::UnsafeInterrupts { .. }));
         let help = unsafe_interrupts.help().unwrap();
         assert!(help.contains("boot the host with iommufd.allow_unsafe_interrupts=1"), "{help}");
         for (allowed, errno) in [("Y\n", libc::EPERM), ("N\n", libc::EBUSY)] {
-            let error = because(allowed, errno, false);
+            let error = because(allowed, errno, Some(false));
             assert!(matches!(error, AssignError::GroupInUse { group: 3, .. }), "{error}");
         }
         for errno in [libc::EINVAL, libc::EIO] {
-            let error = because("N\n", errno, false);
+            let error = because("N\n", errno, Some(false));
             assert!(matches!(error, AssignError::OpenDevice { .. }), "{error}");
         }
-        for errno in [libc::EINVAL, libc::EBUSY, libc::EPERM] {
-            let error = because("N\n", errno, true);
+        let busy = [libc::EINVAL, libc::EBUSY, libc::EPERM].map(|errno| (errno, Some(true)));
+        for (errno, in_use) in busy.into_iter().chain([(libc::EINVAL, None)]) {
+            let error = because("N\n", errno, in_use);
             assert!(error.to_string().ends_with("dev/vfio/devices/vfio0"), "{error}");
             let help = error.help().unwrap();
             assert!(help.starts_with("fuser -v ") && help.contains("dev/vfio/3 "), "{help}");

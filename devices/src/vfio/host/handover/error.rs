@@ -41,7 +41,7 @@ pub enum HandoverError {
     InUse {
         /// The device.
         name: String,
-        /// Its group's file.
+        /// The file that tells.
         path: PathBuf,
         /// The files by which that process can have it.
         files: Vec<PathBuf>,
