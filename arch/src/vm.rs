@@ -205,7 +205,7 @@ impl Vm {
             addr: (&raw const fd).addr() as u64,
             flags: 0,
         };
-        device.set_device_attr(&attr).map_err(Error::kvm("take a VFIO group"))?;
+        device.set_device_attr(&attr).map_err(Error::kvm("take a file of VFIO"))?;
         self.vfio = Some(device);
         Ok(())
     }

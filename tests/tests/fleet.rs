@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::harness::{
-    AMBA_DMA, Board, DmaTest, Failure, Guest, Host, Interrupts, Launch, PLATFORM_DMA, Story,
+    AMBA_DMA, BACKENDS, Board, DmaTest, Failure, Guest, Host, Interrupts, Launch, PLATFORM_DMA,
+    Story,
 };
 use tests::suite::SOAK;
 
@@ -33,19 +34,20 @@ fn lines(statistics: &Value) -> &[Value] {
 /// A guest at work, and what it has done.
 struct Worker {
     guest: Guest,
+    backend: &'static str,
     file: String,
     before: Interrupts,
     copies: u64,
 }
 
 impl Worker {
-    fn hire(host: &Host, device: &str) -> Result<Self, Failure> {
+    fn hire(host: &Host, device: &str, backend: &'static str) -> Result<Self, Failure> {
         let file = format!("/tmp/{device}");
-        let arguments = format!("--bind --vfio-platform {device} --stats {file}");
+        let arguments = format!("--bind --vfio-platform {device} --iommu {backend} --stats {file}");
         let launch = Launch::model().memory("192M").with(&arguments);
         let mut guest = host.launch(&launch)?;
         let before = guest.interrupts()?;
-        Ok(Self { guest, file, before, copies: 0 })
+        Ok(Self { guest, backend, file, before, copies: 0 })
     }
 
     /// Ends a round of work and checks that every copy was right.
@@ -61,6 +63,7 @@ impl Worker {
     /// were.
     fn settle(&mut self, host: &Host) -> Result<u64, Failure> {
         let report = statistics(host, &mut self.guest, &self.file)?;
+        assert_eq!(report["iommu"], self.backend);
         let lines = lines(&report);
         assert_eq!(lines.len(), 9, "{report:#}");
         let mut fired = 0;
@@ -84,8 +87,10 @@ impl Worker {
 fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
     let host = Board::new().boot()?;
     let devices = [PLATFORM_DMA, AMBA_DMA].concat();
-    let mut workers =
-        devices.iter().map(|device| Worker::hire(&host, device)).collect::<Result<Vec<_>, _>>()?;
+    let backends = BACKENDS.iter().cycle();
+    let workers = devices.iter().zip(backends);
+    let workers = workers.map(|(device, backend)| Worker::hire(&host, device, backend));
+    let mut workers = workers.collect::<Result<Vec<_>, _>>()?;
     let test = DmaTest { copies: 100, ..DmaTest::default() };
     let end = Instant::now() + duration();
     while Instant::now() < end {

@@ -13,7 +13,7 @@ use devices::bus::Bus;
 use devices::irq::{Spi, Trigger};
 use devices::vfio::assign;
 use devices::vfio::host::Host;
-use devices::vfio::iommu::{Iommu, MapError};
+use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
 use devices::vfio::memlock::Memlock;
 use devices::vfio::node::Account;
 use devices::vfio::platform::{self, PlatformDevice};
@@ -43,20 +43,25 @@ pub struct Placed {
 }
 
 impl Assigned {
-    /// Opens the devices, checks that `ram` can be mapped for them, and gives them places in a
-    /// machine with or without a `serial` port of its own.
+    /// Opens the devices by this way to the IOMMU, checks that `ram` can be mapped for them, and gives
+    /// them places in a machine with or without a `serial` port of its own.
     ///
     /// # Errors
     ///
     /// A device can't be assigned, it or RAM can't be where it is wanted.
-    pub fn plan(wanted: &[PlatformOptions], ram: Ram, serial: bool) -> Result<Self, Error> {
+    pub fn plan(
+        wanted: &[PlatformOptions],
+        options: IommuOptions,
+        ram: Ram,
+        serial: bool,
+    ) -> Result<Self, Error> {
         if wanted.is_empty() {
             return Ok(Self::default());
         }
         let host = Host::default();
-        let names: Vec<&str> = wanted.iter().map(|options| options.name.as_str()).collect();
-        let assignments = assign::preflight(&host, &names)?;
-        let iommu = Iommu::open(&host, &assignments)?;
+        let which = wanted.iter().map(|device| &device.which);
+        let assignments = assign::preflight(&host, which)?;
+        let iommu = Iommu::open(&host, &assignments, options)?;
         iommu.windows().check(ram.base, ram.size)?;
         Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
         check_available(ram.size, available_memory())?;
@@ -82,6 +87,11 @@ impl Assigned {
     /// The devices in the order given.
     pub fn devices(&self) -> &[Placed] {
         &self.devices
+    }
+
+    /// The way to the IOMMU; `None` without devices.
+    pub fn backend(&self) -> Option<Backend> {
+        self.iommu.as_ref().map(Iommu::backend)
     }
 
     /// Their nodes.
@@ -120,8 +130,8 @@ impl Assigned {
         // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
         // affected by what is written into it.
         unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
-        for (_, group) in iommu.groups() {
-            vm.add_vfio_file(group)?;
+        for file in iommu.files() {
+            vm.add_vfio_file(file)?;
         }
         let wiring = KvmWiring(vm);
         for placed in &mut self.devices {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use arch::layout;
 use boot::fdt::{self, Node};
 use devices::irq::Trigger;
+use devices::vfio::iommu::Backend;
 use devices::vfio::node::{Account, Fate};
 use serde::Serialize;
 
@@ -28,6 +29,8 @@ pub struct Description {
     cmdline: String,
     memory_map: Vec<Place>,
     interrupts: Vec<Interrupt>,
+    /// The way to the IOMMU, where there are assigned devices.
+    iommu: Option<&'static str>,
     devices: Vec<Device>,
     device_tree: String,
 }
@@ -97,6 +100,7 @@ impl Description {
             cmdline: plan.cmdline.as_str().to_owned(),
             memory_map: memory_map(plan, core),
             interrupts: interrupts(plan),
+            iommu: plan.assigned.backend().map(Backend::name),
             devices: devices.iter().map(|placed| Device::of(placed, tree)).collect(),
             device_tree: fdt::to_dts(tree),
         }
@@ -227,6 +231,9 @@ impl Display for Description {
         writeln!(f, "\ninterrupts:")?;
         for Interrupt { spi, what, trigger } in &self.interrupts {
             writeln!(f, "  SPI {spi:<3}  {what}, {}", signalling(trigger))?;
+        }
+        if let Some(iommu) = self.iommu {
+            writeln!(f, "\nIOMMU: {iommu}")?;
         }
         self.devices.iter().try_for_each(|device| write!(f, "\n{device}"))?;
         write!(f, "\ndevice tree:\n{}", self.device_tree)

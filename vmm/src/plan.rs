@@ -82,7 +82,7 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         cmdline,
         gic: options.gic,
         console: options.console,
-        assigned: Assigned::plan(&options.vfio_platform, ram, serial)?,
+        assigned: Assigned::plan(&options.vfio_platform, options.iommu, ram, serial)?,
         overlays,
         timeout: options.timeout,
     })

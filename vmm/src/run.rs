@@ -72,7 +72,8 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     let bus = Arc::new(board.bus);
     let recorder = options.stats.as_deref().map(|path| {
         let wires = plan.assigned.wires();
-        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), wires))
+        let recorder = Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), wires);
+        Arc::new(recorder.through(plan.assigned.backend()))
     });
     let run = Arc::new(Run {
         bus,

@@ -5,6 +5,7 @@ mod device;
 mod platform;
 mod run;
 mod size;
+mod vfio;
 
 pub use check::CheckOptions;
 pub use device::{DeviceOptions, DeviceVerb};

@@ -1,5 +1,6 @@
 //! `strait device bind` and `unbind`, and what `strait run --bind` does around a run.
 
+use devices::vfio::assign::DeviceRef;
 use devices::vfio::host::{Handover, Host, IommuGroup, Sysfs};
 use serde::Serialize;
 
@@ -103,14 +104,18 @@ pub struct Borrowed {
 }
 
 impl Borrowed {
-    /// Binds those of these devices that aren't bound.
+    /// Binds those of these devices that aren't bound; those of descriptors are.
     ///
     /// # Errors
     ///
     /// One can't be; then none is.
     pub fn take(devices: &[PlatformOptions]) -> Result<Self, Error> {
         let host = Host::default();
-        let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
+        let names = devices.iter().filter_map(|device| match &device.which {
+            DeviceRef::Name(name) => Some(name),
+            DeviceRef::Descriptor(_) => None,
+        });
+        let names: Vec<&String> = names.collect();
         let bound = Handover::new(&host, &Sysfs).bind(&names, false)?;
         let changed = bound.iter().filter(|bound| !bound.already);
         let names = changed.map(|bound| bound.device.path().display().to_string()).collect();

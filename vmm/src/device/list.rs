@@ -2,6 +2,7 @@
 
 use devices::vfio::assign::{self, AssignError};
 use devices::vfio::host::{Bus, Host, HostDevice};
+use devices::vfio::iommu::{Backend, IommuOptions};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -123,7 +124,10 @@ fn state(host: &Host, device: HostDevice) -> (State, Option<AssignError>) {
         let name = device.name().to_owned();
         return (State::Blocked, Some(AssignError::Pci { name }));
     }
-    match assign::assess(host, device) {
+    let assignment = assign::assess(host, device);
+    let reached = assignment
+        .and_then(|assignment| Backend::choose(host, &[assignment], IommuOptions::default()));
+    match reached {
         Ok(_) => (State::Assignable, None),
         Err(error @ (AssignError::OwnDriver { .. } | AssignError::Unbound { .. })) => {
             (State::NeedsBind, Some(error))

@@ -122,7 +122,7 @@ impl PlatformDevice {
         draft: Draft,
         options: DeviceOptions,
     ) -> Result<Self, DeviceError> {
-        let calls = Arc::new(iommu.open_device(assignment)?);
+        let calls = iommu.open_device(assignment)?;
         Self::new(assignment.name(), calls, draft, options, host_page_size())
     }
 

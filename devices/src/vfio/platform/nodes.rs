@@ -61,7 +61,7 @@ mod tests {
     fn drafts_of(fake: &FakeHost, names: &[&str]) -> Result<Vec<Draft>, DeviceError> {
         let tree = HostTree::at(&fake.host().device_tree()).unwrap();
         let device = |name: &&str| fake.host().find(name).unwrap().unwrap();
-        let assignment = |name| Assignment { device: device(name), group: 1 };
+        let assignment = |name| Assignment { device: device(name), group: 1, passed: None };
         let assignments: Vec<Assignment> = names.iter().map(assignment).collect();
         let options = NodeOptions::default();
         let devices: Vec<_> = assignments.iter().map(|a| (a, &options)).collect();
