@@ -33,6 +33,8 @@ pub(crate) struct FakeDevice {
     pub(crate) regions: Vec<RegionInfo>,
     pub(crate) irqs: Vec<IrqInfo>,
     pub(crate) can_reset: bool,
+    /// It is a PCI function, else on the platform bus.
+    pub(crate) pci: bool,
     file: File,
     calls: Mutex<Vec<Call>>,
     /// Which call fails, counted from 0.
@@ -45,7 +47,7 @@ impl FakeDevice {
         let end = regions.iter().map(|region| region.offset + region.size).max().unwrap_or(0);
         file.set_len(end).unwrap();
         let (calls, fail) = Default::default();
-        Self { regions, irqs, can_reset: false, file, calls, fail }
+        Self { regions, irqs, can_reset: false, pci: false, file, calls, fail }
     }
 
     /// A device without interrupts whose regions are in this file.
@@ -85,7 +87,8 @@ fn refused(request: &'static str, errno: i32) -> IoctlError {
 impl DeviceCalls for FakeDevice {
     fn info(&self) -> Result<DeviceInfo, IoctlError> {
         Ok(DeviceInfo {
-            platform: true,
+            platform: !self.pci,
+            pci: self.pci,
             reset: self.can_reset,
             regions: u32::try_from(self.regions.len()).unwrap(),
             irqs: u32::try_from(self.irqs.len()).unwrap(),

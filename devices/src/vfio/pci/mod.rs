@@ -1,0 +1,4 @@
+//! x
+mod capability;
+mod config;
+mod image;
