@@ -33,7 +33,7 @@ use super::irq::AssignedIrq;
 use super::node::{Draft, GuestNodes, NodeOptions};
 use super::region::{Region, Registers, TrappedRegion, host_page_size};
 use super::sys::DeviceCalls;
-use crate::bus::MmioDevice;
+use crate::bus::SharedDevice;
 use crate::irq::{InterruptController, Spi};
 use crate::slot::MemorySlots;
 
@@ -78,7 +78,7 @@ pub struct Trap {
     /// Its size in bytes.
     pub size: u64,
     /// The region as a device on the bus.
-    pub device: Arc<Mutex<dyn MmioDevice>>,
+    pub device: Arc<dyn SharedDevice>,
 }
 
 /// An assigned device.
