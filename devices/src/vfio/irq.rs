@@ -187,6 +187,11 @@ impl AssignedIrq {
         }
     }
 
+    /// Whether the host lets it through.
+    pub fn is_armed(&self) -> bool {
+        self.armed
+    }
+
     /// Its eventfds, for those who look at their counts: the one that VFIO signals, and the one that
     /// KVM signals at the guest's end of a level interrupt.
     pub fn eventfds(&self) -> (RawFd, Option<RawFd>) {

@@ -40,6 +40,9 @@ pub const PM: CapabilityId = CapabilityId::Standard(0x01);
 /// PCI Express.
 pub const EXPRESS: CapabilityId = CapabilityId::Standard(0x10);
 
+/// Resets of conventional functions.
+pub const ADVANCED_FEATURES: CapabilityId = CapabilityId::Standard(0x13);
+
 /// A capability of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
@@ -47,6 +50,14 @@ pub struct Capability {
     pub id: CapabilityId,
     /// Where it is in configuration space, in bytes.
     pub offset: u16,
+    /// Why the guest doesn't have it, if it doesn't.
+    pub hidden: Option<&'static str>,
+}
+
+impl Capability {
+    fn new(id: CapabilityId, offset: u16) -> Self {
+        Self { id, offset, hidden: id.hidden() }
+    }
 }
 
 /// A kind of capability.
@@ -91,7 +102,7 @@ const KINDS: &[Kind] = &[
     kept(EXPRESS, "PCI Express"),
     kept(MSIX, "MSI-X"),
     kept(Standard(0x12), "SATA"),
-    kept(Standard(0x13), "advanced features"),
+    kept(ADVANCED_FEATURES, "advanced features"),
     hidden(
         Standard(0x14),
         "enhanced allocation",
@@ -164,8 +175,8 @@ impl CapabilityId {
         self.kind().map_or("unknown", |kind| kind.name)
     }
 
-    /// Why a guest can't have it, if it can't.
-    pub fn hidden(self) -> Option<&'static str> {
+    /// Why no guest can have it, if none can.
+    fn hidden(self) -> Option<&'static str> {
         match self.kind() {
             Some(kind) => kind.hidden.map(|(_, why)| why),
             // An unknown one may name addresses or devices of the host.
@@ -175,7 +186,11 @@ impl CapabilityId {
 
     /// The bytes that are closed where it is hidden.
     fn closed(self) -> u16 {
-        self.kind().and_then(|kind| kind.hidden).map_or(4, |(length, _)| length)
+        match self {
+            MSI => 0x18,
+            MSIX => 0xc,
+            _ => self.kind().and_then(|kind| kind.hidden).map_or(4, |(length, _)| length),
+        }
     }
 }
 
@@ -194,7 +209,7 @@ fn standard(config: &Image) -> Vec<Capability> {
         if id == 0xff {
             break;
         }
-        found.push(Capability { id: Standard(id), offset });
+        found.push(Capability::new(Standard(id), offset));
         offset = u16::from(config.u8(offset + 1) & !3);
     }
     found
@@ -214,7 +229,7 @@ fn extended(config: &Image) -> Vec<Capability> {
         let id = u16::from_le_bytes([low, high]);
         // One without a number holds the first one's place (PCI Express 5.0, 7.9.28).
         if id != 0 && id != 0xffff {
-            found.push(Capability { id: Extended(id), offset });
+            found.push(Capability::new(Extended(id), offset));
         }
         offset = next_of(header);
     }
@@ -245,7 +260,7 @@ pub struct Relinked {
 /// Leaves the hidden ones of these capabilities out of their chains.
 pub fn relink(config: &Image, capabilities: &[Capability]) -> Relinked {
     let mut relinked = Relinked::default();
-    for capability in capabilities.iter().filter(|c| c.id.hidden().is_some()) {
+    for capability in capabilities.iter().filter(|c| c.hidden.is_some()) {
         let end = capability.offset.saturating_add(capability.id.closed());
         // Not the capability behind it, should this one be shorter than usual.
         let next = capabilities.iter().map(|c| c.offset).filter(|o| *o > capability.offset).min();
@@ -254,7 +269,7 @@ pub fn relink(config: &Image, capabilities: &[Capability]) -> Relinked {
     }
     let kept = |extended: bool| {
         let of_chain = move |c: &&Capability| matches!(c.id, Extended(_)) == extended;
-        capabilities.iter().filter(of_chain).filter(|c| c.id.hidden().is_none())
+        capabilities.iter().filter(of_chain).filter(|c| c.hidden.is_none())
     };
 
     let mut link = POINTER;
@@ -383,7 +398,7 @@ mod tests {
             let config = config(4096, &standard, &headers);
             let before = all(&config);
             assert_eq!(before.len(), standard.len() + headers.len());
-            let wanted: Vec<_> = before.into_iter().filter(|c| c.id.hidden().is_none()).collect();
+            let wanted: Vec<_> = before.into_iter().filter(|c| c.hidden.is_none()).collect();
             assert_eq!(after(&config), wanted, "{standard:x?} {extended:x?}");
         }
     }
@@ -441,7 +456,7 @@ mod tests {
             let mut bytes: Vec<u8> = bytes.collect();
             bytes[usize::from(STATUS)] = 0x10;
             let config = Image::new(bytes);
-            let hidden = after(&config).into_iter().find(|c| c.id.hidden().is_some());
+            let hidden = after(&config).into_iter().find(|c| c.hidden.is_some());
             assert_eq!(hidden, None);
         }
     }

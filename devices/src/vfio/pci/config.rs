@@ -60,6 +60,8 @@ pub struct ConfigSpace {
     /// As it was when the function was opened.
     image: Image,
     capabilities: Vec<Capability>,
+    /// It has no interrupt pin in the guest.
+    pinless: bool,
     /// What reads so and can't be written, by offset.
     fixed: Vec<Option<u8>>,
     /// An access failed, and that was logged.
@@ -86,10 +88,10 @@ impl ConfigSpace {
             return Err(ConfigError::HeaderType(header));
         }
         let capabilities = capability::all(&image);
-        let (name, fixed) = (name.to_owned(), vec![None; size]);
-        let mut config = Self { calls, region, name, image, capabilities, fixed, failed: false };
-        config.hide();
-        config.leave_the_link();
+        let (name, fixed) = (name.to_owned(), Vec::new());
+        let (pinless, failed) = (false, false);
+        let mut config = Self { calls, region, name, image, capabilities, pinless, fixed, failed };
+        config.settle();
         Ok(config)
     }
 
@@ -105,26 +107,38 @@ impl ConfigSpace {
 
     /// Where a capability is that isn't hidden.
     pub fn find(&self, id: CapabilityId) -> Option<u16> {
-        let found = self.capabilities.iter().find(|c| c.id == id && id.hidden().is_none());
+        let found = self.capabilities.iter().find(|c| c.id == id && c.hidden.is_none());
         found.map(|capability| capability.offset)
+    }
+
+    /// Hides a capability, if there is one, for this reason.
+    pub fn hide(&mut self, id: CapabilityId, why: &'static str) {
+        let of_kind = self.capabilities.iter_mut().filter(|c| c.id == id && c.hidden.is_none());
+        of_kind.for_each(|capability| capability.hidden = Some(why));
+        self.settle();
     }
 
     /// The interrupt pin: 1 for INTA to 4 for INTD, 0 for none.
     pub fn interrupt_pin(&self) -> u8 {
-        let fixed = self.fixed.get(usize::from(INTERRUPT_PIN)).copied().flatten();
-        fixed.unwrap_or_else(|| self.image.u8(INTERRUPT_PIN))
+        if self.pinless { 0 } else { self.image.u8(INTERRUPT_PIN) }
     }
 
     /// Takes its interrupt pin away.
     pub fn drop_interrupt_pin(&mut self) {
-        self.fix(INTERRUPT_PIN, 0);
+        self.pinless = true;
+        self.settle();
     }
 
-    /// Leaves hidden capabilities out of the chains.
-    fn hide(&mut self) {
+    /// Fixes what the guest isn't to see or change.
+    fn settle(&mut self) {
+        self.fixed = vec![None; usize::from(self.image.size())];
         let relinked = capability::relink(&self.image, &self.capabilities);
         relinked.closed.into_iter().flatten().for_each(|offset| self.fix(offset, 0));
         relinked.fixed.into_iter().for_each(|(offset, value)| self.fix(offset, value));
+        self.leave_the_link();
+        if self.pinless {
+            self.fix(INTERRUPT_PIN, 0);
+        }
     }
 
     /// Makes an endpoint a part of the root complex, which has no link: on the guest's root bus
@@ -165,6 +179,13 @@ impl ConfigSpace {
         }
     }
 
+    /// The little-endian number at `offset`, a multiple of 4.
+    pub fn read_u32(&mut self, offset: u16) -> u32 {
+        let mut bytes = [0; 4];
+        self.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
     /// Writes 1, 2 or 4 bytes at `offset`, but for what is fixed.
     pub fn write(&mut self, offset: u16, data: &[u8]) {
         let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
@@ -199,8 +220,6 @@ impl ConfigSpace {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::super::super::testing::FakeFunction;
     use super::*;
 
