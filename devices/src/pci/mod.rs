@@ -6,20 +6,29 @@
 //! ([`Msi`], [`Msix`]) and their way to the guest ([`Vectors`]).
 
 mod address;
+mod apertures;
 mod bars;
+mod bridge;
+mod ecam;
 mod function;
 mod message;
 mod msi;
 mod msix;
+mod node;
 mod register;
+mod seats;
 #[cfg(test)]
 pub(crate) mod testing;
 mod vectors;
+mod window;
 
 pub use address::{AddressError, Bdf, Intx, Pin, Seat};
+pub use apertures::Apertures;
 pub use bars::{Bar, BarError, Bars};
+pub use bridge::HostBridge;
 pub use function::{Function, Space, Window};
 pub use message::{Delivery, Effect};
 pub use msi::Msi;
 pub use msix::{Msix, TablePlace};
+pub use seats::{SeatError, assign};
 pub use vectors::Vectors;
