@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use attributes::{Attributes, Sysfs};
-pub use device::{Bus, HostDevice};
+pub use device::{Bus, HostDevice, PciIdentity};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
 pub use handover::{Bound, Handover, HandoverError, Released};
 pub use record::{Record, RecordError};

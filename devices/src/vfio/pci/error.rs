@@ -79,7 +79,7 @@ impl FunctionError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Unknown { .. } => Some("dmesg has the driver's own words".to_owned()),
-            Self::Config { source, .. } if matches!(source, ConfigError::HeaderType(_)) => {
+            Self::Config { source: ConfigError::HeaderType(_), .. } => {
                 Some("name what is behind the bridge: strait device list".to_owned())
             }
             Self::Config { .. } => Some(

@@ -237,9 +237,12 @@ impl Interrupts {
     /// Has VFIO deliver what is in use, and nothing else.
     fn settle(&mut self) {
         let wanted = self.armed && self.messages.is_none();
-        if let Some(intx) = self.intx.as_mut().filter(|intx| intx.is_armed() != wanted) {
-            let armed = if wanted { intx.arm() } else { Ok(intx.disarm()) };
-            if let Err(error) = armed {
+        if let Some(intx) = &mut self.intx {
+            if !wanted {
+                intx.disarm();
+            } else if !intx.is_armed()
+                && let Err(error) = intx.arm()
+            {
                 let help = error.help().map(|help| format!(" ({help})")).unwrap_or_default();
                 self.fail(&format!("{}{help}", chain(&error)));
             }

@@ -158,6 +158,17 @@ fn registers_are_mapped_where_the_guest_puts_them_but_for_the_table() {
 }
 
 #[test]
+fn a_window_that_was_closed_meanwhile_is_not_mapped() {
+    let mut guest = guest();
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x02, 0]);
+    let stale = guest.function.windows();
+    guest.write(0x04, &[0, 0]);
+    guest.function.forward(&stale);
+    assert_eq!(guest.slots.all(), []);
+}
+
+#[test]
 fn the_function_decodes_nothing_while_it_has_no_power() {
     let mut guest = guest();
     guest.write(0x10, &[0, 0, 0, 0x20]);
