@@ -56,6 +56,7 @@ impl Assigned {
         let host = Host::default();
         let names: Vec<&str> = wanted.iter().map(|options| options.name.as_str()).collect();
         let assignments = assign::preflight(&host, &names)?;
+        assignments.iter().try_for_each(|assignment| assignment.check_bus(false))?;
         let iommu = Iommu::open(&host, &assignments)?;
         iommu.windows().check(ram.base, ram.size)?;
         Memlock::current().check(ram.size).map_err(MapError::Memlock)?;

@@ -1,8 +1,10 @@
 //! `strait device`: the host's devices, before any guest is involved.
 
+mod function;
 mod handover;
 mod host_node;
 mod list;
+mod pci_ids;
 mod show;
 mod test;
 
