@@ -20,7 +20,7 @@ pub struct FunctionSheet {
     capabilities: Vec<CapabilityLine>,
     bars: Vec<BarLine>,
     /// The interrupt pin, `A` to `D`.
-    intx: Option<char>,
+    pin: Option<char>,
     /// How many messages MSI has at most; 0 without it.
     msi: u16,
     /// How many MSI-X has; 0 without it.
@@ -65,29 +65,46 @@ impl FunctionSheet {
         // Nothing that a guest would change is changed: it is only looked at.
         let options = PciOptions { reset: false, ..PciOptions::default() };
         let function = PciFunction::open(calls, name, options, host_page_size())?;
-        let mut capabilities: Vec<_> =
-            function.capabilities().iter().map(CapabilityLine::of).collect();
+        let mut sheet = Self::of_function(&function);
         for capability in capability::all(&Image::new(hardware)) {
-            let line = CapabilityLine::of(&capability);
-            if capabilities.iter().all(|c| (c.extended, c.offset) != (line.extended, line.offset)) {
-                let hidden = line.hidden.or(Some("the host's VFIO doesn't show it"));
-                capabilities.push(CapabilityLine { hidden, ..line });
-            }
+            sheet.add_hardware(CapabilityLine::of(&capability));
         }
-        capabilities.sort_by_key(|line| (line.extended, line.offset));
+        sheet.capabilities.sort_by_key(|line| (line.extended, line.offset));
+        Ok(sheet)
+    }
+
+    /// That of a function that is open.
+    pub fn of_function(function: &PciFunction) -> Self {
         let interrupts = function.interrupts();
-        Ok(Self {
-            capabilities,
+        Self {
+            capabilities: function.capabilities().iter().map(CapabilityLine::of).collect(),
             bars: function.bars().iter().map(BarLine::of).collect(),
-            intx: function.pin().map(|pin| char::from(b'@'.saturating_add(pin.number()))),
+            pin: function.pin().map(|pin| char::from(b'@'.saturating_add(pin.number()))),
             msi: interrupts.msi().map_or(0, |msi| msi.registers.capacity()),
             msix: interrupts.msix().map_or(0, |msix| msix.registers.capacity()),
-        })
+        }
+    }
+
+    /// Adds a capability that the hardware has, if it isn't there.
+    fn add_hardware(&mut self, line: CapabilityLine) {
+        let there = |c: &CapabilityLine| (c.extended, c.offset) == (line.extended, line.offset);
+        if !self.capabilities.iter().any(there) {
+            let hidden = line.hidden.or(Some("the host's VFIO doesn't show it"));
+            self.capabilities.push(CapabilityLine { hidden, ..line });
+        }
+    }
+
+    /// As a person reads it.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String can't fail.
+        let _ = self.write(&mut text);
+        text
     }
 
     /// Writes it as a person reads it.
     pub fn write(&self, text: &mut String) -> fmt::Result {
-        let line = self.intx.map(|pin| format!("INT{pin}"));
+        let line = self.pin.map(|pin| format!("INT{pin}"));
         let kinds = [(self.msi, "MSI"), (self.msix, "MSI-X")];
         let messages = kinds.iter().filter(|(count, _)| *count != 0);
         let messages = messages.map(|(count, name)| format!("{name} with {count} vectors"));

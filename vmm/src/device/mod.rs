@@ -18,6 +18,7 @@ use crate::cli::{DeviceOptions, DeviceVerb};
 use crate::error::Error;
 use crate::logger;
 
+pub use function::FunctionSheet;
 pub use handover::Borrowed;
 
 /// Does what is asked for, and returns the exit status.

@@ -365,7 +365,7 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 
 /// The nodes that a guest would get for it.
 fn guest_source(options: PlatformOptions) -> Result<String, Error> {
-    let assigned = Assigned::plan(&[options], RAM, &mut Places::new(RAM, true))?;
+    let assigned = Assigned::plan(&[options], &[], RAM, &mut Places::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }
