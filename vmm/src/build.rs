@@ -200,7 +200,7 @@ pub fn ram(plan: &MachinePlan) -> Result<GuestRam, Error> {
 /// Small pages while RAM is filled, where they suffice. With an assigned device all of RAM is
 /// pinned, and best in as few pieces as can be.
 pub fn pages(plan: &MachinePlan) -> Option<SmallPages> {
-    if !plan.assigned.devices().is_empty() {
+    if !plan.assigned.is_empty() {
         return None;
     }
     let BootLayout { kernel, dtb, initrd } = &plan.boot;

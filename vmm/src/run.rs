@@ -35,7 +35,7 @@ pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     logger::init(options.log_level);
     // From here on a signal ends the run in order, and what is borrowed is given back.
     let signals = Signals::new()?;
-    let borrowed = options.bind.then(|| Borrowed::take(&options.vfio_platform)).transpose()?;
+    let borrowed = options.bind.then(|| Borrowed::take(&options.device_names())).transpose()?;
     let ending = run_guest(options, started, signals);
     // Only now is everything closed that holds the devices.
     drop(borrowed);
@@ -71,13 +71,15 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     let wiring = Arc::new(KvmWiring::new(core.vm.clone(), &core.gic));
     plan.assigned.attach(&core.vm, &core.gic, &wiring, &ram, &mut board.bus)?;
     if let Some(bridge) = core.pci.take() {
-        pci::attach(bridge, Vec::new(), &core.gic, &mut board.bus)?;
+        let functions = plan.assigned.functions();
+        functions.attach(bridge.seats().to_vec(), &core.gic, &wiring)?;
+        pci::attach(bridge, functions.shared(), &core.gic, &mut board.bus)?;
     }
     core.vm.add_ram(ram)?;
     let bus = Arc::new(board.bus);
     let recorder = options.stats.as_deref().map(|path| {
-        let wires = plan.assigned.wires();
-        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), wires))
+        let watched = (plan.assigned.wires(), plan.assigned.functions().watch());
+        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), watched))
     });
     let run = Arc::new(Run {
         bus,

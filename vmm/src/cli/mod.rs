@@ -2,12 +2,14 @@
 
 mod check;
 mod device;
+mod pci;
 mod platform;
 mod run;
 mod size;
 
 pub use check::CheckOptions;
 pub use device::{DeviceOptions, DeviceVerb};
+pub use pci::PciOptions;
 pub use platform::{PlatformOptions, RegionAddress};
 pub use run::{ConsoleKind, GicChoice, RunOptions};
 pub use size::Size;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
-use super::{Command, PlatformOptions, Size, wrong};
+use super::{Command, PciOptions, PlatformOptions, Size, wrong};
 use crate::error::Error;
 
 const HELP: &str = "\
@@ -39,6 +39,12 @@ Devices it is given:
     node-name=N      Another name for its node
     mmap=off         Trap every access to its registers
     quiesce=off      Don't stop what it is doing before and after the guest has it
+  --vfio-pci BDF[,OPTION…]
+                     A PCI device, by the name sysfs has for it (0000:05:00.0; the domain 0000 may
+                     be left out) or its path below sysfs. May be repeated. Its options:
+    addr=DD.F        Its device and function number in the guest, in hexadecimal [the next free]
+    mmap=off         Trap every access to its BARs
+    reset=off        Don't reset it before and after the guest has it
   --bind             Give these devices to VFIO for the time of the run, and back to their drivers
                      when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
                      does it then
@@ -75,6 +81,8 @@ pub struct RunOptions {
     pub memory: Size,
     /// Platform devices to assign.
     pub vfio_platform: Vec<PlatformOptions>,
+    /// PCI functions to assign.
+    pub vfio_pci: Vec<PciOptions>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
     /// The interrupt controller.
@@ -126,6 +134,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cpus: 1,
         memory: Size::from(256 << 20),
         vfio_platform: Vec::new(),
+        vfio_pci: Vec::new(),
         bind: false,
         gic: GicChoice::Auto,
         console: ConsoleKind::Stdio,
@@ -166,6 +175,12 @@ enum Taken {
 }
 
 impl RunOptions {
+    /// The devices to assign, by name.
+    pub fn device_names(&self) -> Vec<&str> {
+        let described = self.vfio_platform.iter().map(|device| device.name.as_str());
+        described.chain(self.vfio_pci.iter().map(|function| function.name.as_str())).collect()
+    }
+
     /// Takes the next option and its value.
     fn take(&mut self, parser: &mut Parser) -> Result<Taken, lexopt::Error> {
         let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
@@ -180,6 +195,10 @@ impl RunOptions {
             Arg::Long("vfio-platform") => {
                 let device = value("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
                 self.vfio_platform.push(device);
+            }
+            Arg::Long("vfio-pci") => {
+                let function = value("--vfio-pci", parser.value()?, PciOptions::from_str)?;
+                self.vfio_pci.push(function);
             }
             Arg::Long("bind") => self.bind = true,
             Arg::Long("gic") => self.gic = value("--gic", parser.value()?, gic)?,
@@ -268,6 +287,8 @@ mod tests {
         let options = run(&["--vfio-platform", "a", "--vfio-platform", "b,quiesce=off"]).unwrap();
         let names: Vec<_> = options.vfio_platform.iter().map(|d| d.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
+        let both = ["--vfio-pci", "05:00.0,mmap=off", "--vfio-platform", "a", "--vfio-pci", "c"];
+        assert_eq!(run(&both).unwrap().device_names(), ["a", "05:00.0", "c"]);
     }
 
     #[test]
