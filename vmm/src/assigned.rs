@@ -11,15 +11,18 @@ use boot::fdt::host::HostTree;
 use boot::layout::Ram;
 use devices::bus::Bus;
 use devices::irq::{Spi, Trigger};
-use devices::vfio::assign;
+use devices::vfio::assign::{self, Assignment};
 use devices::vfio::host::Host;
 use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
 use devices::vfio::memlock::Memlock;
 use devices::vfio::node::Account;
+use devices::vfio::pci::PciFunction;
 use devices::vfio::platform::{self, PlatformDevice};
+use devices::vfio::region::host_page_size;
 
-use crate::cli::{PlatformOptions, RegionAddress, Size};
+use crate::cli::{PciOptions, PlatformOptions, RegionAddress, Size};
 use crate::error::Error;
+use crate::functions::Functions;
 use crate::lines::Wire;
 use crate::places::{PlaceError, Places};
 use crate::wiring::KvmWiring;
@@ -29,6 +32,7 @@ use crate::wiring::KvmWiring;
 pub struct Assigned {
     // Dropped in this order: devices are stopped before the IOMMU lets go of RAM.
     devices: Vec<Placed>,
+    functions: Functions,
     iommu: Option<Iommu>,
 }
 
@@ -43,45 +47,51 @@ pub struct Placed {
 }
 
 impl Assigned {
-    /// Opens the devices by this way to the IOMMU, checks that `ram` can be mapped for them, and gives
-    /// them places in a machine with or without a `serial` port of its own.
+    /// Opens the devices and PCI functions by this way to the IOMMU, checks that `ram` can be mapped
+    /// for them, and gives the devices places.
     ///
     /// # Errors
     ///
     /// A device can't be assigned, it or RAM can't be where it is wanted.
     pub fn plan(
         wanted: &[PlatformOptions],
+        functions: &[PciOptions],
         options: IommuOptions,
         ram: Ram,
-        serial: bool,
+        places: &mut Places,
     ) -> Result<Self, Error> {
-        if wanted.is_empty() {
+        if wanted.is_empty() && functions.is_empty() {
             return Ok(Self::default());
         }
         let host = Host::default();
         let which = wanted.iter().map(|device| &device.which);
+        let which = which.chain(functions.iter().map(|function| &function.which));
         let assignments = assign::preflight(&host, which)?;
+        let (described, enumerated) = assignments.split_at(wanted.len().min(assignments.len()));
+        described.iter().try_for_each(|assignment| assignment.check_bus(false))?;
+        enumerated.iter().try_for_each(|assignment| assignment.check_bus(true))?;
         let iommu = Iommu::open(&host, &assignments, options)?;
         iommu.windows().check(ram.base, ram.size)?;
         Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
         check_available(ram.size, available_memory())?;
 
-        let tree = HostTree::system()?;
-        let nodes = assignments.iter().zip(wanted.iter().map(|options| &options.device.node));
-        let drafts = platform::drafts(&tree, &nodes.collect::<Vec<_>>())?;
-        let opened = assignments.iter().zip(wanted).zip(drafts);
-        let opened = opened.map(|((assignment, options), draft)| {
-            PlatformDevice::open(&iommu, assignment, draft, options.device.clone())
-        });
-        let opened = opened.collect::<Result<Vec<_>, _>>()?;
-        let devices = place(opened, wanted, Places::new(ram, serial))?;
-        Ok(Self { devices, iommu: Some(iommu) })
+        let functions = open_functions(&iommu, enumerated, functions)?;
+        let devices = if wanted.is_empty() {
+            Vec::new()
+        } else {
+            place(open_devices(&iommu, described, wanted)?, wanted, places)?
+        };
+        Ok(Self { devices, functions, iommu: Some(iommu) })
     }
 
-    /// The SPIs up to the last one in use.
-    pub fn spi_count(&self) -> u32 {
-        let spis = self.devices.iter().flat_map(|placed| &placed.spis);
-        spis.map(|spi| spi.0 + 1).max().unwrap_or(layout::spi::PLATFORM)
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty() && self.functions.is_empty()
+    }
+
+    /// The PCI functions in the order given.
+    pub fn functions(&self) -> &Functions {
+        &self.functions
     }
 
     /// The devices in the order given.
@@ -109,7 +119,7 @@ impl Assigned {
         self.devices.iter().flat_map(Placed::wires).collect()
     }
 
-    /// Hands the devices over: stops what they were doing, lets them reach `ram`, shows their
+    /// Hands the devices over, but for PCI functions, which are only stopped: stops what they were doing, lets them reach `ram`, shows their
     /// registers to the guest and connects their interrupts. The GIC must be complete.
     ///
     /// # Errors
@@ -117,8 +127,9 @@ impl Assigned {
     /// A device does not stop, or the host refused a step.
     pub fn attach(
         &mut self,
-        vm: &mut Vm,
+        vm: &Vm,
         gic: &Gic,
+        wiring: &KvmWiring,
         ram: &GuestRam,
         bus: &mut Bus,
     ) -> Result<(), Error> {
@@ -127,21 +138,21 @@ impl Assigned {
             let quiesced = placed.device.quiesce()?;
             log::info!("{}: quiesced: {quiesced:?}", placed.device.name());
         }
+        self.functions.quiesce()?;
         // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
         // affected by what is written into it.
         unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
         for file in iommu.files() {
             vm.add_vfio_file(file)?;
         }
-        let wiring = KvmWiring(vm);
         for placed in &mut self.devices {
             // SAFETY: the run drops `self` only after all vCPU threads are gone.
-            let traps = unsafe { placed.device.map_regions(&wiring, &placed.gpas)? };
+            let traps = unsafe { placed.device.map_regions(wiring, &placed.gpas)? };
             for trap in traps {
                 bus.add(placed.device.name(), trap.gpa..trap.gpa + trap.size, trap.device)?;
             }
             gic.set_level_sensitive(placed.level_spis())?;
-            placed.device.connect_irqs(&wiring, &placed.spis)?;
+            placed.device.connect_irqs(wiring, &placed.spis)?;
         }
         Ok(())
     }
@@ -155,11 +166,13 @@ impl Assigned {
         for placed in &mut self.devices {
             placed.device.arm()?;
         }
+        self.functions.arm();
         Ok(())
     }
 
     /// Takes the devices back; no vCPU runs any more.
     pub fn release(mut self) {
+        self.functions.release();
         for placed in &mut self.devices {
             match placed.device.release() {
                 Ok(quiesced) => log::info!("{}: quiesced: {quiesced:?}", placed.device.name()),
@@ -217,20 +230,51 @@ impl Placed {
     }
 }
 
+/// Opens platform devices.
+fn open_devices(
+    iommu: &Iommu,
+    assignments: &[Assignment],
+    wanted: &[PlatformOptions],
+) -> Result<Vec<PlatformDevice>, Error> {
+    let tree = HostTree::system()?;
+    let nodes = assignments.iter().zip(wanted.iter().map(|options| &options.device.node));
+    let drafts = platform::drafts(&tree, &nodes.collect::<Vec<_>>())?;
+    let opened = assignments.iter().zip(wanted).zip(drafts);
+    let opened = opened.map(|((assignment, options), draft)| {
+        Ok(PlatformDevice::open(iommu, assignment, draft, options.device.clone())?)
+    });
+    opened.collect()
+}
+
+/// Opens PCI functions.
+fn open_functions(
+    iommu: &Iommu,
+    assignments: &[Assignment],
+    wanted: &[PciOptions],
+) -> Result<Functions, Error> {
+    let mut functions = Functions::default();
+    for (assignment, options) in assignments.iter().zip(wanted) {
+        let (name, calls) = (assignment.name(), iommu.open_device(assignment)?);
+        let function = PciFunction::open(calls, name, options.function, host_page_size())?;
+        functions.add(name, function, options.address);
+    }
+    Ok(functions)
+}
+
 /// Gives each device its places: first those that are wanted somewhere, then the others, which go
 /// where there is room.
 fn place(
     devices: Vec<PlatformDevice>,
     wanted: &[PlatformOptions],
-    mut places: Places,
+    places: &mut Places,
 ) -> Result<Vec<Placed>, Error> {
     let mut all = Vec::with_capacity(devices.len());
     for (device, options) in devices.iter().zip(wanted) {
-        all.push(fixed_addresses(device, options, &mut places)?);
+        all.push(fixed_addresses(device, options, places)?);
     }
     let mut placed = Vec::with_capacity(devices.len());
     for (device, fixed) in devices.into_iter().zip(all) {
-        let gpas = free_addresses(&device, &fixed, &mut places)?;
+        let gpas = free_addresses(&device, &fixed, places)?;
         let spis = device.irqs().iter().map(|_| places.spi()).collect::<Option<Vec<_>>>();
         let spis = spis.ok_or_else(|| {
             Error::new(format!(
@@ -266,7 +310,7 @@ fn fixed_addresses(
             RegionAddress::Host => Some(host_address(device, index)?),
         };
         if let Some(gpa) = gpa {
-            let page = region.mapped().map(|_| device.page_size());
+            let page = region.areas().first().map(|_| device.page_size());
             places
                 .take(gpa, region.size(), page, format!("region {index} of {name}"))
                 .map_err(|error| misplaced(name, index, &error))?;

@@ -22,7 +22,8 @@ use crate::error::Error;
 use crate::events::{self, Sources};
 use crate::signals::{self, Signals};
 use crate::stats::{Exits, Recorder};
-use crate::{logger, plan, stats};
+use crate::wiring::KvmWiring;
+use crate::{logger, pci, plan, stats};
 
 /// Runs a guest to its end.
 ///
@@ -34,7 +35,7 @@ pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     logger::init(options.log_level);
     // From here on a signal ends the run in order, and what is borrowed is given back.
     let signals = Signals::new()?;
-    let borrowed = options.bind.then(|| Borrowed::take(&options.vfio_platform)).transpose()?;
+    let borrowed = options.bind.then(|| Borrowed::take(&options.device_names())).transpose()?;
     let ending = run_guest(options, started, signals);
     // Only now is everything closed that holds the devices.
     drop(borrowed);
@@ -67,12 +68,18 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;
     drop(pages);
     let mut board = build::board(plan.console, &core.vm, &over)?;
-    plan.assigned.attach(&mut core.vm, &core.gic, &ram, &mut board.bus)?;
+    let wiring = Arc::new(KvmWiring::new(core.vm.clone(), &core.gic));
+    plan.assigned.attach(&core.vm, &core.gic, &wiring, &ram, &mut board.bus)?;
+    if let Some(bridge) = core.pci.take() {
+        let functions = plan.assigned.functions();
+        functions.attach(bridge.seats().to_vec(), &core.gic, &wiring)?;
+        pci::attach(bridge, functions.shared(), &core.gic, &mut board.bus)?;
+    }
     core.vm.add_ram(ram)?;
     let bus = Arc::new(board.bus);
     let recorder = options.stats.as_deref().map(|path| {
-        let wires = plan.assigned.wires();
-        let recorder = Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), wires);
+        let watched = (plan.assigned.wires(), plan.assigned.functions().watch());
+        let recorder = Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), watched);
         Arc::new(recorder.through(plan.assigned.backend()))
     });
     let run = Arc::new(Run {

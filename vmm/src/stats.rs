@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::ending::Ending;
 use crate::error::Error;
+use crate::functions::{self, Watch};
 use crate::lines::{self, Lines, Wire};
 
 /// A vCPU's exits to the VMM, by reason.
@@ -58,6 +59,7 @@ pub struct Recorder {
     event_loop_wakeups: AtomicU64,
     interrupts: Lines,
     iommu: Option<Backend>,
+    functions: Watch,
     kvm: KvmCounters,
 }
 
@@ -81,6 +83,8 @@ struct Report<'a> {
     iommu: Option<&'static str>,
     /// The lines of assigned devices.
     interrupts: Vec<lines::Report>,
+    /// The interrupts of assigned PCI functions.
+    pci_interrupts: Vec<functions::Report>,
     kvm: KvmReport<'a>,
 }
 
@@ -97,15 +101,15 @@ struct KvmReport<'a> {
 }
 
 impl Recorder {
-    /// Prepares to write to `path`; `started` is when strait did. Watches `wires` from now on: before
-    /// they are armed.
+    /// Prepares to write to `path`; `started` is when strait did. Watches the wires and functions
+    /// from now on: before they are armed.
     pub fn new(
         path: &Path,
         started: Instant,
         vm: &Vm,
         vcpus: &[Vcpu],
         bus: Arc<Bus>,
-        wires: Vec<Wire>,
+        (wires, functions): (Vec<Wire>, Watch),
     ) -> Self {
         Self {
             path: path.to_owned(),
@@ -116,6 +120,7 @@ impl Recorder {
             event_loop_wakeups: AtomicU64::new(0),
             interrupts: Lines::new(wires),
             iommu: None,
+            functions,
             kvm: KvmCounters::open(vm, vcpus),
         }
     }
@@ -185,6 +190,7 @@ impl Recorder {
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
             iommu: self.iommu.map(Backend::name),
             interrupts: self.interrupts.report(),
+            pci_interrupts: self.functions.report(),
             kvm: self.kvm.report(),
         }
     }

@@ -20,6 +20,7 @@ pub mod irq;
 pub mod memlock;
 pub mod node;
 pub mod passed;
+pub mod pci;
 pub mod platform;
 pub mod region;
 pub mod sys;

@@ -76,7 +76,7 @@ impl FromStr for PlatformOptions {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
-        let mut options = Self::new(device_ref(parts.next().unwrap_or_default())?);
+        let mut options = Self::new(device_ref(parts.next().unwrap_or_default(), "2c0a0000.dma")?);
         let mut pending: Option<(&str, String)> = None;
         for part in parts {
             match (part.split_once('='), &mut pending) {
@@ -100,7 +100,8 @@ impl FromStr for PlatformOptions {
     }
 }
 
-fn switch(key: &str, value: &str) -> Result<bool, String> {
+/// Reads `on` or `off`.
+pub(super) fn switch(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),

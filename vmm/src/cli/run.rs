@@ -11,7 +11,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
 use super::vfio::{backend, descriptor};
-use super::{Command, PlatformOptions, Size, wrong};
+use super::{Command, PciOptions, PlatformOptions, Size, wrong};
 use crate::error::Error;
 
 const HELP: &str = "\
@@ -44,6 +44,12 @@ Devices it is given:
     node-name=N      Another name for its node
     mmap=off         Trap every access to its registers
     quiesce=off      Don't stop what it is doing before and after the guest has it
+  --vfio-pci BDF|fd=N[,OPTION…]
+                     A PCI device, by the name sysfs has for it (0000:05:00.0; the domain 0000 may
+                     be left out), its path below sysfs, or a descriptor. May be repeated. Options:
+    addr=DD.F        Its device and function number in the guest, in hexadecimal [the next free]
+    mmap=off         Trap every access to its BARs
+    reset=off        Don't reset it before and after the guest has it
   --iommu auto|iommufd|container
                      The way to the IOMMU: iommufd where the host has it for all devices, else a
                      VFIO container [auto]
@@ -86,6 +92,8 @@ pub struct RunOptions {
     pub vfio_platform: Vec<PlatformOptions>,
     /// The way to the IOMMU.
     pub iommu: IommuOptions,
+    /// PCI functions to assign.
+    pub vfio_pci: Vec<PciOptions>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
     /// The interrupt controller.
@@ -138,6 +146,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         memory: Size::from(256 << 20),
         vfio_platform: Vec::new(),
         iommu: IommuOptions::default(),
+        vfio_pci: Vec::new(),
         bind: false,
         gic: GicChoice::Auto,
         console: ConsoleKind::Stdio,
@@ -174,8 +183,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
 
 /// Checks that descriptors go together with the other options.
 fn check_passed(options: &RunOptions) -> Result<(), Error> {
-    let passed = |device: &PlatformOptions| matches!(device.which, DeviceRef::Descriptor(_));
-    let device = options.vfio_platform.iter().any(passed);
+    let device = options.devices().any(|which| matches!(which, DeviceRef::Descriptor(_)));
     if device && options.bind {
         return Err(Error::usage("--bind binds devices by name, not by descriptor (fd=)")
             .help("strait device bind NAME, and then whoever opens it"));
@@ -196,6 +204,17 @@ enum Taken {
 }
 
 impl RunOptions {
+    /// The devices to assign.
+    fn devices(&self) -> impl Iterator<Item = &DeviceRef> {
+        let described = self.vfio_platform.iter().map(|device| &device.which);
+        described.chain(self.vfio_pci.iter().map(|function| &function.which))
+    }
+
+    /// The devices to assign that are given by name.
+    pub fn device_names(&self) -> Vec<&str> {
+        self.devices().filter_map(DeviceRef::name).collect()
+    }
+
     /// Takes the next option and its value.
     fn take(&mut self, parser: &mut Parser) -> Result<Taken, lexopt::Error> {
         let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
@@ -210,6 +229,10 @@ impl RunOptions {
             Arg::Long("vfio-platform") => {
                 let device = value("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
                 self.vfio_platform.push(device);
+            }
+            Arg::Long("vfio-pci") => {
+                let function = value("--vfio-pci", parser.value()?, PciOptions::from_str)?;
+                self.vfio_pci.push(function);
             }
             Arg::Long("iommu") => self.iommu.backend = value("--iommu", parser.value()?, backend)?,
             Arg::Long("iommufd-fd") => {
@@ -302,15 +325,19 @@ mod tests {
         let options = run(&["--vfio-platform", "a", "--vfio-platform", "b,quiesce=off"]).unwrap();
         let which: Vec<_> = options.vfio_platform.into_iter().map(|device| device.which).collect();
         assert_eq!(which, ["a", "b"].map(DeviceRef::from));
+        let both = ["--vfio-pci", "05:00.0,mmap=off", "--vfio-platform", "a", "--vfio-pci", "c"];
+        assert_eq!(run(&both).unwrap().device_names(), ["a", "05:00.0", "c"]);
     }
 
     #[test]
     fn descriptors_are_for_iommufd_and_are_bound_already() {
         let options = run(&["--vfio-platform", "fd=0", "--iommufd-fd", "1"]).unwrap();
         assert_eq!(options.iommu, IommuOptions { iommufd: Some(1), ..Default::default() });
-        let cases: [&[&str]; 4] = [
+        let cases: [&[&str]; 6] = [
             &["--vfio-platform", "fd=0", "--bind"],
             &["--vfio-platform", "fd=0", "--iommu", "container"],
+            &["--vfio-pci", "fd=0", "--bind"],
+            &["--vfio-pci", "fd=0", "--iommu", "container"],
             &["--iommu", "container", "--iommufd-fd", "0"],
             &["--iommufd-fd", "1048576"],
         ];

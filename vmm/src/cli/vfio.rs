@@ -6,12 +6,12 @@ use std::os::fd::RawFd;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::BackendChoice;
 
-/// The device that begins an option's value: `fd=N`, or a name.
-pub(super) fn device_ref(text: &str) -> Result<DeviceRef, String> {
+/// The device that begins an option's value: `fd=N`, or a name such as `example`.
+pub(super) fn device_ref(text: &str, example: &str) -> Result<DeviceRef, String> {
     match text.strip_prefix("fd=") {
         Some(number) => descriptor(number).map(DeviceRef::Descriptor),
         None if text.is_empty() => {
-            Err("a device's name comes first, such as 2c0a0000.dma, or fd=N".into())
+            Err(format!("a device's name comes first, such as {example}, or fd=N"))
         }
         None => Ok(DeviceRef::from(text)),
     }
@@ -49,6 +49,7 @@ mod tests {
 
     #[test]
     fn a_device_is_a_name_or_a_descriptor() {
+        let device_ref = |text| device_ref(text, "2c0a0000.dma");
         assert_eq!(device_ref("2c0a0000.dma"), Ok(DeviceRef::Name("2c0a0000.dma".into())));
         assert_eq!(device_ref("fd=0"), Ok(DeviceRef::Descriptor(0)));
         assert_eq!(device_ref("fd3"), Ok(DeviceRef::Name("fd3".into())));

@@ -1,10 +1,8 @@
 //! `strait device bind` and `unbind`, and what `strait run --bind` does around a run.
 
-use devices::vfio::assign::DeviceRef;
 use devices::vfio::host::{Handover, Host, IommuGroup, Sysfs};
 use serde::Serialize;
 
-use crate::cli::PlatformOptions;
 use crate::error::Error;
 
 /// What became of devices.
@@ -109,14 +107,9 @@ impl Borrowed {
     /// # Errors
     ///
     /// One can't be; then none is.
-    pub fn take(devices: &[PlatformOptions]) -> Result<Self, Error> {
+    pub fn take(names: &[&str]) -> Result<Self, Error> {
         let host = Host::default();
-        let names = devices.iter().filter_map(|device| match &device.which {
-            DeviceRef::Name(name) => Some(name),
-            DeviceRef::Descriptor(_) => None,
-        });
-        let names: Vec<&String> = names.collect();
-        let bound = Handover::new(&host, &Sysfs).bind(&names, false)?;
+        let bound = Handover::new(&host, &Sysfs).bind(names, false)?;
         let changed = bound.iter().filter(|bound| !bound.already);
         let names = changed.map(|bound| bound.device.path().display().to_string()).collect();
         Ok(Self { host, names })

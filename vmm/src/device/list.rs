@@ -5,6 +5,7 @@ use devices::vfio::host::{Bus, Host, HostDevice};
 use devices::vfio::iommu::{Backend, IommuOptions};
 use serde::Serialize;
 
+use super::pci_ids::PciIds;
 use crate::error::Error;
 use crate::table::Table;
 
@@ -30,6 +31,8 @@ struct Line {
     help: Option<String>,
     /// The driver that `unbind` restores.
     driver_before: Option<String>,
+    /// What a PCI function says that it is.
+    what: Option<String>,
 }
 
 /// Whether a device can be assigned.
@@ -51,10 +54,11 @@ impl List {
     ///
     /// A device can't be looked at.
     pub fn of(host: &Host) -> Result<Self, Error> {
+        let names = PciIds::installed();
         let mut lines = Vec::new();
         for device in Bus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)) {
             if device.behind_iommu()? {
-                lines.push(Line::of(host, device)?);
+                lines.push(Line::of(host, &names, device)?);
             }
         }
         Ok(Self(lines))
@@ -77,13 +81,14 @@ impl List {
 }
 
 impl Line {
-    fn of(host: &Host, device: HostDevice) -> Result<Self, Error> {
+    fn of(host: &Host, names: &PciIds, device: HostDevice) -> Result<Self, Error> {
         let group = device.group()?;
         let members = group.map(|group| host.group(group).members()).transpose()?;
         let members = members.unwrap_or_default().into_iter().map(|member| member.name);
         let shares_with = members.filter(|name| name != device.name()).collect();
         let (name, bus, driver) = (device.name().to_owned(), device.bus().name(), device.driver()?);
         let driver_before = host.record(&device)?.and_then(|record| record.driver);
+        let what = device.pci_identity()?.map(|identity| names.describe(identity));
         let (state, error) = state(host, device);
         Ok(Self {
             name,
@@ -95,6 +100,7 @@ impl Line {
             reason: error.as_ref().map(ToString::to_string),
             help: error.as_ref().and_then(AssignError::help),
             driver_before,
+            what,
         })
     }
 
@@ -115,15 +121,14 @@ impl Line {
         if let Some(driver) = &self.driver_before {
             text += &format!(" (driver before: {driver})");
         }
+        if let Some(what) = &self.what {
+            text += &format!("; {what}");
+        }
         text
     }
 }
 
 fn state(host: &Host, device: HostDevice) -> (State, Option<AssignError>) {
-    if device.bus() == Bus::Pci {
-        let name = device.name().to_owned();
-        return (State::Blocked, Some(AssignError::Pci { name }));
-    }
     let assignment = assign::assess(host, device);
     let reached = assignment
         .and_then(|assignment| Backend::choose(host, &[assignment], IommuOptions::default()));

@@ -5,16 +5,18 @@ use std::fmt::{self, Write};
 use boot::fdt;
 use boot::fdt::host::{HostNode, HostTree};
 use boot::layout::Ram;
-use devices::vfio::assign::{self, AssignError, DeviceRef};
+use devices::vfio::assign::{self, DeviceRef};
 use devices::vfio::host::{Bus, Host, HostDevice};
 use devices::vfio::iommu::{Iommu, IommuOptions};
-use devices::vfio::sys::DeviceCalls;
+use devices::vfio::sys::{DeviceCalls, IrqInfo, RegionInfo};
 use serde::Serialize;
 
+use super::function::{self, FunctionSheet};
 use super::host_node;
 use crate::assigned::Assigned;
 use crate::cli::{PlatformOptions, Size};
 use crate::error::Error;
+use crate::places::Places;
 
 /// The RAM of the guest for which the node is planned: as little as there can be.
 const RAM: Ram = Ram { base: arch::layout::RAM_START, size: 2 << 20 };
@@ -29,6 +31,10 @@ pub struct Sheet {
     /// The driver that `unbind` restores.
     driver_before: Option<String>,
     group: Option<Group>,
+    /// What a PCI function says that it is.
+    what: Option<String>,
+    /// A PCI function as a guest gets it; nothing while it isn't bound.
+    function: Option<FunctionSheet>,
     /// What VFIO tells of it; nothing while it isn't bound.
     vfio: Option<Vfio>,
     /// What its IOMMU can map; nothing while it isn't bound.
@@ -75,6 +81,7 @@ struct Window {
 struct Vfio {
     platform: bool,
     amba: bool,
+    pci: bool,
     /// VFIO can reset it.
     reset: bool,
     regions: Vec<Region>,
@@ -139,6 +146,8 @@ impl Sheet {
             driver: device.driver()?,
             driver_before: host.record(&device)?.and_then(|record| record.driver),
             group: Group::of(host, &device)?,
+            what: function::identity(&device)?,
+            function: None,
             vfio: None,
             iommu: None,
             dma_coherent: node.as_ref().map(|node| node.has("dma-coherent")),
@@ -160,14 +169,16 @@ impl Sheet {
         device: HostDevice,
         options: IommuOptions,
     ) -> Result<(), Error> {
-        if device.bus() == Bus::Pci {
-            return Err(AssignError::Pci { name: self.name.clone() }.into());
-        }
         let assignment = assign::assess(host, device)?;
         let iommu = Iommu::open(host, std::slice::from_ref(&assignment), options)?;
         let calls = iommu.open_device(&assignment)?;
         self.iommu = Some(IommuFacts::of(&iommu)?);
         self.vfio = Some(Vfio::of(&*calls).map_err(|e| Error::chain(&e))?);
+        if assignment.device.bus() == Bus::Pci {
+            let hardware = assignment.device.pci_config()?;
+            self.function = Some(FunctionSheet::of(calls, &self.name, hardware)?);
+            return Ok(());
+        }
         // Closed before it is opened again.
         drop((calls, iommu));
         self.guest_node = Some(guest_source(&self.path, options)?);
@@ -187,12 +198,14 @@ impl Sheet {
         let before = self.driver_before.as_ref().map(|driver| format!(" (before: {driver})"));
         let driver = self.driver.as_deref().unwrap_or("none");
         writeln!(text, "driver: {driver}{}", before.unwrap_or_default())?;
+        self.what.as_ref().map_or(Ok(()), |what| writeln!(text, "it is: {what}"))?;
         match &self.group {
             Some(group) => group.write(text)?,
             None => writeln!(text, "IOMMU group: none yet")?,
         }
         self.vfio.as_ref().map_or(Ok(()), |vfio| vfio.write(text))?;
         self.iommu.as_ref().map_or(Ok(()), |iommu| iommu.write(text))?;
+        self.function.as_ref().map_or(Ok(()), |function| function.write(text))?;
         if let Some(coherent) = self.dma_coherent {
             let whether = if coherent { "is" } else { "isn't" };
             writeln!(text, "the device {whether} dma-coherent")?;
@@ -248,7 +261,11 @@ impl Vfio {
     fn of(calls: &dyn DeviceCalls) -> Result<Self, devices::vfio::sys::IoctlError> {
         let info = calls.info()?;
         let regions = (0..info.regions).map(|index| {
-            let region = calls.region_info(index)?;
+            let region = match calls.region_info(index) {
+                // A PCI function has an index for each kind of region, also for those it lacks.
+                Err(error) if info.pci && error.is(libc::EINVAL) => RegionInfo::default(),
+                region => region?,
+            };
             Ok(Region {
                 size: region.size,
                 readable: region.readable,
@@ -257,7 +274,10 @@ impl Vfio {
             })
         });
         let interrupts = (0..info.irqs).map(|index| {
-            let irq = calls.irq_info(index)?;
+            let irq = match calls.irq_info(index) {
+                Err(error) if info.pci && error.is(libc::EINVAL) => IrqInfo::default(),
+                irq => irq?,
+            };
             Ok(Interrupt {
                 count: irq.count,
                 eventfd: irq.eventfd,
@@ -268,6 +288,7 @@ impl Vfio {
         Ok(Self {
             platform: info.platform,
             amba: info.amba,
+            pci: info.pci,
             reset: info.reset,
             regions: regions.collect::<Result<_, _>>()?,
             interrupts: interrupts.collect::<Result<_, _>>()?,
@@ -275,10 +296,14 @@ impl Vfio {
     }
 
     fn write(&self, text: &mut String) -> fmt::Result {
-        let flags =
-            words([(self.platform, "platform"), (self.amba, "AMBA"), (self.reset, "reset")]);
+        let flags = words([
+            (self.platform, "platform"),
+            (self.amba, "AMBA"),
+            (self.pci, "PCI"),
+            (self.reset, "reset"),
+        ]);
         writeln!(text, "VFIO: {flags}")?;
-        for (index, region) in self.regions.iter().enumerate() {
+        for (index, region) in self.regions.iter().enumerate().filter(|(_, r)| r.size != 0) {
             let flags = words([
                 (region.readable, "readable"),
                 (region.writable, "writable"),
@@ -286,7 +311,7 @@ impl Vfio {
             ]);
             writeln!(text, "  region {index}: {:#x} bytes, {flags}", region.size)?;
         }
-        for (index, irq) in self.interrupts.iter().enumerate() {
+        for (index, irq) in self.interrupts.iter().enumerate().filter(|(_, irq)| irq.count != 0) {
             let flags = words([
                 (irq.eventfd, "eventfd"),
                 (irq.maskable, "maskable"),
@@ -359,7 +384,7 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 /// The nodes that a guest would get for it.
 fn guest_source(path: &str, iommu: IommuOptions) -> Result<String, Error> {
     let options = PlatformOptions::new(path.into());
-    let assigned = Assigned::plan(&[options], iommu, RAM, true)?;
+    let assigned = Assigned::plan(&[options], &[], iommu, RAM, &mut Places::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }

@@ -25,6 +25,16 @@ pub enum DeviceRef {
     Descriptor(RawFd),
 }
 
+impl DeviceRef {
+    /// The name or path by which it is meant, if it is.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Descriptor(_) => None,
+        }
+    }
+}
+
 impl From<&str> for DeviceRef {
     fn from(name: &str) -> Self {
         Self::Name(name.to_owned())
@@ -47,6 +57,17 @@ impl Assignment {
     pub fn name(&self) -> &str {
         self.device.name()
     }
+
+    /// Checks that it is on the PCI bus, or that it isn't, as the option has it by which it was
+    /// named.
+    ///
+    /// # Errors
+    ///
+    /// It isn't so.
+    pub fn check_bus(&self, pci: bool) -> Result<(), AssignError> {
+        let (name, bus) = (self.name().to_owned(), self.device.bus());
+        if (bus == Bus::Pci) == pci { Ok(()) } else { Err(AssignError::OtherBus { name, bus }) }
+    }
 }
 
 /// Checks that all of these devices can be assigned together. Reads the host and changes nothing.
@@ -66,9 +87,6 @@ pub fn preflight<'a>(
     let mut assignments: Vec<Assignment> = Vec::new();
     for which in wanted {
         let (device, passed) = find(host, which)?;
-        if device.bus() == Bus::Pci {
-            return Err(AssignError::Pci { name: device.name().to_owned() });
-        }
         let assignment = Assignment { passed, ..assess(host, device)? };
         if assignments.iter().any(|other| other.device.path() == assignment.device.path()) {
             return Err(AssignError::Twice { name: assignment.name().to_owned() });
@@ -96,6 +114,9 @@ fn find(host: &Host, which: &DeviceRef) -> Result<(HostDevice, Option<Arc<Passed
 ///
 /// The first thing that stands in the way.
 pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError> {
+    if device.is_bridge()? {
+        return Err(AssignError::Bridge { name: device.name().to_owned() });
+    }
     // Before the driver: without an IOMMU, VFIO's would be bound in vain.
     let no_group = || AssignError::NoGroup { name: device.name().to_owned() };
     if !device.behind_iommu()? {

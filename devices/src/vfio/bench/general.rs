@@ -8,7 +8,7 @@ use super::{Bench, BenchError, Memory, Report};
 use crate::vfio::region::Registers;
 
 /// How long a device is listened to for interrupts that nobody asked for.
-const QUIET: Duration = Duration::from_millis(100);
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 
 /// How much is mapped for DMA, in pages of each size: 1 GiB.
 const MAPPED: u64 = 1 << 30;
@@ -75,7 +75,7 @@ fn told(error: BenchError) -> String {
 const USUAL_SIZES: u64 = 4 << 10 | 2 << 20 | 1 << 30;
 
 /// Maps and unmaps 1 GiB in pages of every size that the IOMMU offers.
-fn dma(bench: &mut Bench, report: &mut Report) {
+pub(super) fn dma(bench: &mut Bench, report: &mut Report) {
     let info = bench.iommu().info();
     let sizes = match info.page_sizes {
         0 => USUAL_SIZES & !info.alignment.saturating_sub(1) | info.alignment,
@@ -125,7 +125,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
