@@ -209,6 +209,13 @@ impl Guest {
         self.process.exit_status()
     }
 
+    /// Gives everything that is waited for from now on this many seconds.
+    #[must_use]
+    pub fn patience(mut self, seconds: u64) -> Self {
+        self.process = self.process.patience(seconds);
+        self
+    }
+
     /// The strait that runs it.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
