@@ -49,7 +49,10 @@ fn device_of(process: u32) -> Result<OwnedFd, Trouble> {
     let mut found = None;
     for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
         let path = entry?.path();
-        if fs::read_link(&path)?.to_string_lossy().contains("vfio-device") {
+        let target = fs::read_link(&path)?;
+        // Opened through its group it is an anonymous file, else its own.
+        let device = target.to_string_lossy().contains("vfio-device");
+        if device || target.starts_with("/dev/vfio/devices") {
             let number = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             found = Some(number.parse::<libc::c_int>()?);
         }
