@@ -22,6 +22,7 @@ pub mod node;
 pub mod platform;
 pub mod region;
 pub mod sys;
+pub mod user;
 
 #[cfg(test)]
 mod testing;

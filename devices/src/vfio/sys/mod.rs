@@ -10,6 +10,7 @@ mod capability;
 mod container;
 mod device;
 mod group;
+mod lender;
 mod mapping;
 
 use std::ffi::{c_int, c_uint, c_ulong};
@@ -21,6 +22,7 @@ use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
 pub use container::{Container, DmaCalls, IommuInfo, IommuKind};
 pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo, RegionInfo};
 pub use group::{Group, GroupStatus};
+pub use lender::Lender;
 pub use mapping::Mapping;
 
 /// A VFIO request that the kernel refused.
