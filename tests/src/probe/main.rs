@@ -11,6 +11,7 @@ mod measure;
 mod microcode;
 mod pl330;
 mod privileges;
+mod vfio_user;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,7 @@ usage: probe COMMAND
                                         and after a line of input check that it is unchanged
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
+  vfio-user serve PATH                  serve a PCI device on a socket
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
 Numbers are decimal or 0x….";
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         ["memory", "pair", address] => number(address).and_then(devmem::pair),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
+        ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref()),
         ["measure", runs, command @ ..] => measure::run(runs, command),
         _ => {
             eprintln!("{USAGE}");
