@@ -103,6 +103,7 @@ from_helpful! {
     devices::vfio::iommu::MapError,
     devices::vfio::iommu::WindowError,
     devices::vfio::platform::DeviceError,
+    devices::vfio::user::UserError,
 }
 
 impl From<std::io::Error> for Error {

@@ -3,6 +3,7 @@
 mod handover;
 mod host_node;
 mod list;
+mod served;
 mod show;
 mod test;
 
@@ -36,6 +37,10 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
         DeviceVerb::Show(name) => {
             let sheet = show::Sheet::of(&host, name)?;
             print(json, &sheet, || sheet.to_text())?;
+        }
+        DeviceVerb::ShowServed(path) => {
+            let offer = served::Offer::of(path)?;
+            print(json, &offer, || offer.to_text())?;
         }
         DeviceVerb::Bind(names) => {
             let outcome = handover::bind(&host, names, options.group)?;
