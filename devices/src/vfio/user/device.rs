@@ -17,7 +17,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_DMA_MAP_FLAG_WRITE, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
     VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
     VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_PCI_INTX_IRQ_INDEX,
+    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,6 +26,7 @@ use super::super::sys::{
 };
 use super::DEADLINE;
 use super::client::{Answer, CallError, Cause, Client, Failure, lock};
+use super::enable;
 use super::error::{UserError, refusal};
 use super::message::{Command, Payload, Reader};
 use super::socket::Socket;
@@ -46,6 +47,8 @@ pub struct UserDevice {
     info: DeviceInfo,
     /// The files of regions that can be mapped, by index.
     files: Mutex<BTreeMap<u32, File>>,
+    /// The messages that its own registers say are on, by index.
+    enabled: Mutex<Option<u32>>,
 }
 
 impl UserDevice {
@@ -71,8 +74,9 @@ impl UserDevice {
             .stack_size(STACK)
             .spawn(move || listening.listen())
             .map_err(host)?;
-        let (agreement, info, files) = (Agreement::NONE, DeviceInfo::default(), Mutex::default());
-        let mut device = Self { client, listener: Some(listener), agreement, info, files };
+        let (agreement, listener) = (Agreement::NONE, Some(listener));
+        let (info, files, enabled) = Default::default();
+        let mut device = Self { client, listener, agreement, info, files, enabled };
         device.agreement = device.agree(path)?;
         let (command, asked) = (Command::GetInfo, device.ask_info());
         device.info = asked.map_err(|error| UserError::asking(path, command, error))?;
@@ -195,7 +199,8 @@ impl UserDevice {
                 self.set_irqs(index, flags, 0, 1, &[eventfd.as_raw_fd()])
             }
             IrqAction::ClearTrigger => {
-                self.set_irqs(index, trigger | VFIO_IRQ_SET_DATA_NONE, 0, 0, &[])
+                self.set_irqs(index, trigger | VFIO_IRQ_SET_DATA_NONE, 0, 0, &[])?;
+                self.enable(index, None)
             }
             IrqAction::SetUnmask(eventfd) => self.client.set_unmask(Some(eventfd)).map_err(host),
             IrqAction::ClearUnmask => self.client.set_unmask(None).map_err(host),
@@ -223,6 +228,18 @@ impl UserDevice {
                 first = first.saturating_add(count);
             }
         }
+        self.enable(index, Some(triggers.len()))
+    }
+
+    /// Has the device's own registers say that messages are on, with so many vectors, or off.
+    fn enable(&self, index: u32, vectors: Option<usize>) -> Result<(), CallError> {
+        let mut enabled = lock(&self.enabled);
+        let message = index == VFIO_PCI_MSI_IRQ_INDEX || index == VFIO_PCI_MSIX_IRQ_INDEX;
+        if !message || (*enabled == Some(index)) == vectors.is_some() {
+            return Ok(());
+        }
+        enable::set(self, index, vectors)?;
+        *enabled = vectors.map(|_| index);
         Ok(())
     }
 
@@ -333,6 +350,7 @@ impl DeviceCalls for UserDevice {
     }
 
     fn reset(&self) -> Result<(), IoctlError> {
+        *lock(&self.enabled) = None;
         let done = self.call(Command::Reset, &Payload::default(), 0).map(drop);
         self.forgive(done, ()).map_err(|error| refusal(Command::Reset, error))
     }
@@ -358,6 +376,16 @@ impl DeviceCalls for UserDevice {
         let end = region.offset.checked_add(range.end).ok_or(io::ErrorKind::InvalidInput)?;
         stays(file, end).map_err(io::Error::other)?;
         Mapping::lent(file, region, range, &self.client.lender)
+    }
+}
+
+impl enable::Config for UserDevice {
+    fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), CallError> {
+        self.try_read(region, offset, data)
+    }
+
+    fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), CallError> {
+        self.try_write(region, offset, data)
     }
 }
 

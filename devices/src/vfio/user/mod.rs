@@ -18,6 +18,7 @@
 
 mod client;
 mod device;
+mod enable;
 mod error;
 mod json;
 mod message;

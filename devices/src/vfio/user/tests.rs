@@ -173,6 +173,37 @@ fn vectors_are_set_in_messages_that_the_server_takes() {
 }
 
 #[test]
+fn a_device_s_own_registers_say_that_its_messages_are_on() {
+    let mut server = Server::new();
+    let device = server.connect().unwrap();
+    // Of the test's device every region is the same 64 bytes: a list of two capabilities.
+    let lay = |at: u64, bytes: &[u8]| device.write(&BAR0, at, bytes).unwrap();
+    lay(0x06, &[0x10]);
+    lay(0x34, &[0x38]);
+    lay(0x38, &[0x05, 0x3c, 0x80, 0x00]);
+    lay(0x3c, &[0x11, 0x38, 0x03, 0x40]);
+    let control = |at: u64| {
+        let mut bytes = [0; 2];
+        device.read(&BAR0, at, &mut bytes).unwrap();
+        u16::from_le_bytes(bytes)
+    };
+    device.set_vectors(2, 0, &[None, None]).unwrap();
+    assert_eq!((control(0x3a), control(0x3e)), (0x0080, 0xc003));
+    device.set_vectors(2, 1, &[None]).unwrap();
+    device.set_irq(0, IrqAction::ClearTrigger).unwrap();
+    assert_eq!(control(0x3e), 0xc003);
+    device.set_irq(2, IrqAction::ClearTrigger).unwrap();
+    assert_eq!(control(0x3e), 0x4003);
+    device.set_vectors(1, 0, &[None, None, None]).unwrap();
+    assert_eq!(control(0x3a), 0x00a1);
+    // A list that goes in circles ends, and one without the capability is left alone.
+    lay(0x3c, &[0x12]);
+    device.set_irq(1, IrqAction::ClearTrigger).unwrap();
+    device.set_vectors(2, 0, &[None]).unwrap();
+    assert_eq!((control(0x3a), control(0x3e)), (0x00a0, 0x4003));
+}
+
+#[test]
 fn the_end_of_an_intx_interrupt_is_told_to_the_server() {
     let mut server = Server::new();
     let device = server.connect().unwrap();

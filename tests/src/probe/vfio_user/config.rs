@@ -45,6 +45,11 @@ impl Config {
         self.set(0x10 + 4 * index, &[flags], &mask.to_le_bytes()[..width]);
     }
 
+    /// Whether MSI-X is on.
+    pub(super) fn has_msix_on(&self) -> bool {
+        self.bytes[MSIX + 3] & 0x80 != 0
+    }
+
     pub(super) fn read(&self, offset: usize, data: &mut [u8]) -> Option<()> {
         data.copy_from_slice(self.bytes.get(offset..offset.checked_add(data.len())?)?);
         Some(())
@@ -67,7 +72,8 @@ mod tests {
     #[test]
     fn bars_tell_their_sizes() {
         let mut config = Config::new();
-        for (at, expected) in [(0x10, 0xffff_f000u32), (0x18, 0xffff_c00c), (0x1c, u32::MAX), (0x14, 0)]
+        for (at, expected) in
+            [(0x10, 0xffff_f000u32), (0x18, 0xffff_c00c), (0x1c, u32::MAX), (0x14, 0)]
         {
             config.write(at, &[0xff; 4]).unwrap();
             let mut bytes = [0; 4];

@@ -27,7 +27,13 @@ pub(super) struct Memory(Vec<Mapped>);
 
 impl Memory {
     /// Maps what is lent at a bus address.
-    pub(super) fn map(&mut self, file: &File, offset: u64, address: u64, size: u64) -> io::Result<()> {
+    pub(super) fn map(
+        &mut self,
+        file: &File,
+        offset: u64,
+        address: u64,
+        size: u64,
+    ) -> io::Result<()> {
         if self.0.iter().any(|m| m.address < address + size && address < m.address + m.size) {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }

@@ -15,13 +15,13 @@ use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, vfio_region_info,
     vfio_region_sparse_mmap_area,
 };
-use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, Server, ServerBackend, ServerRegion, SparseArea};
+use vfio_user::{
+    DmaMapFlags, DmaUnmapFlags, IrqInfo, Server, ServerBackend, ServerRegion, SparseArea,
+};
 
 use super::config::{self, Config};
 use super::copier::Memory;
-use super::{
-    DONE, FAULT, IDENTITY, MEMORY_SIZE, REGISTERS_SIZE, TABLE_SIZE, VECTORS, register,
-};
+use super::{DONE, FAULT, IDENTITY, MEMORY_SIZE, REGISTERS_SIZE, TABLE_SIZE, VECTORS, register};
 use crate::Trouble;
 
 /// Serves the device to one client after the other; prints a line once clients can come.
@@ -107,11 +107,9 @@ struct Line {
 impl Line {
     /// Signals the line if it is asserted and not masked, which masks it.
     fn signal(&mut self) {
-        if self.asserted && !self.masked {
-            if let Some(eventfd) = &self.eventfd {
-                self.masked = true;
-                signal(eventfd);
-            }
+        if let Some(eventfd) = self.eventfd.as_ref().filter(|_| self.asserted && !self.masked) {
+            self.masked = true;
+            signal(eventfd);
         }
     }
 }
@@ -143,7 +141,8 @@ impl Device {
 
     fn read_register(&self, offset: u64) -> u32 {
         let registers = &self.registers;
-        let half = |value: u64, shift: u32| u32::try_from(value >> shift & 0xffff_ffff).unwrap_or(0);
+        let half =
+            |value: u64, shift: u32| u32::try_from(value >> shift & 0xffff_ffff).unwrap_or(0);
         match offset {
             register::IDENTITY => IDENTITY,
             register::SCRATCH => registers.scratch,
@@ -182,7 +181,7 @@ impl Device {
         let copied = self.dma.copy(registers.source, registers.destination, registers.length);
         registers.status = if copied.is_some() { DONE } else { FAULT };
         registers.count = registers.count.wrapping_add(1);
-        if self.vectors.iter().all(Option::is_none) {
+        if !self.config.has_msix_on() {
             self.line.asserted = true;
             self.line.signal();
         } else if let Some(Some(eventfd)) =
