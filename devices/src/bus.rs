@@ -26,6 +26,26 @@ pub trait MmioDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
 }
 
+/// A device that several vCPUs may access at a time: it locks by itself what has to be locked, so
+/// that one that is slow to answer doesn't stall what stands beside it.
+pub trait SharedDevice: Send + Sync {
+    /// As [`MmioDevice::read`].
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// As [`MmioDevice::write`].
+    fn write(&self, offset: u64, data: &[u8]) -> Action;
+}
+
+impl<D: MmioDevice> SharedDevice for Mutex<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Action {
+        self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data)
+    }
+}
+
 /// A device on the bus is already where another should go.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name} at {range:#x?} would overlap {other} at {other_range:#x?}")]
@@ -54,7 +74,7 @@ pub struct Accesses {
 struct Slot {
     name: String,
     range: Range<u64>,
-    device: Arc<Mutex<dyn MmioDevice>>,
+    device: Arc<dyn SharedDevice>,
     reads: AtomicU64,
     writes: AtomicU64,
 }
@@ -86,7 +106,7 @@ impl Bus {
         &mut self,
         name: impl Into<String>,
         range: Range<u64>,
-        device: Arc<Mutex<dyn MmioDevice>>,
+        device: Arc<dyn SharedDevice>,
     ) -> Result<(), Overlap> {
         let name = name.into();
         let at = self.slots.partition_point(|slot| slot.range.end <= range.start);
@@ -108,7 +128,7 @@ impl Bus {
             return;
         };
         slot.reads.fetch_add(1, Ordering::Relaxed);
-        slot.device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        slot.device.read(offset, data);
     }
 
     /// The guest writes at `gpa`.
@@ -119,7 +139,7 @@ impl Bus {
             return Action::None;
         };
         slot.writes.fetch_add(1, Ordering::Relaxed);
-        slot.device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data)
+        slot.device.write(offset, data)
     }
 
     /// How often each device was accessed, in order of address; last, accesses to nothing, as

@@ -67,7 +67,7 @@ pub struct Route(pub u32);
 /// The guest's interrupt controller as far as message-signalled interrupts need it. The guest
 /// changes messages while it runs, so this is called from vCPU threads.
 pub trait MessageRouter: Send + Sync {
-    /// Makes every signal of `trigger` this message.
+    /// Makes every signal of `trigger` this message; those that came before are one.
     ///
     /// # Errors
     ///
@@ -82,6 +82,7 @@ pub trait MessageRouter: Send + Sync {
     /// What the hypervisor refused it with; the route is as it was.
     fn redirect(&self, route: Route, message: Message) -> io::Result<()>;
 
-    /// Undoes [`connect`](Self::connect): signals of `trigger` are no messages any more.
+    /// Undoes [`connect`](Self::connect): signals of `trigger` are no messages any more, but are
+    /// counted. Each signal is either a message or counted.
     fn disconnect(&self, route: Route, trigger: &EventFd);
 }

@@ -253,7 +253,7 @@ fn fixed_addresses(
             RegionAddress::Host => Some(host_address(device, index)?),
         };
         if let Some(gpa) = gpa {
-            let page = region.mapped().map(|_| device.page_size());
+            let page = region.areas().first().map(|_| device.page_size());
             places
                 .take(gpa, region.size(), page, format!("region {index} of {name}"))
                 .map_err(|error| misplaced(name, index, &error))?;

@@ -15,7 +15,8 @@
 //! - *before arming*: VFIO requests the line disabled (`IRQF_NO_AUTOEN`); a line that is high when
 //!   `arm` enables it fires at once, for the host's controller looks at the level.
 //! - *while arming*: the line is masked until the resample and the trigger eventfd are both there,
-//!   so the first signal finds all of its way back.
+//!   so the first signal finds all of its way back. (A PCI function's line can't be masked then; of
+//!   its first signal the way back is at worst found late.)
 //! - *on the way to KVM*: the irqfd exists before VFIO signals it (and would notice a signal from
 //!   before: `kvm_irqfd_assign` polls).
 //! - *before the guest enables the SPI*: KVM keeps the level (`line_level`) whatever the guest does
@@ -117,6 +118,20 @@ enum Path {
         /// Signalled at the guest's end of interrupt.
         resample: EventFd,
     },
+    /// A level of a PCI function: VFIO knows nothing of it before it has an eventfd.
+    Intx {
+        /// Signalled at the guest's end of interrupt.
+        resample: EventFd,
+    },
+}
+
+impl Path {
+    fn resample(&self) -> Option<&EventFd> {
+        match self {
+            Self::Edge => None,
+            Self::Level { resample } | Self::Intx { resample } => Some(resample),
+        }
+    }
 }
 
 /// An interrupt of an assigned device; disarmed when dropped.
@@ -150,22 +165,37 @@ impl AssignedIrq {
         Ok(Self { index, trigger: eventfd()?, path, armed: false, device })
     }
 
+    /// The interrupt line of a PCI function (`VFIO_PCI_INTX_IRQ_INDEX`).
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_intx(device: Arc<dyn DeviceCalls>) -> Result<Self, IrqError> {
+        let mut irq = Self::open(device, 0)?;
+        irq.path = match std::mem::replace(&mut irq.path, Path::Edge) {
+            Path::Level { resample } => Path::Intx { resample },
+            edge => edge,
+        };
+        Ok(irq)
+    }
+
     /// How it signals.
     pub fn trigger(&self) -> Trigger {
         match self.path {
             Path::Edge => Trigger::Edge,
-            Path::Level { .. } => Trigger::Level,
+            Path::Level { .. } | Path::Intx { .. } => Trigger::Level,
         }
+    }
+
+    /// Whether the host lets it through.
+    pub fn is_armed(&self) -> bool {
+        self.armed
     }
 
     /// Its eventfds, for those who look at their counts: the one that VFIO signals, and the one that
     /// KVM signals at the guest's end of a level interrupt.
     pub fn eventfds(&self) -> (RawFd, Option<RawFd>) {
-        let resample = match &self.path {
-            Path::Edge => None,
-            Path::Level { resample } => Some(resample.as_raw_fd()),
-        };
-        (self.trigger.as_raw_fd(), resample)
+        (self.trigger.as_raw_fd(), self.path.resample().map(AsRawFd::as_raw_fd))
     }
 
     /// Connects it to the guest's interrupt controller, which must be complete.
@@ -174,9 +204,9 @@ impl AssignedIrq {
     ///
     /// What the controller refused it with.
     pub fn connect(&self, gic: &dyn InterruptController, spi: Spi) -> Result<(), IrqError> {
-        match &self.path {
-            Path::Edge => gic.connect_edge(spi, &self.trigger),
-            Path::Level { resample } => gic.connect_level(spi, &self.trigger, resample),
+        match self.path.resample() {
+            None => gic.connect_edge(spi, &self.trigger),
+            Some(resample) => gic.connect_level(spi, &self.trigger, resample),
         }
         .map_err(|source| IrqError::Connect { index: self.index, spi, source })
     }
@@ -201,6 +231,12 @@ impl AssignedIrq {
                 ),
                 ("set its eventfd", trigger, Some(IrqAction::ClearTrigger)),
                 ("unmask it", IrqAction::Unmask, None),
+            ],
+            // Only with an eventfd can it be told how to be unmasked. An end of interrupt in between
+            // is in the other eventfd, at whose count VFIO looks (`vfio_virqfd_enable`).
+            Path::Intx { resample } => &[
+                ("set its eventfd", trigger, Some(IrqAction::ClearTrigger)),
+                ("set its unmask eventfd", IrqAction::SetUnmask(resample), None),
             ],
         };
         for (done, (what, action, _)) in steps.iter().enumerate() {

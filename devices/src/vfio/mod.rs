@@ -19,6 +19,7 @@ pub mod iommu;
 pub mod irq;
 pub mod memlock;
 pub mod node;
+pub mod pci;
 pub mod platform;
 pub mod region;
 pub mod sys;

@@ -1,6 +1,7 @@
 //! A device's registers: mapped into the guest, or trapped.
 
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -59,13 +60,39 @@ pub trait Registers {
     fn write32(&self, offset: u64, value: u32) -> Result<(), AccessError>;
 }
 
+/// A part of a region that is mapped into this process, and so can be the guest's without traps.
+#[derive(Debug)]
+pub struct Area {
+    /// Where it is in the region, in bytes.
+    range: Range<u64>,
+    mapping: Mapping,
+}
+
+impl Area {
+    /// Where it is in the region, in bytes.
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.range.end.saturating_sub(self.range.start)
+    }
+
+    /// Where it is in this process.
+    pub fn host(&self) -> NonNull<u8> {
+        self.mapping.address()
+    }
+}
+
 /// One region of an assigned device.
 #[derive(Debug)]
 pub struct Region {
     device: Arc<dyn DeviceCalls>,
     index: u32,
     info: RegionInfo,
-    mapping: Option<Mapping>,
+    /// In order, apart from each other.
+    areas: Vec<Area>,
 }
 
 /// The size of this host's pages in bytes.
@@ -75,15 +102,36 @@ pub fn host_page_size() -> u64 {
     u64::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
 }
 
-/// Whether a region can be mapped on a host with such pages: VFIO permits it, and it is made of
-/// whole pages, so that the guest gets nothing but it.
-fn mappable(info: &RegionInfo, page_size: u64) -> bool {
-    info.mappable && info.areas.is_none() && info.size != 0 && info.size.is_multiple_of(page_size)
+/// What of a region can be mapped on a host with such pages: whole pages that VFIO permits to map
+/// and that have no part in `holes`, so that the guest gets nothing else. In bytes from the region's
+/// start, in order.
+fn mappable(info: &RegionInfo, page_size: u64, holes: &[Range<u64>]) -> Vec<Range<u64>> {
+    let whole = 0..info.size;
+    let mut free: Vec<Range<u64>> = match &info.areas {
+        _ if !info.mappable => Vec::new(),
+        Some(areas) => areas.clone(),
+        None => vec![whole.clone()],
+    };
+    for hole in holes {
+        let before = |area: &Range<u64>| area.start..area.end.min(hole.start);
+        let after = |area: &Range<u64>| area.start.max(hole.end)..area.end;
+        free = free.iter().flat_map(|area| [before(area), after(area)]).collect();
+    }
+    let pages = |area: Range<u64>| {
+        let start = area.start.checked_next_multiple_of(page_size)?;
+        let end = area.end.min(whole.end);
+        Some(start..end - end % page_size).filter(|area| area.start < area.end)
+    };
+    let mut areas: Vec<Range<u64>> = free.into_iter().filter_map(pages).collect();
+    areas.sort_by_key(|area| area.start);
+    // VFIO lists none twice; one that does would have the guest's slots overlap.
+    areas.dedup_by(|next, area| next.start < area.end);
+    areas
 }
 
 impl Region {
-    /// The region of this index, mapped into this process if it can be on a host whose pages have
-    /// `page_size` bytes; `None` for one that is to be trapped in any case.
+    /// The region of this index, mapped into this process as far as it can be on a host whose pages
+    /// have `page_size` bytes; `None` for one that is to be trapped in any case.
     ///
     /// # Errors
     ///
@@ -93,17 +141,33 @@ impl Region {
         index: u32,
         page_size: Option<u64>,
     ) -> Result<Self, IoctlError> {
+        Self::open_around(device, index, page_size, &[])
+    }
+
+    /// As [`open`](Self::open), but that no page is mapped that has a part in `holes`, in bytes from
+    /// the region's start: accesses to these are to trap.
+    ///
+    /// # Errors
+    ///
+    /// If the device has no such region.
+    pub fn open_around(
+        device: Arc<dyn DeviceCalls>,
+        index: u32,
+        page_size: Option<u64>,
+        holes: &[Range<u64>],
+    ) -> Result<Self, IoctlError> {
         let info = device.region_info(index)?;
-        let page_size = page_size.filter(|page_size| mappable(&info, *page_size));
-        let mapping = page_size.map(|_| device.map(&info, 0..info.size));
-        let mapping = mapping.and_then(|mapped| {
-            mapped
-                .inspect_err(|error| {
-                    log::warn!("region {index} can't be mapped, so traps: {error}")
-                })
-                .ok()
-        });
-        Ok(Self { device, index, info, mapping })
+        let ranges = page_size.map(|page_size| mappable(&info, page_size, holes));
+        let mut areas = Vec::new();
+        for range in ranges.unwrap_or_default() {
+            match device.map(&info, range.clone()) {
+                Ok(mapping) => areas.push(Area { range, mapping }),
+                Err(error) => {
+                    log::warn!("region {index} can't be mapped at {range:#x?}, so traps: {error}");
+                }
+            }
+        }
+        Ok(Self { device, index, info, areas })
     }
 
     /// Its index with VFIO, and among the `reg` entries of the device's node.
@@ -116,9 +180,28 @@ impl Region {
         self.info.size
     }
 
-    /// Where it is in this process, if it is mapped and so can be the guest's without traps.
+    /// What VFIO says of it.
+    pub fn info(&self) -> &RegionInfo {
+        &self.info
+    }
+
+    /// Its parts that are mapped, in order and apart from each other.
+    pub fn areas(&self) -> &[Area] {
+        &self.areas
+    }
+
+    /// Where it is in this process, if all of it is mapped by one piece.
     pub fn mapped(&self) -> Option<NonNull<u8>> {
-        self.mapping.as_ref().map(Mapping::address)
+        let whole = self.areas.first().filter(|area| area.range == (0..self.info.size));
+        whole.map(Area::host)
+    }
+
+    /// The mapping in which all of `length` bytes at `offset` are, and where in it they begin.
+    fn mapping_of(&self, offset: u64, length: usize) -> Option<(&Mapping, u64)> {
+        let end = offset.checked_add(u64::try_from(length).ok()?)?;
+        let within = |area: &&Area| area.range.start <= offset && end <= area.range.end;
+        let area = self.areas.iter().find(within)?;
+        Some((&area.mapping, offset - area.range.start))
     }
 
     /// Reads 1, 2, 4 or 8 bytes at `offset` by one access to the device (8 by two where the region
@@ -132,17 +215,17 @@ impl Region {
         if !self.info.readable {
             return Err(AccessError::Forbidden("read"));
         }
-        let Some(mapping) = &self.mapping else {
+        let Some((mapping, place)) = self.mapping_of(offset, data.len()) else {
             return self
                 .device
                 .read(&self.info, offset, data)
                 .map_err(|source| AccessError::Host { offset, source });
         };
         let done = match data.len() {
-            1 => mapping.read::<u8>(offset).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
-            2 => mapping.read::<u16>(offset).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
-            4 => mapping.read::<u32>(offset).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
-            _ => mapping.read::<u64>(offset).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
+            1 => mapping.read::<u8>(place).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
+            2 => mapping.read::<u16>(place).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
+            4 => mapping.read::<u32>(place).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
+            _ => mapping.read::<u64>(place).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
         };
         done.ok_or(AccessError::Shape { offset, size: data.len() })
     }
@@ -157,18 +240,18 @@ impl Region {
         if !self.info.writable {
             return Err(AccessError::Forbidden("written"));
         }
-        let Some(mapping) = &self.mapping else {
+        let Some((mapping, place)) = self.mapping_of(offset, data.len()) else {
             return self
                 .device
                 .write(&self.info, offset, data)
                 .map_err(|source| AccessError::Host { offset, source });
         };
         let done = match *data {
-            [a] => mapping.write(offset, a),
-            [a, b] => mapping.write(offset, u16::from_ne_bytes([a, b])),
-            [a, b, c, d] => mapping.write(offset, u32::from_ne_bytes([a, b, c, d])),
+            [a] => mapping.write(place, a),
+            [a, b] => mapping.write(place, u16::from_ne_bytes([a, b])),
+            [a, b, c, d] => mapping.write(place, u32::from_ne_bytes([a, b, c, d])),
             [a, b, c, d, e, f, g, h] => {
-                mapping.write(offset, u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+                mapping.write(place, u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
             }
             _ => None,
         };

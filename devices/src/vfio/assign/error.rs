@@ -14,7 +14,7 @@ pub enum AssignError {
     #[error("there is no device to assign")]
     Nothing,
     /// No bus has it.
-    #[error("there is no device {name} on the host's platform or AMBA bus")]
+    #[error("there is no device {name} on the host's platform, AMBA or PCI bus")]
     NoDevice {
         /// The name that was asked for.
         name: String,
@@ -29,10 +29,18 @@ pub enum AssignError {
         /// The device.
         name: String,
     },
-    /// It is a PCI device.
-    #[error("{name} can't be assigned: it is a PCI device, not one of the platform or AMBA bus")]
-    Pci {
+    /// It was named by the option for devices of other buses.
+    #[error("{name} can't be assigned by this option: it is on the {bus} bus")]
+    OtherBus {
         /// The device.
+        name: String,
+        /// Its bus.
+        bus: Bus,
+    },
+    /// It is a bridge.
+    #[error("{name} can't be assigned: it is a bridge, and what is behind it needs it on the host")]
+    Bridge {
+        /// The bridge.
         name: String,
     },
     /// It has a driver, and not VFIO's.
@@ -257,7 +265,9 @@ impl AssignError {
         Some(match self {
             Self::NoDevice { near, candidates, .. } => return which(near, candidates),
             Self::Twice { .. } => "name each device once".to_owned(),
-            Self::Pci { .. } => "strait device list".to_owned(),
+            Self::OtherBus { name, bus: Bus::Pci } => format!("--vfio-pci {name}"),
+            Self::OtherBus { name, .. } => format!("--vfio-platform {name}"),
+            Self::Bridge { .. } => "strait device list".to_owned(),
             Self::OwnDriver { name, .. } | Self::Unbound { name, .. } => {
                 format!("strait device bind {name}")
             }
@@ -271,8 +281,8 @@ impl AssignError {
                 bus.vfio_driver(),
                 bus.vfio_option()
             ),
-            Self::NoGroup { .. } => "its node in the host's device tree needs an iommus property, \
-                and the kernel that IOMMU's driver (Arm: CONFIG_ARM_SMMU, CONFIG_ARM_SMMU_V3)"
+            Self::NoGroup { .. } => "its node in the host's device tree needs an iommus property \
+                (PCI: its host bridge's, an iommu-map), and the kernel that IOMMU's driver (Arm: CONFIG_ARM_SMMU, CONFIG_ARM_SMMU_V3)"
                 .to_owned(),
             Self::NoIommu { .. } => {
                 "echo N > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, and see that \

@@ -26,6 +26,17 @@ impl Assignment {
     pub fn name(&self) -> &str {
         self.device.name()
     }
+
+    /// Checks that it is on the PCI bus, or that it isn't, as the option has it by which it was
+    /// named.
+    ///
+    /// # Errors
+    ///
+    /// It isn't so.
+    pub fn check_bus(&self, pci: bool) -> Result<(), AssignError> {
+        let (name, bus) = (self.name().to_owned(), self.device.bus());
+        if (bus == Bus::Pci) == pci { Ok(()) } else { Err(AssignError::OtherBus { name, bus }) }
+    }
 }
 
 /// Checks that all of these devices can be assigned together. `names` are names in sysfs or paths
@@ -42,9 +53,6 @@ pub fn preflight<S: AsRef<str>>(host: &Host, names: &[S]) -> Result<Vec<Assignme
     for name in names {
         let name = name.as_ref();
         let device = host.find(name)?.ok_or_else(|| no_device(host, name))?;
-        if device.bus() == Bus::Pci {
-            return Err(AssignError::Pci { name: device.name().to_owned() });
-        }
         let assignment = assess(host, device)?;
         if assignments.iter().any(|other| other.device.path() == assignment.device.path()) {
             return Err(AssignError::Twice { name: assignment.name().to_owned() });
@@ -60,6 +68,9 @@ pub fn preflight<S: AsRef<str>>(host: &Host, names: &[S]) -> Result<Vec<Assignme
 ///
 /// The first thing that stands in the way.
 pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError> {
+    if device.is_bridge()? {
+        return Err(AssignError::Bridge { name: device.name().to_owned() });
+    }
     // Before the driver: without an IOMMU, VFIO's would be bound in vain.
     let no_group = || AssignError::NoGroup { name: device.name().to_owned() };
     if !device.behind_iommu()? {

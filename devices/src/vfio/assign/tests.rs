@@ -33,7 +33,7 @@ fn an_unknown_name_is_answered_with_those_there_are() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("vfio-platform"), Some(3));
     fake.device("platform", "9000000.serial", None, None);
-    let text = |name| format!("there is no device {name} on the host's platform or AMBA bus");
+    let text = |name| format!("there is no device {name} on the host's platform, AMBA or PCI bus");
     assert_refused(&fake, &["2c0a000.dma"], &text("2c0a000.dma"), "did you mean 2c0a0000.dma?");
     assert_refused(&fake, &["gpu"], &text("gpu"), "behind an IOMMU are: 2c0a0000.dma");
     let none = "no device of these buses is behind an IOMMU on this host";
@@ -153,12 +153,43 @@ fn devices_that_share_a_group_are_assigned_together() {
 }
 
 #[test]
-fn a_pci_device_is_none_of_the_platform() {
+fn pci_devices_have_an_option_of_their_own() {
     let fake = FakeHost::with_vfio();
     fake.device("pci", "0000:00:01.0", Some("vfio-pci"), Some(3));
-    let text = "0000:00:01.0 can't be assigned: it is a PCI device, not one of the platform or \
-                AMBA bus";
-    assert_refused(&fake, &["0000:00:01.0"], text, "strait device list");
+    fake.device("platform", DMA, Some("vfio-platform"), Some(4));
+    let assignments = preflight(&fake.host(), &["00:01.0", DMA]).unwrap();
+    for (assignment, pci) in assignments.iter().zip([true, false]) {
+        assignment.check_bus(pci).unwrap();
+    }
+    let wrong: Vec<_> = assignments
+        .iter()
+        .zip([false, true])
+        .map(|(assignment, pci)| {
+            let error = assignment.check_bus(pci).unwrap_err();
+            (error.to_string(), error.help().unwrap())
+        })
+        .collect();
+    assert!(wrong[0].0.ends_with("it is on the pci bus"), "{wrong:?}");
+    assert_eq!(wrong[0].1, "--vfio-pci 0000:00:01.0");
+    assert_eq!(wrong[1].1, "--vfio-platform 2c0a0000.dma");
+}
+
+#[test]
+fn a_bridge_is_refused_and_other_functions_of_a_group_are_named() {
+    let fake = FakeHost::with_vfio();
+    fake.device("pci", "0000:00:00.0", None, Some(2));
+    fake.write("sys/devices/pci/0000:00:00.0/class", "0x060000\n");
+    let (error, _) = refusal(&fake, &["0000:00:00.0"]);
+    assert!(error.contains("it is a bridge"), "{error}");
+    fake.device("pci", "0000:00:03.0", Some("vfio-pci"), Some(5));
+    fake.device("pci", "0000:00:03.1", Some("nvme"), Some(5));
+    assert_refused(
+        &fake,
+        &["00:03.0"],
+        "0000:00:03.0 can't be assigned: its IOMMU group 5 is shared with 0000:00:03.1 (driver \
+         nvme)",
+        "strait device bind --group 0000:00:03.0",
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::{Bench, BenchError, Memory, Report};
 use crate::vfio::region::Registers;
 
 /// How long a device is listened to for interrupts that nobody asked for.
-const QUIET: Duration = Duration::from_millis(100);
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 
 /// How much is mapped for DMA, in pages of each size: 1 GiB.
 const MAPPED: u64 = 1 << 30;
@@ -71,7 +71,7 @@ fn told(error: BenchError) -> String {
 }
 
 /// Maps and unmaps 1 GiB in pages of every size that the IOMMU offers.
-fn dma(bench: &mut Bench, report: &mut Report) {
+pub(super) fn dma(bench: &mut Bench, report: &mut Report) {
     let sizes = bench.iommu().info().page_sizes;
     let limit = bench.iommu().info().mappings_left.map_or(USUAL_LIMIT, u64::from);
     for page in (0..u64::BITS).map(|bit| 1 << bit).filter(|page| sizes & page != 0) {
@@ -117,7 +117,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -10,6 +10,7 @@ mod error;
 pub mod general;
 mod lines;
 mod memory;
+pub mod pci;
 mod report;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use super::bindings::{self, Binding};
 use super::host::Host;
 use super::iommu::Iommu;
 use super::region::{Region, host_page_size};
-use super::sys::{DeviceCalls, IoctlError};
+use super::sys::{DeviceCalls, DeviceInfo, IoctlError};
 
 /// Blocks of memory begin this far apart: what lies between is mapped nowhere.
 const SPACING: u64 = 16 << 20;
@@ -47,6 +48,8 @@ pub struct Bench {
     memory: Vec<Arc<Memory>>,
     name: String,
     binding: Option<&'static dyn Binding>,
+    /// It is a PCI function.
+    pci: bool,
     next_iova: u64,
 }
 
@@ -64,13 +67,14 @@ impl Bench {
         let calls: Arc<dyn DeviceCalls> = Arc::new(iommu.open_device(&assignment)?);
         let told = |source| BenchError::Untold { source };
         let info = calls.info().map_err(told)?;
-        let open = |index| Region::open(calls.clone(), index, Some(host_page_size())).map(Arc::new);
-        let regions = (0..info.regions).map(open).collect::<Result<_, _>>().map_err(told)?;
-        let lines = Lines::open(&calls, info.irqs)?;
+        let regions = regions(&calls, &info).map_err(told)?;
+        // Those of a PCI function aren't lines all of them, and one kind at a time.
+        let lines = Lines::open(&calls, if info.pci { 0 } else { info.irqs })?;
         let binding = binding(&assignment);
         let name = assignment.name().to_owned();
         let (memory, next_iova) = (Vec::new(), FIRST);
-        Ok(Self { lines, regions, calls, iommu, memory, name, binding, next_iova })
+        let pci = info.pci;
+        Ok(Self { lines, regions, calls, iommu, memory, name, binding, pci, next_iova })
     }
 
     /// The device's name in sysfs.
@@ -112,7 +116,7 @@ impl Bench {
     #[cold]
     pub fn run(&mut self) -> Result<Report, BenchError> {
         let special = self.binding.and_then(|binding| binding.self_test(self));
-        special.unwrap_or_else(|| general::test(self))
+        special.unwrap_or_else(|| if self.pci { pci::test(self) } else { general::test(self) })
     }
 
     /// Memory that the device reaches at an IOVA of its own below 4 GiB, which is returned with it;
@@ -168,6 +172,20 @@ impl Bench {
         self.iommu.unmap_all();
         self.memory.clear();
     }
+}
+
+/// The device's regions; of a PCI function's, those that it has.
+fn regions(
+    calls: &Arc<dyn DeviceCalls>,
+    info: &DeviceInfo,
+) -> Result<Vec<Arc<Region>>, IoctlError> {
+    let open = |index| Region::open(calls.clone(), index, Some(host_page_size())).map(Arc::new);
+    let regions = (0..info.regions).map(open);
+    if !info.pci {
+        return regions.collect();
+    }
+    // VFIO has an index for each kind of region, and refuses those that a function lacks.
+    Ok(regions.filter_map(Result::ok).filter(|region| region.size() != 0).collect())
 }
 
 /// What is known of the device; nothing if it has no node in the device tree.

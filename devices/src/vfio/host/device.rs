@@ -1,9 +1,10 @@
 //! A device on the host's platform, AMBA or PCI bus.
 
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{ReadError, canonical, link_name, read_line};
+use super::{ReadError, canonical, found, link_name, read_line};
 
 /// The base class of bridges in a PCI device's `class` (PCI Code and ID Assignment Specification,
 /// 1.7).
@@ -59,6 +60,17 @@ impl fmt::Display for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// What a PCI function says that it is (`Documentation/ABI/testing/sysfs-bus-pci`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciIdentity {
+    /// Base class, subclass and programming interface.
+    pub class: u32,
+    /// Who made it.
+    pub vendor: u16,
+    /// Which of theirs it is.
+    pub device: u16,
 }
 
 /// A device, and what sysfs says of it at the time of asking.
@@ -139,6 +151,39 @@ impl HostDevice {
             return Ok(false);
         }
         Ok(read_line(&self.path.join("class"))?.is_some_and(|class| class.starts_with(PCI_BRIDGE)))
+    }
+
+    /// What it says that it is; `None` if it isn't on the PCI bus.
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn pci_identity(&self) -> Result<Option<PciIdentity>, ReadError> {
+        if self.bus != Bus::Pci {
+            return Ok(None);
+        }
+        let number = |attribute: &str| {
+            let text = read_line(&self.path.join(attribute))?.unwrap_or_default();
+            let digits = text.strip_prefix("0x").unwrap_or_default();
+            Ok(u32::from_str_radix(digits, 16).unwrap_or_default())
+        };
+        let id = |number: u32| u16::try_from(number).unwrap_or_default();
+        Ok(Some(PciIdentity {
+            class: number("class")?,
+            vendor: id(number("vendor")?),
+            device: id(number("device")?),
+        }))
+    }
+
+    /// Its configuration space as the kernel shows it to this process: 64 bytes without privilege,
+    /// else all of it. Empty if it isn't on the PCI bus.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be read.
+    pub fn pci_config(&self) -> Result<Vec<u8>, ReadError> {
+        let path = self.path.join("config");
+        Ok(found(&path, fs::read(&path))?.unwrap_or_default())
     }
 
     /// Whether it is bound to VFIO's driver for its bus.

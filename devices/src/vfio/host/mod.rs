@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use attributes::{Attributes, Sysfs};
-pub use device::{Bus, HostDevice};
+pub use device::{Bus, HostDevice, PciIdentity};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
 pub use handover::{Bound, Handover, HandoverError, Released};
 pub use record::{Record, RecordError};
@@ -90,7 +90,7 @@ impl Host {
         read_line(&path).ok().flatten()
     }
 
-    /// The device with this name on any [`Bus`], or at this path below `/sys` (anything with a `/`);
+    /// The device with this name on any [`Bus`] (of a PCI device, the domain 0000 may be left out), or at this path below `/sys` (anything with a `/`);
     /// `None` if there is none.
     ///
     /// # Errors
@@ -107,6 +107,10 @@ impl Host {
             if let Some(device) = self.find_on(bus, name)? {
                 return Ok(Some(device));
             }
+        }
+        // As lspci writes it, without the first domain.
+        if name.matches(':').count() == 1 {
+            return self.find_on(Bus::Pci, &format!("0000:{name}"));
         }
         Ok(None)
     }
@@ -134,11 +138,11 @@ impl Host {
         Ok(bus.zip(name).map(|(bus, name)| HostDevice::new(name, bus, path.clone())))
     }
 
-    /// The names of all devices on the platform and AMBA buses, sorted. What can't be read is left
+    /// The names of all devices, sorted. What can't be read is left
     /// out: the names are for suggestions.
     pub fn device_names(&self) -> Vec<String> {
         let mut names: Vec<String> =
-            Bus::DESCRIBED.into_iter().flat_map(|bus| self.names_on(bus)).collect();
+            Bus::ALL.into_iter().flat_map(|bus| self.names_on(bus)).collect();
         names.sort_unstable();
         names
     }

@@ -37,6 +37,28 @@ fn a_device_is_found_by_its_path() {
 }
 
 #[test]
+fn a_pci_function_is_found_without_its_domain_and_says_what_it_is() {
+    let fake = FakeHost::new();
+    fake.device("pci", "0000:00:05.0", None, None);
+    let path = "sys/devices/pci/0000:00:05.0";
+    fake.write(format!("{path}/class"), "0x010802\n");
+    fake.write(format!("{path}/vendor"), "0x1b36\n");
+    fake.write(format!("{path}/device"), "nonsense\n");
+    fake.write(format!("{path}/config"), [0x36, 0x1b]);
+    let device = fake.host().find("00:05.0").unwrap().unwrap();
+    assert_eq!(Some(&device), fake.host().find("0000:00:05.0").unwrap().as_ref());
+    let identity = PciIdentity { class: 0x1_0802, vendor: 0x1b36, device: 0 };
+    assert_eq!(device.pci_identity().unwrap(), Some(identity));
+    assert_eq!(device.pci_config().unwrap(), [0x36, 0x1b]);
+    for name in ["00:06.0", "00:05.1", ":", "0:0:05.0"] {
+        assert_eq!(fake.host().find(name).unwrap(), None, "{name}");
+    }
+    fake.device("amba", DMA, None, None);
+    let other = fake.host().find(DMA).unwrap().unwrap();
+    assert_eq!((other.pci_identity().unwrap(), other.pci_config().unwrap()), (None, vec![]));
+}
+
+#[test]
 fn driver_override_and_group_are_read() {
     let fake = FakeHost::new();
     fake.device("platform", DMA, Some("dma-pl330"), Some(3));

@@ -46,8 +46,7 @@ fn open(device: &Arc<FakeDevice>, index: u32) -> AssignedIrq {
 }
 
 fn eventfds(irq: &AssignedIrq) -> (i32, i32) {
-    let Path::Level { resample } = &irq.path else { return (irq.trigger.as_raw_fd(), -1) };
-    (irq.trigger.as_raw_fd(), resample.as_raw_fd())
+    (irq.trigger.as_raw_fd(), irq.path.resample().map_or(-1, AsRawFd::as_raw_fd))
 }
 
 #[test]
@@ -146,4 +145,22 @@ fn dropping_an_armed_interrupt_disarms_it() {
     device.take_calls();
     drop(irq);
     assert_eq!(device.take_calls(), [Call::ClearTrigger(1), Call::ClearUnmask(1)]);
+}
+
+#[test]
+fn a_pci_line_is_told_how_to_be_unmasked_once_it_has_an_eventfd() {
+    let device = Arc::new(FakeDevice::new(Vec::new(), vec![LEVEL]));
+    let mut irq = AssignedIrq::open_intx(device.clone()).unwrap();
+    assert_eq!(irq.trigger(), Trigger::Level);
+    let (trigger, resample) = eventfds(&irq);
+    irq.arm().unwrap();
+    assert_eq!(device.take_calls(), [Call::SetTrigger(0, trigger), Call::SetUnmask(0, resample)]);
+    // Without its eventfd VFIO knows nothing of it, and takes no call about it.
+    irq.disarm();
+    assert_eq!(device.take_calls(), [Call::ClearTrigger(0)]);
+    device.fail_at(1);
+    irq.arm().unwrap_err();
+    assert_eq!(device.take_calls().last(), Some(&Call::ClearTrigger(0)));
+    drop(irq);
+    assert_eq!(device.take_calls(), [], "it isn't armed");
 }

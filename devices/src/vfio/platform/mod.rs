@@ -33,7 +33,7 @@ use super::irq::AssignedIrq;
 use super::node::{Draft, GuestNodes, NodeOptions};
 use super::region::{Region, Registers, TrappedRegion, host_page_size};
 use super::sys::DeviceCalls;
-use crate::bus::MmioDevice;
+use crate::bus::SharedDevice;
 use crate::irq::{InterruptController, Spi};
 use crate::slot::MemorySlots;
 
@@ -78,7 +78,7 @@ pub struct Trap {
     /// Its size in bytes.
     pub size: u64,
     /// The region as a device on the bus.
-    pub device: Arc<Mutex<dyn MmioDevice>>,
+    pub device: Arc<dyn SharedDevice>,
 }
 
 /// An assigned device.
@@ -266,23 +266,24 @@ impl PlatformDevice {
         self.touched = true;
         let mut traps = Vec::new();
         for (region, gpa) in self.regions.iter().zip(gpas.iter().copied()) {
-            let (index, size, page) = (region.index(), region.size(), self.page_size);
-            let Some(host) = region.mapped() else {
-                let trapped = TrappedRegion::new(&*self.name, region.clone());
-                traps.push(Trap { gpa, size, device: Arc::new(Mutex::new(trapped)) });
-                continue;
-            };
-            if !gpa.is_multiple_of(page) {
+            let (index, page) = (region.index(), self.page_size);
+            if !region.areas().is_empty() && !gpa.is_multiple_of(page) {
                 return Err(DeviceError::Misplaced { name: self.name.clone(), index, gpa, page });
             }
-            // SAFETY: mapped for as long as the region lives, which is as long as `self`, which the
-            // caller keeps.
-            unsafe { slots.map(gpa, host, size) }.map_err(|source| DeviceError::MapRegion {
-                name: self.name.clone(),
-                index,
-                gpa,
-                source,
-            })?;
+            for area in region.areas() {
+                let gpa = gpa.saturating_add(area.range().start);
+                // SAFETY: mapped for as long as the region lives, which is as long as `self`, which
+                // the caller keeps.
+                unsafe { slots.map(gpa, area.host(), area.size()) }.map_err(|source| {
+                    DeviceError::MapRegion { name: self.name.clone(), index, gpa, source }
+                })?;
+            }
+            if region.mapped().is_none() {
+                // What is mapped of it doesn't trap.
+                let trapped = TrappedRegion::new(&*self.name, region.clone());
+                let (size, device) = (region.size(), Arc::new(Mutex::new(trapped)));
+                traps.push(Trap { gpa, size, device });
+            }
         }
         Ok(traps)
     }

@@ -86,7 +86,7 @@ fn a_device_with_everything_goes_through_a_life() {
     assert_eq!(*slots.made.lock().unwrap(), [(0xc00_0000, PAGE)]);
     let [trap] = traps.as_slice() else { panic!("{} traps", traps.len()) };
     assert_eq!((trap.gpa, trap.size), (0xc01_0000, 0x1000));
-    let _ = trap.device.lock().unwrap().write(4, &[1, 2, 3, 4]);
+    let _ = trap.device.write(4, &[1, 2, 3, 4]);
     let mut stored = [0; 4];
     calls.file().read_exact_at(&mut stored, PAGE + 4).unwrap();
     assert_eq!(stored, [1, 2, 3, 4]);
@@ -125,7 +125,7 @@ fn every_region_traps_where_a_person_or_the_hosts_pages_want_it() {
         assert_eq!(traps.len() + mapped.len(), 2);
         for trap in traps {
             for size in [1, 2, 4, 8] {
-                let mut trapped = trap.device.lock().unwrap();
+                let trapped = &trap.device;
                 let bytes: Vec<u8> = (0x10..).take(size).collect();
                 let _ = trapped.write(trap.size - 8, &bytes);
                 let mut read = vec![0; size];

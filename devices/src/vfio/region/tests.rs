@@ -27,11 +27,16 @@ fn a_region_is_mapped_if_vfio_permits_and_it_is_whole_pages() {
         (0x1_0000, true, 0x1_0000, true),
         (0x1000, false, 0x1000, false),
         (0x1800, true, 0x1000, false),
+        (0x800, true, 0x1000, false),
         (0, true, 0x1000, false),
     ];
     for (size, flag, page, expected) in cases {
-        let found = mappable(&info(size, 0, flag), page);
-        assert_eq!(found, expected, "{size:#x} {flag} {page:#x}");
+        let found = mappable(&info(size, 0, flag), page, &[]);
+        assert_eq!(
+            found.first() == Some(&(0..size)),
+            expected,
+            "{size:#x} {flag} {page:#x}: {found:x?}"
+        );
     }
     let (_, [mapped, trapped]) = regions();
     assert!(mapped.mapped().is_some());
@@ -156,5 +161,68 @@ fn accesses_at_the_end_are_the_last_that_are_made() {
         }
         trapped.read(0x1000 - size, &mut read);
         assert_eq!(read, bytes, "unharmed");
+    }
+}
+
+#[test]
+fn what_is_mapped_is_whole_pages_that_vfio_permits_around_the_holes() {
+    type Ranges<'a> = &'a [(u64, u64)];
+    // Size, sparse areas, page size, holes; what is mapped.
+    let cases: [(u64, Option<Ranges<'_>>, u64, Ranges<'_>, Ranges<'_>); 11] = [
+        (0x4000, None, 0x1000, &[(0x2000, 0x2100)], &[(0, 0x2000), (0x3000, 0x4000)]),
+        (0x4000, None, 0x1000, &[(0x1ff8, 0x2008)], &[(0, 0x1000), (0x3000, 0x4000)]),
+        (0x4000, None, 0x1000, &[(0x3000, 0x4000), (0, 0x10)], &[(0x1000, 0x3000)]),
+        (0x4000, None, 0x1000, &[(0x3000, u64::MAX)], &[(0, 0x3000)]),
+        // The table's page is all of the region where pages are large.
+        (0x1_0000, None, 0x1_0000, &[(0x2000, 0x2100)], &[]),
+        (0x4_0000, None, 0x1_0000, &[(0x2_2000, 0x2_2100)], &[(0, 0x2_0000), (0x3_0000, 0x4_0000)]),
+        (
+            0x4000,
+            Some(&[(0, 0x1000), (0x3000, 0x4000)]),
+            0x1000,
+            &[],
+            &[(0, 0x1000), (0x3000, 0x4000)],
+        ),
+        (0x4000, Some(&[(0x800, 0x2800)]), 0x1000, &[], &[(0x1000, 0x2000)]),
+        (0x4000, Some(&[]), 0x1000, &[], &[]),
+        // What a device can't mean: beyond its end, twice, and backwards.
+        (
+            0x4000,
+            Some(&[(0x3000, 0x9000), (0, 0x2000), (0x1000, 0x3000)]),
+            0x1000,
+            &[],
+            &[(0, 0x2000), (0x3000, 0x4000)],
+        ),
+        (0x4000, Some(&[(0x2000, 0x1000)]), 0x1000, &[], &[]),
+    ];
+    let ranges = |pairs: Ranges<'_>| pairs.iter().map(|(start, end)| *start..*end).collect();
+    for (size, areas, page, holes, expected) in cases {
+        let (areas, holes): (_, Vec<_>) = (areas.map(ranges), ranges(holes));
+        let info = RegionInfo { areas, ..info(size, 0, true) };
+        let expected: Vec<_> = ranges(expected);
+        assert_eq!(mappable(&info, page, &holes), expected, "{info:x?} {holes:x?}");
+        let closed = RegionInfo { mappable: false, ..info };
+        assert_eq!(mappable(&closed, page, &holes), []);
+    }
+}
+
+#[test]
+fn mapped_and_trapped_parts_of_a_region_are_one() {
+    let device = Arc::new(FakeDevice::new(vec![info(3 * PAGE, 0, true)], Vec::new()));
+    let hole = PAGE..PAGE + 8;
+    let holes = std::slice::from_ref(&hole);
+    let region = Region::open_around(device.clone(), 0, Some(PAGE), holes).unwrap();
+    let areas: Vec<_> = region.areas().iter().map(Area::range).collect();
+    assert_eq!(areas, [0..PAGE, 2 * PAGE..3 * PAGE]);
+    assert!(region.mapped().is_none());
+    for offset in [0, PAGE - 8, PAGE, 2 * PAGE - 8, 2 * PAGE, 3 * PAGE - 8] {
+        let bytes = (offset + 0x1122_3344_5566_7788).to_le_bytes();
+        region.write(offset, &bytes).unwrap();
+        let mut stored = [0; 8];
+        device.file().read_exact_at(&mut stored, offset).unwrap();
+        assert_eq!(stored, bytes, "{offset:#x}");
+        let mut read = [0; 8];
+        region.read(offset, &mut read).unwrap();
+        assert_eq!(read, bytes, "{offset:#x}");
     }
 }

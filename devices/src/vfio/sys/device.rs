@@ -337,7 +337,11 @@ impl DeviceCalls for DeviceFile {
             .ok_or_else(|| SET_IRQS.refused(io::ErrorKind::InvalidInput, "too many vectors"))?;
         // SAFETY: the kernel reads at most `argsz` bytes, the size of `set`.
         let returned = unsafe { ioctl_with_ptr(&self.0, SET_IRQS.number, set.as_ptr()) };
-        SET_IRQS.check(returned).map(drop)
+        match SET_IRQS.check(returned)? {
+            0 => Ok(()),
+            // Nothing was enabled: so many would have been (`vfio_msi_enable`).
+            _ => Err(SET_IRQS.failed(libc::ENOSPC)),
+        }
     }
 
     fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {

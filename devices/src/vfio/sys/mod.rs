@@ -63,6 +63,11 @@ impl Request {
             .map_err(|_| IoctlError { request: self.name, source: io::Error::last_os_error() })
     }
 
+    /// The request's failure with this error number.
+    fn failed(self, errno: c_int) -> IoctlError {
+        IoctlError { request: self.name, source: io::Error::from_raw_os_error(errno) }
+    }
+
     /// The request's failure for a reason found on this side of the system call.
     fn refused(self, kind: io::ErrorKind, why: &'static str) -> IoctlError {
         IoctlError { request: self.name, source: io::Error::new(kind, why) }

@@ -1,5 +1,6 @@
 //! A made-up VFIO device: its regions are a file in memory, its calls are recorded.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -33,8 +34,14 @@ pub(crate) struct FakeDevice {
     pub(crate) regions: Vec<RegionInfo>,
     pub(crate) irqs: Vec<IrqInfo>,
     pub(crate) can_reset: bool,
+    /// It is a PCI function, else on the platform bus.
+    pub(crate) pci: bool,
     file: File,
     calls: Mutex<Vec<Call>>,
+    /// What is signalled for vectors, by index and vector.
+    vectors: Mutex<BTreeMap<(u32, u32), EventFd>>,
+    /// The most vectors there can be.
+    limit: Mutex<usize>,
     /// Which call fails, counted from 0.
     fail: Mutex<Option<usize>>,
 }
@@ -44,8 +51,9 @@ impl FakeDevice {
         let file = TempFile::new().unwrap().into_file();
         let end = regions.iter().map(|region| region.offset + region.size).max().unwrap_or(0);
         file.set_len(end).unwrap();
-        let (calls, fail) = Default::default();
-        Self { regions, irqs, can_reset: false, file, calls, fail }
+        let (calls, fail, vectors) = Default::default();
+        let limit = Mutex::new(usize::MAX);
+        Self { regions, irqs, can_reset: false, pci: false, file, calls, vectors, limit, fail }
     }
 
     /// A device without interrupts whose regions are in this file.
@@ -56,6 +64,18 @@ impl FakeDevice {
     /// The file in which the regions are.
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Makes the host have only so many vectors.
+    pub(crate) fn limit_vectors(&self, limit: usize) {
+        *self.limit.lock().unwrap() = limit;
+    }
+
+    /// The device signals a vector; nothing if nobody has asked for it.
+    pub(crate) fn signal(&self, index: u32, vector: u32) {
+        if let Some(eventfd) = self.vectors.lock().unwrap().get(&(index, vector)) {
+            eventfd.write(1).unwrap();
+        }
     }
 
     pub(crate) fn fail_at(&self, call: usize) {
@@ -85,7 +105,8 @@ fn refused(request: &'static str, errno: i32) -> IoctlError {
 impl DeviceCalls for FakeDevice {
     fn info(&self) -> Result<DeviceInfo, IoctlError> {
         Ok(DeviceInfo {
-            platform: true,
+            platform: !self.pci,
+            pci: self.pci,
             reset: self.can_reset,
             regions: u32::try_from(self.regions.len()).unwrap(),
             irqs: u32::try_from(self.irqs.len()).unwrap(),
@@ -104,6 +125,9 @@ impl DeviceCalls for FakeDevice {
     }
 
     fn set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), IoctlError> {
+        if matches!(action, IrqAction::ClearTrigger) {
+            self.vectors.lock().unwrap().retain(|(of, _), _| *of != index);
+        }
         self.record(match action {
             IrqAction::SetTrigger(fd) => Call::SetTrigger(index, fd.as_raw_fd()),
             IrqAction::ClearTrigger => Call::ClearTrigger(index),
@@ -124,6 +148,17 @@ impl DeviceCalls for FakeDevice {
         start: u32,
         triggers: &[Option<&EventFd>],
     ) -> Result<(), IoctlError> {
+        if triggers.len() > *self.limit.lock().unwrap() {
+            return Err(refused("VFIO_DEVICE_SET_IRQS", libc::ENOSPC));
+        }
+        let mut vectors = self.vectors.lock().unwrap();
+        for (vector, trigger) in (start..).zip(triggers) {
+            vectors.remove(&(index, vector));
+            if let Some(trigger) = trigger {
+                vectors.insert((index, vector), trigger.try_clone().unwrap());
+            }
+        }
+        drop(vectors);
         let enabled = triggers.iter().map(Option::is_some).collect();
         self.record(Call::SetVectors(index, start, enabled))
     }

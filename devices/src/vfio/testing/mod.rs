@@ -1,9 +1,11 @@
 //! What tests use in place of a host and its devices.
 
 mod device;
+mod function;
 mod host;
 mod kernel;
 
 pub(crate) use device::{Call, FakeDevice};
+pub(crate) use function::FakeFunction;
 pub(crate) use host::FakeHost;
 pub(crate) use kernel::FakeKernel;

@@ -1,0 +1,466 @@
+//! The capabilities of a PCI function: which there are, which a guest can have, and the chain without
+//! the others.
+//!
+//! Layouts and numbers: PCI Local Bus 3.0, 6.7 and appendix H; PCI Express Base 5.0, 7.5 to 7.9;
+//! `include/uapi/linux/pci_regs.h`.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use super::image::Image;
+
+/// The standard header's length in bytes: capabilities lie behind it.
+const HEADER: u16 = 0x40;
+
+/// Where the first standard capability's offset is.
+const POINTER: u16 = 0x34;
+
+/// `PCI_STATUS` and its bit that says that there are capabilities at all.
+const STATUS: u16 = 0x06;
+const STATUS_CAP_LIST: u16 = 1 << 4;
+
+/// Where extended configuration space, and the first extended capability, begins.
+const EXTENDED: u16 = 0x100;
+
+/// What a capability is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CapabilityId {
+    /// One of the first 256 bytes.
+    Standard(u8),
+    /// One of extended configuration space.
+    Extended(u16),
+}
+
+/// Message-signalled interrupts.
+pub const MSI: CapabilityId = CapabilityId::Standard(0x05);
+/// Message-signalled interrupts by a table in a BAR.
+pub const MSIX: CapabilityId = CapabilityId::Standard(0x11);
+/// Power management.
+pub const PM: CapabilityId = CapabilityId::Standard(0x01);
+/// PCI Express.
+pub const EXPRESS: CapabilityId = CapabilityId::Standard(0x10);
+
+/// Resets of conventional functions.
+pub const ADVANCED_FEATURES: CapabilityId = CapabilityId::Standard(0x13);
+
+/// A capability of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// What it is.
+    pub id: CapabilityId,
+    /// Where it is in configuration space, in bytes.
+    pub offset: u16,
+    /// Why the guest doesn't have it, if it doesn't.
+    pub hidden: Option<&'static str>,
+}
+
+impl Capability {
+    fn new(id: CapabilityId, offset: u16) -> Self {
+        Self { id, offset, hidden: id.hidden() }
+    }
+}
+
+/// A kind of capability.
+struct Kind {
+    id: CapabilityId,
+    name: &'static str,
+    /// Why a guest can't have it, and how many bytes of it are closed then.
+    hidden: Option<(u16, &'static str)>,
+}
+
+const fn kept(id: CapabilityId, name: &'static str) -> Kind {
+    Kind { id, name, hidden: None }
+}
+
+const fn hidden(id: CapabilityId, name: &'static str, length: u16, why: &'static str) -> Kind {
+    Kind { id, name, hidden: Some((length, why)) }
+}
+
+const BRIDGES: &str = "only bridges and slots have a use for it";
+const LINK: &str = "the link and what is at its other end are the host's";
+const TRANSLATION: &str = "the guest has no IOMMU whose translations it could ask for";
+
+use CapabilityId::{Extended, Standard};
+
+/// All that have a name.
+const KINDS: &[Kind] = &[
+    kept(PM, "power management"),
+    hidden(Standard(0x02), "AGP", 8, BRIDGES),
+    kept(Standard(0x03), "vital product data"),
+    hidden(Standard(0x04), "slot identification", 4, BRIDGES),
+    kept(MSI, "MSI"),
+    hidden(Standard(0x06), "CompactPCI hot swap", 4, BRIDGES),
+    kept(Standard(0x07), "PCI-X"),
+    hidden(Standard(0x08), "HyperTransport", 4, BRIDGES),
+    kept(Standard(0x09), "vendor-specific"),
+    kept(Standard(0x0a), "debug port"),
+    hidden(Standard(0x0b), "CompactPCI resource control", 4, BRIDGES),
+    hidden(Standard(0x0c), "hot-plug", 4, BRIDGES),
+    hidden(Standard(0x0d), "bridge subsystem", 8, BRIDGES),
+    hidden(Standard(0x0e), "AGP 8x", 8, BRIDGES),
+    kept(Standard(0x0f), "secure device"),
+    kept(EXPRESS, "PCI Express"),
+    kept(MSIX, "MSI-X"),
+    kept(Standard(0x12), "SATA"),
+    kept(ADVANCED_FEATURES, "advanced features"),
+    hidden(
+        Standard(0x14),
+        "enhanced allocation",
+        4,
+        "it fixes the function's memory at addresses of the host",
+    ),
+    kept(Extended(0x01), "advanced error reporting"),
+    kept(Extended(0x02), "virtual channel"),
+    kept(Extended(0x03), "device serial number"),
+    kept(Extended(0x04), "power budgeting"),
+    kept(Extended(0x08), "multi-function virtual channel"),
+    kept(Extended(0x09), "virtual channel"),
+    kept(Extended(0x0b), "vendor-specific"),
+    hidden(
+        Extended(0x0d),
+        "access control services",
+        8,
+        "the host keeps the function apart from others by it",
+    ),
+    hidden(
+        Extended(0x0e),
+        "alternative routing-ID",
+        8,
+        "its next function is one of the host's numbers",
+    ),
+    hidden(Extended(0x0f), "address translation services", 8, TRANSLATION),
+    hidden(Extended(0x10), "SR-IOV", 0x40, "its virtual functions would be devices of the host"),
+    hidden(Extended(0x12), "multicast", 0x30, "its addresses would be the host's, past the IOMMU"),
+    hidden(Extended(0x13), "page request interface", 0x10, TRANSLATION),
+    hidden(
+        Extended(0x15),
+        "resizable BAR",
+        0x34,
+        "VFIO has mapped the BARs in the sizes that they have",
+    ),
+    kept(Extended(0x16), "dynamic power allocation"),
+    hidden(Extended(0x17), "TPH requester", 0xc, "its steering tags name the host's processors"),
+    hidden(Extended(0x18), "latency tolerance reporting", 8, LINK),
+    hidden(Extended(0x19), "secondary PCI Express", 0x10, LINK),
+    hidden(Extended(0x1b), "process address space ID", 8, TRANSLATION),
+    hidden(Extended(0x1d), "downstream port containment", 0xc, BRIDGES),
+    hidden(Extended(0x1e), "L1 PM substates", 0x14, LINK),
+    hidden(Extended(0x1f), "precision time measurement", 0xc, LINK),
+    kept(Extended(0x23), "designated vendor-specific"),
+    hidden(
+        Extended(0x24),
+        "VF resizable BAR",
+        0x34,
+        "its virtual functions would be devices of the host",
+    ),
+    hidden(Extended(0x25), "data link feature", 0xc, LINK),
+    hidden(Extended(0x26), "physical layer 16 GT/s", 0x20, LINK),
+    hidden(Extended(0x27), "lane margining", 8, LINK),
+    hidden(Extended(0x2a), "physical layer 32 GT/s", 0x20, LINK),
+    hidden(
+        Extended(0x2e),
+        "data object exchange",
+        0x18,
+        "its mailbox is the host's to attest and encrypt with",
+    ),
+];
+
+impl CapabilityId {
+    fn kind(self) -> Option<&'static Kind> {
+        KINDS.iter().find(|kind| kind.id == self)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        self.kind().map_or("unknown", |kind| kind.name)
+    }
+
+    /// Why no guest can have it, if none can.
+    fn hidden(self) -> Option<&'static str> {
+        match self.kind() {
+            Some(kind) => kind.hidden.map(|(_, why)| why),
+            // An unknown one may name addresses or devices of the host.
+            None => Some("what it does isn't known"),
+        }
+    }
+
+    /// The bytes that are closed where it is hidden.
+    fn closed(self) -> u16 {
+        match self {
+            MSI => 0x18,
+            MSIX => 0xc,
+            _ => self.kind().and_then(|kind| kind.hidden).map_or(4, |(length, _)| length),
+        }
+    }
+}
+
+/// The standard capabilities of this configuration space, in the chain's order. A chain that leads
+/// astray ends there.
+fn standard(config: &Image) -> Vec<Capability> {
+    if config.u16(STATUS) & STATUS_CAP_LIST == 0 {
+        return Vec::new();
+    }
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    // The lowest two bits are reserved (PCI 3.0, 6.7).
+    let mut offset = u16::from(config.u8(POINTER) & !3);
+    while (HEADER..EXTENDED).contains(&offset) && seen.insert(offset) {
+        let id = config.u8(offset);
+        if id == 0xff {
+            break;
+        }
+        found.push(Capability::new(Standard(id), offset));
+        offset = u16::from(config.u8(offset + 1) & !3);
+    }
+    found
+}
+
+/// The extended capabilities, in the chain's order.
+fn extended(config: &Image) -> Vec<Capability> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    let mut offset = EXTENDED;
+    while offset >= EXTENDED && config.contains(offset, 4) && seen.insert(offset) {
+        let header = config.u32(offset);
+        if header == 0 || header == u32::MAX {
+            break;
+        }
+        let [low, high, _, _] = header.to_le_bytes();
+        let id = u16::from_le_bytes([low, high]);
+        // One without a number holds the first one's place (PCI Express 5.0, 7.9.28).
+        if id != 0 && id != 0xffff {
+            found.push(Capability::new(Extended(id), offset));
+        }
+        offset = next_of(header);
+    }
+    found
+}
+
+/// Where the next extended capability is, by this one's header.
+fn next_of(header: u32) -> u16 {
+    let [_, _, low, high] = header.to_le_bytes();
+    (u16::from_le_bytes([low, high]) >> 4) & 0xffc
+}
+
+/// All capabilities of this configuration space.
+pub fn all(config: &Image) -> Vec<Capability> {
+    [standard(config), extended(config)].concat()
+}
+
+/// What a guest reads instead of the function's own registers, so that it finds no capability that
+/// it can't have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Relinked {
+    /// Bytes that read so and can't be written.
+    pub fixed: Vec<(u16, u8)>,
+    /// What reads as zero and can't be written.
+    pub closed: Vec<Range<u16>>,
+}
+
+/// Leaves the hidden ones of these capabilities out of their chains.
+pub fn relink(config: &Image, capabilities: &[Capability]) -> Relinked {
+    let mut relinked = Relinked::default();
+    for capability in capabilities.iter().filter(|c| c.hidden.is_some()) {
+        let end = capability.offset.saturating_add(capability.id.closed());
+        // Not the capability behind it, should this one be shorter than usual.
+        let next = capabilities.iter().map(|c| c.offset).filter(|o| *o > capability.offset).min();
+        let end = next.map_or(end, |next| end.min(next));
+        relinked.closed.push(capability.offset..end);
+    }
+    let kept = |extended: bool| {
+        let of_chain = move |c: &&Capability| matches!(c.id, Extended(_)) == extended;
+        capabilities.iter().filter(of_chain).filter(|c| c.hidden.is_none())
+    };
+
+    let mut link = POINTER;
+    for capability in kept(false) {
+        relinked.fix(link, low_byte(capability.offset));
+        relinked.fix(capability.offset, config.u8(capability.offset));
+        link = capability.offset + 1;
+    }
+    // Also where the chain was led astray.
+    relinked.fix(link, 0);
+
+    let mut holder = EXTENDED;
+    if !config.contains(EXTENDED, 4) {
+        return relinked;
+    }
+    let mut header = 0;
+    for capability in kept(true) {
+        if capability.offset != EXTENDED {
+            relinked.fix_header(holder, header, capability.offset);
+        }
+        (holder, header) = (capability.offset, config.u32(capability.offset));
+    }
+    relinked.fix_header(holder, header, 0);
+    relinked
+}
+
+impl Relinked {
+    fn fix(&mut self, offset: u16, value: u8) {
+        self.fixed.push((offset, value));
+    }
+
+    /// Fixes the header of an extended capability: of `header` all but the next one's place. Where
+    /// the first is hidden that is 0, a capability without a number.
+    fn fix_header(&mut self, offset: u16, header: u32, next: u16) {
+        let header = header & 0x000f_ffff | u32::from(next) << 20;
+        for (offset, byte) in (offset..).zip(header.to_le_bytes()) {
+            self.fix(offset, byte);
+        }
+    }
+}
+
+fn low_byte(word: u16) -> u8 {
+    word.to_le_bytes()[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A configuration space with these standard capabilities, at their offsets with their next, and
+    /// these extended headers.
+    fn config(size: usize, standard: &[(u16, u8, u8)], extended: &[(u16, u32)]) -> Image {
+        let mut bytes = vec![0; size];
+        let mut put = |offset: u16, byte| bytes[usize::from(offset)] = byte;
+        put(STATUS, 0x10);
+        put(POINTER, standard.first().map_or(0, |(offset, ..)| low_byte(*offset)));
+        for (offset, id, next) in standard {
+            put(*offset, *id);
+            put(*offset + 1, *next);
+        }
+        for (offset, header) in extended {
+            for (offset, byte) in (*offset..).zip(header.to_le_bytes()) {
+                put(offset, byte);
+            }
+        }
+        Image::new(bytes)
+    }
+
+    /// An extended capability's header.
+    fn header(id: u16, next: u16) -> u32 {
+        u32::from(next) << 20 | 1 << 16 | u32::from(id)
+    }
+
+    /// What a guest finds.
+    fn after(config: &Image) -> Vec<Capability> {
+        let relinked = relink(config, &all(config));
+        let mut bytes: Vec<u8> = (0..config.size()).map(|offset| config.u8(offset)).collect();
+        for range in relinked.closed {
+            bytes[usize::from(range.start)..usize::from(range.end)].fill(0);
+        }
+        for (offset, byte) in relinked.fixed {
+            bytes[usize::from(offset)] = byte;
+        }
+        all(&Image::new(bytes))
+    }
+
+    fn ids(capabilities: &[Capability]) -> Vec<CapabilityId> {
+        capabilities.iter().map(|c| c.id).collect()
+    }
+
+    #[test]
+    fn hidden_ones_are_left_out_wherever_they_are_in_the_chains() {
+        let (msi, pm, agp) = (0x05, 0x01, 0x02);
+        let (aer, sriov, ats, dsn) = (0x01, 0x10, 0x0f, 0x03);
+        type Case<'a> = (&'a [u8], &'a [u16]);
+        let cases: [Case<'_>; 9] = [
+            (&[pm, msi], &[aer, dsn]),
+            (&[agp, pm, msi], &[sriov, aer]),
+            (&[pm, agp, msi], &[aer, sriov, dsn]),
+            (&[pm, msi, agp], &[aer, sriov]),
+            (&[agp], &[sriov]),
+            (&[agp, agp], &[ats, sriov]),
+            (&[], &[]),
+            (&[0x77, pm], &[0x77, aer]),
+            (&[agp, pm, agp], &[ats, sriov, aer, ats]),
+        ];
+        for (standard, extended) in cases {
+            let last = standard.len();
+            let standard: Vec<_> = (1..)
+                .zip(standard)
+                .map(|(n, id)| {
+                    let place = 0x30 + 0x10 * n;
+                    let next = if usize::from(n) == last { 0 } else { place + 0x10 };
+                    (u16::from(place), *id, next)
+                })
+                .collect();
+            let last = extended.len();
+            let headers: Vec<_> = (0..)
+                .zip(extended)
+                .map(|(n, id)| {
+                    let place = 0x100 + 0x40 * n;
+                    let next = if usize::from(n) + 1 == last { 0 } else { place + 0x40 };
+                    (place, header(*id, next))
+                })
+                .collect();
+            let config = config(4096, &standard, &headers);
+            let before = all(&config);
+            assert_eq!(before.len(), standard.len() + headers.len());
+            let wanted: Vec<_> = before.into_iter().filter(|c| c.hidden.is_none()).collect();
+            assert_eq!(after(&config), wanted, "{standard:x?} {extended:x?}");
+        }
+    }
+
+    #[test]
+    fn a_first_extended_one_that_is_hidden_leaves_its_place() {
+        let config = config(4096, &[], &[(0x100, header(0x10, 0x140)), (0x140, header(1, 0))]);
+        let relinked = relink(&config, &all(&config));
+        let first: Vec<_> =
+            relinked.fixed.iter().filter(|(o, _)| (0x100..0x104).contains(o)).collect();
+        assert_eq!(first, [&(0x100, 0), &(0x101, 0), &(0x102, 0), &(0x103, 0x14)]);
+        assert_eq!(
+            relinked.closed.iter().map(|r| (r.start, r.end)).collect::<Vec<_>>(),
+            [(0x100, 0x140)]
+        );
+    }
+
+    #[test]
+    fn chains_that_lead_astray_end_there() {
+        let pm = CapabilityId::Standard(1);
+        // Loops, into the header, unaligned, and out of this space.
+        for (next, expected) in
+            [(0x40, vec![pm]), (0x08, vec![pm]), (0x42, vec![pm]), (0x44, vec![pm, pm])]
+        {
+            let config = config(256, &[(0x40, 1, next), (0x44, 1, 0x40)], &[]);
+            assert_eq!(ids(&all(&config)), expected, "{next:#x}");
+            assert_eq!(ids(&after(&config)), expected, "{next:#x}");
+        }
+        let aer = CapabilityId::Extended(1);
+        for (next, expected) in
+            [(0x100, vec![aer]), (0x80, vec![aer]), (0xffc, vec![aer]), (0x104, vec![aer, aer])]
+        {
+            let config = config(4096, &[], &[(0x100, header(1, next)), (0x104, header(1, 0x100))]);
+            assert_eq!(ids(&all(&config)), expected, "{next:#x}");
+            assert_eq!(ids(&after(&config)), expected, "{next:#x}");
+        }
+    }
+
+    #[test]
+    fn without_the_status_bit_or_extended_space_there_are_none() {
+        let mut none = config(256, &[(0x40, 1, 0)], &[]);
+        assert_eq!(all(&none).len(), 1);
+        none = Image::new((0..256).map(|o| if o == 6 { 0 } else { none.u8(o) }).collect());
+        assert_eq!(all(&none), []);
+        assert_eq!(all(&Image::new(vec![0xff; 4096])), []);
+        assert_eq!(all(&Image::new(Vec::new())), []);
+    }
+
+    #[test]
+    fn whatever_bytes_there_are_nothing_hidden_is_found_afterwards() {
+        let mut state = 1_u32;
+        for _ in 0..2000 {
+            let bytes = (0..4096).map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Few values, so that chains are long.
+                (state >> 24).to_le_bytes()[0] & 0x5f
+            });
+            let mut bytes: Vec<u8> = bytes.collect();
+            bytes[usize::from(STATUS)] = 0x10;
+            let config = Image::new(bytes);
+            let hidden = after(&config).into_iter().find(|c| c.hidden.is_some());
+            assert_eq!(hidden, None);
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! A function's configuration space as the guest sees it: the function's own registers through VFIO,
+//! which guards what could harm the host, but for what is fixed here.
+
+use std::sync::Arc;
+
+use super::super::sys::{DeviceCalls, IoctlError, RegionInfo};
+use super::capability::{self, Capability, CapabilityId};
+use super::image::Image;
+
+/// VFIO's region that is the configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
+const REGION: u32 = 7;
+
+/// The largest there is, in bytes (PCI Express Base 5.0, 7.2).
+const LARGEST: u64 = 4096;
+
+/// The smallest that has all of a header.
+const SMALLEST: u64 = 64;
+
+/// `PCI_HEADER_TYPE`, without its bit for more functions.
+const HEADER_TYPE: u16 = 0x0e;
+const TYPE_MASK: u8 = 0x7f;
+
+/// `PCI_INTERRUPT_PIN`.
+const INTERRUPT_PIN: u16 = 0x3d;
+
+/// Of the PCI Express capability (PCI Express Base 5.0, 7.5.3): the register of its version and the
+/// port's type, an endpoint, and an endpoint that is part of the root complex.
+const EXPRESS_FLAGS: u16 = 0x02;
+const VERSION_MASK: u8 = 0x0f;
+const ENDPOINT: u8 = 0x0;
+const ROOT_COMPLEX_ENDPOINT: u8 = 0x9;
+
+/// Where its link registers are, and from version 2 on those of the second kind.
+const LINK: std::ops::Range<u16> = 0x0c..0x14;
+const LINK2: std::ops::Range<u16> = 0x2c..0x34;
+
+/// A configuration space that can't be a function's that a guest can have.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// VFIO doesn't tell of it.
+    #[error("VFIO doesn't tell of its configuration space")]
+    Info(#[source] IoctlError),
+    /// It can't be read.
+    #[error("its configuration space can't be read")]
+    Read(#[source] std::io::Error),
+    /// It has another size than there is.
+    #[error("its configuration space has {0:#x} bytes")]
+    Size(u64),
+    /// It is a bridge.
+    #[error("its header is of type {0}, which isn't an endpoint's")]
+    HeaderType(u8),
+}
+
+/// A configuration space.
+#[derive(Debug)]
+pub struct ConfigSpace {
+    calls: Arc<dyn DeviceCalls>,
+    region: RegionInfo,
+    name: String,
+    /// As it was when the function was opened.
+    image: Image,
+    capabilities: Vec<Capability>,
+    /// It has no interrupt pin in the guest.
+    pinless: bool,
+    /// What reads so and can't be written, by offset.
+    fixed: Vec<Option<u8>>,
+    /// An access failed, and that was logged.
+    failed: bool,
+}
+
+impl ConfigSpace {
+    /// That of a function.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be read, or isn't an endpoint's.
+    pub fn open(calls: Arc<dyn DeviceCalls>, name: &str) -> Result<Self, ConfigError> {
+        let region = calls.region_info(REGION).map_err(ConfigError::Info)?;
+        let size = usize::try_from(region.size.min(LARGEST)).unwrap_or_default();
+        if region.size < SMALLEST || !region.size.is_multiple_of(4) {
+            return Err(ConfigError::Size(region.size));
+        }
+        let mut bytes = vec![0; size];
+        calls.read(&region, 0, &mut bytes).map_err(ConfigError::Read)?;
+        let image = Image::new(bytes);
+        let header = image.u8(HEADER_TYPE) & TYPE_MASK;
+        if header != 0 {
+            return Err(ConfigError::HeaderType(header));
+        }
+        let capabilities = capability::all(&image);
+        let (name, fixed) = (name.to_owned(), Vec::new());
+        let (pinless, failed) = (false, false);
+        let mut config = Self { calls, region, name, image, capabilities, pinless, fixed, failed };
+        config.settle();
+        Ok(config)
+    }
+
+    /// As it was when the function was opened.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// The function's capabilities, the hidden ones among them.
+    pub fn capabilities(&self) -> &[Capability] {
+        &self.capabilities
+    }
+
+    /// Where a capability is that isn't hidden.
+    pub fn find(&self, id: CapabilityId) -> Option<u16> {
+        let found = self.capabilities.iter().find(|c| c.id == id && c.hidden.is_none());
+        found.map(|capability| capability.offset)
+    }
+
+    /// Hides a capability, if there is one, for this reason.
+    pub fn hide(&mut self, id: CapabilityId, why: &'static str) {
+        let of_kind = self.capabilities.iter_mut().filter(|c| c.id == id && c.hidden.is_none());
+        of_kind.for_each(|capability| capability.hidden = Some(why));
+        self.settle();
+    }
+
+    /// The interrupt pin: 1 for INTA to 4 for INTD, 0 for none.
+    pub fn interrupt_pin(&self) -> u8 {
+        if self.pinless { 0 } else { self.image.u8(INTERRUPT_PIN) }
+    }
+
+    /// Takes its interrupt pin away.
+    pub fn drop_interrupt_pin(&mut self) {
+        self.pinless = true;
+        self.settle();
+    }
+
+    /// Fixes what the guest isn't to see or change.
+    fn settle(&mut self) {
+        self.fixed = vec![None; usize::from(self.image.size())];
+        let relinked = capability::relink(&self.image, &self.capabilities);
+        relinked.closed.into_iter().flatten().for_each(|offset| self.fix(offset, 0));
+        relinked.fixed.into_iter().for_each(|(offset, value)| self.fix(offset, value));
+        self.leave_the_link();
+        if self.pinless {
+            self.fix(INTERRUPT_PIN, 0);
+        }
+    }
+
+    /// Makes an endpoint a part of the root complex, which has no link: on the guest's root bus
+    /// nothing is at the other end of one.
+    fn leave_the_link(&mut self) {
+        let Some(express) = self.find(capability::EXPRESS) else { return };
+        let flags = self.image.u8(express + EXPRESS_FLAGS);
+        if flags >> 4 != ENDPOINT {
+            return;
+        }
+        self.fix(express + EXPRESS_FLAGS, ROOT_COMPLEX_ENDPOINT << 4 | flags & VERSION_MASK);
+        LINK.for_each(|register| self.fix(express + register, 0));
+        if flags & VERSION_MASK >= 2 {
+            LINK2.for_each(|register| self.fix(express + register, 0));
+        }
+    }
+
+    fn fix(&mut self, offset: u16, value: u8) {
+        if let Some(byte) = self.fixed.get_mut(usize::from(offset)) {
+            *byte = Some(value);
+        }
+    }
+
+    /// Reads 1, 2 or 4 bytes at `offset`; all ones beyond its end, or if the function doesn't
+    /// answer.
+    pub fn read(&mut self, offset: u16, data: &mut [u8]) {
+        let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+        if !self.image.contains(offset, length) {
+            data.fill(0xff);
+            return;
+        }
+        let read = self.calls.read(&self.region, u64::from(offset), data);
+        if !self.note("read from", offset, read) {
+            data.fill(0xff);
+        }
+        for (byte, fixed) in data.iter_mut().zip(self.fixed.iter().skip(usize::from(offset))) {
+            *byte = fixed.unwrap_or(*byte);
+        }
+    }
+
+    /// The little-endian number at `offset`, a multiple of 4.
+    pub fn read_u32(&mut self, offset: u16) -> u32 {
+        let mut bytes = [0; 4];
+        self.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Writes 1, 2 or 4 bytes at `offset`, but for what is fixed.
+    pub fn write(&mut self, offset: u16, data: &[u8]) {
+        let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+        if !self.image.contains(offset, length) {
+            return;
+        }
+        let first = usize::from(offset);
+        let open = |at: usize| self.fixed.get(first + at).is_some_and(Option::is_none);
+        if (0..data.len()).all(open) {
+            let written = self.calls.write(&self.region, u64::from(offset), data);
+            self.note("write to", offset, written);
+            return;
+        }
+        let open: Vec<_> = (offset..).zip(data).enumerate().filter(|(at, _)| open(*at)).collect();
+        for (_, (offset, byte)) in open {
+            let written = self.calls.write(&self.region, u64::from(offset), &[*byte]);
+            self.note("write to", offset, written);
+        }
+    }
+
+    fn note(&mut self, what: &str, offset: u16, result: std::io::Result<()>) -> bool {
+        let Err(error) = result else { return true };
+        if !std::mem::replace(&mut self.failed, true) {
+            log::warn!(
+                "{}: a {what} its configuration space at {offset:#x} failed: {error}",
+                self.name
+            );
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::FakeFunction;
+    use super::*;
+
+    /// A function with AGP at 0x40, PCI Express at 0x50 and SR-IOV in extended space.
+    fn function() -> FakeFunction {
+        let mut function = FakeFunction::new(4096);
+        function.put(0x06, &[0x10]);
+        function.put(0x34, &[0x40]);
+        function.put(0x3d, &[1]);
+        function.put(0x40, &[0x02, 0x50, 0xaa, 0xbb, 0xcc]);
+        function.put(0x50, &[0x10, 0x00, 0x02, 0x00]);
+        function.put(0x5c, &[0x77; 8]);
+        function.put(0x7c, &[0x77; 8]);
+        function.put(0x100, &[0x10, 0x00, 0x01, 0x00, 0x55]);
+        function
+    }
+
+    fn read<const N: usize>(config: &mut ConfigSpace, offset: u16) -> [u8; N] {
+        let mut data = [0; N];
+        config.read(offset, &mut data);
+        data
+    }
+
+    #[test]
+    fn hidden_capabilities_are_nowhere_and_the_link_is_gone() {
+        let mut config = ConfigSpace::open(function().calls(), "x").unwrap();
+        assert_eq!(read(&mut config, 0x34), [0x50]);
+        assert_eq!(read(&mut config, 0x40), [0; 4]);
+        assert_eq!(read(&mut config, 0x44), [0; 4]);
+        assert_eq!(read(&mut config, 0x50), [0x10, 0x00, 0x92, 0x00]);
+        assert_eq!(read(&mut config, 0x5c), [0; 4]);
+        assert_eq!(read(&mut config, 0x60), [0; 4]);
+        assert_eq!(read(&mut config, 0x7c), [0; 4]);
+        assert_eq!(read(&mut config, 0x100), [0; 4]);
+        assert_eq!(config.find(capability::EXPRESS), Some(0x50));
+        assert_eq!(config.find(CapabilityId::Standard(2)), None);
+        assert_eq!(config.capabilities().len(), 3);
+    }
+
+    #[test]
+    fn what_is_fixed_cant_be_written_and_the_rest_can() {
+        let function = function();
+        let mut config = ConfigSpace::open(function.calls(), "x").unwrap();
+        config.write(0x48, &[1, 2, 3, 4]);
+        assert_eq!(read(&mut config, 0x48), [1, 2, 3, 4]);
+        // Half of it is fixed: the capability's pointer and number.
+        config.write(0x50, &[9, 9, 9, 9]);
+        assert_eq!(read(&mut config, 0x50), [0x10, 0x00, 0x92, 9]);
+        let mut stored = [0; 4];
+        function.config().read_exact_at(&mut stored, 0x50).unwrap();
+        assert_eq!(stored, [0x10, 0x00, 0x02, 9], "only what is open reached the function");
+        config.drop_interrupt_pin();
+        config.write(0x3c, &[5, 5]);
+        assert_eq!((read(&mut config, 0x3c), config.interrupt_pin()), ([5, 0], 0));
+    }
+
+    #[test]
+    fn beyond_the_end_is_nobody() {
+        let mut config = ConfigSpace::open(FakeFunction::new(256).calls(), "x").unwrap();
+        assert_eq!(read(&mut config, 0x100), [0xff; 4]);
+        assert_eq!(read(&mut config, 0xffc), [0xff; 4]);
+        config.write(0x100, &[0; 4]);
+        config.write(u16::MAX, &[0; 4]);
+        assert_eq!(read(&mut config, u16::MAX), [0xff; 4]);
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_refused() {
+        for size in [0, 60, 66] {
+            let opened = ConfigSpace::open(FakeFunction::new(size).calls(), "x");
+            assert!(matches!(opened, Err(ConfigError::Size(_))), "{size}");
+        }
+        for header in [1, 0x81, 0x7f] {
+            let mut bridge = FakeFunction::new(256);
+            bridge.put(0x0e, &[header]);
+            let opened = ConfigSpace::open(bridge.calls(), "x");
+            assert!(matches!(opened, Err(ConfigError::HeaderType(_))), "{header}");
+        }
+        let mut many = FakeFunction::new(256);
+        many.put(0x0e, &[0x80]);
+        ConfigSpace::open(many.calls(), "x").unwrap();
+        // No such region: not a PCI device's.
+        let none = Arc::new(super::super::super::testing::FakeDevice::new(Vec::new(), Vec::new()));
+        assert!(matches!(ConfigSpace::open(none, "x"), Err(ConfigError::Info(_))));
+    }
+}

@@ -1,0 +1,313 @@
+use std::collections::BTreeMap;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::super::sys::IrqInfo;
+use super::super::super::testing::{Call, FakeDevice, FakeFunction};
+use super::*;
+use crate::irq::Spi;
+use crate::pci::testing::FakeRouter;
+use crate::pci::{Bdf, Intx};
+
+const PAGE: u64 = 0x1000;
+/// Where the capabilities are.
+const PM: u16 = 0x40;
+const EXPRESS: u16 = 0x80;
+const MSIX: u16 = 0x70;
+
+/// The slots of a guest: by GPA, how large.
+#[derive(Default)]
+struct Slots(Mutex<BTreeMap<u64, u64>>);
+
+impl Slots {
+    fn all(&self) -> Vec<(u64, u64)> {
+        self.0.lock().unwrap().iter().map(|(gpa, size)| (*gpa, *size)).collect()
+    }
+}
+
+impl MemorySlots for Slots {
+    unsafe fn map(&self, gpa: u64, _: NonNull<u8>, size: u64) -> io::Result<()> {
+        let mut slots = self.0.lock().unwrap();
+        let overlaps = slots.iter().any(|(at, length)| *at < gpa + size && gpa < at + length);
+        if overlaps || !gpa.is_multiple_of(PAGE) || !size.is_multiple_of(PAGE) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        slots.insert(gpa, size);
+        Ok(())
+    }
+
+    fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
+        let removed = self.0.lock().unwrap().remove(&gpa);
+        removed.filter(|found| *found == size).map(drop).ok_or(io::ErrorKind::NotFound.into())
+    }
+}
+
+/// Takes any line.
+struct Gic;
+
+impl InterruptController for Gic {
+    fn connect_edge(&self, _: Spi, _: &EventFd) -> io::Result<()> {
+        panic!("lines of PCI functions are levels")
+    }
+
+    fn connect_level(&self, spi: Spi, _: &EventFd, _: &EventFd) -> io::Result<()> {
+        assert_eq!(spi, Spi(70));
+        Ok(())
+    }
+}
+
+/// A function with a 64-bit BAR of 16 KiB in which its MSI-X table is, ports, a ROM, a line, power
+/// management, MSI-X of four vectors, and PCI Express with its reset.
+fn fake() -> FakeFunction {
+    let mut function = FakeFunction::new(4096);
+    function.bar(0, 0x4000, 0b0100);
+    function.bar(2, 0x20, 0b01);
+    function.regions[6].size = 0x800;
+    function.put(0x06, &[0x10]);
+    function.put(0x34, &[0x40]);
+    function.put(0x3d, &[1]);
+    function.put(PM.into(), &[0x01, 0x70]);
+    function.put(MSIX.into(), &[0x11, 0x80, 3, 0, 0, 0x20, 0, 0, 0, 0x30, 0, 0]);
+    function.put(EXPRESS.into(), &[0x10, 0, 0x02, 0, 0, 0, 0, 0x10]);
+    let line = IrqInfo { count: 1, eventfd: true, maskable: true, automasked: true };
+    let messages = IrqInfo { count: 4, eventfd: true, maskable: false, automasked: false };
+    function.irqs = vec![line, IrqInfo { count: 0, ..messages }, messages];
+    function
+}
+
+struct Guest {
+    device: Arc<FakeDevice>,
+    slots: Arc<Slots>,
+    router: Arc<FakeRouter>,
+    function: PciFunction,
+}
+
+fn guest_of(fake: &FakeFunction, routed: bool) -> Result<Guest, FunctionError> {
+    let device = fake.calls();
+    let mut function = PciFunction::open(device.clone(), "x", PciOptions::default(), PAGE)?;
+    let (slots, router) = (Arc::new(Slots::default()), Arc::new(FakeRouter::new(8)));
+    let intx = function.pin().map(|pin| Intx { pin, spi: Spi(70) });
+    let seat = Seat { bdf: Bdf::new(0, 1, 0).unwrap(), intx };
+    let messages: Arc<dyn MessageRouter> = router.clone();
+    let attachment = Attachment { seat, slots: slots.clone(), router: routed.then_some(messages) };
+    // SAFETY: there is no guest.
+    unsafe { function.attach(attachment, &Gic) }?;
+    function.arm();
+    Ok(Guest { device, slots, router, function })
+}
+
+fn guest() -> Guest {
+    guest_of(&fake(), true).unwrap()
+}
+
+impl Guest {
+    fn read<const N: usize>(&mut self, offset: u16) -> [u8; N] {
+        let mut data = [0; N];
+        self.function.read_config(offset, &mut data);
+        data
+    }
+
+    /// Writes, and does the bridge's part, which forwards whatever is above 0x1000_0000.
+    fn write(&mut self, offset: u16, data: &[u8]) {
+        self.function.write_config(offset, data);
+        let mut windows = self.function.windows();
+        windows.retain(|window| window.range.start >= 0x1000_0000);
+        self.function.forward(&windows);
+    }
+
+    fn turn_on_vector(&mut self, vector: u64, data: u8) {
+        let entry = 0x2000 + 16 * vector;
+        self.function.write_bar(0, entry, &[0x40, 0, 8, 8, 0, 0, 0, 0]);
+        self.function.write_bar(0, entry + 8, &[data, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    fn table_page_is_never_mapped(&self) -> bool {
+        let window = self.function.windows().into_iter().find(|window| window.bar == 0);
+        let start = window.map_or(u64::MAX, |window| window.range.start);
+        let pages = [start.saturating_add(0x2000), start.saturating_add(0x3000)];
+        !self
+            .slots
+            .all()
+            .iter()
+            .any(|(gpa, size)| pages.iter().any(|page| (*gpa..gpa + size).contains(page)))
+    }
+}
+
+#[test]
+fn registers_are_mapped_where_the_guest_puts_them_but_for_the_table() {
+    let mut guest = guest();
+    guest.write(0x10, &[0xff; 4]);
+    assert_eq!(guest.read(0x10), [0x04, 0xc0, 0xff, 0xff], "16 KiB of 64-bit memory");
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    assert_eq!(guest.slots.all(), [], "decoding is off");
+    guest.write(0x04, &[0x03, 0]);
+    assert_eq!(guest.slots.all(), [(0x2000_0000, 0x2000)]);
+    // Moved while it decodes, then elsewhere than the bridge forwards.
+    guest.write(0x10, &[0, 0, 0, 0x30]);
+    assert_eq!(guest.slots.all(), [(0x3000_0000, 0x2000)]);
+    guest.write(0x10, &[0, 0, 0, 0]);
+    assert_eq!(guest.slots.all(), []);
+    guest.write(0x10, &[0, 0, 0, 0x30]);
+    guest.write(0x04, &[0x01]);
+    assert_eq!(guest.slots.all(), [], "one byte is enough to turn it off");
+    let windows = guest.function.windows();
+    assert_eq!(windows.iter().map(|window| window.bar).collect::<Vec<_>>(), [2], "ports");
+}
+
+#[test]
+fn a_window_that_was_closed_meanwhile_is_not_mapped() {
+    let mut guest = guest();
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x02, 0]);
+    let stale = guest.function.windows();
+    guest.write(0x04, &[0, 0]);
+    guest.function.forward(&stale);
+    assert_eq!(guest.slots.all(), []);
+}
+
+#[test]
+fn the_function_decodes_nothing_while_it_has_no_power() {
+    let mut guest = guest();
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x02, 0, 0, 0]);
+    assert_eq!(guest.slots.all().len(), 1);
+    guest.write(PM + 4, &[3, 0]);
+    assert_eq!((guest.slots.all(), guest.function.windows()), (vec![], vec![]));
+    guest.write(PM + 4, &[0, 0, 0, 0]);
+    assert_eq!(guest.slots.all().len(), 1);
+}
+
+#[test]
+fn line_and_messages_take_turns() {
+    let mut guest = guest();
+    let calls = guest.device.take_calls();
+    assert!(matches!(calls[..], [Call::SetTrigger(0, _), Call::SetUnmask(0, _)]), "{calls:?}");
+    assert_eq!(guest.function.in_use(), InUse::Intx);
+    // On and masked, as Linux does it; then a vector; then all unmasked.
+    guest.write(MSIX + 2, &[0, 0xc0]);
+    let vectors = |start, on: &[bool]| Call::SetVectors(2, start, on.to_vec());
+    assert_eq!(guest.device.take_calls(), [Call::ClearTrigger(0), vectors(0, &[false; 4])]);
+    guest.turn_on_vector(1, 0x55);
+    assert_eq!(guest.device.take_calls(), []);
+    guest.write(MSIX + 2, &[0, 0x80]);
+    assert_eq!(guest.device.take_calls(), [vectors(1, &[true])]);
+    assert_eq!(guest.function.in_use(), InUse::Msix(1));
+    guest.device.signal(2, 1);
+    let messages = guest.router.poll();
+    assert_eq!(
+        messages.iter().map(|m| (m.address, m.data, m.requester)).collect::<Vec<_>>(),
+        [(0x808_0040, 0x55, 8)]
+    );
+    // Masked by the function: pending, and delivered later.
+    guest.write(MSIX + 2, &[0, 0xc0]);
+    guest.device.signal(2, 1);
+    let mut pending = [0; 8];
+    guest.function.read_bar(0, 0x3000, &mut pending);
+    assert_eq!(pending, [2, 0, 0, 0, 0, 0, 0, 0]);
+    guest.function.write_bar(0, 0x3000, &[0; 8]);
+    guest.write(MSIX + 2, &[0, 0x80]);
+    assert_eq!(guest.router.poll().len(), 1);
+    assert_eq!(guest.device.take_calls(), []);
+    guest.write(MSIX + 2, &[0, 0]);
+    let calls = guest.device.take_calls();
+    assert!(matches!(calls[..], [Call::ClearTrigger(2), Call::SetTrigger(0, _), _]), "{calls:?}");
+}
+
+#[test]
+fn at_the_end_all_is_disarmed_and_reset() {
+    for messages in [false, true] {
+        let mut guest = guest();
+        if messages {
+            guest.write(MSIX + 2, &[0, 0x80]);
+            guest.turn_on_vector(0, 1);
+        }
+        guest.write(0x10, &[0, 0, 0, 0x20]);
+        guest.write(0x04, &[0x02, 0]);
+        guest.device.take_calls();
+        assert_eq!(guest.function.release().unwrap(), Quiesced::ByReset);
+        let index = if messages { 2 } else { 0 };
+        assert_eq!(guest.device.take_calls(), [Call::ClearTrigger(index), Call::Reset]);
+        assert_eq!((guest.slots.all(), guest.router.messages()), (vec![], vec![]));
+        drop(guest.function);
+        assert_eq!(guest.device.take_calls(), [], "once is enough");
+    }
+}
+
+#[test]
+fn a_reset_by_the_guest_is_one_of_what_is_kept_here_too() {
+    let mut guest = guest();
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x06, 0]);
+    guest.write(MSIX + 2, &[0, 0x80]);
+    guest.turn_on_vector(0, 1);
+    guest.device.take_calls();
+    guest.write(EXPRESS + 8, &[0, 0x80]);
+    assert_eq!(guest.read(0x04), [0; 2]);
+    assert_eq!(guest.read(0x10), [0x04, 0, 0, 0]);
+    assert_eq!(guest.read(MSIX), [0x11, 0x80, 3, 0]);
+    assert_eq!(guest.slots.all(), []);
+    let calls = guest.device.take_calls();
+    assert!(matches!(calls[..], [Call::ClearTrigger(2), Call::SetTrigger(0, _), _]), "{calls:?}");
+}
+
+#[test]
+fn without_a_router_there_is_the_line_or_nothing() {
+    let mut guest = guest_of(&fake(), false).unwrap();
+    assert_eq!(guest.read(PM), [0x01, 0x80], "past MSI-X");
+    assert_eq!(guest.read(MSIX), [0; 4]);
+    guest.write(MSIX + 2, &[0, 0x80]);
+    assert_eq!(guest.function.in_use(), InUse::Intx);
+    let mut lineless = fake();
+    lineless.irqs[0].count = 0;
+    assert!(matches!(guest_of(&lineless, false), Err(FunctionError::NoInterrupt { .. })));
+    let mut guest = guest_of(&lineless, true).unwrap();
+    assert_eq!(guest.read(0x3d), [0]);
+}
+
+#[test]
+fn options_are_obeyed() {
+    let options = PciOptions { mmap: false, reset: false };
+    let fake = fake();
+    let function = PciFunction::open(fake.calls(), "x", options, PAGE).unwrap();
+    assert!(function.bars().iter().all(|bar| bar.mapped.is_empty()));
+    assert_eq!(function.quiesce().unwrap(), Quiesced::Off);
+    // Where the host's pages are large, the table's is all of the BAR.
+    let function = PciFunction::open(fake.calls(), "x", PciOptions::default(), 0x1_0000).unwrap();
+    assert!(function.bars().iter().all(|bar| bar.mapped.is_empty()));
+    let mut unresettable = fake;
+    unresettable.can_reset = false;
+    let function =
+        PciFunction::open(unresettable.calls(), "x", PciOptions::default(), PAGE).unwrap();
+    assert_eq!(function.quiesce().unwrap(), Quiesced::Unknown);
+}
+
+#[test]
+fn whatever_a_guest_writes_the_table_is_out_of_its_reach() {
+    let mut guest = guest();
+    let mut state = 7_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 8
+    };
+    for _ in 0..20_000 {
+        let bytes = next().to_le_bytes();
+        let size = [1, 2, 4][usize::from(bytes[0]) % 3];
+        // Mostly where something happens.
+        let offset = if bytes[1] < 200 { next() % 0x90 } else { next() % 4096 };
+        let offset = u16::try_from(offset).unwrap() & !u16::try_from(size - 1).unwrap();
+        let data = next().to_le_bytes();
+        guest.write(offset, &data[..size]);
+        let mut read = [0; 4];
+        guest.function.read_config(offset, &mut read[..size]);
+        let place = u64::from(next() % 0x5000);
+        guest.function.write_bar(bytes[2] % 8, place, &data[..size]);
+        guest.function.read_bar(bytes[2] % 8, place, &mut read[..size]);
+        assert!(guest.table_page_is_never_mapped());
+    }
+    guest.function.release().unwrap();
+    assert_eq!((guest.slots.all(), guest.router.messages()), (vec![], vec![]));
+    assert_eq!(guest.function.in_use(), InUse::None);
+}
