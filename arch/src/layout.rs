@@ -15,14 +15,19 @@
 //!    0c00_0000  +----------------------------------+
 //!               | assigned platform devices        |
 //!    2000_0000  +----------------------------------+
-//!               | PCI: MMIO32, then ECAM           |
+//!               | PCI: MMIO32                      |
+//!    3f00_0000  | PCI: I/O                  64 KiB |
+//!    3f10_0000  | PCI: ECAM                  1 MiB | bus 0
 //!    4000_0000  +----------------------------------+
 //!               | RAM                              | 3 GiB of it below 4 GiB
 //!               ~                                  ~
+//!  the top half +----------------------------------+
+//!               | PCI: MMIO64                      | or less, where RAM reaches into that half
+//!               +----------------------------------+
 //! ```
 //!
 //! RAM starts at 1 GiB so that a 32-bit DMA master reaches 3 GiB of it, and runs on without a
-//! gap at 4 GiB. Everything else is below RAM.
+//! gap at 4 GiB. Everything else is below RAM, but for 64-bit registers of PCI functions.
 
 use std::ops::Range;
 
@@ -62,6 +67,30 @@ pub const PLATFORM: Range<u64> = 0x0c00_0000..0x2000_0000;
 /// PCI memory windows and ECAM.
 pub const PCI: Range<u64> = 0x2000_0000..0x4000_0000;
 
+/// PCI memory for 32-bit registers.
+pub const PCI_MMIO32: Range<u64> = 0x2000_0000..0x3f00_0000;
+
+/// PCI I/O ports.
+pub const PCI_IO: Range<u64> = 0x3f00_0000..0x3f01_0000;
+
+/// PCI configuration space of one bus.
+pub const PCI_ECAM: Range<u64> = 0x3f10_0000..0x3f20_0000;
+
+/// The smallest window for 64-bit registers that is worth having.
+const PCI_MMIO64_LEAST: u64 = 4 << 30;
+
+/// PCI memory for 64-bit registers, in a guest with `bits` bits of physical address in which nothing
+/// is at or above `above` (GPA): the top half, or the top quarter, and so on, whatever is free of
+/// other things. `None` where not even 4 GiB are.
+///
+/// The largest register that fits is as large as the window, which is aligned to its size.
+pub fn pci_mmio64(above: u64, bits: u32) -> Option<Range<u64>> {
+    let end = 1u64.checked_shl(bits)?;
+    let sizes = std::iter::successors(Some(end / 2), |size| Some(size / 2));
+    let free = sizes.take_while(|size| *size >= PCI_MMIO64_LEAST).find(|size| end - size >= above);
+    free.map(|size| end - size..end)
+}
+
 /// Where RAM starts.
 pub const RAM_START: u64 = 0x4000_0000;
 
@@ -81,8 +110,10 @@ pub mod spi {
 
 // The map is in order and nothing overlaps.
 const _: () = {
-    let windows =
-        [GIC_DIST, GICV2_CPU, GIC_ITS, GIC_REDIST, SERIAL, RTC, PANIC, VIRTIO, PLATFORM, PCI];
+    let windows = [
+        GIC_DIST, GICV2_CPU, GIC_ITS, GIC_REDIST, SERIAL, RTC, PANIC, VIRTIO, PLATFORM, PCI_MMIO32,
+        PCI_IO, PCI_ECAM,
+    ];
     let mut i = 0;
     while i < windows.len() {
         assert!(windows[i].start < windows[i].end);
@@ -91,4 +122,39 @@ const _: () = {
         i += 1;
     }
     assert!(RAM_START.is_multiple_of(0x4000_0000));
+    assert!(PCI.start == PCI_MMIO32.start && PCI_ECAM.end <= PCI.end && PCI.end <= RAM_START);
+    // PCI Express 3.0, 7.2.2: aligned to its size, 1 MiB a bus.
+    assert!(PCI_ECAM.start.is_multiple_of(1 << 20) && PCI_ECAM.end - PCI_ECAM.start == 1 << 20);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn registers_of_64_bits_are_at_the_top_where_nothing_else_is() {
+        for (above, bits, expected) in [
+            (2 * GIB, 40, Some(512 * GIB..1024 * GIB)),
+            (512 * GIB, 40, Some(512 * GIB..1024 * GIB)),
+            (512 * GIB + 1, 40, Some(768 * GIB..1024 * GIB)),
+            (1020 * GIB, 40, Some(1020 * GIB..1024 * GIB)),
+            (1020 * GIB + 1, 40, None),
+            (1024 * GIB, 40, None),
+            (2 * GIB, 36, Some(32 * GIB..64 * GIB)),
+            (40 * GIB, 36, Some(48 * GIB..64 * GIB)),
+            (2 * GIB, 33, Some(4 * GIB..8 * GIB)),
+            (2 * GIB, 32, None),
+            (1500 * GIB, 41, Some(1536 * GIB..2048 * GIB)),
+            (u64::MAX, 52, None),
+            (0, 64, None),
+        ] {
+            let range = pci_mmio64(above, bits);
+            assert_eq!(range, expected, "{above:#x} {bits}");
+            if let Some(range) = range {
+                assert!(range.start.is_multiple_of(range.end - range.start));
+            }
+        }
+    }
+}

@@ -15,6 +15,8 @@ pub mod gic;
 #[cfg(target_arch = "aarch64")]
 mod memory;
 #[cfg(target_arch = "aarch64")]
+mod route;
+#[cfg(target_arch = "aarch64")]
 pub mod stats;
 #[cfg(target_arch = "aarch64")]
 mod vcpu;
@@ -26,6 +28,7 @@ pub use self::{
     cpus::{cpus_node, pmu_node, psci_node, timer_node},
     error::Error,
     memory::{GuestRam, SmallPages, memory_node},
+    route::{Msi, Routes},
     vcpu::{Boot, ImmediateExit, Vcpu},
     vm::Vm,
 };

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{
-    KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device,
-    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
-    kvm_userspace_memory_region,
+    KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KvmIrqRouting,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, DeviceFd, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -42,11 +42,13 @@ struct Slots {
 pub struct Vm {
     fd: VmFd,
     slots: Mutex<Slots>,
-    // The RAM that slot 0 shows; kept for as long as the VM is.
-    _ram: Option<GuestRam>,
-    vfio: Option<DeviceFd>,
+    /// The RAM that slot 0 shows; kept for as long as the VM is.
+    ram: OnceLock<GuestRam>,
+    vfio: Mutex<Option<DeviceFd>>,
     max_cpus: u64,
     address_bits: u32,
+    /// The bits of guest physical address that this VM has.
+    own_bits: u32,
 }
 
 impl Vm {
@@ -68,7 +70,12 @@ impl Vm {
             log::info!("this host's KVM can't report undecodable accesses: {e}");
         }
         let max_cpus = kvm.get_max_vcpus() as u64;
-        Ok(Self { fd, slots: Mutex::default(), _ram: None, vfio: None, max_cpus, address_bits })
+        let own_bits = match u32::try_from(ipa_type) {
+            Ok(0) | Err(_) => DEFAULT_IPA_BITS,
+            Ok(bits) => bits,
+        };
+        let (slots, ram, vfio) = Default::default();
+        Ok(Self { fd, slots, ram, vfio, max_cpus, address_bits, own_bits })
     }
 
     /// Shows `ram` to the guest at [`RAM_START`] and keeps it.
@@ -76,12 +83,13 @@ impl Vm {
     /// # Errors
     ///
     /// KVM refused.
-    pub fn add_ram(&mut self, ram: GuestRam) -> Result<(), Error> {
+    pub fn add_ram(&self, ram: GuestRam) -> Result<(), Error> {
         let size = ram.size() as u64;
         // SAFETY: the VM owns the RAM from here on, and RAM is never unmapped.
         unsafe { self.map(RAM_START, ram.host_address(), size) }
             .map_err(|source| Error::Kvm { action: "map guest RAM".into(), source })?;
-        self._ram = Some(ram);
+        // There is one RAM; a second would have overlapped it above.
+        let _ = self.ram.set(ram);
         Ok(())
     }
 
@@ -102,6 +110,11 @@ impl Vm {
     /// (`KVM_CAP_ARM_VM_IPA_SIZE`).
     pub fn address_bits(&self) -> u32 {
         self.address_bits
+    }
+
+    /// The bits of guest physical address that this VM has.
+    pub fn own_address_bits(&self) -> u32 {
+        self.own_bits
     }
 
     /// Whether the host has a PMUv3 for guests.
@@ -160,13 +173,31 @@ impl Vm {
         Ok(())
     }
 
-    /// Makes every signal of `trigger` an edge on `spi`; after the GIC is initialised.
+    /// Makes every signal of `trigger` an edge on what `gsi` is routed to: on that SPI, or a message
+    /// of [`Routes`](crate::Routes); after the GIC is initialised.
     ///
     /// # Errors
     ///
     /// KVM refused.
-    pub fn connect_edge(&self, spi: u32, trigger: &EventFd) -> io::Result<()> {
-        self.fd.register_irqfd(trigger, spi).map_err(os_error)
+    pub fn connect_edge(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
+        self.fd.register_irqfd(trigger, gsi).map_err(os_error)
+    }
+
+    /// Undoes [`connect_edge`](Self::connect_edge); signals are counted by the eventfd from here on.
+    pub(crate) fn disconnect(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
+        self.fd.unregister_irqfd(trigger, gsi).map_err(os_error)
+    }
+
+    /// How many GSI routes KVM takes, which is the first number that is no GSI too.
+    pub(crate) fn route_limit(&self) -> u32 {
+        u32::try_from(self.fd.check_extension_int(Cap::IrqRouting)).unwrap_or(0)
+    }
+
+    /// Replaces the GSI routing table.
+    pub(crate) fn set_routing(&self, entries: &[kvm_irq_routing_entry]) -> io::Result<()> {
+        let table = KvmIrqRouting::from_entries(entries)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.fd.set_gsi_routing(&table).map_err(os_error)
     }
 
     /// Makes a signal of `trigger` assert `spi` until the guest ends the interrupt, which
@@ -185,17 +216,20 @@ impl Vm {
     /// # Errors
     ///
     /// KVM refused.
-    pub fn add_vfio_file(&mut self, file: BorrowedFd<'_>) -> Result<(), Error> {
-        let device = match self.vfio.take() {
+    pub fn add_vfio_file(&self, file: BorrowedFd<'_>) -> Result<(), Error> {
+        let mut vfio = self.vfio.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = match &mut *vfio {
             Some(device) => device,
-            None => {
+            none => {
                 let mut device = kvm_create_device {
                     type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
                     ..Default::default()
                 };
-                self.fd
+                let created = self
+                    .fd
                     .create_device(&mut device)
-                    .map_err(Error::kvm("create its VFIO device (is CONFIG_KVM_VFIO on?)"))?
+                    .map_err(Error::kvm("create its VFIO device (is CONFIG_KVM_VFIO on?)"))?;
+                none.insert(created)
             }
         };
         let fd: i32 = file.as_raw_fd();
@@ -205,9 +239,7 @@ impl Vm {
             addr: (&raw const fd).addr() as u64,
             flags: 0,
         };
-        device.set_device_attr(&attr).map_err(Error::kvm("take a VFIO group"))?;
-        self.vfio = Some(device);
-        Ok(())
+        device.set_device_attr(&attr).map_err(Error::kvm("take a VFIO group"))
     }
 
     pub(crate) fn fd(&self) -> &VmFd {

@@ -71,7 +71,7 @@ pub trait MessageRouter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// What the hypervisor refused it with; `ENOSPC` when there are no more routes.
+    /// What the hypervisor refused it with; `StorageFull` when there are no more routes.
     fn connect(&self, trigger: &EventFd, message: Message) -> io::Result<Route>;
 
     /// Changes what the signals of a connected trigger are. Signals meanwhile are the one or the

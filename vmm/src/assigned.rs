@@ -43,13 +43,12 @@ pub struct Placed {
 }
 
 impl Assigned {
-    /// Opens the devices, checks that `ram` can be mapped for them, and gives them places in a
-    /// machine with or without a `serial` port of its own.
+    /// Opens the devices, checks that `ram` can be mapped for them, and gives them places.
     ///
     /// # Errors
     ///
     /// A device can't be assigned, it or RAM can't be where it is wanted.
-    pub fn plan(wanted: &[PlatformOptions], ram: Ram, serial: bool) -> Result<Self, Error> {
+    pub fn plan(wanted: &[PlatformOptions], ram: Ram, places: &mut Places) -> Result<Self, Error> {
         if wanted.is_empty() {
             return Ok(Self::default());
         }
@@ -66,14 +65,8 @@ impl Assigned {
             PlatformDevice::open(&iommu, &tree, assignment, options.device.clone())
         });
         let opened = opened.collect::<Result<Vec<_>, _>>()?;
-        let devices = place(opened, wanted, Places::new(ram, serial))?;
+        let devices = place(opened, wanted, places)?;
         Ok(Self { devices, iommu: Some(iommu) })
-    }
-
-    /// The SPIs up to the last one in use.
-    pub fn spi_count(&self) -> u32 {
-        let spis = self.devices.iter().flat_map(|placed| &placed.spis);
-        spis.map(|spi| spi.0 + 1).max().unwrap_or(layout::spi::PLATFORM)
     }
 
     /// The devices in the order given.
@@ -104,8 +97,9 @@ impl Assigned {
     /// A device does not stop, or the host refused a step.
     pub fn attach(
         &mut self,
-        vm: &mut Vm,
+        vm: &Vm,
         gic: &Gic,
+        wiring: &KvmWiring,
         ram: &GuestRam,
         bus: &mut Bus,
     ) -> Result<(), Error> {
@@ -120,15 +114,14 @@ impl Assigned {
         for (_, group) in iommu.groups() {
             vm.add_vfio_file(group)?;
         }
-        let wiring = KvmWiring(vm);
         for placed in &mut self.devices {
             // SAFETY: the run drops `self` only after all vCPU threads are gone.
-            let traps = unsafe { placed.device.map_regions(&wiring, &placed.gpas)? };
+            let traps = unsafe { placed.device.map_regions(wiring, &placed.gpas)? };
             for trap in traps {
                 bus.add(placed.device.name(), trap.gpa..trap.gpa + trap.size, trap.device)?;
             }
             gic.set_level_sensitive(placed.level_spis())?;
-            placed.device.connect_irqs(&wiring, &placed.spis)?;
+            placed.device.connect_irqs(wiring, &placed.spis)?;
         }
         Ok(())
     }
@@ -209,15 +202,15 @@ impl Placed {
 fn place(
     devices: Vec<PlatformDevice>,
     wanted: &[PlatformOptions],
-    mut places: Places,
+    places: &mut Places,
 ) -> Result<Vec<Placed>, Error> {
     let mut all = Vec::with_capacity(devices.len());
     for (device, options) in devices.iter().zip(wanted) {
-        all.push(fixed_addresses(device, options, &mut places)?);
+        all.push(fixed_addresses(device, options, places)?);
     }
     let mut placed = Vec::with_capacity(devices.len());
     for (device, fixed) in devices.into_iter().zip(all) {
-        let gpas = free_addresses(&device, &fixed, &mut places)?;
+        let gpas = free_addresses(&device, &fixed, places)?;
         let spis = device.irqs().iter().map(|_| places.spi()).collect::<Option<Vec<_>>>();
         let spis = spis.ok_or_else(|| {
             Error::new(format!(

@@ -13,6 +13,7 @@ use boot::initrd::Initrd;
 use boot::kernel::Kernel;
 use boot::layout::{BootLayout, DTB_MAX, LayoutError};
 use devices::bus::Bus;
+use devices::pci::HostBridge;
 use devices::pvpanic::PvPanic;
 use devices::rtc::Rtc;
 use devices::serial::Serial;
@@ -22,19 +23,22 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::cli::{ConsoleKind, GicChoice};
 use crate::console::{Input, Output};
 use crate::error::Error;
+use crate::pci;
 use crate::plan::MachinePlan;
 use crate::tree::{self, Seed};
 
 /// KVM's part of a machine: what has to be made in this order.
 pub struct Core {
     /// The VM.
-    pub vm: Vm,
+    pub vm: Arc<Vm>,
     /// Its vCPUs.
     pub vcpus: Vec<Vcpu>,
     /// Its interrupt controller.
     pub gic: Gic,
     /// Whether the vCPUs have a PMU.
     pub pmu: bool,
+    /// Its PCI host, if it has one.
+    pub pci: Option<HostBridge>,
 }
 
 /// The emulated devices.
@@ -51,17 +55,18 @@ pub struct Board {
 ///
 /// KVM can't be opened or refused a step.
 pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
-    let vm = Vm::new(plan.ram.size)?;
+    let vm = Arc::new(Vm::new(plan.ram.size)?);
     let version = gic_version(&vm, plan)?;
     let pmu = vm.has_pmu();
     let vcpus = vm.create_vcpus(plan.cpus, pmu)?;
-    let gic = Gic::new(&vm, version, plan.cpus, plan.assigned.spi_count())?;
+    let mut gic = Gic::new(&vm, version, plan.cpus, plan.spis)?;
+    let pci = plan.pci.host(&vm, &mut gic)?;
     if pmu {
         for vcpu in &vcpus {
             vcpu.init_pmu()?;
         }
     }
-    Ok(Core { vm, vcpus, gic, pmu })
+    Ok(Core { vm, vcpus, gic, pmu, pci })
 }
 
 fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
@@ -124,6 +129,7 @@ pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
         console: plan.console == ConsoleKind::Stdio,
         assigned: plan.assigned.nodes(),
         clocks: plan.assigned.clocks(),
+        pci: core.pci.as_ref().map(|bridge| pci::node(bridge, &core.gic)),
         seed: seed()?,
     });
     overlay::apply(&mut root, &plan.overlays)?;

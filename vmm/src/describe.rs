@@ -6,6 +6,7 @@ use std::ops::Range;
 use arch::layout;
 use boot::fdt::{self, Node};
 use devices::irq::Trigger;
+use devices::pci::Intx;
 use devices::vfio::node::{Account, Fate};
 use serde::Serialize;
 
@@ -13,6 +14,7 @@ use crate::assigned::Placed;
 use crate::build::Core;
 use crate::cli::{ConsoleKind, Size};
 use crate::error::Error;
+use crate::pci::{self, Seated};
 use crate::plan::MachinePlan;
 
 /// The machine that would run.
@@ -29,6 +31,7 @@ pub struct Description {
     memory_map: Vec<Place>,
     interrupts: Vec<Interrupt>,
     devices: Vec<Device>,
+    pci: Option<PciHost>,
     device_tree: String,
 }
 
@@ -46,6 +49,23 @@ struct Interrupt {
     spi: u32,
     what: String,
     trigger: &'static str,
+}
+
+/// The PCI host.
+#[derive(Debug, Serialize)]
+struct PciHost {
+    /// Why functions have no message-signalled interrupts, if they haven't.
+    without_messages: Option<String>,
+    functions: Vec<PciFunction>,
+}
+
+/// A function behind it.
+#[derive(Debug, Serialize)]
+struct PciFunction {
+    address: String,
+    name: String,
+    /// The SPI of its interrupt pin.
+    intx: Option<u32>,
 }
 
 /// An assigned device.
@@ -97,6 +117,7 @@ impl Description {
             cmdline: plan.cmdline.as_str().to_owned(),
             memory_map: memory_map(plan, core),
             interrupts: interrupts(plan),
+            pci: core.pci.as_ref().map(|_| PciHost::of(plan, core)),
             devices: devices.iter().map(|placed| Device::of(placed, tree)).collect(),
             device_tree: fdt::to_dts(tree),
         }
@@ -110,6 +131,18 @@ impl Description {
     pub fn to_json(&self) -> Result<String, Error> {
         serde_json::to_string_pretty(self)
             .map_err(|e| Error::new(format!("the plan can't be written as JSON: {e}")))
+    }
+}
+
+impl PciHost {
+    fn of(plan: &MachinePlan, core: &Core) -> Self {
+        let functions = plan.pci.functions().iter().map(|Seated { name, seat }| PciFunction {
+            address: seat.bdf.to_string(),
+            name: name.clone(),
+            intx: seat.intx.map(|intx| intx.spi.0),
+        });
+        let without_messages = (!core.gic.has_its()).then(|| pci::without_messages(&core.gic));
+        Self { without_messages, functions: functions.collect() }
     }
 }
 
@@ -168,6 +201,17 @@ fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<Place> {
             map.push((range, format!("{} region {index}, {}", device.name(), access(mapped))));
         }
     }
+    if let Some(bridge) = &core.pci {
+        let apertures = bridge.apertures();
+        let parts = [
+            (&apertures.memory32, "PCI memory"),
+            (&apertures.io, "PCI I/O"),
+            (&apertures.ecam, "PCI configuration"),
+        ];
+        let high = apertures.memory64.as_ref().map(|range| (range, "PCI 64-bit memory"));
+        let windows = parts.into_iter().chain(high);
+        map.extend(windows.map(|(range, what)| (range.clone(), what.to_owned())));
+    }
     map.push((plan.ram.base..plan.ram.end(), "RAM".to_owned()));
     let boot = &plan.boot;
     map.push((boot.kernel.load..boot.kernel.end, "  kernel".to_owned()));
@@ -192,6 +236,12 @@ fn interrupts(plan: &MachinePlan) -> Vec<Interrupt> {
         for (index, (spi, trigger)) in device.irqs().enumerate() {
             let what = format!("{} interrupt {index}", device.name());
             interrupts.push(Interrupt { spi: spi.0, what, trigger: trigger_name(trigger) });
+        }
+    }
+    for Seated { name, seat } in plan.pci.functions() {
+        if let Some(Intx { pin, spi }) = seat.intx {
+            let (what, trigger) = (format!("{name} {pin}"), trigger_name(Trigger::Level));
+            interrupts.push(Interrupt { spi: spi.0, what, trigger });
         }
     }
     interrupts
@@ -225,6 +275,7 @@ impl Display for Description {
             writeln!(f, "  SPI {spi:<3}  {what}, {}", signalling(trigger))?;
         }
         self.devices.iter().try_for_each(|device| write!(f, "\n{device}"))?;
+        self.pci.iter().try_for_each(|host| write!(f, "\n{host}"))?;
         write!(f, "\ndevice tree:\n{}", self.device_tree)
     }
 }
@@ -232,6 +283,16 @@ impl Display for Description {
 /// How the trigger is handled.
 fn signalling(trigger: &str) -> &str {
     if trigger == "level" { "level, resampled" } else { trigger }
+}
+
+impl Display for PciHost {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "PCI functions:")?;
+        for PciFunction { address, name, .. } in &self.functions {
+            writeln!(f, "  {address}  {name}")?;
+        }
+        self.without_messages.iter().try_for_each(|why| writeln!(f, "  {why}"))
+    }
 }
 
 impl Display for Device {

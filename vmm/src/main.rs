@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod lines;
 mod logger;
+mod pci;
 mod places;
 mod plan;
 mod run;

@@ -1,5 +1,6 @@
 //! Where things are in the guest's address space, and which interrupts are whose.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use arch::layout;
@@ -20,7 +21,7 @@ const ADDRESSES: u64 = 1 << 40;
 /// What has been given away of the guest's address space and interrupts.
 #[derive(Debug)]
 pub struct Places {
-    taken: Vec<(Range<u64>, String)>,
+    taken: Vec<(Range<u64>, Cow<'static, str>)>,
     next_spi: u32,
 }
 
@@ -64,15 +65,35 @@ impl Places {
         // All that either GIC takes: which it is isn't known while planning.
         let gic = layout::GIC_DIST.start..layout::GIC_REDIST.end;
         let mut taken = vec![
-            (gic, "the interrupt controller".to_owned()),
-            (layout::RTC, "the RTC".to_owned()),
-            (layout::PANIC, "the panic device".to_owned()),
-            (ram.base..ram.end(), "RAM".to_owned()),
+            (gic, Cow::Borrowed("the interrupt controller")),
+            (layout::RTC, "the RTC".into()),
+            (layout::PANIC, "the panic device".into()),
+            (ram.base..ram.end(), "RAM".into()),
         ];
         if serial {
-            taken.push((layout::SERIAL, "the serial console".to_owned()));
+            taken.push((layout::SERIAL, "the serial console".into()));
         }
         Self { taken, next_spi: layout::spi::PLATFORM }
+    }
+
+    /// Takes what a PCI host needs, but for its window for 64-bit registers, which goes
+    /// [above](Self::end) all else. Before anything else is taken.
+    pub fn take_pci(&mut self) {
+        self.taken.extend([
+            (layout::PCI_MMIO32, "the PCI host's memory window".into()),
+            (layout::PCI_IO, "the PCI host's I/O window".into()),
+            (layout::PCI_ECAM, "the PCI host's configuration space".into()),
+        ]);
+    }
+
+    /// Above everything that is taken (GPA).
+    pub fn end(&self) -> u64 {
+        self.taken.iter().map(|(range, _)| range.end).max().unwrap_or_default()
+    }
+
+    /// The SPIs up to the last one given away.
+    pub fn spi_count(&self) -> u32 {
+        self.next_spi.min(layout::spi::END)
     }
 
     /// Takes `size` bytes at `start` (GPA) for what is called `name`; `page` is what `start` must
@@ -94,10 +115,10 @@ impl Places {
         let end = start.checked_add(size.max(1)).filter(|end| *end <= ADDRESSES);
         let range = start..end.ok_or(PlaceError::Beyond { start, size })?;
         if let Some((other_range, other)) = self.taken_in(&range) {
-            let (other, other_range) = (other.clone(), other_range.clone());
+            let (other, other_range) = (other.to_string(), other_range.clone());
             return Err(PlaceError::Taken { range, other, other_range });
         }
-        self.taken.push((range, name));
+        self.taken.push((range, name.into()));
         Ok(())
     }
 
@@ -116,7 +137,7 @@ impl Places {
             let end = start.checked_add(room).filter(|end| *end <= layout::PLATFORM.end);
             let range = start..end.ok_or(PlaceError::Full)?;
             let Some((taken, _)) = self.taken_in(&range) else {
-                self.taken.push((range, name));
+                self.taken.push((range, name.into()));
                 return Ok(start);
             };
             start = taken.end.checked_next_multiple_of(alignment).ok_or(PlaceError::Full)?;
@@ -131,7 +152,7 @@ impl Places {
     }
 
     /// What overlaps this range.
-    fn taken_in(&self, range: &Range<u64>) -> Option<&(Range<u64>, String)> {
+    fn taken_in(&self, range: &Range<u64>) -> Option<&(Range<u64>, Cow<'static, str>)> {
         self.taken.iter().find(|(taken, _)| taken.start < range.end && range.start < taken.end)
     }
 }
@@ -199,6 +220,27 @@ mod tests {
             places.take(start, 0x1000, Some(0x1000), "new".into()).unwrap();
         }
         Places::new(RAM, false).take(0x0900_0000, 0x1000, None, "new".into()).unwrap();
+    }
+
+    #[test]
+    fn a_pci_host_s_windows_are_its_own() {
+        for start in [0x2000_0000, 0x2c0a_0000, 0x3f00_ffff, 0x3f10_0000] {
+            let mut places = Places::new(RAM, true);
+            places.take(start, 1, None, "new".into()).unwrap();
+            let mut places = Places::new(RAM, true);
+            places.take_pci();
+            let error = places.take(start, 1, None, "new".into()).unwrap_err();
+            assert!(error.to_string().contains("the PCI host's"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_end_is_above_ram_and_whatever_is_above_that() {
+        let mut places = Places::new(RAM, true);
+        assert_eq!((places.end(), places.spi_count()), (RAM.end(), layout::spi::PLATFORM));
+        places.take(1 << 39, 0x1000, None, "new".into()).unwrap();
+        let spi = places.spi().unwrap();
+        assert_eq!((places.end(), places.spi_count()), ((1 << 39) + 0x1000, spi.0 + 1));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use boot::layout::{BootLayout, DTB_MAX, Ram};
 use crate::assigned::Assigned;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
+use crate::pci::PciPlan;
+use crate::places::Places;
 
 /// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
 /// mapped for DMA.
@@ -39,6 +41,10 @@ pub struct MachinePlan {
     pub console: ConsoleKind,
     /// The devices it is given.
     pub assigned: Assigned,
+    /// The PCI functions it is given.
+    pub pci: PciPlan,
+    /// How many SPIs its interrupt controller needs.
+    pub spis: u32,
     /// What a person changes of the device tree.
     pub overlays: Vec<Overlay>,
     /// How long the guest may run.
@@ -72,7 +78,13 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     };
     let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
-    let serial = options.console == ConsoleKind::Stdio;
+    let mut places = Places::new(ram, options.console == ConsoleKind::Stdio);
+    let functions = Vec::new();
+    if !functions.is_empty() {
+        places.take_pci();
+    }
+    let assigned = Assigned::plan(&options.vfio_platform, ram, &mut places)?;
+    let pci = PciPlan::new(functions, &mut places)?;
     Ok(MachinePlan {
         cpus: options.cpus,
         ram,
@@ -82,7 +94,9 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         cmdline,
         gic: options.gic,
         console: options.console,
-        assigned: Assigned::plan(&options.vfio_platform, ram, serial)?,
+        assigned,
+        pci,
+        spis: places.spi_count(),
         overlays,
         timeout: options.timeout,
     })

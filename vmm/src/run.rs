@@ -22,7 +22,8 @@ use crate::error::Error;
 use crate::events::{self, Sources};
 use crate::signals::{self, Signals};
 use crate::stats::{Exits, Recorder};
-use crate::{logger, plan, stats};
+use crate::wiring::KvmWiring;
+use crate::{logger, pci, plan, stats};
 
 /// Runs a guest to its end.
 ///
@@ -67,7 +68,11 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;
     drop(pages);
     let mut board = build::board(plan.console, &core.vm, &over)?;
-    plan.assigned.attach(&mut core.vm, &core.gic, &ram, &mut board.bus)?;
+    let wiring = Arc::new(KvmWiring::new(core.vm.clone(), &core.gic));
+    plan.assigned.attach(&core.vm, &core.gic, &wiring, &ram, &mut board.bus)?;
+    if let Some(bridge) = core.pci.take() {
+        pci::attach(bridge, Vec::new(), &core.gic, &mut board.bus)?;
+    }
     core.vm.add_ram(ram)?;
     let bus = Arc::new(board.bus);
     let recorder = options.stats.as_deref().map(|path| {

@@ -33,6 +33,8 @@ pub struct Parts<'a> {
     pub assigned: Vec<Node>,
     /// The clocks to which they refer.
     pub clocks: Vec<Node>,
+    /// The PCI host's node.
+    pub pci: Option<Node>,
     /// Randomness for the guest.
     pub seed: Seed,
 }
@@ -47,8 +49,9 @@ pub struct Seed {
 
 /// The whole tree.
 ///
-/// Overlays refer to its nodes by their labels: `gic`, `clocks`, `apb_pclk`, and those of assigned
-/// devices, which are their names in sysfs as labels are written.
+/// Overlays refer to its nodes by their labels: `gic`, `clocks`, `apb_pclk`, `its` and `pcie` where
+/// there are PCI functions, and those of assigned devices, which are their names in sysfs as labels
+/// are written.
 pub fn root(parts: Parts<'_>) -> Node {
     let serial_base = layout::SERIAL.start;
     let mut root = Node::new("")
@@ -75,6 +78,7 @@ pub fn root(parts: Parts<'_>) -> Node {
     root.child(rtc)
         .child(pvpanic::node(layout::PANIC.start, size(&layout::PANIC)))
         .with_children(parts.assigned)
+        .with_children(parts.pci)
 }
 
 /// The `chosen` node (dt-schema, chosen.yaml).

@@ -2,32 +2,64 @@
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use arch::Vm;
-use devices::irq::{InterruptController, Spi};
+use arch::gic::Gic;
+use arch::{Msi, Routes, Vm};
+use devices::irq::{InterruptController, Message, MessageRouter, Route, Spi};
 use devices::slot::MemorySlots;
 use vmm_sys_util::eventfd::EventFd;
 
-/// A VM as devices see it.
-pub struct KvmWiring<'a>(pub &'a Vm);
+/// A VM as devices see it, also while it runs.
+pub struct KvmWiring {
+    vm: Arc<Vm>,
+    routes: Routes,
+}
 
-impl InterruptController for KvmWiring<'_> {
-    fn connect_edge(&self, spi: Spi, trigger: &EventFd) -> io::Result<()> {
-        self.0.connect_edge(spi.0, trigger)
-    }
-
-    fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
-        self.0.connect_level(spi.0, trigger, resample)
+impl KvmWiring {
+    /// The wiring of a VM with this interrupt controller: one for all of its devices.
+    pub fn new(vm: Arc<Vm>, gic: &Gic) -> Self {
+        Self { routes: Routes::new(vm.clone(), gic.spis()), vm }
     }
 }
 
-impl MemorySlots for KvmWiring<'_> {
+impl InterruptController for KvmWiring {
+    fn connect_edge(&self, spi: Spi, trigger: &EventFd) -> io::Result<()> {
+        self.vm.connect_edge(spi.0, trigger)
+    }
+
+    fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
+        self.vm.connect_level(spi.0, trigger, resample)
+    }
+}
+
+impl MessageRouter for KvmWiring {
+    fn connect(&self, trigger: &EventFd, message: Message) -> io::Result<Route> {
+        self.routes.connect(trigger, msi(message)).map(Route)
+    }
+
+    fn redirect(&self, route: Route, message: Message) -> io::Result<()> {
+        self.routes.redirect(route.0, msi(message))
+    }
+
+    fn disconnect(&self, route: Route, trigger: &EventFd) {
+        if let Err(error) = self.routes.disconnect(route.0, trigger) {
+            log::error!("KVM can't disconnect interrupt route {}: {error}", route.0);
+        }
+    }
+}
+
+fn msi(Message { address, data, requester }: Message) -> Msi {
+    Msi { address, data, device: requester }
+}
+
+impl MemorySlots for KvmWiring {
     unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
         // SAFETY: the caller guarantees what `Vm::map` asks for.
-        unsafe { self.0.map(gpa, host, size) }
+        unsafe { self.vm.map(gpa, host, size) }
     }
 
     fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
-        self.0.unmap(gpa, size)
+        self.vm.unmap(gpa, size)
     }
 }

@@ -1,5 +1,6 @@
 //! The guest's interrupt controller: KVM's in-kernel vGIC.
 
+mod its;
 mod v2;
 mod v3;
 
@@ -14,6 +15,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::DeviceFd;
 
+use self::its::Its;
+pub use self::its::LABEL as ITS_LABEL;
 use crate::{Error, Vm, layout};
 
 /// The label of the interrupt controller's node, for `interrupt-parent`.
@@ -91,6 +94,8 @@ pub struct Gic {
     device: DeviceFd,
     version: Version,
     cpus: u64,
+    spis: u32,
+    its: Option<Its>,
 }
 
 impl Gic {
@@ -105,14 +110,14 @@ impl Gic {
             .fd()
             .create_device(&mut device)
             .map_err(Error::kvm(format!("create a {version}")))?;
-        let gic = Self { device, version, cpus };
+        // Counts SGIs and PPIs too, in multiples of 32 and at least 64
+        // (Documentation/virt/kvm/devices/arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_NR_IRQS).
+        let irqs = (32 + spis).next_multiple_of(32).clamp(64, 1024);
+        let gic = Self { device, version, cpus, spis: irqs - 32, its: None };
         match version {
             Version::V2 => gic.place_v2()?,
             Version::V3 => gic.place_v3()?,
         }
-        // Counts SGIs and PPIs too, in multiples of 32 and at least 64
-        // (Documentation/virt/kvm/devices/arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_NR_IRQS).
-        let irqs = (32 + spis).next_multiple_of(32).clamp(64, 1024);
         gic.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &irqs, "set its number of interrupts")?;
         gic.set_plain(
             KVM_DEV_ARM_VGIC_GRP_CTRL,
@@ -128,8 +133,38 @@ impl Gic {
         self.version
     }
 
+    /// Gives it an ITS, and so message-signalled interrupts, if it can have one: a GICv3 where the
+    /// host has it. Before the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused a step.
+    pub fn add_its(&mut self, vm: &Vm) -> Result<(), Error> {
+        if self.version == Version::V3 && Its::is_offered(vm) {
+            self.its = Some(Its::new(vm)?);
+        }
+        Ok(())
+    }
+
+    /// Whether it has an ITS.
+    pub fn has_its(&self) -> bool {
+        self.its.is_some()
+    }
+
+    /// How many SPIs it has.
+    pub fn spis(&self) -> u32 {
+        self.spis
+    }
+
     /// Its register frames in the guest, with their names.
     pub fn ranges(&self) -> Vec<(&'static str, Range<u64>)> {
+        let mut ranges = self.own_ranges();
+        ranges.extend(self.its.is_some().then(its::range));
+        ranges
+    }
+
+    /// Those of the GIC itself.
+    fn own_ranges(&self) -> Vec<(&'static str, Range<u64>)> {
         match self.version {
             Version::V2 => v2::ranges().into(),
             Version::V3 => v3::ranges(self.cpus).into(),
@@ -180,7 +215,7 @@ impl Gic {
             Version::V2 => v2::node(),
             Version::V3 => v3::node(),
         };
-        let frames = self.ranges().into_iter();
+        let frames = self.own_ranges().into_iter();
         node.reg(frames.map(|(_, range)| (range.start, range.end - range.start)))
             .label(Label::new(LABEL))
             .flag("interrupt-controller")
@@ -188,6 +223,7 @@ impl Gic {
             .u32("#address-cells", 2)
             .u32("#size-cells", 2)
             .flag("ranges")
+            .with_children(self.its.is_some().then(its::node))
     }
 
     fn read_distributor(&self, register: u64) -> Result<u32, Error> {

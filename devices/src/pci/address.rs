@@ -105,6 +105,18 @@ impl Pin {
     }
 }
 
+/// `INTA` to `INTD`.
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            1 => "INTA",
+            2 => "INTB",
+            3 => "INTC",
+            _ => "INTD",
+        })
+    }
+}
+
 /// Where a function's interrupt pin leads: to an SPI of its own, a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Intx {
@@ -159,5 +171,8 @@ mod tests {
     fn pins_are_a_to_d() {
         let pins: Vec<_> = (0..=255).filter_map(Pin::from_register).map(Pin::number).collect();
         assert_eq!(pins, [1, 2, 3, 4]);
+        let names: Vec<_> =
+            (1..=4).filter_map(Pin::from_register).map(|pin| pin.to_string()).collect();
+        assert_eq!(names, ["INTA", "INTB", "INTC", "INTD"]);
     }
 }

@@ -30,5 +30,5 @@ pub use function::{Function, Space, Window};
 pub use message::{Delivery, Effect};
 pub use msi::Msi;
 pub use msix::{Msix, TablePlace};
-pub use seats::{SeatError, assign};
+pub use seats::{Newcomer, SeatError, assign};
 pub use vectors::Vectors;

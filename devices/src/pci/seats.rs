@@ -1,11 +1,22 @@
 //! Which function is where behind the bridge.
 
-use super::address::Bdf;
+use super::address::{Bdf, Pin};
 
 /// The bus that there is.
 const BUS: u8 = 0;
 /// The devices on it that aren't the bridge.
 const DEVICES: std::ops::Range<u8> = 1..32;
+
+/// What a function that is to be behind the bridge has and wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newcomer {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its address, if it is to have a certain one.
+    pub address: Option<Bdf>,
+    /// Its interrupt pin, if it has one.
+    pub pin: Option<Pin>,
+}
 
 /// A function can't be where it is wanted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

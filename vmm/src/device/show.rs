@@ -15,6 +15,7 @@ use super::host_node;
 use crate::assigned::Assigned;
 use crate::cli::{PlatformOptions, Size};
 use crate::error::Error;
+use crate::places::Places;
 
 /// The RAM of the guest for which the node is planned: as little as there can be.
 const RAM: Ram = Ram { base: arch::layout::RAM_START, size: 2 << 20 };
@@ -339,7 +340,7 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 
 /// The nodes that a guest would get for it.
 fn guest_source(options: PlatformOptions) -> Result<String, Error> {
-    let assigned = Assigned::plan(&[options], RAM, true)?;
+    let assigned = Assigned::plan(&[options], RAM, &mut Places::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }

@@ -1,0 +1,188 @@
+//! The PCI host of a guest that is given PCI functions.
+
+use std::sync::{Arc, Mutex};
+
+use arch::gic::{self, Gic};
+use arch::{Vm, layout};
+use boot::fdt::Node;
+use devices::bus::Bus;
+use devices::pci::{self, Apertures, Function, HostBridge, Intx, Newcomer, Seat};
+
+use crate::error::Error;
+use crate::places::Places;
+
+/// The functions that a guest is given, with their seats.
+#[derive(Default)]
+pub struct PciPlan {
+    functions: Vec<Seated>,
+    /// Above everything else in the guest's address space (GPA).
+    above: u64,
+}
+
+/// A function with its seat.
+pub struct Seated {
+    /// Its name.
+    pub name: String,
+    /// Where it is, and where its interrupt pin leads.
+    pub seat: Seat,
+}
+
+impl PciPlan {
+    /// Gives functions their seats, and an interrupt of its own to each that has a pin. All else has
+    /// its place.
+    ///
+    /// # Errors
+    ///
+    /// A function can't be where it is wanted, or there are no more interrupts.
+    pub fn new(newcomers: Vec<Newcomer>, places: &mut Places) -> Result<Self, Error> {
+        let wanted: Vec<_> = newcomers.iter().map(|newcomer| newcomer.address).collect();
+        let addresses = pci::assign(&wanted).map_err(|(index, error)| {
+            let name = newcomers.get(index).map_or("", |newcomer| newcomer.name.as_str());
+            Error::new(format!("{name} can't be a function of the guest: {error}"))
+                .maybe_help(error.help())
+        })?;
+        let seated =
+            newcomers.into_iter().zip(addresses).map(|(Newcomer { name, pin, .. }, bdf)| {
+                let intx = pin.map(|pin| {
+                    places.spi().map(|spi| Intx { pin, spi }).ok_or_else(|| {
+                Error::new(format!(
+                    "{name} can't be assigned: the guest's interrupt controller has no more \
+                     interrupts"
+                ))
+            })
+                });
+                Ok(Seated { seat: Seat { bdf, intx: intx.transpose()? }, name })
+            });
+        let functions = seated.collect::<Result<Vec<_>, Error>>()?;
+        Ok(Self { functions, above: places.end() })
+    }
+
+    /// The functions, in the order given.
+    pub fn functions(&self) -> &[Seated] {
+        &self.functions
+    }
+
+    /// Whether there are none, and so no host.
+    pub fn is_empty(&self) -> bool {
+        self.functions.is_empty()
+    }
+
+    /// Makes the host's bridge, if there are functions, and has `gic` take their messages where it
+    /// can. Before the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused a step.
+    pub fn host(&self, vm: &Vm, gic: &mut Gic) -> Result<Option<HostBridge>, Error> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        gic.add_its(vm)?;
+        if !gic.has_its() {
+            log::warn!("{}", without_messages(gic));
+        }
+        let memory64 = layout::pci_mmio64(self.above, vm.own_address_bits());
+        if memory64.is_none() {
+            log::info!("the guest has no room for a PCI window above 4 GiB");
+        }
+        let apertures = Apertures {
+            ecam: layout::PCI_ECAM,
+            memory32: layout::PCI_MMIO32,
+            memory64,
+            io: layout::PCI_IO,
+        };
+        let seats = self.functions.iter().map(|seated| seated.seat).collect();
+        Ok(Some(HostBridge::new(apertures, seats)))
+    }
+}
+
+/// What a guest whose controller takes no messages has of PCI functions.
+pub fn without_messages(gic: &Gic) -> String {
+    let version = gic.version();
+    format!(
+        "{version} without ITS takes no message-signalled interrupts: PCI functions have their \
+         interrupt pins only"
+    )
+}
+
+/// The bridge's node.
+pub fn node(bridge: &HostBridge, gic: &Gic) -> Node {
+    bridge.node(gic::LABEL, gic.has_its().then_some(gic::ITS_LABEL))
+}
+
+/// Puts the functions in their seats, in order, and shows the host to the guest. The GIC must be
+/// complete, and no interrupt armed.
+///
+/// # Errors
+///
+/// KVM refused, or something else is in its place.
+pub fn attach(
+    mut bridge: HostBridge,
+    functions: Vec<Arc<Mutex<dyn Function>>>,
+    gic: &Gic,
+    bus: &mut Bus,
+) -> Result<(), Error> {
+    let seats = bridge.seats().to_vec();
+    gic.set_level_sensitive(seats.iter().filter_map(|seat| Some(seat.intx?.spi.0)))?;
+    for (seat, function) in seats.iter().zip(functions) {
+        bridge.install(seat.bdf, function);
+    }
+    for (name, range, device) in Arc::new(bridge).devices() {
+        bus.add(name, range, device)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use boot::layout::Ram;
+    use devices::irq::Spi;
+    use devices::pci::Pin;
+
+    use super::*;
+
+    const RAM: Ram = Ram { base: layout::RAM_START, size: 1 << 30 };
+
+    fn newcomer(name: &str, address: Option<&str>, pin: u8) -> Newcomer {
+        let address = address.map(|text| text.parse().unwrap());
+        Newcomer { name: name.into(), address, pin: Pin::from_register(pin) }
+    }
+
+    #[test]
+    fn each_function_has_a_seat_and_each_pin_an_interrupt() {
+        let mut places = Places::new(RAM, true);
+        let newcomers =
+            vec![newcomer("a", None, 1), newcomer("b", Some("02.0"), 0), newcomer("c", None, 2)];
+        let plan = PciPlan::new(newcomers, &mut places).unwrap();
+        let seats: Vec<_> = plan
+            .functions()
+            .iter()
+            .map(|Seated { name, seat }| {
+                let intx = seat.intx.map(|intx| (intx.pin.number(), intx.spi));
+                (name.as_str(), seat.bdf.to_string(), intx)
+            })
+            .collect();
+        let first = layout::spi::PLATFORM;
+        let expected = [
+            ("a", "00:01.0".to_owned(), Some((1, Spi(first)))),
+            ("b", "00:02.0".to_owned(), None),
+            ("c", "00:03.0".to_owned(), Some((2, Spi(first + 1)))),
+        ];
+        assert_eq!(seats, expected);
+        assert_eq!(places.spi_count(), first + 2);
+    }
+
+    #[test]
+    fn a_function_without_a_seat_is_named_with_what_mends_it() {
+        let mut places = Places::new(RAM, true);
+        let newcomers = vec![newcomer("a", Some("02.0"), 1), newcomer("b", Some("02.0"), 1)];
+        let report = PciPlan::new(newcomers, &mut places).err().unwrap().report();
+        assert!(report.contains("b can't be") && report.contains("00:02.0"), "{report}");
+        assert!(report.contains("help: another addr="), "{report}");
+        while places.spi().is_some() {}
+        let report =
+            PciPlan::new(vec![newcomer("a", None, 1)], &mut places).err().unwrap().report();
+        assert!(report.contains("no more interrupts"), "{report}");
+        assert!(PciPlan::new(vec![newcomer("a", None, 0)], &mut places).is_ok());
+    }
+}
