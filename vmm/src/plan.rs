@@ -16,6 +16,7 @@ use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
 use crate::pci::PciPlan;
 use crate::places::Places;
+use crate::served::Served;
 
 /// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
 /// mapped for DMA.
@@ -41,6 +42,8 @@ pub struct MachinePlan {
     pub console: ConsoleKind,
     /// The devices it is given.
     pub assigned: Assigned,
+    /// The PCI devices of other processes that it is given.
+    pub served: Served,
     /// The PCI functions it is given.
     pub pci: PciPlan,
     /// How many SPIs its interrupt controller needs.
@@ -79,7 +82,8 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
     let mut places = Places::new(ram, options.console == ConsoleKind::Stdio);
-    let functions = Vec::new();
+    let served = Served::plan(&options.vfio_user)?;
+    let functions: Vec<_> = served.newcomers().collect();
     if !functions.is_empty() {
         places.take_pci();
     }
@@ -95,6 +99,7 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         gic: options.gic,
         console: options.console,
         assigned,
+        served,
         pci,
         spis: places.spi_count(),
         overlays,

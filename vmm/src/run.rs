@@ -20,6 +20,7 @@ use crate::device::Borrowed;
 use crate::ending::Ending;
 use crate::error::Error;
 use crate::events::{self, Sources};
+use crate::served::Served;
 use crate::signals::{self, Signals};
 use crate::stats::{Exits, Recorder};
 use crate::wiring::KvmWiring;
@@ -71,7 +72,9 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     let wiring = Arc::new(KvmWiring::new(core.vm.clone(), &core.gic));
     plan.assigned.attach(&core.vm, &core.gic, &wiring, &ram, &mut board.bus)?;
     if let Some(bridge) = core.pci.take() {
-        pci::attach(bridge, Vec::new(), &core.gic, &mut board.bus)?;
+        let seats = plan.pci.functions().iter();
+        let functions = plan.served.attach(seats, &core.gic, &wiring, &ram)?;
+        pci::attach(bridge, functions, &core.gic, &mut board.bus)?;
     }
     core.vm.add_ram(ram)?;
     let bus = Arc::new(board.bus);
@@ -93,16 +96,25 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
         input: board.input,
     };
     plan.assigned.arm()?;
-    let ending = run_machine(core.vcpus, run, sources);
+    plan.served.arm()?;
+    let ending = run_machine(core.vcpus, run, sources, &plan.served);
+    plan.served.release();
     plan.assigned.release();
     ending
 }
 
 /// Runs the vCPUs to the end of the run; they are gone when this returns.
-fn run_machine(vcpus: Vec<Vcpu>, run: Arc<Run>, sources: Sources) -> Result<Ending, Error> {
+fn run_machine(
+    vcpus: Vec<Vcpu>,
+    run: Arc<Run>,
+    sources: Sources,
+    served: &Served,
+) -> Result<Ending, Error> {
     let recorder = run.recorder.clone();
     let crew = Crew::start(vcpus, &run)?;
     let ending = events::run(sources, recorder.as_deref());
+    // A vCPU that waits for a server's answer can't be stopped.
+    served.hurry();
     crew.stop(&run.over);
     // The threads are gone: what they left is all there is.
     let by_vcpu = Arc::into_inner(run).and_then(|run| run.ending.into_inner());

@@ -5,12 +5,14 @@ mod device;
 mod platform;
 mod run;
 mod size;
+mod user;
 
 pub use check::CheckOptions;
 pub use device::{DeviceOptions, DeviceVerb};
 pub use platform::{PlatformOptions, RegionAddress};
 pub use run::{ConsoleKind, GicChoice, RunOptions};
 pub use size::Size;
+pub use user::UserOptions;
 
 use lexopt::{Arg, Parser};
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
-use super::{Command, PlatformOptions, Size, wrong};
+use super::{Command, PlatformOptions, Size, UserOptions, wrong};
 use crate::error::Error;
 
 const HELP: &str = "\
@@ -39,6 +39,9 @@ Devices it is given:
     node-name=N      Another name for its node
     mmap=off         Trap every access to its registers
     quiesce=off      Don't stop what it is doing before and after the guest has it
+  --vfio-user PATH[,addr=DD.F]
+                     A PCI device that another process serves over vfio-user on this socket. May be
+                     repeated. addr= is its place on the guest's bus, as in 03.0
   --bind             Give these devices to VFIO for the time of the run, and back to their drivers
                      when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
                      does it then
@@ -75,6 +78,8 @@ pub struct RunOptions {
     pub memory: Size,
     /// Platform devices to assign.
     pub vfio_platform: Vec<PlatformOptions>,
+    /// PCI devices of other processes.
+    pub vfio_user: Vec<UserOptions>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
     /// The interrupt controller.
@@ -126,6 +131,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cpus: 1,
         memory: Size::from(256 << 20),
         vfio_platform: Vec::new(),
+        vfio_user: Vec::new(),
         bind: false,
         gic: GicChoice::Auto,
         console: ConsoleKind::Stdio,
@@ -180,6 +186,10 @@ impl RunOptions {
             Arg::Long("vfio-platform") => {
                 let device = value("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
                 self.vfio_platform.push(device);
+            }
+            Arg::Long("vfio-user") => {
+                let device = value("--vfio-user", parser.value()?, UserOptions::from_str)?;
+                self.vfio_user.push(device);
             }
             Arg::Long("bind") => self.bind = true,
             Arg::Long("gic") => self.gic = value("--gic", parser.value()?, gic)?,
@@ -282,6 +292,7 @@ mod tests {
             ["--timeout", "nan"],
             ["--timeout", "inf"],
             ["--vfio-platform", ""],
+            ["--vfio-user", ""],
             ["--log-level", "loud"],
             ["--console", "tv"],
             ["--no-such-option", "1"],

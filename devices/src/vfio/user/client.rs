@@ -28,6 +28,9 @@ const NOTICE_ID: u16 = 0x8000;
 /// (Ctrl-Z) counts as one.
 const STEPS: u32 = 50;
 
+/// In how many of these steps, at most, once this side is in a hurry.
+const HURRIED_STEPS: u32 = 5;
+
 const SOCKET: u64 = 0;
 const UNMASK: u64 = 1;
 
@@ -126,6 +129,7 @@ pub(super) struct Client {
     pub(super) lender: Arc<Lender>,
     /// A guest has the device: its failure is told in the log, and to nobody else.
     serving: AtomicBool,
+    hurried: AtomicBool,
     deadline: Duration,
 }
 
@@ -134,7 +138,8 @@ impl Client {
         let epoll = Epoll::new()?;
         let interest = EpollEvent::new(EventSet::IN, SOCKET);
         epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), interest)?;
-        let (sending, turn, exchange, changed, unmask, ram, lender, serving) = Default::default();
+        let (sending, turn, exchange, changed, unmask, ram, lender, serving, hurried) =
+            Default::default();
         let name = name.to_owned();
         Ok(Self {
             name,
@@ -148,6 +153,7 @@ impl Client {
             ram,
             lender,
             serving,
+            hurried,
             deadline,
         })
     }
@@ -184,10 +190,12 @@ impl Client {
             if let Some(failure) = &exchange.failure {
                 return Err(CallError::Over(failure.clone()));
             }
+            if self.hurried.load(Ordering::Relaxed) {
+                steps = steps.min(HURRIED_STEPS);
+            }
             if steps == 0 {
                 drop(exchange);
-                let (name, seconds) = (command.name(), self.deadline.as_secs_f32());
-                let why = format!("the server doesn't answer {name} within {seconds} s");
+                let why = format!("the server doesn't answer {}", command.name());
                 self.fail(Failure::new(Cause::Silent, why));
                 exchange = lock(&self.exchange);
                 continue;
@@ -244,6 +252,11 @@ impl Client {
                 failure.why
             );
         }
+    }
+
+    /// From here on a server that doesn't answer is given up soon.
+    pub(super) fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
     }
 
     /// Ends the conversation from this side.

@@ -141,10 +141,10 @@ impl UserDevice {
         self.failure().map_or(Ok(()), Err)
     }
 
-    /// Ends the connection, so that nothing waits for the server any more. The server takes what it
-    /// was lent from its device.
-    pub fn hang_up(&self) {
-        self.client.hang_up();
+    /// From here on a server that doesn't answer is given up after a tenth of the
+    /// [deadline](DEADLINE), whoever waits for it: the run is ending.
+    pub fn hurry(&self) {
+        self.client.hurry();
     }
 
     fn call(&self, command: Command, payload: &Payload, most: usize) -> Result<Answer, CallError> {

@@ -50,6 +50,16 @@ impl Config {
         self.bytes[MSIX + 3] & 0x80 != 0
     }
 
+    /// Whether the line is off, by the command register.
+    pub(super) fn has_line_off(&self) -> bool {
+        self.bytes[5] & 0x04 != 0
+    }
+
+    /// Shows in the status register whether the line is asserted.
+    pub(super) fn show_line(&mut self, asserted: bool) {
+        self.bytes[6] = self.bytes[6] & !0x08 | u8::from(asserted) << 3;
+    }
+
     pub(super) fn read(&self, offset: usize, data: &mut [u8]) -> Option<()> {
         data.copy_from_slice(self.bytes.get(offset..offset.checked_add(data.len())?)?);
         Some(())

@@ -6,8 +6,10 @@
 
 mod config;
 mod copier;
+mod drive;
 mod server;
 
+pub(crate) use drive::{copy, drive, look, wrong};
 pub(crate) use server::serve;
 
 /// Its registers, in BAR 0.

@@ -101,13 +101,17 @@ struct Registers {
 struct Line {
     asserted: bool,
     masked: bool,
+    /// By the command register.
+    off: bool,
     eventfd: Option<File>,
 }
 
 impl Line {
-    /// Signals the line if it is asserted and not masked, which masks it.
+    /// Signals the line if it is asserted and neither off nor masked, which masks it.
     fn signal(&mut self) {
-        if let Some(eventfd) = self.eventfd.as_ref().filter(|_| self.asserted && !self.masked) {
+        if let Some(eventfd) =
+            self.eventfd.as_ref().filter(|_| self.asserted && !self.masked && !self.off)
+        {
             self.masked = true;
             signal(eventfd);
         }
@@ -242,6 +246,7 @@ impl ServerBackend for Device {
             }
             VFIO_PCI_CONFIG_REGION_INDEX => {
                 let offset = usize::try_from(offset).map_err(|_| refused())?;
+                self.config.show_line(self.line.asserted);
                 self.config.read(offset, data).ok_or_else(refused)?;
             }
             _ => return Err(refused()),
@@ -269,6 +274,8 @@ impl ServerBackend for Device {
             VFIO_PCI_CONFIG_REGION_INDEX => {
                 let offset = usize::try_from(offset).map_err(|_| refused())?;
                 self.config.write(offset, data).ok_or_else(refused)?;
+                self.line.off = self.config.has_line_off();
+                self.line.signal();
             }
             _ => return Err(refused()),
         }
@@ -293,7 +300,7 @@ impl ServerBackend for Device {
 
     fn reset(&mut self) -> io::Result<()> {
         self.registers = Registers::default();
-        self.line.asserted = false;
+        (self.line.asserted, self.line.off) = (false, false);
         self.config = Config::new();
         Ok(())
     }
