@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::ops::Range;
+use std::sync::Arc;
 
 use arch::gic::Gic;
 use arch::{GuestRam, Vm, layout};
@@ -11,17 +12,21 @@ use boot::fdt::host::HostTree;
 use boot::layout::Ram;
 use devices::bus::Bus;
 use devices::irq::{Spi, Trigger};
-use devices::vfio::assign;
+use devices::vfio::assign::{self, Assignment};
 use devices::vfio::host::Host;
 use devices::vfio::iommu::{Iommu, MapError};
 use devices::vfio::memlock::Memlock;
 use devices::vfio::node::Account;
+use devices::vfio::pci::PciFunction;
 use devices::vfio::platform::PlatformDevice;
+use devices::vfio::region::host_page_size;
 
-use crate::cli::{PlatformOptions, RegionAddress, Size};
+use crate::cli::{PciOptions, PlatformOptions, RegionAddress, RunOptions, Size};
 use crate::error::Error;
+use crate::functions::Functions;
 use crate::lines::Wire;
 use crate::places::{PlaceError, Places};
+use crate::served::Served;
 use crate::wiring::KvmWiring;
 
 /// The devices of a guest, with their places in it.
@@ -29,6 +34,8 @@ use crate::wiring::KvmWiring;
 pub struct Assigned {
     // Dropped in this order: devices are stopped before the IOMMU lets go of RAM.
     devices: Vec<Placed>,
+    functions: Functions,
+    served: Served,
     iommu: Option<Iommu>,
 }
 
@@ -43,30 +50,66 @@ pub struct Placed {
 }
 
 impl Assigned {
-    /// Opens the devices, checks that `ram` can be mapped for them, and gives them places.
+    /// Opens the devices and PCI functions, the host's and those of other processes, checks that
+    /// `ram` can be mapped for them, and gives the devices places.
     ///
     /// # Errors
     ///
     /// A device can't be assigned, it or RAM can't be where it is wanted.
-    pub fn plan(wanted: &[PlatformOptions], ram: Ram, places: &mut Places) -> Result<Self, Error> {
-        if wanted.is_empty() {
+    pub fn plan(options: &RunOptions, ram: Ram, places: &mut Places) -> Result<Self, Error> {
+        let mut assigned = Self::of_host(&options.vfio_platform, &options.vfio_pci, ram, places)?;
+        assigned.served = Served::connect(&options.vfio_user, &mut assigned.functions)?;
+        Ok(assigned)
+    }
+
+    /// As [`plan`](Self::plan), for the host's own only.
+    ///
+    /// # Errors
+    ///
+    /// As for [`plan`](Self::plan).
+    pub fn of_host(
+        wanted: &[PlatformOptions],
+        functions: &[PciOptions],
+        ram: Ram,
+        places: &mut Places,
+    ) -> Result<Self, Error> {
+        if wanted.is_empty() && functions.is_empty() {
             return Ok(Self::default());
         }
         let host = Host::default();
-        let names: Vec<&str> = wanted.iter().map(|options| options.name.as_str()).collect();
+        let names = wanted.iter().map(|options| options.name.as_str());
+        let names: Vec<&str> = names.chain(functions.iter().map(|f| f.name.as_str())).collect();
         let assignments = assign::preflight(&host, &names)?;
+        let (described, enumerated) = assignments.split_at(wanted.len().min(assignments.len()));
+        described.iter().try_for_each(|assignment| assignment.check_bus(false))?;
+        enumerated.iter().try_for_each(|assignment| assignment.check_bus(true))?;
         let iommu = Iommu::open(&host, &assignments)?;
         iommu.windows().check(ram.base, ram.size)?;
         Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
         check_available(ram.size, available_memory())?;
 
-        let tree = HostTree::system()?;
-        let opened = assignments.iter().zip(wanted).map(|(assignment, options)| {
-            PlatformDevice::open(&iommu, &tree, assignment, options.device.clone())
-        });
-        let opened = opened.collect::<Result<Vec<_>, _>>()?;
-        let devices = place(opened, wanted, places)?;
-        Ok(Self { devices, iommu: Some(iommu) })
+        let functions = open_functions(&iommu, enumerated, functions)?;
+        let devices = if wanted.is_empty() {
+            Vec::new()
+        } else {
+            place(open_devices(&iommu, described, wanted)?, wanted, places)?
+        };
+        Ok(Self { devices, functions, iommu: Some(iommu), ..Self::default() })
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty() && self.functions.is_empty()
+    }
+
+    /// The PCI functions in the order given.
+    pub fn functions(&self) -> &Functions {
+        &self.functions
+    }
+
+    /// The servers of those functions that other processes have, which are the last.
+    pub fn served(&self) -> &Served {
+        &self.served
     }
 
     /// The devices in the order given.
@@ -89,7 +132,7 @@ impl Assigned {
         self.devices.iter().flat_map(Placed::wires).collect()
     }
 
-    /// Hands the devices over: stops what they were doing, lets them reach `ram`, shows their
+    /// Hands the devices over, but for PCI functions, which are only stopped: stops what they were doing, lets them reach `ram`, shows their
     /// registers to the guest and connects their interrupts. The GIC must be complete.
     ///
     /// # Errors
@@ -103,16 +146,19 @@ impl Assigned {
         ram: &GuestRam,
         bus: &mut Bus,
     ) -> Result<(), Error> {
-        let Some(iommu) = &mut self.iommu else { return Ok(()) };
         for placed in &self.devices {
             let quiesced = placed.device.quiesce()?;
             log::info!("{}: quiesced: {quiesced:?}", placed.device.name());
         }
-        // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
-        // affected by what is written into it.
-        unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
-        for (_, group) in iommu.groups() {
-            vm.add_vfio_file(group)?;
+        self.functions.quiesce()?;
+        self.served.lend(ram)?;
+        if let Some(iommu) = &mut self.iommu {
+            // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
+            // affected by what is written into it.
+            unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
+            for (_, group) in iommu.groups() {
+                vm.add_vfio_file(group)?;
+            }
         }
         for placed in &mut self.devices {
             // SAFETY: the run drops `self` only after all vCPU threads are gone.
@@ -135,11 +181,19 @@ impl Assigned {
         for placed in &mut self.devices {
             placed.device.arm()?;
         }
+        self.served.begin()?;
+        self.functions.arm();
         Ok(())
+    }
+
+    /// The run is ending: nothing waits long for a device any more.
+    pub fn hurry(&self) {
+        self.served.hurry();
     }
 
     /// Takes the devices back; no vCPU runs any more.
     pub fn release(mut self) {
+        self.functions.release();
         for placed in &mut self.devices {
             match placed.device.release() {
                 Ok(quiesced) => log::info!("{}: quiesced: {quiesced:?}", placed.device.name()),
@@ -195,6 +249,34 @@ impl Placed {
     fn level_spis(&self) -> impl Iterator<Item = u32> {
         self.irqs().filter(|(_, trigger)| *trigger == Trigger::Level).map(|(spi, _)| spi.0)
     }
+}
+
+/// Opens platform devices.
+fn open_devices(
+    iommu: &Iommu,
+    assignments: &[Assignment],
+    wanted: &[PlatformOptions],
+) -> Result<Vec<PlatformDevice>, Error> {
+    let tree = HostTree::system()?;
+    let opened = assignments.iter().zip(wanted).map(|(assignment, options)| {
+        Ok(PlatformDevice::open(iommu, &tree, assignment, options.device.clone())?)
+    });
+    opened.collect()
+}
+
+/// Opens PCI functions.
+fn open_functions(
+    iommu: &Iommu,
+    assignments: &[Assignment],
+    wanted: &[PciOptions],
+) -> Result<Functions, Error> {
+    let mut functions = Functions::default();
+    for (assignment, options) in assignments.iter().zip(wanted) {
+        let (name, calls) = (assignment.name(), Arc::new(iommu.open_device(assignment)?));
+        let function = PciFunction::open(calls, name, options.function, host_page_size())?;
+        functions.add(name, function, options.address);
+    }
+    Ok(functions)
 }
 
 /// Gives each device its places: first those that are wanted somewhere, then the others, which go

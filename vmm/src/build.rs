@@ -196,13 +196,17 @@ pub fn load(
 pub fn ram(plan: &MachinePlan) -> Result<GuestRam, Error> {
     let size = plan.ram.size;
     // A server maps the very RAM.
-    Ok(if plan.served.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?)
+    Ok(if plan.assigned.served().is_empty() {
+        GuestRam::new(size)
+    } else {
+        GuestRam::shared(size)
+    }?)
 }
 
 /// Small pages while RAM is filled, where they suffice. With an assigned device all of RAM is
 /// pinned, and best in as few pieces as can be.
 pub fn pages(plan: &MachinePlan) -> Option<SmallPages> {
-    if !plan.assigned.devices().is_empty() {
+    if !plan.assigned.is_empty() {
         return None;
     }
     let BootLayout { kernel, dtb, initrd } = &plan.boot;

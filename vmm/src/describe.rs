@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::assigned::Placed;
 use crate::build::Core;
 use crate::cli::{ConsoleKind, Size};
+use crate::device::FunctionSheet;
 use crate::error::Error;
 use crate::pci::{self, Seated};
 use crate::plan::MachinePlan;
@@ -66,6 +67,9 @@ struct PciFunction {
     name: String,
     /// The SPI of its interrupt pin.
     intx: Option<u32>,
+    /// What of it the guest gets.
+    #[serde(flatten)]
+    sheet: FunctionSheet,
 }
 
 /// An assigned device.
@@ -136,10 +140,12 @@ impl Description {
 
 impl PciHost {
     fn of(plan: &MachinePlan, core: &Core) -> Self {
-        let functions = plan.pci.functions().iter().map(|Seated { name, seat }| PciFunction {
+        let functions = plan.pci.functions().iter().zip(plan.assigned.functions().iter());
+        let functions = functions.map(|(Seated { name, seat }, function)| PciFunction {
             address: seat.bdf.to_string(),
             name: name.clone(),
             intx: seat.intx.map(|intx| intx.spi.0),
+            sheet: FunctionSheet::of_function(&function),
         });
         let without_messages = (!core.gic.has_its()).then(|| pci::without_messages(&core.gic));
         Self { without_messages, functions: functions.collect() }
@@ -288,8 +294,9 @@ fn signalling(trigger: &str) -> &str {
 impl Display for PciHost {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "PCI functions:")?;
-        for PciFunction { address, name, .. } in &self.functions {
+        for PciFunction { address, name, sheet, .. } in &self.functions {
             writeln!(f, "  {address}  {name}")?;
+            sheet.to_text().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
         }
         self.without_messages.iter().try_for_each(|why| writeln!(f, "  {why}"))
     }

@@ -102,6 +102,7 @@ from_helpful! {
     devices::vfio::host::HandoverError,
     devices::vfio::iommu::MapError,
     devices::vfio::iommu::WindowError,
+    devices::vfio::pci::FunctionError,
     devices::vfio::platform::DeviceError,
     devices::vfio::user::UserError,
 }

@@ -14,6 +14,7 @@ mod device;
 mod ending;
 mod error;
 mod events;
+mod functions;
 mod lines;
 mod logger;
 mod pci;

@@ -16,7 +16,6 @@ use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
 use crate::pci::PciPlan;
 use crate::places::Places;
-use crate::served::Served;
 
 /// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
 /// mapped for DMA.
@@ -42,8 +41,6 @@ pub struct MachinePlan {
     pub console: ConsoleKind,
     /// The devices it is given.
     pub assigned: Assigned,
-    /// The PCI devices of other processes that it is given.
-    pub served: Served,
     /// The PCI functions it is given.
     pub pci: PciPlan,
     /// How many SPIs its interrupt controller needs.
@@ -82,13 +79,11 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
     let mut places = Places::new(ram, options.console == ConsoleKind::Stdio);
-    let served = Served::plan(&options.vfio_user)?;
-    let functions: Vec<_> = served.newcomers().collect();
-    if !functions.is_empty() {
+    if !options.vfio_pci.is_empty() || !options.vfio_user.is_empty() {
         places.take_pci();
     }
-    let assigned = Assigned::plan(&options.vfio_platform, ram, &mut places)?;
-    let pci = PciPlan::new(functions, &mut places)?;
+    let assigned = Assigned::plan(options, ram, &mut places)?;
+    let pci = PciPlan::new(assigned.functions().newcomers(), &mut places)?;
     Ok(MachinePlan {
         cpus: options.cpus,
         ram,
@@ -99,7 +94,6 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         gic: options.gic,
         console: options.console,
         assigned,
-        served,
         pci,
         spis: places.spi_count(),
         overlays,

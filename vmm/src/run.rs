@@ -13,6 +13,7 @@ use arch::{ImmediateExit, Vcpu};
 use devices::bus::{Action, Bus};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::assigned::Assigned;
 use crate::build;
 use crate::cli::RunOptions;
 use crate::describe::Description;
@@ -20,7 +21,6 @@ use crate::device::Borrowed;
 use crate::ending::Ending;
 use crate::error::Error;
 use crate::events::{self, Sources};
-use crate::served::Served;
 use crate::signals::{self, Signals};
 use crate::stats::{Exits, Recorder};
 use crate::wiring::KvmWiring;
@@ -36,7 +36,7 @@ pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     logger::init(options.log_level);
     // From here on a signal ends the run in order, and what is borrowed is given back.
     let signals = Signals::new()?;
-    let borrowed = options.bind.then(|| Borrowed::take(&options.vfio_platform)).transpose()?;
+    let borrowed = options.bind.then(|| Borrowed::take(&options.device_names())).transpose()?;
     let ending = run_guest(options, started, signals);
     // Only now is everything closed that holds the devices.
     drop(borrowed);
@@ -72,15 +72,15 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     let wiring = Arc::new(KvmWiring::new(core.vm.clone(), &core.gic));
     plan.assigned.attach(&core.vm, &core.gic, &wiring, &ram, &mut board.bus)?;
     if let Some(bridge) = core.pci.take() {
-        let seats = plan.pci.functions().iter();
-        let functions = plan.served.attach(seats, &core.gic, &wiring, &ram)?;
-        pci::attach(bridge, functions, &core.gic, &mut board.bus)?;
+        let functions = plan.assigned.functions();
+        functions.attach(bridge.seats().to_vec(), &core.gic, &wiring)?;
+        pci::attach(bridge, functions.shared(), &core.gic, &mut board.bus)?;
     }
     core.vm.add_ram(ram)?;
     let bus = Arc::new(board.bus);
     let recorder = options.stats.as_deref().map(|path| {
-        let wires = plan.assigned.wires();
-        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), wires))
+        let watched = (plan.assigned.wires(), plan.assigned.functions().watch());
+        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), watched))
     });
     let run = Arc::new(Run {
         bus,
@@ -96,9 +96,7 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
         input: board.input,
     };
     plan.assigned.arm()?;
-    plan.served.arm()?;
-    let ending = run_machine(core.vcpus, run, sources, &plan.served);
-    plan.served.release();
+    let ending = run_machine(core.vcpus, run, sources, &plan.assigned);
     plan.assigned.release();
     ending
 }
@@ -108,13 +106,13 @@ fn run_machine(
     vcpus: Vec<Vcpu>,
     run: Arc<Run>,
     sources: Sources,
-    served: &Served,
+    assigned: &Assigned,
 ) -> Result<Ending, Error> {
     let recorder = run.recorder.clone();
     let crew = Crew::start(vcpus, &run)?;
     let ending = events::run(sources, recorder.as_deref());
     // A vCPU that waits for a server's answer can't be stopped.
-    served.hurry();
+    assigned.hurry();
     crew.stop(&run.over);
     // The threads are gone: what they left is all there is.
     let by_vcpu = Arc::into_inner(run).and_then(|run| run.ending.into_inner());

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::ending::Ending;
 use crate::error::Error;
+use crate::functions::{self, Watch};
 use crate::lines::{self, Lines, Wire};
 
 /// A vCPU's exits to the VMM, by reason.
@@ -56,6 +57,7 @@ pub struct Recorder {
     bus: Arc<Bus>,
     event_loop_wakeups: AtomicU64,
     interrupts: Lines,
+    functions: Watch,
     kvm: KvmCounters,
 }
 
@@ -77,6 +79,8 @@ struct Report<'a> {
     event_loop_wakeups: u64,
     /// The lines of assigned devices.
     interrupts: Vec<lines::Report>,
+    /// The interrupts of assigned PCI functions.
+    pci_interrupts: Vec<functions::Report>,
     kvm: KvmReport<'a>,
 }
 
@@ -93,15 +97,15 @@ struct KvmReport<'a> {
 }
 
 impl Recorder {
-    /// Prepares to write to `path`; `started` is when strait did. Watches `wires` from now on: before
-    /// they are armed.
+    /// Prepares to write to `path`; `started` is when strait did. Watches the wires and functions
+    /// from now on: before they are armed.
     pub fn new(
         path: &Path,
         started: Instant,
         vm: &Vm,
         vcpus: &[Vcpu],
         bus: Arc<Bus>,
-        wires: Vec<Wire>,
+        (wires, functions): (Vec<Wire>, Watch),
     ) -> Self {
         Self {
             path: path.to_owned(),
@@ -111,6 +115,7 @@ impl Recorder {
             bus,
             event_loop_wakeups: AtomicU64::new(0),
             interrupts: Lines::new(wires),
+            functions,
             kvm: KvmCounters::open(vm, vcpus),
         }
     }
@@ -174,6 +179,7 @@ impl Recorder {
                 .collect(),
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
             interrupts: self.interrupts.report(),
+            pci_interrupts: self.functions.report(),
             kvm: self.kvm.report(),
         }
     }

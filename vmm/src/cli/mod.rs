@@ -2,6 +2,7 @@
 
 mod check;
 mod device;
+mod pci;
 mod platform;
 mod run;
 mod size;
@@ -9,6 +10,7 @@ mod user;
 
 pub use check::CheckOptions;
 pub use device::{DeviceOptions, DeviceVerb};
+pub use pci::PciOptions;
 pub use platform::{PlatformOptions, RegionAddress};
 pub use run::{ConsoleKind, GicChoice, RunOptions};
 pub use size::Size;

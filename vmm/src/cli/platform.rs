@@ -101,7 +101,8 @@ impl FromStr for PlatformOptions {
     }
 }
 
-fn switch(key: &str, value: &str) -> Result<bool, String> {
+/// Reads `on` or `off`.
+pub(super) fn switch(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),

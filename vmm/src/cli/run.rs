@@ -8,7 +8,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
-use super::{Command, PlatformOptions, Size, UserOptions, wrong};
+use super::{Command, PciOptions, PlatformOptions, Size, UserOptions, wrong};
 use crate::error::Error;
 
 const HELP: &str = "\
@@ -39,9 +39,15 @@ Devices it is given:
     node-name=N      Another name for its node
     mmap=off         Trap every access to its registers
     quiesce=off      Don't stop what it is doing before and after the guest has it
-  --vfio-user PATH[,addr=DD.F]
+  --vfio-pci BDF[,OPTION…]
+                     A PCI device, by the name sysfs has for it (0000:05:00.0; the domain 0000 may
+                     be left out) or its path below sysfs. May be repeated. Its options:
+    addr=DD.F        Its device and function number in the guest, in hexadecimal [the next free]
+    mmap=off         Trap every access to its BARs
+    reset=off        Don't reset it before and after the guest has it
+  --vfio-user PATH[,OPTION…]
                      A PCI device that another process serves over vfio-user on this socket. May be
-                     repeated. addr= is its place on the guest's bus, as in 03.0
+                     repeated. Its options are those of --vfio-pci
   --bind             Give these devices to VFIO for the time of the run, and back to their drivers
                      when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
                      does it then
@@ -78,6 +84,8 @@ pub struct RunOptions {
     pub memory: Size,
     /// Platform devices to assign.
     pub vfio_platform: Vec<PlatformOptions>,
+    /// PCI functions to assign.
+    pub vfio_pci: Vec<PciOptions>,
     /// PCI devices of other processes.
     pub vfio_user: Vec<UserOptions>,
     /// Bind those devices for the time of the run.
@@ -131,6 +139,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cpus: 1,
         memory: Size::from(256 << 20),
         vfio_platform: Vec::new(),
+        vfio_pci: Vec::new(),
         vfio_user: Vec::new(),
         bind: false,
         gic: GicChoice::Auto,
@@ -172,6 +181,12 @@ enum Taken {
 }
 
 impl RunOptions {
+    /// The devices to assign, by name.
+    pub fn device_names(&self) -> Vec<&str> {
+        let described = self.vfio_platform.iter().map(|device| device.name.as_str());
+        described.chain(self.vfio_pci.iter().map(|function| function.name.as_str())).collect()
+    }
+
     /// Takes the next option and its value.
     fn take(&mut self, parser: &mut Parser) -> Result<Taken, lexopt::Error> {
         let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
@@ -186,6 +201,10 @@ impl RunOptions {
             Arg::Long("vfio-platform") => {
                 let device = value("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
                 self.vfio_platform.push(device);
+            }
+            Arg::Long("vfio-pci") => {
+                let function = value("--vfio-pci", parser.value()?, PciOptions::from_str)?;
+                self.vfio_pci.push(function);
             }
             Arg::Long("vfio-user") => {
                 let device = value("--vfio-user", parser.value()?, UserOptions::from_str)?;
@@ -278,6 +297,8 @@ mod tests {
         let options = run(&["--vfio-platform", "a", "--vfio-platform", "b,quiesce=off"]).unwrap();
         let names: Vec<_> = options.vfio_platform.iter().map(|d| d.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
+        let both = ["--vfio-pci", "05:00.0,mmap=off", "--vfio-platform", "a", "--vfio-pci", "c"];
+        assert_eq!(run(&both).unwrap().device_names(), ["a", "05:00.0", "c"]);
     }
 
     #[test]

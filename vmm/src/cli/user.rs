@@ -4,40 +4,56 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use devices::pci::Bdf;
+use devices::vfio::pci::PciOptions as FunctionOptions;
+
+use super::{pci, platform};
 
 /// A PCI device of another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserOptions {
     /// The socket on which its server listens.
     pub path: PathBuf,
+    /// What is done with it.
+    pub function: FunctionOptions,
     /// Where it is on the guest's bus.
     pub address: Option<Bdf>,
+}
+
+impl UserOptions {
+    /// Takes one `KEY=VALUE`.
+    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "addr" => self.address = Some(pci::address(value)?),
+            "mmap" => self.function.mmap = platform::switch(key, value)?,
+            "reset" => self.function.reset = platform::switch(key, value)?,
+            _ => {
+                return Err(format!(
+                    "`{key}` is no option of such a device; addr, mmap and reset are"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl FromStr for UserOptions {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mut path, mut address) = (text, None);
-        // From the end, since a file's name may have commas.
-        while let Some((before, (key, value))) =
-            path.rsplit_once(',').and_then(|(before, last)| Some((before, last.split_once('=')?)))
-        {
-            if key != "addr" {
-                return Err(format!("`{key}` is no option of such a device; addr is"));
-            }
-            let parsed = value.parse::<Bdf>().map_err(|error| {
-                let help = error.help().unwrap_or_default();
-                format!("{error}; addr is {help}")
-            });
-            // The last of several counts.
-            address = address.or(Some(parsed?));
-            path = before;
-        }
+        // Of what is between commas, the options are at the end: a file's name may have commas.
+        let parts: Vec<&str> = text.split(',').collect();
+        let options = parts.iter().skip(1).rev().take_while(|part| part.contains('=')).count();
+        let (path, given) = parts.split_at(parts.len().saturating_sub(options));
+        let path = path.join(",");
         if path.is_empty() {
             return Err("the path of a server's socket comes first".into());
         }
-        Ok(Self { path: path.into(), address })
+        let function = FunctionOptions::default();
+        let mut options = Self { path: path.into(), function, address: None };
+        for (key, value) in given.iter().filter_map(|part| part.split_once('=')) {
+            options.take(key, value)?;
+        }
+        Ok(options)
     }
 }
 
@@ -53,13 +69,16 @@ mod tests {
             ("a,b,addr=03.1", "a,b", Bdf::new(0, 3, 1)),
             ("a=b,addr=1f.7,addr=2.0", "a=b", Bdf::new(0, 2, 0)),
         ] {
-            assert_eq!(text.parse(), Ok(UserOptions { path: path.into(), address }), "{text}");
+            let options: UserOptions = text.parse().unwrap();
+            assert_eq!((options.path, options.address), (path.into(), address), "{text}");
         }
+        let function = "a,mmap=off,reset=off".parse::<UserOptions>().unwrap().function;
+        assert!(!function.mmap && !function.reset);
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for text in ["", ",addr=1.0", "a,addr=", "a,addr=20.0", "a,mmap=off", "a,addr=1.0,x=y"] {
+        for text in ["", ",addr=1.0", "a,addr=", "a,addr=20.0", "a,mmap=", "a,addr=1.0,x=y"] {
             assert!(text.parse::<UserOptions>().is_err(), "{text}");
         }
     }

@@ -3,7 +3,6 @@
 use devices::vfio::host::{Handover, Host, IommuGroup, Sysfs};
 use serde::Serialize;
 
-use crate::cli::PlatformOptions;
 use crate::error::Error;
 
 /// What became of devices.
@@ -108,10 +107,9 @@ impl Borrowed {
     /// # Errors
     ///
     /// One can't be; then none is.
-    pub fn take(devices: &[PlatformOptions]) -> Result<Self, Error> {
+    pub fn take(names: &[&str]) -> Result<Self, Error> {
         let host = Host::default();
-        let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
-        let bound = Handover::new(&host, &Sysfs).bind(&names, false)?;
+        let bound = Handover::new(&host, &Sysfs).bind(names, false)?;
         let changed = bound.iter().filter(|bound| !bound.already);
         let names = changed.map(|bound| bound.device.path().display().to_string()).collect();
         Ok(Self { host, names })

@@ -4,6 +4,7 @@ use devices::vfio::assign::{self, AssignError};
 use devices::vfio::host::{Bus, Host, HostDevice};
 use serde::Serialize;
 
+use super::pci_ids::PciIds;
 use crate::error::Error;
 use crate::table::Table;
 
@@ -29,6 +30,8 @@ struct Line {
     help: Option<String>,
     /// The driver that `unbind` restores.
     driver_before: Option<String>,
+    /// What a PCI function says that it is.
+    what: Option<String>,
 }
 
 /// Whether a device can be assigned.
@@ -50,10 +53,11 @@ impl List {
     ///
     /// A device can't be looked at.
     pub fn of(host: &Host) -> Result<Self, Error> {
+        let names = PciIds::installed();
         let mut lines = Vec::new();
         for device in Bus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)) {
             if device.behind_iommu()? {
-                lines.push(Line::of(host, device)?);
+                lines.push(Line::of(host, &names, device)?);
             }
         }
         Ok(Self(lines))
@@ -76,13 +80,14 @@ impl List {
 }
 
 impl Line {
-    fn of(host: &Host, device: HostDevice) -> Result<Self, Error> {
+    fn of(host: &Host, names: &PciIds, device: HostDevice) -> Result<Self, Error> {
         let group = device.group()?;
         let members = group.map(|group| host.group(group).members()).transpose()?;
         let members = members.unwrap_or_default().into_iter().map(|member| member.name);
         let shares_with = members.filter(|name| name != device.name()).collect();
         let (name, bus, driver) = (device.name().to_owned(), device.bus().name(), device.driver()?);
         let driver_before = host.record(&device)?.and_then(|record| record.driver);
+        let what = device.pci_identity()?.map(|identity| names.describe(identity));
         let (state, error) = state(host, device);
         Ok(Self {
             name,
@@ -94,6 +99,7 @@ impl Line {
             reason: error.as_ref().map(ToString::to_string),
             help: error.as_ref().and_then(AssignError::help),
             driver_before,
+            what,
         })
     }
 
@@ -114,15 +120,14 @@ impl Line {
         if let Some(driver) = &self.driver_before {
             text += &format!(" (driver before: {driver})");
         }
+        if let Some(what) = &self.what {
+            text += &format!("; {what}");
+        }
         text
     }
 }
 
 fn state(host: &Host, device: HostDevice) -> (State, Option<AssignError>) {
-    if device.bus() == Bus::Pci {
-        let name = device.name().to_owned();
-        return (State::Blocked, Some(AssignError::Pci { name }));
-    }
     match assign::assess(host, device) {
         Ok(_) => (State::Assignable, None),
         Err(error @ (AssignError::OwnDriver { .. } | AssignError::Unbound { .. })) => {

@@ -1,8 +1,10 @@
 //! `strait device`: the host's devices, before any guest is involved.
 
+mod function;
 mod handover;
 mod host_node;
 mod list;
+mod pci_ids;
 mod served;
 mod show;
 mod test;
@@ -17,6 +19,7 @@ use crate::cli::{DeviceOptions, DeviceVerb};
 use crate::error::Error;
 use crate::logger;
 
+pub use function::FunctionSheet;
 pub use handover::Borrowed;
 
 /// Does what is asked for, and returns the exit status.

@@ -1,16 +1,18 @@
 //! `strait device show`.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
 use boot::fdt;
 use boot::fdt::host::{HostNode, HostTree};
 use boot::layout::Ram;
-use devices::vfio::assign::{self, AssignError};
+use devices::vfio::assign;
 use devices::vfio::host::{Bus, Host, HostDevice};
 use devices::vfio::iommu::Iommu;
-use devices::vfio::sys::DeviceCalls;
+use devices::vfio::sys::{DeviceCalls, IrqInfo, RegionInfo};
 use serde::Serialize;
 
+use super::function::{self, FunctionSheet};
 use super::host_node;
 use crate::assigned::Assigned;
 use crate::cli::{PlatformOptions, Size};
@@ -30,6 +32,10 @@ pub struct Sheet {
     /// The driver that `unbind` restores.
     driver_before: Option<String>,
     group: Option<Group>,
+    /// What a PCI function says that it is.
+    what: Option<String>,
+    /// A PCI function as a guest gets it; nothing while it isn't bound.
+    function: Option<FunctionSheet>,
     /// What VFIO tells of it; nothing while it isn't bound.
     vfio: Option<Vfio>,
     /// What its IOMMU can map; nothing while it isn't bound.
@@ -76,6 +82,7 @@ struct Window {
 struct Vfio {
     platform: bool,
     amba: bool,
+    pci: bool,
     /// VFIO can reset it.
     reset: bool,
     regions: Vec<Region>,
@@ -134,6 +141,8 @@ impl Sheet {
             driver: device.driver()?,
             driver_before: host.record(&device)?.and_then(|record| record.driver),
             group: Group::of(host, &device)?,
+            what: function::identity(&device)?,
+            function: None,
             vfio: None,
             iommu: None,
             dma_coherent: node.as_ref().map(|node| node.has("dma-coherent")),
@@ -150,15 +159,17 @@ impl Sheet {
 
     /// Adds what only shows when the device is opened.
     fn open(&mut self, host: &Host, device: HostDevice) -> Result<(), Error> {
-        if device.bus() == Bus::Pci {
-            return Err(AssignError::Pci { name: self.name.clone() }.into());
-        }
         let options = self.path.parse().map_err(Error::usage)?;
         let assignment = assign::assess(host, device)?;
         let iommu = Iommu::open(host, std::slice::from_ref(&assignment))?;
-        let calls = iommu.open_device(&assignment)?;
+        let calls = Arc::new(iommu.open_device(&assignment)?);
         self.iommu = Some(IommuFacts::of(&iommu)?);
-        self.vfio = Some(Vfio::of(&calls).map_err(|e| Error::chain(&e))?);
+        self.vfio = Some(Vfio::of(&*calls).map_err(|e| Error::chain(&e))?);
+        if assignment.device.bus() == Bus::Pci {
+            let hardware = assignment.device.pci_config()?;
+            self.function = Some(FunctionSheet::of(calls, &self.name, hardware)?);
+            return Ok(());
+        }
         // Closed before it is opened again.
         drop((calls, iommu));
         self.guest_node = Some(guest_source(options)?);
@@ -178,12 +189,14 @@ impl Sheet {
         let before = self.driver_before.as_ref().map(|driver| format!(" (before: {driver})"));
         let driver = self.driver.as_deref().unwrap_or("none");
         writeln!(text, "driver: {driver}{}", before.unwrap_or_default())?;
+        self.what.as_ref().map_or(Ok(()), |what| writeln!(text, "it is: {what}"))?;
         match &self.group {
             Some(group) => group.write(text)?,
             None => writeln!(text, "IOMMU group: none yet")?,
         }
         self.vfio.as_ref().map_or(Ok(()), |vfio| vfio.write(text))?;
         self.iommu.as_ref().map_or(Ok(()), |iommu| iommu.write(text))?;
+        self.function.as_ref().map_or(Ok(()), |function| function.write(text))?;
         if let Some(coherent) = self.dma_coherent {
             let whether = if coherent { "is" } else { "isn't" };
             writeln!(text, "the device {whether} dma-coherent")?;
@@ -239,7 +252,11 @@ impl Vfio {
     fn of(calls: &dyn DeviceCalls) -> Result<Self, devices::vfio::sys::IoctlError> {
         let info = calls.info()?;
         let regions = (0..info.regions).map(|index| {
-            let region = calls.region_info(index)?;
+            let region = match calls.region_info(index) {
+                // A PCI function has an index for each kind of region, also for those it lacks.
+                Err(error) if info.pci && error.is(libc::EINVAL) => RegionInfo::default(),
+                region => region?,
+            };
             Ok(Region {
                 size: region.size,
                 readable: region.readable,
@@ -248,7 +265,10 @@ impl Vfio {
             })
         });
         let interrupts = (0..info.irqs).map(|index| {
-            let irq = calls.irq_info(index)?;
+            let irq = match calls.irq_info(index) {
+                Err(error) if info.pci && error.is(libc::EINVAL) => IrqInfo::default(),
+                irq => irq?,
+            };
             Ok(Interrupt {
                 count: irq.count,
                 eventfd: irq.eventfd,
@@ -259,6 +279,7 @@ impl Vfio {
         Ok(Self {
             platform: info.platform,
             amba: info.amba,
+            pci: info.pci,
             reset: info.reset,
             regions: regions.collect::<Result<_, _>>()?,
             interrupts: interrupts.collect::<Result<_, _>>()?,
@@ -266,10 +287,14 @@ impl Vfio {
     }
 
     fn write(&self, text: &mut String) -> fmt::Result {
-        let flags =
-            words([(self.platform, "platform"), (self.amba, "AMBA"), (self.reset, "reset")]);
+        let flags = words([
+            (self.platform, "platform"),
+            (self.amba, "AMBA"),
+            (self.pci, "PCI"),
+            (self.reset, "reset"),
+        ]);
         writeln!(text, "VFIO: {flags}")?;
-        for (index, region) in self.regions.iter().enumerate() {
+        for (index, region) in self.regions.iter().enumerate().filter(|(_, r)| r.size != 0) {
             let flags = words([
                 (region.readable, "readable"),
                 (region.writable, "writable"),
@@ -277,7 +302,7 @@ impl Vfio {
             ]);
             writeln!(text, "  region {index}: {:#x} bytes, {flags}", region.size)?;
         }
-        for (index, irq) in self.interrupts.iter().enumerate() {
+        for (index, irq) in self.interrupts.iter().enumerate().filter(|(_, irq)| irq.count != 0) {
             let flags = words([
                 (irq.eventfd, "eventfd"),
                 (irq.maskable, "maskable"),
@@ -340,7 +365,7 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 
 /// The nodes that a guest would get for it.
 fn guest_source(options: PlatformOptions) -> Result<String, Error> {
-    let assigned = Assigned::plan(&[options], RAM, &mut Places::new(RAM, true))?;
+    let assigned = Assigned::of_host(&[options], &[], RAM, &mut Places::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }

@@ -1,0 +1,102 @@
+//! `--vfio-pci BDF[,OPTION…]`.
+
+use std::str::FromStr;
+
+use devices::pci::Bdf;
+use devices::vfio::pci::PciOptions as FunctionOptions;
+
+/// A PCI function to assign.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PciOptions {
+    /// What sysfs calls it (`0000:05:00.0`), without the domain if that is 0000, or its path below
+    /// sysfs.
+    pub name: String,
+    /// What is done with it.
+    pub function: FunctionOptions,
+    /// Where it is on the guest's bus.
+    pub address: Option<Bdf>,
+}
+
+impl PciOptions {
+    /// A function with the defaults.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), function: FunctionOptions::default(), address: None }
+    }
+
+    /// Takes one `KEY=VALUE`.
+    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "addr" => self.address = Some(address(value)?),
+            "mmap" => self.function.mmap = super::platform::switch(key, value)?,
+            "reset" => self.function.reset = super::platform::switch(key, value)?,
+            _ => {
+                return Err(format!(
+                    "`{key}` is no option of a PCI device; addr, mmap and reset are"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for PciOptions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let name = parts.next().unwrap_or_default();
+        if name.is_empty() {
+            return Err("a device's name comes first, such as 0000:05:00.0".into());
+        }
+        let mut options = Self::new(name);
+        for part in parts {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("`{part}` is no option; KEY=VALUE is"))?;
+            options.take(key, value)?;
+        }
+        Ok(options)
+    }
+}
+
+/// Reads where a function is to be on the guest's bus.
+pub fn address(text: &str) -> Result<Bdf, String> {
+    text.parse::<Bdf>().map_err(|error| {
+        let help = error.help().map(|help| format!("; addr is {help}")).unwrap_or_default();
+        format!("{error}{help}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_follow_the_name() {
+        let parse = |text: &str| text.parse::<PciOptions>().unwrap();
+        assert_eq!(parse("05:00.0"), PciOptions::new("05:00.0"));
+        let all = parse("0000:05:00.0,addr=1f.7,mmap=off,reset=off");
+        assert_eq!(all.name, "0000:05:00.0");
+        assert_eq!(all.address, Bdf::new(0, 31, 7));
+        assert_eq!((all.function.mmap, all.function.reset), (false, false));
+        assert!(parse("x,mmap=off,mmap=on").function.mmap);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for text in [
+            "",
+            ",mmap=off",
+            "x,",
+            "x,mmap",
+            "x,mmap=maybe",
+            "x,addr=",
+            "x,addr=20.0",
+            "x,addr=02",
+            "x,reset=",
+            "x,colour=red",
+        ] {
+            assert!(text.parse::<PciOptions>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The PCI functions a guest is given, whatever is behind them: opened while planning, attached
+//! while building, taken back at the end.
+
+use std::fs;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arch::gic::Gic;
+use devices::irq::MessageRouter;
+use devices::pci::{Bdf, Function, Newcomer, Seat};
+use devices::vfio::pci::{Attachment, InUse, PciFunction};
+use devices::vfio::platform::Quiesced;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::wiring::KvmWiring;
+
+/// The functions, in the order given.
+#[derive(Default)]
+pub struct Functions(Vec<Given>);
+
+/// A function, and where it is wanted on the guest's bus.
+struct Given {
+    name: String,
+    function: Arc<Mutex<PciFunction>>,
+    address: Option<Bdf>,
+}
+
+impl Functions {
+    /// Adds a function, wanted at this address if at any.
+    pub fn add(&mut self, name: &str, function: PciFunction, address: Option<Bdf>) {
+        let function = Arc::new(Mutex::new(function));
+        self.0.push(Given { name: name.to_owned(), function, address });
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What they need of the guest's PCI host.
+    pub fn newcomers(&self) -> Vec<Newcomer> {
+        let newcomer = |given: &Given| Newcomer {
+            name: given.name.clone(),
+            address: given.address,
+            pin: given.lock().pin(),
+        };
+        self.0.iter().map(newcomer).collect()
+    }
+
+    /// Each of them, to be looked at.
+    pub fn iter(&self) -> impl Iterator<Item = MutexGuard<'_, PciFunction>> {
+        self.0.iter().map(Given::lock)
+    }
+
+    /// As the PCI host has them, in order.
+    pub fn shared(&self) -> Vec<Arc<Mutex<dyn Function>>> {
+        self.0.iter().map(|given| given.function.clone() as Arc<Mutex<dyn Function>>).collect()
+    }
+
+    /// Stops what they were doing. Before guest RAM is mapped for DMA.
+    ///
+    /// # Errors
+    ///
+    /// One does not stop.
+    pub fn quiesce(&self) -> Result<(), Error> {
+        self.0.iter().try_for_each(|given| {
+            let quiesced = given.lock().quiesce()?;
+            given.tell(quiesced);
+            Ok(())
+        })
+    }
+
+    /// Attaches them in these seats, which are in the same order. The GIC must be complete.
+    ///
+    /// # Errors
+    ///
+    /// An interrupt of one can't reach the guest.
+    pub fn attach(
+        &self,
+        seats: impl IntoIterator<Item = Seat>,
+        gic: &Gic,
+        wiring: &Arc<KvmWiring>,
+    ) -> Result<(), Error> {
+        for (given, seat) in self.0.iter().zip(seats) {
+            let router = gic.has_its().then(|| wiring.clone() as Arc<dyn MessageRouter>);
+            let attachment = Attachment { seat, slots: wiring.clone(), router };
+            // SAFETY: the run drops `self` only after all vCPU threads are gone.
+            unsafe { given.lock().attach(attachment, &**wiring)? };
+        }
+        Ok(())
+    }
+
+    /// Lets their lines through: the last step before the guest runs.
+    pub fn arm(&self) {
+        self.0.iter().for_each(|given| given.lock().arm());
+    }
+
+    /// Takes them back; no vCPU runs any more.
+    pub fn release(&self) {
+        for given in &self.0 {
+            let released = given.lock().release();
+            match released {
+                Ok(quiesced) => given.tell(quiesced),
+                // The IOMMU keeps it from all memory from here on, so the run's result stands.
+                Err(error) => log::error!("{}", Error::from(error).report().trim_end()),
+            }
+        }
+    }
+
+    /// Watches their interrupts.
+    pub fn watch(&self) -> Watch {
+        let watched = self.0.iter().map(|given| (given.name.clone(), given.function.clone()));
+        Watch(watched.collect())
+    }
+}
+
+impl Given {
+    fn lock(&self) -> MutexGuard<'_, PciFunction> {
+        self.function.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, quiesced: Quiesced) {
+        log::info!("{}: quiesced: {quiesced:?}", self.name);
+    }
+}
+
+/// The functions' interrupts as statistics tell of them.
+#[derive(Default)]
+pub struct Watch(Vec<(String, Arc<Mutex<PciFunction>>)>);
+
+/// What is told of a function.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    function: String,
+    /// What interrupts the guest: `none`, `intx`, `msi` or `msix`.
+    interrupts: &'static str,
+    /// How many vectors of it.
+    vectors: usize,
+    /// How often the host has handled each since the guest turned it on, by vector.
+    fired: Vec<u64>,
+}
+
+impl Watch {
+    /// Looks at all of them.
+    #[cold]
+    pub fn report(&self) -> Vec<Report> {
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        let table = fs::read_to_string("/proc/interrupts").unwrap_or_default();
+        let reports = self.0.iter().map(|(name, function)| {
+            let in_use = function.lock().unwrap_or_else(PoisonError::into_inner).in_use();
+            let (interrupts, vectors) = match in_use {
+                InUse::None => ("none", 0),
+                InUse::Intx => ("intx", 1),
+                InUse::Msi(vectors) => ("msi", vectors),
+                InUse::Msix(vectors) => ("msix", vectors),
+            };
+            Report { function: name.clone(), interrupts, vectors, fired: fired(&table, name) }
+        });
+        reports.collect()
+    }
+}
+
+/// The counts of a function's interrupts in `/proc/interrupts`, on all CPUs, in order of vector:
+/// VFIO calls them `vfio-msix[3](0000:05:00.0)`, and a line `vfio-intx(0000:05:00.0)`.
+fn fired(table: &str, name: &str) -> Vec<u64> {
+    let mut lines = table.lines();
+    let cpus = lines.next().map_or(0, |header| header.split_whitespace().count());
+    let of_function = format!("({name})");
+    let mut counts: Vec<(u32, u64)> = Vec::new();
+    for line in lines {
+        let mut words = line.split_whitespace();
+        let called = words.next_back().and_then(|word| word.strip_suffix(&of_function));
+        let Some(called) = called.and_then(|word| word.strip_prefix("vfio-")) else { continue };
+        let vector = called.split_once('[').and_then(|(_, rest)| rest.strip_suffix(']'));
+        let vector = vector.and_then(|number| number.parse().ok()).unwrap_or(0);
+        let numbers = words.skip(1).take(cpus).filter_map(|word| word.parse::<u64>().ok());
+        counts.push((vector, numbers.fold(0, u64::saturating_add)));
+    }
+    counts.sort_unstable();
+    counts.into_iter().map(|(_, count)| count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_s_counts_are_found_by_vector() {
+        let table = "\
+           CPU0       CPU1
+ 44:         10          3     GICv3 208 Level     vfio-irq[44](2c0a0000.dma)
+ 51:          2          1  ITS-MSI 81921 Edge      vfio-msix[10](0000:00:05.0)
+ 50:          7          0  ITS-MSI 81920 Edge      vfio-msix[2](0000:00:05.0)
+ 52:          9          0  ITS-MSI 98304 Edge      vfio-msix[0](0000:00:06.0)
+ 53:          1          1     GICv3  36 Level     vfio-intx(0000:00:07.0)
+Err:          0
+";
+        assert_eq!(fired(table, "0000:00:05.0"), [7, 3]);
+        assert_eq!(fired(table, "0000:00:07.0"), [2]);
+        assert_eq!(fired(table, "0000:00:08.0"), [0; 0]);
+        for nonsense in ["", "CPU0\n", "CPU0\nvfio-msix[(x)\n(x)\nvfio-(x)"] {
+            assert!(fired(nonsense, "x").iter().all(|count| *count == 0), "{nonsense:?}");
+        }
+    }
+}
