@@ -234,6 +234,7 @@ impl Client {
 
     /// Ends the conversation: whoever waits for an answer is told so.
     pub(super) fn fail(&self, failure: Failure) {
+        let told = failure.cause != Cause::Over && self.serving();
         {
             let mut exchange = lock(&self.exchange);
             if exchange.failure.is_some() {
@@ -241,11 +242,14 @@ impl Client {
             }
             exchange.answer = None;
             exchange.failure = Some(failure.clone());
+            // Before the guest goes on: all of the device fails at once.
+            if told {
+                self.lender.withdraw();
+            }
         }
         self.socket.shut_down();
         self.changed.notify_all();
-        if failure.cause != Cause::Over && self.serving() {
-            self.lender.withdraw();
+        if told {
             log::error!(
                 "{}: the device has failed: {}; the guest reads ones from it from here on",
                 self.name,
