@@ -12,6 +12,7 @@ mod microcode;
 mod noiommu;
 mod pl330;
 mod privileges;
+mod vfio;
 mod vfio_user;
 
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ usage: probe COMMAND
   memory pair ADDRESS                   read two words by one instruction
   canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
                                         and after a line of input check that it is unchanged
+  vfio mask|unmask PID INTERRUPT        an interrupt of the VFIO device that a process has open
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH                  serve a PCI device on a socket
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
             number(low).and_then(|low| number(high).and_then(|high| canary::watch(low, high)))
         }
         ["memory", "pair", address] => number(address).and_then(devmem::pair),
+        ["vfio", action, process, interrupt] => vfio::run(action, process, interrupt),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref()),

@@ -7,6 +7,7 @@ mod platform;
 mod run;
 mod size;
 mod user;
+mod vfio;
 
 pub use check::CheckOptions;
 pub use device::{DeviceOptions, DeviceVerb};
