@@ -33,7 +33,10 @@ impl Served {
             let device = Arc::new(UserDevice::connect(&options.path)?);
             let page_size = host_page_size();
             let function = PciFunction::open(device.clone(), &name, options.function, page_size)
-                .map_err(|error| Error::chain(&error).help(START_AGAIN))?;
+                .map_err(|error| {
+                    let show = format!("strait device show --vfio-user {name}");
+                    Error::chain(&error).help(format!("{show} tells what its server offers"))
+                })?;
             functions.add(&name, function, options.address);
             served.0.push((name, device));
         }

@@ -101,7 +101,8 @@ impl Offer {
         for index in 0..info.irqs.min(MOST) {
             let irq = device.irq_info(index)?;
             if irq.count != 0 {
-                let (name, count, eventfd) = (name(&INTERRUPTS, index), irq.count, irq.eventfd);
+                let name = name(&INTERRUPTS, "interrupt", index);
+                let (count, eventfd) = (irq.count, irq.eventfd);
                 offer.interrupts.push(Interrupt { index, name, count, eventfd });
             }
         }
@@ -125,6 +126,8 @@ impl Offer {
             let size = Size::from(region.size);
             write!(text, "  {}: {size}", region.name)?;
             match (region.readable, region.writable) {
+                // Some servers leave it open of the configuration space, which all can access.
+                _ if region.index == CONFIG => {}
                 (true, true) => {}
                 (true, false) => write!(text, ", can't be written")?,
                 (false, true) => write!(text, ", can't be read")?,
@@ -153,7 +156,7 @@ impl Region {
         let areas = areas.iter().filter(|area| info.mappable && !area.is_empty());
         Self {
             index: info.index,
-            name: name(&REGIONS, info.index),
+            name: name(&REGIONS, "region", info.index),
             size: info.size,
             readable: info.readable,
             writable: info.writable,
@@ -162,7 +165,7 @@ impl Region {
     }
 }
 
-fn name(names: &[&str], index: u32) -> String {
+fn name(names: &[&str], kind: &str, index: u32) -> String {
     let name = usize::try_from(index).ok().and_then(|index| names.get(index));
-    name.map_or_else(|| format!("number {index}"), |name| (*name).to_owned())
+    name.map_or_else(|| format!("{kind} {index}"), |name| (*name).to_owned())
 }

@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::sys::Lender;
-use super::message::{Command, HEADER_SIZE, Header, Kind, MOST_DATA, Payload, Reader};
+use super::message::{Command, HEADER_SIZE, Header, Kind, MOST_DATA, Payload};
 use super::ram::Ram;
 use super::socket::{Socket, WireError};
 
@@ -268,6 +268,11 @@ impl Client {
         self.fail(Failure::new(Cause::Over, "strait has closed the connection"));
     }
 
+    /// What the server is called in messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Why the conversation is over, if it is.
     pub(super) fn failure(&self) -> Option<Failure> {
         lock(&self.exchange).failure.clone()
@@ -413,13 +418,7 @@ impl Client {
         }
         let mut payload = vec![0; header.payload];
         self.fill(&mut payload, &mut files)?;
-        let answer = if header.command == Command::DmaRead.number() {
-            self.read_ram(&payload).ok_or(libc::EINVAL)
-        } else if header.command == Command::DmaWrite.number() {
-            self.write_ram(&payload).ok_or(libc::EINVAL)
-        } else {
-            Err(libc::ENOSYS)
-        };
+        let answer = lock(&self.ram).serve(header.command, &payload);
         if header.kind == Kind::Notice {
             return Ok(());
         }
@@ -428,24 +427,6 @@ impl Client {
             Err(errno) => (Kind::Refusal(errno.unsigned_abs()), Payload::default()),
         };
         self.send_message(Header { payload: payload.0.len(), kind, ..header }, &payload, &[])
-    }
-
-    fn read_ram(&self, request: &[u8]) -> Option<Payload> {
-        let mut reader = Reader(request);
-        let (iova, size) = (reader.u64()?, reader.u64()?);
-        usize::try_from(size).ok().filter(|size| *size <= MOST_DATA)?;
-        let data = lock(&self.ram).read(iova, size)?;
-        Some(Payload::default().u64(iova).u64(size).bytes(&data))
-    }
-
-    fn write_ram(&self, request: &[u8]) -> Option<Payload> {
-        let mut reader = Reader(request);
-        let (iova, size) = (reader.u64()?, reader.u64()?);
-        if usize::try_from(size) != Ok(reader.0.len()) {
-            return None;
-        }
-        lock(&self.ram).write(iova, reader.0)?;
-        Some(Payload::default().u64(iova).u64(size))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -15,9 +15,7 @@ use std::time::Duration;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ,
     VFIO_DMA_MAP_FLAG_WRITE, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
-    VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
-    VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_IRQ_INFO_MASKABLE, VFIO_PCI_INTX_IRQ_INDEX,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,7 +24,6 @@ use super::super::sys::{
 };
 use super::DEADLINE;
 use super::client::{Answer, CallError, Cause, Client, Failure, lock};
-use super::enable;
 use super::error::{UserError, refusal};
 use super::message::{Command, Payload, Reader};
 use super::socket::Socket;
@@ -41,14 +38,14 @@ const STACK: usize = 64 << 10;
 /// A PCI device that another process serves; the connection ends when this is dropped.
 #[derive(Debug)]
 pub struct UserDevice {
-    client: Arc<Client>,
+    pub(super) client: Arc<Client>,
     listener: Option<JoinHandle<()>>,
-    agreement: Agreement,
+    pub(super) agreement: Agreement,
     info: DeviceInfo,
     /// The files of regions that can be mapped, by index.
     files: Mutex<BTreeMap<u32, File>>,
     /// The messages that its own registers say are on, by index.
-    enabled: Mutex<Option<u32>>,
+    pub(super) enabled: Mutex<Option<u32>>,
 }
 
 impl UserDevice {
@@ -169,81 +166,12 @@ impl UserDevice {
         }
     }
 
-    /// Sends a `VFIO_USER_DEVICE_SET_IRQS` whose data are these eventfds.
-    fn set_irqs(
+    pub(super) fn try_read(
         &self,
         index: u32,
-        flags: u32,
-        start: u32,
-        count: u32,
-        fds: &[RawFd],
+        offset: u64,
+        data: &mut [u8],
     ) -> Result<(), CallError> {
-        let payload = Payload::default().u32(20).u32(flags).u32(index).u32(start).u32(count);
-        self.client.call(Command::SetIrqs, &payload, fds, 0).map(drop)
-    }
-
-    /// Masks or unmasks INTx by message, which not all servers know.
-    fn mask(&self, index: u32, action: u32) -> Result<(), CallError> {
-        match self.set_irqs(index, action | VFIO_IRQ_SET_DATA_NONE, 0, 1, &[]) {
-            Err(CallError::Refused(_)) => Ok(()),
-            result => result,
-        }
-    }
-
-    fn try_set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), CallError> {
-        let host = |error: io::Error| CallError::Refused(error.raw_os_error().unwrap_or(libc::EIO));
-        let trigger = VFIO_IRQ_SET_ACTION_TRIGGER;
-        match action {
-            IrqAction::SetTrigger(eventfd) => {
-                let flags = trigger | VFIO_IRQ_SET_DATA_EVENTFD;
-                self.set_irqs(index, flags, 0, 1, &[eventfd.as_raw_fd()])
-            }
-            IrqAction::ClearTrigger => {
-                self.set_irqs(index, trigger | VFIO_IRQ_SET_DATA_NONE, 0, 0, &[])?;
-                self.enable(index, None)
-            }
-            IrqAction::SetUnmask(eventfd) => self.client.set_unmask(Some(eventfd)).map_err(host),
-            IrqAction::ClearUnmask => self.client.set_unmask(None).map_err(host),
-            IrqAction::Mask => self.mask(index, VFIO_IRQ_SET_ACTION_MASK),
-            IrqAction::Unmask => self.mask(index, VFIO_IRQ_SET_ACTION_UNMASK),
-        }
-    }
-
-    /// Sets vectors in as few messages as the server takes: neighbours with an eventfd go together,
-    /// and so do neighbours without.
-    fn try_set_vectors(
-        &self,
-        index: u32,
-        start: u32,
-        triggers: &[Option<&EventFd>],
-    ) -> Result<(), CallError> {
-        let flags = VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_EVENTFD;
-        let mut first = start;
-        for alike in triggers.chunk_by(|a, b| a.is_some() == b.is_some()) {
-            for part in alike.chunks(self.agreement.most_fds) {
-                let fds: Vec<RawFd> = part.iter().flatten().map(|fd| fd.as_raw_fd()).collect();
-                let too_many = |_| CallError::Refused(libc::EINVAL);
-                let count = u32::try_from(part.len()).map_err(too_many)?;
-                self.set_irqs(index, flags, first, count, &fds)?;
-                first = first.saturating_add(count);
-            }
-        }
-        self.enable(index, Some(triggers.len()))
-    }
-
-    /// Has the device's own registers say that messages are on, with so many vectors, or off.
-    fn enable(&self, index: u32, vectors: Option<usize>) -> Result<(), CallError> {
-        let mut enabled = lock(&self.enabled);
-        let message = index == VFIO_PCI_MSI_IRQ_INDEX || index == VFIO_PCI_MSIX_IRQ_INDEX;
-        if !message || (*enabled == Some(index)) == vectors.is_some() {
-            return Ok(());
-        }
-        enable::set(self, index, vectors)?;
-        *enabled = vectors.map(|_| index);
-        Ok(())
-    }
-
-    fn try_read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), CallError> {
         let mut at = offset;
         for part in data.chunks_mut(self.agreement.most_data) {
             let size = u32::try_from(part.len()).unwrap_or(u32::MAX);
@@ -258,7 +186,7 @@ impl UserDevice {
         Ok(())
     }
 
-    fn try_write(&self, index: u32, offset: u64, data: &[u8]) -> Result<(), CallError> {
+    pub(super) fn try_write(&self, index: u32, offset: u64, data: &[u8]) -> Result<(), CallError> {
         let mut at = offset;
         for part in data.chunks(self.agreement.most_data) {
             let size = u32::try_from(part.len()).unwrap_or(u32::MAX);
@@ -308,7 +236,9 @@ impl DeviceCalls for UserDevice {
                     lock(&self.files).insert(index, file);
                     return Ok(info);
                 }
-                Err(why) => log::info!("region {index} traps: its file {why}"),
+                Err(why) => {
+                    log::info!("{}: region {index} traps: its file {why}", self.client.name());
+                }
             }
         }
         info.mappable = false;
@@ -376,16 +306,6 @@ impl DeviceCalls for UserDevice {
         let end = region.offset.checked_add(range.end).ok_or(io::ErrorKind::InvalidInput)?;
         stays(file, end).map_err(io::Error::other)?;
         Mapping::lent(file, region, range, &self.client.lender)
-    }
-}
-
-impl enable::Config for UserDevice {
-    fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), CallError> {
-        self.try_read(region, offset, data)
-    }
-
-    fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), CallError> {
-        self.try_write(region, offset, data)
     }
 }
 

@@ -20,6 +20,7 @@ mod client;
 mod device;
 mod enable;
 mod error;
+mod irqs;
 mod json;
 mod message;
 mod ram;

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::message::{Command, MOST_DATA, Payload, Reader};
+
 /// A stretch of memory that the server may reach.
 #[derive(Debug)]
 struct Lent {
@@ -61,15 +63,44 @@ impl Ram {
         self.lent.retain(|lent| lent.iova < iova || lent.iova.saturating_add(lent.size) > end);
     }
 
+    /// Serves a request of the server's, and says with what it is answered, or with which error
+    /// number refused.
+    pub(super) fn serve(&self, command: u16, request: &[u8]) -> Result<Payload, i32> {
+        let served = if command == Command::DmaRead.number() {
+            self.serve_read(request)
+        } else if command == Command::DmaWrite.number() {
+            self.serve_write(request)
+        } else {
+            return Err(libc::ENOSYS);
+        };
+        served.ok_or(libc::EINVAL)
+    }
+
+    fn serve_read(&self, request: &[u8]) -> Option<Payload> {
+        let mut reader = Reader(request);
+        let (iova, size) = (reader.u64()?, reader.u64()?);
+        usize::try_from(size).ok().filter(|size| *size <= MOST_DATA)?;
+        let data = self.read(iova, size)?;
+        Some(Payload::default().u64(iova).u64(size).bytes(&data))
+    }
+
+    fn serve_write(&self, request: &[u8]) -> Option<Payload> {
+        let mut reader = Reader(request);
+        let (iova, size) = (reader.u64()?, reader.u64()?);
+        usize::try_from(size).ok().filter(|size| *size == reader.0.len())?;
+        self.write(iova, reader.0)?;
+        Some(Payload::default().u64(iova).u64(size))
+    }
+
     /// Reads what the server may read.
-    pub(super) fn read(&self, iova: u64, size: u64) -> Option<Vec<u8>> {
+    fn read(&self, iova: u64, size: u64) -> Option<Vec<u8>> {
         let (host, size) = self.find(iova, size)?;
         // SAFETY: `find` found `size` bytes from `host` on lent, and so mapped.
         Some((0..size).map(|at| unsafe { host.add(at).read_volatile() }).collect())
     }
 
     /// Writes where the server may write.
-    pub(super) fn write(&self, iova: u64, data: &[u8]) -> Option<()> {
+    fn write(&self, iova: u64, data: &[u8]) -> Option<()> {
         let (host, _) = self.find(iova, u64::try_from(data.len()).ok()?)?;
         for (at, byte) in data.iter().enumerate() {
             // SAFETY: `find` found as many bytes as `data` has from `host` on lent, and so mapped.
