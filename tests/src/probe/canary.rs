@@ -51,7 +51,7 @@ fn guard(chunk: &Locked, index: usize, physical: u64) -> Result<(), Trouble> {
 }
 
 /// The physical address behind a virtual one of this process.
-fn physical(pagemap: &File, address: usize) -> Result<u64, Trouble> {
+pub(crate) fn physical(pagemap: &File, address: usize) -> Result<u64, Trouble> {
     let mut entry = [0; size_of::<u64>()];
     let offset = u64::try_from(address / PAGE * size_of::<u64>())?;
     pagemap.read_exact_at(&mut entry, offset)?;
