@@ -239,7 +239,7 @@ impl Vm {
             addr: (&raw const fd).addr() as u64,
             flags: 0,
         };
-        device.set_device_attr(&attr).map_err(Error::kvm("take a VFIO group"))
+        device.set_device_attr(&attr).map_err(Error::kvm("take a file of VFIO"))
     }
 
     pub(crate) fn fd(&self) -> &VmFd {

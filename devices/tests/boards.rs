@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use board::{Unflattened, dtc, guest_nodes, guest_tree};
+use board::{Device, Unflattened, dtc, guest_nodes, guest_tree};
 use boot::fdt::host::HostNode;
 use boot::fdt::{Cell, FIRST_PHANDLE, Node, Value, from_blob, to_blob};
 use devices::vfio::node::{Account, Fate};
@@ -33,46 +33,67 @@ fn every_device_of_every_board_gets_a_sound_node() {
         paths.iter().map(|path| name(path).split('-').next().unwrap().to_owned()).collect();
     assert!(paths.len() >= BOARDS && vendors.len() >= VENDORS, "{paths:?}");
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    let (next, devices) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let next = AtomicUsize::new(0);
+    let (devices, links) = (AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let found = check_board(&name(path), &fs::read(path).unwrap());
-                    assert!(found > 0, "{path:?} has no devices");
-                    devices.fetch_add(found, Ordering::Relaxed);
+                    assert!(found.devices > 0, "{path:?} has no devices");
+                    devices.fetch_add(found.devices, Ordering::Relaxed);
+                    links.fetch_add(found.links, Ordering::Relaxed);
                 }
             });
         }
     });
-    let devices = devices.into_inner();
+    let (devices, links) = (devices.into_inner(), links.into_inner());
     println!("{devices} devices of {} boards of {} vendors", paths.len(), vendors.len());
+    println!("{links} properties refer from one to another where a guest has all of a board's");
+    assert!(links > 0);
 }
 
-/// Checks all of a board's devices and says how many there are.
-fn check_board(name: &str, blob: &[u8]) -> usize {
+/// What a board has.
+struct Found {
+    devices: usize,
+    /// Properties that refer from one device to another.
+    links: usize,
+}
+
+/// Checks all of a board's devices, each by itself and all in one guest, and counts them.
+fn check_board(name: &str, blob: &[u8]) -> Found {
     let board = Unflattened::of(blob);
     let root = board.tree.node_at("/").unwrap();
-    let mut count = 0;
+    let mut devices = Vec::new();
     let mut pending = vec![root];
     while let Some(node) = pending.pop() {
         pending.extend(node.children().iter().cloned());
         if node.has("reg") && (node.has("interrupts") || node.has("interrupts-extended")) {
-            check_device(&board, name, &node);
-            count += 1;
+            devices.push(node);
         }
     }
-    count
+    let names: Vec<String> = (0..devices.len()).map(|number| format!("{number}.device")).collect();
+    let devices: Vec<Device<'_>> = devices.iter().zip(names.iter().map(String::as_str)).collect();
+    for device in &devices {
+        let place = format!("{name}: {}", board.tree.path(device.0));
+        let links = check_guest(&board, &place, std::slice::from_ref(device));
+        assert_eq!(links, 0, "{place}: there is nothing else to refer to");
+    }
+    let links = check_guest(&board, &format!("{name}: all devices"), &devices);
+    Found { devices: devices.len(), links }
 }
 
-fn check_device(board: &Unflattened, name: &str, host: &HostNode) {
-    let place = format!("{name}: {}", board.tree.path(host));
-    let nodes = guest_nodes(&board.tree, host, "1.device");
-    check_account(&place, host, &nodes.account);
-    let tree = guest_tree(nodes);
+/// Checks what a guest that is given these devices is told of them, and says how many properties
+/// refer from one to another.
+fn check_guest(board: &Unflattened, place: &str, devices: &[Device<'_>]) -> usize {
+    let nodes = guest_nodes(&board.tree, devices);
+    for ((host, _), nodes) in devices.iter().zip(&nodes) {
+        check_account(&format!("{place}: {}", host.name()), host, &nodes.account);
+    }
+    let tree = guest_tree(&nodes);
     let blob = to_blob(&tree).unwrap_or_else(|error| panic!("{place}: {error}"));
     let read = from_blob(&blob).unwrap();
-    check_references(&place, &tree, &read);
+    check_references(place, &tree, &read);
     // dtc follows all lists of references that the specification and Linux have.
     let (_, said) = dtc(&["-I", "dtb", "-O", "dtb"], &blob);
     let broken = said.lines().find(|line| {
@@ -83,6 +104,8 @@ fn check_device(board: &Unflattened, name: &str, host: &HostNode) {
             || line.contains("Invalid phandle")
     });
     assert_eq!(broken, None, "{place}");
+    let accounts = nodes.iter().flat_map(|nodes| &nodes.account);
+    accounts.filter(|account| matches!(account.fate, Fate::Linked(_))).count()
 }
 
 /// Each property of the host's is accounted for once, and nothing that it doesn't have.

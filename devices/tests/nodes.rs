@@ -1,6 +1,7 @@
-//! Golden pairs: a host's device tree, and what a guest is told of one of its devices.
+//! Golden pairs: a host's device tree, and what a guest is told of one of its devices, or of several
+//! that it is given together.
 //!
-//! `nodes/NAME.host.dts` begins with a comment that names the device; `nodes/NAME.guest.dts` is the
+//! `nodes/NAME.host.dts` begins with comments that name the devices; `nodes/NAME.guest.dts` is the
 //! guest's tree with nothing else in it, behind what became of each of the host's properties. Each
 //! pair shows something that boards have and that is easily done wrong. With `STRAIT_BLESS=1` the
 //! guests' files are written anew, to be read again by a person.
@@ -10,11 +11,11 @@ mod board;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use board::{Unflattened, dtc, guest_nodes, guest_tree};
+use board::{Device, Unflattened, dtc, guest_nodes, guest_tree};
 use boot::fdt::to_dts;
 use devices::vfio::node::{Account, Fate};
 
-/// The word before the device's path.
+/// The words before a device's path.
 const DEVICE: &str = "// device: ";
 
 fn pairs() -> Vec<PathBuf> {
@@ -36,8 +37,15 @@ fn comments(account: &[Account]) -> String {
         }
     }
     for account in account {
-        if let Fate::Dropped(reason) = &account.fate {
-            text.push_str(&format!("// dropped: {}: {reason}\n", account.path()));
+        match &account.fate {
+            Fate::Linked(devices) => {
+                let devices = devices.join(", ");
+                text.push_str(&format!("// kept: {}: refers to {devices}\n", account.path()));
+            }
+            Fate::Dropped(reason) => {
+                text.push_str(&format!("// dropped: {}: {reason}\n", account.path()));
+            }
+            Fate::Kept | Fate::Rewritten | Fate::Made => {}
         }
     }
     text
@@ -49,13 +57,19 @@ fn guests_are_told_what_was_reviewed() {
     assert!(hosts.len() >= 10, "{hosts:?}");
     for path in hosts {
         let source = fs::read_to_string(&path).unwrap();
-        let device = source.lines().find_map(|line| line.strip_prefix(DEVICE)).unwrap();
+        let devices = source.lines().filter_map(|line| line.strip_prefix(DEVICE));
         let (blob, _) = dtc(&["-q", "-I", "dts", "-O", "dtb"], source.as_bytes());
         let board = Unflattened::of(&blob);
-        let host = board.tree.node_at(device).unwrap();
-        let nodes = guest_nodes(&board.tree, &host, "1.device");
-        let comments = comments(&nodes.account);
-        let tree = guest_tree(nodes);
+        let hosts = devices.map(|path| board.tree.node_at(path).unwrap());
+        let hosts: Vec<_> =
+            hosts.enumerate().map(|(n, node)| (node, format!("{}.device", n + 1))).collect();
+        let devices: Vec<Device<'_>> =
+            hosts.iter().map(|(node, name)| (node, name.as_str())).collect();
+        let nodes = guest_nodes(&board.tree, &devices);
+        assert!(!nodes.is_empty(), "{}", path.display());
+        let comments: Vec<String> = nodes.iter().map(|nodes| comments(&nodes.account)).collect();
+        let comments = comments.join("\n");
+        let tree = guest_tree(&nodes);
         let found = format!("{comments}\n{}", to_dts(&tree));
         let golden = PathBuf::from(path.to_str().unwrap().replace(".host.", ".guest."));
         if std::env::var_os("STRAIT_BLESS").is_some() {

@@ -60,6 +60,8 @@ fn parts(model: &Model, soak: bool) -> Vec<(&'static str, Command)> {
             let mut boards = toolchain.cargo("test");
             boards.args(["--package", "devices", "--features", "boards"]);
             boards.args(["--test", "boards"]).env(BOARDS, directory);
+            // So that it says how many devices there were.
+            boards.env("RUST_TEST_NOCAPTURE", "1");
             parts.push(("the devices of many boards", boards));
         }
         None => println!("the devices of many boards aren't tried: they come with the kernel"),

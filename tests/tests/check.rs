@@ -44,9 +44,12 @@ fn a_host_as_it_should_be() -> Story {
     let diagnosis = check(&host, "strait", "")?;
     complains(&diagnosis, &[]);
     let findings = diagnosis["findings"].as_array().map_or(0, Vec::len);
-    assert!(findings >= 14, "{diagnosis:#}");
+    assert!(findings >= 13, "{diagnosis:#}");
     let text = host.sh("strait check")?;
     assert!(text.contains("GICv3") && text.contains("a device can be assigned"), "{text}");
+    for works in ["works: /dev/iommu, allow", "works: /dev/vfio/vfio, type 1, allow"] {
+        assert!(text.contains(works), "{works}: {text}");
+    }
     // What it promises holds.
     host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
     host.sh(&format!(
@@ -63,7 +66,7 @@ fn a_host_as_it_should_be() -> Story {
 fn a_kernel_in_which_something_is_missing() -> Story {
     let missing = |initcall: &str| Board::new().param(&format!("initcall_blacklist={initcall}"));
     type Expected<'a> = &'a [(&'a str, &'a str, &'a str)];
-    let cases: [(Board, Expected<'_>); 5] = [
+    let cases: [(Board, Expected<'_>); 7] = [
         (Board::new().param("kvm-arm.mode=none"), &[("KVM", "blocks", "CONFIG_KVM")]),
         (
             missing("vfio_platform_driver_init"),
@@ -77,9 +80,15 @@ fn a_kernel_in_which_something_is_missing() -> Story {
                 ("vfio-amba", "blocks", "CONFIG_VFIO_AMBA"),
             ],
         ),
+        // One way to the IOMMU is enough.
+        (missing("vfio_iommu_type1_init"), &[]),
+        (missing("iommufd_init"), &[]),
         (
-            missing("vfio_iommu_type1_init"),
-            &[("VFIO containers", "blocks", "CONFIG_VFIO_IOMMU_TYPE1")],
+            missing("vfio_iommu_type1_init,iommufd_init"),
+            &[
+                ("iommufd", "blocks", "CONFIG_IOMMUFD"),
+                ("VFIO containers", "blocks", "CONFIG_VFIO_IOMMU_TYPE1"),
+            ],
         ),
     ];
     for (board, expected) in cases {
@@ -91,12 +100,24 @@ fn a_kernel_in_which_something_is_missing() -> Story {
 
 #[test]
 fn parameters_that_forbid_it() -> Story {
-    let host = Board::new().param("vfio_iommu_type1.allow_unsafe_interrupts=0").boot()?;
-    let help = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
-    complains(&check(&host, "strait", "")?, &[("allow_unsafe_interrupts", "blocks", help)]);
-    // What it says to do mends it.
-    host.sh(&format!("echo Y > {help}"))?;
-    complains(&check(&host, "strait", "")?, &[]);
+    let module = |name| format!("/sys/module/{name}/parameters/allow_unsafe_interrupts");
+    let [iommufd, type1] = ["iommufd", "vfio_iommu_type1"].map(module);
+    let host = Board::new()
+        .param("iommufd.allow_unsafe_interrupts=0")
+        .param("vfio_iommu_type1.allow_unsafe_interrupts=0")
+        .boot()?;
+    let both: &[_] = &[("iommufd", "blocks", &*iommufd), ("VFIO containers", "blocks", &*type1)];
+    complains(&check(&host, "strait", "")?, both);
+    // What either says to do mends it, and what it promises holds.
+    host.bind(PLATFORM_DMA[0])?;
+    for (parameter, backend) in [(type1, "container"), (iommufd, "iommufd")] {
+        host.sh(&format!("echo Y > {parameter}"))?;
+        complains(&check(&host, "strait", "")?, &[]);
+        let run = format!("strait run --kernel /k/model --vfio-platform {}", PLATFORM_DMA[0]);
+        let plan = host.sh(&format!("{run} --dry-run"))?;
+        assert!(plan.contains(&format!("IOMMU: {backend}")), "{plan}");
+        host.sh(&format!("echo N > {parameter}"))?;
+    }
     drop(host);
 
     let host = Board::new().param("vfio_platform.reset_required=1").boot()?;
@@ -118,12 +139,13 @@ fn a_host_without_an_iommu() -> Story {
 #[test]
 fn a_person_without_permission() -> Story {
     let host = Board::new().boot()?;
-    host.sh("chmod 600 /dev/kvm /dev/vfio/vfio")?;
+    host.sh("chmod 600 /dev/kvm /dev/vfio/vfio /dev/iommu")?;
     let person = "probe as 1000 memlock=8388608 strait";
     complains(
         &check(&host, person, "")?,
         &[
             ("KVM", "blocks", "/dev/kvm"),
+            ("iommufd", "blocks", "/dev/iommu"),
             ("VFIO containers", "blocks", "/dev/vfio/vfio"),
             ("locked memory", "blocks", "ulimit -l"),
         ],
@@ -134,11 +156,14 @@ fn a_person_without_permission() -> Story {
     // A device that is bound, and belongs to root.
     host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
     let person = "probe as 1000 memlock=1073741824 strait";
-    complains(&check(&host, person, "")?, &[("VFIO groups", "blocks", "udev")]);
+    complains(&check(&host, person, "")?, &[("VFIO devices", "blocks", "udev")]);
     host.sh(&format!("strait device bind {}", PLATFORM_DMA[1]))?;
     host.sh(&format!("chown 1000 /dev/vfio/{}", host.group(PLATFORM_DMA[1])?))?;
-    complains(&check(&host, person, "")?, &[("VFIO groups", "degraded", "udev")]);
-    host.sh(&format!("chown 1000 /dev/vfio/{}", host.group(PLATFORM_DMA[0])?))?;
+    complains(&check(&host, person, "")?, &[("VFIO devices", "degraded", "udev")]);
+    // Its own file is enough where iommufd may be used.
+    host.sh("chmod 666 /dev/iommu && chmod 600 /dev/vfio/vfio")?;
+    complains(&check(&host, person, "")?, &[("VFIO devices", "blocks", "vfio-dev")]);
+    host.sh("chown 1000 /dev/vfio/devices/*")?;
     complains(&check(&host, person, "")?, &[]);
     Ok(())
 }

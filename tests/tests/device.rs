@@ -1,7 +1,9 @@
 //! `strait device`: the host's devices before a guest is involved, and `strait run --bind`.
 
 use serde_json::Value;
-use tests::harness::{AMBA_DMA, Board, Failure, Host, Launch, PLATFORM_DMA, Story, payload};
+use tests::harness::{
+    AMBA_DMA, BACKENDS, Board, Failure, Host, Launch, PLATFORM_DMA, Story, payload,
+};
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
@@ -66,7 +68,25 @@ fn all_that_is_known_of_a_device_is_shown() -> Story {
     assert!(unbound["host_node"].as_str().is_some_and(|node| node.contains("\"arm,pl330\"")));
 
     host.sh(&format!("strait device bind {name}"))?;
-    let bound = json(&host, &format!("device show {name}"))?;
+    let mut sheets = Vec::new();
+    for backend in BACKENDS {
+        let sheet = json(&host, &format!("device show {name} --iommu {backend}"))?;
+        assert_eq!((&sheet["iommu"]["backend"], &sheet["reason"]), (&backend.into(), &Value::Null));
+        sheets.push(sheet);
+    }
+    // Which IOVAs there are, both say alike; the page sizes are the container's to know.
+    let (alignment, ranges) =
+        (&sheets[0]["iommu"]["alignment"], &sheets[0]["iommu"]["iova_ranges"]);
+    assert_eq!((alignment, ranges[0]["end"].as_u64()), (&4096.into(), Some(0x7ff_ffff)));
+    assert_eq!(
+        (alignment, ranges),
+        (&sheets[1]["iommu"]["alignment"], &sheets[1]["iommu"]["iova_ranges"])
+    );
+    assert!(sheets[0]["iommu"]["page_sizes"].is_null(), "{}", sheets[0]);
+    let text = host.sh(&format!("strait device show {name}"))?;
+    assert!(text.contains("IOMMU (iommufd):\n  pages of 4K and larger"), "{text}");
+
+    let bound = &sheets[1];
     assert_eq!(bound["vfio"]["regions"][0]["size"], 4096);
     let interrupts = bound["vfio"]["interrupts"].as_array().map(Vec::as_slice);
     assert_eq!(interrupts.map(<[Value]>::len), Some(9));
@@ -159,16 +179,25 @@ fn a_device_in_use_is_left_to_its_user() -> Story {
     let host = Board::new().boot()?;
     let name = AMBA_DMA[0];
     host.sh(&format!("strait device bind {name}"))?;
-    let mut guest = host.guest(&format!("--vfio-platform {name}"))?;
-    // Without a look beforehand the kernel would wait for the guest's end.
-    let answer = host.run(&format!("strait device unbind {name}"))?;
-    assert_eq!(answer.status, 1);
-    assert!(answer.errors.contains("another process uses"), "{}", answer.errors);
-    assert!(answer.errors.contains("fuser"), "{}", answer.errors);
-    let tested = host.run(&format!("strait device test {name}"))?;
-    assert!(tested.status == 1 && tested.errors.contains("another process uses"));
-    guest.sh("true")?;
-    assert_eq!(guest.power_off()?, 0);
+    for backend in BACKENDS {
+        let mut guest = host.guest(&format!("--vfio-platform {name} --iommu {backend}"))?;
+        // Without a look beforehand the kernel would wait for the guest's end.
+        let answer = host.run(&format!("strait device unbind {name}"))?;
+        assert_eq!(answer.status, 1);
+        assert!(answer.errors.contains("another process uses"), "{}", answer.errors);
+        assert!(answer.errors.contains("fuser"), "{}", answer.errors);
+        if backend == "iommufd" {
+            // Nor is it taken where the kernel has no files of groups.
+            let group = format!("/dev/vfio/{}", host.group(name)?);
+            let unbind = format!("strait device unbind {name}");
+            let again = host.run(&format!("mv {group} /away; {unbind}; mv /away {group}"))?;
+            assert!(again.errors.contains("uses /dev/vfio/devices/vfio"), "{}", again.errors);
+        }
+        let tested = host.run(&format!("strait device test {name}"))?;
+        assert!(tested.status == 1 && tested.errors.contains("another process uses"));
+        guest.sh("true")?;
+        assert_eq!(guest.power_off()?, 0);
+    }
     host.sh(&format!("strait device unbind {name}"))?;
     assert_eq!(host.driver(name)?.as_deref(), Some("dma-pl330"));
     Ok(())
@@ -239,10 +268,12 @@ fn passed(verdict: &Value) {
 #[test]
 fn a_controller_passes_its_test_on_either_bus() -> Story {
     let host = Board::new().boot()?;
-    for name in [PLATFORM_DMA[1], AMBA_DMA[1]] {
+    for (name, backend) in [PLATFORM_DMA[1], AMBA_DMA[1]].into_iter().zip(BACKENDS) {
         let before = host.sh("dmesg | grep -c 'event 0x10 received' || true")?;
         host.sh(&format!("strait device bind {name}"))?;
-        passed(&json(&host, &format!("device test {name}"))?);
+        let verdict = json(&host, &format!("device test {name} --iommu {backend}"))?;
+        assert_eq!(verdict["iommu"], backend, "{verdict}");
+        passed(&verdict);
         // The host's SMMU has reported what wasn't mapped.
         let after = host.sh("dmesg | grep -c 'event 0x10 received'")?;
         assert_ne!(before, after);
@@ -271,16 +302,18 @@ fn a_controller_that_loses_interrupts_fails_its_test() -> Story {
 fn other_devices_get_the_general_test() -> Story {
     let host = Board::new().uart().boot()?;
     host.sh(&format!("strait device bind {UART}"))?;
-    let verdict = json(&host, &format!("device test {UART}"))?;
-    assert_eq!((&verdict["test"], &verdict["passed"]), (&"general".into(), &true.into()));
-    let checks: Vec<&str> = verdict["checks"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|check| check["what"].as_str())
-        .collect();
-    for wanted in ["region 0", "interrupts pending", "4 KiB", "2 MiB", "1 GiB"] {
-        assert!(checks.iter().any(|check| check.contains(wanted)), "no {wanted}: {checks:?}");
+    for backend in BACKENDS {
+        let verdict = json(&host, &format!("device test {UART} --iommu {backend}"))?;
+        assert_eq!((&verdict["test"], &verdict["passed"]), (&"general".into(), &true.into()));
+        let checks: Vec<&str> = verdict["checks"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|check| check["what"].as_str())
+            .collect();
+        for wanted in ["region 0", "interrupts pending", "4 KiB", "2 MiB", "1 GiB"] {
+            assert!(checks.iter().any(|check| check.contains(wanted)), "no {wanted}: {checks:?}");
+        }
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Wrong uses: each is an error of three parts (what failed, on what, what to do), and the host
 //! stays as it was.
 
-use tests::harness::{AMBA_DMA, Board, Failure, Host, PLATFORM_DMA, Story, payload};
+use tests::harness::{AMBA_DMA, BACKENDS, Board, Failure, Host, PLATFORM_DMA, Story, payload};
 
 /// A wrong use and its answer.
 struct Wrong<'a> {
@@ -112,14 +112,22 @@ fn groups_that_can_t_be_used() -> Story {
     Wrong { arguments: larger, status: 1, error, help: &["memory"] }.is_refused_on(&host)?;
     host.sh(&format!("umount {group}/reserved_regions"))?;
 
-    let other =
-        host.strait(&format!("run --kernel /k/spin --vfio-platform {device} --stats /tmp/stats"))?;
-    host.until("[ -n \"$(ls /sys/kernel/debug/kvm | grep -- -)\" ]")?;
-    host.until("grep -q vfio-irq /proc/interrupts")?;
-    let error = &[device, "another process uses"];
-    Wrong { arguments, status: 1, error, help: &["fuser"] }.is_refused_on(&host)?;
-    other.signal(15)?;
-    assert_eq!(other.exit_status()?, 128 + 15);
+    // Whichever way the one has it, and whichever the other would.
+    for theirs in BACKENDS {
+        let other = host.strait(&format!(
+            "run --kernel /k/spin --vfio-platform {device} --iommu {theirs} --stats /tmp/stats"
+        ))?;
+        host.until("[ -n \"$(ls /sys/kernel/debug/kvm | grep -- -)\" ]")?;
+        host.until("grep -q vfio-irq /proc/interrupts")?;
+        for ours in BACKENDS {
+            let arguments = &format!("{arguments} --iommu {ours}");
+            let error = &[device, "another process uses"];
+            let help = &["fuser", "/dev/vfio/devices/vfio"];
+            Wrong { arguments, status: 1, error, help }.is_refused_on(&host)?;
+        }
+        other.signal(15)?;
+        assert_eq!(other.exit_status()?, 128 + 15);
+    }
     Ok(())
 }
 
@@ -151,6 +159,42 @@ fn a_person_without_permission() -> Story {
         .is_refused_by(&host, "probe as 1000 memlock=8388608 strait")?;
     // With what the helps say to do, it works.
     host.sh(&format!("probe as 1000 memlock=1073741824 strait run {arguments}"))?;
+
+    // The same through iommufd, for which that permits nothing.
+    let arguments = &format!("{arguments} --iommu iommufd");
+    for node in ["/dev/iommu", "/dev/vfio/devices/vfio0"] {
+        let error = &[device, "user 1000 may not open", node];
+        Wrong { arguments, status: 1, error, help: &["chown 1000", node] }
+            .is_refused_by(&host, "probe as 1000 strait")?;
+        host.sh(&format!("chown 1000 {node}"))?;
+    }
+    let error = &["RLIMIT_MEMLOCK"];
+    Wrong { arguments, status: 1, error, help: &["ulimit -l"] }
+        .is_refused_by(&host, "probe as 1000 memlock=8388608 strait")?;
+    host.sh(&format!("probe as 1000 memlock=1073741824 strait run {arguments}"))?;
+    Ok(())
+}
+
+#[test]
+fn a_host_without_what_was_asked_for() -> Story {
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    let device = PLATFORM_DMA[0];
+    host.bind(device)?;
+    let arguments = &format!("--kernel /k/off --vfio-platform {device}");
+    let cases: [(&str, &str, &str); 4] = [
+        ("iommufd", "/dev/iommu", "CONFIG_IOMMUFD"),
+        ("iommufd", "/dev/vfio/devices/vfio0", "mknod /dev/vfio/devices/vfio0 c "),
+        ("container", "/dev/vfio/vfio", "CONFIG_VFIO_CONTAINER"),
+        ("container", &format!("/dev/vfio/{}", host.group(device)?), "mknod /dev/vfio/"),
+    ];
+    for (backend, node, help) in cases {
+        host.sh(&format!("mv {node} /dev/away"))?;
+        let asked = &format!("{arguments} --iommu {backend}");
+        let error = &[device, "there is no", node];
+        Wrong { arguments: asked, status: 1, error, help: &[help] }.is_refused_on(&host)?;
+        // Who doesn't ask gets the other.
+        host.sh(&format!("strait run {arguments} && mv /dev/away {node}"))?;
+    }
     Ok(())
 }
 
@@ -160,12 +204,20 @@ fn a_host_that_isn_t_prepared() -> Story {
     let arguments = &format!("--kernel /k/off --vfio-platform {device}");
     let board = Board::new().file("k/off", payload::power_off());
 
-    let host = board.clone().param("vfio_iommu_type1.allow_unsafe_interrupts=0").boot()?;
+    let host = board
+        .clone()
+        .param("vfio_iommu_type1.allow_unsafe_interrupts=0")
+        .param("iommufd.allow_unsafe_interrupts=0")
+        .boot()?;
     host.bind(device)?;
-    let parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
-    let help = &["echo Y >", parameter];
-    Wrong { arguments, status: 1, error: &[device, "interrupts"], help }.is_refused_on(&host)?;
-    host.sh(&format!("echo Y > {parameter} && strait run {arguments}"))?;
+    for (backend, module) in BACKENDS.iter().zip(["iommufd", "vfio_iommu_type1"]) {
+        let arguments = &format!("{arguments} --iommu {backend}");
+        let parameter = &format!("/sys/module/{module}/parameters/allow_unsafe_interrupts");
+        let help = &["echo Y >", parameter];
+        let error = &[device, "interrupts", module];
+        Wrong { arguments, status: 1, error, help }.is_refused_on(&host)?;
+        host.sh(&format!("echo Y > {parameter} && strait run {arguments}"))?;
+    }
     drop(host);
 
     let host = board.param("vfio_platform.reset_required=1").boot()?;

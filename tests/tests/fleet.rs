@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::harness::{
-    AMBA_DMA, Board, DmaTest, Failure, Guest, Host, Interrupts, Launch, PLATFORM_DMA, Story,
+    AMBA_DMA, BACKENDS, Board, DmaTest, Failure, Guest, Host, Interrupts, Launch, PLATFORM_DMA,
+    Story,
 };
 use tests::suite::SOAK;
 
@@ -15,6 +16,13 @@ const SIGUSR1: i32 = 10;
 fn duration() -> Duration {
     Duration::from_secs(if env::var_os(SOAK).is_some() { 600 } else { 30 })
 }
+
+/// How often each channel copies in a round of work.
+const COPIES: u32 = 25;
+
+/// How long a round may take, in seconds: more than dmatest waits if each copy of a channel is lost,
+/// 20 s each, so that it is dmatest that tells.
+const PATIENCE: u64 = 600;
 
 /// The statistics of a run, asked for now.
 fn statistics(host: &Host, guest: &mut Guest, file: &str) -> Result<Value, Failure> {
@@ -33,19 +41,20 @@ fn lines(statistics: &Value) -> &[Value] {
 /// A guest at work, and what it has done.
 struct Worker {
     guest: Guest,
+    backend: &'static str,
     file: String,
     before: Interrupts,
     copies: u64,
 }
 
 impl Worker {
-    fn hire(host: &Host, device: &str) -> Result<Self, Failure> {
+    fn hire(host: &Host, device: &str, backend: &'static str) -> Result<Self, Failure> {
         let file = format!("/tmp/{device}");
-        let arguments = format!("--bind --vfio-platform {device} --stats {file}");
+        let arguments = format!("--bind --vfio-platform {device} --iommu {backend} --stats {file}");
         let launch = Launch::model().memory("192M").with(&arguments);
-        let mut guest = host.launch(&launch)?;
+        let mut guest = host.launch(&launch)?.patience(PATIENCE);
         let before = guest.interrupts()?;
-        Ok(Self { guest, file, before, copies: 0 })
+        Ok(Self { guest, backend, file, before, copies: 0 })
     }
 
     /// Ends a round of work and checks that every copy was right.
@@ -61,6 +70,7 @@ impl Worker {
     /// were.
     fn settle(&mut self, host: &Host) -> Result<u64, Failure> {
         let report = statistics(host, &mut self.guest, &self.file)?;
+        assert_eq!(report["iommu"], self.backend);
         let lines = lines(&report);
         assert_eq!(lines.len(), 9, "{report:#}");
         let mut fired = 0;
@@ -84,9 +94,11 @@ impl Worker {
 fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
     let host = Board::new().boot()?;
     let devices = [PLATFORM_DMA, AMBA_DMA].concat();
-    let mut workers =
-        devices.iter().map(|device| Worker::hire(&host, device)).collect::<Result<Vec<_>, _>>()?;
-    let test = DmaTest { copies: 100, ..DmaTest::default() };
+    let backends = BACKENDS.iter().cycle();
+    let workers = devices.iter().zip(backends);
+    let workers = workers.map(|(device, backend)| Worker::hire(&host, device, backend));
+    let mut workers = workers.collect::<Result<Vec<_>, _>>()?;
+    let test = DmaTest { copies: COPIES, ..DmaTest::default() };
     let end = Instant::now() + duration();
     while Instant::now() < end {
         for worker in &mut workers {
@@ -106,6 +118,7 @@ fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
         let copies = worker.copies;
         assert!(handled <= copies + copies / 10 && handled * 2 > copies, "{handled} of {copies}");
         assert_eq!(fired, handled, "of {} copies", worker.copies);
+        println!("{}: {copies} copies, none failed; {handled} interrupts, none lost", worker.file);
     }
     for worker in workers {
         assert_eq!(worker.guest.power_off()?, 0);
@@ -136,6 +149,41 @@ fn a_line_that_the_guest_never_handles_is_told_as_stuck() -> Story {
         assert_eq!(line["stuck"] == true, line["index"] == 3, "{line}");
     }
     assert!(guest.process().output().contains("interrupt 3 is stuck"));
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_line_that_nothing_will_unmask_is_told_as_lost() -> Story {
+    let host = Board::new().boot()?;
+    let arguments = format!("--bind --vfio-platform {} --stats /tmp/stats", PLATFORM_DMA[0]);
+    let mut guest = host.launch(&Launch::model().with(&arguments))?;
+    let test = DmaTest::default();
+    test.pass(&mut guest)?;
+    // As if the guest's end of the last interrupt had got lost: VFIO never heard of it.
+    let process = guest.pid()?;
+    host.sh(&format!("probe vfio mask {process} 3"))?;
+    let first = statistics(&host, &mut guest, "/tmp/stats")?;
+    assert_eq!(lines(&first).len(), 9);
+    for line in lines(&first) {
+        let expected = if line["index"] == 3 { "lost" } else { "idle" };
+        assert_eq!(
+            (&line["awaiting"], &line["stuck"]),
+            (&expected.into(), &false.into()),
+            "{line}"
+        );
+    }
+    host.sh("sleep 1.1")?;
+    let second = statistics(&host, &mut guest, "/tmp/stats")?;
+    for line in lines(&second) {
+        assert_eq!(line["stuck"] == true, line["index"] == 3, "{line}");
+    }
+    assert!(guest.process().output().contains("interrupt 3 is stuck: its signal has awaited Lost"));
+    // It was nothing else: unmasked, the line works, and is idle again.
+    host.sh(&format!("probe vfio unmask {process} 3"))?;
+    test.pass(&mut guest)?;
+    let third = statistics(&host, &mut guest, "/tmp/stats")?;
+    assert!(lines(&third).iter().all(|line| line["awaiting"] == "idle"), "{third:#}");
     assert_eq!(guest.power_off()?, 0);
     Ok(())
 }

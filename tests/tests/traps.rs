@@ -1,5 +1,6 @@
 //! Registers that aren't mapped into the guest: every access traps, and goes to the device.
 
+use tests::harness::payload::{self, Access};
 use tests::harness::{Board, DmaTest, Failure, Guest, PLATFORM_DMA, Story};
 
 /// Where the first assigned device is in the guest.
@@ -68,5 +69,71 @@ fn accesses_of_every_size_at_every_place_have_a_defined_result() -> Story {
     assert_eq!(mapped, trapped);
     assert_eq!(mapped.get(..5), Some(&[0x30, 0x30, 0x30, 0x13, 0xb1][..]));
     assert_eq!(mapped.last(), Some(&0x13_0000_0030));
+    Ok(())
+}
+
+#[test]
+fn accesses_that_no_register_takes_do_nothing() -> Story {
+    let base = u32::try_from(BASE).expect("below 4 GiB");
+    let read =
+        |offset: u32, bytes, expected| Access::Read { address: base + offset, bytes, expected };
+    let write = |offset: u32, bytes| Access::Write { address: base + offset, bytes };
+    // INTEN is at 0x20; at 0xfe0 begins the identification, 0x30, 0x13, 0x24, a word each.
+    let accesses = [
+        read(0xfe0, 4, 0x30),
+        // Misaligned.
+        read(0xfe1, 2, 0),
+        read(0xfe1, 4, 0),
+        read(0xfe2, 4, 0),
+        read(0xfe4, 8, 0),
+        read(0xfe3, 8, 0),
+        write(0x1f, 2),
+        write(0x1d, 4),
+        write(0x1e, 4),
+        write(0x1c, 8),
+        read(0x20, 4, 0),
+        // Across the end.
+        read(0xfff, 2, 0),
+        read(0xffd, 4, 0),
+        read(0xffc, 8, 0),
+        write(0xffe, 4),
+        write(0xff9, 8),
+        read(0xffc, 4, 0xb1),
+        // Across the beginning.
+        Access::Read { address: base - 2, bytes: 4, expected: 0 },
+        Access::Write { address: base - 4, bytes: 8 },
+        // And what a register does take.
+        write(0x20, 4),
+        read(0x20, 4, u32::MAX),
+        write(0xfe0, 1),
+        read(0xfe0, 1, 0x30),
+    ];
+    let wrong = [read(0xfe0, 4, 0x31)];
+    let host = Board::new()
+        .file("k/accesses", payload::access_as_memory(&accesses))
+        .file("k/wrong", payload::access_as_memory(&wrong))
+        .boot()?;
+    let name = PLATFORM_DMA[0];
+    host.bind(name)?;
+    let run = |kernel: &str| {
+        host.strait(&format!(
+            "run --kernel /k/{kernel} --vfio-platform {name},mmap=off --stats /tmp/stats"
+        ))
+    };
+    let process = run("accesses")?;
+    assert_eq!(process.exit_status()?, 0, "{}", process.output());
+    let said = process.output();
+    assert_eq!(said.matches("a guest's access is ignored").count(), 1, "{said}");
+    assert!(said.contains("an access of 2 bytes at 0xfe1 is none that registers take"), "{said}");
+    // Every one of them came here.
+    let stats: serde_json::Value =
+        serde_json::from_str(&host.sh("cat /tmp/stats")?).expect("statistics are JSON");
+    let count = |device: &str| {
+        let count = |what: &str| stats["devices"][device][what].as_u64().unwrap_or_default();
+        count("reads") + count("writes")
+    };
+    assert_eq!(count(name) + count("unassigned"), accesses.len() as u64, "{stats:#}");
+    // That the payload tells when it finds something else.
+    assert_eq!(run("wrong")?.exit_status()?, 3);
     Ok(())
 }

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::ops::Range;
-use std::sync::Arc;
 
 use arch::gic::Gic;
 use arch::{GuestRam, Vm, layout};
@@ -14,11 +13,11 @@ use devices::bus::Bus;
 use devices::irq::{Spi, Trigger};
 use devices::vfio::assign::{self, Assignment};
 use devices::vfio::host::Host;
-use devices::vfio::iommu::{Iommu, MapError};
+use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
 use devices::vfio::memlock::Memlock;
 use devices::vfio::node::Account;
 use devices::vfio::pci::PciFunction;
-use devices::vfio::platform::PlatformDevice;
+use devices::vfio::platform::{self, PlatformDevice};
 use devices::vfio::region::host_page_size;
 
 use crate::cli::{PciOptions, PlatformOptions, RegionAddress, Size};
@@ -48,8 +47,8 @@ pub struct Placed {
 }
 
 impl Assigned {
-    /// Opens the devices and PCI functions, checks that `ram` can be mapped for them, and gives the
-    /// devices places.
+    /// Opens the devices and PCI functions by this way to the IOMMU, checks that `ram` can be mapped
+    /// for them, and gives the devices places.
     ///
     /// # Errors
     ///
@@ -57,6 +56,7 @@ impl Assigned {
     pub fn plan(
         wanted: &[PlatformOptions],
         functions: &[PciOptions],
+        options: IommuOptions,
         ram: Ram,
         places: &mut Places,
     ) -> Result<Self, Error> {
@@ -64,13 +64,13 @@ impl Assigned {
             return Ok(Self::default());
         }
         let host = Host::default();
-        let names = wanted.iter().map(|options| options.name.as_str());
-        let names: Vec<&str> = names.chain(functions.iter().map(|f| f.name.as_str())).collect();
-        let assignments = assign::preflight(&host, &names)?;
+        let which = wanted.iter().map(|device| &device.which);
+        let which = which.chain(functions.iter().map(|function| &function.which));
+        let assignments = assign::preflight(&host, which)?;
         let (described, enumerated) = assignments.split_at(wanted.len().min(assignments.len()));
         described.iter().try_for_each(|assignment| assignment.check_bus(false))?;
         enumerated.iter().try_for_each(|assignment| assignment.check_bus(true))?;
-        let iommu = Iommu::open(&host, &assignments)?;
+        let iommu = Iommu::open(&host, &assignments, options)?;
         iommu.windows().check(ram.base, ram.size)?;
         Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
         check_available(ram.size, available_memory())?;
@@ -97,6 +97,11 @@ impl Assigned {
     /// The devices in the order given.
     pub fn devices(&self) -> &[Placed] {
         &self.devices
+    }
+
+    /// The way to the IOMMU; `None` without devices.
+    pub fn backend(&self) -> Option<Backend> {
+        self.iommu.as_ref().map(Iommu::backend)
     }
 
     /// Their nodes.
@@ -137,8 +142,8 @@ impl Assigned {
         // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
         // affected by what is written into it.
         unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
-        for (_, group) in iommu.groups() {
-            vm.add_vfio_file(group)?;
+        for file in iommu.files() {
+            vm.add_vfio_file(file)?;
         }
         for placed in &mut self.devices {
             // SAFETY: the run drops `self` only after all vCPU threads are gone.
@@ -232,8 +237,11 @@ fn open_devices(
     wanted: &[PlatformOptions],
 ) -> Result<Vec<PlatformDevice>, Error> {
     let tree = HostTree::system()?;
-    let opened = assignments.iter().zip(wanted).map(|(assignment, options)| {
-        Ok(PlatformDevice::open(iommu, &tree, assignment, options.device.clone())?)
+    let nodes = assignments.iter().zip(wanted.iter().map(|options| &options.device.node));
+    let drafts = platform::drafts(&tree, &nodes.collect::<Vec<_>>())?;
+    let opened = assignments.iter().zip(wanted).zip(drafts);
+    let opened = opened.map(|((assignment, options), draft)| {
+        Ok(PlatformDevice::open(iommu, assignment, draft, options.device.clone())?)
     });
     opened.collect()
 }
@@ -246,7 +254,7 @@ fn open_functions(
 ) -> Result<Functions, Error> {
     let mut functions = Functions::default();
     for (assignment, options) in assignments.iter().zip(wanted) {
-        let (name, calls) = (assignment.name(), Arc::new(iommu.open_device(assignment)?));
+        let (name, calls) = (assignment.name(), iommu.open_device(assignment)?);
         let function = PciFunction::open(calls, name, options.function, host_page_size())?;
         functions.add(name, function, options.address);
     }

@@ -7,6 +7,7 @@ use arch::layout;
 use boot::fdt::{self, Node};
 use devices::irq::Trigger;
 use devices::pci::Intx;
+use devices::vfio::iommu::Backend;
 use devices::vfio::node::{Account, Fate};
 use serde::Serialize;
 
@@ -31,6 +32,8 @@ pub struct Description {
     cmdline: String,
     memory_map: Vec<Place>,
     interrupts: Vec<Interrupt>,
+    /// The way to the IOMMU, where there are assigned devices.
+    iommu: Option<&'static str>,
     devices: Vec<Device>,
     pci: Option<PciHost>,
     device_tree: String,
@@ -121,6 +124,7 @@ impl Description {
             cmdline: plan.cmdline.as_str().to_owned(),
             memory_map: memory_map(plan, core),
             interrupts: interrupts(plan),
+            iommu: plan.assigned.backend().map(Backend::name),
             pci: core.pci.as_ref().map(|_| PciHost::of(plan, core)),
             devices: devices.iter().map(|placed| Device::of(placed, tree)).collect(),
             device_tree: fdt::to_dts(tree),
@@ -180,6 +184,10 @@ impl Property {
     fn of(account: &Account) -> Self {
         let (fate, reason) = match &account.fate {
             Fate::Kept => ("kept", None),
+            Fate::Linked(devices) => (
+                "kept",
+                Some(format!("it refers to {}, which the guest has too", devices.join(", "))),
+            ),
             Fate::Rewritten => ("rewritten", None),
             Fate::Made => ("made", None),
             Fate::Dropped(reason) => ("dropped", Some(reason.to_string())),
@@ -280,6 +288,9 @@ impl Display for Description {
         for Interrupt { spi, what, trigger } in &self.interrupts {
             writeln!(f, "  SPI {spi:<3}  {what}, {}", signalling(trigger))?;
         }
+        if let Some(iommu) = self.iommu {
+            writeln!(f, "\nIOMMU: {iommu}")?;
+        }
         self.devices.iter().try_for_each(|device| write!(f, "\n{device}"))?;
         self.pci.iter().try_for_each(|host| write!(f, "\n{host}"))?;
         write!(f, "\ndevice tree:\n{}", self.device_tree)
@@ -314,15 +325,16 @@ impl Display for Device {
         }
         writeln!(f, "  of the host's node:")?;
         for fate in ["kept", "rewritten", "made"] {
-            let paths = self.properties.iter().filter(|property| property.fate == fate);
+            let plain = self.properties.iter().filter(|property| property.reason.is_none());
+            let paths = plain.filter(|property| property.fate == fate);
             let paths: Vec<&str> = paths.map(|property| property.path.as_str()).collect();
             if !paths.is_empty() {
                 writeln!(f, "    {fate:<10}{}", paths.join(" "))?;
             }
         }
-        for Property { path, reason, .. } in &self.properties {
+        for Property { path, fate, reason } in &self.properties {
             if let Some(reason) = reason {
-                writeln!(f, "    {:<10}{path}: {reason}", "dropped")?;
+                writeln!(f, "    {fate:<10}{path}: {reason}")?;
             }
         }
         writeln!(f, "  the guest's node:")?;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use arch::gic::{self, Gic};
+use arch::gic::{self, Gic, Version};
 use arch::{Vm, layout};
 use boot::fdt::Node;
 use devices::bus::Bus;
@@ -98,10 +98,12 @@ impl PciPlan {
 
 /// What a guest whose controller takes no messages has of PCI functions.
 pub fn without_messages(gic: &Gic) -> String {
-    let version = gic.version();
+    let why = match gic.version() {
+        Version::V2 => "a GICv2 takes",
+        Version::V3 => "without an ITS, which this host's KVM lacks, a GICv3 takes",
+    };
     format!(
-        "{version} without ITS takes no message-signalled interrupts: PCI functions have their \
-         interrupt pins only"
+        "{why} no message-signalled interrupts: PCI functions signal by their interrupt pins only"
     )
 }
 

@@ -82,7 +82,8 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     if !options.vfio_pci.is_empty() {
         places.take_pci();
     }
-    let assigned = Assigned::plan(&options.vfio_platform, &options.vfio_pci, ram, &mut places)?;
+    let assigned =
+        Assigned::plan(&options.vfio_platform, &options.vfio_pci, options.iommu, ram, &mut places)?;
     let pci = PciPlan::new(assigned.functions().newcomers(), &mut places)?;
     Ok(MachinePlan {
         cpus: options.cpus,

@@ -79,7 +79,8 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     let bus = Arc::new(board.bus);
     let recorder = options.stats.as_deref().map(|path| {
         let watched = (plan.assigned.wires(), plan.assigned.functions().watch());
-        Arc::new(Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), watched))
+        let recorder = Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), watched);
+        Arc::new(recorder.through(plan.assigned.backend()))
     });
     let run = Arc::new(Run {
         bus,

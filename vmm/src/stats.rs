@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use arch::stats::Counters;
 use arch::{Vcpu, Vm};
 use devices::bus::Bus;
+use devices::vfio::iommu::Backend;
 use serde::Serialize;
 
 use crate::ending::Ending;
@@ -57,6 +58,7 @@ pub struct Recorder {
     bus: Arc<Bus>,
     event_loop_wakeups: AtomicU64,
     interrupts: Lines,
+    iommu: Option<Backend>,
     functions: Watch,
     kvm: KvmCounters,
 }
@@ -77,6 +79,8 @@ struct Report<'a> {
     exits: BTreeMap<&'static str, u64>,
     devices: BTreeMap<String, DeviceAccesses>,
     event_loop_wakeups: u64,
+    /// The way to the IOMMU, where there are assigned devices.
+    iommu: Option<&'static str>,
     /// The lines of assigned devices.
     interrupts: Vec<lines::Report>,
     /// The interrupts of assigned PCI functions.
@@ -115,9 +119,15 @@ impl Recorder {
             bus,
             event_loop_wakeups: AtomicU64::new(0),
             interrupts: Lines::new(wires),
+            iommu: None,
             functions,
             kvm: KvmCounters::open(vm, vcpus),
         }
+    }
+
+    /// The way by which assigned devices reach memory.
+    pub fn through(self, iommu: Option<Backend>) -> Self {
+        Self { iommu, ..self }
     }
 
     /// Where vCPU `index` counts its exits.
@@ -178,6 +188,7 @@ impl Recorder {
                 .map(|a| (a.name, DeviceAccesses { reads: a.reads, writes: a.writes }))
                 .collect(),
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
+            iommu: self.iommu.map(Backend::name),
             interrupts: self.interrupts.report(),
             pci_interrupts: self.functions.report(),
             kvm: self.kvm.report(),

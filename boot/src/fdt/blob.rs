@@ -52,10 +52,13 @@ impl BlobError {
             ),
             Self::UnknownLabel { .. }
             | Self::DuplicateLabel { .. }
-            | Self::DuplicatePhandle { .. }
-            | Self::DuplicateChild { .. } => {
+            | Self::DuplicatePhandle { .. } => {
                 Some("strait run --dry-run shows the tree with its labels".to_owned())
             }
+            Self::DuplicateChild { .. } => Some(
+                "--vfio-platform NAME,node-name=N gives an assigned device's node another name"
+                    .to_owned(),
+            ),
             Self::Nul { .. } | Self::TooDeep { .. } | Self::Phandle { .. } | Self::TooLarge => None,
         }
     }

@@ -36,6 +36,45 @@ impl Memlock {
             _ => Ok(()),
         }
     }
+
+    /// Checks that `ram` bytes may be pinned where the limit counts, beside `others` that this user's
+    /// other processes have pinned.
+    ///
+    /// # Errors
+    ///
+    /// If not.
+    pub fn check_beside(self, ram: u64, others: u64) -> Result<(), UserMemlockTooLow> {
+        match self.limit {
+            Some(limit) if !self.exempt && limit < ram.saturating_add(others) => {
+                // SAFETY: takes nothing and never fails.
+                let uid = unsafe { libc::getuid() };
+                Err(UserMemlockTooLow { ram, limit, others, uid })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How many bytes the other processes of this user have pinned, as far as `/proc` shows them (VmPin
+/// of `/proc/PID/status`, Documentation/filesystems/proc.rst).
+#[cold]
+pub fn pinned_by_others() -> u64 {
+    // SAFETY: takes nothing and never fails.
+    let uid = unsafe { libc::getuid() };
+    let own = std::process::id().to_string();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let others = processes.filter(|entry| entry.file_name() != *own);
+    let statuses = others.filter_map(|entry| fs::read_to_string(entry.path().join("status")).ok());
+    statuses.filter_map(|status| pinned_by(uid, &status)).fold(0, u64::saturating_add)
+}
+
+/// What a process has pinned, in bytes, if it is this user's (by its real id, which counts).
+fn pinned_by(uid: libc::uid_t, status: &str) -> Option<u64> {
+    let field = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value?.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    (field("Uid") == Some(uid.into())).then(|| field("VmPin"))??.checked_mul(1024)
 }
 
 /// Whether `/proc/PID/status` shows `CAP_IPC_LOCK` among the effective capabilities.
@@ -70,6 +109,35 @@ impl MemlockTooLow {
              --memlock=unlimited, or LimitMEMLOCK=infinity in a systemd unit",
             self.ram.div_ceil(1 << 10)
         )
+    }
+}
+
+/// The limit is lower than what must be pinned together with what others of the user's processes have
+/// pinned: iommufd counts by user (`incr_user_locked_vm` in the kernel).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the guest's RAM ({} KiB) can't be pinned for DMA: user {uid} may pin {} KiB in all of their \
+     processes (RLIMIT_MEMLOCK), and others have pinned {} KiB",
+    ram >> 10,
+    limit >> 10,
+    others >> 10
+)]
+pub struct UserMemlockTooLow {
+    /// The size of the guest's RAM in bytes.
+    pub ram: u64,
+    /// The limit in bytes.
+    pub limit: u64,
+    /// What others have pinned, in bytes.
+    pub others: u64,
+    /// The user.
+    pub uid: libc::uid_t,
+}
+
+impl UserMemlockTooLow {
+    /// What mends it.
+    pub fn help(&self) -> String {
+        let ram = self.ram.saturating_add(self.others);
+        MemlockTooLow { ram, limit: self.limit }.help()
     }
 }
 
@@ -112,5 +180,30 @@ mod tests {
         for (status, has) in cases {
             assert_eq!(has_ipc_lock(status), has, "{status:?}");
         }
+    }
+
+    #[test]
+    fn what_a_user_s_other_processes_have_pinned_counts_too() {
+        let memlock = Memlock { limit: Some(384 << 20), exempt: false };
+        memlock.check_beside(256 << 20, 128 << 20).unwrap();
+        Memlock { exempt: true, ..memlock }.check_beside(1 << 30, 0).unwrap();
+        let error = memlock.check_beside(256 << 20, 256 << 20).unwrap_err();
+        let text = format!(
+            "the guest's RAM (262144 KiB) can't be pinned for DMA: user {} may pin 393216 KiB in \
+             all of their processes (RLIMIT_MEMLOCK), and others have pinned 262144 KiB",
+            error.uid
+        );
+        assert_eq!(error.to_string(), text);
+        assert!(error.help().starts_with("ulimit -l 524288 "), "{}", error.help());
+    }
+
+    #[test]
+    fn pinned_memory_is_counted_by_user() {
+        let status = "Name:\tstrait\nUid:\t1000\t0\t0\t0\nVmLck:\t  8 kB\nVmPin:\t  262144 kB\n";
+        assert_eq!(pinned_by(1000, status), Some(256 << 20));
+        assert_eq!(pinned_by(0, status), None);
+        // A thread of the kernel has no memory.
+        assert_eq!(pinned_by(0, "Name:\tkthreadd\nUid:\t0\t0\t0\t0\n"), None);
+        assert_eq!(pinned_by(0, ""), None);
     }
 }

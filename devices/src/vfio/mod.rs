@@ -3,7 +3,7 @@
 //! In the order in which a machine comes to be:
 //!
 //! 1. [`assign`] looks at [`host`] and decides whether the devices can be assigned.
-//! 2. [`iommu`] opens a container and attaches the devices' groups.
+//! 2. [`iommu`] opens the way to the IOMMU, iommufd or a container, and attaches the devices.
 //! 3. [`platform`] opens each device; the machine is now fully known and can be planned.
 //! 4. [`platform::PlatformDevice::quiesce`] stops what a device was doing, then
 //!    [`iommu::Iommu::map`] lets it reach the guest's RAM.
@@ -19,6 +19,7 @@ pub mod iommu;
 pub mod irq;
 pub mod memlock;
 pub mod node;
+pub mod passed;
 pub mod pci;
 pub mod platform;
 pub mod region;

@@ -4,13 +4,14 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use boot::fdt::host::{HostNode, HostTree};
 use boot::fdt::{Node, from_blob};
 use devices::irq::{Spi, Trigger};
 use devices::vfio::bindings;
-use devices::vfio::node::{Draft, GuestNodes, NodeError, NodeOptions};
+use devices::vfio::node::{Copies, Draft, Given, GuestNodes, NodeError, NodeOptions};
 
 /// The rate in Hz that clocks get whose rates nobody knows.
 pub const SOME_RATE: u32 = 100_000_000;
@@ -62,40 +63,52 @@ fn write(node: &Node, directory: &Path) {
     }
 }
 
-/// What a guest gets of a device, with places for all that the device has.
-pub fn guest_nodes(tree: &HostTree, host: &HostNode, device: &str) -> GuestNodes {
+/// A device: its node, and what sysfs calls it.
+pub type Device<'a> = (&'a HostNode, &'a str);
+
+/// What a guest gets of devices that it is given together, with places for all that they have.
+pub fn guest_nodes(tree: &HostTree, devices: &[Device<'_>]) -> Vec<GuestNodes> {
     let rates = PathBuf::from("/nonexistent");
-    let mut options = NodeOptions { rates, ..NodeOptions::default() };
-    let draft = |options: &NodeOptions| {
-        let mut draft = Draft::of(tree, host, device, options).unwrap();
+    let options = NodeOptions { rates, ..NodeOptions::default() };
+    let given = devices.iter().map(|(node, name)| Given { node, name, options: &options });
+    let given: Vec<Given<'_>> = given.collect();
+    let copies = Arc::new(Copies::of(tree, &given).unwrap());
+    let (mut gpa, mut spi) = (0x0c00_0000_u64, 64);
+    let mut nodes = Vec::new();
+    for given in &given {
+        let draft = refined(tree, &copies, given);
+        let cells = tree.bus_cells(given.node).unwrap();
+        let reg = given.node.reg(cells).unwrap_or_default();
+        let mut regions = Vec::new();
+        for size in reg.iter().map(|range| range.end - range.start) {
+            regions.push((gpa, size));
+            gpa += size.max(1).next_multiple_of(0x1_0000);
+        }
+        let count = interrupts(tree, given.node);
+        let irqs: Vec<_> = (spi..spi + count).map(|n| (Spi(n), Trigger::Level)).collect();
+        spi += count;
+        nodes.push(draft.finish(&regions, &irqs));
+    }
+    nodes
+}
+
+/// A device's draft, with rates for the clocks that lack them, as the help says.
+fn refined(tree: &HostTree, copies: &Arc<Copies>, given: &Given<'_>) -> Draft {
+    let mut options = given.options.clone();
+    for _ in 0..2 {
+        let mut draft = Draft::of(tree, copies, given).unwrap();
         if let Some(binding) = bindings::find(&draft.compatible) {
             binding.refine(&mut draft);
         }
-        draft.apply(options).and_then(|()| draft.check()).map(|()| draft)
-    };
-    let draft = match draft(&options) {
-        Ok(draft) => draft,
-        Err(NodeError::UnknownRates { clocks }) => {
-            // As the help says.
-            let rates = clocks.into_iter().map(|clock| (clock, SOME_RATE));
-            options.clock_rates = rates.collect();
-            draft(&options).unwrap_or_else(|error| panic!("{device}: {error}"))
+        match draft.apply(&options).and_then(|()| draft.check()) {
+            Ok(()) => return draft,
+            Err(NodeError::UnknownRates { clocks }) => {
+                options.clock_rates = clocks.into_iter().map(|clock| (clock, SOME_RATE)).collect();
+            }
+            Err(error) => panic!("{}: {error}", given.name),
         }
-        Err(error) => panic!("{device}: {error}"),
-    };
-    let cells = tree.bus_cells(host).unwrap();
-    let reg = host.reg(cells).unwrap_or_default();
-    let sizes = reg.iter().map(|range| range.end - range.start);
-    let mut next = 0x0c00_0000_u64;
-    let regions: Vec<(u64, u64)> = sizes
-        .map(|size| {
-            let gpa = next;
-            next += size.max(1).next_multiple_of(0x1_0000);
-            (gpa, size)
-        })
-        .collect();
-    let irqs: Vec<_> = (0..interrupts(tree, host)).map(|n| (Spi(64 + n), Trigger::Level)).collect();
-    draft.finish(&regions, &irqs)
+    }
+    panic!("{}: the rates that it lacks aren't those that it asks for", given.name)
 }
 
 /// How many interrupts a device has.
@@ -119,9 +132,10 @@ fn interrupts(tree: &HostTree, host: &HostNode) -> u32 {
     (cells / usize::try_from(each.max(1)).unwrap()).try_into().unwrap()
 }
 
-/// A guest's tree with nothing but this device in it.
-pub fn guest_tree(nodes: GuestNodes) -> Node {
-    let clocks = Node::new("clocks").label("clocks").with_children(nodes.clocks);
+/// A guest's tree with nothing but these devices in it.
+pub fn guest_tree(nodes: &[GuestNodes]) -> Node {
+    let clocks = nodes.iter().flat_map(|nodes| nodes.clocks.iter().cloned());
+    let clocks = Node::new("clocks").label("clocks").with_children(clocks);
     Node::new("")
         .u32("#address-cells", 2)
         .u32("#size-cells", 2)
@@ -136,7 +150,7 @@ pub fn guest_tree(nodes: GuestNodes) -> Node {
                 .reg([(0x0800_0000, 0x1_0000)]),
         )
         .child(clocks)
-        .child(nodes.device)
+        .with_children(nodes.iter().map(|nodes| nodes.device.clone()))
 }
 
 /// Runs dtc, which must be installed; what it made and what it said.

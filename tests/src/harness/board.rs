@@ -22,6 +22,7 @@ const BOOT: u64 = 90;
 /// What is given to the host's kernel unless a story says otherwise: platform devices without a
 /// reset driver may be assigned, and without interrupt remapping (they have no MSIs).
 const PARAMETERS: &str = "console=ttyAMA0 quiet panic=-1 vfio_platform.reset_required=0 \
+                          iommufd.allow_unsafe_interrupts=1 \
                           vfio_iommu_type1.allow_unsafe_interrupts=1";
 
 /// The modelled machine: QEMU's `virt` with EL2, an SMMUv3, and assignable devices behind it.

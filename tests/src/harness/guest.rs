@@ -20,6 +20,7 @@ pub struct Launch {
     action: String,
     cmdline: String,
     memory: String,
+    program: String,
     arguments: String,
 }
 
@@ -32,6 +33,7 @@ impl Launch {
             action: SHELL.into(),
             cmdline: String::new(),
             memory: "256M".into(),
+            program: "strait".into(),
             arguments: String::new(),
         }
     }
@@ -71,6 +73,13 @@ impl Launch {
         self
     }
 
+    /// How strait is run, such as by another user: the command before its arguments.
+    #[must_use]
+    pub fn program(mut self, command: &str) -> Self {
+        command.clone_into(&mut self.program);
+        self
+    }
+
     /// Adds to strait's arguments.
     #[must_use]
     pub fn with(mut self, arguments: &str) -> Self {
@@ -80,7 +89,7 @@ impl Launch {
 
     /// strait's arguments, as a shell takes them.
     pub fn arguments(&self) -> String {
-        let Self { kernel, initrd, action, cmdline, memory, arguments } = self;
+        let Self { kernel, initrd, action, cmdline, memory, program: _, arguments } = self;
         format!(
             "run --kernel {kernel} --initrd {initrd} --memory {memory} \
              --cmdline 'console=ttyS0 quiet strait.do={action}{cmdline}'{arguments}"
@@ -112,7 +121,7 @@ impl Host {
     /// It doesn't come up.
     pub fn launch(&self, launch: &Launch) -> Result<Guest, Failure> {
         let name = self.next_name("guest");
-        let command = format!("exec strait {} 2>&1", launch.arguments());
+        let command = format!("exec {} {} 2>&1", launch.program, launch.arguments());
         let mut process = self.start_as(&name, &command)?;
         process.wait_for(&format!("{READY}{}", launch.action))?;
         process.wait_for("\n")?;
@@ -198,6 +207,13 @@ impl Guest {
     pub fn power_off(self) -> Result<i32, Failure> {
         self.process.send("poweroff -f\n")?;
         self.process.exit_status()
+    }
+
+    /// Gives everything that is waited for from now on this many seconds.
+    #[must_use]
+    pub fn patience(mut self, seconds: u64) -> Self {
+        self.process = self.process.patience(seconds);
+        self
     }
 
     /// The strait that runs it.

@@ -14,10 +14,12 @@ struct Line {
 }
 
 impl Interrupts {
-    /// Reads the text of the file.
+    /// Reads the text of the file, before which a VMM may have said something on the same console.
     pub fn parse(text: &str) -> Self {
         let mut lines = text.lines();
-        let cpus = lines.next().map_or(0, |header| header.split_whitespace().count());
+        let is_header = |line: &str| line.trim_start().starts_with("CPU");
+        let header = lines.find(|line| is_header(line));
+        let cpus = header.map_or(0, |header| header.split_whitespace().count());
         Self { lines: lines.filter_map(|line| Line::parse(line, cpus)).collect() }
     }
 
@@ -83,6 +85,12 @@ Err:          0
         assert_eq!(interrupts.of("2c0a0000.dma"), [60, 7]);
         assert_eq!(interrupts.sum("arch_timer"), 6700);
         assert_eq!(interrupts.of("2c0b0000.dma"), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_said_before_the_table_is_none_of_it() {
+        let text = format!("strait: warn: 1.dma: interrupt 3 is stuck\n{AFTER}");
+        assert_eq!(Interrupts::parse(&text), Interrupts::parse(AFTER));
     }
 
     #[test]

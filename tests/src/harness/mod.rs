@@ -57,6 +57,9 @@ pub use steady::SteadyState;
 pub use transcript::Transcript;
 pub use uart::Uart;
 
+/// The two ways to an IOMMU, as `--iommu` has them; without it, strait takes the first here.
+pub const BACKENDS: [&str; 2] = ["iommufd", "container"];
+
 /// The model's DMA controllers on the platform bus, by the names sysfs gives them.
 pub const PLATFORM_DMA: [&str; 2] = ["2c0a0000.dma", "2c0b0000.dma"];
 

@@ -1,5 +1,9 @@
 //! Guests without an operating system: a few A64 instructions behind an arm64 `Image` header.
 
+mod accesses;
+
+pub use accesses::{Access, access_as_memory};
+
 /// The function identifiers of PSCI (Arm DEN 0022, "PSCI function IDs").
 const PSCI_VERSION: u32 = 0x8400_0000;
 const PSCI_SYSTEM_OFF: u32 = 0x8400_0008;
@@ -130,12 +134,21 @@ fn repeat(count: u32, body: &[u32], prologue: &[u32]) -> Vec<u8> {
     image(&code)
 }
 
+/// The size of an `Image`'s header in bytes.
+const HEADER: usize = 64;
+
 /// The code behind the header that Documentation/arch/arm64/booting.rst describes.
 fn image(code: &[u32]) -> Vec<u8> {
-    const HEADER: usize = 64;
+    image_with(code, &[])
+}
+
+/// The same with data behind it, which begins a page of 4 KiB.
+fn image_with(code: &[u32], data: &[u8]) -> Vec<u8> {
     const ANYWHERE: u64 = 1 << 3;
     const PAGES_OF_4K: u64 = 1 << 1;
-    let size = u64::try_from(HEADER + code.len() * 4).unwrap_or_default();
+    let end = HEADER + code.len() * 4;
+    let data_at = end.next_multiple_of(4096);
+    let size = u64::try_from(data_at + data.len()).unwrap_or_default();
     let mut bytes = Vec::new();
     bytes.extend(branch(16).to_le_bytes()); // over the header
     bytes.extend([0; 4]);
@@ -146,6 +159,10 @@ fn image(code: &[u32]) -> Vec<u8> {
     bytes.extend(b"ARM\x64");
     bytes.extend([0; 4]);
     bytes.extend(code.iter().flat_map(|instruction| instruction.to_le_bytes()));
+    if !data.is_empty() {
+        bytes.resize(data_at, 0);
+        bytes.extend_from_slice(data);
+    }
     bytes
 }
 

@@ -24,19 +24,16 @@ impl SteadyState {
     ///
     /// # Errors
     ///
-    /// The test doesn't pass, or the host was too slow to look at its counters in time.
+    /// The test doesn't pass, or the host was too slow to look at its counters in time, again and
+    /// again.
     pub fn measure(host: &Host, guest: &mut Guest, test: DmaTest) -> Result<Self, Failure> {
-        let before = guest.interrupts()?;
         let (costs, text) = Costs::of(host, guest, &test.command(), "vfio-irq")?;
         let summaries = test.check(&text).map_err(|why| guest.failure(why))?;
-        let after = guest.interrupts()?;
-        test.check_lines(&before, &after).map_err(|why| guest.failure(why))?;
-        Ok(Self {
-            bytes: copied(&text).ok_or_else(|| guest.failure("dmatest counts no bytes"))?,
-            summaries,
-            lines: after.since(&before, ".dma"),
-            costs,
-        })
+        let [before, after] = &costs.guest_interrupts;
+        test.check_lines(before, after).map_err(|why| guest.failure(why))?;
+        let lines = after.since(before, ".dma");
+        let bytes = copied(&text).ok_or_else(|| guest.failure("dmatest counts no bytes"))?;
+        Ok(Self { summaries, bytes, lines, costs })
     }
 }
 

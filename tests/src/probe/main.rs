@@ -15,6 +15,7 @@ mod noise;
 mod pl330;
 mod privileges;
 mod testdev;
+mod vfio;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ usage: probe COMMAND
   edu BDF msi|line ROUNDS               drive QEMU's edu device, in a guest: registers, factorial,
                                         pages copied there and back, all told by interrupts
   testdev BDF N                         have both BARs of QEMU's pci-testdev count N writes
+  vfio mask|unmask PID INTERRUPT        an interrupt of the VFIO device that a process has open
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         ["noise", address, length, count, "gentle"] => noise(address, length, count, true),
         ["edu", name, by, rounds] => number(rounds).and_then(|rounds| edu::run(name, by, rounds)),
         ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
+        ["vfio", action, process, interrupt] => vfio::run(action, process, interrupt),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["measure", runs, command @ ..] => measure::run(runs, command),

@@ -1,5 +1,6 @@
 //! `strait check`: what this host has and lacks for device assignment. Nothing is changed.
 
+mod backends;
 mod finding;
 mod kernel;
 mod kvm;

@@ -1,12 +1,13 @@
 //! VFIO: its drivers, its parameters, the IOMMU behind it and the files in front of it.
 
 use std::fs;
+use std::path::PathBuf;
 
 use devices::vfio::assign::may_open;
 use devices::vfio::host::{Bus, Host};
-use devices::vfio::sys::{Container, IommuKind};
 
 use super::Premises;
+use super::backends::{self, Backends};
 use super::finding::Finding;
 use super::kernel::{self, Presence};
 use crate::error::Error;
@@ -17,11 +18,10 @@ pub fn findings(premises: &Premises) -> Result<Vec<Finding>, Error> {
     let host = &premises.host;
     let mut findings = vec![iommu(host)?];
     findings.extend(drivers(premises)?);
-    findings.push(container(premises));
-    findings.push(unsafe_interrupts(host)?);
+    let (works, backends) = backends::findings(premises)?;
+    findings.extend(backends);
     findings.push(reset_required(host)?);
-    findings.push(iommufd(host));
-    findings.push(groups(host)?);
+    findings.push(devices(host, works)?);
     Ok(findings)
 }
 
@@ -102,58 +102,6 @@ fn absence(presence: Presence) -> &'static str {
     }
 }
 
-fn container(premises: &Premises) -> Finding {
-    const SUBJECT: &str = "VFIO containers";
-    let path = premises.host.container_node();
-    let container = match Container::open(&path) {
-        Ok(container) => container,
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            return Finding::blocks(
-                SUBJECT,
-                format!("this user may not open {}", path.display()),
-                format!(
-                    "sudo chmod 666 {}, as udev's own rules have it: it gives access to \
-                    nothing by itself",
-                    path.display()
-                ),
-            );
-        }
-        Err(error) => {
-            return Finding::blocks(
-                SUBJECT,
-                format!("{} can't be opened: {error}", path.display()),
-                "modprobe vfio, which is there if the kernel was built with CONFIG_VFIO and \
-                 CONFIG_VFIO_CONTAINER; in a container, let it have /dev/vfio",
-            );
-        }
-    };
-    if matches!(container.supports(IommuKind::Type1v2), Ok(true)) {
-        return Finding::fine(SUBJECT, format!("{}, type 1", path.display()));
-    }
-    let release = kernel::release(&premises.proc);
-    let presence = Presence::of(false, &premises.modules, &release, "vfio_iommu_type1");
-    Finding::blocks(
-        SUBJECT,
-        format!("{} has no type 1 IOMMU model", path.display()),
-        kernel::help(presence, "vfio_iommu_type1", "CONFIG_VFIO_IOMMU_TYPE1"),
-    )
-}
-
-fn unsafe_interrupts(host: &Host) -> Result<Finding, Error> {
-    const SUBJECT: &str = "allow_unsafe_interrupts";
-    Ok(match host.flag("vfio_iommu_type1", "allow_unsafe_interrupts")? {
-        Some(true) => Finding::fine(SUBJECT, "on"),
-        Some(false) => Finding::blocks(
-            SUBJECT,
-            "off, and platform devices have no message-signalled interrupts to isolate: VFIO \
-             refuses them",
-            "echo Y | sudo tee /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts, \
-             or boot the host with vfio_iommu_type1.allow_unsafe_interrupts=1",
-        ),
-        None => Finding::fine(SUBJECT, "not known: vfio_iommu_type1 isn't there"),
-    })
-}
-
 fn reset_required(host: &Host) -> Result<Finding, Error> {
     const SUBJECT: &str = "reset_required";
     Ok(match host.flag("vfio_platform", "reset_required")? {
@@ -169,14 +117,9 @@ fn reset_required(host: &Host) -> Result<Finding, Error> {
     })
 }
 
-fn iommufd(host: &Host) -> Finding {
-    let there = host.dev().join("iommu").exists();
-    Finding::fine("iommufd", if there { "there, not needed" } else { "none, and not needed" })
-}
-
-/// The files of the groups that are with VFIO.
-fn groups(host: &Host) -> Result<Finding, Error> {
-    const SUBJECT: &str = "VFIO groups";
+/// The devices that are with VFIO, and whether this user can have them by a way that works.
+fn devices(host: &Host, works: Backends) -> Result<Finding, Error> {
+    const SUBJECT: &str = "VFIO devices";
     let mut open = Vec::new();
     let mut closed = Vec::new();
     for device in Bus::DESCRIBED.into_iter().flat_map(|bus| host.devices_on(bus)) {
@@ -184,9 +127,20 @@ fn groups(host: &Host) -> Result<Finding, Error> {
         else {
             continue;
         };
-        let path = host.group_node(group);
-        let list = if may_open(&path).is_ok() { &mut open } else { &mut closed };
-        list.push(format!("{} ({})", path.display(), device.name()));
+        let cdev = host.cdev(&device)?.filter(|_| works.iommufd).map(|cdev| cdev.path);
+        // Where nothing works, another finding says so.
+        let group = (works.container || !works.iommufd).then(|| host.group_node(group));
+        let files: Vec<_> = cdev.into_iter().chain(group).collect();
+        let list = |files: &[&PathBuf]| {
+            let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+            format!("{} ({})", files.join(" or "), device.name())
+        };
+        let may: Vec<_> = files.iter().filter(|path| may_open(path).is_ok()).collect();
+        if may.is_empty() {
+            closed.push(list(&files.iter().collect::<Vec<_>>()));
+        } else {
+            open.push(list(&may));
+        }
     }
     Ok(match (&open[..], &closed[..]) {
         ([], []) => Finding::fine(
@@ -196,12 +150,7 @@ fn groups(host: &Host) -> Result<Finding, Error> {
         (_, []) => Finding::fine(SUBJECT, open.join(", ")),
         (open, closed) => {
             let text = format!("this user may not open {}", closed.join(", "));
-            // SAFETY: takes nothing and never fails.
-            let uid = unsafe { libc::geteuid() };
-            let help = format!(
-                "echo 'SUBSYSTEM==\"vfio\", OWNER=\"{uid}\"' | sudo tee \
-                 /etc/udev/rules.d/60-vfio.rules && sudo udevadm trigger -s vfio"
-            );
+            let help = permit_all(if works.container { "vfio" } else { "vfio-dev" });
             if open.is_empty() {
                 Finding::blocks(SUBJECT, text, help)
             } else {
@@ -209,4 +158,14 @@ fn groups(host: &Host) -> Result<Finding, Error> {
             }
         }
     })
+}
+
+/// How this user is let have all devices' files of a kind.
+fn permit_all(subsystem: &str) -> String {
+    // SAFETY: takes nothing and never fails.
+    let uid = unsafe { libc::geteuid() };
+    format!(
+        "echo 'SUBSYSTEM==\"{subsystem}\", OWNER=\"{uid}\"' | sudo tee \
+         /etc/udev/rules.d/60-vfio.rules && sudo udevadm trigger -s {subsystem}"
+    )
 }

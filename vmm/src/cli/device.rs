@@ -1,7 +1,10 @@
 //! `strait device`.
 
+use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 
+use super::run::value;
+use super::vfio::backend;
 use super::{Command, wrong};
 use crate::error::Error;
 
@@ -9,10 +12,10 @@ const HELP: &str = "\
 Look at, bind, unbind and test the host's devices.
 
 Usage: strait device list [--json]
-       strait device show NAME [--json]
+       strait device show NAME [--iommu auto|iommufd|container] [--json]
        strait device bind NAME... [--group] [--json]
        strait device unbind NAME... [--group] [--json]
-       strait device test NAME [--json]
+       strait device test NAME [--iommu auto|iommufd|container] [--json]
 
   list      The devices behind an IOMMU: bus, driver, group, and whether each can be assigned
   show      What VFIO tells of a device, its IOMMU, its node on the host and in a guest
@@ -23,6 +26,8 @@ Usage: strait device list [--json]
 
 Options:
   --group          Include the other devices of their IOMMU groups
+  --iommu WAY      The way to the IOMMU: iommufd, or a VFIO container [auto: iommufd where the host
+                   has it]
   --json           Print JSON
   --help, -h       Print this
 
@@ -53,6 +58,8 @@ pub struct DeviceOptions {
     pub verb: DeviceVerb,
     /// Include the other devices of the groups.
     pub group: bool,
+    /// The way to the IOMMU.
+    pub iommu: IommuOptions,
     /// Report as JSON.
     pub json: bool,
 }
@@ -73,6 +80,7 @@ struct Words {
     verb: Option<String>,
     names: Vec<String>,
     group: bool,
+    backend: Option<BackendChoice>,
     json: bool,
 }
 
@@ -83,6 +91,9 @@ impl Words {
             match arg {
                 Arg::Long("json") => self.json = true,
                 Arg::Long("group") => self.group = true,
+                Arg::Long("iommu") => {
+                    self.backend = Some(value("--iommu", parser.value()?, backend)?);
+                }
                 Arg::Long("help") | Arg::Short('h') => return Ok(true),
                 Arg::Value(word) if self.verb.is_none() => self.verb = Some(word.string()?),
                 Arg::Value(word) => self.names.push(word.string()?),
@@ -124,7 +135,12 @@ impl Words {
         if self.group && !matches!(parsed, DeviceVerb::Bind(_) | DeviceVerb::Unbind(_)) {
             return Err(Error::usage(format!("`device {verb}` takes no --group")).help(help));
         }
-        Ok(DeviceOptions { verb: parsed, group: self.group, json: self.json })
+        if self.backend.is_some() && !matches!(parsed, DeviceVerb::Show(_) | DeviceVerb::Test(_)) {
+            return Err(Error::usage(format!("`device {verb}` takes no --iommu")).help(help));
+        }
+        let backend = self.backend.unwrap_or_default();
+        let iommu = IommuOptions { backend, iommufd: None };
+        Ok(DeviceOptions { verb: parsed, group: self.group, iommu, json: self.json })
     }
 }
 
@@ -154,11 +170,15 @@ mod tests {
         }
         let options = device(&["--json", "bind", "--group", "a"]).unwrap();
         assert!(options.json && options.group);
+        for verb in ["show", "test"] {
+            let options = device(&[verb, "--iommu", "container", "a"]).unwrap();
+            assert_eq!(options.iommu.backend, BackendChoice::Container, "{verb}");
+        }
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let cases: [&[&str]; 9] = [
+        let cases: [&[&str]; 11] = [
             &[],
             &["list", "a"],
             &["show"],
@@ -166,6 +186,8 @@ mod tests {
             &["bind"],
             &["test", "--group", "a"],
             &["list", "--group"],
+            &["bind", "--iommu", "container", "a"],
+            &["show", "--iommu", "none", "a"],
             &["eat", "a"],
             &["list", "--yaml"],
         ];

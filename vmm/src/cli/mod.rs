@@ -6,6 +6,7 @@ mod pci;
 mod platform;
 mod run;
 mod size;
+mod vfio;
 
 pub use check::CheckOptions;
 pub use device::{DeviceOptions, DeviceVerb};

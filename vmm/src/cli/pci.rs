@@ -1,16 +1,19 @@
-//! `--vfio-pci BDF[,OPTION…]`.
+//! `--vfio-pci BDF|fd=N[,OPTION…]`.
 
 use std::str::FromStr;
 
 use devices::pci::Bdf;
+use devices::vfio::assign::DeviceRef;
 use devices::vfio::pci::PciOptions as FunctionOptions;
+
+use super::vfio::device_ref;
 
 /// A PCI function to assign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PciOptions {
-    /// What sysfs calls it (`0000:05:00.0`), without the domain if that is 0000, or its path below
-    /// sysfs.
-    pub name: String,
+    /// Which one: what sysfs calls it (`0000:05:00.0`), without the domain if that is 0000, its path
+    /// below sysfs, or a descriptor.
+    pub which: DeviceRef,
     /// What is done with it.
     pub function: FunctionOptions,
     /// Where it is on the guest's bus.
@@ -19,8 +22,8 @@ pub struct PciOptions {
 
 impl PciOptions {
     /// A function with the defaults.
-    pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), function: FunctionOptions::default(), address: None }
+    pub fn new(which: DeviceRef) -> Self {
+        Self { which, function: FunctionOptions::default(), address: None }
     }
 
     /// Takes one `KEY=VALUE`.
@@ -44,11 +47,8 @@ impl FromStr for PciOptions {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
-        let name = parts.next().unwrap_or_default();
-        if name.is_empty() {
-            return Err("a device's name comes first, such as 0000:05:00.0".into());
-        }
-        let mut options = Self::new(name);
+        let which = parts.next().unwrap_or_default();
+        let mut options = Self::new(device_ref(which, "0000:05:00.0")?);
         for part in parts {
             let (key, value) = part
                 .split_once('=')
@@ -74,9 +74,9 @@ mod tests {
     #[test]
     fn options_follow_the_name() {
         let parse = |text: &str| text.parse::<PciOptions>().unwrap();
-        assert_eq!(parse("05:00.0"), PciOptions::new("05:00.0"));
+        assert_eq!(parse("05:00.0"), PciOptions::new("05:00.0".into()));
         let all = parse("0000:05:00.0,addr=1f.7,mmap=off,reset=off");
-        assert_eq!(all.name, "0000:05:00.0");
+        assert_eq!(all.which, "0000:05:00.0".into());
         assert_eq!(all.address, Bdf::new(0, 31, 7));
         assert_eq!((all.function.mmap, all.function.reset), (false, false));
         assert!(parse("x,mmap=off,mmap=on").function.mmap);

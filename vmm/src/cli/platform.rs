@@ -1,14 +1,17 @@
-//! `--vfio-platform NAME[,OPTION…]`.
+//! `--vfio-platform NAME|fd=N[,OPTION…]`.
 
 use std::str::FromStr;
 
+use devices::vfio::assign::DeviceRef;
 use devices::vfio::platform::DeviceOptions;
+
+use super::vfio::device_ref;
 
 /// A platform device to assign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlatformOptions {
-    /// What sysfs calls it, or its path below sysfs.
-    pub name: String,
+    /// Which one.
+    pub which: DeviceRef,
     /// What is done with it.
     pub device: DeviceOptions,
     /// Where its regions go: one for all, or one for each.
@@ -28,9 +31,9 @@ pub enum RegionAddress {
 
 impl PlatformOptions {
     /// A device with the defaults.
-    pub fn new(name: &str) -> Self {
+    pub fn new(which: DeviceRef) -> Self {
         let device = DeviceOptions::default();
-        Self { name: name.to_owned(), device, addresses: vec![RegionAddress::Auto] }
+        Self { which, device, addresses: vec![RegionAddress::Auto] }
     }
 
     /// Where each of so many regions goes.
@@ -73,11 +76,7 @@ impl FromStr for PlatformOptions {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
-        let name = parts.next().unwrap_or_default();
-        if name.is_empty() {
-            return Err("a device's name comes first, such as 2c0a0000.dma".into());
-        }
-        let mut options = Self::new(name);
+        let mut options = Self::new(device_ref(parts.next().unwrap_or_default(), "2c0a0000.dma")?);
         let mut pending: Option<(&str, String)> = None;
         for part in parts {
             match (part.split_once('='), &mut pending) {
@@ -142,8 +141,8 @@ mod tests {
 
     #[test]
     fn a_name_alone_has_the_defaults() {
-        assert_eq!("2c0a0000.dma".parse(), Ok(PlatformOptions::new("2c0a0000.dma")));
-        assert!(PlatformOptions::new("x").device.quiesce);
+        assert_eq!("2c0a0000.dma".parse(), Ok(PlatformOptions::new("2c0a0000.dma".into())));
+        assert!(PlatformOptions::new("x".into()).device.quiesce);
     }
 
     #[test]
@@ -165,6 +164,8 @@ mod tests {
         let rates = [("uartclk".to_owned(), 24_000_000), ("a:b,c".to_owned(), 1)];
         assert_eq!(node.clock_rates, rates);
         assert_eq!(node.name.as_deref(), Some("serial"));
+        let passed = parse("fd=0,quiesce=off");
+        assert_eq!((passed.which, passed.device.quiesce), (DeviceRef::Descriptor(0), false));
     }
 
     #[test]
@@ -190,6 +191,9 @@ mod tests {
         for text in [
             "",
             ",quiesce=off",
+            "fd=",
+            "fd=1048576",
+            "quiesce=off,fd=0",
             "x,",
             "x,quiesce",
             "x,quiesce=maybe",

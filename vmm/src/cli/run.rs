@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use devices::vfio::assign::DeviceRef;
+use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
+use super::vfio::{backend, descriptor};
 use super::{Command, PciOptions, PlatformOptions, Size, wrong};
 use crate::error::Error;
 
@@ -29,7 +32,9 @@ The guest:
 Devices it is given:
   --vfio-platform NAME[,OPTION…]
                      A device of the platform or AMBA bus, by the name sysfs has for it
-                     (2c0a0000.dma) or its path below sysfs. May be repeated. Its options:
+                     (2c0a0000.dma) or its path below sysfs, or as fd=N: its file in
+                     /dev/vfio/devices, which somebody else opened as descriptor N. May be repeated.
+                     Its options:
     addr=A           Where its registers go: auto, host (where the host has them) or an
                      address (0x2c0a0000); one for each region as A:A [auto]
     clock-rate=NAME:HZ
@@ -39,12 +44,16 @@ Devices it is given:
     node-name=N      Another name for its node
     mmap=off         Trap every access to its registers
     quiesce=off      Don't stop what it is doing before and after the guest has it
-  --vfio-pci BDF[,OPTION…]
+  --vfio-pci BDF|fd=N[,OPTION…]
                      A PCI device, by the name sysfs has for it (0000:05:00.0; the domain 0000 may
-                     be left out) or its path below sysfs. May be repeated. Its options:
+                     be left out), its path below sysfs, or a descriptor. May be repeated. Options:
     addr=DD.F        Its device and function number in the guest, in hexadecimal [the next free]
     mmap=off         Trap every access to its BARs
     reset=off        Don't reset it before and after the guest has it
+  --iommu auto|iommufd|container
+                     The way to the IOMMU: iommufd where the host has it for all devices, else a
+                     VFIO container [auto]
+  --iommufd-fd N     The iommufd (/dev/iommu) that somebody else opened as descriptor N
   --bind             Give these devices to VFIO for the time of the run, and back to their drivers
                      when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
                      does it then
@@ -81,6 +90,8 @@ pub struct RunOptions {
     pub memory: Size,
     /// Platform devices to assign.
     pub vfio_platform: Vec<PlatformOptions>,
+    /// The way to the IOMMU.
+    pub iommu: IommuOptions,
     /// PCI functions to assign.
     pub vfio_pci: Vec<PciOptions>,
     /// Bind those devices for the time of the run.
@@ -134,6 +145,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cpus: 1,
         memory: Size::from(256 << 20),
         vfio_platform: Vec::new(),
+        iommu: IommuOptions::default(),
         vfio_pci: Vec::new(),
         bind: false,
         gic: GicChoice::Auto,
@@ -156,6 +168,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     if options.kernel.as_os_str().is_empty() {
         return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
     }
+    check_passed(&options)?;
     if options.bind && options.dry_run {
         return Err(Error::usage("--dry-run changes nothing, so it can't --bind")
             .help("strait device bind NAME, then --dry-run"));
@@ -168,6 +181,22 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     Ok(Command::Run(Box::new(options)))
 }
 
+/// Checks that descriptors go together with the other options.
+fn check_passed(options: &RunOptions) -> Result<(), Error> {
+    let device = options.devices().any(|which| matches!(which, DeviceRef::Descriptor(_)));
+    if device && options.bind {
+        return Err(Error::usage("--bind binds devices by name, not by descriptor (fd=)")
+            .help("strait device bind NAME, and then whoever opens it"));
+    }
+    if (device || options.iommu.iommufd.is_some())
+        && options.iommu.backend == BackendChoice::Container
+    {
+        return Err(Error::usage("--iommu container: fd= and --iommufd-fd are for iommufd")
+            .help("--iommu iommufd"));
+    }
+    Ok(())
+}
+
 enum Taken {
     Option,
     Help,
@@ -175,10 +204,15 @@ enum Taken {
 }
 
 impl RunOptions {
-    /// The devices to assign, by name.
+    /// The devices to assign.
+    fn devices(&self) -> impl Iterator<Item = &DeviceRef> {
+        let described = self.vfio_platform.iter().map(|device| &device.which);
+        described.chain(self.vfio_pci.iter().map(|function| &function.which))
+    }
+
+    /// The devices to assign that are given by name.
     pub fn device_names(&self) -> Vec<&str> {
-        let described = self.vfio_platform.iter().map(|device| device.name.as_str());
-        described.chain(self.vfio_pci.iter().map(|function| function.name.as_str())).collect()
+        self.devices().filter_map(DeviceRef::name).collect()
     }
 
     /// Takes the next option and its value.
@@ -199,6 +233,10 @@ impl RunOptions {
             Arg::Long("vfio-pci") => {
                 let function = value("--vfio-pci", parser.value()?, PciOptions::from_str)?;
                 self.vfio_pci.push(function);
+            }
+            Arg::Long("iommu") => self.iommu.backend = value("--iommu", parser.value()?, backend)?,
+            Arg::Long("iommufd-fd") => {
+                self.iommu.iommufd = Some(value("--iommufd-fd", parser.value()?, descriptor)?);
             }
             Arg::Long("bind") => self.bind = true,
             Arg::Long("gic") => self.gic = value("--gic", parser.value()?, gic)?,
@@ -285,10 +323,27 @@ mod tests {
     #[test]
     fn devices_may_be_repeated() {
         let options = run(&["--vfio-platform", "a", "--vfio-platform", "b,quiesce=off"]).unwrap();
-        let names: Vec<_> = options.vfio_platform.iter().map(|d| d.name.as_str()).collect();
-        assert_eq!(names, ["a", "b"]);
+        let which: Vec<_> = options.vfio_platform.into_iter().map(|device| device.which).collect();
+        assert_eq!(which, ["a", "b"].map(DeviceRef::from));
         let both = ["--vfio-pci", "05:00.0,mmap=off", "--vfio-platform", "a", "--vfio-pci", "c"];
         assert_eq!(run(&both).unwrap().device_names(), ["a", "05:00.0", "c"]);
+    }
+
+    #[test]
+    fn descriptors_are_for_iommufd_and_are_bound_already() {
+        let options = run(&["--vfio-platform", "fd=0", "--iommufd-fd", "1"]).unwrap();
+        assert_eq!(options.iommu, IommuOptions { iommufd: Some(1), ..Default::default() });
+        let cases: [&[&str]; 6] = [
+            &["--vfio-platform", "fd=0", "--bind"],
+            &["--vfio-platform", "fd=0", "--iommu", "container"],
+            &["--vfio-pci", "fd=0", "--bind"],
+            &["--vfio-pci", "fd=0", "--iommu", "container"],
+            &["--iommu", "container", "--iommufd-fd", "0"],
+            &["--iommufd-fd", "1048576"],
+        ];
+        for arguments in cases {
+            assert_eq!(run(arguments).unwrap_err().exit_status(), 2, "{arguments:?}");
+        }
     }
 
     #[test]
@@ -303,6 +358,8 @@ mod tests {
             ["--timeout", "nan"],
             ["--timeout", "inf"],
             ["--vfio-platform", ""],
+            ["--iommu", "smmu"],
+            ["--iommufd-fd", "-1"],
             ["--log-level", "loud"],
             ["--console", "tv"],
             ["--no-such-option", "1"],

@@ -102,7 +102,7 @@ pub struct Borrowed {
 }
 
 impl Borrowed {
-    /// Binds those of these devices that aren't bound.
+    /// Binds those of these devices that aren't bound; those of descriptors are.
     ///
     /// # Errors
     ///

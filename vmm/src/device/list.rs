@@ -2,6 +2,7 @@
 
 use devices::vfio::assign::{self, AssignError};
 use devices::vfio::host::{Bus, Host, HostDevice};
+use devices::vfio::iommu::{Backend, IommuOptions};
 use serde::Serialize;
 
 use super::pci_ids::PciIds;
@@ -128,7 +129,10 @@ impl Line {
 }
 
 fn state(host: &Host, device: HostDevice) -> (State, Option<AssignError>) {
-    match assign::assess(host, device) {
+    let assignment = assign::assess(host, device);
+    let reached = assignment
+        .and_then(|assignment| Backend::choose(host, &[assignment], IommuOptions::default()));
+    match reached {
         Ok(_) => (State::Assignable, None),
         Err(error @ (AssignError::OwnDriver { .. } | AssignError::Unbound { .. })) => {
             (State::NeedsBind, Some(error))

@@ -37,7 +37,7 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
             print(json, &list, || list.to_text())?;
         }
         DeviceVerb::Show(name) => {
-            let sheet = show::Sheet::of(&host, name)?;
+            let sheet = show::Sheet::of(&host, name, options.iommu)?;
             print(json, &sheet, || sheet.to_text())?;
         }
         DeviceVerb::Bind(names) => {
@@ -49,7 +49,7 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
             print(json, &outcome, || outcome.to_text())?;
         }
         DeviceVerb::Test(name) => {
-            let verdict = test::run(&host, name)?;
+            let verdict = test::run(&host, name, options.iommu)?;
             print(json, &verdict, || verdict.to_text())?;
             return Ok(u8::from(!verdict.passed()));
         }

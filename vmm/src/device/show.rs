@@ -1,14 +1,13 @@
 //! `strait device show`.
 
 use std::fmt::{self, Write};
-use std::sync::Arc;
 
 use boot::fdt;
 use boot::fdt::host::{HostNode, HostTree};
 use boot::layout::Ram;
-use devices::vfio::assign;
+use devices::vfio::assign::{self, DeviceRef};
 use devices::vfio::host::{Bus, Host, HostDevice};
-use devices::vfio::iommu::Iommu;
+use devices::vfio::iommu::{Iommu, IommuOptions};
 use devices::vfio::sys::{DeviceCalls, IrqInfo, RegionInfo};
 use serde::Serialize;
 
@@ -107,27 +106,33 @@ struct Interrupt {
 
 #[derive(Debug, Serialize)]
 struct IommuFacts {
-    /// In bytes.
-    page_sizes: Vec<u64>,
+    /// Who says so: `iommufd` or `container`.
+    backend: &'static str,
+    /// What mappings begin at and consist of multiples of, in bytes.
+    alignment: u64,
+    /// In bytes; iommufd doesn't say.
+    page_sizes: Option<Vec<u64>>,
     iova_ranges: Option<Vec<Window>>,
     mappings_left: Option<u32>,
-    /// It makes accesses coherent with the caches that the device doesn't (`VFIO_DMA_CC_IOMMU`).
-    enforces_coherency: bool,
+    /// It makes accesses coherent with the caches that the device doesn't (`VFIO_DMA_CC_IOMMU`);
+    /// iommufd doesn't say.
+    enforces_coherency: Option<bool>,
 }
 
 impl Sheet {
-    /// The sheet of the device of this name.
+    /// The sheet of the device of this name, opened in this way.
     ///
     /// # Errors
     ///
     /// There is no such device, or it can't be looked at. One that can't be opened has a sheet that
     /// says why.
-    pub fn of(host: &Host, name: &str) -> Result<Self, Error> {
+    pub fn of(host: &Host, name: &str, options: IommuOptions) -> Result<Self, Error> {
         let device = match host.find(name)? {
             Some(device) => device,
             // Says which names there are.
             None => {
-                return Err(assign::preflight(host, &[name]).err().map_or_else(
+                let which = [DeviceRef::from(name)];
+                return Err(assign::preflight(host, &which).err().map_or_else(
                     || Error::new(format!("there is no device {name}")),
                     Error::from,
                 ));
@@ -151,18 +156,22 @@ impl Sheet {
             reason: None,
             help: None,
         };
-        if let Err(error) = sheet.open(host, device) {
+        if let Err(error) = sheet.open(host, device, options) {
             (sheet.reason, sheet.help) = (Some(error.message().to_owned()), error.take_help());
         }
         Ok(sheet)
     }
 
     /// Adds what only shows when the device is opened.
-    fn open(&mut self, host: &Host, device: HostDevice) -> Result<(), Error> {
-        let options = self.path.parse().map_err(Error::usage)?;
+    fn open(
+        &mut self,
+        host: &Host,
+        device: HostDevice,
+        options: IommuOptions,
+    ) -> Result<(), Error> {
         let assignment = assign::assess(host, device)?;
-        let iommu = Iommu::open(host, std::slice::from_ref(&assignment))?;
-        let calls = Arc::new(iommu.open_device(&assignment)?);
+        let iommu = Iommu::open(host, std::slice::from_ref(&assignment), options)?;
+        let calls = iommu.open_device(&assignment)?;
         self.iommu = Some(IommuFacts::of(&iommu)?);
         self.vfio = Some(Vfio::of(&*calls).map_err(|e| Error::chain(&e))?);
         if assignment.device.bus() == Bus::Pci {
@@ -172,7 +181,7 @@ impl Sheet {
         }
         // Closed before it is opened again.
         drop((calls, iommu));
-        self.guest_node = Some(guest_source(options)?);
+        self.guest_node = Some(guest_source(&self.path, options)?);
         Ok(())
     }
 
@@ -323,11 +332,12 @@ impl IommuFacts {
             end: *r.end(),
             kind: None,
         };
+        let sizes = (0..u64::BITS).map(|bit| 1 << bit);
         Ok(Self {
-            page_sizes: (0..u64::BITS)
-                .map(|bit| 1 << bit)
-                .filter(|size| info.page_sizes & size != 0)
-                .collect(),
+            backend: iommu.backend().name(),
+            alignment: info.alignment,
+            page_sizes: (info.page_sizes != 0)
+                .then(|| sizes.filter(|size| info.page_sizes & size != 0).collect()),
             iova_ranges: info.iova_ranges.as_ref().map(|r| r.iter().map(window).collect()),
             mappings_left: info.mappings_left,
             enforces_coherency: iommu.enforces_coherency()?,
@@ -335,11 +345,19 @@ impl IommuFacts {
     }
 
     fn write(&self, text: &mut String) -> fmt::Result {
-        let sizes: Vec<String> =
-            self.page_sizes.iter().map(|size| Size::from(*size).to_string()).collect();
-        writeln!(text, "IOMMU: pages of {}", sizes.join(", "))?;
-        let enforces = if self.enforces_coherency { "made" } else { "not made" };
-        writeln!(text, "  accesses of the device are {enforces} coherent by it")?;
+        writeln!(text, "IOMMU ({}):", self.backend)?;
+        match &self.page_sizes {
+            Some(sizes) => {
+                let sizes: Vec<_> =
+                    sizes.iter().map(|size| Size::from(*size).to_string()).collect();
+                writeln!(text, "  pages of {}", sizes.join(", "))?;
+            }
+            None => writeln!(text, "  pages of {} and larger", Size::from(self.alignment))?,
+        }
+        if let Some(enforces) = self.enforces_coherency {
+            let enforces = if enforces { "made" } else { "not made" };
+            writeln!(text, "  accesses of the device are {enforces} coherent by it")?;
+        }
         for Window { start, end, .. } in self.iova_ranges.iter().flatten() {
             writeln!(text, "  IOVA: {start:#x}-{end:#x}")?;
         }
@@ -364,8 +382,9 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 }
 
 /// The nodes that a guest would get for it.
-fn guest_source(options: PlatformOptions) -> Result<String, Error> {
-    let assigned = Assigned::plan(&[options], &[], RAM, &mut Places::new(RAM, true))?;
+fn guest_source(path: &str, iommu: IommuOptions) -> Result<String, Error> {
+    let options = PlatformOptions::new(path.into());
+    let assigned = Assigned::plan(&[options], &[], iommu, RAM, &mut Places::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use devices::vfio::bench::{Bench, Report};
 use devices::vfio::host::Host;
+use devices::vfio::iommu::IommuOptions;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -15,6 +16,8 @@ pub struct Verdict {
     name: String,
     /// Whose test it was: that of a kind of device, or `general`.
     test: &'static str,
+    /// The way to its IOMMU: `iommufd` or `container`.
+    iommu: &'static str,
     passed: bool,
     checks: Vec<Check>,
     channels: Vec<Channel>,
@@ -43,14 +46,14 @@ struct Channel {
 /// # Errors
 ///
 /// It can't be tested; one that fails its test is a verdict.
-pub fn run(host: &Host, name: &str) -> Result<Verdict, Error> {
-    let mut bench = Bench::open(host, name)?;
+pub fn run(host: &Host, name: &str, options: IommuOptions) -> Result<Verdict, Error> {
+    let mut bench = Bench::open(host, name, options)?;
     let report = bench.run()?;
-    Ok(Verdict::of(bench.name(), report))
+    Ok(Verdict::of(bench.name(), bench.iommu().backend().name(), report))
 }
 
 impl Verdict {
-    fn of(name: &str, report: Report) -> Self {
+    fn of(name: &str, iommu: &'static str, report: Report) -> Self {
         let passed = report.passed();
         let checks = report.checks.into_iter();
         let checks =
@@ -65,7 +68,7 @@ impl Verdict {
             failure: row.failure,
         });
         let channels = channels.collect();
-        Self { name: name.to_owned(), test: report.test, passed, checks, channels }
+        Self { name: name.to_owned(), test: report.test, iommu, passed, checks, channels }
     }
 
     /// Whether the device passed.
@@ -75,7 +78,7 @@ impl Verdict {
 
     /// The verdict as a person reads it.
     pub fn to_text(&self) -> String {
-        let mut text = format!("{}: {} test\n", self.name, self.test);
+        let mut text = format!("{}: {} test ({})\n", self.name, self.test, self.iommu);
         let word = |passed| if passed { "pass" } else { "FAIL" };
         let mut checks = Table::default();
         for check in &self.checks {
@@ -135,11 +138,11 @@ mod tests {
         };
         let failure = Some("no interrupt".to_owned());
         report.channels = vec![good, ChannelRow { channel: 1, failure, ..Default::default() }];
-        let verdict = Verdict::of("1.dma", report);
+        let verdict = Verdict::of("1.dma", "container", report);
         assert!(!verdict.passed());
         assert_eq!(
             verdict.to_text(),
-            "1.dma: PL330 test\n\
+            "1.dma: PL330 test (container)\n\
              \x20 pass  interrupts  8 of them\n\
              \n\
              \x20 CHANNEL  TRANSFERS  BYTES    INTERRUPTS  MB/S  RESULT\n\

@@ -1,11 +1,14 @@
 //! Why a device can't be assigned, and what to type.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::super::host::{Bus, GroupMember, Host, HostDevice, ReadError};
+use super::super::host::{Bus, DeviceNumber, GroupMember, Host, HostDevice, ReadError};
+use super::super::passed::PassedError;
 use super::super::sys::IoctlError;
+use super::help::{group_node, mknod, permit, which, with_drivers};
 
 /// Why a device can't be assigned.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +142,30 @@ pub enum AssignError {
         /// The `major:minor` it should have; `None` if the kernel has no such group.
         number: Option<String>,
     },
+    /// There is no iommufd.
+    #[error("{name} can't be assigned: there is no {}", path.display())]
+    NoIommufd {
+        /// The device.
+        name: String,
+        /// The iommufd's file.
+        path: PathBuf,
+    },
+    /// The device has no file of its own.
+    #[error("{name} can't be assigned through iommufd: the host's kernel makes no file for it")]
+    NoCdev {
+        /// The device.
+        name: String,
+    },
+    /// The device's own file isn't there.
+    #[error("{name} can't be assigned: there is no {}, its file", path.display())]
+    NoCdevNode {
+        /// The device.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// What would identify it.
+        number: DeviceNumber,
+    },
     /// A file may not be opened.
     #[error("{name} can't be assigned: user {uid} may not open {}, which is user {owner}'s with \
         mode {mode:04o}", path.display())]
@@ -157,13 +184,15 @@ pub enum AssignError {
         #[source]
         source: io::Error,
     },
-    /// Somebody has the group.
+    /// Somebody has the device, or another one of its group.
     #[error("{name} can't be assigned: another process uses {}", path.display())]
     Busy {
         /// The device.
         name: String,
-        /// The group's file.
+        /// The file that was to be opened.
         path: PathBuf,
+        /// The files by which that process can have it.
+        files: Vec<PathBuf>,
         /// What the kernel answered.
         #[source]
         source: io::Error,
@@ -182,11 +211,13 @@ pub enum AssignError {
     /// Interrupts aren't isolated, and VFIO insists.
     #[error(
         "{name} can't be assigned: the host can't keep devices from sending each other's \
-        message-signalled interrupts, and VFIO isn't told to go on without"
+        message-signalled interrupts, and {module} isn't told to go on without"
     )]
     UnsafeInterrupts {
         /// The device.
         name: String,
+        /// The part of the kernel that insists.
+        module: &'static str,
         /// What the kernel answered.
         #[source]
         source: IoctlError,
@@ -200,9 +231,26 @@ pub enum AssignError {
     /// The container has no fitting IOMMU model.
     #[error("the host's kernel has no type 1 IOMMU model for VFIO")]
     NoType1,
-    /// The container refused a request.
+    /// The container or the iommufd refused a request.
     #[error("VFIO can't be set up")]
-    Container(#[source] IoctlError),
+    Setup(#[source] IoctlError),
+    /// A descriptor isn't what it is taken for.
+    #[error(transparent)]
+    Passed(#[from] PassedError),
+    /// A descriptor has an owner already.
+    #[error(
+        "{name} can't be assigned: descriptor {fd} is bound to an iommufd already, and so somebody \
+        else's"
+    )]
+    Bound {
+        /// The device.
+        name: String,
+        /// The descriptor.
+        fd: RawFd,
+    },
+    /// Descriptors were passed, and a container was asked for.
+    #[error("descriptors of devices and of an iommufd can't be used with a container")]
+    PassedToContainer,
     /// The group refused a request.
     #[error("{name} can't be assigned: its IOMMU group {group} can't be attached")]
     Attach {
@@ -229,7 +277,8 @@ pub enum AssignError {
 }
 
 impl AssignError {
-    /// Why the container's or the group's file couldn't be opened.
+    /// Why a file that leads to a device (the container, the group, the iommufd, its own) couldn't
+    /// be opened.
     #[cold]
     pub(crate) fn opening(
         host: &Host,
@@ -241,11 +290,7 @@ impl AssignError {
         let (name, path) = (device.name().to_owned(), path.to_owned());
         match source.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO) => {
-                if path == host.container_node() {
-                    Self::NoContainer { name, path }
-                } else {
-                    Self::NoGroupNode { name, path, number: host.group_node_number(group) }
-                }
+                Self::missing(host, device, group, path)
             }
             Some(libc::EACCES | libc::EPERM) => {
                 // SAFETY: takes nothing and never fails.
@@ -254,9 +299,45 @@ impl AssignError {
                     path.metadata().map_or((0, 0), |node| (node.uid(), node.mode() & 0o7777));
                 Self::NotPermitted { name, path, uid, owner, mode, source }
             }
-            Some(libc::EBUSY) => Self::Busy { name, path, source },
+            Some(libc::EBUSY) => Self::busy(host, device, path, source),
             _ => Self::Open { name, path, source },
         }
+    }
+
+    /// Somebody has the device or its group.
+    #[cold]
+    pub(crate) fn busy(host: &Host, device: &HostDevice, path: PathBuf, source: io::Error) -> Self {
+        let mut files = host.files_of(device);
+        if files.is_empty() {
+            files.push(path.clone());
+        }
+        Self::Busy { name: device.name().to_owned(), path, files, source }
+    }
+
+    /// A file isn't there.
+    fn missing(host: &Host, device: &HostDevice, group: u32, path: PathBuf) -> Self {
+        let name = device.name().to_owned();
+        if path == host.container_node() {
+            return Self::NoContainer { name, path };
+        }
+        if path == host.iommufd_node() {
+            return Self::NoIommufd { name, path };
+        }
+        match host.cdev(device).ok().flatten().filter(|cdev| cdev.path == path) {
+            Some(cdev) => Self::NoCdevNode { name, path, number: cdev.number },
+            None => Self::NoGroupNode { name, path, number: host.group_node_number(group) },
+        }
+    }
+
+    /// Whether the kernel lacks what is needed, whoever asks.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::NoContainer { .. }
+                | Self::NoGroupNode { number: None, .. }
+                | Self::NoIommufd { .. }
+                | Self::NoCdev { .. }
+        )
     }
 
     /// What mends it: what to type, or where to look.
@@ -298,13 +379,30 @@ impl AssignError {
                 let it have /dev/vfio"
                 .to_owned(),
             Self::NoGroupNode { path, number, .. } => group_node(path, number.as_deref()),
-            Self::NotPermitted { path, uid, .. } => permit(path, *uid),
-            Self::Busy { path, .. } => format!("fuser -v {}", path.display()),
-            Self::UnsafeInterrupts { .. } => {
-                "echo Y > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts, or \
-                 boot the host with vfio_iommu_type1.allow_unsafe_interrupts=1"
+            Self::NoIommufd { .. } => {
+                "modprobe iommufd, which is there if the kernel was built with \
+                CONFIG_IOMMUFD; in a container, let it have /dev/iommu"
                     .to_owned()
             }
+            Self::NoCdev { .. } => {
+                "build the host's kernel with CONFIG_VFIO_DEVICE_CDEV, or --iommu container"
+                    .to_owned()
+            }
+            Self::NoCdevNode { path, number, .. } => mknod(path, number.major, number.minor),
+            Self::NotPermitted { path, uid, .. } => permit(path, *uid),
+            Self::Busy { files, .. } => {
+                let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+                format!("fuser -v {}", files.join(" "))
+            }
+            Self::UnsafeInterrupts { module, .. } => format!(
+                "echo Y > /sys/module/{module}/parameters/allow_unsafe_interrupts, or boot the \
+                 host with {module}.allow_unsafe_interrupts=1"
+            ),
+            Self::Passed(error) => return error.help(),
+            Self::Bound { .. } => "whoever starts strait opens the device's file anew, and leaves \
+                VFIO_DEVICE_BIND_IOMMUFD to strait"
+                .to_owned(),
+            Self::PassedToContainer => "--iommu iommufd".to_owned(),
             Self::NoType1 => "modprobe vfio_iommu_type1, which is there if the kernel was built \
                 with CONFIG_VFIO_IOMMU_TYPE1"
                 .to_owned(),
@@ -314,51 +412,8 @@ impl AssignError {
             Self::Nothing
             | Self::Open { .. }
             | Self::ApiVersion { .. }
-            | Self::Container(_)
+            | Self::Setup(_)
             | Self::Read(_) => return None,
         })
     }
-}
-
-fn which(near: &[String], candidates: &[String]) -> Option<String> {
-    if !near.is_empty() {
-        return Some(format!("did you mean {}?", near.join(" or ")));
-    }
-    const SHOWN: usize = 8;
-    let shown = candidates.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match candidates.len() {
-        0 => Some("no device of these buses is behind an IOMMU on this host".to_owned()),
-        1..=SHOWN => Some(format!("behind an IOMMU are: {shown}")),
-        more => Some(format!("behind an IOMMU are: {shown} and {} more", more - SHOWN)),
-    }
-}
-
-fn with_drivers(members: &[GroupMember]) -> String {
-    let member =
-        |m: &GroupMember| format!("{} (driver {})", m.name, m.driver.as_deref().unwrap_or("none"));
-    members.iter().map(member).collect::<Vec<_>>().join(", ")
-}
-
-fn group_node(path: &Path, number: Option<&str>) -> String {
-    match number.and_then(|number| number.split_once(':')) {
-        Some((major, minor)) => format!(
-            "mknod {} c {major} {minor}; in a container, let it have that device",
-            path.display()
-        ),
-        None => "the host's kernel needs CONFIG_VFIO_GROUP".to_owned(),
-    }
-}
-
-fn permit(path: &Path, uid: u32) -> String {
-    if uid == 0 {
-        return format!(
-            "a container or service must be let have {} (docker --device, systemd DeviceAllow=)",
-            path.display()
-        );
-    }
-    format!(
-        "sudo chown {uid} {}, or to keep it so: echo 'SUBSYSTEM==\"vfio\", OWNER=\"{uid}\"' | sudo \
-         tee /etc/udev/rules.d/60-vfio.rules",
-        path.display()
-    )
 }

@@ -1,16 +1,45 @@
 //! The pre-flight: from what the host says, either a device can be assigned, or exactly why not.
 
 mod error;
+mod help;
 mod suggest;
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use error::AssignError;
 
 use super::host::{Bus, Host, HostDevice, IommuGroup};
+use super::passed::Passed;
+
+/// Which device a person means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceRef {
+    /// The one that sysfs calls so, or at this path below sysfs.
+    Name(String),
+    /// The one whose own file (`/dev/vfio/devices/vfioN`) somebody else opened as this descriptor.
+    Descriptor(RawFd),
+}
+
+impl DeviceRef {
+    /// The name or path by which it is meant, if it is.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Descriptor(_) => None,
+        }
+    }
+}
+
+impl From<&str> for DeviceRef {
+    fn from(name: &str) -> Self {
+        Self::Name(name.to_owned())
+    }
+}
 
 /// A device that can be assigned, as far as can be seen without opening it.
 #[derive(Clone, Debug)]
@@ -19,6 +48,8 @@ pub struct Assignment {
     pub device: HostDevice,
     /// The number of its IOMMU group.
     pub group: u32,
+    /// Its own file, where somebody else opened that.
+    pub passed: Option<Arc<Passed>>,
 }
 
 impl Assignment {
@@ -39,21 +70,24 @@ impl Assignment {
     }
 }
 
-/// Checks that all of these devices can be assigned together. `names` are names in sysfs or paths
-/// below it. Reads the host and changes nothing.
+/// Checks that all of these devices can be assigned together. Reads the host and changes nothing.
 ///
-/// What only shows when the devices are opened (a group in use elsewhere, interrupts that aren't
-/// isolated) is left to [`Iommu::open`](super::iommu::Iommu::open).
+/// Whether this process may open what it has to is a question to
+/// [`Backend::choose`](super::iommu::Backend::choose); what only shows when the devices are opened (a
+/// group in use elsewhere, interrupts that aren't isolated) is left to
+/// [`Iommu::open`](super::iommu::Iommu::open).
 ///
 /// # Errors
 ///
 /// The first thing that stands in the way.
-pub fn preflight<S: AsRef<str>>(host: &Host, names: &[S]) -> Result<Vec<Assignment>, AssignError> {
-    let mut assignments: Vec<Assignment> = Vec::with_capacity(names.len());
-    for name in names {
-        let name = name.as_ref();
-        let device = host.find(name)?.ok_or_else(|| no_device(host, name))?;
-        let assignment = assess(host, device)?;
+pub fn preflight<'a>(
+    host: &Host,
+    wanted: impl IntoIterator<Item = &'a DeviceRef>,
+) -> Result<Vec<Assignment>, AssignError> {
+    let mut assignments: Vec<Assignment> = Vec::new();
+    for which in wanted {
+        let (device, passed) = find(host, which)?;
+        let assignment = Assignment { passed, ..assess(host, device)? };
         if assignments.iter().any(|other| other.device.path() == assignment.device.path()) {
             return Err(AssignError::Twice { name: assignment.name().to_owned() });
         }
@@ -62,7 +96,19 @@ pub fn preflight<S: AsRef<str>>(host: &Host, names: &[S]) -> Result<Vec<Assignme
     Ok(assignments)
 }
 
-/// Checks that this device can be assigned. Reads the host and changes nothing.
+/// The device that is meant, and its file if that was passed.
+fn find(host: &Host, which: &DeviceRef) -> Result<(HostDevice, Option<Arc<Passed>>), AssignError> {
+    match which {
+        DeviceRef::Name(name) => Ok((host.find(name)?.ok_or_else(|| no_device(host, name))?, None)),
+        DeviceRef::Descriptor(fd) => {
+            let (passed, device) = Passed::device(host, *fd)?;
+            Ok((device, Some(Arc::new(passed))))
+        }
+    }
+}
+
+/// Checks that this device can be assigned, as [`preflight`] does. Reads the host and changes
+/// nothing.
 ///
 /// # Errors
 ///
@@ -82,12 +128,7 @@ pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError
         return Err(AssignError::NoIommu { name: device.name().to_owned(), group: group.number() });
     }
     check_members(&device, &group)?;
-    let number = group.number();
-    for path in [host.container_node(), host.group_node(number)] {
-        may_open(&path)
-            .map_err(|error| AssignError::opening(host, &device, number, &path, error))?;
-    }
-    Ok(Assignment { device, group: number })
+    Ok(Assignment { device, group: group.number(), passed: None })
 }
 
 /// The error of a name that no device has.

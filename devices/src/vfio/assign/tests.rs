@@ -1,12 +1,24 @@
+use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
+
+use super::super::iommu::{Backend, IommuOptions};
 use super::super::testing::FakeHost;
 use super::*;
 
 const DMA: &str = "2c0a0000.dma";
 const AMBA: &str = "2c0c0000.dma";
 
+/// What can be assigned of these, whose files can be opened.
+fn assignments(fake: &FakeHost, names: &[&str]) -> Result<Vec<Assignment>, AssignError> {
+    let wanted: Vec<DeviceRef> = names.iter().copied().map(DeviceRef::from).collect();
+    let assignments = preflight(&fake.host(), &wanted)?;
+    Backend::choose(&fake.host(), &assignments, IommuOptions::default())?;
+    Ok(assignments)
+}
+
 /// The error of assigning these, and its help.
 fn refusal(fake: &FakeHost, names: &[&str]) -> (String, String) {
-    let error = preflight(&fake.host(), names).unwrap_err();
+    let error = assignments(fake, names).unwrap_err();
     (error.to_string(), error.help().unwrap_or_default())
 }
 
@@ -23,7 +35,7 @@ fn devices_of_both_buses_can_be_assigned_together() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("vfio-platform"), Some(3));
     fake.device("amba", AMBA, Some("vfio-amba"), Some(4));
-    let assignments = preflight(&fake.host(), &[DMA, AMBA]).unwrap();
+    let assignments = assignments(&fake, &[DMA, AMBA]).unwrap();
     let found: Vec<_> = assignments.iter().map(|a| (a.name(), a.group)).collect();
     assert_eq!(found, [(DMA, 3), (AMBA, 4)]);
 }
@@ -94,7 +106,7 @@ fn reset_required_is_blamed_only_when_vfio_platform_was_asked() {
         fake.device(bus, DMA, None, Some(3));
         fake.write(format!("sys/devices/{bus}/{DMA}/driver_override"), driver_override);
         fake.write(parameter, required);
-        let error = preflight(&fake.host(), &[DMA]).unwrap_err();
+        let error = assignments(&fake, &[DMA]).unwrap_err();
         let found = matches!(error, AssignError::ResetRequired { .. });
         assert_eq!(found, blamed, "{bus} {driver_override} {required}: {error}");
         if blamed {
@@ -148,7 +160,7 @@ fn devices_that_share_a_group_are_assigned_together() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("vfio-platform"), Some(3));
     fake.device("amba", AMBA, Some("vfio-amba"), Some(3));
-    let assignments = preflight(&fake.host(), &[DMA, AMBA]).unwrap();
+    let assignments = assignments(&fake, &[DMA, AMBA]).unwrap();
     assert!(assignments.iter().all(|assignment| assignment.group == 3));
 }
 
@@ -157,7 +169,7 @@ fn pci_devices_have_an_option_of_their_own() {
     let fake = FakeHost::with_vfio();
     fake.device("pci", "0000:00:01.0", Some("vfio-pci"), Some(3));
     fake.device("platform", DMA, Some("vfio-platform"), Some(4));
-    let assignments = preflight(&fake.host(), &["00:01.0", DMA]).unwrap();
+    let assignments = assignments(&fake, &["00:01.0", DMA]).unwrap();
     for (assignment, pci) in assignments.iter().zip([true, false]) {
         assignment.check_bus(pci).unwrap();
     }
@@ -253,6 +265,50 @@ fn permission_is_mended_for_the_user_who_asked() {
     );
     assert!(denied(1000).help().unwrap().starts_with("sudo chown 1000 /dev/vfio/3"));
     assert!(denied(0).help().unwrap().contains("DeviceAllow"));
+}
+
+#[test]
+fn a_rule_for_udev_is_about_the_file_that_is_denied() {
+    let cases = [
+        ("/dev/vfio/3", "SUBSYSTEM==\"vfio\""),
+        ("/dev/vfio/vfio", "SUBSYSTEM==\"vfio\""),
+        ("/dev/vfio/devices/vfio0", "SUBSYSTEM==\"vfio-dev\""),
+        ("/dev/iommu", "KERNEL==\"iommu\""),
+    ];
+    for (path, rule) in cases {
+        let help = AssignError::NotPermitted {
+            name: DMA.into(),
+            path: path.into(),
+            uid: 1000,
+            owner: 0,
+            mode: 0o600,
+            source: io::Error::from_raw_os_error(libc::EACCES),
+        }
+        .help();
+        assert!(help.as_ref().is_some_and(|help| help.contains(rule)), "{path}: {help:?}");
+    }
+}
+
+#[test]
+fn a_device_that_is_passed_is_the_one_whose_file_it_is() {
+    let fake = FakeHost::with_vfio();
+    fake.device("platform", DMA, Some("vfio-platform"), Some(3));
+    fake.cdev("platform", DMA, 0);
+    // Here /dev/null is its file.
+    fake.link("sys/dev/char/1:3", format!("sys/devices/platform/{DMA}/vfio-dev/vfio0"));
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+    let passed = || DeviceRef::Descriptor(null.as_raw_fd());
+    let assignments = preflight(&fake.host(), &[passed()]).unwrap();
+    assert_eq!((assignments[0].name(), assignments[0].group), (DMA, 3));
+    assert_eq!(assignments[0].passed.as_ref().unwrap().fd(), null.as_raw_fd());
+    for again in [passed(), DeviceRef::from(DMA)] {
+        let error = preflight(&fake.host(), &[passed(), again]).unwrap_err();
+        assert!(matches!(error, AssignError::Twice { .. }), "{error}");
+    }
+    fake.write(format!("sys/devices/platform/{DMA}/driver_override"), "(null)\n");
+    std::fs::remove_file(fake.path(format!("sys/devices/platform/{DMA}/driver"))).unwrap();
+    let error = preflight(&fake.host(), &[passed()]).unwrap_err();
+    assert!(matches!(error, AssignError::Unbound { .. }), "{error}");
 }
 
 #[test]

@@ -70,10 +70,18 @@ fn told(error: BenchError) -> String {
     chain(&error)
 }
 
+/// The page sizes that IOMMUs have with Arm's translation tables of 4 KiB granule (Arm ARM, "Level 1
+/// to 3 descriptors"), a bit each: what is tried where the kernel doesn't say.
+const USUAL_SIZES: u64 = 4 << 10 | 2 << 20 | 1 << 30;
+
 /// Maps and unmaps 1 GiB in pages of every size that the IOMMU offers.
 pub(super) fn dma(bench: &mut Bench, report: &mut Report) {
-    let sizes = bench.iommu().info().page_sizes;
-    let limit = bench.iommu().info().mappings_left.map_or(USUAL_LIMIT, u64::from);
+    let info = bench.iommu().info();
+    let sizes = match info.page_sizes {
+        0 => USUAL_SIZES & !info.alignment.saturating_sub(1) | info.alignment,
+        sizes => sizes,
+    };
+    let limit = info.mappings_left.map_or(USUAL_LIMIT, u64::from);
     for page in (0..u64::BITS).map(|bit| 1 << bit).filter(|page| sizes & page != 0) {
         if page > MAPPED {
             continue;

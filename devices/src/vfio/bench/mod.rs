@@ -22,10 +22,10 @@ pub use lines::{Line, Lines};
 pub use memory::Memory;
 pub use report::{ChannelRow, Check, Report};
 
-use super::assign::{self, AssignError, Assignment};
+use super::assign::{self, AssignError, Assignment, DeviceRef};
 use super::bindings::{self, Binding};
 use super::host::Host;
-use super::iommu::Iommu;
+use super::iommu::{Iommu, IommuOptions};
 use super::region::{Region, host_page_size};
 use super::sys::{DeviceCalls, DeviceInfo, IoctlError};
 
@@ -60,11 +60,11 @@ impl Bench {
     ///
     /// It can't be assigned, or VFIO doesn't tell what it has.
     #[cold]
-    pub fn open(host: &Host, name: &str) -> Result<Self, BenchError> {
-        let mut assignments = assign::preflight(host, &[name])?;
-        let iommu = Iommu::open(host, &assignments)?;
+    pub fn open(host: &Host, name: &str, options: IommuOptions) -> Result<Self, BenchError> {
+        let mut assignments = assign::preflight(host, &[DeviceRef::from(name)])?;
+        let iommu = Iommu::open(host, &assignments, options)?;
         let assignment = assignments.pop().ok_or(AssignError::Nothing)?;
-        let calls: Arc<dyn DeviceCalls> = Arc::new(iommu.open_device(&assignment)?);
+        let calls: Arc<dyn DeviceCalls> = iommu.open_device(&assignment)?;
         let told = |source| BenchError::Untold { source };
         let info = calls.info().map_err(told)?;
         let regions = regions(&calls, &info).map_err(told)?;

@@ -5,6 +5,7 @@
 
 pub mod pl011;
 pub mod pl330;
+mod poll;
 mod primecell;
 
 use std::fmt;

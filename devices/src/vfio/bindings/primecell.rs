@@ -5,6 +5,7 @@
 
 use super::super::node::{Clock, Draft};
 use super::super::region::{AccessError, Registers};
+use super::QuiesceError;
 
 /// Peripheral Identification Registers 0 to 3, a byte each: offsets in bytes within the first page.
 const PERIPH_ID: [u64; 4] = [0xfe0, 0xfe4, 0xfe8, 0xfec];
@@ -16,13 +17,24 @@ pub(super) const APB_PCLK: &str = "apb_pclk";
 /// clock on and off, which in a guest does nothing.
 pub(super) const NOMINAL_RATE: u32 = 24_000_000;
 
-/// The device's part number in bits 11:0, its designer in 19:12, its revision and configuration
-/// above.
+/// Sees that the device is this part by Arm, called `expected`: to be done before anything is
+/// written, for offsets mean something else to another device.
 ///
 /// # Errors
 ///
-/// The registers can't be read.
-pub(super) fn identification(registers: &dyn Registers) -> Result<u32, AccessError> {
+/// It is another, or its registers can't be read.
+pub(super) fn check_part(
+    registers: &dyn Registers,
+    part: u32,
+    expected: &'static str,
+) -> Result<(), QuiesceError> {
+    let found = identification(registers)?;
+    if is_part(found, part) { Ok(()) } else { Err(QuiesceError::Unlike { expected, found }) }
+}
+
+/// The device's part number in bits 11:0, its designer in 19:12, its revision and configuration
+/// above.
+fn identification(registers: &dyn Registers) -> Result<u32, AccessError> {
     let mut id = [0; 4];
     for (byte, offset) in id.iter_mut().zip(PERIPH_ID) {
         [*byte, ..] = registers.read32(offset)?.to_le_bytes();
@@ -31,7 +43,7 @@ pub(super) fn identification(registers: &dyn Registers) -> Result<u32, AccessErr
 }
 
 /// Whether an [`identification`] is that of a part by Arm (designer 0x41), of any revision.
-pub(super) fn is_part(identification: u32, part: u32) -> bool {
+fn is_part(identification: u32, part: u32) -> bool {
     identification & 0x000f_ffff == 0x0004_1000 | part
 }
 

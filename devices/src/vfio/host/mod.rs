@@ -5,6 +5,7 @@
 //! and `sysfs-class-iommu`; all roots can be moved, for tests.
 
 mod attributes;
+mod cdev;
 mod device;
 mod group;
 mod handover;
@@ -15,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use attributes::{Attributes, Sysfs};
+pub use cdev::{Cdev, DeviceNumber};
 pub use device::{Bus, HostDevice, PciIdentity};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
 pub use handover::{Bound, Handover, HandoverError, Released};

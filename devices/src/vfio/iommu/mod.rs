@@ -1,23 +1,28 @@
 //! DMA: which of the guest's addresses devices reach, and that they reach nothing else.
 //!
-//! All assigned devices share one container. Only RAM is mapped, at IOVA = GPA, once and before the
-//! guest runs. (An iommufd would go beside [`Iommu`], behind the same functions.)
+//! All assigned devices share one set of mappings: an address space of an iommufd, or a container
+//! where there is none ([`Backend`]). Only RAM is mapped, at IOVA = GPA, once and before the guest
+//! runs.
 
+mod backend;
+mod container;
+mod iommufd;
 mod mappings;
 mod windows;
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use vfio_bindings::bindings::vfio::VFIO_API_VERSION;
-
+pub use self::backend::{Backend, BackendChoice, IommuOptions};
+use self::container::ContainerSpace;
+use self::iommufd::IommufdSpace;
 use self::mappings::Mappings;
 pub use self::windows::{DmaWindows, Reserved, WindowError};
 use super::assign::{AssignError, Assignment};
 use super::host::Host;
-use super::memlock::{Memlock, MemlockTooLow};
-use super::sys::{Container, DeviceFile, Group, IoctlError, IommuInfo, IommuKind};
+use super::memlock::{self, Memlock, MemlockTooLow, UserMemlockTooLow};
+use super::sys::{DeviceFile, DmaCalls, IoctlError, IommuInfo};
 
 /// RAM that couldn't be mapped for DMA.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +33,9 @@ pub enum MapError {
     /// It may not be pinned.
     #[error(transparent)]
     Memlock(#[from] MemlockTooLow),
+    /// It may not be pinned beside what others of the user's processes have pinned.
+    #[error(transparent)]
+    UserMemlock(#[from] UserMemlockTooLow),
     /// The host has no memory for it.
     #[error("the host has too little memory to pin the guest's RAM at {gpa:#x}, {size:#x} bytes")]
     NoMemory {
@@ -58,78 +66,105 @@ impl MapError {
         match self {
             Self::Window(error) => error.help(),
             Self::Memlock(error) => Some(error.help()),
+            Self::UserMemlock(error) => Some(error.help()),
             Self::NoMemory { .. } => Some("give the guest less memory (--memory)".to_owned()),
             Self::Refused { .. } => None,
         }
     }
 }
 
+/// What holds the mappings.
+enum Space {
+    Iommufd(IommufdSpace),
+    Container(ContainerSpace),
+}
+
+impl DmaCalls for Space {
+    unsafe fn map_dma(&self, iova: u64, host: NonNull<u8>, size: u64) -> Result<(), IoctlError> {
+        // SAFETY: passed on.
+        unsafe {
+            match self {
+                Self::Iommufd(space) => space.ioas().map_dma(iova, host, size),
+                Self::Container(space) => space.container().map_dma(iova, host, size),
+            }
+        }
+    }
+
+    fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
+        match self {
+            Self::Iommufd(space) => space.ioas().unmap_dma(iova, size),
+            Self::Container(space) => space.container().unmap_dma(iova, size),
+        }
+    }
+}
+
 /// The IOMMU as far as this guest's devices are concerned.
 ///
-/// Dropping it undoes the mappings, then releases the groups, then the container; drop the devices
-/// before, so that none of them is cut off in the middle of its work. The memory that was mapped
-/// must outlive it.
+/// Dropping it undoes the mappings, then lets go of the devices; drop those before, so that none of
+/// them is cut off in the middle of its work. The memory that was mapped must outlive it.
 pub struct Iommu {
-    // Dropped in this order.
-    mappings: Mappings<Container>,
-    groups: Vec<(u32, Group)>,
+    mappings: Mappings<Space>,
     info: IommuInfo,
     windows: DmaWindows,
 }
 
 impl Iommu {
-    /// Opens a container and attaches these devices' groups, each once. From here on no device of
-    /// these groups reaches any memory but what [`map`](Self::map) lets it.
+    /// Opens the way to the IOMMU that [`Backend::choose`] takes and attaches these devices, or their
+    /// groups. From here on none of them reaches any memory but what [`map`](Self::map) lets it.
     ///
     /// # Errors
     ///
     /// What stands in the way; see also [`preflight`](super::assign::preflight).
-    pub fn open(host: &Host, assignments: &[Assignment]) -> Result<Self, AssignError> {
+    pub fn open(
+        host: &Host,
+        assignments: &[Assignment],
+        options: IommuOptions,
+    ) -> Result<Self, AssignError> {
         let mut windows = DmaWindows::of(host, assignments)?;
-        let mut groups: Vec<(u32, Group)> = Vec::new();
-        let mut container = None;
-        for assignment in assignments {
-            if groups.iter().any(|(number, _)| *number == assignment.group) {
-                continue;
+        let (space, info) = match Backend::choose(host, assignments, options)? {
+            Backend::Iommufd => {
+                let space = IommufdSpace::open(host, assignments, options)?;
+                let info = space.ioas().info();
+                (Space::Iommufd(space), info)
             }
-            let group = open_group(host, assignment)?;
-            let container = match &container {
-                Some(container) => container,
-                None => container.insert(open_container(host, assignment)?),
-            };
-            let attached = group.set_container(container).and_then(|()| {
-                if groups.is_empty() { container.set_iommu(IommuKind::Type1v2) } else { Ok(()) }
-            });
-            attached.map_err(|error| attaching(host, assignment, error))?;
-            groups.push((assignment.group, group));
-        }
-        let container = container.ok_or(AssignError::Nothing)?;
-        let info = container.info().map_err(AssignError::Container)?;
+            Backend::Container => {
+                let space = ContainerSpace::open(host, assignments)?;
+                let info = space.container().info();
+                (Space::Container(space), info)
+            }
+        };
+        let info = info.map_err(AssignError::Setup)?;
         windows.limit_to(&info);
-        Ok(Self { mappings: Mappings::new(container), groups, info, windows })
+        Ok(Self { mappings: Mappings::new(space), info, windows })
     }
 
-    /// Opens a device of an attached group.
+    /// A device that is attached, or whose group is: its driver opens it now if it hasn't before.
     ///
     /// # Errors
     ///
-    /// If its driver can't open it, or its group isn't attached.
-    pub fn open_device(&self, assignment: &Assignment) -> Result<DeviceFile, AssignError> {
-        let name = || assignment.name().to_owned();
-        let (_, group) = self
-            .groups
-            .iter()
-            .find(|(number, _)| *number == assignment.group)
-            .ok_or_else(|| AssignError::NoGroup { name: name() })?;
-        group
-            .device(assignment.name())
-            .map_err(|source| AssignError::OpenDevice { name: name(), source })
+    /// If its driver can't open it, or it isn't attached.
+    pub fn open_device(&self, assignment: &Assignment) -> Result<Arc<DeviceFile>, AssignError> {
+        match self.mappings.calls() {
+            Space::Iommufd(space) => space.device(assignment),
+            Space::Container(space) => space.open_device(assignment).map(Arc::new),
+        }
     }
 
-    /// The attached groups, of which the hypervisor must be told (KVM's VFIO device,
-    /// `Documentation/virt/kvm/devices/vfio.rst`).
-    pub fn groups(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
-        self.groups.iter().map(|(number, group)| (*number, group.as_fd()))
+    /// The way that was taken.
+    pub fn backend(&self) -> Backend {
+        match self.mappings.calls() {
+            Space::Iommufd(_) => Backend::Iommufd,
+            Space::Container(_) => Backend::Container,
+        }
+    }
+
+    /// The files of which the hypervisor must be told, those of groups or of devices (KVM's VFIO
+    /// device, `Documentation/virt/kvm/devices/vfio.rst`).
+    pub fn files(&self) -> Vec<BorrowedFd<'_>> {
+        match self.mappings.calls() {
+            Space::Iommufd(space) => space.files(),
+            Space::Container(space) => space.files(),
+        }
     }
 
     /// What the IOMMU can map.
@@ -137,13 +172,19 @@ impl Iommu {
         &self.info
     }
 
-    /// Whether the IOMMU makes the devices' accesses coherent with the caches where they aren't.
+    /// Whether the IOMMU makes the devices' accesses coherent with the caches where they aren't;
+    /// `None` if the kernel doesn't say, as with iommufd.
     ///
     /// # Errors
     ///
     /// What the kernel refused.
-    pub fn enforces_coherency(&self) -> Result<bool, AssignError> {
-        self.mappings.calls().enforces_coherency().map_err(AssignError::Container)
+    pub fn enforces_coherency(&self) -> Result<Option<bool>, AssignError> {
+        match self.mappings.calls() {
+            Space::Iommufd(_) => Ok(None),
+            Space::Container(space) => {
+                space.container().enforces_coherency().map(Some).map_err(AssignError::Setup)
+            }
+        }
     }
 
     /// Where RAM can be.
@@ -164,8 +205,10 @@ impl Iommu {
     pub unsafe fn map(&mut self, gpa: u64, host: NonNull<u8>, size: u64) -> Result<(), MapError> {
         self.windows.check(gpa, size)?;
         // SAFETY: passed on.
-        unsafe { self.mappings.map(gpa, host, size) }
-            .map_err(|source| mapping(Memlock::current(), self.mappings.size(), gpa, size, source))
+        unsafe { self.mappings.map(gpa, host, size) }.map_err(|source| {
+            let pinned = Pinned { before: self.mappings.size(), others: self.pinned_by_others() };
+            mapping(Memlock::current(), pinned, gpa, size, source)
+        })
     }
 
     /// As [`map`](Self::map), for memory that isn't a guest's: nothing is checked beforehand, and the
@@ -192,125 +235,76 @@ impl Iommu {
     pub fn unmap_all(&mut self) {
         self.mappings.unmap_all();
     }
-}
 
-fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError> {
-    let path = host.group_node(assignment.group);
-    let group = Group::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
-    let (name, number) = (assignment.name().to_owned(), assignment.group);
-    match group.status() {
-        Ok(status) if status.viable => Ok(group),
-        Ok(_) => Err(AssignError::GroupInUse { name, group: number, source: None }),
-        Err(source) => Err(AssignError::Attach { name, group: number, source }),
+    /// What other processes have pinned that counts against this one's limit, in bytes: iommufd
+    /// counts by user, a container by process.
+    fn pinned_by_others(&self) -> u64 {
+        match self.backend() {
+            Backend::Iommufd => memlock::pinned_by_others(),
+            Backend::Container => 0,
+        }
     }
 }
 
-fn open_container(host: &Host, assignment: &Assignment) -> Result<Container, AssignError> {
-    let path = host.container_node();
-    let container =
-        Container::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
-    let version = container.api_version().map_err(AssignError::Container)?;
-    if version != VFIO_API_VERSION {
-        return Err(AssignError::ApiVersion { version });
-    }
-    if !container.supports(IommuKind::Type1v2).map_err(AssignError::Container)? {
-        return Err(AssignError::NoType1);
-    }
-    Ok(container)
+/// What counts against a limit beside what is to be mapped, in bytes.
+#[derive(Clone, Copy)]
+struct Pinned {
+    /// Mapped by this process.
+    before: u64,
+    /// Pinned by others.
+    others: u64,
 }
 
-fn opening(
-    host: &Host,
-    assignment: &Assignment,
-    path: &std::path::Path,
-    error: io::Error,
-) -> AssignError {
-    AssignError::opening(host, &assignment.device, assignment.group, path, error)
-}
-
-/// Why a group couldn't be attached (`vfio_iommu_type1_attach_group` and `vfio_container_attach_group`
-/// in the kernel).
-fn attaching(host: &Host, assignment: &Assignment, source: IoctlError) -> AssignError {
-    let (name, group) = (assignment.name().to_owned(), assignment.group);
-    let allowed = host.flag("vfio_iommu_type1", "allow_unsafe_interrupts").ok().flatten();
-    if source.is(libc::EPERM) && allowed == Some(false) {
-        AssignError::UnsafeInterrupts { name, source }
-    } else if source.is(libc::EBUSY) {
-        AssignError::GroupInUse { name, group, source: Some(source) }
-    } else {
-        AssignError::Attach { name, group, source }
-    }
-}
-
-/// Why RAM couldn't be mapped, `mapped` bytes having been before it.
-fn mapping(memlock: Memlock, mapped: u64, gpa: u64, size: u64, source: IoctlError) -> MapError {
+/// Why RAM couldn't be mapped.
+fn mapping(memlock: Memlock, pinned: Pinned, gpa: u64, size: u64, source: IoctlError) -> MapError {
     if !source.is(libc::ENOMEM) {
         return MapError::Refused { gpa, size, source };
     }
     // A capability that /proc shows may be one of a user namespace, which the kernel doesn't count.
     let counted = Memlock { exempt: false, ..memlock };
-    match counted.check(mapped.saturating_add(size)) {
-        Err(too_low) => MapError::Memlock(too_low),
+    let ram = pinned.before.saturating_add(size);
+    if let Err(too_low) = counted.check(ram) {
+        return MapError::Memlock(too_low);
+    }
+    match counted.check_beside(ram, pinned.others) {
+        Err(too_low) => MapError::UserMemlock(too_low),
         Ok(()) => MapError::NoMemory { gpa, size, source },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::assign::preflight;
+    use std::io;
+
     use super::super::testing::FakeHost;
     use super::*;
 
-    fn refused(errno: i32) -> IoctlError {
-        IoctlError { request: "VFIO_SET_IOMMU", source: io::Error::from_raw_os_error(errno) }
-    }
-
-    #[test]
-    fn a_refused_attachment_is_told_by_its_cause() {
-        let fake = FakeHost::with_vfio();
-        fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
-        let assignment = preflight(&fake.host(), &["1.dma"]).unwrap().remove(0);
-        let because = |allowed: &str, errno| {
-            fake.write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", allowed);
-            attaching(&fake.host(), &assignment, refused(errno))
-        };
-        let unsafe_interrupts = because("N\n", libc::EPERM);
-        assert!(matches!(unsafe_interrupts, AssignError::UnsafeInterrupts { .. }));
-        let help = unsafe_interrupts.help().unwrap();
-        assert!(help.contains("parameters/allow_unsafe_interrupts"), "{help}");
-        assert!(matches!(because("Y\n", libc::EPERM), AssignError::Attach { group: 3, .. }));
-        assert!(matches!(because("N\n", libc::EBUSY), AssignError::GroupInUse { .. }));
-        assert!(matches!(because("N\n", libc::EINVAL), AssignError::Attach { .. }));
-    }
-
     #[test]
     fn no_device_needs_no_iommu() {
-        let opened = Iommu::open(&FakeHost::with_vfio().host(), &[]);
+        let options = IommuOptions::default();
+        let opened = Iommu::open(&FakeHost::with_vfio().host(), &[], options);
         assert!(matches!(opened, Err(AssignError::Nothing)));
-    }
-
-    #[test]
-    fn files_that_are_no_vfio_are_refused_by_name() {
-        let fake = FakeHost::with_vfio();
-        fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
-        let assignments = preflight(&fake.host(), &["1.dma"]).unwrap();
-        let Err(error) = Iommu::open(&fake.host(), &assignments) else { panic!("opened") };
-        let AssignError::Attach { name, group: 3, source } = error else { panic!("{error}") };
-        assert_eq!((name.as_str(), source.request), ("1.dma", "VFIO_GROUP_GET_STATUS"));
     }
 
     #[test]
     fn too_little_memory_is_told_from_too_low_a_limit() {
         let limit = |limit, exempt| Memlock { limit, exempt };
-        let map = |memlock, errno| mapping(memlock, 0x1000, 0x4000_0000, 0x1000, refused(errno));
+        let map = |memlock, others, errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            let source = IoctlError { request: "VFIO_IOMMU_MAP_DMA", source };
+            let pinned = Pinned { before: 0x1000, others };
+            mapping(memlock, pinned, 0x4000_0000, 0x1000, source)
+        };
         for exempt in [false, true] {
-            let error = map(limit(Some(0x1fff), exempt), libc::ENOMEM);
+            let error = map(limit(Some(0x1fff), exempt), 0, libc::ENOMEM);
             let MapError::Memlock(too_low) = error else { panic!("{error}") };
             assert_eq!(too_low, MemlockTooLow { ram: 0x2000, limit: 0x1fff });
         }
         for memlock in [limit(Some(0x2000), false), limit(None, false)] {
-            assert!(matches!(map(memlock, libc::ENOMEM), MapError::NoMemory { .. }));
+            assert!(matches!(map(memlock, 0, libc::ENOMEM), MapError::NoMemory { .. }));
         }
-        assert!(matches!(map(limit(Some(0), false), libc::EINVAL), MapError::Refused { .. }));
+        let beside = map(limit(Some(0x2000), false), 0x1000, libc::ENOMEM);
+        assert!(matches!(beside, MapError::UserMemlock(_)), "{beside}");
+        assert!(matches!(map(limit(Some(0), false), 0, libc::EINVAL), MapError::Refused { .. }));
     }
 }

@@ -117,10 +117,7 @@ impl DmaWindows {
     /// Takes in what the IOMMU says of itself.
     pub(super) fn limit_to(&mut self, info: &IommuInfo) {
         self.ranges.clone_from(&info.iova_ranges);
-        self.page = match info.page_sizes {
-            0 => 1,
-            sizes => 1 << sizes.trailing_zeros(),
-        };
+        self.page = info.alignment.max(1);
     }
 
     /// The windows that can't be mapped.
@@ -159,7 +156,7 @@ impl DmaWindows {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::assign::preflight;
+    use super::super::super::assign::{DeviceRef, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
 
@@ -173,7 +170,8 @@ mod tests {
         fake.write("sys/kernel/iommu_groups/3/reserved_regions", regions);
         fake.write("sys/kernel/iommu_groups/4/reserved_regions", "");
         let host = fake.host();
-        let assignments = preflight(&host, &["1.dma", "2.dma", "3.dma"]).unwrap();
+        let assignments =
+            preflight(&host, &["1.dma", "2.dma", "3.dma"].map(DeviceRef::from)).unwrap();
         DmaWindows::of(&host, &assignments).unwrap()
     }
 
@@ -223,8 +221,8 @@ mod tests {
     fn ram_stays_within_one_iova_range_and_whole_pages() {
         let mut windows = windows("");
         let ranges = Some(vec![0..=0x7ff_ffff, 0x810_0000..=0xffff_ffff]);
-        let page_sizes = 0x4020_1000;
-        windows.limit_to(&IommuInfo { page_sizes, iova_ranges: ranges, mappings_left: None });
+        let info = IommuInfo { alignment: 0x1000, iova_ranges: ranges, ..Default::default() };
+        windows.limit_to(&info);
         assert_eq!(windows.check(GIB, 3 * GIB), Ok(()));
         let beyond = windows.check(GIB, 3 * GIB + 0x1000).unwrap_err();
         assert_eq!(

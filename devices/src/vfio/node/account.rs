@@ -2,16 +2,21 @@
 //! guest's: so that what is said is what is.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use boot::fdt::host::HostNode;
 use boot::fdt::{Cell, Label, Node, Value};
+
+use super::copies::Copies;
 
 /// What became of a property.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// The guest has it as the host has it.
     Kept,
+    /// The guest has it as the host has it, and it refers to these other devices, which the guest
+    /// has too.
+    Linked(Vec<String>),
     /// The guest has one that says something else.
     Rewritten,
     /// The host has none.
@@ -75,66 +80,83 @@ pub(super) fn below(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") }
 }
 
-/// Accounts for each property of `host` once, and for those that only `guest` has. `inside` are the
-/// phandles that the device's own nodes have on both sides.
+/// Accounts for each property of `host` once, and for those that only `guest` has. `device` is what
+/// sysfs calls the device, `copies` are the host's nodes that have their phandles on both sides.
 pub(super) fn account(
+    device: &str,
     host: &HostNode,
     guest: &Node,
-    inside: &BTreeMap<u32, Label>,
+    copies: &Copies,
     reasons: &Reasons,
 ) -> Vec<Account> {
-    let phandles = inside.iter().map(|(phandle, label)| (label, *phandle)).collect();
-    let mut all = Vec::new();
-    compare(host, guest, "", &phandles, reasons, &mut all);
-    all
+    let mut auditor = Auditor { device, copies: copies.by_label(), reasons, all: Vec::new() };
+    auditor.compare(host, guest, "");
+    auditor.all
 }
 
-fn compare(
-    host: &HostNode,
-    guest: &Node,
-    path: &str,
-    phandles: &BTreeMap<&Label, u32>,
-    reasons: &Reasons,
-    all: &mut Vec<Account>,
-) {
-    let mut push = |property: Option<&str>, node: &str, fate| {
-        all.push(Account { node: node.to_owned(), property: property.map(str::to_owned), fate });
-    };
-    for property in host.properties() {
-        let fate = match guest.get(&property.name) {
-            Some(value) if bytes(value, phandles).as_ref() == Some(&property.bytes) => Fate::Kept,
-            Some(_) => Fate::Rewritten,
-            None => Fate::Dropped(reasons.find(path, &property.name)),
-        };
-        push(Some(&property.name), path, fate);
-    }
-    for property in guest.properties().iter().filter(|property| !host.has(&property.name)) {
-        push(Some(&property.name), path, Fate::Made);
-    }
-    for child in host.children() {
-        let node = below(path, child.name());
-        match guest.children().iter().find(|twin| twin.name() == child.name()) {
-            Some(twin) => compare(child, twin, &node, phandles, reasons, all),
-            None => all.push(Account {
-                property: None,
-                fate: Fate::Dropped(reasons.find(&node, "")),
-                node,
-            }),
+/// Compares the host's node with the guest's.
+struct Auditor<'a> {
+    device: &'a str,
+    /// The phandle of each label, and the device it belongs to.
+    copies: BTreeMap<&'a Label, (u32, &'a str)>,
+    reasons: &'a Reasons,
+    all: Vec<Account>,
+}
+
+impl Auditor<'_> {
+    fn compare(&mut self, host: &HostNode, guest: &Node, path: &str) {
+        for property in host.properties() {
+            let fate = match guest.get(&property.name) {
+                Some(value) if self.bytes(value).as_ref() == Some(&property.bytes) => {
+                    self.kept(value)
+                }
+                Some(_) => Fate::Rewritten,
+                None => Fate::Dropped(self.reasons.find(path, &property.name)),
+            };
+            self.note(path, Some(&property.name), fate);
+        }
+        for property in guest.properties().iter().filter(|property| !host.has(&property.name)) {
+            self.note(path, Some(&property.name), Fate::Made);
+        }
+        for child in host.children() {
+            let node = below(path, child.name());
+            match guest.children().iter().find(|twin| twin.name() == child.name()) {
+                Some(twin) => self.compare(child, twin, &node),
+                None => self.note(&node, None, Fate::Dropped(self.reasons.find(&node, ""))),
+            }
+        }
+        let made = |child: &&Node| host.children().iter().all(|twin| twin.name() != child.name());
+        for child in guest.children().iter().filter(made) {
+            self.note(&below(path, child.name()), None, Fate::Made);
         }
     }
-    let made = |child: &&Node| host.children().iter().all(|twin| twin.name() != child.name());
-    for child in guest.children().iter().filter(made) {
-        let node = below(path, child.name());
-        all.push(Account { node, property: None, fate: Fate::Made });
-    }
-}
 
-/// The bytes of a value, where it refers to nothing but the device's own nodes.
-fn bytes(value: &Value, phandles: &BTreeMap<&Label, u32>) -> Option<Vec<u8>> {
-    let Value::Cells(cells) = value else { return value.to_bytes() };
-    let cells = cells.iter().map(|cell| match cell {
-        Cell::U32(number) => Some(number.to_be_bytes()),
-        Cell::Ref(label) => phandles.get(label).map(|phandle| phandle.to_be_bytes()),
-    });
-    Some(cells.collect::<Option<Vec<_>>>()?.concat())
+    fn note(&mut self, node: &str, property: Option<&str>, fate: Fate) {
+        let property = property.map(str::to_owned);
+        self.all.push(Account { node: node.to_owned(), property, fate });
+    }
+
+    /// The bytes of a value, where it refers to nothing but copies of the host's nodes.
+    fn bytes(&self, value: &Value) -> Option<Vec<u8>> {
+        let Value::Cells(cells) = value else { return value.to_bytes() };
+        let cells = cells.iter().map(|cell| match cell {
+            Cell::U32(number) => Some(number.to_be_bytes()),
+            Cell::Ref(label) => self.copies.get(label).map(|(phandle, _)| phandle.to_be_bytes()),
+        });
+        Some(cells.collect::<Option<Vec<_>>>()?.concat())
+    }
+
+    /// The fate of a value that is the host's.
+    fn kept(&self, value: &Value) -> Fate {
+        let Value::Cells(cells) = value else { return Fate::Kept };
+        let owners = cells.iter().filter_map(|cell| match cell {
+            Cell::Ref(label) => self.copies.get(label).map(|(_, device)| *device),
+            Cell::U32(_) => None,
+        });
+        let others: BTreeSet<&str> = owners.filter(|device| *device != self.device).collect();
+        match others.into_iter().map(str::to_owned).collect::<Vec<_>>() {
+            others if others.is_empty() => Fate::Kept,
+            others => Fate::Linked(others),
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! The device's clocks, which a guest can't switch or scale: each is a `fixed-clock` to it.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use boot::fdt::host::{HostError, HostNode, HostTree};
 use boot::fdt::{Cell, Label, Node};
+
+use super::copies::Copies;
 
 /// A clock of the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +15,8 @@ pub struct Clock {
     /// Its rate in Hz, where known; the guest has a `fixed-clock` with this rate
     /// (Documentation/devicetree/bindings/clock/fixed-clock.yaml).
     pub rate: Option<u32>,
-    /// It is made by the device itself, and this refers to it; the guest has it as it is.
+    /// It is made by the device itself, or by another that the guest has too, and this refers to it;
+    /// the guest has it as it is.
     pub own: Option<Vec<Cell>>,
 }
 
@@ -29,7 +31,7 @@ impl Clock {
         self.rate.is_some() || self.own.is_some()
     }
 
-    /// Its `fixed-clock`, unless the device makes it itself.
+    /// Its `fixed-clock`, unless a device of the guest makes it.
     pub(super) fn node(&self, label: &Label) -> Option<Node> {
         let rate = self.rate.filter(|_| self.own.is_none())?;
         let name = label.as_str().trim_start_matches('_');
@@ -48,8 +50,7 @@ impl Clock {
     }
 }
 
-/// The clocks of a node; `inside` are the phandles of the device's own nodes, `rates` the directory
-/// with the rates of the host's clocks.
+/// The clocks of a node; `rates` is the directory with the rates of the host's clocks.
 ///
 /// # Errors
 ///
@@ -57,7 +58,7 @@ impl Clock {
 pub(super) fn of(
     tree: &HostTree,
     host: &HostNode,
-    inside: &BTreeMap<u32, Label>,
+    copies: &Copies,
     rates: &Path,
 ) -> Result<Vec<Clock>, HostError> {
     let names = host.strings("clock-names")?.unwrap_or_default();
@@ -68,7 +69,7 @@ pub(super) fn of(
             // An entry that says that there is none.
             return Clock { name, rate: None, own: Some(vec![Cell::U32(0)]) };
         };
-        let own = reference.provider.phandle().and_then(|phandle| inside.get(&phandle));
+        let own = reference.provider.phandle().and_then(|phandle| copies.label(phandle));
         if let Some(label) = own {
             let arguments = reference.arguments.iter().map(|cell| Cell::U32(*cell));
             let own = [Cell::Ref(label.clone())].into_iter().chain(arguments).collect();

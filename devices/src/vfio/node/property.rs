@@ -37,7 +37,8 @@ const PINS: &str = "the host keeps the device's pins as they are";
 const MEMORY: &str = "it refers to memory of the host";
 const CLOCKS: &str = "the host keeps the device's clocks as they are";
 const NODES: &str = "it refers to a node that stays the host's";
-const INTERRUPTS: &str = "VFIO hands over the device's own interrupts only";
+/// Why interrupts are left out that aren't the device's.
+pub(super) const INTERRUPTS: &str = "VFIO hands over the device's own interrupts only";
 
 /// Names that say it all (Documentation/devicetree/bindings; Linux drivers/of/property.c has most of
 /// the lists and the properties that count their cells).

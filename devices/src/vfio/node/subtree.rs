@@ -1,20 +1,16 @@
 //! The device's own nodes: what of their properties and of the nodes below means the same in a
 //! guest.
-//!
-//! They keep their phandles. So whatever property names one of them still does, also where nobody
-//! knows that it holds a phandle.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 
-use boot::fdt::host::{BusCells, HostNode, HostProperty, HostTree};
-use boot::fdt::{Cell, Label, Node, Value, is_node_name, is_property_name};
+use boot::fdt::host::{HostNode, HostProperty, HostTree};
+use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
 use super::account::{Reasons, below};
 use super::clock::{self, Clock};
-use super::property::{Kind, kind};
-use super::windows;
+use super::copies::{self, Copies};
+use super::property::{self, Kind, kind};
+use super::windows::Place;
 
 /// Copies nodes, noting what it leaves out.
 pub(super) struct Copier<'a> {
@@ -23,24 +19,12 @@ pub(super) struct Copier<'a> {
     rates: &'a Path,
     /// The device's label, with which others begin.
     label: &'a Label,
-    /// The phandles of the device's nodes.
-    pub(super) inside: BTreeMap<u32, Label>,
+    /// What the guest has of the host's nodes.
+    copies: &'a Copies,
     /// Why properties and nodes were left out.
     pub(super) reasons: Reasons,
     /// The clocks of nodes below the device's, and those nodes' paths.
     pub(super) clocks: Vec<(String, Clock)>,
-}
-
-/// What a node's place means for those below.
-#[derive(Clone)]
-struct Place {
-    /// The addresses of the bus that are in the guest; `None` where they are the device's own, such
-    /// as those of an SPI bus.
-    covered: Option<Vec<Range<u64>>>,
-    /// The cells of the bus.
-    cells: BusCells,
-    /// Interrupts go to a controller among the device's nodes.
-    interrupts: bool,
 }
 
 /// The label of the clock of this number of a node below the device's.
@@ -49,23 +33,20 @@ pub(super) fn child_clock(device: &Label, number: usize) -> Label {
 }
 
 impl<'a> Copier<'a> {
-    /// For the device `host` and what is below.
+    /// For the device with this label.
     pub(super) fn new(
         tree: &'a HostTree,
-        host: &HostNode,
+        copies: &'a Copies,
         label: &'a Label,
         rates: &'a Path,
     ) -> Self {
-        let mut inside = BTreeMap::new();
-        inside.extend(phandle(host).map(|phandle| (phandle, label.clone())));
-        name_below(host, label, &mut inside);
         let (reasons, clocks) = Default::default();
-        Self { tree, rates, label, inside, reasons, clocks }
+        Self { tree, rates, label, copies, reasons, clocks }
     }
 
     /// The clocks of a node.
     pub(super) fn clocks(&mut self, host: &HostNode, path: &str) -> Vec<Clock> {
-        clock::of(self.tree, host, &self.inside, self.rates).unwrap_or_else(|error| {
+        clock::of(self.tree, host, self.copies, self.rates).unwrap_or_else(|error| {
             for property in ["clocks", "clock-names"] {
                 self.reasons.note(path, property, format!("unreadable: {error}"));
             }
@@ -123,8 +104,8 @@ impl<'a> Copier<'a> {
                 cells.push(Cell::U32(0));
                 continue;
             };
-            let own = reference.provider.phandle().and_then(|phandle| self.inside.get(&phandle));
-            let label = own.ok_or_else(|| self.leads_to(&reference.provider, reason))?;
+            let copy = reference.provider.phandle().and_then(|phandle| self.copies.label(phandle));
+            let label = copy.ok_or_else(|| self.leads_to(&reference.provider, reason))?;
             cells.push(Cell::Ref(label.clone()));
             cells.extend(reference.arguments.into_iter().map(Cell::U32));
         }
@@ -143,7 +124,7 @@ impl<'a> Copier<'a> {
         let mut own = Vec::with_capacity(cells.len());
         for group in cells.chunks(arguments.saturating_add(1)) {
             let (phandle, rest) = group.split_first().ok_or_else(|| reason.to_owned())?;
-            let label = self.inside.get(phandle).ok_or_else(|| reason.to_owned())?;
+            let label = self.copies.label(*phandle).ok_or_else(|| reason.to_owned())?;
             own.push(Cell::Ref(label.clone()));
             own.extend(rest.iter().map(|cell| Cell::U32(*cell)));
         }
@@ -161,27 +142,26 @@ impl<'a> Copier<'a> {
         let cells: Vec<u32> = cells.iter().map(|cell| u32::from_be_bytes(*cell)).collect();
         let outside = |phandle: &u32| {
             let node = self.tree.by_phandle(*phandle).ok().flatten();
-            node.filter(|_| !self.inside.contains_key(phandle))
+            node.filter(|_| !self.copies.has(*phandle))
         };
         let Some(first) = cells.first() else { return Ok(property.value()) };
         if let Some(node) = outside(first) {
             return Err(self.leads_to(&node, reason));
         }
-        if !self.inside.contains_key(first) {
+        if !self.copies.has(*first) {
             let nowhere = || format!("{reason} (its phandle {first:#x} leads nowhere)");
             return if surely { Err(nowhere()) } else { Ok(property.value()) };
         }
         // A list of nothing but phandles is one whole.
         let nodes: Vec<_> = cells.iter().map(outside).collect();
-        let known = |cell: &u32, node: &Option<_>| {
-            *cell == 0 || node.is_some() || self.inside.contains_key(cell)
-        };
+        let known =
+            |cell: &u32, node: &Option<_>| *cell == 0 || node.is_some() || self.copies.has(*cell);
         let is_list = cells.iter().zip(&nodes).all(|(cell, node)| known(cell, node));
         if let Some(node) = nodes.into_iter().flatten().next().filter(|_| is_list) {
             return Err(self.leads_to(&node, reason));
         }
         let cells = cells.iter().enumerate().map(|(index, cell)| {
-            match self.inside.get(cell).filter(|_| index == 0 || is_list) {
+            match self.copies.label(*cell).filter(|_| index == 0 || is_list) {
                 Some(label) => Cell::Ref(label.clone()),
                 None => Cell::U32(*cell),
             }
@@ -193,52 +173,35 @@ impl<'a> Copier<'a> {
         format!("{reason} ({})", self.tree.path(node))
     }
 
-    /// The nodes below the device's; `covered` are the addresses of its bus that are in the guest,
-    /// if that has addresses of the host's.
-    pub(super) fn children(
+    /// The nodes below `host`, at this path below the device's. `interrupts` says whether those
+    /// that don't say where their interrupts go have a controller among the copies.
+    pub(super) fn nodes_below(
         &mut self,
         host: &HostNode,
-        covered: Option<Vec<Range<u64>>>,
-        cells: BusCells,
+        path: &str,
+        place: &Place,
+        interrupts: bool,
     ) -> Vec<Node> {
-        let place = Place { covered, cells, interrupts: host.has("#interrupt-cells") };
-        self.nodes_below(host, "", &place)
-    }
-
-    fn nodes_below(&mut self, host: &HostNode, path: &str, place: &Place) -> Vec<Node> {
         let mut nodes = Vec::new();
         for child in host.children() {
             let path = below(path, child.name());
-            match self.refusal(child, place) {
+            match self.copies.refusal(child, place) {
                 Some(reason) => self.reasons.note(&path, "", reason),
-                None => nodes.push(self.node(child, &path, place)),
+                None => nodes.push(self.node(child, &path, place, interrupts)),
             }
         }
         nodes
     }
 
-    /// Why a node can't be in the guest.
-    fn refusal(&self, host: &HostNode, place: &Place) -> Option<&'static str> {
-        if !is_node_name(host.name()) {
-            return Some("a blob can't have nodes of this name");
-        }
-        let covered = place.covered.as_ref()?;
-        match host.reg(place.cells) {
-            Ok(reg) if reg.iter().all(|range| windows::covers(covered, range)) => None,
-            Ok(_) => Some("its registers are none of the device's"),
-            Err(_) => Some("its addresses can't be translated"),
-        }
-    }
-
-    fn node(&mut self, host: &HostNode, path: &str, place: &Place) -> Node {
+    fn node(&mut self, host: &HostNode, path: &str, place: &Place, interrupts: bool) -> Node {
         let mut node = Node::new(host.name());
-        if let Some(phandle) = phandle(host) {
+        if let Some(phandle) = copies::phandle(host) {
             node = node.phandle(phandle);
-            node.set_label(self.inside.get(&phandle).cloned());
+            node.set_label(self.copies.label(phandle).cloned());
         }
         let interrupts = match host.u32("interrupt-parent") {
-            Ok(Some(phandle)) => self.inside.contains_key(&phandle),
-            _ => place.interrupts,
+            Ok(Some(phandle)) => self.copies.has(phandle),
+            _ => interrupts,
         };
         for property in host.properties() {
             let value = match property.name.as_str() {
@@ -258,27 +221,18 @@ impl<'a> Copier<'a> {
             if let Some(value) = value {
                 node.set(&property.name, value);
             } else if property.name.starts_with("interrupt") {
-                let reason = "VFIO hands over the device's own interrupts only";
-                self.reasons.note(path, &property.name, reason);
+                self.reasons.note(path, &property.name, property::INTERRUPTS);
             }
         }
         self.add_clocks(&mut node, host, path);
-        let ranges = host.ranges(place.cells.address);
-        let covered = place.covered.as_ref().and_then(|covered| match &ranges {
-            Ok(ranges) => windows::below(ranges, covered),
-            // Unreadable: nothing below is where it should be.
-            Err(_) => Some(Vec::new()),
-        });
-        let own = host.has("#interrupt-cells") || interrupts;
-        let cells = host.child_cells().unwrap_or(place.cells);
-        let children = self.nodes_below(host, path, &Place { covered, cells, interrupts: own });
-        node.with_children(children)
+        let interrupts = host.has("#interrupt-cells") || interrupts;
+        node.with_children(self.nodes_below(host, path, &place.below(host), interrupts))
     }
 
     /// What says that interrupts go to one of the device's own nodes.
     fn own_interrupts(&self, property: &HostProperty) -> Option<Value> {
         let phandle = property.bytes.as_slice().try_into().map(u32::from_be_bytes);
-        match phandle.ok().and_then(|phandle| self.inside.get(&phandle)) {
+        match phandle.ok().and_then(|phandle| self.copies.label(phandle)) {
             Some(label) if property.name == "interrupt-parent" => {
                 Some(Value::Cells(vec![Cell::Ref(label.clone())]))
             }
@@ -302,25 +256,5 @@ impl<'a> Copier<'a> {
         if let Some(names) = host.properties().iter().find(|p| p.name == "clock-names") {
             node.set("clock-names", names.value());
         }
-    }
-}
-
-/// The node's phandle, unless it is one of the two that stand for none.
-pub(super) fn phandle(host: &HostNode) -> Option<u32> {
-    host.phandle().filter(|phandle| !matches!(*phandle, 0 | u32::MAX))
-}
-
-/// Gives the nodes below `host` that have phandles labels, of their paths.
-fn name_below(host: &HostNode, path: &Label, inside: &mut BTreeMap<u32, Label>) {
-    for child in host.children() {
-        let label = Label::new(format!("{path}_{}", child.name()));
-        if let Some(phandle) = phandle(child) {
-            // `a-b` and `a_b` are the same as labels.
-            let taken = inside.values().any(|other| *other == label);
-            let label =
-                if taken { Label::new(format!("{label}_{phandle:x}")) } else { label.clone() };
-            inside.insert(phandle, label);
-        }
-        name_below(child, &label, inside);
     }
 }

@@ -66,7 +66,7 @@ impl Windows {
     }
 
     /// The addresses on the device's own bus that are in the guest.
-    pub(super) fn covered(&self) -> Vec<Range<u64>> {
+    fn covered(&self) -> Vec<Range<u64>> {
         let covered = self.windows.iter();
         covered.map(|window| window.child..window.child.saturating_add(window.size)).collect()
     }
@@ -84,8 +84,53 @@ impl Windows {
     }
 }
 
+/// What a node's place means for those below: which of their addresses are in the guest.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The addresses of the bus that are in the guest; `None` where they are the device's own, such
+    /// as those of an SPI bus.
+    covered: Option<Vec<Range<u64>>>,
+    /// The cells of the bus.
+    cells: BusCells,
+}
+
+impl Place {
+    /// Of the nodes right below a device's.
+    ///
+    /// # Errors
+    ///
+    /// The device's cells are malformed.
+    pub(super) fn in_device(host: &HostNode, windows: Option<&Windows>) -> Result<Self, HostError> {
+        Ok(Self { covered: windows.map(Windows::covered), cells: host.child_cells()? })
+    }
+
+    /// Of the nodes below `host`, which is here itself.
+    pub(super) fn below(&self, host: &HostNode) -> Self {
+        let ranges = host.ranges(self.cells.address);
+        let covered = self.covered.as_ref().and_then(|covered| match &ranges {
+            Ok(ranges) => below(ranges, covered),
+            // Unreadable: nothing below is where it should be.
+            Err(_) => Some(Vec::new()),
+        });
+        Self { covered, cells: host.child_cells().unwrap_or(self.cells) }
+    }
+
+    /// Why a node that is here can't be in the guest, if it can't.
+    pub(super) fn refusal(&self, host: &HostNode) -> Option<&'static str> {
+        let covered = self.covered.as_ref()?;
+        match host.reg(self.cells) {
+            Ok(reg) if reg.iter().all(|range| covers(covered, range)) => None,
+            Ok(_) => Some("its registers are none of the device's"),
+            Err(_) => Some(UNTRANSLATED),
+        }
+    }
+}
+
+/// Why nodes are left out whose addresses are malformed, or wider than 64 bits.
+pub(super) const UNTRANSLATED: &str = "its addresses can't be translated";
+
 /// What of `covered`, on the bus that a node is on, its own children address by its `ranges`.
-pub(super) fn below(ranges: &Ranges, covered: &[Range<u64>]) -> Option<Vec<Range<u64>>> {
+fn below(ranges: &Ranges, covered: &[Range<u64>]) -> Option<Vec<Range<u64>>> {
     match ranges {
         Ranges::None => None,
         Ranges::Same => Some(covered.to_vec()),
@@ -102,7 +147,7 @@ pub(super) fn below(ranges: &Ranges, covered: &[Range<u64>]) -> Option<Vec<Range
 }
 
 /// Whether all of `range` is in one of `covered`.
-pub(super) fn covers(covered: &[Range<u64>], range: &Range<u64>) -> bool {
+fn covers(covered: &[Range<u64>], range: &Range<u64>) -> bool {
     covered.iter().any(|whole| whole.start <= range.start && range.end <= whole.end)
 }
 

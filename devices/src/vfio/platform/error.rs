@@ -23,6 +23,14 @@ pub enum DeviceError {
         /// The device.
         name: String,
     },
+    /// Linux made several devices of one node.
+    #[error("{name} can't be assigned: its device tree node is also that of {other}")]
+    SameNode {
+        /// The device.
+        name: String,
+        /// The other device, which is to be assigned too.
+        other: String,
+    },
     /// Its node in the host's device tree is malformed.
     #[error("{name} can't be assigned: its device tree node can't be read")]
     HostTree {
@@ -136,6 +144,9 @@ impl DeviceError {
                 "boot the host with a device tree; where the firmware offers both, with acpi=off"
                     .to_owned(),
             ),
+            Self::SameNode { name, other } => {
+                Some(format!("--vfio-platform {other} or --vfio-platform {name}, not both"))
+            }
             Self::Quiesce { name, .. } | Self::Reset { name, .. } => Some(format!(
                 "power-cycle the board, or let the guest have the device as it is: \
                  --vfio-platform {name},quiesce=off"

@@ -2,7 +2,7 @@
 //!
 //! The VMM's part, in this order:
 //!
-//! 1. while planning: [`PlatformDevice::open`]. What the device has is known then
+//! 1. while planning: [`drafts`], then [`PlatformDevice::open`]. What the device has is known then
 //!    ([`regions`](PlatformDevice::regions), [`irqs`](PlatformDevice::irqs)), so that places can be
 //!    given to it, and [`node`](PlatformDevice::node) describes it.
 //! 2. while building, before guest RAM is mapped for DMA: [`quiesce`](PlatformDevice::quiesce), so
@@ -19,13 +19,13 @@
 //! owner quiesces the device.
 
 mod error;
+mod nodes;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use boot::fdt::host::HostTree;
-
 pub use self::error::DeviceError;
+pub use self::nodes::drafts;
 use super::assign::Assignment;
 use super::bindings::{self, Binding};
 use super::iommu::Iommu;
@@ -110,26 +110,20 @@ impl fmt::Debug for PlatformDevice {
 }
 
 impl PlatformDevice {
-    /// Opens the device of an attached group and looks at all it has. VFIO resets it if it can.
+    /// Opens the device of an attached group and looks at all it has. `draft` is its node, of
+    /// [`drafts`]. VFIO resets it if it can.
     ///
     /// # Errors
     ///
     /// If it can't be opened, or has something that can't be handed to a guest.
     pub fn open(
         iommu: &Iommu,
-        tree: &HostTree,
         assignment: &Assignment,
+        draft: Draft,
         options: DeviceOptions,
     ) -> Result<Self, DeviceError> {
-        let name = assignment.name();
-        let of_node = assignment.device.of_node().map_err(super::assign::AssignError::Read)?;
-        let of_node = of_node.ok_or_else(|| DeviceError::NoNode { name: name.to_owned() })?;
-        let draft = tree
-            .node(&of_node)
-            .and_then(|node| Draft::of(tree, &node, name, &options.node))
-            .map_err(|source| DeviceError::HostTree { name: name.to_owned(), source })?;
-        let calls = Arc::new(iommu.open_device(assignment)?);
-        Self::new(name, calls, draft, options, host_page_size())
+        let calls = iommu.open_device(assignment)?;
+        Self::new(assignment.name(), calls, draft, options, host_page_size())
     }
 
     /// The device behind these calls.

@@ -42,11 +42,14 @@ impl IommuKind {
     }
 }
 
-/// What `VFIO_IOMMU_GET_INFO` says of a container.
+/// What `VFIO_IOMMU_GET_INFO` says of a container, or `IOMMU_IOAS_IOVA_RANGES` of an address space.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IommuInfo {
     /// The page sizes that the IOMMU can map, a bit each; 0 if the kernel doesn't say.
     pub page_sizes: u64,
+    /// What IOVAs and sizes of mappings are multiples of, in bytes: the smallest of the page sizes;
+    /// 0 if the kernel doesn't say.
+    pub alignment: u64,
     /// The IOVAs that may be mapped; `None` if the kernel doesn't say.
     pub iova_ranges: Option<Vec<RangeInclusive<u64>>>,
     /// How many more mappings may be made; `None` if the kernel doesn't say.
@@ -61,6 +64,7 @@ impl IommuInfo {
         let mut info = Self::default();
         if flags & VFIO_IOMMU_INFO_PGSIZES != 0 {
             info.page_sizes = u64_at(bytes, 8).unwrap_or(0);
+            info.alignment = info.page_sizes & info.page_sizes.wrapping_neg();
         }
         if flags & VFIO_IOMMU_INFO_CAPS == 0 {
             return info;
@@ -271,6 +275,7 @@ mod tests {
             parsed,
             IommuInfo {
                 page_sizes: 0x4020_1000,
+                alignment: 0x1000,
                 iova_ranges: Some(vec![0..=0x7ff_ffff, 0x810_0000..=0xffff_ffff_ffff]),
                 mappings_left: Some(65535),
             }
@@ -280,7 +285,8 @@ mod tests {
     #[test]
     fn a_kernel_without_capabilities_leaves_them_open() {
         let parsed = IommuInfo::parse(&info(1, 0x1000, 0, &[]));
-        assert_eq!(parsed, IommuInfo { page_sizes: 0x1000, ..Default::default() });
+        let page = 0x1000;
+        assert_eq!(parsed, IommuInfo { page_sizes: page, alignment: page, ..Default::default() });
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use vfio_bindings::bindings::vfio::{
@@ -212,13 +212,25 @@ pub trait DeviceCalls: fmt::Debug + Send + Sync {
     fn map(&self, region: &RegionInfo, range: Range<u64>) -> io::Result<Mapping>;
 }
 
-/// A device opened through its group.
+/// A device, opened through its group or by its own file.
 #[derive(Debug)]
 pub struct DeviceFile(File);
 
 impl From<File> for DeviceFile {
     fn from(file: File) -> Self {
         Self(file)
+    }
+}
+
+impl AsRawFd for DeviceFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for DeviceFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

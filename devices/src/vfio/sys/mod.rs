@@ -1,15 +1,19 @@
-//! The VFIO system calls: containers, groups and device files, nothing above them.
+//! The system calls of VFIO and iommufd: containers, groups and device files, address spaces, and
+//! nothing above them.
 //!
 //! The vfio-ioctls crate (0.10) isn't used: it refuses devices bound to vfio-amba, takes a resample
 //! eventfd for IRQ index 0 only, keeps its groups to itself and drops the system's error numbers.
 //!
-//! Numbers and layouts are those of `include/uapi/linux/vfio.h`, the same on every architecture;
-//! the order of the calls is described in the kernel's `Documentation/driver-api/vfio.rst`.
+//! Numbers and layouts are those of `include/uapi/linux/vfio.h` and `iommufd.h`, the same on every
+//! architecture; the order of the calls is described in the kernel's
+//! `Documentation/driver-api/vfio.rst` and `Documentation/userspace-api/iommufd.rst`.
 
 mod capability;
+mod cdev;
 mod container;
 mod device;
 mod group;
+mod iommufd;
 mod mapping;
 
 use std::ffi::{c_int, c_uint, c_ulong};
@@ -21,13 +25,14 @@ use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
 pub use container::{Container, DmaCalls, IommuInfo, IommuKind};
 pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo, RegionInfo};
 pub use group::{Group, GroupStatus};
+pub use iommufd::{Ioas, Iommufd};
 pub use mapping::Mapping;
 
-/// A VFIO request that the kernel refused.
+/// A request that the kernel refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{request} was refused")]
 pub struct IoctlError {
-    /// The request's name in `linux/vfio.h`.
+    /// The request's name in `linux/vfio.h` or `linux/iommufd.h`.
     pub request: &'static str,
     /// What the kernel answered.
     #[source]

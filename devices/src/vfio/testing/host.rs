@@ -76,6 +76,18 @@ impl FakeHost {
         }
     }
 
+    /// Gives a device a file of its own, as kernels with CONFIG_VFIO_DEVICE_CDEV do.
+    pub(crate) fn cdev(&self, bus: &str, name: &str, index: u32) {
+        let device = Path::new("sys/devices").join(bus).join(name);
+        let path = device.join(format!("vfio-dev/vfio{index}"));
+        self.write(path.join("dev"), format!("511:{index}\n"));
+        self.mkdir("sys/class/vfio-dev");
+        self.link(path.join("subsystem"), "sys/class/vfio-dev");
+        self.link(path.join("device"), &device);
+        self.link(format!("sys/dev/char/511:{index}"), &path);
+        self.write(format!("dev/vfio/devices/vfio{index}"), "");
+    }
+
     /// Puts a device into a group.
     pub(crate) fn join_group(&self, bus: &str, name: &str, group: u32) {
         let path = Path::new("sys/devices").join(bus).join(name);

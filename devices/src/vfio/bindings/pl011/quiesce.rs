@@ -1,9 +1,9 @@
 //! Stopping the UART: nothing is sent or received, no DMA is asked for, no interrupt is high.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::super::QuiesceError;
-use super::super::primecell::{identification, is_part};
+use super::super::primecell::check_part;
+use super::super::{QuiesceError, poll};
 use crate::vfio::region::{AccessError, Registers};
 
 // TRM, chapter 3, "Summary of registers": offsets in bytes, of up to 16 bits each.
@@ -39,11 +39,7 @@ const PL011: u32 = 0x011;
 /// Stops the UART, waiting at most `patience` for what is being sent, and as long for its last
 /// character.
 pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(), QuiesceError> {
-    // Before anything is written: these offsets mean something else to another device.
-    let id = identification(registers)?;
-    if !is_part(id, PL011) {
-        return Err(QuiesceError::Unlike { expected: "PL011", found: id });
-    }
+    check_part(registers, PL011, "PL011")?;
     registers.write32(UARTDMACR, 0)?;
     registers.write32(UARTIMSC, 0)?;
     if registers.read32(UARTCR)? & UARTEN != 0 {
@@ -66,24 +62,15 @@ pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(
 
 /// Waits until nothing is being sent, and says whether that is so.
 fn is_idle(registers: &dyn Registers, patience: Duration) -> Result<bool, AccessError> {
-    let started = Instant::now();
-    loop {
-        // Looked at first: the state after the time is up counts.
-        let late = started.elapsed() > patience;
-        if registers.read32(UARTFR)? & BUSY == 0 {
-            return Ok(true);
-        }
-        if late {
-            return Ok(false);
-        }
-        std::hint::spin_loop();
-    }
+    let idle = || Ok((registers.read32(UARTFR)? & BUSY == 0).then_some(()));
+    Ok(poll::until(patience, idle)?.is_some())
 }
 
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
     use std::collections::BTreeMap;
+    use std::time::Instant;
 
     use super::*;
 

@@ -2,19 +2,19 @@
 //!
 //! TRM (ARM DDI 0424), chapter 2, "Operating states", "Aborts", "Using events and interrupts".
 
+mod abort;
+mod interrupts;
 mod stage;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::stage::{MARGIN, Stage};
+use super::super::poll;
 use super::copy::{Bus, Copy};
 use super::program::{Instruction, Thread};
 use super::quiesce::{Dmac, quiesce};
-use super::registers::{
-    CR0, CRD, FSRC, INTCLR, INTEN, INTMIS, State, buffer_depth, bus_width, channels, events, fault,
-    ftr,
-};
+use super::registers::{CR0, CRD, State, buffer_depth, bus_width, channels, events, fault, ftr};
 use crate::vfio::bench::{Bench, BenchError, ChannelRow, Report};
 use crate::vfio::region::{AccessError, Region, Registers};
 
@@ -22,14 +22,8 @@ use crate::vfio::region::{AccessError, Region, Registers};
 /// on a busy machine needs more.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The same once one didn't come: what is broken need not be waited for as long each time.
-const IMPATIENCE: Duration = Duration::from_millis(500);
-
 /// How long a thread may take to stop.
 const STOPPING: Duration = Duration::from_millis(200);
-
-/// How long to listen for interrupts that nothing should raise.
-const QUIET: Duration = Duration::from_millis(20);
 
 /// How often a line may be told too late while one interrupt is waited for; more is a line that is
 /// stuck.
@@ -185,90 +179,6 @@ impl<'a> Driver<'a> {
         Dmac { registers: &*self.region, patience: STOPPING }
     }
 
-    /// Checks that no line is high. One that was may be told late; one that is, is told again.
-    fn check_quiet(&mut self) -> Result<String, Trouble> {
-        let Some(late) = self.bench.lines().wait(QUIET)? else {
-            return Ok(self.quiet());
-        };
-        self.unmask(late)?;
-        match self.bench.lines().wait(QUIET)? {
-            None => {
-                self.late += 1;
-                Ok(self.quiet())
-            }
-            Some(line) => Err(Trouble::Device(format!("interrupt {line} is high for no reason"))),
-        }
-    }
-
-    fn quiet(&self) -> String {
-        match self.late {
-            0 => "none is pending".into(),
-            late => format!("none is pending; {late} were told after their end"),
-        }
-    }
-
-    /// Has the manager signal each event, and sees which line rises.
-    fn find_lines(&mut self) -> Result<String, Trouble> {
-        for event in 0..self.events {
-            self.region.write32(INTEN, 1 << event)?;
-            self.dmac().run(Instruction::signal(event), Thread::Manager)?;
-            let (line, _) = self.take_interrupt(1 << event)?;
-            self.lines.push(line);
-        }
-        self.enable_events()?;
-        let lines: Vec<String> = self.lines.iter().map(ToString::to_string).collect();
-        Ok(format!("{} events on interrupts {}", self.events, lines.join(" ")))
-    }
-
-    fn enable_events(&self) -> Result<(), AccessError> {
-        self.region.write32(INTEN, u32::MAX >> (32 - u32::from(self.events.clamp(1, 32))))
-    }
-
-    /// Waits for the interrupt of one or more of the `awaited` events (a bit each), clears them and
-    /// unmasks their line. Returns that line and those events.
-    ///
-    /// A line may be told once more when it is low already: the host disables it lazily, so that it
-    /// may have been on its way to another CPU when it was unmasked here. That is passed over.
-    fn take_interrupt(&mut self, awaited: u32) -> Result<(usize, u32), Trouble> {
-        let deadline = Instant::now() + self.patience;
-        for _ in 0..LATE_MAX {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Some(line) = self.bench.lines().wait(left)? else { break };
-            let events = self.region.read32(INTMIS)? & awaited & self.events_of(line);
-            if events != 0 {
-                self.region.write32(INTCLR, events)?;
-                // Read back: the line must have fallen before it is unmasked.
-                self.region.read32(INTMIS)?;
-                self.unmask(line)?;
-                return Ok((line, events));
-            }
-            self.late += 1;
-            self.unmask(line)?;
-        }
-        self.patience = IMPATIENCE;
-        let raised = self.region.read32(INTMIS)?;
-        Err(Trouble::Device(format!(
-            "events {awaited:#x} raised no interrupt of theirs (INTMIS {raised:#x})"
-        )))
-    }
-
-    /// The events that raise a line, a bit each; any, as long as that isn't known.
-    fn events_of(&self, line: usize) -> u32 {
-        if self.lines.len() < usize::from(self.events) {
-            return u32::MAX;
-        }
-        let events = (0_u32..).zip(&self.lines).filter(|(_, own)| **own == line);
-        events.fold(0, |mask, (event, _)| mask | 1 << event)
-    }
-
-    fn unmask(&mut self, line: usize) -> Result<(), BenchError> {
-        match self.bench.lines().get(line) {
-            // An edge is not masked.
-            Some(line) if line.info().automasked => line.unmask(),
-            _ => Ok(()),
-        }
-    }
-
     /// Has a channel do all its transfers, with another event each time.
     fn exercise(&mut self, channel: u8) -> Result<ChannelRow, BenchError> {
         let mut row = ChannelRow { channel, ..ChannelRow::default() };
@@ -325,20 +235,18 @@ impl<'a> Driver<'a> {
     }
 
     fn wait_until_stopped(&self, channel: u8) -> Result<(), Trouble> {
-        let started = Instant::now();
-        loop {
-            let late = started.elapsed() > STOPPING;
-            match State::of(self.dmac().status(Thread::Channel(channel))?) {
-                State::Stopped => return Ok(()),
-                State::Faulting => {
-                    let why = fault(self.region.read32(ftr(channel))?);
-                    return Err(Trouble::Device(format!("it faulted: {why}")));
-                }
-                _ if late => {
-                    return Err(Trouble::Device("it signalled its end, and didn't end".into()));
-                }
-                _ => std::hint::spin_loop(),
+        let thread = Thread::Channel(channel);
+        let ended = poll::until(STOPPING, || {
+            let state = State::of(self.dmac().status(thread)?);
+            Ok(matches!(state, State::Stopped | State::Faulting).then_some(state))
+        });
+        match ended? {
+            Some(State::Faulting) => {
+                let why = fault(self.region.read32(ftr(channel))?);
+                Err(Trouble::Device(format!("it faulted: {why}")))
             }
+            Some(_) => Ok(()),
+            None => Err(Trouble::Device("it signalled its end, and didn't end".into())),
         }
     }
 
@@ -367,57 +275,5 @@ impl<'a> Driver<'a> {
         }
         let bytes = usize::from(count) * TOGETHER;
         Ok(format!("{count} channels, {bytes} bytes in {} us", busy.as_micros()))
-    }
-
-    /// Has channel 0 copy where nothing is mapped: it must fault and raise an interrupt, and be
-    /// usable again once killed.
-    fn abort(&mut self, source: u32, destination: u32) -> Result<String, Trouble> {
-        let copy = Copy { source, destination, length: 64 };
-        self.stage.spoil(MARGIN, MARGIN, 64);
-        self.start(0, 0, copy)?;
-        let mut line = self.bench.lines().wait(self.patience)?;
-        let faulting = self.region.read32(FSRC)? & 1 != 0;
-        if let Some(late) = line.filter(|line| faulting && self.is_an_event_s(*line)) {
-            // An event's, told after its end: the abort's own comes as well.
-            self.late += 1;
-            self.unmask(late)?;
-            line = self.bench.lines().wait(self.patience)?;
-        }
-        let why = fault(self.region.read32(ftr(0))?);
-        self.recover()?;
-        if let Some(line) = line {
-            self.unmask(line)?;
-        }
-        match (line, faulting) {
-            (Some(line), true) if self.is_an_event_s(line) => Err(Trouble::Device(format!(
-                "it raised interrupt {line}, which is an event's: {why}"
-            ))),
-            (Some(line), true) => {
-                self.transfer(0, 0, (64, 0, 0))?;
-                Ok(format!("interrupt {line}, {why}; the channel works again"))
-            }
-            (None, true) => Err(Trouble::Device(format!("it faulted without an interrupt: {why}"))),
-            (_, false) => Err(Trouble::Device(
-                "it went on as if the memory were there: bus errors don't reach it".into(),
-            )),
-        }
-    }
-
-    /// Whether a line is one event's rather than that of all of them and of aborts.
-    fn is_an_event_s(&self, line: usize) -> bool {
-        self.lines.contains(&line) && self.lines.iter().any(|other| *other != line)
-    }
-
-    /// Stops what runs and clears what is pending, so that the next try begins afresh.
-    fn recover(&mut self) -> Result<(), BenchError> {
-        quiesce(&*self.region, STOPPING)?;
-        self.enable_events()?;
-        // Each at most once: a line that is stuck would be told again and again.
-        for _ in 0..self.bench.lines().iter().count() {
-            if let Some(line) = self.bench.lines().wait(Duration::ZERO)? {
-                self.unmask(line)?;
-            }
-        }
-        Ok(())
     }
 }

@@ -11,7 +11,11 @@ pub(super) fn refine(draft: &mut Draft) {
     // Bindings/dma/dma-controller.yaml names the node.
     "dma-controller".clone_into(&mut draft.name);
     put_on_amba(draft);
-    draft.set("#dma-cells", Value::Cells(vec![Cell::U32(1)]));
+    // As the host has it: other devices of the guest may refer to this one.
+    let cells = "#dma-cells";
+    if draft.properties.iter().all(|property| property.name != cells) {
+        draft.set(cells, Value::Cells(vec![Cell::U32(1)]));
+    }
     name_clock(&mut draft.clocks);
     // Nor does the driver ask for a rate.
     for clock in draft.clocks.iter_mut().filter(|clock| clock.own.is_none()) {

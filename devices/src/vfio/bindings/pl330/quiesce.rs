@@ -1,10 +1,10 @@
 //! Stopping the controller: every thread killed, no event pending, no interrupt enabled.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::super::QuiesceError;
-use super::super::primecell::{identification, is_part};
+use super::super::primecell::check_part;
+use super::super::{QuiesceError, poll};
 use super::program::{Instruction, Thread};
 use super::registers::{
     CR0, DBGCMD, DBGINST0, DBGINST1, DBGSTATUS, DSR, INT_EVENT_RIS, INTCLR, INTEN, INTMIS, State,
@@ -18,11 +18,7 @@ const PL330: u32 = 0x330;
 /// Stops the controller, waiting at most `patience` for each of its threads (twice that for one
 /// whose debug registers are stuck as well).
 pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(), QuiesceError> {
-    // Before anything is written: these offsets mean something else to another device.
-    let id = identification(registers)?;
-    if !is_part(id, PL330) {
-        return Err(QuiesceError::Unlike { expected: "PL330", found: id });
-    }
+    check_part(registers, PL330, "PL330")?;
     let configuration = registers.read32(CR0)?;
     let channels = (0..channels(configuration)).map(Thread::Channel);
     // The manager first, for it starts channels.
@@ -67,14 +63,11 @@ impl Dmac<'_> {
 
     /// Stops a thread, and says whether it did.
     pub(super) fn stop(&self, thread: Thread) -> Result<bool, AccessError> {
-        let started = Instant::now();
         let mut killed = None;
-        loop {
-            // Looked at first: the state after the time is up counts.
-            let late = started.elapsed() > self.patience;
+        let stopped = poll::until(self.patience, || {
             let state = State::of(self.status(thread)?);
             match state {
-                State::Stopped => return Ok(true),
+                State::Stopped => return Ok(Some(())),
                 State::Ending => killed = None,
                 // Once for each time it is found so: a fault may follow upon the first kill.
                 State::Running | State::Faulting if killed != Some(state) => {
@@ -83,25 +76,19 @@ impl Dmac<'_> {
                 }
                 State::Running | State::Faulting => {}
             }
-            if late {
-                return Ok(false);
-            }
-            std::hint::spin_loop();
-        }
+            Ok(None)
+        });
+        Ok(stopped?.is_some())
     }
 
     /// Has a thread run an instruction, by way of the debug registers: TRM, chapter 2, "Issuing
     /// instructions to the DMAC using the slave interface".
     pub(super) fn run(&self, instruction: Instruction, thread: Thread) -> Result<(), AccessError> {
-        let started = Instant::now();
-        while self.registers.read32(DBGSTATUS)? & 1 != 0 {
+        let ready = || Ok((self.registers.read32(DBGSTATUS)? & 1 == 0).then_some(()));
+        if poll::until(self.patience, ready)?.is_none() {
             // A guest can have left them stuck. Trying nevertheless does no harm, and the thread's
             // state tells whether it helped.
-            if started.elapsed() > self.patience {
-                log::warn!("PL330: the debug registers are busy all the time");
-                break;
-            }
-            std::hint::spin_loop();
+            log::warn!("PL330: the debug registers are busy all the time");
         }
         let (first, second) = instruction.for_debug(thread);
         self.registers.write32(DBGINST0, first)?;

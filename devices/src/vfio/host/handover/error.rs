@@ -41,8 +41,10 @@ pub enum HandoverError {
     InUse {
         /// The device.
         name: String,
-        /// Its group's file.
+        /// The file that tells.
         path: PathBuf,
+        /// The files by which that process can have it.
+        files: Vec<PathBuf>,
     },
     /// The driver it had is gone.
     #[error("{name} can't be given back: the host's kernel has no driver {driver} any more")]
@@ -70,8 +72,9 @@ impl HandoverError {
             Self::Assign(error) => error.help(),
             Self::Write { source, .. } | Self::Record(RecordError { source, .. }) => denied(source),
             Self::NotTaken { .. } => Some("dmesg has the driver's own words".to_owned()),
-            Self::InUse { path, .. } => {
-                Some(format!("fuser -v {}, and end that process first", path.display()))
+            Self::InUse { files, .. } => {
+                let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+                Some(format!("fuser -v {}, and end that process first", files.join(" ")))
             }
             Self::DriverGone { name, driver, .. } => {
                 Some(format!("modprobe {driver} && strait device unbind {name}"))

@@ -11,11 +11,13 @@
 mod error;
 
 use std::fs::OpenOptions;
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub use error::HandoverError;
 
 use super::super::assign::{self, AssignError};
+use super::super::sys::{DeviceFile, Iommufd};
 use super::record::Ledger;
 use super::{Attributes, Bus, Host, HostDevice, Record};
 
@@ -243,16 +245,23 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Checks that nobody has the device's group open: the kernel would wait for them to close it.
+    /// Checks that nobody has the device or its group in use: the kernel would wait for them.
     fn check_unused(&self, device: &HostDevice) -> Result<(), HandoverError> {
         let Some(group) = device.group()? else { return Ok(()) };
         let path = self.host.group_node(group);
-        match OpenOptions::new().read(true).write(true).open(&path) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                Err(HandoverError::InUse { name: device.name().to_owned(), path })
+        let path = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => path,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let cdev = self.host.cdev(device)?;
+                match cdev.filter(|cdev| is_bound(&cdev.path, &self.host.iommufd_node())) {
+                    Some(cdev) => cdev.path,
+                    None => return Ok(()),
+                }
             }
-            _ => Ok(()),
-        }
+            _ => return Ok(()),
+        };
+        let (name, files) = (device.name().to_owned(), self.host.files_of(device));
+        Err(HandoverError::InUse { name, path, files })
     }
 
     fn bus(&self, device: &HostDevice) -> PathBuf {
@@ -273,6 +282,15 @@ impl<'a> Handover<'a> {
             source,
         })
     }
+}
+
+/// Whether somebody has bound a device to an iommufd, for hosts without files of groups. Its own file
+/// doesn't tell until it is to be bound once more.
+fn is_bound(cdev: &Path, iommufd: &Path) -> bool {
+    let (Ok(device), Ok(iommufd)) = (DeviceFile::open(cdev), Iommufd::open(iommufd)) else {
+        return false;
+    };
+    device.bind(&iommufd).is_err_and(|error| error.is(libc::EINVAL))
 }
 
 /// Adds those of `more` that aren't there yet.

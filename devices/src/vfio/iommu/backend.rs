@@ -1,0 +1,255 @@
+//! The two ways to an IOMMU: iommufd, and before it, VFIO's containers.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use super::super::assign::{AssignError, Assignment, may_open};
+use super::super::host::Host;
+
+/// Which way a person wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// iommufd where all devices can be had by it, else the container.
+    #[default]
+    Auto,
+    /// iommufd.
+    Iommufd,
+    /// The container.
+    Container,
+}
+
+/// What a person can choose for the IOMMU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IommuOptions {
+    /// The way to it.
+    pub backend: BackendChoice,
+    /// An iommufd that somebody else opened as this descriptor.
+    pub iommufd: Option<RawFd>,
+}
+
+/// The way that is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// `/dev/iommu` and the devices' own files.
+    Iommufd,
+    /// `/dev/vfio/vfio` and the files of the devices' groups.
+    Container,
+}
+
+impl Backend {
+    /// Its name, as [`BackendChoice`] has it on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iommufd => "iommufd",
+            Self::Container => "container",
+        }
+    }
+
+    /// Which one is taken for these devices, all of whose files can then be opened. Reads the host
+    /// and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// A file isn't there or may not be opened.
+    pub fn choose(
+        host: &Host,
+        assignments: &[Assignment],
+        options: IommuOptions,
+    ) -> Result<Self, AssignError> {
+        let passed = options.iommufd.is_some() || assignments.iter().any(|a| a.passed.is_some());
+        match options.backend {
+            BackendChoice::Container if passed => Err(AssignError::PassedToContainer),
+            BackendChoice::Container => {
+                check_container(host, assignments).map(|()| Self::Container)
+            }
+            BackendChoice::Iommufd => {
+                check_iommufd(host, assignments, options).map(|()| Self::Iommufd)
+            }
+            BackendChoice::Auto if passed => {
+                check_iommufd(host, assignments, options).map(|()| Self::Iommufd)
+            }
+            BackendChoice::Auto => Self::of_host(host, assignments, options),
+        }
+    }
+
+    fn of_host(
+        host: &Host,
+        assignments: &[Assignment],
+        options: IommuOptions,
+    ) -> Result<Self, AssignError> {
+        let container = check_container(host, assignments);
+        if container.is_ok() && only_containers_go_on(host) {
+            return Ok(Self::Container);
+        }
+        match (check_iommufd(host, assignments, options), container) {
+            (Ok(()), _) => Ok(Self::Iommufd),
+            (Err(_), Ok(())) => Ok(Self::Container),
+            // A kernel that has one of the two only: that is the one to mend.
+            (Err(iommufd), Err(container)) if container.is_absence() && !iommufd.is_absence() => {
+                Err(iommufd)
+            }
+            (Err(_), Err(container)) => Err(container),
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whether containers have been told to go on where interrupts aren't isolated, and iommufd hasn't:
+/// platform devices work through a container only then.
+fn only_containers_go_on(host: &Host) -> bool {
+    let allowed = |module| host.flag(module, "allow_unsafe_interrupts").ok().flatten();
+    allowed("vfio_iommu_type1") == Some(true) && allowed("iommufd") == Some(false)
+}
+
+fn check_container(host: &Host, assignments: &[Assignment]) -> Result<(), AssignError> {
+    assignments.iter().try_for_each(|assignment| {
+        check(host, assignment, &host.container_node())?;
+        check(host, assignment, &host.group_node(assignment.group))
+    })
+}
+
+fn check_iommufd(
+    host: &Host,
+    assignments: &[Assignment],
+    options: IommuOptions,
+) -> Result<(), AssignError> {
+    for assignment in assignments {
+        if options.iommufd.is_none() {
+            check(host, assignment, &host.iommufd_node())?;
+        }
+        if assignment.passed.is_none() {
+            let cdev = host.cdev(&assignment.device)?;
+            let name = || assignment.name().to_owned();
+            let cdev = cdev.ok_or_else(|| AssignError::NoCdev { name: name() })?;
+            check(host, assignment, &cdev.path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks that this process may open a file that leads to a device.
+fn check(host: &Host, assignment: &Assignment, path: &Path) -> Result<(), AssignError> {
+    may_open(path).map_err(|error| {
+        AssignError::opening(host, &assignment.device, assignment.group, path, error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::assign::{DeviceRef, preflight};
+    use super::super::super::testing::FakeHost;
+    use super::*;
+
+    const TYPE1: &str = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+    const IOMMUFD: &str = "sys/module/iommufd/parameters/allow_unsafe_interrupts";
+
+    /// A host with both, and two devices in different groups.
+    fn host() -> FakeHost {
+        let fake = FakeHost::with_vfio();
+        for (name, group) in [("1.dma", 3), ("2.dma", 4)] {
+            fake.device("platform", name, Some("vfio-platform"), Some(group));
+            fake.cdev("platform", name, group);
+        }
+        fake.write("dev/iommu", "");
+        fake
+    }
+
+    fn choose(fake: &FakeHost, backend: BackendChoice) -> Result<Backend, AssignError> {
+        let wanted = ["1.dma", "2.dma"].map(DeviceRef::from);
+        let assignments = preflight(&fake.host(), &wanted).unwrap();
+        Backend::choose(&fake.host(), &assignments, IommuOptions { backend, iommufd: None })
+    }
+
+    #[test]
+    fn auto_is_iommufd_where_all_devices_can_be_had_by_it() {
+        use Backend::{Container, Iommufd};
+        let remove = |path: &'static str| {
+            move |fake: &FakeHost| std::fs::remove_file(fake.path(path)).unwrap()
+        };
+        let flags = |type1: &'static str, iommufd: &'static str| {
+            move |fake: &FakeHost| {
+                fake.write(TYPE1, type1);
+                fake.write(IOMMUFD, iommufd);
+            }
+        };
+        type Case<'a> = (&'a dyn Fn(&FakeHost), Backend);
+        let cases: [Case<'_>; 8] = [
+            (&|_| (), Iommufd),
+            (&remove("dev/iommu"), Container),
+            (&remove("dev/vfio/devices/vfio4"), Container),
+            (&remove("sys/devices/platform/2.dma/vfio-dev/vfio4/dev"), Container),
+            (&remove("dev/vfio/4"), Iommufd),
+            (&flags("Y\n", "N\n"), Container),
+            (&flags("N\n", "N\n"), Iommufd),
+            (&flags("Y\n", "Y\n"), Iommufd),
+        ];
+        for (number, (change, expected)) in cases.into_iter().enumerate() {
+            let fake = host();
+            change(&fake);
+            assert_eq!(choose(&fake, BackendChoice::Auto).unwrap(), expected, "{number}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_taken_or_refused() {
+        let fake = host();
+        let remove = |path| std::fs::remove_file(fake.path(path)).unwrap();
+        assert_eq!(choose(&fake, BackendChoice::Container).unwrap(), Backend::Container);
+        assert_eq!(choose(&fake, BackendChoice::Iommufd).unwrap(), Backend::Iommufd);
+        remove("dev/vfio/4");
+        let error = choose(&fake, BackendChoice::Container).unwrap_err();
+        assert!(matches!(error, AssignError::NoGroupNode { .. }), "{error}");
+        remove("dev/vfio/devices/vfio4");
+        let error = choose(&fake, BackendChoice::Iommufd).unwrap_err();
+        let node = fake.path("dev/vfio/devices/vfio4").display().to_string();
+        assert_eq!(
+            error.to_string(),
+            format!("2.dma can't be assigned: there is no {node}, its file")
+        );
+        assert!(error.help().unwrap().starts_with(&format!("mknod {node} c 511 4;")));
+        remove("sys/devices/platform/2.dma/vfio-dev/vfio4/dev");
+        let error = choose(&fake, BackendChoice::Iommufd).unwrap_err();
+        assert!(error.help().unwrap().contains("CONFIG_VFIO_DEVICE_CDEV"), "{error}");
+        remove("dev/iommu");
+        let error = choose(&fake, BackendChoice::Iommufd).unwrap_err();
+        assert!(error.help().unwrap().contains("CONFIG_IOMMUFD"), "{error}");
+    }
+
+    #[test]
+    fn with_neither_the_one_that_the_kernel_has_is_to_be_mended() {
+        let fake = host();
+        let remove = |path| std::fs::remove_file(fake.path(path)).unwrap();
+        remove("dev/vfio/4");
+        remove("dev/vfio/devices/vfio4");
+        // A kernel without groups, and with files of devices.
+        let error = choose(&fake, BackendChoice::Auto).unwrap_err();
+        assert!(matches!(error, AssignError::NoCdevNode { .. }), "{error}");
+        // The other way round.
+        fake.write("sys/class/vfio/4/dev", "240:0\n");
+        remove("sys/devices/platform/2.dma/vfio-dev/vfio4/dev");
+        let error = choose(&fake, BackendChoice::Auto).unwrap_err();
+        assert!(matches!(error, AssignError::NoGroupNode { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_passed_iommufd_is_for_iommufd_only() {
+        let fake = host();
+        std::fs::remove_file(fake.path("dev/iommu")).unwrap();
+        let assignments = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap();
+        let choose = |backend| {
+            let options = IommuOptions { backend, iommufd: Some(7) };
+            Backend::choose(&fake.host(), &assignments, options)
+        };
+        for backend in [BackendChoice::Auto, BackendChoice::Iommufd] {
+            assert_eq!(choose(backend).unwrap(), Backend::Iommufd);
+        }
+        let error = choose(BackendChoice::Container).unwrap_err();
+        assert_eq!(error.help().as_deref(), Some("--iommu iommufd"));
+    }
+}

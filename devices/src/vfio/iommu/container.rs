@@ -1,0 +1,149 @@
+//! Mappings through a VFIO container, to which whole groups are attached.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use vfio_bindings::bindings::vfio::VFIO_API_VERSION;
+
+use super::super::assign::{AssignError, Assignment};
+use super::super::host::Host;
+use super::super::sys::{Container, DeviceFile, Group, IoctlError, IommuKind};
+
+/// A container with its groups.
+pub(super) struct ContainerSpace {
+    // Dropped in this order.
+    groups: Vec<(u32, Group)>,
+    container: Container,
+}
+
+impl ContainerSpace {
+    /// Opens a container and attaches these devices' groups, each once.
+    pub(super) fn open(host: &Host, assignments: &[Assignment]) -> Result<Self, AssignError> {
+        let mut groups: Vec<(u32, Group)> = Vec::new();
+        let mut container = None;
+        for assignment in assignments {
+            if groups.iter().any(|(number, _)| *number == assignment.group) {
+                continue;
+            }
+            let group = open_group(host, assignment)?;
+            let container = match &container {
+                Some(container) => container,
+                None => container.insert(open_container(host, assignment)?),
+            };
+            let attached = group.set_container(container).and_then(|()| {
+                if groups.is_empty() { container.set_iommu(IommuKind::Type1v2) } else { Ok(()) }
+            });
+            attached.map_err(|error| attaching(host, assignment, error))?;
+            groups.push((assignment.group, group));
+        }
+        let container = container.ok_or(AssignError::Nothing)?;
+        Ok(Self { groups, container })
+    }
+
+    /// The container.
+    pub(super) fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// Opens a device of an attached group.
+    pub(super) fn open_device(&self, assignment: &Assignment) -> Result<DeviceFile, AssignError> {
+        let name = || assignment.name().to_owned();
+        let (_, group) = self
+            .groups
+            .iter()
+            .find(|(number, _)| *number == assignment.group)
+            .ok_or_else(|| AssignError::NoGroup { name: name() })?;
+        group
+            .device(assignment.name())
+            .map_err(|source| AssignError::OpenDevice { name: name(), source })
+    }
+
+    /// The attached groups.
+    pub(super) fn files(&self) -> Vec<BorrowedFd<'_>> {
+        self.groups.iter().map(|(_, group)| group.as_fd()).collect()
+    }
+}
+
+fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError> {
+    let path = host.group_node(assignment.group);
+    let group = Group::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
+    let (name, number) = (assignment.name().to_owned(), assignment.group);
+    match group.status() {
+        Ok(status) if status.viable => Ok(group),
+        Ok(_) => Err(AssignError::GroupInUse { name, group: number, source: None }),
+        Err(source) => Err(AssignError::Attach { name, group: number, source }),
+    }
+}
+
+fn open_container(host: &Host, assignment: &Assignment) -> Result<Container, AssignError> {
+    let path = host.container_node();
+    let container =
+        Container::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
+    let version = container.api_version().map_err(AssignError::Setup)?;
+    if version != VFIO_API_VERSION {
+        return Err(AssignError::ApiVersion { version });
+    }
+    if !container.supports(IommuKind::Type1v2).map_err(AssignError::Setup)? {
+        return Err(AssignError::NoType1);
+    }
+    Ok(container)
+}
+
+fn opening(host: &Host, assignment: &Assignment, path: &Path, error: io::Error) -> AssignError {
+    AssignError::opening(host, &assignment.device, assignment.group, path, error)
+}
+
+/// Why a group couldn't be attached (`vfio_iommu_type1_attach_group` and `vfio_container_attach_group`
+/// in the kernel).
+fn attaching(host: &Host, assignment: &Assignment, source: IoctlError) -> AssignError {
+    let (name, group) = (assignment.name().to_owned(), assignment.group);
+    let module = "vfio_iommu_type1";
+    let allowed = host.flag(module, "allow_unsafe_interrupts").ok().flatten();
+    if source.is(libc::EPERM) && allowed == Some(false) {
+        AssignError::UnsafeInterrupts { name, module, source }
+    } else if source.is(libc::EBUSY) {
+        AssignError::GroupInUse { name, group, source: Some(source) }
+    } else {
+        AssignError::Attach { name, group, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::assign::{DeviceRef, preflight};
+    use super::super::super::testing::FakeHost;
+    use super::*;
+
+    fn refused(errno: i32) -> IoctlError {
+        IoctlError { request: "VFIO_SET_IOMMU", source: io::Error::from_raw_os_error(errno) }
+    }
+
+    #[test]
+    fn a_refused_attachment_is_told_by_its_cause() {
+        let fake = FakeHost::with_vfio();
+        fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
+        let assignment = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap().remove(0);
+        let because = |allowed: &str, errno| {
+            fake.write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", allowed);
+            attaching(&fake.host(), &assignment, refused(errno))
+        };
+        let unsafe_interrupts = because("N\n", libc::EPERM);
+        assert!(matches!(unsafe_interrupts, AssignError::UnsafeInterrupts { .. }));
+        let help = unsafe_interrupts.help().unwrap();
+        assert!(help.contains("vfio_iommu_type1/parameters/allow_unsafe_interrupts"), "{help}");
+        assert!(matches!(because("Y\n", libc::EPERM), AssignError::Attach { group: 3, .. }));
+        assert!(matches!(because("N\n", libc::EBUSY), AssignError::GroupInUse { .. }));
+        assert!(matches!(because("N\n", libc::EINVAL), AssignError::Attach { .. }));
+    }
+
+    #[test]
+    fn files_that_are_no_vfio_are_refused_by_name() {
+        let fake = FakeHost::with_vfio();
+        fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
+        let assignments = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap();
+        let Err(error) = ContainerSpace::open(&fake.host(), &assignments) else { panic!("opened") };
+        let AssignError::Attach { name, group: 3, source } = error else { panic!("{error}") };
+        assert_eq!((name.as_str(), source.request), ("1.dma", "VFIO_GROUP_GET_STATUS"));
+    }
+}

@@ -1,0 +1,218 @@
+//! Mappings through an iommufd, to which devices are attached one by one.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::assign::{AssignError, Assignment};
+use super::super::host::{Host, HostDevice};
+use super::super::passed::{Passed, PassedError, Wanted};
+use super::super::sys::{DeviceCalls, DeviceFile, Group, Ioas, IoctlError, Iommufd};
+use super::IommuOptions;
+
+/// An address space with its devices.
+pub(super) struct IommufdSpace {
+    // Dropped in this order: the address space can't go before its devices.
+    devices: Vec<Attached>,
+    ioas: Ioas,
+}
+
+/// A device that reaches what is mapped; nothing any more when dropped, whoever else has its file.
+struct Attached {
+    device: HostDevice,
+    group: u32,
+    file: Arc<DeviceFile>,
+}
+
+impl IommufdSpace {
+    /// Opens an iommufd, or takes the one that was passed, and attaches these devices.
+    pub(super) fn open(
+        host: &Host,
+        assignments: &[Assignment],
+        options: IommuOptions,
+    ) -> Result<Self, AssignError> {
+        let first = assignments.first().ok_or(AssignError::Nothing)?;
+        let iommufd = match options.iommufd {
+            Some(fd) => Passed::iommufd(host, fd)?,
+            None => {
+                let path = host.iommufd_node();
+                Iommufd::open(&path).map_err(|error| opening(host, first, &path, error))?
+            }
+        };
+        let ioas = Ioas::new(iommufd).map_err(AssignError::Setup)?;
+        let mut space = Self { devices: Vec::new(), ioas };
+        for assignment in assignments {
+            let attached = space.attach(host, assignment)?;
+            space.devices.push(attached);
+        }
+        Ok(space)
+    }
+
+    fn attach(&self, host: &Host, assignment: &Assignment) -> Result<Attached, AssignError> {
+        let (file, path) = open(host, assignment)?;
+        let ours = self.devices.iter().any(|attached| attached.group == assignment.group);
+        // Nobody else can have a device of a group of which this process has one.
+        let in_use = || if ours { Some(false) } else { group_in_use(host, assignment.group) };
+        file.bind(self.ioas.iommufd())
+            .map_err(|error| binding(host, assignment, path, error, in_use))?;
+        let (device, group) = (assignment.device.clone(), assignment.group);
+        file.attach(&self.ioas).map_err(|source| AssignError::Attach {
+            name: assignment.name().to_owned(),
+            group,
+            source,
+        })?;
+        Ok(Attached { device, group, file: Arc::new(file) })
+    }
+
+    /// The address space.
+    pub(super) fn ioas(&self) -> &Ioas {
+        &self.ioas
+    }
+
+    /// A device that is attached.
+    pub(super) fn device(&self, assignment: &Assignment) -> Result<Arc<DeviceFile>, AssignError> {
+        let mut devices = self.devices.iter();
+        let found = devices.find(|attached| attached.device == assignment.device);
+        found
+            .map(|attached| attached.file.clone())
+            .ok_or_else(|| AssignError::NoGroup { name: assignment.name().to_owned() })
+    }
+
+    /// The attached devices.
+    pub(super) fn files(&self) -> Vec<BorrowedFd<'_>> {
+        self.devices.iter().map(|attached| attached.file.as_fd()).collect()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Err(error) = self.file.detach() {
+            log::error!("{}: {error}: {}", self.device.name(), error.source);
+        }
+    }
+}
+
+/// Opens a device's own file, or takes the one that was passed; with what it is called in errors.
+fn open(host: &Host, assignment: &Assignment) -> Result<(DeviceFile, PathBuf), AssignError> {
+    let name = || assignment.name().to_owned();
+    if let Some(passed) = &assignment.passed {
+        let (fd, wanted) = (passed.fd(), Wanted::Device);
+        let file: File =
+            passed.file().map_err(|source| PassedError::NotOpen { fd, wanted, source })?;
+        let file = DeviceFile::from(file);
+        // Before it is bound, it answers nothing.
+        if file.info().is_ok() {
+            return Err(AssignError::Bound { name: name(), fd });
+        }
+        let cdev = host.cdev(&assignment.device)?;
+        return Ok((file, cdev.map_or_else(PathBuf::new, |cdev| cdev.path)));
+    }
+    let cdev = host.cdev(&assignment.device)?;
+    let path = cdev.ok_or_else(|| AssignError::NoCdev { name: name() })?.path;
+    let file = DeviceFile::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
+    Ok((file, path))
+}
+
+fn opening(host: &Host, assignment: &Assignment, path: &Path, error: io::Error) -> AssignError {
+    AssignError::opening(host, &assignment.device, assignment.group, path, error)
+}
+
+/// Whether a process has a group, or a device of it, in use; `None` if this one may not know.
+fn group_in_use(host: &Host, group: u32) -> Option<bool> {
+    match Group::open(&host.group_node(group)) {
+        Ok(_) => Some(false),
+        Err(error) => (error.raw_os_error() == Some(libc::EBUSY)).then_some(true),
+    }
+}
+
+/// Why a device couldn't be bound (`vfio_df_ioctl_bind_iommufd`, `iommufd_device_bind` and
+/// `iommu_device_claim_dma_owner` in the kernel). `in_use` tells whether another process has the
+/// group or a device of it, if that is known.
+fn binding(
+    host: &Host,
+    assignment: &Assignment,
+    path: PathBuf,
+    source: IoctlError,
+    in_use: impl FnOnce() -> Option<bool>,
+) -> AssignError {
+    let (name, group) = (assignment.name().to_owned(), assignment.group);
+    let is = |errno| source.is(errno);
+    let busy = match source.source.raw_os_error() {
+        // What a device that is bound is refused with, and little else.
+        Some(libc::EINVAL) => in_use() != Some(false),
+        Some(libc::EBUSY | libc::EPERM) => in_use() == Some(true),
+        _ => false,
+    };
+    if busy {
+        return AssignError::busy(host, &assignment.device, path, source.source);
+    }
+    let module = "iommufd";
+    let allowed = host.flag(module, "allow_unsafe_interrupts").ok().flatten();
+    if is(libc::EPERM) && allowed == Some(false) {
+        AssignError::UnsafeInterrupts { name, module, source }
+    } else if is(libc::EPERM) || is(libc::EBUSY) {
+        AssignError::GroupInUse { name, group, source: Some(source) }
+    } else {
+        AssignError::OpenDevice { name, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::assign::{DeviceRef, preflight};
+    use super::super::super::testing::FakeHost;
+    use super::*;
+
+    fn host() -> (FakeHost, Assignment) {
+        let fake = FakeHost::with_vfio();
+        fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
+        fake.cdev("platform", "1.dma", 0);
+        fake.write("dev/iommu", "");
+        let assignment = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap().remove(0);
+        (fake, assignment)
+    }
+
+    #[test]
+    fn a_refused_binding_is_told_by_its_cause() {
+        let (fake, assignment) = host();
+        let because = |allowed: &str, errno, in_use: Option<bool>| {
+            fake.write("sys/module/iommufd/parameters/allow_unsafe_interrupts", allowed);
+            let source = io::Error::from_raw_os_error(errno);
+            let source = IoctlError { request: "VFIO_DEVICE_BIND_IOMMUFD", source };
+            let path = fake.path("dev/vfio/devices/vfio0");
+            binding(&fake.host(), &assignment, path, source, || in_use)
+        };
+        let unsafe_interrupts = because("N\n", libc::EPERM, None);
+        assert!(matches!(unsafe_interrupts, AssignError::UnsafeInterrupts { .. }));
+        let help = unsafe_interrupts.help().unwrap();
+        assert!(help.contains("boot the host with iommufd.allow_unsafe_interrupts=1"), "{help}");
+        for (allowed, errno) in [("Y\n", libc::EPERM), ("N\n", libc::EBUSY)] {
+            let error = because(allowed, errno, Some(false));
+            assert!(matches!(error, AssignError::GroupInUse { group: 3, .. }), "{error}");
+        }
+        for errno in [libc::EINVAL, libc::EIO] {
+            let error = because("N\n", errno, Some(false));
+            assert!(matches!(error, AssignError::OpenDevice { .. }), "{error}");
+        }
+        let busy = [libc::EINVAL, libc::EBUSY, libc::EPERM].map(|errno| (errno, Some(true)));
+        for (errno, in_use) in busy.into_iter().chain([(libc::EINVAL, None)]) {
+            let error = because("N\n", errno, in_use);
+            assert!(error.to_string().ends_with("dev/vfio/devices/vfio0"), "{error}");
+            let help = error.help().unwrap();
+            assert!(help.starts_with("fuser -v ") && help.contains("dev/vfio/3 "), "{help}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_iommufd_are_refused() {
+        let (fake, assignment) = host();
+        let options = IommuOptions::default();
+        let Err(error) = IommufdSpace::open(&fake.host(), &[assignment], options) else {
+            panic!("opened")
+        };
+        let AssignError::Setup(source) = error else { panic!("{error}") };
+        assert_eq!(source.request, "IOMMU_IOAS_ALLOC");
+    }
+}

@@ -1,0 +1,50 @@
+//! What a person says.
+
+use super::*;
+
+#[test]
+fn what_a_person_says_wins() {
+    let fake = dmac(b"arm,pl330\0", &[("child/label", b"x\0"), ("child/odd", b"y\0")]);
+    let options = NodeOptions {
+        name: Some("mine".to_owned()),
+        compatible: vec!["vendor,mine".to_owned()],
+        clock_rates: vec![("0".to_owned(), 1)],
+        drop: vec!["#dma-cells".to_owned(), "child/odd".to_owned()],
+        ..NodeOptions::default()
+    };
+    let mut draft = unrefined(&fake, "dma@2c0a0000", &options);
+    // The binding's names come before: the clock has one by now.
+    bindings::find(&draft.compatible).unwrap().refine(&mut draft);
+    let error = draft.apply(&options).unwrap_err();
+    assert_eq!(error.help("1.dev"), "it has these: apb_pclk");
+    let options = NodeOptions { clock_rates: vec![("apb_pclk".to_owned(), 1)], ..options };
+    draft.apply(&options).unwrap();
+    draft.check().unwrap();
+    let nodes = draft.finish(ONE, &[]);
+    assert_eq!(nodes.device.name(), "mine@c000000");
+    assert_eq!(nodes.device.get("compatible").cloned(), strings(&["vendor,mine"]));
+    assert_eq!(nodes.clocks[0].get("clock-frequency").cloned(), numbers(&[1]));
+    let reasons: Vec<_> = ["#dma-cells", "child/odd"].map(|path| fate(&nodes, path)).into();
+    let expected = ["drop=#dma-cells", "drop=child/odd"].map(|why| Fate::Dropped(why.into()));
+    assert_eq!(reasons, expected.iter().collect::<Vec<_>>());
+    assert_eq!(fate(&nodes, "child/label"), &Fate::Kept);
+}
+
+#[test]
+fn a_person_can_only_change_what_is_there() {
+    let fake = dmac(b"arm,pl330\0", &[]);
+    let none = NodeOptions::default();
+    let cases = [
+        NodeOptions { drop: vec!["iommus".to_owned()], ..none.clone() },
+        NodeOptions { drop: vec!["child/label".to_owned()], ..none.clone() },
+        NodeOptions { drop: vec![String::new()], ..none.clone() },
+        NodeOptions { name: Some("a@1".to_owned()), ..none.clone() },
+        NodeOptions { name: Some(String::new()), ..none.clone() },
+        NodeOptions { clock_rates: vec![("core".to_owned(), 1)], ..none },
+    ];
+    for options in cases {
+        let mut draft = draft(&fake, "dma@2c0a0000");
+        let result = draft.apply(&options).and_then(|()| draft.check());
+        assert!(result.is_err_and(|error| !error.help("1.dev").is_empty()), "{options:?}");
+    }
+}

@@ -1,0 +1,98 @@
+//! The nodes of devices that one guest is given, made of the host's.
+
+use std::sync::Arc;
+
+use boot::fdt::host::{HostNode, HostTree};
+
+use super::DeviceError;
+use crate::vfio::assign::{AssignError, Assignment};
+use crate::vfio::node::{Copies, Draft, Given, NodeOptions};
+
+/// The guest's nodes of all these devices, in the making. Where one refers to another on the host,
+/// it does in the guest.
+///
+/// # Errors
+///
+/// If a device has no node, or a malformed one, or the same as another.
+pub fn drafts(
+    tree: &HostTree,
+    devices: &[(&Assignment, &NodeOptions)],
+) -> Result<Vec<Draft>, DeviceError> {
+    let mut nodes: Vec<HostNode> = Vec::with_capacity(devices.len());
+    for (assignment, _) in devices {
+        let node = node_of(tree, assignment)?;
+        let same = nodes.iter().position(|other| other.directory() == node.directory());
+        if let Some((other, _)) = same.and_then(|index| devices.get(index)) {
+            let (name, other) = (assignment.name().to_owned(), other.name().to_owned());
+            return Err(DeviceError::SameNode { name, other });
+        }
+        nodes.push(node);
+    }
+    let given = nodes.iter().zip(devices).map(|(node, (assignment, options))| Given {
+        node,
+        name: assignment.name(),
+        options,
+    });
+    let given: Vec<Given<'_>> = given.collect();
+    let copies = Copies::of(tree, &given)
+        .map_err(|(name, source)| DeviceError::HostTree { name: name.to_owned(), source })?;
+    let copies = Arc::new(copies);
+    let draft = |given: &Given<'_>| {
+        Draft::of(tree, &copies, given)
+            .map_err(|source| DeviceError::HostTree { name: given.name.to_owned(), source })
+    };
+    given.iter().map(draft).collect()
+}
+
+/// A device's node on the host.
+fn node_of(tree: &HostTree, assignment: &Assignment) -> Result<HostNode, DeviceError> {
+    let name = || assignment.name().to_owned();
+    let directory = assignment.device.of_node().map_err(AssignError::Read)?;
+    let directory = directory.ok_or_else(|| DeviceError::NoNode { name: name() })?;
+    tree.node(&directory).map_err(|source| DeviceError::HostTree { name: name(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfio::testing::FakeHost;
+
+    /// Drafts of these devices of a host, by their names.
+    fn drafts_of(fake: &FakeHost, names: &[&str]) -> Result<Vec<Draft>, DeviceError> {
+        let tree = HostTree::at(&fake.host().device_tree()).unwrap();
+        let device = |name: &&str| fake.host().find(name).unwrap().unwrap();
+        let assignment = |name| Assignment { device: device(name), group: 1, passed: None };
+        let assignments: Vec<Assignment> = names.iter().map(assignment).collect();
+        let options = NodeOptions::default();
+        let devices: Vec<_> = assignments.iter().map(|a| (a, &options)).collect();
+        drafts(&tree, &devices)
+    }
+
+    #[test]
+    fn each_device_has_its_own_node() {
+        let fake = FakeHost::with_vfio();
+        for name in ["1.dma", "2.dma"] {
+            fake.device("platform", name, None, None);
+            fake.behind_iommu("platform", name);
+        }
+        let names: Vec<String> =
+            drafts_of(&fake, &["2.dma", "1.dma"]).unwrap().into_iter().map(|d| d.name).collect();
+        assert_eq!(names, ["2.dma", "1.dma"]);
+    }
+
+    #[test]
+    fn devices_that_share_a_node_or_have_none_are_named() {
+        let fake = FakeHost::with_vfio();
+        for name in ["1.usb", "xhci.1", "bare"] {
+            fake.device("platform", name, None, None);
+        }
+        fake.behind_iommu("platform", "1.usb");
+        fake.link("sys/devices/platform/xhci.1/of_node", "sys/firmware/devicetree/base/1.usb");
+        let error = drafts_of(&fake, &["1.usb", "xhci.1"]).unwrap_err();
+        assert!(matches!(error, DeviceError::SameNode { .. }), "{error}");
+        let text = format!("{error}\n{}", error.help().unwrap());
+        assert_eq!(text.matches("1.usb").count() + text.matches("xhci.1").count(), 4, "{text}");
+        let error = drafts_of(&fake, &["bare"]).unwrap_err();
+        assert!(matches!(error, DeviceError::NoNode { .. }), "{error}");
+    }
+}

@@ -1,0 +1,60 @@
+//! What the options about VFIO share: the way to the IOMMU, and descriptors that strait is started
+//! with.
+
+use std::os::fd::RawFd;
+
+use devices::vfio::assign::DeviceRef;
+use devices::vfio::iommu::BackendChoice;
+
+/// The device that begins an option's value: `fd=N`, or a name such as `example`.
+pub(super) fn device_ref(text: &str, example: &str) -> Result<DeviceRef, String> {
+    match text.strip_prefix("fd=") {
+        Some(number) => descriptor(number).map(DeviceRef::Descriptor),
+        None if text.is_empty() => {
+            Err(format!("a device's name comes first, such as {example}, or fd=N"))
+        }
+        None => Ok(DeviceRef::from(text)),
+    }
+}
+
+/// The number of a descriptor that is open. Looked at here, before strait has opened any file, which
+/// might get the number.
+pub(super) fn descriptor(text: &str) -> Result<RawFd, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse::<RawFd>().ok().filter(|_| digits);
+    let number = number.ok_or_else(|| format!("a descriptor is a number, and not `{text}`"))?;
+    // SAFETY: F_GETFD takes no pointer.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(format!(
+            "descriptor {number} isn't open; whoever starts strait opens it, in a shell by \
+             {number}<>FILE behind the command"
+        ));
+    }
+    Ok(number)
+}
+
+/// The way to the IOMMU.
+pub(super) fn backend(text: &str) -> Result<BackendChoice, String> {
+    match text {
+        "auto" => Ok(BackendChoice::Auto),
+        "iommufd" => Ok(BackendChoice::Iommufd),
+        "container" => Ok(BackendChoice::Container),
+        _ => Err("auto, iommufd or container is needed".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_a_name_or_a_descriptor() {
+        let device_ref = |text| device_ref(text, "2c0a0000.dma");
+        assert_eq!(device_ref("2c0a0000.dma"), Ok(DeviceRef::Name("2c0a0000.dma".into())));
+        assert_eq!(device_ref("fd=0"), Ok(DeviceRef::Descriptor(0)));
+        assert_eq!(device_ref("fd3"), Ok(DeviceRef::Name("fd3".into())));
+        for text in ["", "fd=", "fd=-1", "fd=+0", "fd=0x0", "fd=1048576", "fd=99999999999"] {
+            assert!(device_ref(text).is_err(), "{text}");
+        }
+    }
+}
