@@ -117,8 +117,8 @@ fn table(steady: &SteadyState, test: DmaTest, exits: &str, started: Instant) -> 
         ("bytes", steady.bytes.to_string()),
         ("failures", failures.to_string()),
         ("interrupts per line", lines.join(" ") + &merged),
-        ("exits to strait during the test", steady.exits_to_user_space().to_string()),
-        ("wake-ups of strait during the test", steady.wakeups_of_the_vmm().to_string()),
+        ("exits to strait during the test", steady.costs.exits_to_user_space().to_string()),
+        ("wake-ups of strait during the test", steady.costs.wakeups_of_the_vmm().to_string()),
         ("exits to strait, whole run", exits.to_owned()),
         ("wall time", format!("{:.1} s", started.elapsed().as_secs_f64())),
     ];
@@ -131,7 +131,7 @@ fn table(steady: &SteadyState, test: DmaTest, exits: &str, started: Instant) -> 
 
 /// What didn't go as it should though nothing failed.
 fn faults(steady: &SteadyState, status: i32) -> Vec<String> {
-    let (exits, wakeups) = (steady.exits_to_user_space(), steady.wakeups_of_the_vmm());
+    let (exits, wakeups) = (steady.costs.exits_to_user_space(), steady.costs.wakeups_of_the_vmm());
     let checks = [
         (status != 0, format!("strait ended with status {status} instead of 0")),
         (exits != 0, format!("{exits} exits went to strait during the DMA test instead of 0")),

@@ -47,8 +47,11 @@ fn a_user_without_privileges_has_a_device_for_a_guest() -> Story {
     test.pass(&mut guest)?;
     let steady = SteadyState::measure(&host, &mut guest, test)?;
     assert!(steady.bytes > 400 * 4096, "{} bytes", steady.bytes);
-    assert_eq!(steady.exits[0].get("mmio_exit_user"), steady.exits[1].get("mmio_exit_user"));
-    assert_eq!(steady.host_interrupts, steady.lines.iter().sum::<u64>());
+    assert_eq!(
+        steady.costs.exits[0].get("mmio_exit_user"),
+        steady.costs.exits[1].get("mmio_exit_user")
+    );
+    assert_eq!(steady.costs.host_interrupts, steady.lines.iter().sum::<u64>());
     assert_eq!(guest.power_off()?, 0);
     let stats = host.sh("cat /tmp/stats")?;
     let stats: Value = serde_json::from_str(&stats).unwrap_or_else(|e| panic!("{e}: {stats}"));

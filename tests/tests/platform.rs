@@ -2,8 +2,8 @@
 
 use tests::harness::payload::{self, EventLine};
 use tests::harness::{
-    AMBA_DMA, BACKENDS, Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, SteadyState,
-    Story,
+    AMBA_DMA, BACKENDS, Board, Costs, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA,
+    SteadyState, Story,
 };
 use tests::suite::SOAK;
 
@@ -31,13 +31,13 @@ fn guest_through(backend: &str, host: &Host, devices: &[&str]) -> Result<Guest, 
 }
 
 /// Checks that transfers cost the VMM nothing: no exit to it, no thread of it woken.
-fn costs_nothing(steady: &SteadyState) {
-    let [before, after] = &steady.exits;
+fn costs_nothing(costs: &Costs) {
+    let [before, after] = &costs.exits;
     for counter in ["mmio_exit_user", "signal_exits"] {
         assert_eq!(after.get(counter), before.get(counter), "{counter}");
     }
     assert!(after.get("exits") > before.get("exits"), "KVM counts nothing: {after:?}");
-    let [before, after] = &steady.wakeups;
+    let [before, after] = &costs.wakeups;
     assert!(before.iter().count() > 0, "no thread but the vCPUs was looked at");
     assert_eq!(before, after, "threads of the VMM were woken");
 }
@@ -54,8 +54,8 @@ fn each_line_once_per_transfer(host: &Host, guest: &mut Guest) -> Result<SteadyS
     let mut seen = Vec::new();
     for _ in 0..RUNS {
         let steady = SteadyState::measure(host, guest, test)?;
-        costs_nothing(&steady);
-        assert_eq!(steady.host_interrupts, steady.lines.iter().sum::<u64>());
+        costs_nothing(&steady.costs);
+        assert_eq!(steady.costs.host_interrupts, steady.lines.iter().sum::<u64>());
         assert_eq!(steady.lines.len(), LINES.len(), "{:?}", steady.lines);
         for (exact, count) in exact.iter_mut().zip(&steady.lines) {
             *exact |= *count == copies;

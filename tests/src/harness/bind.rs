@@ -10,6 +10,8 @@ pub enum Bus {
     Platform,
     /// The AMBA bus, whose VFIO driver is `vfio-amba`.
     Amba,
+    /// The PCI bus, whose VFIO driver is `vfio-pci`.
+    Pci,
 }
 
 impl Bus {
@@ -18,6 +20,7 @@ impl Bus {
         match self {
             Self::Platform => "platform",
             Self::Amba => "amba",
+            Self::Pci => "pci",
         }
     }
 
@@ -26,6 +29,7 @@ impl Bus {
         match self {
             Self::Platform => "vfio-platform",
             Self::Amba => "vfio-amba",
+            Self::Pci => "vfio-pci",
         }
     }
 
@@ -33,13 +37,14 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// It is on neither.
+    /// It is on none.
     pub fn of(host: &Host, name: &str) -> Result<Self, Failure> {
         let found = host.sh(&format!("cd /sys/bus; ls -d */devices/{name} 2>/dev/null || true"))?;
         match found.split('/').next() {
             Some("platform") => Ok(Self::Platform),
             Some("amba") => Ok(Self::Amba),
-            _ => Err(host.transcript().failure(format!("{name} is on neither bus"))),
+            Some("pci") => Ok(Self::Pci),
+            _ => Err(host.transcript().failure(format!("{name} is on none of these buses"))),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The modelled machine before it is switched on.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -36,6 +37,10 @@ pub struct Board {
     stock: bool,
     icount: bool,
     uart: bool,
+    /// Disks by their ids, with their sizes in bytes.
+    disks: Vec<(String, u64)>,
+    /// Further options of QEMU.
+    options: Vec<String>,
 }
 
 impl Default for Board {
@@ -50,6 +55,8 @@ impl Default for Board {
             stock: false,
             icount: false,
             uart: false,
+            disks: Vec::new(),
+            options: Vec::new(),
         }
     }
 }
@@ -124,6 +131,27 @@ impl Board {
         self
     }
 
+    /// Has a device on the PCI bus, behind the SMMU, as QEMU's `-device` takes it. With `addr=5` the
+    /// host's Linux calls it 0000:00:05.0.
+    #[must_use]
+    pub fn device(self, device: &str) -> Self {
+        self.option("-device", device)
+    }
+
+    /// Has an option of QEMU.
+    #[must_use]
+    pub fn option(mut self, option: &str, value: &str) -> Self {
+        self.options.extend([option.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Has a zeroed disk of `size` bytes that goes with the board, for a device's `drive=id`.
+    #[must_use]
+    pub fn disk(mut self, id: &str, size: u64) -> Self {
+        self.disks.push((id.to_owned(), size));
+        self
+    }
+
     /// Switches the board on and waits for its Linux.
     ///
     /// # Errors
@@ -151,6 +179,13 @@ impl Board {
         command.args(["-initrd", &format!("/proc/self/fd/{}", initramfs.as_raw_fd())]);
         let mut files = vec![console_end.as_raw_fd(), agent_end.as_raw_fd(), initramfs.as_raw_fd()];
         files.extend(uart.iter().map(|(_, end)| end.as_raw_fd()));
+        let disks = self.disks.iter().map(|(id, size)| Ok((id, disk(*size)?)));
+        let disks = disks.collect::<Result<Vec<_>, Failure>>()?;
+        for (id, disk) in &disks {
+            let file = format!("/proc/self/fd/{}", disk.as_raw_fd());
+            command.args(["-drive", &format!("if=none,id={id},format=raw,file={file}")]);
+            files.push(disk.as_raw_fd());
+        }
         let qemu = Qemu::start(&mut command, &files, &transcript)?;
 
         // The ends that QEMU holds must be its alone, or its death would not be noticed.
@@ -200,6 +235,7 @@ impl Board {
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
+        command.args(&self.options);
         command
     }
 
@@ -209,6 +245,12 @@ impl Board {
             None => Artifacts::from_env().map_err(|error| Failure::new(error.to_string())),
         }
     }
+}
+
+/// A disk of zeroes, in memory.
+fn disk(size: u64) -> Result<File, Failure> {
+    let made = qemu::memory_file(&[]).and_then(|file| file.set_len(size).map(|()| file));
+    made.map_err(|error| Failure::new(format!("can't hold a disk: {error}")))
 }
 
 #[cfg(test)]
@@ -239,6 +281,7 @@ mod tests {
             (Board::new().cpus(4).memory("8G"), "-smp 4 -m 8G"),
             (Board::new().icount(), "-smp 1"),
             (Board::new().icount(), "-icount shift=0,sleep=off"),
+            (Board::new().device("edu,addr=5").device("x"), "-device edu,addr=5 -device x"),
         ] {
             let arguments = arguments(&board);
             assert!(arguments.contains(wanted), "{wanted} in {arguments}");

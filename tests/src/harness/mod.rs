@@ -25,6 +25,7 @@
 mod bind;
 mod board;
 mod channel;
+mod costs;
 mod counters;
 mod cpio;
 mod deadline;
@@ -44,6 +45,7 @@ pub mod wire;
 
 pub use bind::Bus;
 pub use board::Board;
+pub use costs::Costs;
 pub use counters::{ExitCounts, ThreadWakeups};
 pub use dmatest::{DmaTest, Summary};
 pub use failure::{Failure, Story};

@@ -65,6 +65,48 @@ impl Window {
         Ok(())
     }
 
+    /// Reads 1, 2, 4 or 8 bytes at byte `offset` by one access, which is aligned to them.
+    pub(crate) fn read_sized(&self, offset: u64, size: u64) -> Result<u64, Trouble> {
+        let place = self.place(offset, size)?;
+        // SAFETY: all of it lies within the mapping, which lives as long as `self`, and is aligned.
+        Ok(unsafe {
+            match size {
+                1 => place.cast::<u8>().read_volatile().into(),
+                2 => place.cast::<u16>().read_volatile().into(),
+                4 => place.cast::<u32>().read_volatile().into(),
+                _ => place.cast::<u64>().read_volatile(),
+            }
+        })
+    }
+
+    /// Writes the low 1, 2, 4 or 8 bytes of `value` at byte `offset` by one access, which is aligned
+    /// to them.
+    #[expect(clippy::cast_possible_truncation, reason = "the low bytes are what is wanted")]
+    pub(crate) fn write_sized(&self, offset: u64, size: u64, value: u64) -> Result<(), Trouble> {
+        let place = self.place(offset, size)?;
+        // SAFETY: as for reading.
+        unsafe {
+            match size {
+                1 => place.cast::<u8>().write_volatile(value as u8),
+                2 => place.cast::<u16>().write_volatile(value as u16),
+                4 => place.cast::<u32>().write_volatile(value as u32),
+                _ => place.cast::<u64>().write_volatile(value),
+            }
+        }
+        Ok(())
+    }
+
+    /// Where `size` (1, 2, 4 or 8) bytes at `offset` are in this process.
+    fn place(&self, offset: u64, size: u64) -> Result<NonNull<u8>, Trouble> {
+        let end = offset.checked_add(size).filter(|end| *end <= 4 * self.words as u64);
+        if end.is_none() || !matches!(size, 1 | 2 | 4 | 8) || !offset.is_multiple_of(size) {
+            return Err(format!("{size} bytes at {offset:#x} are outside the window").into());
+        }
+        let offset = usize::try_from(offset)?;
+        // SAFETY: within the mapping, as checked above.
+        Ok(unsafe { self.base.cast::<u8>().add(4 * self.first + offset) })
+    }
+
     /// Reads the window's first two words by one instruction, a pair load.
     #[cfg(target_arch = "aarch64")]
     pub(crate) fn read_pair(&self) -> Result<[u32; 2], Trouble> {

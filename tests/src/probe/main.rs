@@ -6,12 +6,15 @@
 mod agent;
 mod canary;
 mod devmem;
+mod edu;
 mod late;
 mod measure;
 mod microcode;
 mod noiommu;
+mod noise;
 mod pl330;
 mod privileges;
+mod testdev;
 mod vfio;
 mod vfio_user;
 
@@ -32,6 +35,11 @@ usage: probe COMMAND
   memory pair ADDRESS                   read two words by one instruction
   canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
                                         and after a line of input check that it is unchanged
+  noise ADDRESS LENGTH N [gentle]       N accesses of any size at any place of physical memory, half
+                                        of them writes unless gentle
+  edu BDF msi|line ROUNDS               drive QEMU's edu device, in a guest: registers, factorial,
+                                        pages copied there and back, all told by interrupts
+  testdev BDF N                         have both BARs of QEMU's pci-testdev count N writes
   vfio mask|unmask PID INTERRUPT        an interrupt of the VFIO device that a process has open
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
@@ -59,6 +67,10 @@ fn main() -> ExitCode {
             number(low).and_then(|low| number(high).and_then(|high| canary::watch(low, high)))
         }
         ["memory", "pair", address] => number(address).and_then(devmem::pair),
+        ["noise", address, length, count] => noise(address, length, count, false),
+        ["noise", address, length, count, "gentle"] => noise(address, length, count, true),
+        ["edu", name, by, rounds] => number(rounds).and_then(|rounds| edu::run(name, by, rounds)),
+        ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
         ["vfio", action, process, interrupt] => vfio::run(action, process, interrupt),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
@@ -96,6 +108,10 @@ fn number(text: &str) -> Result<u64, Trouble> {
 /// A 32-bit number as the command line spells it.
 fn number32(text: &str) -> Result<u32, Trouble> {
     u32::try_from(number(text)?).map_err(|_| format!("{text} has more than 32 bits").into())
+}
+
+fn noise(address: &str, length: &str, count: &str, gentle: bool) -> Result<(), Trouble> {
+    noise::make(number(address)?, number(length)?, number(count)?, gentle)
 }
 
 fn memory(

@@ -130,14 +130,26 @@ impl HostDevice {
         Ok(link_name(&self.path.join("iommu_group"))?.and_then(|number| number.parse().ok()))
     }
 
-    /// Whether an IOMMU is in front of it: it has a group, or would get one from its node's
-    /// `iommus` once a driver is bound to it, which is when Linux makes the group.
+    /// Whether an IOMMU is in front of it: it has a group, or would get one once a driver is bound to
+    /// it, which is when Linux makes the group: from its node's `iommus`, or of a PCI device, from
+    /// its host bridge's `iommu-map` (dt-schema, pci-iommu.yaml).
     ///
     /// # Errors
     ///
     /// If that can't be read.
     pub fn behind_iommu(&self) -> Result<bool, ReadError> {
-        Ok(self.group()?.is_some() || canonical(&self.path.join("of_node/iommus"))?.is_some())
+        if self.group()?.is_some() || canonical(&self.path.join("of_node/iommus"))?.is_some() {
+            return Ok(true);
+        }
+        if self.bus != Bus::Pci {
+            return Ok(false);
+        }
+        for above in self.path.ancestors().skip(1) {
+            if canonical(&above.join("of_node/iommu-map"))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether it is a bridge to other devices, which VFIO's drivers refuse and a group doesn't need

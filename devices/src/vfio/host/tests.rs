@@ -59,6 +59,21 @@ fn a_pci_function_is_found_without_its_domain_and_says_what_it_is() {
 }
 
 #[test]
+fn a_pci_function_is_behind_the_iommu_of_its_host_bridge() {
+    let fake = FakeHost::new();
+    fake.device("pci", "0000:00:05.0", None, None);
+    fake.device("platform", "pcie", None, None);
+    let behind = || fake.host().find("00:05.0").unwrap().unwrap().behind_iommu().unwrap();
+    assert!(!behind());
+    // The bridge's directory is above its devices'.
+    fake.write("sys/firmware/devicetree/base/pcie/iommu-map", [0; 16]);
+    fake.link("sys/devices/pci/of_node", "sys/firmware/devicetree/base/pcie");
+    assert!(behind());
+    fake.link("sys/devices/platform/of_node", "sys/firmware/devicetree/base/pcie");
+    assert!(!fake.host().find("pcie").unwrap().unwrap().behind_iommu().unwrap());
+}
+
+#[test]
 fn driver_override_and_group_are_read() {
     let fake = FakeHost::new();
     fake.device("platform", DMA, Some("dma-pl330"), Some(3));

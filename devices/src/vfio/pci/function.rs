@@ -196,6 +196,8 @@ impl PciFunction {
         self.touched = true;
         // SAFETY: passed on.
         unsafe { self.registers.map_through(slots) };
+        // As after a reset; VFIO has turned memory on.
+        self.write_command(0);
         self.interrupts.route(router, seat.bdf.requester_id(), &mut self.config);
         match (self.interrupts.intx(), seat.intx) {
             (Some(line), Some(intx)) => line

@@ -66,7 +66,7 @@ fn fake() -> FakeFunction {
     function.bar(0, 0x4000, 0b0100);
     function.bar(2, 0x20, 0b01);
     function.regions[6].size = 0x800;
-    function.put(0x06, &[0x10]);
+    function.put(0x04, &[0x02, 0, 0x10]);
     function.put(0x34, &[0x40]);
     function.put(0x3d, &[1]);
     function.put(PM.into(), &[0x01, 0x70]);
@@ -139,6 +139,7 @@ impl Guest {
 #[test]
 fn registers_are_mapped_where_the_guest_puts_them_but_for_the_table() {
     let mut guest = guest();
+    assert_eq!(guest.read(0x04), [0; 2], "what the host had turned on is off");
     guest.write(0x10, &[0xff; 4]);
     assert_eq!(guest.read(0x10), [0x04, 0xc0, 0xff, 0xff], "16 KiB of 64-bit memory");
     guest.write(0x10, &[0, 0, 0, 0x20]);

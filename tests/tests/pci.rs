@@ -1,0 +1,321 @@
+//! Assigned PCI devices: a guest's own drivers drive a disk, a network card and others that belong
+//! to it.
+
+use tests::harness::{
+    Board, Bus, Costs, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, Story,
+};
+
+/// Where the devices are on the host.
+const DISK: &str = "0000:00:05.0";
+const CARD: &str = "0000:00:06.0";
+const EDU: &str = "0000:00:07.0";
+const TESTDEV: &str = "0000:00:08.0";
+
+/// Where a guest finds the first device.
+const FIRST: &str = "0000:00:01.0";
+
+/// A board with an NVMe disk.
+fn with_disk() -> Board {
+    Board::new().disk("disk", 256 << 20).device("nvme,drive=disk,serial=one,addr=5")
+}
+
+/// A board with an edu, which reaches all of its memory.
+fn with_edu() -> Board {
+    Board::new().device("edu,addr=7,dma_mask=0xffffffffffff")
+}
+
+/// Binds devices to VFIO and starts a guest with them.
+fn guest_with(host: &Host, devices: &[&str], launch: Launch) -> Result<Guest, Failure> {
+    devices.iter().try_for_each(|name| host.bind(name))?;
+    let options: String = devices.iter().map(|name| format!("--vfio-pci {name} ")).collect();
+    host.launch(&launch.with(&options))
+}
+
+/// Has the guest make a file system, fill it, and mount it again; the sum of what it holds.
+fn fill(guest: &mut Guest) -> Result<String, Failure> {
+    guest.sh(
+        "mkdir -p /disk && mke2fs -q /dev/nvme0n1 && mount -t ext4 /dev/nvme0n1 /disk && \
+         dd if=/dev/urandom of=/disk/noise bs=1M count=16 2>/dev/null && \
+         seq 1 200000 >/disk/numbers && sync && cat /disk/n* | sha256sum >/tmp/sum && umount /disk",
+    )?;
+    let sum = sum(guest)?;
+    assert_eq!(guest.sh("cat /tmp/sum")?.trim(), sum, "what came back isn't what was written");
+    Ok(sum)
+}
+
+/// Mounts the file system and sums up what it holds.
+fn sum(guest: &mut Guest) -> Result<String, Failure> {
+    let command = "mkdir -p /disk && mount -t ext4 -o ro /dev/nvme0n1 /disk && \
+                   cat /disk/n* | sha256sum && umount /disk";
+    Ok(guest.sh(command)?.trim().to_owned())
+}
+
+/// Checks that no driver of the guest missed an interrupt: they say so when they find out by a
+/// timeout.
+fn nothing_missed(guest: &mut Guest) -> Story {
+    let log = guest.sh("dmesg")?;
+    for word in ["timeout", "timed out", "polled", "nobody cared", "Hang"] {
+        assert!(!log.contains(word), "{word}:\n{log}");
+    }
+    Ok(())
+}
+
+/// Checks that the host is well: nothing crashed, and its VFIO found no fault.
+fn host_is_well(host: &Host) -> Story {
+    let log = host.sh("dmesg")?;
+    for word in ["BUG", "Oops", "WARNING", "Call trace", "SError"] {
+        assert!(!log.contains(word), "{word}:\n{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_system_on_a_disk_outlives_guests_and_their_vmm() -> Story {
+    let host = with_disk().boot()?;
+    let mut guest = guest_with(&host, &[DISK], Launch::model())?;
+    let written = fill(&mut guest)?;
+    // Its registers are moved while the guest runs, as Linux does it on request.
+    guest.sh(&format!(
+        "cd /sys/bus/pci && echo 1 >devices/{FIRST}/remove && echo 1 >rescan && \
+         until [ -e /dev/nvme0n1 ]; do sleep 0.1; done"
+    ))?;
+    assert_eq!(sum(&mut guest)?, written);
+    // A reset by the guest, then all of the device again.
+    guest.sh("echo 1 >/sys/class/nvme/nvme0/reset_controller")?;
+    assert_eq!(sum(&mut guest)?, written);
+    nothing_missed(&mut guest)?;
+    // In the middle of work, without a word of farewell.
+    guest.begin("cat /dev/nvme0n1 >/dev/null")?;
+    host.until(
+        "[ $(awk '/vfio-msix/ { n += $2 + $3 } END { print n }' /proc/interrupts) -gt 100 ]",
+    )?;
+    guest.process().signal(9)?;
+    assert_eq!(guest.exit_status()?, 128 + 9);
+
+    let mut guest = host.guest(&format!("--vfio-pci {DISK},mmap=off"))?;
+    assert_eq!(sum(&mut guest)?, written, "by traps");
+    nothing_missed(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    host.unbind(DISK)?;
+    host.until("[ -e /dev/nvme0n1 ]")?;
+    let on_host =
+        host.sh("mkdir /disk && mount -t ext4 /dev/nvme0n1 /disk && cat /disk/n* | sha256sum")?;
+    assert_eq!(on_host.trim(), written);
+    host_is_well(&host)
+}
+
+#[test]
+fn a_hundred_thousand_reads_lose_no_interrupt_and_cost_the_vmm_nothing() -> Story {
+    let host = with_disk().boot()?;
+    let launch = Launch::model().with("--cpus 2");
+    let mut guest = guest_with(&host, &[DISK], launch)?;
+    let completed = |guest: &mut Guest| -> Result<u64, Failure> {
+        let text = guest.sh("awk '{ print $1 }' /sys/block/nvme0n1/stat")?;
+        Ok(text.trim().parse().unwrap_or_default())
+    };
+    let before = completed(&mut guest)?;
+    // Eight at a time, each of one block, past the page cache.
+    let command = "(for n in 0 1 2 3 4 5 6 7; do dd if=/dev/nvme0n1 of=/dev/null bs=4096 \
+                   count=12500 iflag=direct 2>/dev/null & done; wait)";
+    let (costs, _) = Costs::of(&host, &mut guest, command, "vfio-msix")?;
+    let reads = completed(&mut guest)? - before;
+    assert!(reads >= 100_000, "{reads}");
+    let [earlier, later] = &costs.guest_interrupts;
+    let handled: u64 = later.since(earlier, "nvme0q").iter().sum();
+    // The host can't know of one that the guest didn't take, nor the other way round; of those that
+    // come while the guest is at them, several may be one.
+    assert_eq!(handled, costs.host_interrupts);
+    assert!(handled <= reads && handled > reads / 50, "{handled} for {reads}");
+    assert_eq!((costs.exits_to_user_space(), costs.wakeups_of_the_vmm()), (0, 0));
+    nothing_missed(&mut guest)?;
+    println!("{reads} reads, {handled} interrupts");
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_network_card_carries_both_ways_what_the_host_sends_and_takes() -> Story {
+    let host = Board::new()
+        .option("-netdev", "hubport,id=card,hubid=0")
+        .option("-netdev", "hubport,id=host,hubid=0")
+        .device("e1000e,netdev=card,addr=6,romfile=")
+        .device("virtio-net-pci,netdev=host,addr=9,romfile=")
+        .boot()?;
+    host.bind(CARD)?;
+    host.sh("card=$(ls /sys/bus/pci/devices/0000:00:09.0/virtio*/net) && \
+         ip addr add 10.9.0.1/24 dev $card && ip link set $card up")?;
+    for (kernel, interrupts) in [("", "PCI-MSI"), ("pci=nomsi", "Level")] {
+        let launch = Launch::model().cmdline(kernel).with(&format!("--vfio-pci {CARD}"));
+        let mut guest = host.launch(&launch)?;
+        guest.sh("ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up && \
+             until ping -c 1 -W 1 10.9.0.1 >/dev/null; do :; done")?;
+        guest.sh("dd if=/dev/urandom of=/tmp/out bs=1M count=4 2>/dev/null")?;
+        host.sh("dd if=/dev/urandom of=/tmp/out bs=1M count=4 2>/dev/null")?;
+        let to_host = host.start("nc -l -p 7001 >/tmp/in")?;
+        host.until("netstat -lnt | grep -q :7001")?;
+        guest.sh("nc 10.9.0.1 7001 </tmp/out")?;
+        to_host.exit_status()?;
+        let to_guest = host.start("nc -l -p 7002 </tmp/out")?;
+        host.until("netstat -lnt | grep -q :7002")?;
+        guest.sh("nc 10.9.0.1 7002 </dev/null >/tmp/in")?;
+        to_guest.exit_status()?;
+        let digest = |text: String| text.split_whitespace().next().map(str::to_owned);
+        assert_eq!(digest(host.sh("sha256sum /tmp/in")?), digest(guest.sh("sha256sum /tmp/out")?));
+        assert_eq!(digest(guest.sh("sha256sum /tmp/in")?), digest(host.sh("sha256sum /tmp/out")?));
+        let lines = guest.sh("grep eth0 /proc/interrupts")?;
+        assert!(lines.contains(interrupts), "{lines}");
+        nothing_missed(&mut guest)?;
+        assert_eq!(guest.power_off()?, 0);
+    }
+    host_is_well(&host)
+}
+
+#[test]
+fn a_program_in_the_guest_drives_a_device_by_messages_and_by_its_line() -> Story {
+    let host = with_edu().device("pci-testdev,addr=8").boot()?;
+    let mut guest = guest_with(&host, &[EDU, TESTDEV], Launch::model())?;
+    for by in ["msi", "line"] {
+        let said = guest.sh(&format!("probe edu {FIRST} {by} 50"))?;
+        assert!(said.contains("50 pages each way, 101 interrupts"), "{said}");
+    }
+    let said = guest.sh("probe testdev 0000:00:02.0 1000")?;
+    assert!(said.contains("mmio-no-eventfd: 1000 writes"), "{said}");
+    assert!(said.contains("portio-no-eventfd: 1000 writes"), "{said}");
+    assert_eq!(guest.power_off()?, 0);
+    host_is_well(&host)
+}
+
+#[test]
+fn without_messages_there_is_the_line() -> Story {
+    let host = with_disk().gic(2).device("edu,addr=7,dma_mask=0xffffffffffff").boot()?;
+    let mut guest = guest_with(&host, &[DISK, EDU], Launch::model())?;
+    assert!(guest.process().output().contains("interrupt pins only"));
+    fill(&mut guest)?;
+    let lines = guest.sh("grep nvme /proc/interrupts")?;
+    assert!(lines.contains("GICv2") && lines.contains("Level"), "{lines}");
+    guest.sh("probe edu 0000:00:02.0 line 20")?;
+    nothing_missed(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    host_is_well(&host)
+}
+
+#[test]
+fn functions_of_a_group_are_taken_together_beside_a_dma_controller() -> Story {
+    let host = Board::new()
+        .disk("disk", 64 << 20)
+        .device("nvme,drive=disk,serial=one,addr=5.0,multifunction=on")
+        .device("edu,addr=5.1,dma_mask=0xffffffffffff")
+        .boot()?;
+    let second = "0000:00:05.1";
+    // One is the host's: the other can't be had.
+    host.bind(second)?;
+    assert_eq!(host.group(DISK)?, host.group(second)?, "the board's functions share a group");
+    let refused = host.run(&format!("strait run --kernel /k/model --vfio-pci {second}"))?;
+    assert_eq!(refused.status, 1);
+    assert!(refused.errors.contains(&format!("shared with {DISK} (driver nvme)")), "{refused:?}");
+    assert!(refused.errors.contains("strait device bind --group"), "{refused:?}");
+    let bound = host.sh(&format!("strait device bind --group {second} {}", PLATFORM_DMA[0]))?;
+    assert!(bound.contains(DISK) && bound.contains("before nvme"), "{bound}");
+
+    let devices = format!(
+        "--vfio-platform {} --vfio-pci 05:00.0,addr=3.0 --vfio-pci 05:00.1,addr=3.1",
+        PLATFORM_DMA[0]
+    );
+    let devices = devices.replace("05:00.", "00:05.");
+    let mut guest = host.guest(&devices)?;
+    let found = guest.sh("ls /sys/bus/pci/devices")?;
+    assert_eq!(
+        found.split_whitespace().collect::<Vec<_>>(),
+        ["0000:00:00.0", "0000:00:03.0", "0000:00:03.1"]
+    );
+    guest.sh("cat /dev/nvme0n1 >/dev/null & echo $! >/tmp/reader; true")?;
+    DmaTest::default().pass(&mut guest)?;
+    guest.sh("probe edu 0000:00:03.1 msi 20")?;
+    fill(&mut guest)?;
+    nothing_missed(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    host_is_well(&host)
+}
+
+#[test]
+fn a_guest_gone_mad_harms_nobody_but_itself() -> Story {
+    let host = with_disk()
+        .device("edu,addr=7,dma_mask=0xffffffffffff")
+        .device("pci-testdev,addr=8")
+        .boot()?;
+    host.sh(&format!("strait device bind {DISK} {EDU} {TESTDEV}"))?;
+    let devices = format!("--vfio-pci {DISK} --vfio-pci {EDU} --vfio-pci {TESTDEV}");
+    let mut guest = host.guest(&devices)?;
+    // Their drivers would be in the way.
+    guest.sh(&format!("echo {FIRST} >/sys/bus/pci/drivers/nvme/unbind"))?;
+    // Configuration space of each, and of functions that there aren't; then the windows, in which
+    // BARs are by then wherever they are.
+    for round in 0..4 {
+        for slot in [1, 2, 3] {
+            guest.sh(&format!("probe noise {:#x} 0x1000 3000", 0x3f10_0000 + (slot << 15)))?;
+        }
+        guest.sh(&format!("probe noise 0x3f10{round}000 0x1000 500 gentle"))?;
+        guest.sh("probe noise 0x20000000 0x1f000000 1000 gentle")?;
+        guest.sh("probe noise 0x3f000000 0x10000 1000")?;
+    }
+    assert_eq!(guest.power_off()?, 0, "strait is there to the end");
+    // All works for the next.
+    let mut guest = host.guest(&devices)?;
+    fill(&mut guest)?;
+    guest.sh("probe edu 0000:00:02.0 msi 5")?;
+    guest.sh("probe testdev 0000:00:03.0 5")?;
+    nothing_missed(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    host_is_well(&host)
+}
+
+#[test]
+fn devices_are_shown_borrowed_and_refused_with_what_to_type() -> Story {
+    let ids = "1b36  Red Hat, Inc.\n\t0010  QEMU NVM Express Controller\n\
+               C 01  Mass storage controller\n\t08  Non-Volatile memory controller\n";
+    let host = with_disk().boot()?;
+    host.sh(&format!("mkdir -p /usr/share/misc && printf '{ids}' >/usr/share/misc/pci.ids"))?;
+    let list = host.sh("strait device list")?;
+    let what = "Non-Volatile memory controller: Red Hat, Inc. QEMU NVM Express Controller";
+    let line = list.lines().find(|line| line.starts_with(DISK)).unwrap_or_default();
+    assert!(line.contains("needs bind") && line.contains(what), "{list}");
+
+    // Borrowed for a run that only plans, then for one.
+    host.sh(&format!("strait device bind {DISK}"))?;
+    let shown = host.sh("strait device show 00:05.0")?;
+    for wanted in
+        [what, "MSI-X with 65 vectors", "mapped at 0x0-0x1fff, else trapped", "PCI Express"]
+    {
+        assert!(shown.contains(wanted), "no {wanted} in:\n{shown}");
+    }
+    let tested = host.run("strait device test 00:05.0")?;
+    assert!(tested.status == 0 && tested.output.contains("MSI-X"), "{tested:?}");
+    let plan = host.sh("strait run --kernel /k/model --vfio-pci 00:05.0,addr=1f.0 --dry-run")?;
+    for wanted in ["00:1f.0  0000:00:05.0", "BAR 0: 64-bit memory", "PCI configuration", "INTA"] {
+        assert!(plan.contains(wanted), "no {wanted} in:\n{plan}");
+    }
+    host.sh(&format!("strait device unbind {DISK}"))?;
+    assert_eq!(host.driver(DISK)?.as_deref(), Some("nvme"));
+    let guest = host.guest(&format!("--bind --vfio-pci {DISK}"))?;
+    assert_eq!(host.driver(DISK)?.as_deref(), Some(Bus::Pci.vfio_driver()));
+    assert_eq!(guest.power_off()?, 0);
+    assert_eq!(host.driver(DISK)?.as_deref(), Some("nvme"));
+
+    for (options, error, help) in [
+        (
+            "--vfio-pci 00:05.0",
+            "its driver is nvme, not vfio-pci",
+            "strait device bind 0000:00:05.0",
+        ),
+        ("--vfio-pci 00:15.0", "no device 00:15.0", "0000:00:05.0"),
+        ("--vfio-platform 00:01.0", "its driver is virtio-pci", "strait device bind"),
+        ("--vfio-pci 00:05.0,addr=20.0", "no address of a PCI function", "run --help"),
+        ("--vfio-pci 00:05.0,colour=red", "no option of a PCI device", "run --help"),
+    ] {
+        let answer = host.run(&format!("strait run --kernel /k/model {options}"))?;
+        assert_ne!(answer.status, 0, "{options}");
+        let said = &answer.errors;
+        assert!(said.contains(error) && said.contains(help), "{options}: {said}");
+    }
+    Ok(())
+}
