@@ -84,7 +84,11 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     }
     let assigned =
         Assigned::plan(&options.vfio_platform, &options.vfio_pci, options.iommu, ram, &mut places)?;
-    let pci = PciPlan::new(assigned.functions().newcomers(), &mut places)?;
+    let newcomers = assigned.functions().newcomers();
+    let pci = match newcomers.as_slice() {
+        [] => PciPlan::default(),
+        _ => PciPlan::new(newcomers, &mut places)?,
+    };
     Ok(MachinePlan {
         cpus: options.cpus,
         ram,
