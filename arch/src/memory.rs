@@ -1,6 +1,8 @@
-//! Guest RAM: one stretch of anonymous host memory.
+//! Guest RAM: one stretch of host memory, anonymous or a file that other processes can map.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{self, NonNull};
 
 use boot::fdt::Node;
@@ -20,6 +22,7 @@ pub struct GuestRam {
     memory: GuestMemoryMmap,
     host: NonNull<u8>,
     size: usize,
+    file: Option<File>,
 }
 
 // SAFETY: `host` is the address of memory that `memory` keeps mapped; it is only ever handed out
@@ -35,24 +38,50 @@ impl GuestRam {
     ///
     /// The host has no room for a mapping of this size.
     pub fn new(size: u64) -> Result<Self, Error> {
+        Self::reserve(size, None)
+    }
+
+    /// Reserves `size` bytes of a file in memory, which [`file`](Self::file) hands to other
+    /// processes. Its size is sealed: none of them can take the memory away.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new), or the host has no such files.
+    #[cold]
+    pub fn shared(size: u64) -> Result<Self, Error> {
+        let file = memory_file(size).map_err(|source| Error::MapRam { size, source })?;
+        Self::reserve(size, Some(file))
+    }
+
+    fn reserve(size: u64, file: Option<File>) -> Result<Self, Error> {
         let failed = |source| Error::MapRam { size, source };
         let invalid = || failed(io::ErrorKind::InvalidInput.into());
         let bytes = usize::try_from(size).map_err(|_| invalid())?;
         let host = reserve(bytes).map_err(failed)?;
-        // SAFETY: `host` is the start of a private anonymous mapping of `bytes` bytes with these
-        // protections and flags, made above; nobody else knows it and it is never unmapped.
+        let mut flags = FLAGS;
+        if let Some(file) = &file {
+            flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+            show_file(file, host, bytes, flags).map_err(failed)?;
+        }
+        // SAFETY: `host` is the start of a mapping of `bytes` bytes with these protections and
+        // flags, made above; nobody else knows it and it is never unmapped.
         let region = unsafe {
             MmapRegionBuilder::new(bytes)
                 .with_raw_mmap_pointer(host.as_ptr())
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(FLAGS)
+                .with_mmap_flags(flags)
                 .build()
         }
         .map_err(|e| failed(io::Error::other(e)))?;
         let region = GuestRegionMmap::new(region, GuestAddress(RAM_START)).ok_or_else(invalid)?;
         let memory =
             GuestMemoryMmap::from_regions(vec![region]).map_err(|e| failed(io::Error::other(e)))?;
-        Ok(Self { memory, host, size: bytes })
+        Ok(Self { memory, host, size: bytes, file })
+    }
+
+    /// The file that it is, where it is [shared](Self::shared); RAM begins at its start.
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
     }
 
     /// The memory, addressed by guest physical addresses.
@@ -94,6 +123,40 @@ fn reserve(size: usize) -> io::Result<NonNull<u8>> {
     NonNull::new(aligned.cast()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
+/// A file in memory of this size, for good (`memfd_create(2)`).
+#[cold]
+fn memory_file(size: u64) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made for us; nobody else owns it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: F_ADD_SEALS takes a number.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+/// Puts a file in the place of `size` bytes that were [reserved](reserve) at `host`.
+#[cold]
+fn show_file(file: &File, host: NonNull<u8>, size: usize, flags: i32) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = flags | libc::MAP_FIXED;
+    // SAFETY: the range was reserved for this, and nobody uses it yet.
+    let mapped =
+        unsafe { libc::mmap(host.as_ptr().cast(), size, protection, flags, file.as_raw_fd(), 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// While it lives, this process is given small pages.
 ///
 /// For filling RAM with little: clearing a huge page for a kernel of some pages takes a tenth of the
@@ -132,4 +195,29 @@ fn set_huge_pages(enabled: bool) {
 /// The `memory` node of RAM of `size` bytes (Devicetree Specification 3.4 "/memory node").
 pub fn memory_node(size: u64) -> Node {
     Node::at("memory", RAM_START).string("device_type", "memory").reg([(RAM_START, size)])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn shared_ram_is_its_file_and_stays() {
+        let ram = GuestRam::shared(4 << 20).unwrap();
+        ram.memory().write_obj(0x1234_5678u32, GuestAddress(RAM_START + 0x10_0004)).unwrap();
+        let file = ram.file().unwrap();
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, 0x10_0004).unwrap();
+        assert_eq!(u32::from_ne_bytes(bytes), 0x1234_5678);
+        file.write_all_at(&[9], 0x20_0000).unwrap();
+        assert_eq!(ram.memory().read_obj::<u8>(GuestAddress(RAM_START + 0x20_0000)).unwrap(), 9);
+        for size in [0, (4 << 20) - 1, (4 << 20) + 1] {
+            file.set_len(size).unwrap_err();
+        }
+        assert!(GuestRam::new(2 << 20).unwrap().file().is_none());
+    }
 }

@@ -234,6 +234,36 @@ fn a_host_that_isn_t_prepared() -> Story {
 }
 
 #[test]
+fn servers_that_can_t_be_had() -> Story {
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    let mut server = host.start("exec probe vfio-user serve /tmp/device 2>&1")?;
+    server.wait_for("serving")?;
+    let stale = host.start("exec probe vfio-user serve /tmp/stale")?;
+    host.until("[ -S /tmp/stale ]")?;
+    stale.signal(9)?;
+    stale.exit_status()?;
+    host.sh("touch /tmp/file && chmod 700 /tmp/device")?;
+    let table: &[(&str, i32, &[&str], &[&str])] = &[
+        ("/tmp/missing", 1, &["no server can be reached at /tmp/missing"], &["start the server"]),
+        ("/tmp/file", 1, &["/tmp/file is no socket"], &["socket on which the server listens"]),
+        ("/tmp/stale", 1, &["/tmp/stale", "refused"], &["rm /tmp/stale"]),
+        ("/tmp/device,addr=20.0", 2, &["--vfio-user", "20.0"], &["strait run --help"]),
+        ("/tmp/device,colour=red", 2, &["--vfio-user", "colour"], &["strait run --help"]),
+        ("/tmp/device --vfio-user /tmp/../tmp/device", 2, &["twice"], &["a server for each"]),
+    ];
+    for &(server, status, error, help) in table {
+        let arguments = &format!("--kernel /k/off --vfio-user {server}");
+        Wrong { arguments, status, error, help }.is_refused_on(&host)?;
+    }
+    let arguments = "--kernel /k/off --vfio-user /tmp/device";
+    let (error, help) = (&["/tmp/device", "Permission denied"], &["ls -l /tmp/device", "setfacl"]);
+    Wrong { arguments, status: 1, error, help }.is_refused_by(&host, "probe as 1000 strait")?;
+    // With permission it takes no privilege.
+    host.sh(&format!("chmod 777 /tmp/device /dev/kvm && probe as 1000 strait run {arguments}"))?;
+    Ok(())
+}
+
+#[test]
 fn files_that_are_no_kernels_and_no_initrds() -> Story {
     let host = Board::new().stock().file("k/off", payload::power_off()).boot()?;
     // An x86 kernel has 0xaa55 at 0x1fe and "HdrS" at 0x202 (its boot protocol's header).

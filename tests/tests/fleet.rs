@@ -156,14 +156,22 @@ fn a_line_that_the_guest_never_handles_is_told_as_stuck() -> Story {
 #[test]
 fn a_line_that_nothing_will_unmask_is_told_as_lost() -> Story {
     let host = Board::new().boot()?;
-    let arguments = format!("--bind --vfio-platform {} --stats /tmp/stats", PLATFORM_DMA[0]);
+    for backend in BACKENDS {
+        lose_a_line(&host, backend)?;
+    }
+    Ok(())
+}
+
+fn lose_a_line(host: &Host, backend: &str) -> Result<(), Failure> {
+    let device = PLATFORM_DMA[0];
+    let arguments = format!("--bind --vfio-platform {device} --iommu {backend} --stats /tmp/stats");
     let mut guest = host.launch(&Launch::model().with(&arguments))?;
     let test = DmaTest::default();
     test.pass(&mut guest)?;
     // As if the guest's end of the last interrupt had got lost: VFIO never heard of it.
     let process = guest.pid()?;
     host.sh(&format!("probe vfio mask {process} 3"))?;
-    let first = statistics(&host, &mut guest, "/tmp/stats")?;
+    let first = statistics(host, &mut guest, "/tmp/stats")?;
     assert_eq!(lines(&first).len(), 9);
     for line in lines(&first) {
         let expected = if line["index"] == 3 { "lost" } else { "idle" };
@@ -174,7 +182,7 @@ fn a_line_that_nothing_will_unmask_is_told_as_lost() -> Story {
         );
     }
     host.sh("sleep 1.1")?;
-    let second = statistics(&host, &mut guest, "/tmp/stats")?;
+    let second = statistics(host, &mut guest, "/tmp/stats")?;
     for line in lines(&second) {
         assert_eq!(line["stuck"] == true, line["index"] == 3, "{line}");
     }
@@ -182,7 +190,7 @@ fn a_line_that_nothing_will_unmask_is_told_as_lost() -> Story {
     // It was nothing else: unmasked, the line works, and is idle again.
     host.sh(&format!("probe vfio unmask {process} 3"))?;
     test.pass(&mut guest)?;
-    let third = statistics(&host, &mut guest, "/tmp/stats")?;
+    let third = statistics(host, &mut guest, "/tmp/stats")?;
     assert!(lines(&third).iter().all(|line| line["awaiting"] == "idle"), "{third:#}");
     assert_eq!(guest.power_off()?, 0);
     Ok(())

@@ -20,11 +20,12 @@ use devices::vfio::pci::PciFunction;
 use devices::vfio::platform::{self, PlatformDevice};
 use devices::vfio::region::host_page_size;
 
-use crate::cli::{PciOptions, PlatformOptions, RegionAddress, Size};
+use crate::cli::{PciOptions, PlatformOptions, RegionAddress, RunOptions, Size};
 use crate::error::Error;
 use crate::functions::Functions;
 use crate::lines::Wire;
 use crate::places::{PlaceError, Places};
+use crate::served::Served;
 use crate::wiring::KvmWiring;
 
 /// The devices of a guest, with their places in it.
@@ -33,6 +34,7 @@ pub struct Assigned {
     // Dropped in this order: devices are stopped before the IOMMU lets go of RAM.
     devices: Vec<Placed>,
     functions: Functions,
+    served: Served,
     iommu: Option<Iommu>,
 }
 
@@ -47,13 +49,25 @@ pub struct Placed {
 }
 
 impl Assigned {
-    /// Opens the devices and PCI functions by this way to the IOMMU, checks that `ram` can be mapped
-    /// for them, and gives the devices places.
+    /// Opens the devices and PCI functions, the host's and those of other processes, checks that
+    /// `ram` can be mapped for them, and gives the devices places.
     ///
     /// # Errors
     ///
     /// A device can't be assigned, it or RAM can't be where it is wanted.
-    pub fn plan(
+    pub fn plan(options: &RunOptions, ram: Ram, places: &mut Places) -> Result<Self, Error> {
+        let (devices, functions) = (&options.vfio_platform, &options.vfio_pci);
+        let mut assigned = Self::of_host(devices, functions, options.iommu, ram, places)?;
+        assigned.served = Served::connect(&options.vfio_user, &mut assigned.functions)?;
+        Ok(assigned)
+    }
+
+    /// As [`plan`](Self::plan), for the host's own only, by this way to the IOMMU.
+    ///
+    /// # Errors
+    ///
+    /// As for [`plan`](Self::plan).
+    pub fn of_host(
         wanted: &[PlatformOptions],
         functions: &[PciOptions],
         options: IommuOptions,
@@ -81,7 +95,7 @@ impl Assigned {
         } else {
             place(open_devices(&iommu, described, wanted)?, wanted, places)?
         };
-        Ok(Self { devices, functions, iommu: Some(iommu) })
+        Ok(Self { devices, functions, iommu: Some(iommu), ..Self::default() })
     }
 
     /// Whether there are none.
@@ -92,6 +106,11 @@ impl Assigned {
     /// The PCI functions in the order given.
     pub fn functions(&self) -> &Functions {
         &self.functions
+    }
+
+    /// The servers of those functions that other processes have, which are the last.
+    pub fn served(&self) -> &Served {
+        &self.served
     }
 
     /// The devices in the order given.
@@ -133,17 +152,19 @@ impl Assigned {
         ram: &GuestRam,
         bus: &mut Bus,
     ) -> Result<(), Error> {
-        let Some(iommu) = &mut self.iommu else { return Ok(()) };
         for placed in &self.devices {
             let quiesced = placed.device.quiesce()?;
             log::info!("{}: quiesced: {quiesced:?}", placed.device.name());
         }
         self.functions.quiesce()?;
-        // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
-        // affected by what is written into it.
-        unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
-        for file in iommu.files() {
-            vm.add_vfio_file(file)?;
+        self.served.lend(ram)?;
+        if let Some(iommu) = &mut self.iommu {
+            // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
+            // affected by what is written into it.
+            unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
+            for file in iommu.files() {
+                vm.add_vfio_file(file)?;
+            }
         }
         for placed in &mut self.devices {
             // SAFETY: the run drops `self` only after all vCPU threads are gone.
@@ -166,8 +187,14 @@ impl Assigned {
         for placed in &mut self.devices {
             placed.device.arm()?;
         }
+        self.served.begin()?;
         self.functions.arm();
         Ok(())
+    }
+
+    /// The run is ending: nothing waits long for a device any more.
+    pub fn hurry(&self) {
+        self.served.hurry();
     }
 
     /// Takes the devices back; no vCPU runs any more.

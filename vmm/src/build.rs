@@ -195,7 +195,13 @@ pub fn load(
 ///
 /// The host has no room for it.
 pub fn ram(plan: &MachinePlan) -> Result<GuestRam, Error> {
-    Ok(GuestRam::new(plan.ram.size)?)
+    let size = plan.ram.size;
+    // A server maps the very RAM.
+    Ok(if plan.assigned.served().is_empty() {
+        GuestRam::new(size)
+    } else {
+        GuestRam::shared(size)
+    }?)
 }
 
 /// Small pages while RAM is filled, where they suffice. With an assigned device all of RAM is

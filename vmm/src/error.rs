@@ -104,6 +104,7 @@ from_helpful! {
     devices::vfio::iommu::WindowError,
     devices::vfio::pci::FunctionError,
     devices::vfio::platform::DeviceError,
+    devices::vfio::user::UserError,
 }
 
 impl From<std::io::Error> for Error {

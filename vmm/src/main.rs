@@ -21,6 +21,7 @@ mod pci;
 mod places;
 mod plan;
 mod run;
+mod served;
 mod signals;
 mod stats;
 mod table;

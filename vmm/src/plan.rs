@@ -79,11 +79,10 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
     let mut places = Places::new(ram, options.console == ConsoleKind::Stdio);
-    if !options.vfio_pci.is_empty() {
+    if !options.vfio_pci.is_empty() || !options.vfio_user.is_empty() {
         places.take_pci();
     }
-    let assigned =
-        Assigned::plan(&options.vfio_platform, &options.vfio_pci, options.iommu, ram, &mut places)?;
+    let assigned = Assigned::plan(options, ram, &mut places)?;
     let newcomers = assigned.functions().newcomers();
     let pci = match newcomers.as_slice() {
         [] => PciPlan::default(),

@@ -13,6 +13,7 @@ use arch::{ImmediateExit, Vcpu};
 use devices::bus::{Action, Bus};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::assigned::Assigned;
 use crate::build;
 use crate::cli::RunOptions;
 use crate::describe::Description;
@@ -96,16 +97,23 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
         input: board.input,
     };
     plan.assigned.arm()?;
-    let ending = run_machine(core.vcpus, run, sources);
+    let ending = run_machine(core.vcpus, run, sources, &plan.assigned);
     plan.assigned.release();
     ending
 }
 
 /// Runs the vCPUs to the end of the run; they are gone when this returns.
-fn run_machine(vcpus: Vec<Vcpu>, run: Arc<Run>, sources: Sources) -> Result<Ending, Error> {
+fn run_machine(
+    vcpus: Vec<Vcpu>,
+    run: Arc<Run>,
+    sources: Sources,
+    assigned: &Assigned,
+) -> Result<Ending, Error> {
     let recorder = run.recorder.clone();
     let crew = Crew::start(vcpus, &run)?;
     let ending = events::run(sources, recorder.as_deref());
+    // A vCPU that waits for a server's answer can't be stopped.
+    assigned.hurry();
     crew.stop(&run.over);
     // The threads are gone: what they left is all there is.
     let by_vcpu = Arc::into_inner(run).and_then(|run| run.ending.into_inner());

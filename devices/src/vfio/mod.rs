@@ -24,6 +24,7 @@ pub mod pci;
 pub mod platform;
 pub mod region;
 pub mod sys;
+pub mod user;
 
 #[cfg(test)]
 mod testing;

@@ -16,6 +16,7 @@ mod pl330;
 mod privileges;
 mod testdev;
 mod vfio;
+mod vfio_user;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,12 @@ usage: probe COMMAND
   vfio mask|unmask PID INTERRUPT        an interrupt of the VFIO device that a process has open
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
+  vfio-user serve PATH                  serve a PCI device on a socket
+  vfio-user drive BDF                   drive that device in a guest, all of it
+  vfio-user copy BDF ROUNDS             have it copy pages, 16 a round
+  vfio-user wrong BDF WAY               have its server go wrong: 1 die, 2 stop, 3 send nonsense;
+                                        and say what is left of the device
+  vfio-user look BDF                    say what is left of it
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
 Numbers are decimal or 0x….";
 
@@ -67,6 +74,13 @@ fn main() -> ExitCode {
         ["vfio", action, process, interrupt] => vfio::run(action, process, interrupt),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
+        ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref()),
+        ["vfio-user", "drive", name] => vfio_user::drive(name),
+        ["vfio-user", "copy", name, rounds] => {
+            number(rounds).and_then(|rounds| vfio_user::copy(name, rounds))
+        }
+        ["vfio-user", "wrong", name, way] => vfio_user::wrong(name, way),
+        ["vfio-user", "look", name] => vfio_user::look(name),
         ["measure", runs, command @ ..] => measure::run(runs, command),
         _ => {
             eprintln!("{USAGE}");

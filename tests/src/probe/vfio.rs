@@ -49,7 +49,9 @@ fn device_of(process: u32) -> Result<OwnedFd, Trouble> {
     let mut found = None;
     for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
         let path = entry?.path();
-        if fs::read_link(&path)?.to_string_lossy().contains("vfio-device") {
+        // As a group hands it out, or as a file of its own.
+        let file = fs::read_link(&path)?.to_string_lossy().into_owned();
+        if file.contains("[vfio-device]") || file.starts_with("/dev/vfio/devices/") {
             let number = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             found = Some(number.parse::<libc::c_int>()?);
         }

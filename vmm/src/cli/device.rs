@@ -1,5 +1,7 @@
 //! `strait device`.
 
+use std::path::PathBuf;
+
 use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 
@@ -13,12 +15,14 @@ Look at, bind, unbind and test the host's devices.
 
 Usage: strait device list [--json]
        strait device show NAME [--iommu auto|iommufd|container] [--json]
+       strait device show --vfio-user PATH [--json]
        strait device bind NAME... [--group] [--json]
        strait device unbind NAME... [--group] [--json]
        strait device test NAME [--iommu auto|iommufd|container] [--json]
 
   list      The devices behind an IOMMU: bus, driver, group, and whether each can be assigned
-  show      What VFIO tells of a device, its IOMMU, its node on the host and in a guest
+  show      What VFIO tells of a device, its IOMMU, its node on the host and in a guest; or what
+            the vfio-user server with this socket offers
   bind      Give devices to VFIO, all of them or none; the driver before is remembered
   unbind    Give them back to the driver they had, also after a run with --bind was killed
   test      Drive a device without a guest: its registers, interrupts and DMA. It must be bound,
@@ -43,6 +47,8 @@ pub enum DeviceVerb {
     List,
     /// Show one.
     Show(String),
+    /// Show the one that the server with this socket offers.
+    ShowServed(PathBuf),
     /// Give these to VFIO.
     Bind(Vec<String>),
     /// Give these back.
@@ -79,6 +85,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
 struct Words {
     verb: Option<String>,
     names: Vec<String>,
+    served: Option<PathBuf>,
     group: bool,
     backend: Option<BackendChoice>,
     json: bool,
@@ -94,6 +101,7 @@ impl Words {
                 Arg::Long("iommu") => {
                     self.backend = Some(value("--iommu", parser.value()?, backend)?);
                 }
+                Arg::Long("vfio-user") => self.served = Some(parser.value()?.into()),
                 Arg::Long("help") | Arg::Short('h') => return Ok(true),
                 Arg::Value(word) if self.verb.is_none() => self.verb = Some(word.string()?),
                 Arg::Value(word) => self.names.push(word.string()?),
@@ -121,7 +129,10 @@ impl Words {
         let parsed = match verb.as_str() {
             "list" if self.names.is_empty() => DeviceVerb::List,
             "list" => return Err(Error::usage("`device list` takes no name").help(help)),
-            "show" => DeviceVerb::Show(one()?),
+            "show" => match &self.served {
+                Some(path) if self.names.is_empty() => DeviceVerb::ShowServed(path.clone()),
+                _ => DeviceVerb::Show(one()?),
+            },
             "bind" => DeviceVerb::Bind(some()?),
             "unbind" => DeviceVerb::Unbind(some()?),
             "test" => DeviceVerb::Test(one()?),
@@ -132,6 +143,10 @@ impl Words {
                 .help(help));
             }
         };
+        if self.served.is_some() && !matches!(parsed, DeviceVerb::ShowServed(_)) {
+            return Err(Error::usage(format!("`device {verb}` takes no --vfio-user"))
+                .help("strait device show --vfio-user PATH"));
+        }
         if self.group && !matches!(parsed, DeviceVerb::Bind(_) | DeviceVerb::Unbind(_)) {
             return Err(Error::usage(format!("`device {verb}` takes no --group")).help(help));
         }
@@ -158,9 +173,10 @@ mod tests {
 
     #[test]
     fn each_verb_takes_its_names() {
-        let cases: [(&[&str], DeviceVerb); 5] = [
+        let cases: [(&[&str], DeviceVerb); 6] = [
             (&["list"], DeviceVerb::List),
             (&["show", "a"], DeviceVerb::Show("a".into())),
+            (&["show", "--vfio-user", "/s"], DeviceVerb::ShowServed("/s".into())),
             (&["bind", "a", "b"], DeviceVerb::Bind(vec!["a".into(), "b".into()])),
             (&["unbind", "a"], DeviceVerb::Unbind(vec!["a".into()])),
             (&["test", "a"], DeviceVerb::Test("a".into())),
@@ -178,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let cases: [&[&str]; 11] = [
+        let cases: [&[&str]; 14] = [
             &[],
             &["list", "a"],
             &["show"],
@@ -190,6 +206,9 @@ mod tests {
             &["show", "--iommu", "none", "a"],
             &["eat", "a"],
             &["list", "--yaml"],
+            &["show", "--vfio-user"],
+            &["show", "--vfio-user", "/s", "a"],
+            &["test", "--vfio-user", "/s", "a"],
         ];
         for words in cases {
             assert_eq!(device(words).unwrap_err().exit_status(), 2, "{words:?}");

@@ -6,6 +6,7 @@ mod pci;
 mod platform;
 mod run;
 mod size;
+mod user;
 mod vfio;
 
 pub use check::CheckOptions;
@@ -14,6 +15,7 @@ pub use pci::PciOptions;
 pub use platform::{PlatformOptions, RegionAddress};
 pub use run::{ConsoleKind, GicChoice, RunOptions};
 pub use size::Size;
+pub use user::UserOptions;
 
 use lexopt::{Arg, Parser};
 

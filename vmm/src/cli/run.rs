@@ -11,7 +11,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
 use super::vfio::{backend, descriptor};
-use super::{Command, PciOptions, PlatformOptions, Size, wrong};
+use super::{Command, PciOptions, PlatformOptions, Size, UserOptions, wrong};
 use crate::error::Error;
 
 const HELP: &str = "\
@@ -50,6 +50,9 @@ Devices it is given:
     addr=DD.F        Its device and function number in the guest, in hexadecimal [the next free]
     mmap=off         Trap every access to its BARs
     reset=off        Don't reset it before and after the guest has it
+  --vfio-user PATH[,OPTION…]
+                     A PCI device that another process serves over vfio-user on this socket. May be
+                     repeated. Its options are those of --vfio-pci
   --iommu auto|iommufd|container
                      The way to the IOMMU: iommufd where the host has it for all devices, else a
                      VFIO container [auto]
@@ -94,6 +97,8 @@ pub struct RunOptions {
     pub iommu: IommuOptions,
     /// PCI functions to assign.
     pub vfio_pci: Vec<PciOptions>,
+    /// PCI devices of other processes.
+    pub vfio_user: Vec<UserOptions>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
     /// The interrupt controller.
@@ -147,6 +152,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         vfio_platform: Vec::new(),
         iommu: IommuOptions::default(),
         vfio_pci: Vec::new(),
+        vfio_user: Vec::new(),
         bind: false,
         gic: GicChoice::Auto,
         console: ConsoleKind::Stdio,
@@ -233,6 +239,10 @@ impl RunOptions {
             Arg::Long("vfio-pci") => {
                 let function = value("--vfio-pci", parser.value()?, PciOptions::from_str)?;
                 self.vfio_pci.push(function);
+            }
+            Arg::Long("vfio-user") => {
+                let device = value("--vfio-user", parser.value()?, UserOptions::from_str)?;
+                self.vfio_user.push(device);
             }
             Arg::Long("iommu") => self.iommu.backend = value("--iommu", parser.value()?, backend)?,
             Arg::Long("iommufd-fd") => {
@@ -358,6 +368,7 @@ mod tests {
             ["--timeout", "nan"],
             ["--timeout", "inf"],
             ["--vfio-platform", ""],
+            ["--vfio-user", ""],
             ["--iommu", "smmu"],
             ["--iommufd-fd", "-1"],
             ["--log-level", "loud"],

@@ -5,6 +5,7 @@ mod handover;
 mod host_node;
 mod list;
 mod pci_ids;
+mod served;
 mod show;
 mod test;
 
@@ -39,6 +40,10 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
         DeviceVerb::Show(name) => {
             let sheet = show::Sheet::of(&host, name, options.iommu)?;
             print(json, &sheet, || sheet.to_text())?;
+        }
+        DeviceVerb::ShowServed(path) => {
+            let offer = served::Offer::of(path)?;
+            print(json, &offer, || offer.to_text())?;
         }
         DeviceVerb::Bind(names) => {
             let outcome = handover::bind(&host, names, options.group)?;

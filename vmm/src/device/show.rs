@@ -384,7 +384,7 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 /// The nodes that a guest would get for it.
 fn guest_source(path: &str, iommu: IommuOptions) -> Result<String, Error> {
     let options = PlatformOptions::new(path.into());
-    let assigned = Assigned::plan(&[options], &[], iommu, RAM, &mut Places::new(RAM, true))?;
+    let assigned = Assigned::of_host(&[options], &[], iommu, RAM, &mut Places::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }

@@ -93,7 +93,7 @@ impl FunctionError {
             }
             Self::Reset { name, .. } => Some(format!(
                 "power-cycle the board, or let the guest have the device as it is: \
-                 --vfio-pci {name},reset=off"
+                 {name},reset=off"
             )),
             Self::Strange { .. } | Self::Bar { .. } => None,
         }

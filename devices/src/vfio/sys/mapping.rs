@@ -5,14 +5,16 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use super::RegionInfo;
+use super::{Lender, RegionInfo};
 
 /// A device's registers in this process's memory, unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     address: NonNull<u8>,
     size: usize,
+    lender: Option<Arc<Lender>>,
 }
 
 // SAFETY: the memory belongs to the mapping alone, wherever it is used from, and is only accessed
@@ -49,7 +51,25 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { address, size })
+        Ok(Self { address, size, lender: None })
+    }
+
+    /// As [`new`](Self::new), of a file whose owner this `lender` stands for: once that withdraws
+    /// the mapping, it is memory of ones.
+    ///
+    /// # Errors
+    ///
+    /// As from [`new`](Self::new).
+    pub fn lent(
+        file: &File,
+        region: &RegionInfo,
+        range: Range<u64>,
+        lender: &Arc<Lender>,
+    ) -> io::Result<Self> {
+        let mut mapping = Self::new(file, region, range)?;
+        lender.add(mapping.address, mapping.size);
+        mapping.lender = Some(lender.clone());
+        Ok(mapping)
     }
 
     /// Where it is in this process.
@@ -105,6 +125,10 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: mapped by `new` with this size; whoever handed the memory on (a KVM slot)
         // promised that the guest runs no more.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
+        let unmap = || unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
+        match &self.lender {
+            Some(lender) => lender.remove(self.address, unmap),
+            None => unmap(),
+        };
     }
 }

@@ -14,6 +14,7 @@ mod container;
 mod device;
 mod group;
 mod iommufd;
+mod lender;
 mod mapping;
 
 use std::ffi::{c_int, c_uint, c_ulong};
@@ -26,6 +27,7 @@ pub use container::{Container, DmaCalls, IommuInfo, IommuKind};
 pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo, RegionInfo};
 pub use group::{Group, GroupStatus};
 pub use iommufd::{Ioas, Iommufd};
+pub use lender::Lender;
 pub use mapping::Mapping;
 
 /// A request that the kernel refused.

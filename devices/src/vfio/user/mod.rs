@@ -1,0 +1,43 @@
+//! Devices of other processes: the client of the vfio-user protocol.
+//!
+//! A server offers a PCI device on a UNIX socket, in VFIO's own terms: [`UserDevice`] is
+//! [`DeviceCalls`](super::sys::DeviceCalls) and [`DmaCalls`](super::sys::DmaCalls) by messages, so
+//! that whatever hands a host's PCI function to a guest hands on such a device too.
+//!
+//! The server is not trusted with this process: every message it sends is bounded, checked and
+//! awaited with a [deadline](DEADLINE). One that dies, hangs or answers nonsense makes its device a
+//! *failed* one, as if pulled out of its slot: reads give all ones, writes go nowhere, what of it
+//! was mapped into the guest becomes memory of ones; one line of the log says who and why, and the
+//! guest runs on. It is trusted with the guest: RAM that it was lent can't be taken back.
+//!
+//! The wire is our own rather than the `vfio_user` crate's client (0.1.7), which asserts on what the
+//! server sends, takes error replies for success and waits for ever.
+//!
+//! (The protocol: `docs/interop/vfio-user.rst` of QEMU 10.1, version 0.9.1 of the text, 0.1 on the
+//! wire.)
+
+mod client;
+mod device;
+mod enable;
+mod error;
+mod irqs;
+mod json;
+mod message;
+mod ram;
+mod socket;
+mod version;
+
+use std::time::Duration;
+
+pub use self::device::UserDevice;
+pub use self::error::UserError;
+pub use self::version::Version;
+
+/// How long a server may take to answer, or to let a message through. The guest stands still for
+/// this long when a server hangs, once.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! Servers that die, hang, or answer nonsense.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::super::sys::{DeviceCalls, DmaCalls, IrqAction};
+use super::super::device::UserDevice;
+use super::super::testing::{Act, DEADLINE, Manner, Request, Server, message, receive, words};
+use super::{BAR0, eventually, lending, memory, server_but};
+
+/// What servers do to a read of 4 bytes when they go wrong, and what is said of it.
+fn nonsense() -> Vec<(&'static str, Manner)> {
+    fn head(request: &Request) -> Vec<u8> {
+        request.payload.clone()
+    }
+    fn case<F: FnMut(&Request) -> Act + Send + 'static>(
+        why: &'static str,
+        act: F,
+    ) -> (&'static str, Manner) {
+        (why, Box::new(act))
+    }
+    let none = "an answer that nobody waits for";
+    vec![
+        case("closed the connection", |_| Act::Die),
+        case("doesn't answer VFIO_USER_REGION_READ", |_| Act::Ignore),
+        case(none, |r| Act::Send(message(r.id ^ 1, 9, 1, 0, &[head(r), vec![0; 4]].concat()))),
+        case(none, |r| Act::Send(message(r.id, 10, 1, 0, &[head(r), vec![0; 4]].concat()))),
+        case(none, |r| {
+            Act::Send([r.answer(&[head(r), vec![0; 4]].concat()), r.answer(&[])].concat())
+        }),
+        case("makes no sense", |r| Act::Send(r.answer(&head(r)))),
+        case("makes no sense", |r| Act::Send(r.answer(&[head(r), vec![0; 3]].concat()))),
+        case("makes no sense", |r| Act::Send(r.answer(&[0; 20]))),
+        case("makes no sense", |r| Act::Send(r.answer(&[]))),
+        case("21 bytes in answer to", |r| Act::Send(r.answer(&[head(r), vec![0; 5]].concat()))),
+        case("4294967279 bytes in answer to", |r| {
+            let mut bytes = r.answer(&[]);
+            bytes[4..8].fill(0xff);
+            Act::Send(bytes)
+        }),
+        case("a message of 15 bytes", |r| {
+            let mut bytes = r.answer(&[]);
+            bytes[4..8].copy_from_slice(&15u32.to_ne_bytes());
+            Act::Send(bytes)
+        }),
+        case("a message with flags", |r| Act::Send(message(r.id, 9, 2, 0, &[]))),
+        case("a refusal with data", |r| Act::Send(message(r.id, 9, 0x21, 22, &[1]))),
+        case("a request of", |_| {
+            let mut bytes = message(1, 11, 0, 0, &[]);
+            bytes[4..8].fill(0xff);
+            Act::Send(bytes)
+        }),
+        // Half a message, and then nothing.
+        case("neither reads nor writes", |r| Act::Send(r.answer(&[0; 20])[..17].to_vec())),
+        case("doesn't answer", |_| Act::Send(message(1, 99, 0x10, 0, &[]))),
+    ]
+}
+
+#[test]
+fn a_server_that_goes_wrong_leaves_a_failed_device() {
+    for (why, act) in nonsense() {
+        let mut server = server_but(9, act);
+        let device = server.connect().unwrap();
+        device.serve_guest().unwrap();
+        let started = Instant::now();
+        let mut data = [0; 4];
+        device.read(&BAR0, 0, &mut data).unwrap();
+        if why.contains("nobody waits") && data == [0; 4] {
+            // The answer was right, and something came after it.
+            eventually(|| device.failure());
+            device.read(&BAR0, 0, &mut data).unwrap();
+        }
+        assert!(started.elapsed() < DEADLINE * 4, "{why}");
+        assert_eq!(data, [0xff; 4], "{why}");
+        let failure = device.failure().unwrap();
+        assert!(failure.contains(why), "{why}: {failure}");
+
+        // From here on nothing is waited for, and nothing fails.
+        let started = Instant::now();
+        for _ in 0..100 {
+            device.read(&BAR0, 0, &mut data).unwrap();
+            device.write(&BAR0, 0, &data).unwrap();
+            device.set_vectors(2, 0, &[None]).unwrap();
+            device.set_irq(2, IrqAction::ClearTrigger).unwrap();
+            device.reset().unwrap();
+            device.unmap_dma(0, 1).unwrap();
+        }
+        assert!(started.elapsed() < DEADLINE, "{why}");
+    }
+}
+
+#[test]
+fn before_a_guest_has_it_a_failure_is_an_error() {
+    for (why, act) in nonsense() {
+        if why.contains("nobody waits") {
+            continue;
+        }
+        let mut server = server_but(9, act);
+        let device = server.connect().unwrap();
+        let error = device.read(&BAR0, 0, &mut [0; 4]).unwrap_err();
+        assert!(error.to_string().contains(why), "{why}: {error}");
+        device.set_vectors(2, 0, &[None]).unwrap_err();
+        assert!(device.serve_guest().unwrap_err().contains(why));
+    }
+}
+
+#[test]
+fn what_a_dead_server_lent_becomes_ones() {
+    let file = memory(0x5000, libc::MFD_ALLOW_SEALING);
+    let mut server = lending(&file, &[]);
+    let device = server.connect().unwrap();
+    let info = device.region_info(2).unwrap();
+    let first = device.map(&info, 0..0x1000).unwrap();
+    let rest = device.map(&info, 0x1000..0x4000).unwrap();
+    let gone = device.map(&info, 0..0x4000).unwrap();
+    first.write(0, 1u32).unwrap();
+    drop(gone);
+    device.serve_guest().unwrap();
+    server.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    eventually(|| (rest.read::<u64>(0x2ff8) == Some(u64::MAX)).then_some(()));
+    assert_eq!(first.read::<u32>(0), Some(u32::MAX));
+    // It is memory like any other, and the file isn't touched any more.
+    first.write(4, 7u32).unwrap();
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, 0x1000).unwrap();
+    assert_eq!(bytes, [1, 0, 0, 0, 0, 0, 0, 0]);
+    device.map(&info, 0..0x1000).unwrap().read::<u32>(0).filter(|ones| *ones == u32::MAX).unwrap();
+}
+
+#[test]
+fn in_a_hurry_nobody_waits_long() {
+    let mut server = server_but(9, |_| Act::Ignore);
+    let device = Arc::new(server.connect().unwrap());
+    device.serve_guest().unwrap();
+    let started = Instant::now();
+    let waiting: Vec<_> = (0..4)
+        .map(|_| {
+            let device = device.clone();
+            thread::spawn(move || {
+                let mut data = [0; 4];
+                device.read(&BAR0, 0, &mut data).unwrap();
+                data
+            })
+        })
+        .collect();
+    thread::sleep(DEADLINE / 10);
+    device.hurry();
+    for thread in waiting {
+        assert_eq!(thread.join().unwrap(), [0xff; 4]);
+    }
+    assert!(started.elapsed() < DEADLINE / 2, "{:?}", started.elapsed());
+    // The server is told, too.
+    (&server.stream).read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn a_server_that_reads_nothing_is_given_up() {
+    // It answers the first questions, and then leaves everything in the socket.
+    let (stream, client) = std::os::unix::net::UnixStream::pair().unwrap();
+    let socket = super::super::socket::Socket::over(client).unwrap();
+    let serving = thread::spawn(move || {
+        for payload in [super::super::testing::SMALL.to_vec(), words(&[16, 3, 9, 5])] {
+            let request = receive(&stream).unwrap();
+            (&mut &stream).write_all(&request.answer(&payload)).unwrap();
+        }
+        stream
+    });
+    let device = UserDevice::over(Path::new("/x"), socket, DEADLINE).unwrap();
+    let _stream = serving.join().unwrap();
+    device.serve_guest().unwrap();
+    // Ends of INTx interrupts, of which it is told without waiting for an answer.
+    let resample = EventFd::new(EFD_NONBLOCK).unwrap();
+    device.set_irq(0, IrqAction::SetUnmask(&resample)).unwrap();
+    let failure = eventually(|| {
+        for _ in 0..100 {
+            resample.write(1).unwrap();
+        }
+        device.failure()
+    });
+    assert!(failure.contains("neither reads nor writes"), "{failure}");
+}
+
+/// xorshift64*, for bytes that are the same each time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() >> 33).unwrap() % limit
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.next().to_ne_bytes()[7]).collect()
+    }
+}
+
+/// Calls everything once; what comes of it is the server's business.
+fn exercise(device: &UserDevice) {
+    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    for index in 0..9 {
+        if let Ok(info) = device.region_info(index) {
+            let size = info.size.min(0x2000);
+            drop(device.map(&info, 0..size));
+        }
+        let _ = device.irq_info(index);
+    }
+    let _ = device.set_irq(0, IrqAction::SetUnmask(&eventfd));
+    let _ = eventfd.write(1);
+    let _ = device.set_vectors(2, 0, &[Some(&eventfd), None]);
+    let _ = device.read(&BAR0, 0, &mut [0; 8]);
+    let _ = device.write(&BAR0, 0, &[0; 8]);
+    let _ = device.reset();
+}
+
+#[test]
+fn whatever_a_server_sends_nothing_panics_or_waits_for_ever() {
+    for seed in 1..=400u64 {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let spoiled = 1 + random.below(12);
+        let mut request_number = 0;
+        let mut server = Server::with(move |request| {
+            request_number += 1;
+            if request_number < spoiled {
+                return Act::Usual;
+            }
+            match random.below(4) {
+                // Anything.
+                0 => {
+                    let count = random.below(200);
+                    Act::Send(random.bytes(count))
+                }
+                // The right header, and anything.
+                1 => {
+                    let count = random.below(100);
+                    Act::Send(request.answer(&random.bytes(count)))
+                }
+                // The right size too, with a descriptor.
+                2 => {
+                    let count = [32, 16, 0, request.payload.len()][random.below(4)];
+                    let file = memory(random.next() & 0xffff, libc::MFD_ALLOW_SEALING);
+                    Act::Lend(request.answer(&random.bytes(count)), file)
+                }
+                // A region full of flags and sizes.
+                _ => {
+                    let mut payload = words(&[32, 7, 0, 0, 0, 0, 0, 0]);
+                    let at = random.below(payload.len());
+                    payload[at] = random.bytes(1)[0];
+                    Act::Send(request.answer(&payload))
+                }
+            }
+        });
+        let started = Instant::now();
+        if let Ok(device) = server.connect() {
+            if seed % 2 == 0 {
+                let _ = device.serve_guest();
+            }
+            exercise(&device);
+        }
+        assert!(started.elapsed() < DEADLINE * 5, "seed {seed}: {:?}", started.elapsed());
+    }
+}

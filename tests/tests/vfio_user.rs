@@ -1,0 +1,167 @@
+//! PCI devices of other processes: a server in the model host, and its device in a guest.
+
+use std::time::{Duration, Instant};
+
+use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, Story};
+
+/// Where the server listens.
+const SOCKET: &str = "/tmp/device.sock";
+/// The device's name in the guest.
+const DEVICE: &str = "0000:00:01.0";
+/// What strait says of a failed device, once.
+const FAILED: &str = "the device has failed";
+
+/// Starts a server.
+fn serve_at(host: &Host, socket: &str) -> Result<Process, Failure> {
+    let mut server = host.start(&format!("exec probe vfio-user serve {socket} 2>&1"))?;
+    server.wait_for("serving")?;
+    Ok(server)
+}
+
+fn serve(host: &Host) -> Result<Process, Failure> {
+    serve_at(host, SOCKET)
+}
+
+/// A guest with the served device.
+fn guest(host: &Host) -> Result<Guest, Failure> {
+    host.guest(&format!("--vfio-user {SOCKET}"))
+}
+
+/// Has all of the device driven.
+fn drive(guest: &mut Guest, device: &str) -> Story {
+    let said = guest.sh(&format!("probe vfio-user drive {device}"))?;
+    assert!(said.contains("copies: 64 on 4 vectors") && said.contains("passed"), "{said}");
+    Ok(())
+}
+
+/// Checks what is left of a device whose server went wrong: nothing but ones, and a guest that
+/// lives.
+fn has_failed(guest: &mut Guest, said: &str, why: &str) -> Story {
+    assert!(said.contains("identity 0xffffffff\nmemory 0xffffffff"), "{said}");
+    // Configuration space, too.
+    assert_eq!(guest.sh(&format!("hexdump -n 4 -e '1/4 \"%08x\"' {CONFIG}"))?, "ffffffff");
+    let output = guest.process().output();
+    let told: Vec<_> = output.lines().filter(|line| line.contains(FAILED)).collect();
+    assert!(told.len() == 1 && told[0].contains(SOCKET) && told[0].contains(why), "{told:?}");
+    Ok(())
+}
+
+/// The device's configuration space as the guest's kernel reads it.
+const CONFIG: &str = "/sys/bus/pci/devices/0000:00:01.0/config";
+
+#[test]
+fn a_guest_drives_a_device_of_another_process() -> Story {
+    let host = Board::new().boot()?;
+    let _server = serve(&host)?;
+    let offer = host.sh(&format!("strait device show --vfio-user {SOCKET}"))?;
+    for wanted in ["1b36:7573, class ff0000", "BAR 2: 16K, 0x0-0x3fff mapped", "MSI-X: 4"] {
+        assert!(offer.contains(wanted), "no {wanted} in:\n{offer}");
+    }
+    let plan =
+        host.sh(&format!("strait run --kernel /k/model --vfio-user {SOCKET},addr=03.0 --dry-run"))?;
+    assert!(plan.contains(&format!("00:03.0  {SOCKET}")), "{plan}");
+
+    let mut one = guest(&host)?;
+    assert!(one.sh("cat /sys/bus/pci/devices/*/uevent")?.contains("PCI_ID=1B36:7573"));
+    drive(&mut one, DEVICE)?;
+    assert_eq!(one.power_off()?, 0);
+    // The same server takes the next.
+    let mut next = host.guest(&format!("--vfio-user {SOCKET},mmap=off,addr=1f.0"))?;
+    drive(&mut next, "0000:00:1f.0")?;
+    assert_eq!(next.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn devices_of_two_processes_beside_one_of_the_host() -> Story {
+    let host = Board::new().boot()?;
+    let second = "/tmp/second.sock";
+    let _servers = [serve(&host)?, serve_at(&host, second)?];
+    host.bind(PLATFORM_DMA[0])?;
+    let mut guest = host.guest(&format!(
+        "--cpus 2 --vfio-user {SOCKET} --vfio-platform {} --vfio-user {second}",
+        PLATFORM_DMA[0]
+    ))?;
+    guest.begin(&format!(
+        "probe vfio-user copy {DEVICE} 20 >/tmp/one & probe vfio-user copy 0000:00:02.0 20 && \
+         wait $! && cat /tmp/one"
+    ))?;
+    let (status, said) = guest.finish()?;
+    assert_eq!((status, said.matches("copied 320").count()), (0, 2), "{said}");
+    assert!(guest.sh("dmesg")?.contains("Loaded driver for PL330 DMAC"));
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_dies_leaves_a_failed_device() -> Story {
+    let host = Board::new().boot()?;
+    let server = serve(&host)?;
+    let mut guest = guest(&host)?;
+    drive(&mut guest, DEVICE)?;
+    let said = guest.sh(&format!("probe vfio-user wrong {DEVICE} 1"))?;
+    has_failed(&mut guest, &said, "the server closed the connection")?;
+    assert_eq!(server.exit_status()?, 128 + 6);
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_hangs_stops_the_guest_once() -> Story {
+    let host = Board::new().boot()?;
+    let server = serve(&host)?;
+    let mut first = guest(&host)?;
+    let said = first.sh(&format!("probe vfio-user wrong {DEVICE} 2"))?;
+    has_failed(&mut first, &said, "the server doesn't answer VFIO_USER_REGION_WRITE")?;
+    // Another finds it as it is, and is told so.
+    let refused = host.run(&format!("strait run --kernel /k/model --vfio-user {SOCKET}"))?;
+    assert_eq!(refused.status, 1);
+    assert!(refused.errors.contains("doesn't answer within 5 s\n  help: "), "{}", refused.errors);
+    // When it goes on, it finds that both are gone.
+    server.signal(18)?;
+    host.until(&format!("strait device show --vfio-user {SOCKET}"))?;
+    assert_eq!(first.power_off()?, 0);
+    let mut second = guest(&host)?;
+    drive(&mut second, DEVICE)?;
+    assert_eq!(second.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_sends_nonsense_is_left() -> Story {
+    let host = Board::new().boot()?;
+    let _server = serve(&host)?;
+    let mut guest = guest(&host)?;
+    let said = guest.sh(&format!("probe vfio-user wrong {DEVICE} 3"))?;
+    has_failed(&mut guest, &said, "the server sent")?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_dies_while_nobody_asks_is_noticed() -> Story {
+    let host = Board::new().boot()?;
+    let server = serve(&host)?;
+    let mut guest = guest(&host)?;
+    server.signal(9)?;
+    guest.process().wait_for(FAILED)?;
+    guest.process().wait_for("from here on\n")?;
+    assert_eq!(guest.sh("echo alive")?.trim(), "alive");
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_signal_ends_a_run_that_waits_for_a_server() -> Story {
+    let host = Board::new().boot()?;
+    let server = serve(&host)?;
+    let pid = server.pid()?;
+    let mut guest = guest(&host)?;
+    guest.begin(&format!("probe vfio-user wrong {DEVICE} 2"))?;
+    host.until(&format!("grep -q '^State:.T' /proc/{pid}/status"))?;
+    let asked = Instant::now();
+    guest.process().signal(15)?;
+    assert_eq!(guest.exit_status()?, 128 + 15);
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    Ok(())
+}

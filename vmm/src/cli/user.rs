@@ -1,0 +1,85 @@
+//! `--vfio-user PATH[,OPTION…]`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use devices::pci::Bdf;
+use devices::vfio::pci::PciOptions as FunctionOptions;
+
+use super::{pci, platform};
+
+/// A PCI device of another process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserOptions {
+    /// The socket on which its server listens.
+    pub path: PathBuf,
+    /// What is done with it.
+    pub function: FunctionOptions,
+    /// Where it is on the guest's bus.
+    pub address: Option<Bdf>,
+}
+
+impl UserOptions {
+    /// Takes one `KEY=VALUE`.
+    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "addr" => self.address = Some(pci::address(value)?),
+            "mmap" => self.function.mmap = platform::switch(key, value)?,
+            "reset" => self.function.reset = platform::switch(key, value)?,
+            _ => {
+                return Err(format!(
+                    "`{key}` is no option of such a device; addr, mmap and reset are"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for UserOptions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Of what is between commas, the options are at the end: a file's name may have commas.
+        let parts: Vec<&str> = text.split(',').collect();
+        let options = parts.iter().skip(1).rev().take_while(|part| part.contains('=')).count();
+        let (path, given) = parts.split_at(parts.len().saturating_sub(options));
+        let path = path.join(",");
+        if path.is_empty() {
+            return Err("the path of a server's socket comes first".into());
+        }
+        let function = FunctionOptions::default();
+        let mut options = Self { path: path.into(), function, address: None };
+        for (key, value) in given.iter().filter_map(|part| part.split_once('=')) {
+            options.take(key, value)?;
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_follow_the_path() {
+        for (text, path, address) in [
+            ("/run/a.sock", "/run/a.sock", None),
+            ("a,b", "a,b", None),
+            ("a,b,addr=03.1", "a,b", Bdf::new(0, 3, 1)),
+            ("a=b,addr=1f.7,addr=2.0", "a=b", Bdf::new(0, 2, 0)),
+        ] {
+            let options: UserOptions = text.parse().unwrap();
+            assert_eq!((options.path, options.address), (path.into(), address), "{text}");
+        }
+        let function = "a,mmap=off,reset=off".parse::<UserOptions>().unwrap().function;
+        assert!(!function.mmap && !function.reset);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for text in ["", ",addr=1.0", "a,addr=", "a,addr=20.0", "a,mmap=", "a,addr=1.0,x=y"] {
+            assert!(text.parse::<UserOptions>().is_err(), "{text}");
+        }
+    }
+}
