@@ -60,7 +60,8 @@ pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
     let pmu = vm.has_pmu();
     let vcpus = vm.create_vcpus(plan.cpus, pmu)?;
     let mut gic = Gic::new(&vm, version, plan.cpus, plan.spis)?;
-    let pci = plan.pci.host(&vm, &mut gic)?;
+    let wanted = Some(&plan.pci).filter(|pci| !pci.is_empty());
+    let pci = wanted.map(|pci| pci.host(&vm, &mut gic)).transpose()?;
     if pmu {
         for vcpu in &vcpus {
             vcpu.init_pmu()?;

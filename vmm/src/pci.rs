@@ -34,6 +34,7 @@ impl PciPlan {
     /// # Errors
     ///
     /// A function can't be where it is wanted, or there are no more interrupts.
+    #[cold]
     pub fn new(newcomers: Vec<Newcomer>, places: &mut Places) -> Result<Self, Error> {
         let wanted: Vec<_> = newcomers.iter().map(|newcomer| newcomer.address).collect();
         let addresses = pci::assign(&wanted).map_err(|(index, error)| {
@@ -67,16 +68,14 @@ impl PciPlan {
         self.functions.is_empty()
     }
 
-    /// Makes the host's bridge, if there are functions, and has `gic` take their messages where it
+    /// Makes the host's bridge and has `gic` take their messages where it
     /// can. Before the guest runs.
     ///
     /// # Errors
     ///
     /// KVM refused a step.
-    pub fn host(&self, vm: &Vm, gic: &mut Gic) -> Result<Option<HostBridge>, Error> {
-        if self.is_empty() {
-            return Ok(None);
-        }
+    #[cold]
+    pub fn host(&self, vm: &Vm, gic: &mut Gic) -> Result<HostBridge, Error> {
         gic.add_its(vm)?;
         if !gic.has_its() {
             log::warn!("{}", without_messages(gic));
@@ -92,7 +91,7 @@ impl PciPlan {
             io: layout::PCI_IO,
         };
         let seats = self.functions.iter().map(|seated| seated.seat).collect();
-        Ok(Some(HostBridge::new(apertures, seats)))
+        Ok(HostBridge::new(apertures, seats))
     }
 }
 
@@ -118,6 +117,7 @@ pub fn node(bridge: &HostBridge, gic: &Gic) -> Node {
 /// # Errors
 ///
 /// KVM refused, or something else is in its place.
+#[cold]
 pub fn attach(
     mut bridge: HostBridge,
     functions: Vec<Arc<Mutex<dyn Function>>>,

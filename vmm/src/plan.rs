@@ -83,7 +83,11 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         places.take_pci();
     }
     let assigned = Assigned::plan(options, ram, &mut places)?;
-    let pci = PciPlan::new(assigned.functions().newcomers(), &mut places)?;
+    let newcomers = assigned.functions().newcomers();
+    let pci = match newcomers.as_slice() {
+        [] => PciPlan::default(),
+        _ => PciPlan::new(newcomers, &mut places)?,
+    };
     Ok(MachinePlan {
         cpus: options.cpus,
         ram,

@@ -33,6 +33,7 @@ impl Its {
     }
 
     /// Makes and initialises it; the GIC must be initialised.
+    #[cold]
     pub(super) fn new(vm: &Vm) -> Result<Self, Error> {
         let device =
             vm.fd().create_device(&mut description()).map_err(Error::kvm("create an ITS"))?;

@@ -87,6 +87,7 @@ impl Bars {
     /// # Errors
     ///
     /// No function has such registers.
+    #[cold]
     pub fn new(bars: [Option<Bar>; 6], rom: Option<u64>) -> Result<Self, BarError> {
         let mut registers = [Register::default(); 7];
         for (number, bar) in (0u8..).zip(bars) {

@@ -56,6 +56,7 @@ pub struct HostBridge {
 
 impl HostBridge {
     /// A bridge with room for functions in these seats, all on bus 0.
+    #[cold]
     pub fn new(apertures: Apertures, seats: Vec<Seat>) -> Self {
         let (functions, routes, moving) = Default::default();
         Self { apertures, seats, functions, routes, moving }
@@ -72,6 +73,7 @@ impl HostBridge {
     }
 
     /// Puts a function in a seat, before the guest runs.
+    #[cold]
     pub fn install(&mut self, bdf: Bdf, function: Arc<Mutex<dyn Function>>) {
         let (known, warned) = Default::default();
         self.functions.insert(bdf.devfn(), Installed { function, known, warned });
@@ -79,6 +81,7 @@ impl HostBridge {
     }
 
     /// What the guest reaches it by: a name, the addresses (GPA) and the device for the bus.
+    #[cold]
     pub fn devices(self: &Arc<Self>) -> Vec<(&'static str, Range<u64>, Arc<dyn SharedDevice>)> {
         let forwarder = |space, first| -> Arc<dyn SharedDevice> {
             Arc::new(Forwarder::new(self.clone(), space, first))
@@ -158,6 +161,7 @@ impl HostBridge {
     }
 
     /// Forwards what is to be forwarded now that this function decodes something else.
+    #[cold]
     fn arrange(&self, devfn: u8) {
         let _moving = lock(&self.moving);
         if let Some(installed) = self.functions.get(&devfn) {
@@ -197,6 +201,7 @@ impl HostBridge {
         }
     }
 
+    #[cold]
     fn warn(&self, Decoded { devfn, window: Window { bar, space, range } }: &Decoded) {
         let Some(installed) = self.functions.get(devfn) else { return };
         if !installed.warned.swap(true, Ordering::Relaxed) {

@@ -35,6 +35,7 @@ impl HostBridge {
     /// IOMMU can't make its accesses coherent, and maps all memory so (Linux,
     /// `drivers/vfio/vfio_main.c`, IOMMU_CAP_CACHE_COHERENCY); a function of another process is as
     /// coherent as that process.
+    #[cold]
     pub fn node(&self, gic: &str, its: Option<&str>) -> Node {
         let Apertures { ecam, memory32, memory64, io } = self.apertures();
         let mut ranges = Vec::new();

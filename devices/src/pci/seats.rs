@@ -60,6 +60,7 @@ impl SeatError {
 /// # Errors
 ///
 /// The index of the function that can't have one, and why.
+#[cold]
 pub fn assign(wanted: &[Option<Bdf>]) -> Result<Vec<Bdf>, (usize, SeatError)> {
     let mut taken: Vec<Bdf> = Vec::with_capacity(wanted.len());
     for (index, bdf) in wanted.iter().enumerate() {

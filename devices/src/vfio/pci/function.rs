@@ -199,6 +199,9 @@ impl PciFunction {
         // As after a reset; VFIO has turned memory on.
         self.write_command(0);
         self.interrupts.route(router, seat.bdf.requester_id(), &mut self.config);
+        // As after power-up: VFIO has switched decoding on, and a guest that finds it so would have
+        // the function decode addresses it has not given yet.
+        self.write_command(0);
         match (self.interrupts.intx(), seat.intx) {
             (Some(line), Some(intx)) => line
                 .connect(gic, intx.spi)
