@@ -41,6 +41,7 @@ fn devices_are_listed_with_what_they_need() -> Story {
     let list = json(&host, "device list")?;
     for name in PLATFORM_DMA {
         assert_eq!(entry(&list, name)["state"], "needs-bind", "{list}");
+        assert_eq!(entry(&list, name)["what"], "arm,pl330");
         assert_eq!(entry(&list, name)["help"], format!("strait device bind {name}"));
     }
     assert_eq!(entry(&list, AMBA_DMA[0])["driver"], "dma-pl330");
