@@ -44,7 +44,7 @@ fn a_host_as_it_should_be() -> Story {
     let diagnosis = check(&host, "strait", "")?;
     complains(&diagnosis, &[]);
     let findings = diagnosis["findings"].as_array().map_or(0, Vec::len);
-    assert!(findings >= 13, "{diagnosis:#}");
+    assert!(findings >= 14, "{diagnosis:#}");
     let text = host.sh("strait check")?;
     assert!(text.contains("GICv3") && text.contains("a device can be assigned"), "{text}");
     for works in ["works: /dev/iommu, allow", "works: /dev/vfio/vfio, type 1, allow"] {
@@ -66,18 +66,20 @@ fn a_host_as_it_should_be() -> Story {
 fn a_kernel_in_which_something_is_missing() -> Story {
     let missing = |initcall: &str| Board::new().param(&format!("initcall_blacklist={initcall}"));
     type Expected<'a> = &'a [(&'a str, &'a str, &'a str)];
-    let cases: [(Board, Expected<'_>); 7] = [
+    let cases: [(Board, Expected<'_>); 8] = [
         (Board::new().param("kvm-arm.mode=none"), &[("KVM", "blocks", "CONFIG_KVM")]),
         (
             missing("vfio_platform_driver_init"),
             &[("vfio-platform", "degraded", "CONFIG_VFIO_PLATFORM")],
         ),
         (missing("vfio_amba_driver_init"), &[("vfio-amba", "degraded", "CONFIG_VFIO_AMBA")]),
+        (missing("vfio_pci_init"), &[("vfio-pci", "degraded", "CONFIG_VFIO_PCI")]),
         (
-            missing("vfio_platform_driver_init,vfio_amba_driver_init"),
+            missing("vfio_platform_driver_init,vfio_amba_driver_init,vfio_pci_init"),
             &[
                 ("vfio-platform", "blocks", "CONFIG_VFIO_PLATFORM"),
                 ("vfio-amba", "blocks", "CONFIG_VFIO_AMBA"),
+                ("vfio-pci", "blocks", "CONFIG_VFIO_PCI"),
             ],
         ),
         // One way to the IOMMU is enough.

@@ -41,12 +41,13 @@ fn devices_are_listed_with_what_they_need() -> Story {
     let list = json(&host, "device list")?;
     for name in PLATFORM_DMA {
         assert_eq!(entry(&list, name)["state"], "needs-bind", "{list}");
+        assert_eq!(entry(&list, name)["what"], "arm,pl330");
         assert_eq!(entry(&list, name)["help"], format!("strait device bind {name}"));
     }
     assert_eq!(entry(&list, AMBA_DMA[0])["driver"], "dma-pl330");
     assert_eq!(entry(&list, AMBA_DMA[0])["group"], host.group(AMBA_DMA[0])?);
     let pci = list.as_array().into_iter().flatten().filter(|entry| entry["bus"] == "pci");
-    assert!(pci.clone().count() > 0 && pci.clone().all(|entry| entry["state"] == "blocked"));
+    assert!(pci.clone().count() > 0 && pci.clone().all(|entry| entry["state"] == "needs-bind"));
 
     host.sh(&format!("strait device bind {}", AMBA_DMA[0]))?;
     let list = json(&host, "device list")?;

@@ -138,8 +138,9 @@ impl Assigned {
         self.devices.iter().flat_map(Placed::wires).collect()
     }
 
-    /// Hands the devices over, but for PCI functions, which are only stopped: stops what they were doing, lets them reach `ram`, shows their
-    /// registers to the guest and connects their interrupts. The GIC must be complete.
+    /// Hands the devices over: stops what they were doing, lets them reach `ram`, shows their
+    /// registers to the guest and connects their interrupts. The GIC must be complete. PCI functions
+    /// are [attached](Functions::attach) by themselves afterwards.
     ///
     /// # Errors
     ///

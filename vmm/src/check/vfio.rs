@@ -51,18 +51,20 @@ fn iommu(host: &Host) -> Result<Finding, Error> {
              CONFIG_ARM_SMMU_V3 or CONFIG_ARM_SMMU, and no iommu.passthrough quirk of the firmware",
         ));
     }
-    let [platform, amba] = Bus::DESCRIBED.map(|bus| confined(host, bus));
-    let (platform, amba) = (platform?, amba?);
+    let [platform, amba, pci] = Bus::ALL.map(|bus| confined(host, bus));
+    let (platform, amba, pci) = (platform?, amba?, pci?);
     let groups = names("kernel/iommu_groups").len();
     let text = format!(
-        "{}; {groups} groups; behind it {platform} platform and {amba} AMBA devices",
+        "{}; {groups} groups; behind it {platform} platform, {amba} AMBA and {pci} PCI \
+         devices",
         iommus.join(", ")
     );
-    if platform + amba == 0 {
+    if platform + amba + pci == 0 {
         return Ok(Finding::blocks(
             SUBJECT,
             text,
-            "the device's node in the host's device tree needs an iommus property",
+            "the device's node in the host's device tree needs an iommus property, a PCI host \
+             bridge's an iommu-map",
         ));
     }
     Ok(Finding::fine(SUBJECT, text))
@@ -72,9 +74,10 @@ fn iommu(host: &Host) -> Result<Finding, Error> {
 fn drivers(premises: &Premises) -> Result<Vec<Finding>, Error> {
     let host = &premises.host;
     let release = kernel::release(&premises.proc);
-    let any = Bus::DESCRIBED.into_iter().any(|bus| host.has_vfio_driver(bus));
+    let any = Bus::ALL.into_iter().any(|bus| host.has_vfio_driver(bus));
     let mut findings = Vec::new();
-    for (bus, subject) in [(Bus::Platform, "vfio-platform"), (Bus::Amba, "vfio-amba")] {
+    for bus in Bus::ALL {
+        let subject = bus.vfio_driver();
         let there = host.has_vfio_driver(bus);
         let presence = Presence::of(there, &premises.modules, &release, bus.vfio_driver());
         let help = kernel::help(presence, bus.vfio_driver(), bus.vfio_option());

@@ -31,7 +31,8 @@ struct Line {
     help: Option<String>,
     /// The driver that `unbind` restores.
     driver_before: Option<String>,
-    /// What a PCI function says that it is.
+    /// What it says that it is: a PCI function by class, vendor and device, others by what of
+    /// `compatible` is most specific.
     what: Option<String>,
 }
 
@@ -69,12 +70,13 @@ impl List {
         if self.0.is_empty() {
             return "no device of this host is behind an IOMMU (strait check says more)\n".into();
         }
-        let mut table = Table::new(["NAME", "BUS", "DRIVER", "GROUP", "STATE"]);
+        let mut table = Table::new(["NAME", "BUS", "DRIVER", "GROUP", "DEVICE", "STATE"]);
         for line in &self.0 {
             let group = line.group.map_or_else(|| "-".to_owned(), |group| group.to_string());
             let driver = line.driver.as_deref().unwrap_or("-");
+            let what = line.what.as_deref().unwrap_or("-");
             let state = line.state_text();
-            table.row([line.name.as_str(), line.bus, driver, &group, &state]);
+            table.row([line.name.as_str(), line.bus, driver, &group, what, &state]);
         }
         table.to_text()
     }
@@ -88,7 +90,10 @@ impl Line {
         let shares_with = members.filter(|name| name != device.name()).collect();
         let (name, bus, driver) = (device.name().to_owned(), device.bus().name(), device.driver()?);
         let driver_before = host.record(&device)?.and_then(|record| record.driver);
-        let what = device.pci_identity()?.map(|identity| names.describe(identity));
+        let what = match device.pci_identity()? {
+            Some(identity) => Some(names.describe(identity)),
+            None => device.compatible()?.into_iter().next(),
+        };
         let (state, error) = state(host, device);
         Ok(Self {
             name,
@@ -120,9 +125,6 @@ impl Line {
         }
         if let Some(driver) = &self.driver_before {
             text += &format!(" (driver before: {driver})");
-        }
-        if let Some(what) = &self.what {
-            text += &format!("; {what}");
         }
         text
     }

@@ -215,4 +215,17 @@ impl HostDevice {
     pub fn of_node(&self) -> Result<Option<PathBuf>, ReadError> {
         canonical(&self.path.join("of_node"))
     }
+
+    /// What its node in the live device tree says that it is, the most specific first (devicetree
+    /// specification, 2.3.1); empty without a node.
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn compatible(&self) -> Result<Vec<String>, ReadError> {
+        let path = self.path.join("of_node/compatible");
+        let bytes = found(&path, fs::read(&path))?.unwrap_or_default();
+        let names = bytes.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
+    }
 }
