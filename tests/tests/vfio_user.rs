@@ -73,6 +73,17 @@ fn a_guest_drives_a_device_of_another_process() -> Story {
 }
 
 #[test]
+fn where_there_are_no_messages_its_line_works() -> Story {
+    let host = Board::new().gic(2).boot()?;
+    let _server = serve(&host)?;
+    let mut guest = guest(&host)?;
+    let said = guest.sh(&format!("probe vfio-user line {DEVICE}"))?;
+    assert!(said.contains("line: a level"), "{said}");
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
 fn devices_of_two_processes_beside_one_of_the_host() -> Story {
     let host = Board::new().boot()?;
     let second = "/tmp/second.sock";

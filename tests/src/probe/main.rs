@@ -45,6 +45,7 @@ usage: probe COMMAND
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH                  serve a PCI device on a socket
   vfio-user drive BDF                   drive that device in a guest, all of it
+  vfio-user line BDF                    drive it by its interrupt line alone
   vfio-user copy BDF ROUNDS             have it copy pages, 16 a round
   vfio-user wrong BDF WAY               have its server go wrong: 1 die, 2 stop, 3 send nonsense;
                                         and say what is left of the device
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref()),
         ["vfio-user", "drive", name] => vfio_user::drive(name),
+        ["vfio-user", "line", name] => vfio_user::by_line(name),
         ["vfio-user", "copy", name, rounds] => {
             number(rounds).and_then(|rounds| vfio_user::copy(name, rounds))
         }

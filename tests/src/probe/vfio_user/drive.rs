@@ -57,6 +57,13 @@ pub(crate) fn drive(name: &str) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// Drives what it has without messages, and verifies it.
+pub(crate) fn by_line(name: &str) -> Result<(), Trouble> {
+    let device = Device(Driven::open(name)?);
+    registers(&device)?;
+    line(&device)
+}
+
 /// Copies pages this many times, and says how many copies were made.
 pub(crate) fn copy(name: &str, rounds: u64) -> Result<(), Trouble> {
     println!("copied {}", copies(&Device(Driven::open(name)?), rounds)?);

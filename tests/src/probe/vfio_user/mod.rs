@@ -9,7 +9,7 @@ mod copier;
 mod drive;
 mod server;
 
-pub(crate) use drive::{copy, drive, look, wrong};
+pub(crate) use drive::{by_line, copy, drive, look, wrong};
 pub(crate) use server::serve;
 
 /// Its registers, in BAR 0.
