@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use tests::harness::{
-    Board, Bus, Costs, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, Story,
+    BACKENDS, Board, Bus, Costs, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, Story,
 };
 
 /// Where the devices are on the host.
@@ -179,15 +179,18 @@ fn a_network_card_carries_both_ways_what_the_host_sends_and_takes() -> Story {
 #[test]
 fn a_program_in_the_guest_drives_a_device_by_messages_and_by_its_line() -> Story {
     let host = with_edu().device("pci-testdev,addr=8").boot()?;
-    let mut guest = guest_with(&host, &[EDU, TESTDEV], Launch::model())?;
-    for by in ["msi", "line"] {
-        let said = guest.sh(&format!("probe edu {FIRST} {by} 50"))?;
-        assert!(said.contains("50 pages each way, 101 interrupts"), "{said}");
+    for backend in BACKENDS {
+        let launch = Launch::model().with(&format!("--iommu {backend} "));
+        let mut guest = guest_with(&host, &[EDU, TESTDEV], launch)?;
+        for by in ["msi", "line"] {
+            let said = guest.sh(&format!("probe edu {FIRST} {by} 50"))?;
+            assert!(said.contains("50 pages each way, 101 interrupts"), "{said}");
+        }
+        let said = guest.sh("probe testdev 0000:00:02.0 1000")?;
+        assert!(said.contains("mmio-no-eventfd: 1000 writes"), "{said}");
+        assert!(said.contains("portio-no-eventfd: 1000 writes"), "{said}");
+        assert_eq!(guest.power_off()?, 0);
     }
-    let said = guest.sh("probe testdev 0000:00:02.0 1000")?;
-    assert!(said.contains("mmio-no-eventfd: 1000 writes"), "{said}");
-    assert!(said.contains("portio-no-eventfd: 1000 writes"), "{said}");
-    assert_eq!(guest.power_off()?, 0);
     host_is_well(&host)
 }
 

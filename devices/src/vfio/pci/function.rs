@@ -26,7 +26,7 @@ const POWER_STATE: u8 = 0b11;
 
 /// Where functions can be told to reset themselves: the capability, the byte with the bit that says
 /// that it can, that bit, the byte that starts it, that bit (PCI Express Base 5.0, 7.5.3.3, 7.5.3.4;
-/// Advanced Capabilities for Conventional PCI ECN, 6.x).
+/// Advanced Capabilities for Conventional PCI ECN).
 const RESETS: [(CapabilityId, u16, u8, u16, u8); 2] = [
     (capability::EXPRESS, 7, 1 << 4, 9, 1 << 7),
     (capability::ADVANCED_FEATURES, 3, 1 << 1, 4, 1 << 0),
