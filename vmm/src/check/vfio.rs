@@ -25,12 +25,14 @@ pub fn findings(premises: &Premises) -> Result<Vec<Finding>, Error> {
     Ok(findings)
 }
 
-/// The devices of a bus that an IOMMU confines.
+/// The devices of a bus that an IOMMU confines, bridges left out.
 #[cold]
 fn confined(host: &Host, bus: Bus) -> Result<usize, Error> {
-    let devices = host.devices_on(bus);
-    let behind = devices.iter().map(|device| device.behind_iommu());
-    Ok(behind.collect::<Result<Vec<_>, _>>()?.into_iter().filter(|behind| *behind).count())
+    let mut confined = 0;
+    for device in host.devices_on(bus) {
+        confined += usize::from(device.behind_iommu()? && !device.is_bridge()?);
+    }
+    Ok(confined)
 }
 
 fn iommu(host: &Host) -> Result<Finding, Error> {

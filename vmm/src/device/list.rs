@@ -58,7 +58,8 @@ impl List {
         let names = PciIds::installed();
         let mut lines = Vec::new();
         for device in Bus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)) {
-            if device.behind_iommu()? {
+            // Bridges stay with the host whatever is done with what is behind them.
+            if device.behind_iommu()? && !device.is_bridge()? {
                 lines.push(Line::of(host, &names, device)?);
             }
         }
