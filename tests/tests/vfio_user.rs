@@ -34,6 +34,12 @@ fn drive(guest: &mut Guest, device: &str) -> Story {
     Ok(())
 }
 
+/// Has the server go wrong in this way; what the guest says is left. Said when strait has told of it,
+/// on the same terminal.
+fn go_wrong(guest: &mut Guest, way: u32) -> Result<String, Failure> {
+    guest.sh(&format!("probe vfio-user wrong {DEVICE} {way} >/tmp/left; sleep 1; cat /tmp/left"))
+}
+
 /// Checks what is left of a device whose server went wrong: nothing but ones, and a guest that
 /// lives.
 fn has_failed(guest: &mut Guest, said: &str, why: &str) -> Story {
@@ -110,7 +116,7 @@ fn a_server_that_dies_leaves_a_failed_device() -> Story {
     let server = serve(&host)?;
     let mut guest = guest(&host)?;
     drive(&mut guest, DEVICE)?;
-    let said = guest.sh(&format!("probe vfio-user wrong {DEVICE} 1"))?;
+    let said = go_wrong(&mut guest, 1)?;
     has_failed(&mut guest, &said, "the server closed the connection")?;
     assert_eq!(server.exit_status()?, 128 + 6);
     assert_eq!(guest.power_off()?, 0);
@@ -122,7 +128,7 @@ fn a_server_that_hangs_stops_the_guest_once() -> Story {
     let host = Board::new().boot()?;
     let server = serve(&host)?;
     let mut first = guest(&host)?;
-    let said = first.sh(&format!("probe vfio-user wrong {DEVICE} 2"))?;
+    let said = go_wrong(&mut first, 2)?;
     has_failed(&mut first, &said, "the server doesn't answer VFIO_USER_REGION_WRITE")?;
     // Another finds it as it is, and is told so.
     let refused = host.run(&format!("strait run --kernel /k/model --vfio-user {SOCKET}"))?;
@@ -143,7 +149,7 @@ fn a_server_that_sends_nonsense_is_left() -> Story {
     let host = Board::new().boot()?;
     let _server = serve(&host)?;
     let mut guest = guest(&host)?;
-    let said = guest.sh(&format!("probe vfio-user wrong {DEVICE} 3"))?;
+    let said = go_wrong(&mut guest, 3)?;
     has_failed(&mut guest, &said, "the server sent")?;
     assert_eq!(guest.power_off()?, 0);
     Ok(())

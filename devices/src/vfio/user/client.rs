@@ -248,7 +248,7 @@ impl Client {
             }
         }
         self.socket.shut_down();
-        self.changed.notify_all();
+        // Told before the guest has it to tell.
         if told {
             log::error!(
                 "{}: the device has failed: {}; the guest reads ones from it from here on",
@@ -256,6 +256,7 @@ impl Client {
                 failure.why
             );
         }
+        self.changed.notify_all();
     }
 
     /// From here on a server that doesn't answer is given up soon.

@@ -15,8 +15,11 @@ use super::device::UserDevice;
 use super::error::UserError;
 use super::socket::Socket;
 
-/// How long the client waits for this server.
-pub(super) const DEADLINE: Duration = Duration::from_millis(300);
+/// How long the client waits for a server that is to answer, on a busy machine too.
+pub(super) const PATIENT: Duration = Duration::from_secs(20);
+
+/// How long it waits for one that isn't.
+pub(super) const HASTY: Duration = Duration::from_secs(1);
 
 /// A request as it came.
 pub(super) struct Request {
@@ -121,8 +124,13 @@ impl Server {
 
     /// Connects a client to it.
     pub(super) fn connect(&mut self) -> Result<UserDevice, UserError> {
+        self.connect_for(PATIENT)
+    }
+
+    /// Connects a client that waits no longer than this.
+    pub(super) fn connect_for(&mut self, deadline: Duration) -> Result<UserDevice, UserError> {
         let socket = Socket::over(self.client.take().unwrap()).unwrap();
-        UserDevice::over(Path::new("/run/test.sock"), socket, DEADLINE)
+        UserDevice::over(Path::new("/run/test.sock"), socket, deadline)
     }
 }
 

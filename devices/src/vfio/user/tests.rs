@@ -14,7 +14,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::super::sys::{DeviceCalls, DmaCalls, IrqAction, RegionInfo};
 use super::device::UserDevice;
 use super::error::UserError;
-use super::testing::{Act, Request, Server, message, words};
+use super::testing::{Act, HASTY, PATIENT, Request, Server, message, words};
 
 mod failures;
 
@@ -349,7 +349,8 @@ fn a_server_that_cannot_be_spoken_to_is_told_from_others() {
         ("makes no sense", server_but(4, |request| Act::Send(request.answer(&[0; 15])))),
     ];
     for (expected, mut server) in cases {
-        let error = server.connect().unwrap_err();
+        let deadline = if expected.contains("within") { HASTY } else { PATIENT };
+        let error = server.connect_for(deadline).unwrap_err();
         assert!(error.to_string().contains(expected), "{expected}: {error}");
         assert!(error.help().is_some(), "{expected}");
     }
