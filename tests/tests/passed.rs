@@ -9,10 +9,15 @@ use tests::harness::{
 /// What user 1000 is given: the device's file and an iommufd, both opened by root.
 const PASSED: &str = "--vfio-platform fd=7 --iommufd-fd 8 7<>/dev/vfio/devices/vfio0 8<>/dev/iommu";
 
-/// A board with a device bound, and nothing of /dev/vfio or /dev/iommu left to anybody but root.
+/// A host with a device bound, and nothing of /dev/vfio or /dev/iommu left to anybody but root.
 fn host() -> Result<Host, Failure> {
-    let host = Board::new().file("k/off", payload::power_off()).boot()?;
-    host.bind(PLATFORM_DMA[0])?;
+    host_of(Board::new().file("k/off", payload::power_off()), PLATFORM_DMA[0])
+}
+
+/// The same of this board and device.
+fn host_of(board: Board, device: &str) -> Result<Host, Failure> {
+    let host = board.boot()?;
+    host.bind(device)?;
     host.sh(
         "chmod 700 /dev/vfio && chmod 600 /dev/iommu && chmod 666 /dev/kvm && chmod 1777 /tmp",
     )?;
@@ -29,9 +34,14 @@ fn as_user(kib: u64) -> String {
 
 /// A guest of user 1000 with the first device and as much memory as may be pinned.
 fn guest(host: &Host) -> Result<Guest, Failure> {
+    guest_with(host, PASSED)
+}
+
+/// The same with what these arguments pass.
+fn guest_with(host: &Host, passed: &str) -> Result<Guest, Failure> {
     let program = as_user(256 << 10);
     host.launch(
-        &Launch::model().memory("256M").program(&program).with("--stats /tmp/stats").with(PASSED),
+        &Launch::model().memory("256M").program(&program).with("--stats /tmp/stats").with(passed),
     )
 }
 
@@ -63,6 +73,24 @@ fn a_user_without_privileges_has_a_device_for_a_guest() -> Story {
         test.pass(&mut guest)?;
         assert_eq!(guest.power_off()?, 0);
     }
+    Ok(())
+}
+
+#[test]
+fn a_user_without_privileges_has_a_pci_device_for_a_guest() -> Story {
+    let board = Board::new().device("edu,addr=7,dma_mask=0xffffffffffff");
+    let host = host_of(board, "0000:00:07.0")?;
+    let passed = PASSED.replace("platform", "pci");
+    let mut guest = guest_with(&host, &passed)?;
+    assert_eq!(host.sh(&format!("stat -c %u /proc/{}", guest.pid()?))?, "1000\n");
+    for by in ["msi", "line"] {
+        guest.sh(&format!("probe edu 0000:00:01.0 {by} 20"))?;
+    }
+    assert_eq!(guest.power_off()?, 0);
+    // A device of one bus is none of another's option.
+    let command = format!("strait run --kernel /k/model {PASSED}");
+    let (error, help) = refusal(&host, &command, 1)?;
+    assert!(error.contains("0000:00:07.0") && help.contains("--vfio-pci"), "{error}: {help}");
     Ok(())
 }
 
