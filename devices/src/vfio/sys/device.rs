@@ -12,17 +12,14 @@ use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
     VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
     VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
-    VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
-    VFIO_REGION_INFO_FLAG_WRITE, vfio_device_info, vfio_irq_info, vfio_irq_set, vfio_region_info,
+    vfio_device_info, vfio_irq_info, vfio_irq_set, vfio_region_info,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{
     ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref,
 };
 
-use super::capability::{self, capabilities, u32_at, u64_at};
-use super::{IoctlError, Mapping, Request, argsz};
+use super::{IoctlError, Mapping, RegionInfo, Request, argsz, capability};
 
 const GET_INFO: Request = Request::new("VFIO_DEVICE_GET_INFO", 7);
 const GET_REGION_INFO: Request = Request::new("VFIO_DEVICE_GET_REGION_INFO", 8);
@@ -45,67 +42,6 @@ pub struct DeviceInfo {
     pub regions: u32,
     /// How many interrupts it has, indexed from 0.
     pub irqs: u32,
-}
-
-/// What `VFIO_DEVICE_GET_REGION_INFO` says of a region.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RegionInfo {
-    /// Its index.
-    pub index: u32,
-    /// Its size in bytes.
-    pub size: u64,
-    /// Where it begins in the device file.
-    pub offset: u64,
-    /// It can be read.
-    pub readable: bool,
-    /// It can be written.
-    pub writable: bool,
-    /// It can be mapped into memory.
-    pub mappable: bool,
-    /// Of a mappable region, what can be mapped, in bytes from its start, where that isn't all of it
-    /// (`VFIO_REGION_INFO_CAP_SPARSE_MMAP`).
-    pub areas: Option<Vec<Range<u64>>>,
-    /// What can be mapped includes a PCI function's MSI-X table
-    /// (`VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`).
-    pub msix_mappable: bool,
-}
-
-impl RegionInfo {
-    /// Reads what the kernel wrote: a `struct vfio_region_info` and its capability chain.
-    pub(in super::super) fn parse(bytes: &[u8]) -> Self {
-        let flags = u32_at(bytes, 4).unwrap_or(0);
-        let mut info = Self {
-            index: u32_at(bytes, 8).unwrap_or(0),
-            size: u64_at(bytes, 16).unwrap_or(0),
-            offset: u64_at(bytes, 24).unwrap_or(0),
-            readable: flags & VFIO_REGION_INFO_FLAG_READ != 0,
-            writable: flags & VFIO_REGION_INFO_FLAG_WRITE != 0,
-            mappable: flags & VFIO_REGION_INFO_FLAG_MMAP != 0,
-            ..Self::default()
-        };
-        if flags & VFIO_REGION_INFO_FLAG_CAPS == 0 {
-            return info;
-        }
-        for (id, capability) in capabilities(bytes, u32_at(bytes, 12).unwrap_or(0)) {
-            match id {
-                VFIO_REGION_INFO_CAP_SPARSE_MMAP => info.areas = areas(capability),
-                VFIO_REGION_INFO_CAP_MSIX_MAPPABLE => info.msix_mappable = true,
-                _ => {}
-            }
-        }
-        info
-    }
-}
-
-/// The areas of a `struct vfio_region_info_cap_sparse_mmap`.
-fn areas(capability: &[u8]) -> Option<Vec<Range<u64>>> {
-    let count = u32_at(capability, 8).and_then(|count| usize::try_from(count).ok())?;
-    let areas = capability.get(16..)?.chunks_exact(16).take(count);
-    let area = |bytes: &[u8]| {
-        let start = u64_at(bytes, 0)?;
-        Some(start..start.checked_add(u64_at(bytes, 8)?)?)
-    };
-    Some(areas.filter_map(area).collect())
 }
 
 /// What `VFIO_DEVICE_GET_IRQ_INFO` says of an interrupt.
@@ -403,32 +339,5 @@ mod tests {
         // TRIGGER 32, EVENTFD 4; VFIO_PCI_MSIX_IRQ_INDEX 2.
         let fd = u32::try_from(file.as_raw_fd()).unwrap();
         assert_eq!(set, [28, 32 | 4, 2, 5, 2, fd, u32::MAX]);
-    }
-
-    /// A `struct vfio_region_info` of region 2 with these flags, and capabilities from 32 on.
-    fn region(flags: u32, capabilities: &[u32]) -> Vec<u8> {
-        let words = [32, flags, 2, 32, 0x4000, 0, 0x20_0000, 0];
-        words.iter().chain(capabilities).flat_map(|word| word.to_ne_bytes()).collect()
-    }
-
-    #[test]
-    fn regions_say_what_of_them_can_be_mapped() {
-        // READ 1, WRITE 2, MMAP 4, CAPS 8; the sparse areas (identity 1, version 1), two of them,
-        // then MSI-X (identity 3).
-        let sparse = [1 << 16 | 1, 32 + 48, 2, 0, 0, 0, 0x1000, 0, 0x3000, 0, 0x1000, 0];
-        let msix = [1 << 16 | 3, 0];
-        let plain = RegionInfo {
-            index: 2,
-            size: 0x4000,
-            offset: 0x20_0000,
-            readable: true,
-            writable: true,
-            mappable: true,
-            ..Default::default()
-        };
-        assert_eq!(RegionInfo::parse(&region(7, &[])), plain);
-        let found = RegionInfo::parse(&region(15, &[sparse.as_slice(), &msix].concat()));
-        let areas = Some(vec![0..0x1000, 0x3000..0x4000]);
-        assert_eq!(found, RegionInfo { areas, msix_mappable: true, ..plain });
     }
 }

@@ -16,6 +16,7 @@ mod group;
 mod iommufd;
 mod lender;
 mod mapping;
+mod region;
 
 use std::ffi::{c_int, c_uint, c_ulong};
 use std::io;
@@ -24,11 +25,12 @@ use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
 
 pub use container::{Container, DmaCalls, IommuInfo, IommuKind};
-pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo, RegionInfo};
+pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo};
 pub use group::{Group, GroupStatus};
 pub use iommufd::{Ioas, Iommufd};
 pub use lender::Lender;
 pub use mapping::Mapping;
+pub use region::RegionInfo;
 
 /// A request that the kernel refused.
 #[derive(Debug, thiserror::Error)]
