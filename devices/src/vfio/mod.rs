@@ -14,6 +14,7 @@
 pub mod assign;
 pub mod bench;
 pub mod bindings;
+mod cause;
 pub mod host;
 pub mod iommu;
 pub mod irq;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Bench, BenchError, Memory, Report};
+use crate::vfio::cause::chain;
 use crate::vfio::region::Registers;
 
 /// How long a device is listened to for interrupts that nobody asked for.
@@ -122,15 +123,4 @@ fn size(bytes: u64) -> String {
         }
     }
     format!("{bytes} bytes")
-}
-
-/// An error with its causes, on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

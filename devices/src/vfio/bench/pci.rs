@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::super::cause::chain;
 use super::super::sys::{DeviceCalls, IrqAction, RegionInfo};
-use super::general::{self, QUIET, chain};
+use super::general::{self, QUIET};
 use super::{Bench, BenchError, Report};
 use crate::vfio::region::Registers;
 

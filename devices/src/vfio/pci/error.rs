@@ -1,7 +1,5 @@
 //! What can go wrong with a PCI function that is to be a guest's.
 
-use std::error::Error;
-
 use super::super::irq::IrqError;
 use super::super::sys::{DeviceInfo, IoctlError};
 use super::config::ConfigError;
@@ -97,16 +95,5 @@ impl FunctionError {
             )),
             Self::Strange { .. } | Self::Bar { .. } => None,
         }
-    }
-
-    /// The error with all that caused it, on one line.
-    pub(super) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::super::cause::chain;
 use super::super::platform::Quiesced;
 use super::super::sys::DeviceCalls;
 use super::capability::{self, Capability, CapabilityId};
@@ -196,8 +197,6 @@ impl PciFunction {
         self.touched = true;
         // SAFETY: passed on.
         unsafe { self.registers.map_through(slots) };
-        // As after a reset; VFIO has turned memory on.
-        self.write_command(0);
         self.interrupts.route(router, seat.bdf.requester_id(), &mut self.config);
         // As after power-up: VFIO has switched decoding on, and a guest that finds it so would have
         // the function decode addresses it has not given yet.
@@ -400,7 +399,7 @@ impl Function for PciFunction {
 impl Drop for PciFunction {
     fn drop(&mut self) {
         if let Err(error) = self.release() {
-            log::error!("{}", error.chain());
+            log::error!("{}", chain(&error));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::super::cause::chain;
 use super::super::irq::{AssignedIrq, IrqError};
 use super::super::sys::DeviceCalls;
 use super::capability;
@@ -257,13 +258,5 @@ impl Interrupts {
         if !std::mem::replace(&mut self.failed, true) {
             log::error!("{}: {what}", self.name);
         }
-    }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }

@@ -1,6 +1,5 @@
 //! What can go wrong with an assigned device once it can be assigned.
 
-use std::error::Error;
 use std::io;
 
 use boot::fdt::host::HostError;
@@ -157,16 +156,5 @@ impl DeviceError {
             | Self::Misplaced { .. }
             | Self::MapRegion { .. } => None,
         }
-    }
-
-    /// The error with all that caused it, on one line.
-    pub(super) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
     }
 }

@@ -28,6 +28,7 @@ pub use self::error::DeviceError;
 pub use self::nodes::drafts;
 use super::assign::Assignment;
 use super::bindings::{self, Binding};
+use super::cause::chain;
 use super::iommu::Iommu;
 use super::irq::AssignedIrq;
 use super::node::{Draft, GuestNodes, NodeOptions};
@@ -348,7 +349,7 @@ impl PlatformDevice {
 impl Drop for PlatformDevice {
     fn drop(&mut self) {
         if let Err(error) = self.release() {
-            log::error!("{}", error.chain());
+            log::error!("{}", chain(&error));
         }
     }
 }

@@ -143,7 +143,7 @@ fn a_node_that_cannot_be_made_is_an_error_with_the_option_that_mends_it() {
     let options = DeviceOptions::default();
     let error =
         PlatformDevice::new("1.dev", Arc::new(fake()), draft.clone(), options, PAGE).unwrap_err();
-    let chain = error.chain();
+    let chain = chain(&error);
     let expected = "1.dev can't be assigned: the host's device tree and debugfs don't tell the \
                     rate of its clock core";
     assert_eq!(chain, expected);
@@ -199,7 +199,7 @@ fn arming_one_interrupt_in_vain_disarms_the_others() {
     // Four calls for the level interrupt, then the edge interrupt's only one.
     calls.fail_at(4);
     let error = device.arm().unwrap_err();
-    assert!(error.chain().contains("interrupt 1 can't be armed"), "{}", error.chain());
+    assert!(chain(&error).contains("interrupt 1 can't be armed"), "{}", chain(&error));
     assert!(error.help().unwrap().contains("/proc/interrupts"));
     let calls = calls.take_calls();
     assert_eq!(calls[5..], [Call::ClearTrigger(0), Call::ClearUnmask(0)]);
@@ -257,7 +257,7 @@ fn a_known_device_is_stopped_by_its_binding() {
     assert_eq!(device.quiesce().unwrap(), Quiesced::ByBinding("PL330"));
     become_dmac(&calls, 7);
     let error = device.quiesce().unwrap_err();
-    let chain = error.chain();
+    let chain = chain(&error);
     assert_eq!(chain, "1.dev doesn't stop what it is doing: channel 0 is still in state 0x7");
     assert!(error.help().unwrap().contains("quiesce=off"));
 }
