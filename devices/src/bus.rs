@@ -1,9 +1,12 @@
 //! The guest's view of emulated devices: guest physical addresses → device registers.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::ratelimit::LogLimit;
 
 /// What a device asks of the machine when it is written to.
 ///
@@ -82,19 +85,27 @@ struct Slot {
 /// Maps guest physical addresses to devices.
 ///
 /// An access to nothing reads as zero, is ignored when written, counted, and logged once per 4 KiB
-/// page; it never ends the guest.
-#[derive(Default)]
+/// page, of a few pages; it never ends the guest.
 pub struct Bus {
     // In order of address.
     slots: Vec<Slot>,
     stray_reads: AtomicU64,
     stray_writes: AtomicU64,
     stray_pages: Mutex<HashSet<u64>>,
+    log: LogLimit,
 }
 
-/// Pages of stray accesses that are remembered, and so logged, at most: a guest that walks its
-/// whole address space must not make the VMM grow.
+/// Pages of stray accesses that are remembered, at most: a guest that walks its whole address space
+/// must not make the VMM grow.
 const MAX_STRAY_PAGES: usize = 64;
+
+impl Default for Bus {
+    fn default() -> Self {
+        let (slots, stray_reads, stray_writes, stray_pages) = Default::default();
+        let log = LogLimit::new(Cow::Borrowed("bus"));
+        Self { slots, stray_reads, stray_writes, stray_pages, log }
+    }
+}
 
 impl Bus {
     /// Adds a device at `range` (GPA).
@@ -168,7 +179,7 @@ impl Bus {
     fn note_stray(&self, what: &str, gpa: u64) {
         let mut pages = self.stray_pages.lock().unwrap_or_else(PoisonError::into_inner);
         if pages.len() < MAX_STRAY_PAGES && pages.insert(gpa >> 12) {
-            log::warn!("guest {what} {gpa:#x}, where there is nothing");
+            self.log.warn(format_args!("guest {what} {gpa:#x}, where there is nothing"));
         }
     }
 }

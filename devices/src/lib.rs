@@ -7,6 +7,7 @@ pub mod bus;
 pub mod irq;
 pub mod pci;
 pub mod pvpanic;
+pub mod ratelimit;
 pub mod rtc;
 pub mod serial;
 pub mod slot;

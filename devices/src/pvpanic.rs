@@ -1,8 +1,11 @@
 //! The panic device: the guest kernel's last word (QEMU docs/specs/pvpanic.rst).
 
+use std::borrow::Cow;
+
 use boot::fdt::Node;
 
 use crate::bus::{Action, MmioDevice};
+use crate::ratelimit::LogLimit;
 
 /// The guest's kernel panicked.
 const PANICKED: u8 = 1 << 0;
@@ -11,8 +14,16 @@ const PANICKED: u8 = 1 << 0;
 const CRASH_LOADED: u8 = 1 << 1;
 
 /// One byte: reads as the events it knows, is written with the event.
-#[derive(Debug, Default)]
-pub struct PvPanic;
+#[derive(Debug)]
+pub struct PvPanic {
+    log: LogLimit,
+}
+
+impl Default for PvPanic {
+    fn default() -> Self {
+        Self { log: LogLimit::new(Cow::Borrowed("pvpanic")) }
+    }
+}
 
 impl MmioDevice for PvPanic {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
@@ -28,7 +39,7 @@ impl MmioDevice for PvPanic {
             return Action::Crash;
         }
         if event & CRASH_LOADED != 0 {
-            log::warn!("the guest's kernel panicked and runs its crash kernel");
+            self.log.warn(format_args!("the guest's kernel panicked and runs its crash kernel"));
         }
         Action::None
     }
@@ -53,16 +64,20 @@ mod tests {
             (0, 0x80, Action::None),
             (1, 1, Action::None),
         ] {
-            assert_eq!(PvPanic.write(offset, &[event]), action, "{event:#x} at {offset}");
+            assert_eq!(
+                PvPanic::default().write(offset, &[event]),
+                action,
+                "{event:#x} at {offset}"
+            );
         }
     }
 
     #[test]
     fn it_reads_as_the_events_it_knows() {
         let mut data = [0xff; 4];
-        PvPanic.read(0, &mut data);
+        PvPanic::default().read(0, &mut data);
         assert_eq!(data, [3, 0, 0, 0]);
-        PvPanic.read(1, &mut data);
+        PvPanic::default().read(1, &mut data);
         assert_eq!(data, [0; 4]);
     }
 }

@@ -1,5 +1,6 @@
 //! The serial console: an ns16550a over vm-superio.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 
@@ -10,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Action, MmioDevice};
 use crate::irq::{Spi, Trigger};
+use crate::ratelimit::LogLimit;
 
 /// Its input clock in Hz, that of a PC's: only the guest's baud rate arithmetic sees it.
 const CLOCK_HZ: u32 = 1_843_200;
@@ -43,6 +45,7 @@ pub struct Serial {
     drained: EventFd,
     starved: bool,
     broken_output: bool,
+    log: LogLimit,
 }
 
 /// The UART's interrupt line: an edge per event.
@@ -69,6 +72,7 @@ impl Serial {
             drained,
             starved: false,
             broken_output: false,
+            log: LogLimit::new(Cow::Borrowed("serial")),
         }
     }
 
@@ -90,12 +94,12 @@ impl Serial {
         match self.uart.enqueue_raw_bytes(&[byte]) {
             // None is taken in loopback mode: it stays queued.
             Ok(taken) => drop(self.input.drain(..taken)),
-            Err(e) => log::warn!("serial: {e}"),
+            Err(e) => self.log.warn(format_args!("{e}")),
         }
         if self.input.is_empty() && self.starved {
             self.starved = false;
             if let Err(e) = self.drained.write(1) {
-                log::warn!("serial: input can't be resumed: {e}");
+                self.log.warn(format_args!("input can't be resumed: {e}"));
             }
         }
     }
@@ -126,9 +130,9 @@ impl MmioDevice for Serial {
                 // The guest runs on with its console gone; said once.
                 Err(Error::IOError(e)) if !self.broken_output => {
                     self.broken_output = true;
-                    log::warn!("serial: output can't be written, the rest is lost: {e}");
+                    self.log.warn(format_args!("output can't be written, the rest is lost: {e}"));
                 }
-                Err(Error::Trigger(e)) => log::warn!("serial: interrupt lost: {e}"),
+                Err(Error::Trigger(e)) => self.log.warn(format_args!("interrupt lost: {e}")),
                 _ => (),
             }
             // Enabling interrupts may be what the input waits for.

@@ -196,7 +196,7 @@ impl Assigned {
             match placed.device.release() {
                 Ok(quiesced) => log::info!("{}: quiesced: {quiesced:?}", placed.device.name()),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
-                Err(error) => log::error!("{}", Error::from(error).report().trim_end()),
+                Err(error) => log::error!("{}", Error::from(error).told()),
             }
         }
     }

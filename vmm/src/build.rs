@@ -110,7 +110,7 @@ pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Bo
         input = Some((Input::stdin(serial), drained));
     }
     bus.add("rtc", layout::RTC, Arc::new(Mutex::new(Rtc::new())))?;
-    bus.add("pvpanic", layout::PANIC, Arc::new(Mutex::new(PvPanic)))?;
+    bus.add("pvpanic", layout::PANIC, Arc::new(Mutex::new(PvPanic::default())))?;
     Ok(Board { bus, input })
 }
 

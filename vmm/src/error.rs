@@ -66,16 +66,21 @@ impl Error {
         self.exit_status
     }
 
-    /// The lines for standard error.
+    /// The lines for standard error, with which strait ends.
     pub fn report(&self) -> String {
-        let mut report = format!("error: {}\n", self.message);
+        format!("error: {}\n", self.told())
+    }
+
+    /// The lines for the log, which says by itself how bad it is: what failed and why, and the help.
+    pub fn told(&self) -> String {
+        let mut told = self.message.clone();
         for (index, line) in self.help.iter().flat_map(|help| help.lines()).enumerate() {
             let lead = if index == 0 { "  help: " } else { "        " };
-            report.push_str(lead);
-            report.push_str(line);
-            report.push('\n');
+            told.push('\n');
+            told.push_str(lead);
+            told.push_str(line);
         }
-        report
+        told
     }
 }
 
@@ -152,6 +157,10 @@ mod tests {
         assert_eq!(
             report,
             "error: the house burns: entity not found\n  help: call someone\n        run\n"
+        );
+        assert_eq!(
+            Error::new("the house burns").help("run").told(),
+            "the house burns\n  help: run"
         );
     }
 

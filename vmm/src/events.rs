@@ -105,7 +105,7 @@ impl Desk<'_> {
 
     fn write_stats(&self) {
         if let Some(Err(error)) = self.recorder.map(|recorder| recorder.write(None)) {
-            log::warn!("{}", error.report().trim_end());
+            log::warn!("{}", error.told());
         }
     }
 

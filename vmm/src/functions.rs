@@ -102,7 +102,7 @@ impl Functions {
             match released {
                 Ok(quiesced) => given.tell(quiesced),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
-                Err(error) => log::error!("{}", Error::from(error).report().trim_end()),
+                Err(error) => log::error!("{}", Error::from(error).told()),
             }
         }
     }

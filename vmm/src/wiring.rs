@@ -1,5 +1,6 @@
 //! What devices need of the hypervisor, over KVM.
 
+use std::borrow::Cow;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use arch::gic::Gic;
 use arch::{Msi, Routes, Vm};
 use devices::irq::{InterruptController, Message, MessageRouter, Route, Spi};
+use devices::ratelimit::LogLimit;
 use devices::slot::MemorySlots;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -14,12 +16,14 @@ use vmm_sys_util::eventfd::EventFd;
 pub struct KvmWiring {
     vm: Arc<Vm>,
     routes: Routes,
+    log: LogLimit,
 }
 
 impl KvmWiring {
     /// The wiring of a VM with this interrupt controller: one for all of its devices.
     pub fn new(vm: Arc<Vm>, gic: &Gic) -> Self {
-        Self { routes: Routes::new(vm.clone(), gic.spis()), vm }
+        let log = LogLimit::new(Cow::Borrowed("KVM"));
+        Self { routes: Routes::new(vm.clone(), gic.spis()), vm, log }
     }
 }
 
@@ -44,7 +48,8 @@ impl MessageRouter for KvmWiring {
 
     fn disconnect(&self, route: Route, trigger: &EventFd) {
         if let Err(error) = self.routes.disconnect(route.0, trigger) {
-            log::error!("KVM can't disconnect interrupt route {}: {error}", route.0);
+            let route = route.0;
+            self.log.error(format_args!("interrupt route {route} can't be disconnected: {error}"));
         }
     }
 }

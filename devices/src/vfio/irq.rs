@@ -44,6 +44,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::sys::{DeviceCalls, IoctlError, IrqAction};
 use crate::irq::{InterruptController, Spi, Trigger};
+use crate::ratelimit::LogLimit;
 
 /// An interrupt that can't be handed to the guest.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +144,7 @@ pub struct AssignedIrq {
     trigger: EventFd,
     path: Path,
     armed: bool,
+    log: LogLimit,
 }
 
 impl AssignedIrq {
@@ -162,7 +164,8 @@ impl AssignedIrq {
                 .map_err(|source| IrqError::EventFd { index, source })
         };
         let path = if info.automasked { Path::Level { resample: eventfd()? } } else { Path::Edge };
-        Ok(Self { index, trigger: eventfd()?, path, armed: false, device })
+        let log = LogLimit::named(format!("interrupt {index}"));
+        Ok(Self { index, trigger: eventfd()?, path, armed: false, device, log })
     }
 
     /// The interrupt line of a PCI function (`VFIO_PCI_INTX_IRQ_INDEX`).
@@ -263,7 +266,7 @@ impl AssignedIrq {
 
     fn try_to(&self, action: IrqAction<'_>) {
         if let Err(error) = self.device.set_irq(self.index, action) {
-            log::error!("interrupt {}: {action:?}: {error}: {}", self.index, error.source);
+            self.log.error(format_args!("{action:?}: {error}: {}", error.source));
         }
     }
 }

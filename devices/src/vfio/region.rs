@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::sys::{DeviceCalls, IoctlError, Mapping, RegionInfo};
 use crate::bus::{Action, MmioDevice};
+use crate::ratelimit::LogLimit;
 
 /// An access to a device's registers that wasn't made, or that failed.
 #[derive(Debug, thiserror::Error)]
@@ -158,12 +159,14 @@ impl Region {
     ) -> Result<Self, IoctlError> {
         let info = device.region_info(index)?;
         let ranges = page_size.map(|page_size| mappable(&info, page_size, holes));
+        // A server's region may have any number of areas.
+        let log = LogLimit::named(format!("region {index}"));
         let mut areas = Vec::new();
         for range in ranges.unwrap_or_default() {
             match device.map(&info, range.clone()) {
                 Ok(mapping) => areas.push(Area { range, mapping }),
                 Err(error) => {
-                    log::warn!("region {index} can't be mapped at {range:#x?}, so traps: {error}");
+                    log.warn(format_args!("can't be mapped at {range:#x?}, so traps: {error}"));
                 }
             }
         }
@@ -291,27 +294,23 @@ impl Registers for Region {
 
 /// A region on the bus: each of the guest's accesses ends up here.
 ///
-/// An access that fails reads as zero and is ignored when written; the first is logged.
+/// An access that fails reads as zero and is ignored when written; the first few are logged.
 #[derive(Debug)]
 pub struct TrappedRegion {
-    device: String,
     region: Arc<Region>,
-    failed: bool,
+    log: LogLimit,
 }
 
 impl TrappedRegion {
     /// Region `region` of the device of this name.
     pub fn new(device: impl Into<String>, region: Arc<Region>) -> Self {
-        Self { device: device.into(), region, failed: false }
+        let log = LogLimit::named(format!("{}, region {}", device.into(), region.index()));
+        Self { region, log }
     }
 
-    fn note(&mut self, result: Result<(), AccessError>) -> bool {
+    fn note(&self, result: Result<(), AccessError>) -> bool {
         let Err(error) = result else { return true };
-        if !self.failed {
-            let index = self.region.index();
-            log::warn!("{}, region {index}: a guest's access is ignored: {error}", self.device);
-        }
-        self.failed = true;
+        self.log.warn(format_args!("a guest's access is ignored: {error}"));
         false
     }
 }

@@ -123,7 +123,7 @@ impl Drop for Borrowed {
             return;
         }
         if let Err(error) = Handover::new(&self.host, &Sysfs).unbind(&names, false) {
-            log::error!("{}", Error::from(error).report().trim_end());
+            log::error!("{}", Error::from(error).told());
         }
     }
 }

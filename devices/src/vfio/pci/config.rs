@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::sys::{DeviceCalls, IoctlError, RegionInfo};
 use super::capability::{self, Capability, CapabilityId};
 use super::image::Image;
+use crate::ratelimit::LogLimit;
 
 /// VFIO's region that is the configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
 const REGION: u32 = 7;
@@ -56,7 +57,6 @@ pub enum ConfigError {
 pub struct ConfigSpace {
     calls: Arc<dyn DeviceCalls>,
     region: RegionInfo,
-    name: String,
     /// As it was when the function was opened.
     image: Image,
     capabilities: Vec<Capability>,
@@ -64,8 +64,7 @@ pub struct ConfigSpace {
     pinless: bool,
     /// What reads so and can't be written, by offset.
     fixed: Vec<Option<u8>>,
-    /// An access failed, and that was logged.
-    failed: bool,
+    log: LogLimit,
 }
 
 impl ConfigSpace {
@@ -88,9 +87,9 @@ impl ConfigSpace {
             return Err(ConfigError::HeaderType(header));
         }
         let capabilities = capability::all(&image);
-        let (name, fixed) = (name.to_owned(), Vec::new());
-        let (pinless, failed) = (false, false);
-        let mut config = Self { calls, region, name, image, capabilities, pinless, fixed, failed };
+        let (log, fixed) = (LogLimit::named(name), Vec::new());
+        let pinless = false;
+        let mut config = Self { calls, region, image, capabilities, pinless, fixed, log };
         config.settle();
         Ok(config)
     }
@@ -206,14 +205,10 @@ impl ConfigSpace {
         }
     }
 
-    fn note(&mut self, what: &str, offset: u16, result: std::io::Result<()>) -> bool {
+    fn note(&self, what: &str, offset: u16, result: std::io::Result<()>) -> bool {
         let Err(error) = result else { return true };
-        if !std::mem::replace(&mut self.failed, true) {
-            log::warn!(
-                "{}: a {what} its configuration space at {offset:#x} failed: {error}",
-                self.name
-            );
-        }
+        let place = "its configuration space at";
+        self.log.warn(format_args!("a {what} {place} {offset:#x} failed: {error}"));
         false
     }
 }

@@ -11,6 +11,7 @@ use super::config::ConfigSpace;
 use super::messages::Messages;
 use crate::irq::{MessageRouter, Trigger};
 use crate::pci::{Effect, Msi, Msix};
+use crate::ratelimit::LogLimit;
 
 /// VFIO's indices of a function's interrupts (`VFIO_PCI_INTX_IRQ_INDEX` and so on).
 const INTX: u32 = 0;
@@ -54,7 +55,6 @@ pub enum InUse {
 /// A function's interrupts.
 pub struct Interrupts {
     calls: Arc<dyn DeviceCalls>,
-    name: String,
     intx: Option<AssignedIrq>,
     msi: Option<Placed<Msi>>,
     msix: Option<Placed<Msix>>,
@@ -62,8 +62,7 @@ pub struct Interrupts {
     messages: Option<Messages>,
     /// The line may be let through when no messages are in use.
     armed: bool,
-    /// VFIO refused something, and that was logged.
-    failed: bool,
+    log: Arc<LogLimit>,
 }
 
 impl Interrupts {
@@ -91,10 +90,10 @@ impl Interrupts {
                 config.hide(id, NO_VECTORS);
             }
         }
-        let name = name.to_owned();
-        let (router, messages, armed, failed) = Default::default();
+        let log = Arc::new(LogLimit::named(name));
+        let (router, messages, armed) = Default::default();
         let mut interrupts =
-            Self { calls, name, intx, msi: None, msix: None, router, messages, armed, failed };
+            Self { calls, intx, msi: None, msix: None, router, messages, armed, log };
         interrupts.read_capabilities(config, 0);
         Ok(interrupts)
     }
@@ -217,7 +216,8 @@ impl Interrupts {
                     let messages = self.messages.as_mut().filter(|m| m.index() == index);
                     let delivered = messages.map(|messages| messages.deliver(vector, delivery));
                     if let Some(Err(error)) = delivered {
-                        self.fail(&format!("vector {vector} can't reach the guest: {error}"));
+                        let what = "can't reach the guest";
+                        self.log.error(format_args!("vector {vector} {what}: {error}"));
                     }
                 }
             }
@@ -231,7 +231,8 @@ impl Interrupts {
         // VFIO delivers one kind at a time: the others must be off before it turns these on.
         self.messages = None;
         if let Some(router) = &self.router {
-            self.messages = Some(Messages::new(self.calls.clone(), index, router.clone(), count));
+            let (calls, router, log) = (self.calls.clone(), router.clone(), self.log.clone());
+            self.messages = Some(Messages::new(calls, index, router, count, log));
         }
     }
 
@@ -245,18 +246,13 @@ impl Interrupts {
                 && let Err(error) = intx.arm()
             {
                 let help = error.help().map(|help| format!(" ({help})")).unwrap_or_default();
-                self.fail(&format!("{}{help}", chain(&error)));
+                self.log.error(format_args!("{}{help}", chain(&error)));
             }
         }
         let settled = self.messages.as_mut().map(Messages::settle);
         if let Some(Err(error)) = settled {
-            self.fail(&format!("its messages can't all be delivered: {}", chain(&error)));
-        }
-    }
-
-    fn fail(&mut self, what: &str) {
-        if !std::mem::replace(&mut self.failed, true) {
-            log::error!("{}: {what}", self.name);
+            let cause = chain(&error);
+            self.log.error(format_args!("its messages can't all be delivered: {cause}"));
         }
     }
 }

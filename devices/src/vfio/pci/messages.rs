@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::super::sys::{DeviceCalls, IoctlError, IrqAction};
 use crate::irq::MessageRouter;
 use crate::pci::{Delivery, Vectors};
+use crate::ratelimit::LogLimit;
 
 /// The messages that a function's guest has turned on; off when dropped.
 pub struct Messages {
@@ -34,18 +35,20 @@ pub struct Messages {
     on: u16,
     /// Those that VFIO signals.
     signalled: BTreeSet<u16>,
+    log: Arc<LogLimit>,
 }
 
 impl Messages {
-    /// So many of VFIO's index, all masked, that go to `router`.
+    /// So many of VFIO's index, all masked, that go to `router`; what fails unseen goes to `log`.
     pub fn new(
         calls: Arc<dyn DeviceCalls>,
         index: u32,
         router: Arc<dyn MessageRouter>,
         count: u16,
+        log: Arc<LogLimit>,
     ) -> Self {
         let vectors = Vectors::new(router, count);
-        Self { calls, index, vectors, count, on: 0, signalled: BTreeSet::new() }
+        Self { calls, index, vectors, count, on: 0, signalled: BTreeSet::new(), log }
     }
 
     /// VFIO's index.
@@ -125,7 +128,8 @@ impl Messages {
             return;
         }
         if let Err(error) = self.calls.set_irq(self.index, IrqAction::ClearTrigger) {
-            log::error!("interrupts {}: {error}: {}", self.index, error.source);
+            let (index, cause) = (self.index, &error.source);
+            self.log.error(format_args!("interrupts {index}: {error}: {cause}"));
         }
     }
 }
@@ -146,6 +150,10 @@ mod tests {
 
     const MSIX: u32 = 2;
 
+    fn log() -> Arc<LogLimit> {
+        Arc::new(LogLimit::named("function"))
+    }
+
     fn to(data: u32) -> Delivery {
         Delivery::To(Message { address: 0x808_0040, data, requester: 8 })
     }
@@ -158,7 +166,7 @@ mod tests {
     fn all_are_turned_on_at_once_and_signalled_when_unmasked() {
         let device = FakeFunction::new(256).calls();
         let router = Arc::new(FakeRouter::new(8));
-        let mut messages = Messages::new(device.clone(), MSIX, router.clone(), 4);
+        let mut messages = Messages::new(device.clone(), MSIX, router.clone(), 4, log());
         messages.settle().unwrap();
         assert_eq!(device.take_calls(), [vectors(0, &[false; 4])]);
         messages.deliver(2, to(7)).unwrap();
@@ -183,7 +191,7 @@ mod tests {
         let device = FakeFunction::new(256).calls();
         device.limit_vectors(3);
         let router = Arc::new(FakeRouter::new(8));
-        let mut messages = Messages::new(device.clone(), MSIX, router.clone(), 64);
+        let mut messages = Messages::new(device.clone(), MSIX, router.clone(), 64, log());
         messages.settle().unwrap();
         device.take_calls();
         messages.deliver(0, to(1)).unwrap();

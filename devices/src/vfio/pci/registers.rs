@@ -9,6 +9,7 @@ use super::super::region::{AccessError, Region};
 use super::super::sys::{DeviceCalls, IoctlError};
 use super::image::Image;
 use crate::pci::{Bar, BarError, Bars, Space, TablePlace, Window};
+use crate::ratelimit::LogLimit;
 use crate::slot::MemorySlots;
 
 /// Where base address registers begin in configuration space.
@@ -52,7 +53,6 @@ type Slot = (u64, NonNull<u8>, u64);
 
 /// A function's registers.
 pub struct Registers {
-    name: String,
     bars: Bars,
     /// By number.
     regions: [Option<Region>; 7],
@@ -60,8 +60,7 @@ pub struct Registers {
     slots: Option<Arc<dyn MemorySlots>>,
     /// What the guest has: GPA and size.
     mapped: Vec<(u64, u64)>,
-    /// A slot or an access was refused, and that was logged.
-    failed: bool,
+    log: LogLimit,
 }
 
 impl Registers {
@@ -106,8 +105,8 @@ impl Registers {
         let rom = rom.and_then(u64::checked_next_power_of_two);
         let rom = rom.map(|size| size.max(SMALLEST_ROM)).filter(|size| *size <= LARGEST_ROM);
         let bars = Bars::new(kinds, rom).map_err(RegistersError::Bar)?;
-        let (slots, mapped, failed) = Default::default();
-        Ok(Self { name: name.to_owned(), bars, regions, rom, slots, mapped, failed })
+        let (slots, mapped) = Default::default();
+        Ok(Self { bars, regions, rom, slots, mapped, log: LogLimit::named(name) })
     }
 
     /// What there is.
@@ -152,7 +151,8 @@ impl Registers {
         self.mapped = stay;
         for (gpa, size) in go {
             if let Err(error) = slots.unmap(gpa, size) {
-                self.fail(&format!("can't be unmapped from the guest at {gpa:#x}: {error}"));
+                let what = "can't be unmapped from the guest at";
+                self.log.warn(format_args!("{what} {gpa:#x}: {error}"));
             }
         }
         for (gpa, host, size) in wanted {
@@ -164,7 +164,8 @@ impl Registers {
             match unsafe { slots.map(gpa, host, size) } {
                 Ok(()) => self.mapped.push((gpa, size)),
                 Err(error) => {
-                    self.fail(&format!("can't be mapped into the guest at {gpa:#x}: {error}"));
+                    let what = "can't be mapped into the guest at";
+                    self.log.warn(format_args!("{what} {gpa:#x}: {error}"));
                 }
             }
         }
@@ -202,14 +203,8 @@ impl Registers {
         }
     }
 
-    fn fail_access(&mut self, bar: u8, error: &AccessError) {
-        self.fail(&format!("a guest's access to BAR {bar} is ignored: {error}"));
-    }
-
-    fn fail(&mut self, what: &str) {
-        if !std::mem::replace(&mut self.failed, true) {
-            log::warn!("{}: {what}", self.name);
-        }
+    fn fail_access(&self, bar: u8, error: &AccessError) {
+        self.log.warn(format_args!("a guest's access to BAR {bar} is ignored: {error}"));
     }
 }
 

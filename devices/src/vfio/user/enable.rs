@@ -4,9 +4,12 @@
 //! (`vfio_msi_enable`); a server is told by its device's own registers, and some deliver nothing
 //! before (PCI Local Bus 3.0, 6.8).
 
+use std::borrow::Cow;
+
 use vfio_bindings::bindings::vfio::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX};
 
 use super::client::CallError;
+use crate::ratelimit::LogLimit;
 
 /// Where the status register is, its bit for a list of capabilities, and where that begins.
 const STATUS: u64 = 0x06;
@@ -24,6 +27,9 @@ const MSIX_ENABLE: u16 = 1 << 15;
 /// How many vectors of MSI are enabled, as a power of two.
 const MSI_VECTORS: u16 = 0b111 << 4;
 
+/// A guest may turn messages on and off as often as it likes.
+static LOG: LogLimit = LogLimit::new(Cow::Borrowed("vfio-user"));
+
 /// A device's configuration space.
 pub(super) trait Config {
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), CallError>;
@@ -39,7 +45,8 @@ pub(super) fn set(
 ) -> Result<(), CallError> {
     match try_set(config, index, vectors) {
         Err(CallError::Refused(errno)) => {
-            log::debug!("messages {index}: the server refuses their control register: {errno}");
+            let what = "the server refuses their control register";
+            LOG.debug(format_args!("messages {index}: {what}: {errno}"));
             Ok(())
         }
         result => result,

@@ -1,0 +1,155 @@
+//! Log lines that a guest or another process can cause: a few of each source, the rest is counted.
+//!
+//! As the kernel's `ratelimit`: without it, a guest that writes to a register in a loop fills the
+//! disk on which the log is, or slows strait down by what reads it.
+
+use std::borrow::Cow;
+use std::fmt::Arguments;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+/// So many lines of a source are logged as fast as they come.
+pub const BURST: u32 = 5;
+
+/// For each such time since then, one more.
+const REFILL: Duration = Duration::from_secs(60);
+
+/// Limits the lines of one source, which begin with its name.
+///
+/// What was left out is told with the next line that is logged, or when this is dropped.
+#[derive(Debug)]
+pub struct LogLimit {
+    source: Cow<'static, str>,
+    bucket: Mutex<Bucket>,
+}
+
+/// A token bucket.
+#[derive(Debug)]
+struct Bucket {
+    tokens: u32,
+    /// Since when tokens are missing.
+    filled: Option<Instant>,
+    left_out: u64,
+}
+
+impl LogLimit {
+    /// Limits the lines of the source with this name.
+    pub const fn new(source: Cow<'static, str>) -> Self {
+        let bucket = Bucket { tokens: BURST, filled: None, left_out: 0 };
+        Self { source, bucket: Mutex::new(bucket) }
+    }
+
+    /// As [`new`](Self::new), for a name that is known only now.
+    pub fn named(source: impl Into<String>) -> Self {
+        Self::new(Cow::Owned(source.into()))
+    }
+
+    /// Logs an error of the source, unless there were too many lines.
+    #[cold]
+    pub fn error(&self, line: Arguments<'_>) {
+        self.log(Level::Error, line);
+    }
+
+    /// Logs a warning of the source, unless there were too many lines.
+    #[cold]
+    pub fn warn(&self, line: Arguments<'_>) {
+        self.log(Level::Warn, line);
+    }
+
+    /// Logs, for who looks for a fault, what the source did, unless there were too many lines.
+    #[cold]
+    pub fn debug(&self, line: Arguments<'_>) {
+        self.log(Level::Debug, line);
+    }
+
+    fn log(&self, level: Level, line: Arguments<'_>) {
+        if !log::log_enabled!(level) {
+            return;
+        }
+        let Some(left_out) = self.bucket().admit(Instant::now()) else { return };
+        self.tell(left_out);
+        log::log!(level, "{}: {line}", self.source);
+    }
+
+    fn tell(&self, left_out: u64) {
+        if left_out != 0 {
+            let lines = if left_out == 1 { "line was" } else { "lines were" };
+            log::warn!("{}: {left_out} more {lines} left out", self.source);
+        }
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for LogLimit {
+    fn drop(&mut self) {
+        let left_out = std::mem::take(&mut self.bucket().left_out);
+        self.tell(left_out);
+    }
+}
+
+impl Bucket {
+    /// How many lines were left out before this one; `None` if it is to be left out itself.
+    fn admit(&mut self, now: Instant) -> Option<u64> {
+        if let Some(filled) = self.filled {
+            let missing = BURST - self.tokens;
+            let full = now.saturating_duration_since(filled).as_secs() / REFILL.as_secs();
+            let more = u32::try_from(full).unwrap_or(missing).min(missing);
+            self.tokens += more;
+            self.filled = (more < missing).then(|| filled + REFILL * more);
+        }
+        match self.tokens.checked_sub(1) {
+            Some(left) => {
+                self.tokens = left;
+                self.filled.get_or_insert(now);
+                Some(std::mem::take(&mut self.left_out))
+            }
+            None => {
+                self.left_out = self.left_out.saturating_add(1);
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket() -> Bucket {
+        Bucket { tokens: BURST, filled: None, left_out: 0 }
+    }
+
+    #[test]
+    fn a_burst_is_admitted_and_a_flood_is_counted() {
+        let (mut bucket, now) = (bucket(), Instant::now());
+        let admitted = (0..100_000).filter(|_| bucket.admit(now).is_some()).count();
+        assert_eq!(admitted, 5);
+        assert_eq!(bucket.left_out, 99_995);
+        assert_eq!(bucket.admit(now + REFILL), Some(99_995));
+        assert_eq!(bucket.admit(now + REFILL), None);
+    }
+
+    #[test]
+    fn an_endless_flood_gets_a_line_a_minute() {
+        let (mut bucket, start) = (bucket(), Instant::now());
+        // An hour, ten a second.
+        let times = (0..36_000).map(|n| start + Duration::from_millis(100) * n);
+        assert_eq!(times.filter(|now| bucket.admit(*now).is_some()).count(), 5 + 59);
+    }
+
+    #[test]
+    fn a_source_that_was_quiet_has_its_burst_again() {
+        let (mut bucket, start) = (bucket(), Instant::now());
+        assert_eq!((0..7).filter_map(|_| bucket.admit(start)).count(), 5);
+        let later = start + REFILL * 1000;
+        let admitted: Vec<_> = (0..6).map(|_| bucket.admit(later)).collect();
+        assert_eq!(admitted, [Some(2), Some(0), Some(0), Some(0), Some(0), None]);
+        // Time that goes backwards is no time.
+        assert_eq!(bucket.admit(start), None);
+    }
+}
