@@ -85,6 +85,36 @@ fn numbers_that_do_not_fit_are_errors_that_name_the_file() {
 }
 
 #[test]
+fn a_bus_whose_addresses_and_sizes_have_no_cells_has_an_end() {
+    for (file, content) in [("reg", cells(&[1])), ("ranges", cells(&[1, 2, 3]))] {
+        let board = Scratch::new();
+        for node in ["bus", "bus/dev@1"] {
+            board.write(&format!("base/{node}/#address-cells"), cells(&[0]));
+            board.write(&format!("base/{node}/#size-cells"), cells(&[0]));
+        }
+        board.write(&format!("base/bus/dev@1/{file}"), content);
+        let tree = tree(&board);
+        let device = tree.node_at("/bus/dev@1").unwrap();
+        let cells = tree.bus_cells(&device).unwrap();
+        let error = match file {
+            "reg" => device.reg(cells).map(drop),
+            _ => device.ranges(cells.address).map(drop),
+        };
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains("#size-cells it has none"), "{error}");
+        assert_eq!(device.child_cells().unwrap(), BusCells { address: 0, size: 0 });
+    }
+    // Nothing in them is no entries, as anywhere.
+    let board = Scratch::new();
+    board.write("base/#address-cells", cells(&[0]));
+    board.write("base/#size-cells", cells(&[0]));
+    board.write("base/dev/reg", Vec::new());
+    let tree = tree(&board);
+    let device = tree.node_at("/dev").unwrap();
+    assert_eq!(device.reg(tree.bus_cells(&device).unwrap()).unwrap(), []);
+}
+
+#[test]
 fn coherence_is_the_nearest_that_says_so() {
     // What the device, its bus and its bus's bus have.
     let cases: [(&[&str], bool); 6] = [

@@ -1,5 +1,6 @@
 //! The tree: named nodes with ordered, typed properties.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// The name by which nodes refer to one another while the tree is being made.
@@ -224,6 +225,26 @@ impl Node {
     /// The values of its properties, to be changed.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Value> {
         self.properties.iter_mut().map(|property| &mut property.value)
+    }
+
+    /// The names and values of its properties, the latter to be changed.
+    pub(super) fn properties_mut(&mut self) -> impl Iterator<Item = (&str, &mut Value)> {
+        self.properties.iter_mut().map(|p| (p.name.as_str(), &mut p.value))
+    }
+
+    /// [Sets](Self::set) many properties, in a time that grows with their number only.
+    pub(super) fn set_properties(&mut self, properties: &[Property]) {
+        let own = self.properties.iter().enumerate();
+        let mut places: BTreeMap<String, usize> =
+            own.map(|(place, property)| (property.name.clone(), place)).collect();
+        for property in properties {
+            let end = self.properties.len();
+            let place = *places.entry(property.name.clone()).or_insert(end);
+            match self.properties.get_mut(place) {
+                Some(before) => before.value = property.value.clone(),
+                None => self.properties.push(property.clone()),
+            }
+        }
     }
 
     /// The value of the property called `name`.

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::blob::is_phandle;
 use super::format::{BEGIN_NODE, END, END_NODE, HEADER_SIZE, LAST_COMPATIBLE, MAGIC, NOP, PROP};
-use super::node::{Node, Value};
+use super::node::{Node, Property, Value};
 use super::phandle::DEPTH_MAX;
 
 /// What can be wrong with a blob.
@@ -80,20 +80,29 @@ impl<'a> Cursor<'a> {
         }
         let name = self.name()?;
         let mut node = Node::new(name);
+        let mut properties = Vec::new();
         loop {
             match self.token()? {
                 PROP if node.children().is_empty() => {
                     let (name, bytes) = self.property()?;
-                    node = match <[u8; 4]>::try_from(bytes) {
-                        Ok(own) if is_phandle(name) => node.phandle(u32::from_be_bytes(own)),
-                        _ => node.with(name, Value::of_bytes(bytes)),
-                    };
+                    match <[u8; 4]>::try_from(bytes) {
+                        Ok(own) if is_phandle(name) => {
+                            node = node.phandle(u32::from_be_bytes(own));
+                        }
+                        _ => {
+                            let (name, value) = (name.to_owned(), Value::of_bytes(bytes));
+                            properties.push(Property { name, value });
+                        }
+                    }
                 }
                 BEGIN_NODE => {
                     let child = self.node(depth.saturating_add(1))?;
                     node.children_mut().push(child);
                 }
-                END_NODE => return Ok(node),
+                END_NODE => {
+                    node.set_properties(&properties);
+                    return Ok(node);
+                }
                 _ => return Err(self.malformed("token")),
             }
         }

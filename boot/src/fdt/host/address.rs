@@ -54,7 +54,7 @@ impl HostNode {
     /// It is malformed, or its numbers have more than 64 bits.
     pub fn reg(&self, cells: BusCells) -> Result<Vec<Range<u64>>, HostError> {
         let all = self.cells("reg")?.unwrap_or_default();
-        let mut numbers = Numbers { rest: &all, path: || self.file("reg") };
+        let mut numbers = Numbers::new(&all, [cells.address, cells.size, 0], || self.file("reg"))?;
         let mut reg = Vec::new();
         while !numbers.rest.is_empty() {
             let (start, size) = (numbers.take(cells.address)?, numbers.take(cells.size)?);
@@ -74,7 +74,8 @@ impl HostNode {
             return Ok(Ranges::Same);
         }
         let cells = self.child_cells()?;
-        let mut numbers = Numbers { rest: &all, path: || self.file("ranges") };
+        let entry = [cells.address, above, cells.size];
+        let mut numbers = Numbers::new(&all, entry, || self.file("ranges"))?;
         let mut entries = Vec::new();
         while !numbers.rest.is_empty() {
             let child = numbers.take(cells.address)?;
@@ -157,7 +158,19 @@ struct Numbers<'a, F> {
     path: F,
 }
 
-impl<F: Fn() -> PathBuf> Numbers<'_, F> {
+impl<'a, F: Fn() -> PathBuf> Numbers<'a, F> {
+    /// The numbers in `all`, of which each entry takes those of `entry`, in cells.
+    ///
+    /// # Errors
+    ///
+    /// There are some, but an entry takes none: there would be no end of entries.
+    fn new(all: &'a [u32], entry: [u32; 3], path: F) -> Result<Self, HostError> {
+        if !all.is_empty() && entry == [0; 3] {
+            return Err(HostError::NoEntry { path: path() });
+        }
+        Ok(Self { rest: all, path })
+    }
+
     /// The next number, of this many cells.
     fn take(&mut self, cells: u32) -> Result<u64, HostError> {
         let wrong = |path: PathBuf| HostError::Cells { path, cells };

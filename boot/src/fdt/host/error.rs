@@ -37,6 +37,8 @@ pub enum HostError {
     NoCells { path: PathBuf, from: PathBuf },
     #[error("{} has no numbers of {cells} cells, or they exceed 64 bits", path.display())]
     Cells { path: PathBuf, cells: u32 },
+    #[error("{} holds numbers, but by the bus' #address-cells and #size-cells it has none", path.display())]
+    NoEntry { path: PathBuf },
     #[error("the bus {} doesn't let the CPU reach its address {address:#x}", path.display())]
     NoTranslation { path: PathBuf, address: u64 },
     #[error("{} ends within a reference: {wanted} cells should follow its phandle", path.display())]

@@ -24,6 +24,8 @@ pub enum OverlayFault {
     NoFragment,
     #[error("{fragment} says neither by target nor by target-path what it changes")]
     NoTarget { fragment: String },
+    #[error("it has more than {limit} {what}")]
+    TooMany { what: &'static str, limit: usize },
     #[error("{place} is no place of a reference")]
     Fixup { place: String },
     #[error("{place} should refer to the phandle {phandle:#x}, which none of its nodes has")]

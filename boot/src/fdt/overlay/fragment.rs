@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::error::OverlayFault;
 use crate::fdt::node::{Cell, Label, Node, Value};
+use crate::fdt::phandle::DEPTH_MAX;
 
 /// One part of an overlay: what changes, and how.
 #[derive(Clone, Debug)]
@@ -43,27 +44,34 @@ pub(super) fn external(symbol: &Label) -> Label {
     Label::provisional(format!("&{symbol}"))
 }
 
+/// The most fragments that an overlay has: dtc makes one of each `&symbol { … }`.
+const FRAGMENTS_MAX: usize = 1 << 11;
+
+/// The most nodes that an overlay has; whole boards have a few thousand.
+const NODES_MAX: usize = 1 << 14;
+
 impl Parts {
     /// What the tree of an overlay's blob says.
     pub(super) fn of(mut root: Node) -> Result<Self, OverlayFault> {
+        let too_many = |what, limit| Err(OverlayFault::TooMany { what, limit });
+        if root.children().len() > FRAGMENTS_MAX {
+            return too_many("fragments", FRAGMENTS_MAX);
+        }
+        if count(&root) > NODES_MAX {
+            return too_many("nodes", NODES_MAX);
+        }
         let fixups = take_child(&mut root, "__fixups__");
         let local_fixups = take_child(&mut root, "__local_fixups__");
         let symbols = take_child(&mut root, "__symbols__");
 
-        let mut named = Vec::new();
+        let mut notes = Notes::default();
         for property in symbols.iter().flat_map(Node::properties) {
             let path = string(&property.value).unwrap_or_default();
-            // A symbol for a node that isn't there harms only those who refer to it.
-            if let Some(node) = find(&mut root, path) {
-                let label = label_of(node, named.len());
-                named.push((Label::new(&property.name), label));
-            }
+            let node = notes.at(path);
+            node.into_iter().for_each(|node| node.symbols.push(Label::new(&property.name)));
         }
-        let mut count = named.len();
-        let mut phandles = BTreeMap::new();
-        own_phandles(&mut root, &mut phandles, &mut count);
         if let Some(local_fixups) = local_fixups {
-            fix_locally(&mut root, &local_fixups, &phandles, "")?;
+            notes.local(&local_fixups, "")?;
         }
         let mut needs = Vec::new();
         for property in fixups.iter().flat_map(Node::properties) {
@@ -71,13 +79,21 @@ impl Parts {
             let places = strings(&property.value)
                 .ok_or_else(|| OverlayFault::Fixup { place: property.name.clone() })?;
             for place in places {
-                fix(&mut root, &place, &external(&symbol))?;
+                notes.external(&place, &symbol).ok_or(OverlayFault::Fixup { place })?;
             }
             needs.push(symbol);
         }
+        let mut names = Names::default();
+        names.give(&mut root, Some(&mut notes));
+        notes.apply(&mut root, "", &names.phandles)?;
         let fragments = fragments(root)?;
-        Ok(Self { fragments, symbols: named, needs })
+        Ok(Self { fragments, symbols: names.symbols, needs })
     }
+}
+
+/// How many nodes there are in and below a node.
+fn count(node: &Node) -> usize {
+    node.children().iter().map(count).fold(1, usize::saturating_add)
 }
 
 fn fragments(mut root: Node) -> Result<Vec<Fragment>, OverlayFault> {
@@ -102,172 +118,191 @@ fn fragments(mut root: Node) -> Result<Vec<Fragment>, OverlayFault> {
     Ok(fragments)
 }
 
-/// Gives every node with a phandle a label instead.
-fn own_phandles(node: &mut Node, phandles: &mut BTreeMap<u32, Label>, count: &mut usize) {
-    if let Some(phandle) = node.take_phandle() {
-        let label = label_of(node, *count);
-        *count = count.saturating_add(1);
-        phandles.insert(phandle, label);
-    }
-    for child in node.children_mut() {
-        own_phandles(child, phandles, count);
-    }
-}
-
-/// The node's provisional label: the one it has, or number `number`.
-fn label_of(node: &mut Node, number: usize) -> Label {
-    if let Some(label) = node.get_label() {
-        return label.clone();
-    }
-    let label = local(number);
-    node.set_label(Some(label.clone()));
-    label
-}
-
-/// Follows `__local_fixups__`, a tree like the overlay's whose properties hold the offsets at which
-/// the overlay's hold phandles of the overlay.
-fn fix_locally(
-    node: &mut Node,
-    offsets: &Node,
-    phandles: &BTreeMap<u32, Label>,
-    path: &str,
-) -> Result<(), OverlayFault> {
-    for property in offsets.properties() {
-        let place = format!("{path}:{}", property.name);
-        let wrong = || OverlayFault::Fixup { place: place.clone() };
-        // Not `of_bytes`' guess: offsets can look like text.
-        let bytes = property.value.to_bytes().unwrap_or_default();
-        let (cells, []) = bytes.as_chunks() else { return Err(wrong()) };
-        for cell in cells {
-            let offset = u32::from_be_bytes(*cell);
-            let value = node.get(&property.name).ok_or_else(wrong)?;
-            let phandle = number_at(value, offset).ok_or_else(wrong)?;
-            let label = phandles.get(&phandle);
-            let label =
-                label.ok_or_else(|| OverlayFault::NoPhandle { place: place.clone(), phandle })?;
-            let value = with_reference(value, offset, label).ok_or_else(wrong)?;
-            node.set(&property.name, value);
-        }
-    }
-    for child in offsets.children() {
-        let path = format!("{path}/{}", child.name());
-        let same = node.children_mut().iter_mut().find(|node| node.name() == child.name());
-        let node = same.ok_or_else(|| OverlayFault::Fixup { place: path.clone() })?;
-        fix_locally(node, child, phandles, &path)?;
-    }
-    Ok(())
-}
-
-/// Puts a reference at a place that `__fixups__` names: `path:property:offset`.
-fn fix(root: &mut Node, place: &str, label: &Label) -> Result<(), OverlayFault> {
-    let wrong = || OverlayFault::Fixup { place: place.to_owned() };
-    let mut parts = place.rsplitn(3, ':');
-    let offset = parts.next().and_then(|offset| offset.parse().ok()).ok_or_else(wrong)?;
-    let property = parts.next().ok_or_else(wrong)?;
-    let node = parts.next().and_then(|path| find(root, path)).ok_or_else(wrong)?;
-    let value = node.get(property).and_then(|value| with_reference(value, offset, label));
-    node.set(property, value.ok_or_else(wrong)?);
-    Ok(())
-}
-
-/// A value as its bytes, and the references among them.
+/// What a blob says of the overlay's nodes by their paths, as a tree of the same shape: so each
+/// node and each property is looked at once, however much is said of it.
 #[derive(Default)]
-struct Bytes {
-    bytes: Vec<u8>,
-    /// By offset; the bytes there mean nothing.
-    references: BTreeMap<usize, Label>,
+struct Notes {
+    /// The symbols that name the node.
+    symbols: Vec<Label>,
+    /// The references in its properties, by property and offset in bytes.
+    references: BTreeMap<String, BTreeMap<u32, Reference>>,
+    children: BTreeMap<String, Notes>,
 }
 
-impl Bytes {
-    fn of(value: &Value) -> Self {
-        let mut all = Self::default();
-        all.append(value);
-        all
+/// What four bytes of a property stand for.
+enum Reference {
+    /// The node of the overlay whose phandle they are.
+    Local,
+    /// The node of the tree with this symbol.
+    External(Label),
+}
+
+impl Notes {
+    /// The notes of the node at a path; `None` if that is none, or deeper than trees are.
+    fn at(&mut self, path: &str) -> Option<&mut Self> {
+        let names = path.strip_prefix('/')?.split('/').filter(|name| !name.is_empty());
+        let mut notes = self;
+        for (depth, name) in names.enumerate() {
+            if depth >= DEPTH_MAX {
+                return None;
+            }
+            notes = notes.children.entry(name.to_owned()).or_default();
+        }
+        Some(notes)
     }
 
-    fn append(&mut self, value: &Value) {
-        match value {
-            Value::Cells(cells) => {
-                for cell in cells {
-                    let number = match cell {
-                        Cell::U32(number) => *number,
-                        Cell::Ref(label) => {
-                            self.references.insert(self.bytes.len(), label.clone());
-                            u32::MAX
-                        }
-                    };
-                    self.bytes.extend(number.to_be_bytes());
+    /// Takes in `__local_fixups__`, a tree like the overlay's whose properties hold the offsets at
+    /// which the overlay's hold phandles of the overlay.
+    fn local(&mut self, offsets: &Node, path: &str) -> Result<(), OverlayFault> {
+        for property in offsets.properties() {
+            // Not `of_bytes`' guess: offsets can look like text.
+            let bytes = property.value.to_bytes().unwrap_or_default();
+            let (cells, []) = bytes.as_chunks() else {
+                return Err(OverlayFault::Fixup { place: format!("{path}:{}", property.name) });
+            };
+            let references = self.references.entry(property.name.clone()).or_default();
+            let offsets = cells.iter().map(|cell| u32::from_be_bytes(*cell));
+            references.extend(offsets.map(|offset| (offset, Reference::Local)));
+        }
+        for child in offsets.children() {
+            let notes = self.children.entry(child.name().to_owned()).or_default();
+            notes.local(child, &format!("{path}/{}", child.name()))?;
+        }
+        Ok(())
+    }
+
+    /// Takes in a place that `__fixups__` names: `path:property:offset`.
+    fn external(&mut self, place: &str, symbol: &Label) -> Option<()> {
+        let mut parts = place.rsplitn(3, ':');
+        let offset = parts.next()?.parse().ok()?;
+        let property = parts.next()?.to_owned();
+        let references = &mut self.at(parts.next()?)?.references;
+        let reference = Reference::External(external(symbol));
+        references.entry(property).or_default().insert(offset, reference);
+        Some(())
+    }
+
+    /// Puts the references into the node at `path` and those below.
+    fn apply(
+        mut self,
+        node: &mut Node,
+        path: &str,
+        phandles: &BTreeMap<u32, Label>,
+    ) -> Result<(), OverlayFault> {
+        if !self.references.is_empty() {
+            for (name, value) in node.properties_mut() {
+                if let Some(references) = self.references.remove(name) {
+                    let place = format!("{path}:{name}");
+                    *value = with_references(value, references, phandles, &place)?;
                 }
             }
-            Value::Mixed(parts) => parts.iter().for_each(|part| self.append(part)),
-            value => self.bytes.extend(value.to_bytes().unwrap_or_default()),
+        }
+        if let Some((property, offsets)) = self.references.first_key_value() {
+            let offset = offsets.keys().next().copied().unwrap_or_default();
+            return Err(OverlayFault::Fixup { place: format!("{path}:{property}:{offset}") });
+        }
+        for child in node.children_mut() {
+            if let Some(notes) = self.children.remove(child.name()) {
+                let path = format!("{path}/{}", child.name());
+                notes.apply(child, &path, phandles)?;
+            }
+        }
+        match self.children.iter().find(|(_, notes)| notes.has_references()) {
+            Some((name, _)) => Err(OverlayFault::Fixup { place: format!("{path}/{name}") }),
+            None => Ok(()),
         }
     }
 
-    /// The four bytes at `offset`.
-    fn number(&self, offset: usize) -> Option<u32> {
-        self.bytes.get(offset..)?.first_chunk().map(|b| u32::from_be_bytes(*b))
+    /// Whether there is a reference here or below. A symbol for a node that isn't there harms only
+    /// those who refer to it.
+    fn has_references(&self) -> bool {
+        !self.references.is_empty() || self.children.values().any(Self::has_references)
     }
+}
 
-    /// As cells if that is what it can be, else as parts.
-    fn value(&self) -> Value {
-        let aligned = self.references.keys().all(|offset| offset.is_multiple_of(4));
-        if let (cells, []) = self.bytes.as_chunks()
-            && aligned
-        {
-            let cells = cells.iter().enumerate().map(|(index, cell)| {
-                match self.references.get(&index.saturating_mul(4)) {
-                    Some(label) => Cell::Ref(label.clone()),
-                    None => Cell::U32(u32::from_be_bytes(*cell)),
-                }
-            });
-            return Value::Cells(cells.collect());
+/// The labels that the overlay's nodes get.
+#[derive(Default)]
+struct Names {
+    /// How many there are.
+    count: usize,
+    /// The symbols, and the provisional label of the node.
+    symbols: Vec<(Label, Label)>,
+    /// The provisional labels of nodes by their phandles.
+    phandles: BTreeMap<u32, Label>,
+}
+
+impl Names {
+    /// Gives each node with a symbol a label, and each with a phandle one in its place.
+    fn give(&mut self, node: &mut Node, mut notes: Option<&mut Notes>) {
+        let symbols = notes.as_deref_mut().map(|notes| std::mem::take(&mut notes.symbols));
+        let phandle = node.take_phandle();
+        let symbols = symbols.unwrap_or_default();
+        if phandle.is_some() || !symbols.is_empty() {
+            let label = local(self.count);
+            self.count = self.count.saturating_add(1);
+            node.set_label(Some(label.clone()));
+            self.symbols.extend(symbols.into_iter().map(|symbol| (symbol, label.clone())));
+            self.phandles.extend(phandle.map(|phandle| (phandle, label)));
         }
-        let mut parts = Vec::new();
-        let mut done = 0;
-        let plain = |range: std::ops::Range<usize>, parts: &mut Vec<Value>| {
-            parts.extend(self.bytes.get(range).filter(|b| !b.is_empty()).map(Value::of_bytes));
+        for child in node.children_mut() {
+            let notes = notes.as_deref_mut().and_then(|n| n.children.get_mut(child.name()));
+            self.give(child, notes);
+        }
+    }
+}
+
+/// The value of the property at `place` with these references in it, each in place of four bytes:
+/// cells if that is what it can be, else parts.
+fn with_references(
+    value: &Value,
+    references: BTreeMap<u32, Reference>,
+    phandles: &BTreeMap<u32, Label>,
+    place: &str,
+) -> Result<Value, OverlayFault> {
+    let bytes = value.to_bytes().unwrap_or_default();
+    let mut labels = BTreeMap::new();
+    let mut end = 0;
+    for (offset, reference) in references {
+        let wrong = || OverlayFault::Fixup { place: format!("{place}:{offset}") };
+        let at = usize::try_from(offset).ok().filter(|at| *at >= end).ok_or_else(wrong)?;
+        let number = bytes.get(at..).and_then(|rest| rest.first_chunk()).ok_or_else(wrong)?;
+        let phandle = u32::from_be_bytes(*number);
+        let label = match reference {
+            Reference::External(label) => label,
+            Reference::Local => phandles
+                .get(&phandle)
+                .cloned()
+                .ok_or_else(|| OverlayFault::NoPhandle { place: place.to_owned(), phandle })?,
         };
-        for (offset, label) in &self.references {
-            plain(done..*offset, &mut parts);
-            parts.push(Value::Cells(vec![Cell::Ref(label.clone())]));
-            done = offset.saturating_add(4);
-        }
-        plain(done..self.bytes.len(), &mut parts);
-        Value::Mixed(parts)
+        labels.insert(at, label);
+        end = at.saturating_add(4);
     }
-}
-
-/// The number at a byte offset.
-fn number_at(value: &Value, offset: u32) -> Option<u32> {
-    Bytes::of(value).number(usize::try_from(offset).ok()?)
-}
-
-/// The value with a reference in place of the four bytes at `offset`, if those are there and no
-/// other reference reaches into them.
-fn with_reference(value: &Value, offset: u32, label: &Label) -> Option<Value> {
-    let mut bytes = Bytes::of(value);
-    let offset = usize::try_from(offset).ok()?;
-    bytes.number(offset)?;
-    let around = offset.saturating_sub(3)..=offset.saturating_add(3);
-    if bytes.references.range(around).any(|(other, _)| *other != offset) {
-        return None;
+    if let (cells, []) = bytes.as_chunks()
+        && labels.keys().all(|at| at.is_multiple_of(4))
+    {
+        let cells = (0_usize..).step_by(4).zip(cells).map(|(at, cell)| match labels.remove(&at) {
+            Some(label) => Cell::Ref(label),
+            None => Cell::U32(u32::from_be_bytes(*cell)),
+        });
+        return Ok(Value::Cells(cells.collect()));
     }
-    bytes.references.insert(offset, label.clone());
-    Some(bytes.value())
+    let mut parts = Vec::new();
+    let mut done = 0;
+    let plain = |range: std::ops::Range<usize>| {
+        bytes.get(range).filter(|bytes| !bytes.is_empty()).map(Value::of_bytes)
+    };
+    for (at, label) in labels {
+        parts.extend(plain(done..at));
+        parts.push(Value::Cells(vec![Cell::Ref(label)]));
+        done = at.saturating_add(4);
+    }
+    parts.extend(plain(done..bytes.len()));
+    Ok(Value::Mixed(parts))
 }
 
 fn take_child(node: &mut Node, name: &str) -> Option<Node> {
     let index = node.children().iter().position(|child| child.name() == name)?;
     Some(node.children_mut().remove(index))
-}
-
-/// The node at a path of the overlay.
-fn find<'a>(root: &'a mut Node, path: &str) -> Option<&'a mut Node> {
-    let mut names = path.strip_prefix('/')?.split('/').filter(|name| !name.is_empty());
-    names.try_fold(root, |node, name| {
-        node.children_mut().iter_mut().find(|child| child.name() == name)
-    })
 }
 
 fn strings(value: &Value) -> Option<Vec<String>> {

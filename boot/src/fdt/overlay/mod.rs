@@ -54,7 +54,15 @@ pub fn apply(root: &mut Node, overlays: &[Overlay]) -> Result<(), OverlayError> 
     let mut symbols = BTreeMap::new();
     collect(root, &mut symbols);
     for (number, overlay) in overlays.iter().enumerate() {
-        let mut merge = Merge { symbols: &mut symbols, number, provisional: BTreeMap::new() };
+        // The first of a node's symbols is the one that it gets as a label.
+        let names = overlay.parts.symbols.iter().rev();
+        let mut merge = Merge {
+            symbols: &mut symbols,
+            names: names.map(|(symbol, label)| (label, symbol)).collect(),
+            number,
+            numbered: 0,
+            provisional: BTreeMap::new(),
+        };
         merge.overlay(root, &overlay.parts).map_err(|fault| fault.of(&overlay.name))?;
     }
     Ok(())
@@ -71,8 +79,12 @@ fn collect(node: &Node, symbols: &mut Symbols) {
 /// One overlay on its way into the tree.
 struct Merge<'a> {
     symbols: &'a mut Symbols,
+    /// The symbol of each of the overlay's provisional labels.
+    names: BTreeMap<&'a Label, &'a Label>,
     /// Which overlay it is.
     number: usize,
+    /// How many labels were tried for nodes without a symbol.
+    numbered: usize,
     /// The labels that the overlay's provisional ones became.
     provisional: BTreeMap<Label, Label>,
 }
@@ -89,7 +101,7 @@ impl Merge<'_> {
         }
         for fragment in &parts.fragments {
             let target = self.target(root, fragment)?;
-            self.node(target, &fragment.content, &parts.symbols);
+            self.node(target, &fragment.content);
         }
         for (symbol, label) in &parts.symbols {
             if let Some(label) = self.provisional.get(label) {
@@ -118,18 +130,16 @@ impl Merge<'_> {
     }
 
     /// Merges `change` into `node`.
-    fn node(&mut self, node: &mut Node, change: &Node, names: &[(Label, Label)]) {
+    fn node(&mut self, node: &mut Node, change: &Node) {
         if let Some(provisional) = change.get_label() {
             let label = match node.get_label() {
                 Some(label) => label.clone(),
-                None => self.label(provisional, names),
+                None => self.label(provisional),
             };
             self.provisional.insert(provisional.clone(), label.clone());
             node.set_label(Some(label));
         }
-        for property in change.properties() {
-            node.set(&property.name, property.value.clone());
-        }
+        node.set_properties(change.properties());
         for child in change.children() {
             let same = node.children().iter().position(|other| other.name() == child.name());
             let index = same.unwrap_or_else(|| {
@@ -137,21 +147,24 @@ impl Merge<'_> {
                 node.children().len().saturating_sub(1)
             });
             if let Some(node) = node.children_mut().get_mut(index) {
-                self.node(node, child, names);
+                self.node(node, child);
             }
         }
     }
 
     /// A label for a node that had none: its symbol, if that is still free.
-    fn label(&mut self, provisional: &Label, names: &[(Label, Label)]) -> Label {
-        let symbol = names.iter().find(|(_, label)| label == provisional).map(|(name, _)| name);
-        let numbered = || {
-            (0_usize..)
-                .map(|index| Label::new(format!("overlay{}_{index}", self.number)))
-                .find(|label| !self.symbols.contains_key(label))
+    fn label(&mut self, provisional: &Label) -> Label {
+        let symbol = self.names.get(provisional).copied();
+        let label = match symbol.filter(|symbol| !self.symbols.contains_key(*symbol)) {
+            Some(symbol) => symbol.clone(),
+            None => loop {
+                let label = Label::new(format!("overlay{}_{}", self.number, self.numbered));
+                self.numbered = self.numbered.saturating_add(1);
+                if !self.symbols.contains_key(&label) {
+                    break label;
+                }
+            },
         };
-        let free = symbol.filter(|symbol| !self.symbols.contains_key(*symbol)).cloned();
-        let label = free.or_else(numbered).unwrap_or_else(|| provisional.clone());
         self.symbols.insert(label.clone(), label.clone());
         label
     }
