@@ -174,6 +174,30 @@ fn properties_and_nodes_are_replaced_and_added_by_symbol_and_path() {
 }
 
 #[test]
+fn what_has_no_effect_is_told() {
+    let blob = overlay(
+        r#"
+        &_2c0a0000_dma { /delete-property/ reg; /delete-node/ channel@1; };
+        &clocks { apb-pclk { /delete-property/ clock-frequency; }; new { }; old: older { }; };
+        &{/chosen} { /delete-property/ bootargs; };
+        &{/} { here { beside; below { }; }; };
+        &gic { /delete-property/ status; also; };
+        "#,
+    );
+    let mut root = base();
+    let told = apply(&mut root, &[Overlay::read("x.dtbo", &blob).unwrap()]).unwrap();
+    let nodes: Vec<&str> = told.iter().map(|no_effect| no_effect.node.as_str()).collect();
+    assert_eq!(nodes, ["&_2c0a0000_dma", "&clocks/apb-pclk", "/chosen"]);
+    let text = told[0].to_string();
+    for wanted in ["x.dtbo", "&_2c0a0000_dma", "/delete-property/", "drop="] {
+        assert!(text.contains(wanted), "{text}");
+    }
+    // So they stay.
+    let device = at(&root, "dma-controller@c000000");
+    assert!(device.get("reg").is_some() && at(device, "channel@1").get("reg").is_some());
+}
+
+#[test]
 fn references_lead_where_they_should_from_any_place_in_a_value() {
     let blob = overlay(
         r#"

@@ -141,7 +141,11 @@ fn an_overlay_has_the_last_word() -> Story {
          &{/chosen} { strait,test = \"first\"; };",
     );
     let more = overlay("&osc { clock-accuracy = <50>; }; &{/chosen} { strait,test = \"last\"; };");
-    let board = Board::new().file("tmp/a.dtbo", change).file("tmp/b.dtbo", more);
+    let deletes = overlay("&_2c0a0000_dma { /delete-property/ dma-coherent; };");
+    let board = Board::new()
+        .file("tmp/none.dtbo", deletes)
+        .file("tmp/a.dtbo", change)
+        .file("tmp/b.dtbo", more);
     let host = board.file("tmp/source.dts", "/dts-v1/; /plugin/;").boot()?;
     host.bind(NAME)?;
     let overlays = "--dtb-overlay /tmp/a.dtbo --dtb-overlay /tmp/b.dtbo";
@@ -155,6 +159,14 @@ fn an_overlay_has_the_last_word() -> Story {
     assert_eq!(guest.sh("cat /sys/kernel/debug/clk/osc/clk_accuracy")?.trim(), "50");
     DmaTest::default().pass(&mut guest)?;
     assert_eq!(guest.power_off()?, 0);
+    // What dtc has lost of one is said, with what does it.
+    let answer = host.run(&format!(
+        "strait run --kernel /k/model --dry-run --vfio-platform {NAME} --dtb-overlay /tmp/none.dtbo"
+    ))?;
+    assert_eq!(answer.status, 0, "{}", answer.errors);
+    for wanted in ["/tmp/none.dtbo changes nothing of &_2c0a0000_dma", "drop="] {
+        assert!(answer.errors.contains(wanted), "{}", answer.errors);
+    }
     // One that doesn't fit is refused, whatever is wrong with it.
     for (arguments, expected) in [
         ("--dtb-overlay /tmp/b.dtbo", "it refers to &osc"),

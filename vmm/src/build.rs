@@ -133,7 +133,9 @@ pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
         pci: core.pci.as_ref().map(|bridge| pci::node(bridge, &core.gic)),
         seed: seed()?,
     });
-    overlay::apply(&mut root, &plan.overlays)?;
+    for without_effect in overlay::apply(&mut root, &plan.overlays)? {
+        log::warn!("{without_effect}");
+    }
     Ok(root)
 }
 

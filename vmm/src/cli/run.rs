@@ -61,7 +61,8 @@ Devices it is given:
                      when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
                      does it then
   --dtb-overlay FILE
-                     Apply this compiled overlay to the guest's device tree. May be repeated
+                     Apply this compiled overlay to the guest's device tree. May be repeated.
+                     It adds and replaces; dtc loses /delete-property/ and /delete-node/: see drop=
 
 The run:
   --timeout SECONDS  End it after this time, with exit status 124

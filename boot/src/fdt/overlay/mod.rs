@@ -9,6 +9,7 @@ mod error;
 mod fragment;
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 pub use error::{OverlayError, OverlayFault};
 
@@ -44,12 +45,15 @@ impl Overlay {
 /// A fragment's properties replace those of its target, its nodes are merged with those of the same
 /// name, or added.
 ///
+/// What they say without effect is returned.
+///
 /// # Errors
 ///
 /// An overlay refers to a node that the tree doesn't have.
-pub fn apply(root: &mut Node, overlays: &[Overlay]) -> Result<(), OverlayError> {
+pub fn apply(root: &mut Node, overlays: &[Overlay]) -> Result<Vec<NoEffect>, OverlayError> {
+    let mut without_effect = Vec::new();
     if overlays.is_empty() {
-        return Ok(());
+        return Ok(without_effect);
     }
     let mut symbols = BTreeMap::new();
     collect(root, &mut symbols);
@@ -62,10 +66,35 @@ pub fn apply(root: &mut Node, overlays: &[Overlay]) -> Result<(), OverlayError> 
             number,
             numbered: 0,
             provisional: BTreeMap::new(),
+            without_effect: Vec::new(),
         };
         merge.overlay(root, &overlay.parts).map_err(|fault| fault.of(&overlay.name))?;
+        let places = merge.without_effect.into_iter();
+        without_effect.extend(places.map(|node| NoEffect { name: overlay.name.clone(), node }));
     }
-    Ok(())
+    Ok(without_effect)
+}
+
+/// A node of an overlay that changes nothing: dtc leaves no more than this of `/delete-property/` and
+/// `/delete-node/`, which a compiled overlay can't hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoEffect {
+    /// What the overlay was called when it was read.
+    pub name: String,
+    /// The node, such as `&gic` or `/clocks/osc`.
+    pub node: String,
+}
+
+impl fmt::Display for NoEffect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, node } = self;
+        write!(
+            f,
+            "the device tree overlay {name} changes nothing of {node}: /delete-property/ and \
+             /delete-node/ are lost when an overlay is compiled; what a device's node is to be \
+             without, --vfio-platform NAME,drop=PROPERTY-OR-NODE leaves out"
+        )
+    }
 }
 
 /// What names a node: the label by which the tree refers to it.
@@ -87,6 +116,8 @@ struct Merge<'a> {
     numbered: usize,
     /// The labels that the overlay's provisional ones became.
     provisional: BTreeMap<Label, Label>,
+    /// The nodes that change nothing.
+    without_effect: Vec<String>,
 }
 
 impl Merge<'_> {
@@ -101,7 +132,13 @@ impl Merge<'_> {
         }
         for fragment in &parts.fragments {
             let target = self.target(root, fragment)?;
-            self.node(target, &fragment.content);
+            let place = match &fragment.target {
+                Target::Path(path) => path.clone(),
+                Target::Label(label) => {
+                    format!("&{}", self.provisional.get(label).unwrap_or(label))
+                }
+            };
+            self.node(target, &fragment.content, &place);
         }
         for (symbol, label) in &parts.symbols {
             if let Some(label) = self.provisional.get(label) {
@@ -129,8 +166,12 @@ impl Merge<'_> {
         }
     }
 
-    /// Merges `change` into `node`.
-    fn node(&mut self, node: &mut Node, change: &Node) {
+    /// Merges `change` into `node`, which is at this place.
+    fn node(&mut self, node: &mut Node, change: &Node, place: &str) {
+        let nothing = change.properties().is_empty() && change.children().is_empty();
+        if nothing && change.get_label().is_none() {
+            self.without_effect.push(place.to_owned());
+        }
         if let Some(provisional) = change.get_label() {
             let label = match node.get_label() {
                 Some(label) => label.clone(),
@@ -141,13 +182,17 @@ impl Merge<'_> {
         }
         node.set_properties(change.properties());
         for child in change.children() {
-            let same = node.children().iter().position(|other| other.name() == child.name());
-            let index = same.unwrap_or_else(|| {
-                node.children_mut().push(Node::new(child.name()));
-                node.children().len().saturating_sub(1)
-            });
-            if let Some(node) = node.children_mut().get_mut(index) {
-                self.node(node, child);
+            let place = format!("{}/{}", place.trim_end_matches('/'), child.name());
+            match node.children_mut().iter_mut().find(|other| other.name() == child.name()) {
+                Some(same) => self.node(same, child, &place),
+                None => {
+                    let mut new = Node::new(child.name());
+                    let without_effect = self.without_effect.len();
+                    self.node(&mut new, child, &place);
+                    // That it is there is an effect.
+                    self.without_effect.truncate(without_effect);
+                    node.children_mut().push(new);
+                }
             }
         }
     }
