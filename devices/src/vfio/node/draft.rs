@@ -28,9 +28,9 @@ pub struct Draft {
     pub clocks: Vec<Clock>,
     /// `dma-coherent`, as it is on the host: a guest that is told wrong reads stale memory.
     pub dma_coherent: bool,
-    /// `reg-names`, one for each region.
+    /// `reg-names`: of the regions, or the first of them.
     pub reg_names: Vec<String>,
-    /// `interrupt-names`, one for each interrupt.
+    /// `interrupt-names`: of the interrupts, or the first of them.
     pub interrupt_names: Vec<String>,
     /// The other properties, in order.
     pub properties: Vec<Property>,
@@ -113,9 +113,9 @@ impl Draft {
         note("interrupt-parent", "the guest has one interrupt controller, the root's");
         note("interrupts-extended", "the guest has its interrupts in `interrupts`");
         note("interrupts", "VFIO has no interrupt of it");
-        note("interrupt-names", "VFIO has other interrupts");
+        note("interrupt-names", "VFIO has no interrupt of it");
         note("reg", "VFIO has no region of it");
-        note("reg-names", "VFIO has other regions");
+        note("reg-names", "VFIO has no region of it");
         note("ranges", "none of the nodes below has registers of the device");
         note("clock-names", "the guest has no clock with a name");
         for cells in ["#address-cells", "#size-cells"] {

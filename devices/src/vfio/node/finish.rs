@@ -131,10 +131,9 @@ fn refers(node: &Node, label: &Label) -> bool {
     here || node.children().iter().any(|child| refers(child, label))
 }
 
-/// Adds the first `count` names, if there are as many.
+/// Adds the names of the first `count` entries of a list, as far as the host has names: a list may
+/// have fewer, and those belong to its first entries (Linux `of_property_match_string`).
 fn with_names(node: Node, property: &str, names: &[String], count: usize) -> Node {
-    match names.get(..count) {
-        Some(names) if count > 0 => node.strings(property, names),
-        _ => node,
-    }
+    let names: Vec<&str> = names.iter().take(count).map(String::as_str).collect();
+    if names.is_empty() { node } else { node.strings(property, names) }
 }

@@ -92,12 +92,25 @@ fn any_device_gets_its_own_node_with_its_places_exchanged() {
 }
 
 #[test]
-fn names_are_cut_to_what_vfio_has_and_left_out_where_too_few() {
-    let fake = host("x@0", &[("reg-names", b"a\0b\0"), ("interrupt-names", b"only\0")]);
+fn names_are_those_of_what_vfio_has() {
+    let names: &[(&str, &[u8])] =
+        &[("reg-names", b"a\0b\0"), ("interrupt-names", b"only\0"), ("reset-names", b"core\0")];
+    let fake = host("x@0", names);
     let irqs = [(Spi(3), Trigger::Edge), (Spi(4), Trigger::Edge)];
+    // More names than regions, and fewer than interrupts: those that name something.
     let nodes = draft(&fake, "x@0").finish(&[(0xc00_0000, 0x1000)], &irqs);
     assert_eq!(nodes.device.get("reg-names").cloned(), strings(&["a"]));
-    assert_eq!(nodes.device.get("interrupt-names"), None);
+    assert_eq!(nodes.device.get("interrupt-names").cloned(), strings(&["only"]));
+    assert_eq!(fate(&nodes, "interrupt-names"), &Fate::Kept);
+    assert_eq!(nodes.device.get("reset-names").cloned(), strings(&["core"]));
+    let nodes = draft(&fake, "x@0").finish(&[], &[]);
+    for (name, reason) in [
+        ("reg-names", "VFIO has no region of it"),
+        ("interrupt-names", "VFIO has no interrupt of it"),
+    ] {
+        assert_eq!(nodes.device.get(name), None);
+        assert_eq!(fate(&nodes, name), &Fate::Dropped(reason.into()));
+    }
 }
 
 #[test]
