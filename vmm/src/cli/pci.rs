@@ -6,7 +6,7 @@ use devices::pci::Bdf;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::pci::PciOptions as FunctionOptions;
 
-use super::vfio::device_ref;
+use super::vfio::{device_ref, split};
 
 /// A PCI function to assign.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,13 +46,9 @@ impl FromStr for PciOptions {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let which = parts.next().unwrap_or_default();
-        let mut options = Self::new(device_ref(which, "0000:05:00.0")?);
-        for part in parts {
-            let (key, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("`{part}` is no option; KEY=VALUE is"))?;
+        let (device, given) = split(text)?;
+        let mut options = Self::new(device_ref(device, "0000:05:00.0")?);
+        for (key, value) in given {
             options.take(key, value)?;
         }
         Ok(options)
@@ -79,6 +75,8 @@ mod tests {
         assert_eq!(all.which, "0000:05:00.0".into());
         assert_eq!(all.address, Bdf::new(0, 31, 7));
         assert_eq!((all.function.mmap, all.function.reset), (false, false));
+        let path = "/sys/devices/platform/1c00000.qcom,pcie/pci0000:00/0000:00:00.0";
+        assert_eq!(parse(&format!("{path},mmap=off")).which, path.into());
         assert!(parse("x,mmap=off,mmap=on").function.mmap);
     }
 
@@ -88,7 +86,7 @@ mod tests {
             "",
             ",mmap=off",
             "x,",
-            "x,mmap",
+            "x,,mmap=off",
             "x,mmap=maybe",
             "x,addr=",
             "x,addr=20.0",

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::platform::DeviceOptions;
 
-use super::vfio::device_ref;
+use super::vfio::{device_ref, split};
 
 /// A platform device to assign.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,26 +75,10 @@ impl FromStr for PlatformOptions {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let mut options = Self::new(device_ref(parts.next().unwrap_or_default(), "2c0a0000.dma")?);
-        let mut pending: Option<(&str, String)> = None;
-        for part in parts {
-            match (part.split_once('='), &mut pending) {
-                (Some((key, value)), _) => {
-                    if let Some((key, value)) = pending.replace((key, value.to_owned())) {
-                        options.take(key, &value)?;
-                    }
-                }
-                // Names of properties and devices have commas: `compatible=arm,pl330`.
-                (None, Some((_, value))) if !part.is_empty() => {
-                    value.push(',');
-                    value.push_str(part);
-                }
-                (None, _) => return Err(format!("`{part}` is no option; KEY=VALUE is")),
-            }
-        }
-        if let Some((key, value)) = pending {
-            options.take(key, &value)?;
+        let (device, given) = split(text)?;
+        let mut options = Self::new(device_ref(device, "2c0a0000.dma")?);
+        for (key, value) in given {
+            options.take(key, value)?;
         }
         Ok(options)
     }
@@ -164,6 +148,8 @@ mod tests {
         let rates = [("uartclk".to_owned(), 24_000_000), ("a:b,c".to_owned(), 1)];
         assert_eq!(node.clock_rates, rates);
         assert_eq!(node.name.as_deref(), Some("serial"));
+        let comma = parse("2c0b0000.qcom,dma,mmap=off");
+        assert_eq!((comma.which, comma.device.mmap), ("2c0b0000.qcom,dma".into(), false));
         let passed = parse("fd=0,quiesce=off");
         assert_eq!((passed.which, passed.device.quiesce), (DeviceRef::Descriptor(0), false));
     }
@@ -195,7 +181,7 @@ mod tests {
             "fd=1048576",
             "quiesce=off,fd=0",
             "x,",
-            "x,quiesce",
+            "x,,quiesce=off",
             "x,quiesce=maybe",
             "x,quiesce=off,",
             "x,mmap=",

@@ -34,7 +34,8 @@ Devices it is given:
                      A device of the platform or AMBA bus, by the name sysfs has for it
                      (2c0a0000.dma) or its path below sysfs, or as fd=N: its file in
                      /dev/vfio/devices, which somebody else opened as descriptor N. May be repeated.
-                     Its options:
+                     What is behind a comma without a `=` belongs to what is before it: names have
+                     commas (2c0b0000.qcom,dma). Its options:
     addr=A           Where its registers go: auto, host (where the host has them) or an
                      address (0x2c0a0000); one for each region as A:A [auto]
     clock-rate=NAME:HZ

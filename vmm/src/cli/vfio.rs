@@ -6,6 +6,31 @@ use std::os::fd::RawFd;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::BackendChoice;
 
+/// Splits `DEVICE[,KEY=VALUE…]`. A piece without `=` belongs to what is before it: names of devices,
+/// and of properties, have commas themselves (`2c0b0000.qcom,dma`, `compatible=arm,pl330`).
+pub(super) fn split(text: &str) -> Result<(&str, Vec<(&str, &str)>), String> {
+    let mut rest = text;
+    let mut options = Vec::new();
+    // From the end, so that what is left is the device.
+    let mut end = text.len();
+    while let Some((before, _)) = rest.rsplit_once(',') {
+        let begin = before.len().saturating_add(1);
+        let piece = text.get(begin..end).unwrap_or_default();
+        if piece.is_empty() || piece.starts_with(',') {
+            return Err("there is nothing behind a comma; KEY=VALUE is an option".into());
+        }
+        let own = piece.split(',').next().unwrap_or_default();
+        if let Some((key, _)) = own.split_once('=') {
+            let value = piece.get(key.len().saturating_add(1)..).unwrap_or_default();
+            options.push((key, value));
+            end = before.len();
+        }
+        rest = before;
+    }
+    options.reverse();
+    Ok((text.get(..end).unwrap_or_default(), options))
+}
+
 /// The device that begins an option's value: `fd=N`, or a name such as `example`.
 pub(super) fn device_ref(text: &str, example: &str) -> Result<DeviceRef, String> {
     match text.strip_prefix("fd=") {
@@ -46,6 +71,30 @@ pub(super) fn backend(text: &str) -> Result<BackendChoice, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_piece_without_a_sign_belongs_to_what_is_before_it() {
+        type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+        let cases: [Case<'_>; 7] = [
+            ("", "", &[]),
+            ("2c0a0000.dma", "2c0a0000.dma", &[]),
+            ("2c0b0000.qcom,dma", "2c0b0000.qcom,dma", &[]),
+            ("1.a,b,c,addr=host,mmap=off", "1.a,b,c", &[("addr", "host"), ("mmap", "off")]),
+            (
+                "/sys/devices/platform/1.a,b,drop=x,y,drop=z",
+                "/sys/devices/platform/1.a,b",
+                &[("drop", "x,y"), ("drop", "z")],
+            ),
+            ("fd=3,quiesce=off", "fd=3", &[("quiesce", "off")]),
+            ("x,a=b=c,d", "x", &[("a", "b=c,d")]),
+        ];
+        for (text, device, options) in cases {
+            assert_eq!(split(text), Ok((device, options.to_vec())), "{text}");
+        }
+        for text in ["x,", "x,,a=b", "x,a=b,", "x,a=b,,c", ",,"] {
+            assert!(split(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_device_is_a_name_or_a_descriptor() {
