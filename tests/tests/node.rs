@@ -76,10 +76,18 @@ fn the_plan_accounts_for_every_property_of_the_hosts_node_once() -> Story {
 fn a_device_at_the_hosts_address_under_a_persons_names_works() -> Story {
     let host = Board::new().boot()?;
     host.bind(NAME)?;
-    let options = "addr=host,node-name=dmac,clock-rate=apb_pclk:1000000,drop=dma-coherent";
+    let options =
+        "addr=host,node-name=dmac,alias=dma7,clock-rate=apb_pclk:1000000,drop=dma-coherent";
     let mut guest = host.guest(&format!("--vfio-platform {NAME},{options}"))?;
     let node = "/proc/device-tree/dmac@2c0a0000";
     assert_eq!(guest.run(&format!("[ -e {node}/dma-coherent ]"))?.0, 1);
+    for (alias, path) in
+        [("serial0", "/serial@9000000"), ("rtc0", "/rtc@9010000"), ("dma7", "/dmac@2c0a0000")]
+    {
+        let found = guest.sh(&format!("tr -d '\\0' </proc/device-tree/aliases/{alias}"))?;
+        assert_eq!(found.trim(), path, "{alias}");
+        guest.sh(&format!("[ -d /proc/device-tree{path} ]"))?;
+    }
     let rate = guest.sh("cat /sys/kernel/debug/clk/clock-2c0a0000_dma_clock0/clk_rate")?;
     assert_eq!(rate.trim(), "1000000");
     assert!(guest.interrupts()?.of("2c0a0000.dmac").len() > 8);
@@ -122,6 +130,8 @@ fn options_that_fit_nothing_are_refused_with_what_there_is() -> Story {
         ("drop=phys", "no phys to drop"),
         ("clock-rate=core:1", "it has these: apb_pclk"),
         ("node-name=a@1", "can't be named"),
+        ("alias=serial0", "/serial@9000000 has it"),
+        ("alias=DMA", "an alias can't be"),
         ("colour=red", "addr, quiesce, mmap, clock-rate"),
     ] {
         let errors = refusal(&host, &format!("--vfio-platform {NAME},{options}"))?;

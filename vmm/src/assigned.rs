@@ -15,18 +15,20 @@ use devices::vfio::assign::{self, Assignment};
 use devices::vfio::host::Host;
 use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
 use devices::vfio::memlock::Memlock;
+use devices::vfio::node::{Alias, alias};
 use devices::vfio::pci::PciFunction;
 use devices::vfio::platform::{self, PlatformDevice};
 use devices::vfio::region::host_page_size;
 
 pub use self::placed::Placed;
 use self::placed::place;
-use crate::cli::{PciOptions, PlatformOptions, RunOptions, Size};
+use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions, Size};
 use crate::error::Error;
 use crate::functions::Functions;
 use crate::lines::Wire;
 use crate::places::Places;
 use crate::served::Served;
+use crate::tree;
 use crate::wiring::KvmWiring;
 
 /// The devices of a guest, with their places in it.
@@ -36,6 +38,8 @@ pub struct Assigned {
     devices: Vec<Placed>,
     functions: Functions,
     served: Served,
+    /// The guest's aliases, the machine's own among them.
+    aliases: Vec<Alias>,
     iommu: Option<Iommu>,
 }
 
@@ -50,6 +54,12 @@ impl Assigned {
         let (devices, functions) = (&options.vfio_platform, &options.vfio_pci);
         let mut assigned = Self::of_host(devices, functions, options.iommu, ram, places)?;
         assigned.served = Served::connect(&options.vfio_user, &mut assigned.functions)?;
+        let aliases = assigned.devices.iter().flat_map(|placed| placed.aliases.iter().cloned());
+        let own = tree::own_aliases(options.console == ConsoleKind::Stdio);
+        assigned.aliases = alias::all(&own, aliases.collect()).map_err(|error| {
+            Error::usage(error.to_string())
+                .help("another number: strait run --dry-run shows /aliases")
+        })?;
         Ok(assigned)
     }
 
@@ -122,6 +132,11 @@ impl Assigned {
     /// The clocks to which the nodes refer.
     pub fn clocks(&self) -> Vec<Node> {
         self.devices.iter().flat_map(|placed| placed.clocks.iter().cloned()).collect()
+    }
+
+    /// The guest's aliases: the machine's own, and those of the devices.
+    pub fn aliases(&self) -> &[Alias] {
+        &self.aliases
     }
 
     /// Their interrupt lines, to be watched.

@@ -130,6 +130,7 @@ pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
         console: plan.console == ConsoleKind::Stdio,
         assigned: plan.assigned.nodes(),
         clocks: plan.assigned.clocks(),
+        aliases: plan.assigned.aliases(),
         pci: core.pci.as_ref().map(|bridge| pci::node(bridge, &core.gic)),
         seed: seed()?,
     });

@@ -5,6 +5,7 @@ use arch::{Vcpu, layout};
 use boot::fdt::Node;
 use boot::layout::BootLayout;
 use devices::irq::Spi;
+use devices::vfio::node::{Alias, alias};
 use devices::{pvpanic, rtc, serial};
 
 /// The label of the clock that emulated AMBA devices name.
@@ -33,6 +34,8 @@ pub struct Parts<'a> {
     pub assigned: Vec<Node>,
     /// The clocks to which they refer.
     pub clocks: Vec<Node>,
+    /// All aliases, among them its [own](own_aliases).
+    pub aliases: &'a [Alias],
     /// The PCI host's node.
     pub pci: Option<Node>,
     /// Randomness for the guest.
@@ -60,7 +63,8 @@ pub fn root(parts: Parts<'_>) -> Node {
         .u32("#address-cells", 2)
         .u32("#size-cells", 2)
         .refs("interrupt-parent", [gic::LABEL])
-        .child(chosen(&parts, serial_base))
+        .child(alias::node(parts.aliases))
+        .child(chosen(&parts))
         .child(arch::memory_node(parts.ram_size))
         .child(arch::cpus_node(parts.vcpus))
         .child(arch::psci_node())
@@ -81,11 +85,23 @@ pub fn root(parts: Parts<'_>) -> Node {
         .with_children(parts.pci)
 }
 
+/// The aliases of what a guest has without any device, by name and path: else a driver that counts
+/// for itself gave it the number of an assigned one. `console` says whether there is a serial console.
+pub fn own_aliases(console: bool) -> Vec<(&'static str, String)> {
+    let serial = console.then(|| ("serial0", serial_path()));
+    serial.into_iter().chain([("rtc0", format!("/rtc@{:x}", layout::RTC.start))]).collect()
+}
+
+/// The path of the serial port.
+fn serial_path() -> String {
+    format!("/serial@{:x}", layout::SERIAL.start)
+}
+
 /// The `chosen` node (dt-schema, chosen.yaml).
-fn chosen(parts: &Parts<'_>, serial_base: u64) -> Node {
+fn chosen(parts: &Parts<'_>) -> Node {
     let mut chosen = Node::new("chosen").string("bootargs", parts.cmdline);
     if parts.console {
-        chosen = chosen.string("stdout-path", format!("/serial@{serial_base:x}"));
+        chosen = chosen.string("stdout-path", serial_path());
     }
     if let Some(initrd) = &parts.boot.initrd {
         chosen = chosen.u64("linux,initrd-start", initrd.start).u64("linux,initrd-end", initrd.end);

@@ -11,7 +11,7 @@ use boot::fdt::host::{HostNode, HostTree};
 use boot::fdt::{Node, from_blob};
 use devices::irq::{Spi, Trigger};
 use devices::vfio::bindings;
-use devices::vfio::node::{Copies, Draft, Given, GuestNodes, NodeError, NodeOptions};
+use devices::vfio::node::{Copies, Draft, Given, GuestNodes, NodeError, NodeOptions, alias};
 
 /// The rate in Hz that clocks get whose rates nobody knows.
 pub const SOME_RATE: u32 = 100_000_000;
@@ -132,8 +132,11 @@ fn interrupts(tree: &HostTree, host: &HostNode) -> u32 {
     (cells / usize::try_from(each.max(1)).unwrap()).try_into().unwrap()
 }
 
-/// A guest's tree with nothing but these devices in it.
+/// A guest's tree with nothing but these devices in it, and a serial port of its own.
 pub fn guest_tree(nodes: &[GuestNodes]) -> Node {
+    let aliases = nodes.iter().flat_map(|nodes| nodes.aliases.iter().cloned()).collect();
+    let own = [("serial0", "/serial@9000000".to_owned())];
+    let aliases = alias::all(&own, aliases).unwrap();
     let clocks = nodes.iter().flat_map(|nodes| nodes.clocks.iter().cloned());
     let clocks = Node::new("clocks").label("clocks").with_children(clocks);
     Node::new("")
@@ -148,6 +151,12 @@ pub fn guest_tree(nodes: &[GuestNodes]) -> Node {
                 .u32("#interrupt-cells", 3)
                 .u32("#address-cells", 0)
                 .reg([(0x0800_0000, 0x1_0000)]),
+        )
+        .child(alias::node(&aliases))
+        .child(
+            Node::at("serial", 0x0900_0000)
+                .string("compatible", "ns16550a")
+                .reg([(0x0900_0000, 0x1000)]),
         )
         .child(clocks)
         .with_children(nodes.iter().map(|nodes| nodes.device.clone()))

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use boot::fdt::Node;
 use devices::irq::{Spi, Trigger};
-use devices::vfio::node::Account;
+use devices::vfio::node::{Account, Alias, GuestNodes};
 use devices::vfio::platform::PlatformDevice;
 
 use crate::cli::{PlatformOptions, RegionAddress};
@@ -19,6 +19,7 @@ pub struct Placed {
     pub(super) spis: Vec<Spi>,
     node: Node,
     pub(super) clocks: Vec<Node>,
+    pub(super) aliases: Vec<Alias>,
     account: Vec<Account>,
 }
 
@@ -91,8 +92,8 @@ pub(super) fn place(
             ))
         })?;
         let made = device.node(&gpas, &spis)?;
-        let (node, clocks, account) = (made.device, made.clocks, made.account);
-        placed.push(Placed { device, gpas, spis, node, clocks, account });
+        let GuestNodes { device: node, clocks, aliases, account } = made;
+        placed.push(Placed { device, gpas, spis, node, clocks, aliases, account });
     }
     Ok(placed)
 }

@@ -59,11 +59,12 @@ impl PlatformOptions {
             "clock-rate" => node.clock_rates.push(clock_rate(value)?),
             "compatible" => node.compatible.push(some(key, value)?),
             "drop" => node.drop.push(some(key, value)?),
+            "alias" => node.aliases.push(some(key, value)?),
             "node-name" => node.name = Some(some(key, value)?),
             _ => {
                 return Err(format!(
                     "`{key}` is no option of a device; addr, quiesce, mmap, clock-rate, compatible, \
-                     drop and node-name are"
+                     drop, alias and node-name are"
                 ));
             }
         }
@@ -138,7 +139,7 @@ mod tests {
         let all = parse(
             "x,addr=host:auto:0x2c0a0000,compatible=arm,pl011,compatible=arm,primecell,drop=\
              snps,axi-config,drop=mdio/phy@1,clock-rate=uartclk:24000000,clock-rate=a:b,c:1,\
-             node-name=serial",
+             node-name=serial,alias=serial1,alias=uart1",
         );
         let expected = [RegionAddress::Host, RegionAddress::Auto, RegionAddress::At(0x2c0a_0000)];
         assert_eq!(all.addresses, expected);
@@ -148,6 +149,7 @@ mod tests {
         let rates = [("uartclk".to_owned(), 24_000_000), ("a:b,c".to_owned(), 1)];
         assert_eq!(node.clock_rates, rates);
         assert_eq!(node.name.as_deref(), Some("serial"));
+        assert_eq!(node.aliases, ["serial1", "uart1"]);
         let comma = parse("2c0b0000.qcom,dma,mmap=off");
         assert_eq!((comma.which, comma.device.mmap), ("2c0b0000.qcom,dma".into(), false));
         let passed = parse("fd=0,quiesce=off");
@@ -198,6 +200,7 @@ mod tests {
             "x,clock-rate=a:5000000000",
             "x,compatible=",
             "x,drop=",
+            "x,alias=",
             "x,node-name=",
         ] {
             assert!(text.parse::<PlatformOptions>().is_err(), "{text}");

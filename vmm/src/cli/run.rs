@@ -38,6 +38,8 @@ Devices it is given:
                      commas (2c0b0000.qcom,dma). Its options:
     addr=A           Where its registers go: auto, host (where the host has them) or an
                      address (0x2c0a0000); one for each region as A:A [auto]
+    alias=NAME       Its name in /aliases, such as serial1; repeated for several [the host's, with
+                     another number where the guest has that name]
     clock-rate=NAME:HZ
                      The rate of a clock, where the host doesn't tell it
     compatible=C     Another `compatible`; repeated for several

@@ -6,9 +6,12 @@ use std::os::fd::RawFd;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::BackendChoice;
 
+/// A device, and the options behind it as keys and values.
+type Split<'a> = (&'a str, Vec<(&'a str, &'a str)>);
+
 /// Splits `DEVICE[,KEY=VALUE…]`. A piece without `=` belongs to what is before it: names of devices,
 /// and of properties, have commas themselves (`2c0b0000.qcom,dma`, `compatible=arm,pl330`).
-pub(super) fn split(text: &str) -> Result<(&str, Vec<(&str, &str)>), String> {
+pub(super) fn split(text: &str) -> Result<Split<'_>, String> {
     let mut rest = text;
     let mut options = Vec::new();
     // From the end, so that what is left is the device.

@@ -114,7 +114,27 @@ impl HostTree {
     /// The path of a node in the tree, such as `/soc/dma@2c0a0000`.
     pub fn path(&self, node: &HostNode) -> String {
         let below = node.directory().strip_prefix(&self.root).unwrap_or(node.directory());
-        format!("/{}", below.display())
+        let names = below.iter().map(|name| tree_name(&name.to_string_lossy()).to_owned());
+        format!("/{}", names.collect::<Vec<_>>().join("/"))
+    }
+
+    /// The aliases of nodes: their names, and the nodes' paths (Devicetree Specification, 3.3
+    /// "/aliases node"). None where the tree has no such node; those that aren't text are left out.
+    ///
+    /// # Errors
+    ///
+    /// The node can't be read or exceeds a bound.
+    pub fn aliases(&self) -> Result<Vec<(String, String)>, HostError> {
+        let directory = self.root.join("aliases");
+        if !directory.is_dir() {
+            return Ok(Vec::new());
+        }
+        let node = self.read(&directory, false)?;
+        let aliases = node.properties().iter().filter_map(|property| {
+            let path = std::str::from_utf8(property.bytes.strip_suffix(&[0])?).ok()?;
+            Some((property.name.clone(), path.to_owned()))
+        });
+        Ok(aliases.collect())
     }
 
     /// The node with this phandle, without its children. The first call scans the tree.

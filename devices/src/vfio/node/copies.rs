@@ -33,6 +33,8 @@ pub struct Copies {
     nodes: BTreeMap<u32, Copy>,
     /// The devices, by the directories of their nodes.
     devices: BTreeMap<PathBuf, String>,
+    /// The host's aliases: their names, and the nodes' paths.
+    aliases: Vec<(String, String)>,
 }
 
 /// A node that the guest has.
@@ -52,7 +54,12 @@ impl Copies {
     pub fn of<'a>(tree: &HostTree, given: &[Given<'a>]) -> Result<Self, (&'a str, HostError)> {
         let directory = |given: &Given<'_>| given.node.directory().to_owned();
         let devices = given.iter().map(|device| (directory(device), device.name.to_owned()));
-        let mut copies = Self { nodes: BTreeMap::new(), devices: devices.collect() };
+        let devices = devices.collect();
+        let aliases = tree.aliases().unwrap_or_else(|error| {
+            log::warn!("the host's aliases: {error}");
+            Vec::new()
+        });
+        let mut copies = Self { nodes: BTreeMap::new(), devices, aliases };
         // Before the nodes below: a device's label is its name's.
         for device in given {
             copies.add(device.node, Label::new(device.name), device.name);
@@ -66,6 +73,17 @@ impl Copies {
     /// The label that the node with this phandle has in the guest, if it is there.
     pub(super) fn label(&self, phandle: u32) -> Option<&Label> {
         self.nodes.get(&phandle).map(|copy| &copy.label)
+    }
+
+    /// The host's aliases of the node at this path of its tree and of those below: their names, and
+    /// the nodes' paths from there, empty for the node itself.
+    pub(super) fn aliases(&self, path: &str) -> Vec<(String, String)> {
+        let here = self.aliases.iter().filter_map(|(name, of)| {
+            let below = of.strip_prefix(path)?;
+            let within = below.is_empty() || below.starts_with('/');
+            within.then(|| (name.clone(), below.trim_matches('/').to_owned()))
+        });
+        here.collect()
     }
 
     /// Whether the guest has the node with this phandle.

@@ -7,6 +7,7 @@ use boot::fdt::host::{HostError, HostNode, HostTree};
 use boot::fdt::{Label, Node, Property, Value, is_node_name};
 
 use super::account::{self, Reasons};
+use super::alias::is_alias_name;
 use super::clock::Clock;
 use super::copies::{self, Copies, Given};
 use super::finish::remove;
@@ -36,6 +37,11 @@ pub struct Draft {
     pub properties: Vec<Property>,
     /// Child nodes.
     pub children: Vec<Node>,
+    /// The host's aliases of it, and of the nodes below: their names, and the nodes' paths below its
+    /// own, empty for itself.
+    pub aliases: Vec<(String, String)>,
+    /// The aliases that a person chose for it.
+    pub(super) own_aliases: Vec<String>,
     /// Where its registers are on the host, by physical address, or why that isn't known. None where
     /// they have no addresses of at most 64 bits.
     pub addresses: Vec<Result<Range<u64>, String>>,
@@ -88,6 +94,8 @@ impl Draft {
             reg_names: strings("reg-names")?,
             interrupt_names: strings("interrupt-names")?,
             properties,
+            aliases: copies.aliases(&tree.path(host)),
+            own_aliases: Vec::new(),
             addresses: addresses(tree, host, &reg),
             phandle: copies::phandle(host),
             windows: windows.filter(|_| !children.is_empty()),
@@ -149,6 +157,10 @@ impl Draft {
             let wanted = wanted.clone();
             clock.ok_or(NodeError::NoClock { wanted, clocks })?.rate = Some(*rate);
         }
+        if let Some(name) = options.aliases.iter().find(|name| !is_alias_name(name)) {
+            return Err(NodeError::Alias { name: name.clone() });
+        }
+        self.own_aliases.clone_from(&options.aliases);
         self.drop.clone_from(&options.drop);
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! The finished node: places for registers and interrupts, and an account of what it was made of.
 
-use boot::fdt::{Cell, Label, Node, Value};
+use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
 use super::account::{self, Account};
+use super::alias::{self, Alias};
 use super::draft::Draft;
 use super::subtree::child_clock;
 use crate::irq::{Spi, Trigger};
@@ -14,6 +15,8 @@ pub struct GuestNodes {
     pub device: Node,
     /// The clocks to which it refers; they belong into `/clocks`.
     pub clocks: Vec<Node>,
+    /// What names it and the nodes below.
+    pub aliases: Vec<Alias>,
     /// What became of each of the host's properties.
     pub account: Vec<Account>,
 }
@@ -47,7 +50,27 @@ impl Draft {
             Some(host) => account::account(&self.device, host, &device, &self.copies, &reasons),
             None => Vec::new(),
         };
-        GuestNodes { device, clocks, account }
+        let aliases = self.aliases_of(&device);
+        GuestNodes { device, clocks, aliases, account }
+    }
+
+    /// The aliases of the nodes that are there, as children of the root.
+    fn aliases_of(&self, device: &Node) -> Vec<Alias> {
+        let chosen = self.own_aliases.iter().map(|name| (name, "", true));
+        let of_host = self.aliases.iter().map(|(name, below)| (name, below.as_str(), false));
+        // What a person chooses replaces the device's own.
+        let of_host =
+            of_host.filter(|(_, below, _)| !below.is_empty() || self.own_aliases.is_empty());
+        let there = chosen.chain(of_host).filter(|(name, below, _)| {
+            is_property_name(name) && alias::find(device, below).is_some()
+        });
+        let root = format!("/{}", device.name());
+        let alias = |(name, below, chosen): (&String, &str, bool)| Alias {
+            name: name.clone(),
+            path: if below.is_empty() { root.clone() } else { format!("{root}/{below}") },
+            chosen,
+        };
+        there.map(alias).collect()
     }
 
     fn device_label(&self) -> Label {

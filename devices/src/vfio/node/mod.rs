@@ -5,6 +5,7 @@
 //! last word.
 
 mod account;
+pub mod alias;
 mod clock;
 mod copies;
 mod draft;
@@ -15,6 +16,7 @@ mod subtree;
 mod windows;
 
 pub use self::account::{Account, Fate};
+pub use self::alias::Alias;
 pub use self::clock::Clock;
 pub use self::copies::{Copies, Given};
 pub use self::draft::Draft;

@@ -14,6 +14,8 @@ pub struct NodeOptions {
     /// Rates in Hz of clocks, by the clock's name or number, with the node's path before it where
     /// the clock is of a node below the device's (`phy/ref`).
     pub clock_rates: Vec<(String, u32)>,
+    /// Its aliases; empty for the host's.
+    pub aliases: Vec<String>,
     /// Properties that it is to be without, and nodes below it, by their paths.
     pub drop: Vec<String>,
     /// The directory with the rates of the host's clocks.
@@ -26,6 +28,7 @@ impl Default for NodeOptions {
             name: None,
             compatible: Vec::new(),
             clock_rates: Vec::new(),
+            aliases: Vec::new(),
             drop: Vec::new(),
             rates: PathBuf::from(SYSTEM_CLOCKS),
         }
@@ -64,6 +67,12 @@ pub enum NodeError {
         /// The name.
         name: String,
     },
+    /// A name that an alias can't have.
+    #[error("an alias can't be {name:?}")]
+    Alias {
+        /// The name.
+        name: String,
+    },
 }
 
 impl NodeError {
@@ -83,6 +92,10 @@ impl NodeError {
             Self::NoClock { clocks, .. } => format!("it has these: {}", clocks.join(" ")),
             Self::Nothing { .. } => {
                 format!("strait run --dry-run --vfio-platform {device} shows what it has")
+            }
+            Self::Alias { .. } => {
+                "aliases consist of at most 31 of the characters a-z 0-9 -, such as serial1"
+                    .to_owned()
             }
             Self::Name { .. } => {
                 "names consist of the characters a-z A-Z 0-9 , . _ + -, without an address"
