@@ -9,8 +9,10 @@ use std::ops::Range;
 
 use super::image::Image;
 
+mod length;
+
 /// The standard header's length in bytes: capabilities lie behind it.
-const HEADER: u16 = 0x40;
+pub const HEADER: u16 = 0x40;
 
 /// Where the first standard capability's offset is.
 const POINTER: u16 = 0x34;
@@ -64,16 +66,16 @@ impl Capability {
 struct Kind {
     id: CapabilityId,
     name: &'static str,
-    /// Why a guest can't have it, and how many bytes of it are closed then.
-    hidden: Option<(u16, &'static str)>,
+    /// Why a guest can't have it.
+    hidden: Option<&'static str>,
 }
 
 const fn kept(id: CapabilityId, name: &'static str) -> Kind {
     Kind { id, name, hidden: None }
 }
 
-const fn hidden(id: CapabilityId, name: &'static str, length: u16, why: &'static str) -> Kind {
-    Kind { id, name, hidden: Some((length, why)) }
+const fn hidden(id: CapabilityId, name: &'static str, why: &'static str) -> Kind {
+    Kind { id, name, hidden: Some(why) }
 }
 
 const BRIDGES: &str = "only bridges and slots have a use for it";
@@ -85,20 +87,20 @@ use CapabilityId::{Extended, Standard};
 /// All that have a name.
 const KINDS: &[Kind] = &[
     kept(PM, "power management"),
-    hidden(Standard(0x02), "AGP", 8, BRIDGES),
+    hidden(Standard(0x02), "AGP", BRIDGES),
     kept(Standard(0x03), "vital product data"),
-    hidden(Standard(0x04), "slot identification", 4, BRIDGES),
+    hidden(Standard(0x04), "slot identification", BRIDGES),
     kept(MSI, "MSI"),
-    hidden(Standard(0x06), "CompactPCI hot swap", 4, BRIDGES),
+    hidden(Standard(0x06), "CompactPCI hot swap", BRIDGES),
     kept(Standard(0x07), "PCI-X"),
-    hidden(Standard(0x08), "HyperTransport", 4, BRIDGES),
+    hidden(Standard(0x08), "HyperTransport", BRIDGES),
     kept(Standard(0x09), "vendor-specific"),
     kept(Standard(0x0a), "debug port"),
-    hidden(Standard(0x0b), "CompactPCI resource control", 4, BRIDGES),
-    hidden(Standard(0x0c), "hot-plug", 4, BRIDGES),
-    hidden(Standard(0x0d), "bridge subsystem", 8, BRIDGES),
-    hidden(Standard(0x0e), "AGP 8x", 8, BRIDGES),
-    kept(Standard(0x0f), "secure device"),
+    hidden(Standard(0x0b), "CompactPCI resource control", BRIDGES),
+    hidden(Standard(0x0c), "hot-plug", BRIDGES),
+    hidden(Standard(0x0d), "bridge subsystem", BRIDGES),
+    hidden(Standard(0x0e), "AGP 8x", BRIDGES),
+    hidden(Standard(0x0f), "secure device", "it is an IOMMU's"),
     kept(EXPRESS, "PCI Express"),
     kept(MSIX, "MSI-X"),
     kept(Standard(0x12), "SATA"),
@@ -106,7 +108,6 @@ const KINDS: &[Kind] = &[
     hidden(
         Standard(0x14),
         "enhanced allocation",
-        4,
         "it fixes the function's memory at addresses of the host",
     ),
     kept(Extended(0x01), "advanced error reporting"),
@@ -119,48 +120,39 @@ const KINDS: &[Kind] = &[
     hidden(
         Extended(0x0d),
         "access control services",
-        8,
         "the host keeps the function apart from others by it",
     ),
     hidden(
         Extended(0x0e),
         "alternative routing-ID",
-        8,
         "its next function is one of the host's numbers",
     ),
-    hidden(Extended(0x0f), "address translation services", 8, TRANSLATION),
-    hidden(Extended(0x10), "SR-IOV", 0x40, "its virtual functions would be devices of the host"),
-    hidden(Extended(0x12), "multicast", 0x30, "its addresses would be the host's, past the IOMMU"),
-    hidden(Extended(0x13), "page request interface", 0x10, TRANSLATION),
-    hidden(
-        Extended(0x15),
-        "resizable BAR",
-        0x34,
-        "VFIO has mapped the BARs in the sizes that they have",
-    ),
+    hidden(Extended(0x0f), "address translation services", TRANSLATION),
+    hidden(Extended(0x10), "SR-IOV", "its virtual functions would be devices of the host"),
+    hidden(Extended(0x12), "multicast", "its addresses would be the host's, past the IOMMU"),
+    hidden(Extended(0x13), "page request interface", TRANSLATION),
+    hidden(Extended(0x15), "resizable BAR", "VFIO has mapped the BARs in the sizes that they have"),
     kept(Extended(0x16), "dynamic power allocation"),
-    hidden(Extended(0x17), "TPH requester", 0xc, "its steering tags name the host's processors"),
-    hidden(Extended(0x18), "latency tolerance reporting", 8, LINK),
-    hidden(Extended(0x19), "secondary PCI Express", 0x10, LINK),
-    hidden(Extended(0x1b), "process address space ID", 8, TRANSLATION),
-    hidden(Extended(0x1d), "downstream port containment", 0xc, BRIDGES),
-    hidden(Extended(0x1e), "L1 PM substates", 0x14, LINK),
-    hidden(Extended(0x1f), "precision time measurement", 0xc, LINK),
+    hidden(Extended(0x17), "TPH requester", "its steering tags name the host's processors"),
+    hidden(Extended(0x18), "latency tolerance reporting", LINK),
+    hidden(Extended(0x19), "secondary PCI Express", LINK),
+    hidden(Extended(0x1b), "process address space ID", TRANSLATION),
+    hidden(Extended(0x1d), "downstream port containment", BRIDGES),
+    hidden(Extended(0x1e), "L1 PM substates", LINK),
+    hidden(Extended(0x1f), "precision time measurement", LINK),
     kept(Extended(0x23), "designated vendor-specific"),
     hidden(
         Extended(0x24),
         "VF resizable BAR",
-        0x34,
         "its virtual functions would be devices of the host",
     ),
-    hidden(Extended(0x25), "data link feature", 0xc, LINK),
-    hidden(Extended(0x26), "physical layer 16 GT/s", 0x20, LINK),
-    hidden(Extended(0x27), "lane margining", 8, LINK),
-    hidden(Extended(0x2a), "physical layer 32 GT/s", 0x20, LINK),
+    hidden(Extended(0x25), "data link feature", LINK),
+    hidden(Extended(0x26), "physical layer 16 GT/s", LINK),
+    hidden(Extended(0x27), "lane margining", LINK),
+    hidden(Extended(0x2a), "physical layer 32 GT/s", LINK),
     hidden(
         Extended(0x2e),
         "data object exchange",
-        0x18,
         "its mailbox is the host's to attest and encrypt with",
     ),
 ];
@@ -178,18 +170,9 @@ impl CapabilityId {
     /// Why no guest can have it, if none can.
     fn hidden(self) -> Option<&'static str> {
         match self.kind() {
-            Some(kind) => kind.hidden.map(|(_, why)| why),
+            Some(kind) => kind.hidden,
             // An unknown one may name addresses or devices of the host.
             None => Some("what it does isn't known"),
-        }
-    }
-
-    /// The bytes that are closed where it is hidden.
-    fn closed(self) -> u16 {
-        match self {
-            MSI => 0x18,
-            MSIX => 0xc,
-            _ => self.kind().and_then(|kind| kind.hidden).map_or(4, |(length, _)| length),
         }
     }
 }
@@ -247,25 +230,29 @@ pub fn all(config: &Image) -> Vec<Capability> {
     [standard(config), extended(config)].concat()
 }
 
-/// What a guest reads instead of the function's own registers, so that it finds no capability that
-/// it can't have.
+/// What a guest has behind the header, so that it finds no capability that it can't have, nor
+/// registers of one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Relinked {
-    /// Bytes that read so and can't be written.
+    /// What is the function's own. All else behind the header reads as zero and can't be written: of
+    /// what lies outside a capability's registers nobody knows what it does, and VFIO leaves those of
+    /// the capabilities that it hides itself (PASID, DPC, DOE …) open there.
+    pub open: Vec<Range<u16>>,
+    /// Bytes that read so and can't be written, of all of configuration space.
     pub fixed: Vec<(u16, u8)>,
-    /// What reads as zero and can't be written.
-    pub closed: Vec<Range<u16>>,
 }
 
 /// Leaves the hidden ones of these capabilities out of their chains.
 pub fn relink(config: &Image, capabilities: &[Capability]) -> Relinked {
     let mut relinked = Relinked::default();
-    for capability in capabilities.iter().filter(|c| c.hidden.is_some()) {
-        let end = capability.offset.saturating_add(capability.id.closed());
-        // Not the capability behind it, should this one be shorter than usual.
+    for capability in capabilities.iter().filter(|c| c.hidden.is_none()) {
+        let length = length::length(capability.id, config, capability.offset);
+        let end = capability.offset.saturating_add(length);
+        // Not the capability behind it, which may be a hidden one, should this one claim to be longer.
         let next = capabilities.iter().map(|c| c.offset).filter(|o| *o > capability.offset).min();
         let end = next.map_or(end, |next| end.min(next));
-        relinked.closed.push(capability.offset..end);
+        let space = if matches!(capability.id, Standard(_)) { EXTENDED } else { config.size() };
+        relinked.open.push(capability.offset..end.min(space));
     }
     let kept = |extended: bool| {
         let of_chain = move |c: &&Capability| matches!(c.id, Extended(_)) == extended;

@@ -130,9 +130,14 @@ impl ConfigSpace {
 
     /// Fixes what the guest isn't to see or change.
     fn settle(&mut self) {
-        self.fixed = vec![None; usize::from(self.image.size())];
+        let header = usize::from(capability::HEADER);
+        self.fixed = vec![None; header];
+        self.fixed.resize(usize::from(self.image.size()), Some(0));
         let relinked = capability::relink(&self.image, &self.capabilities);
-        relinked.closed.into_iter().flatten().for_each(|offset| self.fix(offset, 0));
+        for open in relinked.open {
+            let open = usize::from(open.start)..usize::from(open.end);
+            self.fixed.get_mut(open).into_iter().flatten().for_each(|byte| *byte = None);
+        }
         relinked.fixed.into_iter().for_each(|(offset, value)| self.fix(offset, value));
         self.leave_the_link();
         if self.pinless {
@@ -258,8 +263,8 @@ mod tests {
     fn what_is_fixed_cant_be_written_and_the_rest_can() {
         let function = function();
         let mut config = ConfigSpace::open(function.calls(), "x").unwrap();
-        config.write(0x48, &[1, 2, 3, 4]);
-        assert_eq!(read(&mut config, 0x48), [1, 2, 3, 4]);
+        config.write(0x58, &[1, 2, 3, 4]);
+        assert_eq!(read(&mut config, 0x58), [1, 2, 3, 4]);
         // Half of it is fixed: the capability's pointer and number.
         config.write(0x50, &[9, 9, 9, 9]);
         assert_eq!(read(&mut config, 0x50), [0x10, 0x00, 0x92, 9]);
@@ -269,6 +274,40 @@ mod tests {
         config.drop_interrupt_pin();
         config.write(0x3c, &[5, 5]);
         assert_eq!((read(&mut config, 0x3c), config.interrupt_pin()), ([5, 0], 0));
+    }
+
+    #[test]
+    fn outside_the_header_and_the_guest_s_capabilities_is_nothing() {
+        // Every byte of the hardware reads as ones where nothing else is.
+        let mut function = FakeFunction::new(4096);
+        function.put(0x40, &[0xff; 4096 - 0x40]);
+        function.put(0x06, &[0x10]);
+        function.put(0x34, &[0x60]);
+        // Power management, a vendor's of 5 bytes, and MSI-X right behind that one's end.
+        function.put(0x60, &[0x01, 0x70]);
+        function.put(0x70, &[0x09, 0x78, 5]);
+        function.put(0x78, &[0x11, 0x00]);
+        // Error reporting, device serial number; between them PASID, which isn't in the chain: VFIO
+        // has taken it out.
+        function.put(0x100, &[0x01, 0x00, 0x02, 0x20]);
+        function.put(0x180, &[0x1b, 0x00, 0x01, 0x00]);
+        function.put(0x200, &[0x03, 0x00, 0x01, 0x00]);
+        let mut config = ConfigSpace::open(function.calls(), "x").unwrap();
+        let open = [0..0x40, 0x60..0x68, 0x70..0x75, 0x78..0x84, 0x100..0x12c, 0x200..0x20c];
+        let before = function.config();
+        for offset in 0x40..4096u16 {
+            let (mut hardware, mut after) = ([0], [0]);
+            before.read_exact_at(&mut hardware, offset.into()).unwrap();
+            let is_open = open.iter().any(|range| range.contains(&offset));
+            let header = [0x60, 0x70, 0x78, 0x100, 0x200]
+                .iter()
+                .any(|cap| (*cap..cap + if *cap < 0x100 { 2 } else { 4 }).contains(&offset));
+            let expected = if is_open { hardware } else { [0] };
+            assert_eq!(read(&mut config, offset), expected, "{offset:#x}");
+            config.write(offset, &[!hardware[0]]);
+            before.read_exact_at(&mut after, offset.into()).unwrap();
+            assert_eq!(after != hardware, is_open && !header, "{offset:#x}");
+        }
     }
 
     #[test]
