@@ -281,8 +281,7 @@ impl Display for Description {
         writeln!(f, "command line: {}", self.cmdline)?;
         writeln!(f, "\nmemory map (guest physical addresses):")?;
         for place in &self.memory_map {
-            let last = place.start.saturating_add(place.size).saturating_sub(1);
-            writeln!(f, "  {:#011x}-{last:#011x}  {}", place.start, place.what)?;
+            writeln!(f, "  {}  {}", extent(place.start, place.size), place.what)?;
         }
         writeln!(f, "\ninterrupts:")?;
         for Interrupt { spi, what, trigger } in &self.interrupts {
@@ -294,6 +293,14 @@ impl Display for Description {
         self.devices.iter().try_for_each(|device| write!(f, "\n{device}"))?;
         self.pci.iter().try_for_each(|host| write!(f, "\n{host}"))?;
         write!(f, "\ndevice tree:\n{}", self.device_tree)
+    }
+}
+
+/// From where to where something is, in columns; nothing has no last address.
+fn extent(start: u64, size: u64) -> String {
+    match size.checked_sub(1) {
+        Some(rest) => format!("{start:#011x}-{:#011x}", start.saturating_add(rest)),
+        None => format!("{start:#011x}, 0 bytes   "),
     }
 }
 
@@ -339,5 +346,17 @@ impl Display for Device {
         }
         writeln!(f, "  the guest's node:")?;
         self.node.lines().try_for_each(|line| writeln!(f, "    {line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::extent;
+
+    #[test]
+    fn places_end_with_their_last_byte_if_they_have_one() {
+        assert_eq!(extent(0xc01_0000, 0x1000), "0x00c010000-0x00c010fff");
+        assert_eq!(extent(0xc01_0000, 0), "0x00c010000, 0 bytes   ");
+        assert_eq!(extent(u64::MAX, 1).len(), 37);
     }
 }
