@@ -104,6 +104,7 @@ from_helpful! {
     boot::layout::LayoutError,
     devices::vfio::assign::AssignError,
     devices::vfio::bench::BenchError,
+    devices::vfio::descriptors::TooFewDescriptors,
     devices::vfio::host::HandoverError,
     devices::vfio::iommu::MapError,
     devices::vfio::iommu::WindowError,

@@ -37,6 +37,11 @@ impl Functions {
         self.0.is_empty()
     }
 
+    /// How many descriptors they can take while the guest runs: one for each vector.
+    pub fn most_descriptors(&self) -> u64 {
+        self.iter().map(|function| u64::from(function.interrupts().most_eventfds())).sum()
+    }
+
     /// What they need of the guest's PCI host.
     pub fn newcomers(&self) -> Vec<Newcomer> {
         let newcomer = |given: &Given| Newcomer {

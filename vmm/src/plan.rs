@@ -10,6 +10,7 @@ use boot::file::{BootFile, Role};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
 use boot::layout::{BootLayout, DTB_MAX, Ram};
+use devices::vfio::descriptors;
 
 use crate::assigned::Assigned;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
@@ -20,6 +21,10 @@ use crate::places::Places;
 /// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
 /// mapped for DMA.
 const RAM_GRANULE: u64 = 64 << 10;
+
+/// The descriptors that a device takes before it is known what it has: its file and its group's, or
+/// its server's socket and the memory that it lends.
+const DESCRIPTORS_OF_DEVICE: u64 = 2;
 
 /// What a machine will be: checked, with its files open.
 pub struct MachinePlan {
@@ -82,7 +87,12 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     if !options.vfio_pci.is_empty() || !options.vfio_user.is_empty() {
         places.take_pci();
     }
+    // Before anything is opened, then with all that is known.
+    let devices = options.vfio_platform.len() + options.vfio_pci.len() + options.vfio_user.len();
+    let run = descriptors_of_run(options.cpus);
+    descriptors::allow(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let assigned = Assigned::plan(options, ram, &mut places)?;
+    descriptors::allow(run.saturating_add(assigned.functions().most_descriptors()))?;
     let newcomers = assigned.functions().newcomers();
     let pci = match newcomers.as_slice() {
         [] => PciPlan::default(),
@@ -103,6 +113,12 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         overlays,
         timeout: options.timeout,
     })
+}
+
+/// How many descriptors a run takes beside its devices' when all of it is planned: KVM, the VM and its
+/// devices, vCPUs with their statistics, the IOMMU, the serial port, the event loop.
+fn descriptors_of_run(cpus: u64) -> u64 {
+    cpus.saturating_mul(2).saturating_add(20)
 }
 
 /// Reads an overlay.

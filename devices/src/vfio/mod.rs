@@ -15,6 +15,7 @@ pub mod assign;
 pub mod bench;
 pub mod bindings;
 mod cause;
+pub mod descriptors;
 pub mod host;
 pub mod iommu;
 pub mod irq;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::super::cause::chain;
+use super::super::descriptors;
 use super::super::sys::{DeviceCalls, IrqAction, RegionInfo};
 use super::general::{self, QUIET};
 use super::{Bench, BenchError, Report};
@@ -108,6 +109,9 @@ fn interrupts(calls: &dyn DeviceCalls, index: u32, name: &str, report: &mut Repo
     let count = calls.irq_info(index).map_or(0, |info| info.count);
     if count == 0 {
         return;
+    }
+    if let Err(error) = descriptors::allow(count.into()) {
+        return report.add(name, Err(format!("{error} ({})", error.help().unwrap_or_default())));
     }
     let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
     let eventfds: Vec<EventFd> = match (0..count).map(|_| eventfd()).collect() {

@@ -113,6 +113,14 @@ impl Interrupts {
         self.msix.as_ref()
     }
 
+    /// How many eventfds the guest can make it take beside its line's, which it has: one for each
+    /// vector of the kind that has more.
+    pub fn most_eventfds(&self) -> u16 {
+        let msi = self.msi.as_ref().map_or(0, |msi| msi.registers.capacity());
+        let msix = self.msix.as_ref().map_or(0, |msix| msix.registers.capacity());
+        msi.max(msix)
+    }
+
     /// What interrupts the guest at present.
     pub fn in_use(&self) -> InUse {
         match &self.messages {

@@ -6,6 +6,7 @@ use boot::fdt::host::HostError;
 
 use super::super::assign::AssignError;
 use super::super::bindings::QuiesceError;
+use super::super::descriptors::TooFewDescriptors;
 use super::super::irq::IrqError;
 use super::super::node::NodeError;
 use super::super::sys::{DeviceInfo, IoctlError};
@@ -74,6 +75,15 @@ pub enum DeviceError {
         #[source]
         source: IrqError,
     },
+    /// Its interrupts take more file descriptors than there can be.
+    #[error("{name} can't be assigned: its interrupts")]
+    Descriptors {
+        /// The device.
+        name: String,
+        /// How many, and how many there can be.
+        #[source]
+        source: TooFewDescriptors,
+    },
     /// It was given another number of places than it has.
     #[error("{name} has {wanted} {what}, and was given places for {found}")]
     Count {
@@ -138,6 +148,7 @@ impl DeviceError {
             Self::Assign(error) => error.help(),
             Self::HostTree { source, .. } => source.help(),
             Self::Irq { source, .. } => source.help(),
+            Self::Descriptors { source, .. } => source.help(),
             Self::Node { name, source } => Some(source.help(name)),
             Self::NoNode { .. } => Some(
                 "boot the host with a device tree; where the firmware offers both, with acpi=off"

@@ -29,6 +29,7 @@ pub use self::nodes::drafts;
 use super::assign::Assignment;
 use super::bindings::{self, Binding};
 use super::cause::chain;
+use super::descriptors;
 use super::iommu::Iommu;
 use super::irq::AssignedIrq;
 use super::node::{Draft, GuestNodes, NodeOptions};
@@ -140,6 +141,9 @@ impl PlatformDevice {
         if !info.platform && !info.amba || info.regions > MOST || info.irqs > MOST {
             return Err(DeviceError::Strange { name: name.to_owned(), info });
         }
+        // A trigger and a resample eventfd.
+        descriptors::allow(u64::from(info.irqs).saturating_mul(2))
+            .map_err(|source| DeviceError::Descriptors { name: name.to_owned(), source })?;
         let mappable = options.mmap.then_some(page_size);
         let regions = (0..info.regions)
             .map(|index| Region::open(calls.clone(), index, mappable).map(Arc::new))
