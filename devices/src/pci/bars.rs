@@ -160,6 +160,15 @@ impl Bars {
 
     /// What is decoded now, wherever that is.
     pub fn windows(&self) -> Vec<Window> {
+        self.decoded().collect()
+    }
+
+    /// Whether this is decoded now.
+    pub fn decodes(&self, window: &Window) -> bool {
+        self.decoded().any(|decoded| decoded == *window)
+    }
+
+    fn decoded(&self) -> impl Iterator<Item = Window> {
         let bars = (0u8..).zip(self.bars).filter_map(|(bar, kind)| {
             let (space, size, bit) = match kind? {
                 Bar::Memory { size, .. } => (Space::Memory, size, COMMAND_MEMORY),
@@ -169,7 +178,7 @@ impl Bars {
             let end = start.checked_add(size).filter(|_| self.command & bit != 0)?;
             Some(Window { bar, space, range: start..end })
         });
-        bars.chain(self.rom_window()).collect()
+        bars.chain(self.rom_window())
     }
 
     fn rom_window(&self) -> Option<Window> {

@@ -132,8 +132,18 @@ impl HostBridge {
         }
     }
 
+    /// Lets all of the guest's accesses to functions trap, until windows move: the host can't give it
+    /// something that is mapped. Answers whether anything was mapped.
+    #[cold]
+    pub fn trap(&self) -> bool {
+        self.functions.values().filter(|installed| installed.lock().trap()).count() != 0
+    }
+
     /// The guest accesses `len` bytes at an address that the bridge forwards: does `access` with the
     /// function, its BAR and the offset in that; `false` where there is none.
+    ///
+    /// Where the address leads is decided under the function's lock: another vCPU may have closed or
+    /// moved the window since it was looked up.
     pub(super) fn access(
         &self,
         space: Space,
@@ -141,23 +151,28 @@ impl HostBridge {
         len: usize,
         access: impl FnOnce(&mut dyn Function, u8, u64),
     ) -> bool {
-        let Some((devfn, bar, offset)) = self.find(space, address, len) else { return false };
-        let Some(installed) = self.functions.get(&devfn) else { return false };
-        access(&mut *installed.lock(), bar, offset);
-        true
+        let Some((decoded, offset)) = self.find(space, address, len) else { return false };
+        let Some(installed) = self.functions.get(&decoded.devfn) else { return false };
+        let mut function = installed.lock();
+        let decodes = function.decodes(&decoded.window);
+        if decodes {
+            access(&mut *function, decoded.window.bar, offset);
+        }
+        decodes
     }
 
-    /// The function, its BAR and the offset in that in which an access lies wholly.
-    fn find(&self, space: Space, address: u64, len: usize) -> Option<(u8, u8, u64)> {
+    /// The function with the window in which an access lies wholly, and the offset in that.
+    fn find(&self, space: Space, address: u64, len: usize) -> Option<(Decoded, u64)> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         let at = routes.partition_point(|Decoded { window, .. }| {
             (window.space, window.range.end) <= (space, address)
         });
-        let Decoded { devfn, window } = routes.get(at)?;
+        let decoded = routes.get(at)?;
+        let window = &decoded.window;
         let offset = address.checked_sub(window.range.start)?;
         let end = address.checked_add(u64::try_from(len).ok()?)?;
         let within = window.space == space && end <= window.range.end;
-        within.then_some((*devfn, window.bar, offset))
+        within.then(|| (decoded.clone(), offset))
     }
 
     /// Forwards what is to be forwarded now that this function decodes something else.

@@ -44,6 +44,12 @@ pub trait Function: Send {
     /// Where its registers decode at present: none while the command register's decoding is off.
     fn windows(&self) -> Vec<Window>;
 
+    /// Whether it decodes this window at present: as one of [`windows`](Self::windows), asked at
+    /// every trapped access.
+    fn decodes(&self, window: &Window) -> bool {
+        self.windows().contains(window)
+    }
+
     /// From here on the bridge forwards these windows, some or all of [`windows`](Self::windows).
     /// What can be reached without traps of them is mapped into the guest when this returns, and
     /// nothing else is.
@@ -51,6 +57,10 @@ pub trait Function: Send {
     /// Not forwarded is what lies outside the bridge's own windows (on RAM, on the interrupt
     /// controller, on another device), or over another function's window or another BAR.
     fn forward(&mut self, windows: &[Window]);
+
+    /// Lets all accesses trap that don't, until it is to [forward](Self::forward) something else: the
+    /// host can't give the guest what is mapped. Answers whether anything was.
+    fn trap(&mut self) -> bool;
 
     /// The guest reads 1, 2, 4 or 8 bytes at `offset` of a BAR, by a trap. They lie within the BAR's
     /// size, at any alignment.

@@ -106,6 +106,11 @@ impl Function for Fake {
         self.forwarded = windows.to_vec();
     }
 
+    fn trap(&mut self) -> bool {
+        self.guest.0.lock().unwrap().retain(|(name, _)| *name != self.name);
+        !std::mem::take(&mut self.forwarded).is_empty()
+    }
+
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
         for (byte, offset) in data.iter_mut().zip(offset..) {
             *byte = bar << 4 | offset.to_le_bytes()[0];
@@ -120,6 +125,7 @@ impl Function for Fake {
 /// A machine with these functions, and what they have mapped.
 struct Machine {
     bus: Arc<Bus>,
+    bridge: Arc<HostBridge>,
     guest: Arc<Guest>,
     functions: Vec<Arc<Mutex<Fake>>>,
 }
@@ -140,11 +146,11 @@ impl Machine {
             function
         };
         let functions = addresses.iter().map(install).collect();
-        let mut bus = Bus::default();
-        for (name, range, device) in Arc::new(bridge).devices() {
+        let (mut bus, bridge) = (Bus::default(), Arc::new(bridge));
+        for (name, range, device) in bridge.devices() {
             bus.add(name, range, device).unwrap();
         }
-        Self { bus: Arc::new(bus), guest, functions }
+        Self { bus: Arc::new(bus), bridge, guest, functions }
     }
 
     fn read(&self, gpa: u64, len: usize) -> u64 {
@@ -328,4 +334,42 @@ fn vcpus_that_move_windows_at_once_leave_what_the_registers_say() {
         let expected: Vec<&Window> = windows.iter().filter(|window| window.bar == 0).collect();
         assert_eq!(function.forwarded.iter().collect::<Vec<_>>(), expected);
     }
+}
+
+#[test]
+fn an_access_reaches_no_function_that_has_stopped_decoding_meanwhile() {
+    let machine = Machine::new(&["01.0"]);
+    let at = config(8);
+    machine.write(at + 0x10, 4, MEMORY32);
+    machine.write(at + 4, 2, 0b10);
+    assert_eq!(machine.read(MEMORY32 + 4, 1), 4);
+    // Another vCPU's write has reached the function, and the bridge doesn't know yet.
+    let behind_its_back = |register: u16, value: u64| {
+        let bytes = value.to_le_bytes();
+        machine.functions[0].lock().unwrap().write_config(register, &bytes[..4]);
+    };
+    for (register, off, on) in [(0x10, MEMORY32 + 0x8000, MEMORY32), (4, 0, 0b10)] {
+        behind_its_back(register, off);
+        assert_eq!(machine.read(MEMORY32 + 4, 1), 0xff, "{register:#x}");
+        machine.write(MEMORY32 + 4, 1, 7);
+        behind_its_back(register, on);
+        assert_eq!(machine.read(MEMORY32 + 4, 1), 4, "{register:#x}");
+    }
+    assert_eq!(machine.functions[0].lock().unwrap().written, []);
+}
+
+#[test]
+fn everything_traps_when_the_host_cant_give_what_is_mapped() {
+    let machine = Machine::new(&["01.0", "02.0"]);
+    let bridge = machine.bridge.clone();
+    machine.write(config(0x10) + 0x10, 4, MEMORY32);
+    machine.write(config(0x10) + 4, 2, 0b10);
+    assert_eq!(machine.mapped(), names(&[("02.0", 0, MEMORY32)]));
+    assert!(bridge.trap());
+    assert_eq!(machine.mapped(), []);
+    assert_eq!(machine.read(MEMORY32 + 4, 1), 4, "by a trap");
+    assert!(!bridge.trap(), "once is enough");
+    machine.write(config(0x10) + 4, 2, 0);
+    machine.write(config(0x10) + 4, 2, 0b10);
+    assert_eq!(machine.mapped(), names(&[("02.0", 0, MEMORY32)]));
 }

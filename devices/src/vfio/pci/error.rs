@@ -61,6 +61,15 @@ pub enum FunctionError {
         /// The function.
         name: String,
     },
+    /// The host does something else to it, so that VFIO can't reset it.
+    #[error("{name} can't be reset: the host holds it, as while it is unbound from its driver")]
+    Held {
+        /// The function.
+        name: String,
+        /// What VFIO refused.
+        #[source]
+        source: IoctlError,
+    },
     /// VFIO couldn't reset it.
     #[error("{name} can't be reset")]
     Reset {
@@ -89,6 +98,10 @@ impl FunctionError {
             Self::NoInterrupt { .. } => {
                 Some("--gic 3 on a host that has it: its ITS takes them".to_owned())
             }
+            Self::Held { name, .. } => Some(format!(
+                "once the host has let go of it: echo 1 > /sys/bus/pci/devices/{name}/reset (strait \
+                 does so too before it gives it to another guest)"
+            )),
             Self::Reset { name, .. } => Some(format!(
                 "power-cycle the board, or let the guest have the device as it is: \
                  {name},reset=off"

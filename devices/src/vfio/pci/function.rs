@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::cause::chain;
 use super::super::platform::Quiesced;
 use super::super::sys::DeviceCalls;
-use super::capability::{self, Capability, CapabilityId};
+use super::capability::{self, Capability};
 use super::config::ConfigSpace;
 use super::error::FunctionError;
 use super::interrupts::{InUse, Interrupts};
@@ -14,6 +14,8 @@ use super::registers::{BarSheet, Registers, RegistersError};
 use crate::irq::{InterruptController, MessageRouter};
 use crate::pci::{Bars, Function, Msix, Pin, Seat, TablePlace, Window};
 use crate::slot::MemorySlots;
+
+mod reset;
 
 /// `PCI_COMMAND` and its bit for memory.
 const COMMAND: u16 = 0x04;
@@ -24,14 +26,6 @@ const MEMORY: u16 = 1 << 1;
 /// the bits of the state, 0 of which is D0.
 const POWER_CONTROL: u16 = 4;
 const POWER_STATE: u8 = 0b11;
-
-/// Where functions can be told to reset themselves: the capability, the byte with the bit that says
-/// that it can, that bit, the byte that starts it, that bit (PCI Express Base 5.0, 7.5.3.3, 7.5.3.4;
-/// Advanced Capabilities for Conventional PCI ECN).
-const RESETS: [(CapabilityId, u16, u8, u16, u8); 2] = [
-    (capability::EXPRESS, 7, 1 << 4, 9, 1 << 7),
-    (capability::ADVANCED_FEATURES, 3, 1 << 1, 4, 1 << 0),
-];
 
 /// What a person can choose for a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,30 +148,6 @@ impl PciFunction {
         self.interrupts.in_use()
     }
 
-    /// Stops whatever the function is doing, by VFIO's reset.
-    ///
-    /// # Errors
-    ///
-    /// If that fails.
-    pub fn quiesce(&self) -> Result<Quiesced, FunctionError> {
-        if !self.options.reset {
-            return Ok(Quiesced::Off);
-        }
-        if !self.can_reset {
-            // VFIO has taken bus mastering from it when it was opened, so its DMA is at rest.
-            log::info!(
-                "{}: VFIO has no reset for it: but for bus mastering, which is off, it is left as \
-                 it is",
-                self.name
-            );
-            return Ok(Quiesced::Unknown);
-        }
-        self.calls
-            .reset()
-            .map_err(|source| FunctionError::Reset { name: self.name.clone(), source })?;
-        Ok(Quiesced::ByReset)
-    }
-
     /// Attaches it to the guest, whose interrupt controller `gic` must be complete. Its line isn't
     /// let through yet.
     ///
@@ -273,27 +243,6 @@ impl PciFunction {
         self.powered = state[0] & POWER_STATE == 0;
     }
 
-    /// Whether the guest has the function reset itself by this write.
-    fn is_reset(&mut self, offset: u16, data: &[u8]) -> bool {
-        RESETS.into_iter().any(|(id, able_at, able, start_at, start)| {
-            let Some(place) = self.config.find(id) else { return false };
-            let able = self.config.image().u8(place.saturating_add(able_at)) & able != 0;
-            let written = byte_at(place.saturating_add(start_at), offset, data);
-            able && written.is_some_and(|byte| byte & start != 0)
-        })
-    }
-
-    /// The guest has the function reset itself: its registers are as after power-up (PCI Express
-    /// Base 5.0, 6.6.2).
-    fn reset_itself(&mut self, offset: u16, data: &[u8]) {
-        self.registers.forward(&[]);
-        self.interrupts.reset();
-        // VFIO restores what the host needs, the command register too.
-        self.config.write(offset, data);
-        self.registers.bars().reset();
-        self.write_command(0);
-    }
-
     /// Reads of the MSI-X table and its pending bits; whether `bar` and `offset` are there.
     fn read_tables(&self, bar: u8, offset: u64, data: &mut [u8]) -> bool {
         let Some(msix) = self.interrupts.msix() else { return false };
@@ -367,6 +316,10 @@ impl Function for PciFunction {
         if self.powered { self.registers.windows() } else { Vec::new() }
     }
 
+    fn decodes(&self, window: &Window) -> bool {
+        self.powered && self.registers.decodes(window)
+    }
+
     fn forward(&mut self, windows: &[Window]) {
         // As of now: with memory turned off by another vCPU since the bridge asked, VFIO answers an
         // access to what is mapped with a fault that ends the guest.
@@ -374,6 +327,10 @@ impl Function for PciFunction {
         let now = self.windows();
         windows.retain(|window| now.contains(window));
         self.registers.forward(&windows);
+    }
+
+    fn trap(&mut self) -> bool {
+        self.registers.trap()
     }
 
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {

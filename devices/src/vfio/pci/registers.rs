@@ -48,8 +48,19 @@ pub struct BarSheet {
     pub mapped: Vec<Range<u64>>,
 }
 
-/// A memory slot in the guest: GPA, where it is in this process, size in bytes.
-type Slot = (u64, NonNull<u8>, u64);
+/// A memory slot in the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Slot {
+    /// Where it is in the guest (GPA).
+    gpa: u64,
+    /// Where it is in this process.
+    host: NonNull<u8>,
+    /// In bytes.
+    size: u64,
+}
+
+// SAFETY: the address is handed on and never accessed.
+unsafe impl Send for Slot {}
 
 /// A function's registers.
 pub struct Registers {
@@ -58,8 +69,8 @@ pub struct Registers {
     regions: [Option<Region>; 7],
     rom: Option<u64>,
     slots: Option<Arc<dyn MemorySlots>>,
-    /// What the guest has: GPA and size.
-    mapped: Vec<(u64, u64)>,
+    /// What the guest has, also what it shouldn't have any more and the hypervisor didn't take away.
+    mapped: Vec<Slot>,
     log: LogLimit,
 }
 
@@ -130,6 +141,11 @@ impl Registers {
         self.bars.windows()
     }
 
+    /// Whether they decode this at present.
+    pub fn decodes(&self, window: &Window) -> bool {
+        self.bars.decodes(window)
+    }
+
     /// Maps through these slots from here on.
     ///
     /// # Safety
@@ -143,32 +159,51 @@ impl Registers {
     pub fn forward(&mut self, windows: &[Window]) {
         let wanted: Vec<Slot> = windows.iter().flat_map(|window| self.slots_of(window)).collect();
         let Some(slots) = self.slots.clone() else { return };
-        let stays = |(gpa, size): &(u64, u64)| {
-            wanted.iter().any(|(start, _, length)| (start, length) == (gpa, size))
-        };
-        let (stay, go): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.mapped).into_iter().partition(stays);
-        self.mapped = stay;
-        for (gpa, size) in go {
-            if let Err(error) = slots.unmap(gpa, size) {
-                let what = "can't be unmapped from the guest at";
-                self.log.warn(format_args!("{what} {gpa:#x}: {error}"));
-            }
-        }
-        for (gpa, host, size) in wanted {
-            if self.mapped.contains(&(gpa, size)) {
+        self.unmap_but(&wanted);
+        for slot in wanted {
+            if self.mapped.contains(&slot) {
                 continue;
             }
+            let Slot { gpa, host, size } = slot;
             // SAFETY: mapped for as long as the region lives, which is as long as `self`, which
             // outlives the guest's run (`map_through`).
             match unsafe { slots.map(gpa, host, size) } {
-                Ok(()) => self.mapped.push((gpa, size)),
+                Ok(()) => self.mapped.push(slot),
                 Err(error) => {
                     let what = "can't be mapped into the guest at";
                     self.log.warn(format_args!("{what} {gpa:#x}: {error}"));
                 }
             }
         }
+    }
+
+    /// Unmaps everything from the guest, until it is to be forwarded anew. Answers whether anything
+    /// was mapped.
+    pub fn trap(&mut self) -> bool {
+        let before = self.mapped.len();
+        self.unmap_but(&[]);
+        if before != 0 {
+            let what = "the host can't give the guest its registers, so that they trap";
+            self.log.warn(format_args!("{what}"));
+        }
+        self.mapped.len() != before
+    }
+
+    /// Unmaps what isn't wanted. What the hypervisor refuses to unmap is still mapped, and tried
+    /// again the next time.
+    fn unmap_but(&mut self, wanted: &[Slot]) {
+        let Some(slots) = self.slots.clone() else { return };
+        let (mut stay, go): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.mapped).into_iter().partition(|slot| wanted.contains(slot));
+        for slot in go {
+            let Slot { gpa, size, .. } = slot;
+            if let Err(error) = slots.unmap(gpa, size) {
+                stay.push(slot);
+                let what = "can't be unmapped from the guest at";
+                self.log.warn(format_args!("{what} {gpa:#x}: {error}"));
+            }
+        }
+        self.mapped = stay;
     }
 
     /// What of a window can be mapped.
@@ -178,7 +213,7 @@ impl Registers {
         let areas = region.map(Region::areas).unwrap_or_default();
         let slot = |area: &super::super::region::Area| {
             let gpa = window.range.start.checked_add(area.range().start)?;
-            Some((gpa, area.host(), area.size()))
+            Some(Slot { gpa, host: area.host(), size: area.size() })
         };
         areas.iter().filter_map(slot).collect()
     }

@@ -44,6 +44,8 @@ pub(crate) struct FakeDevice {
     limit: Mutex<usize>,
     /// Which call fails, counted from 0.
     fail: Mutex<Option<usize>>,
+    /// How many resets to come fail, and with which error number.
+    held: Mutex<(usize, i32)>,
 }
 
 impl FakeDevice {
@@ -51,9 +53,20 @@ impl FakeDevice {
         let file = TempFile::new().unwrap().into_file();
         let end = regions.iter().map(|region| region.offset + region.size).max().unwrap_or(0);
         file.set_len(end).unwrap();
-        let (calls, fail, vectors) = Default::default();
+        let (calls, fail, vectors, held) = Default::default();
         let limit = Mutex::new(usize::MAX);
-        Self { regions, irqs, can_reset: false, pci: false, file, calls, vectors, limit, fail }
+        Self {
+            regions,
+            irqs,
+            can_reset: false,
+            pci: false,
+            file,
+            calls,
+            vectors,
+            limit,
+            fail,
+            held,
+        }
     }
 
     /// A device without interrupts whose regions are in this file.
@@ -76,6 +89,11 @@ impl FakeDevice {
         if let Some(eventfd) = self.vectors.lock().unwrap().get(&(index, vector)) {
             eventfd.write(1).unwrap();
         }
+    }
+
+    /// Makes so many resets fail.
+    pub(crate) fn refuse_resets(&self, count: usize, errno: i32) {
+        *self.held.lock().unwrap() = (count, errno);
     }
 
     pub(crate) fn fail_at(&self, call: usize) {
@@ -139,6 +157,11 @@ impl DeviceCalls for FakeDevice {
     }
 
     fn reset(&self) -> Result<(), IoctlError> {
+        let (left, errno) = &mut *self.held.lock().unwrap();
+        if let Some(fewer) = left.checked_sub(1) {
+            *left = fewer;
+            return Err(refused("VFIO_DEVICE_RESET", *errno));
+        }
         self.record(Call::Reset)
     }
 

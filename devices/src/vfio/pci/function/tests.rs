@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,9 +21,14 @@ const MSIX: u16 = 0x70;
 
 /// The slots of a guest: by GPA, how large.
 #[derive(Default)]
-struct Slots(Mutex<BTreeMap<u64, u64>>);
+struct Slots(Mutex<BTreeMap<u64, u64>>, AtomicBool);
 
 impl Slots {
+    /// Whether the hypervisor refuses to unmap anything.
+    fn refuse(&self, refuse: bool) {
+        self.1.store(refuse, Ordering::Relaxed);
+    }
+
     fn all(&self) -> Vec<(u64, u64)> {
         self.0.lock().unwrap().iter().map(|(gpa, size)| (*gpa, *size)).collect()
     }
@@ -40,6 +46,9 @@ impl MemorySlots for Slots {
     }
 
     fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
+        if self.1.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         let removed = self.0.lock().unwrap().remove(&gpa);
         removed.filter(|found| *found == size).map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
@@ -170,6 +179,53 @@ fn a_window_that_was_closed_meanwhile_is_not_mapped() {
 }
 
 #[test]
+fn what_couldnt_be_unmapped_is_remembered_and_tried_again() {
+    let mut guest = guest();
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x02, 0]);
+    guest.slots.refuse(true);
+    guest.write(0x10, &[0, 0, 0, 0x30]);
+    assert_eq!(guest.slots.all(), [(0x2000_0000, 0x2000), (0x3000_0000, 0x2000)]);
+    // Back where it still is: nothing is to be done, and the other is stuck now.
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    assert!(!guest.function.trap(), "nothing goes");
+    guest.slots.refuse(false);
+    guest.write(0x10, &[0, 0, 0, 0x40]);
+    assert_eq!(guest.slots.all(), [(0x4000_0000, 0x2000)]);
+    guest.slots.refuse(true);
+    guest.write(0x04, &[0, 0]);
+    guest.slots.refuse(false);
+    guest.function.release().unwrap();
+    assert_eq!(guest.slots.all(), []);
+}
+
+#[test]
+fn a_window_is_decoded_by_address_memory_bit_and_power() {
+    let mut guest = guest();
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x02, 0]);
+    let window = guest.function.windows()[0].clone();
+    assert!(guest.function.decodes(&window));
+    let away: [(u16, [&[u8]; 2]); 3] = [
+        (0x10, [&[0, 0, 0, 0x30], &[0, 0, 0, 0x20]]),
+        (0x04, [&[0], &[2]]),
+        (PM + 4, [&[3], &[0]]),
+    ];
+    for (register, [off, on]) in away {
+        guest.write(register, off);
+        assert!(!guest.function.decodes(&window), "{register:#x}");
+        guest.write(register, on);
+        assert!(guest.function.decodes(&window), "{register:#x}");
+    }
+    // What the host can't give traps until something moves.
+    assert!(guest.function.trap());
+    assert_eq!((guest.slots.all(), guest.function.decodes(&window)), (vec![], true));
+    guest.write(0x04, &[0]);
+    guest.write(0x04, &[2]);
+    assert_eq!(guest.slots.all().len(), 1);
+}
+
+#[test]
 fn the_function_decodes_nothing_while_it_has_no_power() {
     let mut guest = guest();
     guest.write(0x10, &[0, 0, 0, 0x20]);
@@ -238,6 +294,34 @@ fn at_the_end_all_is_disarmed_and_reset() {
 }
 
 #[test]
+fn whoever_cant_be_reset_masters_the_bus_no_more() {
+    let mut unresettable = fake();
+    unresettable.can_reset = false;
+    let quiesced = |fake: &FakeFunction, refused: Option<(usize, i32)>| {
+        let mut guest = guest_of(fake, true).unwrap();
+        guest.write(0x04, &[0x06, 0]);
+        if let Some((count, errno)) = refused {
+            guest.device.refuse_resets(count, errno);
+        }
+        let released = guest.function.release();
+        let mut command = [0; 2];
+        fake.config().read_exact_at(&mut command, 4).unwrap();
+        (released, command)
+    };
+    assert!(matches!(quiesced(&unresettable, None), (Ok(Quiesced::Unknown), [0x02, 0])));
+    // The host is busy with it for a while, then for good.
+    let (released, _) = quiesced(&fake(), Some((3, libc::EAGAIN)));
+    assert_eq!(released.unwrap(), Quiesced::ByReset);
+    for (errno, what) in [(libc::EAGAIN, "the host holds it"), (libc::ENOTTY, "can't be reset")] {
+        let (released, command) = quiesced(&fake(), Some((1000, errno)));
+        let error = released.unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+        assert_eq!(error.help().unwrap().contains("power-cycle"), errno != libc::EAGAIN);
+        assert_eq!(command, [0x02, 0], "{what}");
+    }
+}
+
+#[test]
 fn a_reset_by_the_guest_is_one_of_what_is_kept_here_too() {
     let mut guest = guest();
     guest.write(0x10, &[0, 0, 0, 0x20]);
@@ -272,7 +356,7 @@ fn without_a_router_there_is_the_line_or_nothing() {
 fn options_are_obeyed() {
     let options = PciOptions { mmap: false, reset: false };
     let fake = fake();
-    let function = PciFunction::open(fake.calls(), "x", options, PAGE).unwrap();
+    let mut function = PciFunction::open(fake.calls(), "x", options, PAGE).unwrap();
     assert!(function.bars().iter().all(|bar| bar.mapped.is_empty()));
     assert_eq!(function.quiesce().unwrap(), Quiesced::Off);
     // Where the host's pages are large, the table's is all of the BAR.
@@ -280,7 +364,7 @@ fn options_are_obeyed() {
     assert!(function.bars().iter().all(|bar| bar.mapped.is_empty()));
     let mut unresettable = fake;
     unresettable.can_reset = false;
-    let function =
+    let mut function =
         PciFunction::open(unresettable.calls(), "x", PciOptions::default(), PAGE).unwrap();
     assert_eq!(function.quiesce().unwrap(), Quiesced::Unknown);
 }

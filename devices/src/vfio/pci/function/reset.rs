@@ -1,0 +1,100 @@
+//! How a function is stopped: by the VMM, or by its guest, which has it reset itself.
+
+use std::thread;
+use std::time::Duration;
+
+use super::super::super::platform::Quiesced;
+use super::super::super::sys::IoctlError;
+use super::super::capability::{self, CapabilityId};
+use super::super::error::FunctionError;
+use super::{COMMAND, PciFunction, byte_at};
+
+/// The command register's bit for mastering the bus.
+const MASTER: u16 = 1 << 2;
+
+/// How often a reset is tried that the host has no time for, and how long is waited in between.
+const RESET_TRIES: u32 = 20;
+const RESET_PAUSE: Duration = Duration::from_millis(10);
+
+/// Where functions can be told to reset themselves: the capability, the byte with the bit that says
+/// that it can, that bit, the byte that starts it, that bit (PCI Express Base 5.0, 7.5.3.3, 7.5.3.4;
+/// Advanced Capabilities for Conventional PCI ECN).
+const RESETS: [(CapabilityId, u16, u8, u16, u8); 2] = [
+    (capability::EXPRESS, 7, 1 << 4, 9, 1 << 7),
+    (capability::ADVANCED_FEATURES, 3, 1 << 1, 4, 1 << 0),
+];
+
+impl PciFunction {
+    /// Stops whatever the function is doing, by VFIO's reset. Where that can't be, takes bus mastering
+    /// and so DMA from it.
+    ///
+    /// # Errors
+    ///
+    /// If the reset fails.
+    pub fn quiesce(&mut self) -> Result<Quiesced, FunctionError> {
+        if !self.options.reset {
+            return Ok(Quiesced::Off);
+        }
+        if !self.can_reset {
+            let master = if self.end_bus_mastering() { "can't be turned off" } else { "is off" };
+            log::info!(
+                "{}: VFIO has no reset for it: but for bus mastering, which {master}, it is left as \
+                 it is",
+                self.name
+            );
+            return Ok(Quiesced::Unknown);
+        }
+        let Err(source) = self.reset() else { return Ok(Quiesced::ByReset) };
+        self.end_bus_mastering();
+        let name = self.name.clone();
+        Err(if source.is(libc::EAGAIN) {
+            FunctionError::Held { name, source }
+        } else {
+            FunctionError::Reset { name, source }
+        })
+    }
+
+    /// Resets it, with patience: while the host does something else to it, VFIO answers with `EAGAIN`
+    /// (`pci_try_reset_function`).
+    fn reset(&self) -> Result<(), IoctlError> {
+        for _ in 0..RESET_TRIES {
+            match self.calls.reset() {
+                Err(error) if error.is(libc::EAGAIN) => thread::sleep(RESET_PAUSE),
+                result => return result,
+            }
+        }
+        self.calls.reset()
+    }
+
+    /// Takes bus mastering from the function, and answers whether it has it nevertheless.
+    fn end_bus_mastering(&mut self) -> bool {
+        let mut command = [0; 2];
+        self.config.read(COMMAND, &mut command);
+        let value = u16::from_le_bytes(command) & !MASTER;
+        self.config.write(COMMAND, &value.to_le_bytes());
+        self.config.read(COMMAND, &mut command);
+        // All ones: it isn't there any more.
+        u16::from_le_bytes(command) & MASTER != 0 && command != [0xff; 2]
+    }
+
+    /// Whether the guest has the function reset itself by this write.
+    pub(super) fn is_reset(&mut self, offset: u16, data: &[u8]) -> bool {
+        RESETS.into_iter().any(|(id, able_at, able, start_at, start)| {
+            let Some(place) = self.config.find(id) else { return false };
+            let able = self.config.image().u8(place.saturating_add(able_at)) & able != 0;
+            let written = byte_at(place.saturating_add(start_at), offset, data);
+            able && written.is_some_and(|byte| byte & start != 0)
+        })
+    }
+
+    /// The guest has the function reset itself: its registers are as after power-up (PCI Express
+    /// Base 5.0, 6.6.2).
+    pub(super) fn reset_itself(&mut self, offset: u16, data: &[u8]) {
+        self.registers.forward(&[]);
+        self.interrupts.reset();
+        // VFIO restores what the host needs, the command register too.
+        self.config.write(offset, data);
+        self.registers.bars().reset();
+        self.write_command(0);
+    }
+}
