@@ -27,6 +27,9 @@ pub enum Exit<'a> {
     /// The guest accesses what no memory slot covers, with an instruction whose syndrome does not
     /// tell what it transfers (`KVM_EXIT_ARM_NISV`: pairs, vectors, write-back).
     Undecodable,
+    /// The host can't give the guest what it accesses in a memory slot: a device's registers whose
+    /// mapping faults (`KVM_RUN` fails with `EFAULT`). The guest has not gone on.
+    Unbacked,
     /// PSCI SYSTEM_OFF.
     PowerOff,
     /// PSCI SYSTEM_RESET or SYSTEM_RESET2.
@@ -49,6 +52,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
         Ok(exit) => Ok(parse(exit)),
         Err(e) => match e.errno() {
             libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
+            libc::EFAULT => Ok(Exit::Unbacked),
             // What kernels before 5.5, which have no KVM_EXIT_ARM_NISV, do instead.
             libc::ENOSYS => Ok(Exit::Broken(
                 "the guest accessed memory-mapped I/O with an instruction that KVM can't decode"
@@ -72,9 +76,8 @@ fn parse(exit: VcpuExit<'_>) -> Exit<'_> {
             "the hardware refused to enter the guest on host CPU {cpu} (reason {reason:#x})"
         )),
         VcpuExit::InternalError => Exit::Broken("KVM met an internal error".into()),
-        VcpuExit::MemoryFault { gpa, size, .. } => Exit::Broken(format!(
-            "the host can't give the guest its memory at {gpa:#x} ({size:#x} bytes)"
-        )),
+        // What newer kernels say of the same.
+        VcpuExit::MemoryFault { .. } => Exit::Unbacked,
         other => Exit::Broken(format!("KVM reported an exit strait does not know: {other:?}")),
     }
 }

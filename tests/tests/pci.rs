@@ -2,6 +2,7 @@
 //! to it.
 
 use serde_json::Value;
+use tests::harness::payload::{self, Toggle};
 use tests::harness::{
     BACKENDS, Board, Bus, Costs, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, Story,
 };
@@ -195,6 +196,87 @@ fn a_program_in_the_guest_drives_a_device_by_messages_and_by_its_line() -> Story
 }
 
 #[test]
+fn a_guest_that_takes_memory_away_under_its_own_reads_reads_ones() -> Story {
+    // One vCPU reads the NVMe's first register, mapped or trapped; the other turns memory off and on,
+    // puts the function into D3 and back, and has it reset itself.
+    const CONFIG: u32 = 0x3f10_8000;
+    const BAR: u32 = 0x2000_0000;
+    let place = [(CONFIG + 0x10, BAR), (CONFIG + 0x14, 0), (CONFIG + 4, 2)];
+    let toggle = |times, stores: &[(u32, u32)]| Toggle { times, stores: stores.to_vec() };
+    let toggles = [
+        toggle(1, &place),
+        toggle(1500, &[(CONFIG + 4, 0), (CONFIG + 4, 2)]),
+        toggle(20, &[(CONFIG + 0x64, 3), (CONFIG + 0x64, 0)]),
+        toggle(3, &[&[(CONFIG + 0x88, 0x8000)], &place[..]].concat()),
+    ];
+    let host = with_disk()
+        .file("k/toggle", payload::toggle_while_read(BAR, &toggles))
+        .file("k/spin", payload::spin())
+        .boot()?;
+    for options in ["", ",mmap=off"] {
+        let strait = host.strait(&format!(
+            "run --kernel /k/toggle --cpus 2 --bind --vfio-pci {DISK}{options} --stats /tmp/stats"
+        ))?;
+        assert_eq!(strait.exit_status()?, 0, "{options}: {}", strait.output());
+        assert_eq!(host.driver(DISK)?.as_deref(), Some("nvme"), "it is given back");
+        let stats: Value = serde_json::from_str(&host.sh("cat /tmp/stats")?).expect("it is JSON");
+        // Both did what they are there for.
+        let count =
+            |device: &str, what: &str| stats["devices"][device][what].as_u64().unwrap_or_default();
+        assert!(count("PCI memory", "reads") > 1000, "{stats:#}");
+        assert_eq!(count("PCI configuration", "writes"), 3 + 3000 + 40 + 12, "{stats:#}");
+        println!("{options}: {stats:#}");
+    }
+    // That these are where the payload takes them to be.
+    host.bind(DISK)?;
+    unbound_while_it_runs(&host)?;
+    host.bind(DISK)?;
+    let shown = host.sh(&format!("strait device show {DISK}"))?;
+    for wanted in ["capability at 0x060: power management", "capability at 0x080: PCI Express"] {
+        assert!(shown.contains(wanted), "no {wanted} in:\n{shown}");
+    }
+    host_is_well(&host)
+}
+
+/// Unbinds the disk while a guest has it: the host waits for the run's end, and lets nobody reset it.
+fn unbound_while_it_runs(host: &Host) -> Story {
+    let strait = host.strait(&format!("run --kernel /k/spin --vfio-pci {DISK}"))?;
+    host.until("grep -q vfio-intx /proc/interrupts")?;
+    let unbind = host.start(&format!("echo {DISK} >/sys/bus/pci/drivers/vfio-pci/unbind"))?;
+    host.until("dmesg | grep -q 'blocked until released by user'")?;
+    strait.signal(15)?;
+    assert_eq!((strait.exit_status()?, unbind.exit_status()?), (128 + 15, 0));
+    let said = strait.output();
+    assert!(said.contains("the host holds it"), "{said}");
+    assert!(!said.contains("power-cycle"), "{said}");
+    let help = said.split("help: once the host has let go of it: ").nth(1);
+    let help = help.and_then(|help| help.split(" (").next()).expect("there is a help");
+    host.sh(help)?;
+    Ok(())
+}
+
+#[test]
+fn a_guest_outlives_memory_that_is_taken_away_behind_its_vmm_s_back() -> Story {
+    let host = with_edu().boot()?;
+    let mut guest = guest_with(&host, &[EDU], Launch::model())?;
+    let device = format!("/sys/bus/pci/devices/{FIRST}");
+    let bar = guest.sh(&format!("echo 1 >{device}/enable && cut -d ' ' -f 1 {device}/resource"))?;
+    let bar = bar.lines().next().unwrap_or_default();
+    let reads_ones = format!("probe memory check {bar} 64 0xff");
+    assert_ne!(guest.run(&reads_ones)?.0, 0);
+    let pid = guest.pid()?;
+    host.sh(&format!("probe vfio memory off {pid}"))?;
+    guest.sh(&reads_ones)?;
+    host.sh(&format!("probe vfio memory on {pid}"))?;
+    assert_ne!(guest.run(&reads_ones)?.0, 0, "by traps");
+    guest.sh(&format!("probe edu {FIRST} msi 5"))?;
+    let said = guest.process().output();
+    assert_eq!(said.matches("can't give the guest its registers").count(), 1, "{said}");
+    assert_eq!(guest.power_off()?, 0);
+    host_is_well(&host)
+}
+
+#[test]
 fn without_messages_there_is_the_line() -> Story {
     let host = with_disk().gic(2).device("edu,addr=7,dma_mask=0xffffffffffff").boot()?;
     let mut guest = guest_with(&host, &[DISK, EDU], Launch::model())?;
@@ -303,6 +385,7 @@ fn devices_are_shown_borrowed_and_refused_with_what_to_type() -> Story {
     for wanted in ["00:1f.0  0000:00:05.0", "BAR 0: 64-bit memory", "PCI configuration", "INTA"] {
         assert!(plan.contains(wanted), "no {wanted} in:\n{plan}");
     }
+    needs_descriptors(&host)?;
     host.sh(&format!("strait device unbind {DISK}"))?;
     assert_eq!(host.driver(DISK)?.as_deref(), Some("nvme"));
     let guest = host.guest(&format!("--bind --vfio-pci {DISK}"))?;
@@ -310,6 +393,33 @@ fn devices_are_shown_borrowed_and_refused_with_what_to_type() -> Story {
     assert_eq!(guest.power_off()?, 0);
     assert_eq!(host.driver(DISK)?.as_deref(), Some("nvme"));
 
+    Ok(())
+}
+
+/// A disk of 65 vectors where few files may be open.
+fn needs_descriptors(host: &Host) -> Story {
+    let plan = "strait run --kernel /k/model --vfio-pci 00:05.0 --dry-run";
+    let refused = host.run(&format!("ulimit -n 32; {plan}"))?;
+    assert_eq!(refused.status, 1, "{refused:?}");
+    assert!(refused.errors.contains("this process may have 32 open"), "{refused:?}");
+    let help = refused.errors.split("help: ").nth(1).and_then(|help| help.split(" by ").next());
+    let help = help.expect("there is a command that mends it");
+    let mended = host.run(&format!("{help}; {plan}"))?;
+    assert_eq!(mended.status, 0, "{help}: {mended:?}");
+    // A soft limit is raised.
+    host.sh(&format!("ulimit -Sn 32; {plan} && strait device test 00:05.0"))?;
+    let launch = Launch::model()
+        .program("sh -c 'ulimit -Sn 32 && exec strait \"$@\"' strait")
+        .with("--vfio-pci 00:05.0");
+    let mut guest = host.launch(&launch)?;
+    let open = host.sh(&format!("ls /proc/{}/fd | wc -l", guest.pid()?))?;
+    let limit =
+        host.sh(&format!("awk '/Max open files/ {{ print $4 }}' /proc/{}/limits", guest.pid()?))?;
+    println!("{} descriptors are open, of {}", open.trim(), limit.trim());
+    let limit: u64 = limit.trim().parse().unwrap_or_default();
+    assert!(limit >= 65 + 20, "{limit}");
+    nothing_missed(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
     Ok(())
 }
 

@@ -111,8 +111,8 @@ pub fn node(bridge: &HostBridge, gic: &Gic) -> Node {
     bridge.node(gic::LABEL, gic.has_its().then_some(gic::ITS_LABEL))
 }
 
-/// Puts the functions in their seats, in order, and shows the host to the guest. The GIC must be
-/// complete, and no interrupt armed.
+/// Puts the functions in their seats, in order, and shows the host to the guest; answers its bridge.
+/// The GIC must be complete, and no interrupt armed.
 ///
 /// # Errors
 ///
@@ -123,16 +123,17 @@ pub fn attach(
     functions: Vec<Arc<Mutex<dyn Function>>>,
     gic: &Gic,
     bus: &mut Bus,
-) -> Result<(), Error> {
+) -> Result<Arc<HostBridge>, Error> {
     let seats = bridge.seats().to_vec();
     gic.set_level_sensitive(seats.iter().filter_map(|seat| Some(seat.intx?.spi.0)))?;
     for (seat, function) in seats.iter().zip(functions) {
         bridge.install(seat.bdf, function);
     }
-    for (name, range, device) in Arc::new(bridge).devices() {
+    let bridge = Arc::new(bridge);
+    for (name, range, device) in bridge.devices() {
         bus.add(name, range, device)?;
     }
-    Ok(())
+    Ok(bridge)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use arch::exit::Exit;
 use arch::{ImmediateExit, Vcpu};
 use devices::bus::{Action, Bus};
+use devices::pci::HostBridge;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::assigned::Assigned;
@@ -71,10 +72,11 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     let mut board = build::board(plan.console, &core.vm, &over)?;
     let wiring = Arc::new(KvmWiring::new(core.vm.clone(), &core.gic));
     plan.assigned.attach(&core.vm, &core.gic, &wiring, &ram, &mut board.bus)?;
-    if let Some(bridge) = core.pci.take() {
+    let mut bridge = None;
+    if let Some(host) = core.pci.take() {
         let functions = plan.assigned.functions();
-        functions.attach(bridge.seats().to_vec(), &core.gic, &wiring)?;
-        pci::attach(bridge, functions.shared(), &core.gic, &mut board.bus)?;
+        functions.attach(host.seats().to_vec(), &core.gic, &wiring)?;
+        bridge = Some(pci::attach(host, functions.shared(), &core.gic, &mut board.bus)?);
     }
     core.vm.add_ram(ram)?;
     let bus = Arc::new(board.bus);
@@ -85,6 +87,7 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     });
     let run = Arc::new(Run {
         bus,
+        bridge,
         over,
         ending: OnceLock::new(),
         stopped: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
@@ -133,6 +136,7 @@ fn run_machine(
 /// What vCPU threads share.
 struct Run {
     bus: Arc<Bus>,
+    bridge: Option<Arc<HostBridge>>,
     over: Arc<AtomicBool>,
     ending: OnceLock<Ending>,
     stopped: EventFd,
@@ -210,13 +214,18 @@ impl Run {
         if let (Some(recorder), 0) = (&self.recorder, index) {
             recorder.note_first_instruction();
         }
+        let mut faults = 0;
         while !self.over.load(Ordering::Relaxed) {
             let ending = match vcpu.run() {
                 Ok(Exit::Undecodable) => {
                     Exits::count(&exits.undecodable);
                     vcpu.abort_access().err().map(|e| run_failed(index, &e))
                 }
-                Ok(exit) => self.take(exit, &exits),
+                Ok(Exit::Unbacked) => self.trap_functions(index, &mut faults),
+                Ok(exit) => {
+                    faults = 0;
+                    self.take(exit, &exits)
+                }
                 Err(e) => Some(run_failed(index, &e)),
             };
             if let Some(ending) = ending {
@@ -253,6 +262,20 @@ impl Run {
             Exit::Broken(why) => Ending::Failed(Error::new(format!("the guest stopped: {why}"))),
             _ => Ending::Crash,
         })
+    }
+
+    /// The host can't give the guest the memory that it accesses. That of PCI functions may go at any
+    /// time (a reset by somebody else who has the device open, a server that takes back what it lent),
+    /// so it traps from here on: the guest's access is made again and comes here. What isn't theirs
+    /// fails again, and that ends the run.
+    #[cold]
+    fn trap_functions(&self, index: usize, faults: &mut u32) -> Option<Ending> {
+        /// In a row, none of which let anything trap: another vCPU may have been first.
+        const MOST: u32 = 16;
+        let trapped = self.bridge.as_ref().is_some_and(|bridge| bridge.trap());
+        *faults = if trapped { 0 } else { faults.saturating_add(1) };
+        let unbacked = || run_failed(index, &io::Error::from_raw_os_error(libc::EFAULT));
+        (*faults > MOST).then(unbacked)
     }
 
     fn end(&self, ending: Ending) {

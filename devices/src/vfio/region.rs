@@ -61,7 +61,8 @@ pub trait Registers {
     fn write32(&self, offset: u64, value: u32) -> Result<(), AccessError>;
 }
 
-/// A part of a region that is mapped into this process, and so can be the guest's without traps.
+/// A part of a region that is mapped into this process, and so can be the guest's without traps. It
+/// isn't accessed from here.
 #[derive(Debug)]
 pub struct Area {
     /// Where it is in the region, in bytes.
@@ -103,13 +104,16 @@ pub fn host_page_size() -> u64 {
     u64::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
 }
 
-/// What of a region can be mapped on a host with such pages: whole pages that VFIO permits to map
-/// and that have no part in `holes`, so that the guest gets nothing else. In bytes from the region's
-/// start, in order.
+/// What of a region can be mapped on a host with such pages: whole pages that VFIO permits to map, to
+/// read and to write, and that have no part in `holes`, so that the guest gets nothing else. In bytes
+/// from the region's start, in order.
+///
+/// A guest's write to memory that can only be read would end its run, and so would its read of what
+/// can only be written: both trap.
 fn mappable(info: &RegionInfo, page_size: u64, holes: &[Range<u64>]) -> Vec<Range<u64>> {
     let whole = 0..info.size;
     let mut free: Vec<Range<u64>> = match &info.areas {
-        _ if !info.mappable => Vec::new(),
+        _ if !(info.mappable && info.readable && info.writable) => Vec::new(),
         Some(areas) => areas.clone(),
         None => vec![whole.clone()],
     };
@@ -199,16 +203,11 @@ impl Region {
         whole.map(Area::host)
     }
 
-    /// The mapping in which all of `length` bytes at `offset` are, and where in it they begin.
-    fn mapping_of(&self, offset: u64, length: usize) -> Option<(&Mapping, u64)> {
-        let end = offset.checked_add(u64::try_from(length).ok()?)?;
-        let within = |area: &&Area| area.range.start <= offset && end <= area.range.end;
-        let area = self.areas.iter().find(within)?;
-        Some((&area.mapping, offset - area.range.start))
-    }
-
-    /// Reads 1, 2, 4 or 8 bytes at `offset` by one access to the device (8 by two where the region
-    /// isn't mapped: the host's kernel splits them).
+    /// Reads 1, 2, 4 or 8 bytes at `offset` by one access to the device, or as many as its kernel
+    /// makes of it.
+    ///
+    /// Never through a mapping: a device that decodes no memory, or a server that takes it away,
+    /// answers that with SIGBUS, and the device file with an error.
     ///
     /// # Errors
     ///
@@ -218,19 +217,8 @@ impl Region {
         if !self.info.readable {
             return Err(AccessError::Forbidden("read"));
         }
-        let Some((mapping, place)) = self.mapping_of(offset, data.len()) else {
-            return self
-                .device
-                .read(&self.info, offset, data)
-                .map_err(|source| AccessError::Host { offset, source });
-        };
-        let done = match data.len() {
-            1 => mapping.read::<u8>(place).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
-            2 => mapping.read::<u16>(place).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
-            4 => mapping.read::<u32>(place).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
-            _ => mapping.read::<u64>(place).map(|v| data.copy_from_slice(&v.to_ne_bytes())),
-        };
-        done.ok_or(AccessError::Shape { offset, size: data.len() })
+        let read = self.device.read(&self.info, offset, data);
+        read.map_err(|source| AccessError::Host { offset, source })
     }
 
     /// Writes 1, 2, 4 or 8 bytes at `offset`, as [`read`](Self::read) reads them.
@@ -243,22 +231,8 @@ impl Region {
         if !self.info.writable {
             return Err(AccessError::Forbidden("written"));
         }
-        let Some((mapping, place)) = self.mapping_of(offset, data.len()) else {
-            return self
-                .device
-                .write(&self.info, offset, data)
-                .map_err(|source| AccessError::Host { offset, source });
-        };
-        let done = match *data {
-            [a] => mapping.write(place, a),
-            [a, b] => mapping.write(place, u16::from_ne_bytes([a, b])),
-            [a, b, c, d] => mapping.write(place, u32::from_ne_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => {
-                mapping.write(place, u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
-            }
-            _ => None,
-        };
-        done.ok_or(AccessError::Shape { offset, size: data.len() })
+        let written = self.device.write(&self.info, offset, data);
+        written.map_err(|source| AccessError::Host { offset, source })
     }
 
     /// Checks an access's size, alignment and place.

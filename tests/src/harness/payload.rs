@@ -1,8 +1,10 @@
 //! Guests without an operating system: a few A64 instructions behind an arm64 `Image` header.
 
 mod accesses;
+mod toggles;
 
 pub use accesses::{Access, access_as_memory};
+pub use toggles::{Toggle, toggle_while_read};
 
 /// The function identifiers of PSCI (Arm DEN 0022, "PSCI function IDs").
 const PSCI_VERSION: u32 = 0x8400_0000;
@@ -121,17 +123,20 @@ fn distance(instructions: usize) -> i32 {
     i32::try_from(instructions).unwrap_or_default()
 }
 
-/// `prologue`, then `body` `count` times, then power-off. X19 counts: a PSCI call may change X0
-/// to X17 (Arm DEN 0028, "Register use in AArch64 SMC and HVC calls").
+/// `prologue`, then `body` `count` times, then power-off.
 fn repeat(count: u32, body: &[u32], prologue: &[u32]) -> Vec<u8> {
+    image(&[prologue, &repeated(count, body), &call(PSCI_SYSTEM_OFF)].concat())
+}
+
+/// `body` `count` times. X19 counts: a PSCI call may change X0 to X17 (Arm DEN 0028, "Register use in
+/// AArch64 SMC and HVC calls").
+fn repeated(count: u32, body: &[u32]) -> Vec<u32> {
     const COUNTER: Register = 19;
-    let mut code = prologue.to_vec();
-    code.extend(load(COUNTER, count));
+    let mut code = Vec::from(load(COUNTER, count));
     code.extend_from_slice(body);
     code.push(subtract_one(COUNTER));
     code.push(branch_if_not_zero(COUNTER, -distance(body.len() + 1)));
-    code.extend(call(PSCI_SYSTEM_OFF));
-    image(&code)
+    code
 }
 
 /// The size of an `Image`'s header in bytes.

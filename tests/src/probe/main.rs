@@ -41,6 +41,7 @@ usage: probe COMMAND
                                         pages copied there and back, all told by interrupts
   testdev BDF N                         have both BARs of QEMU's pci-testdev count N writes
   vfio mask|unmask PID INTERRUPT        an interrupt of the VFIO device that a process has open
+  vfio memory on|off PID                the memory of the PCI function that a process has open
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH                  serve a PCI device on a socket
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         ["noise", address, length, count, "gentle"] => noise(address, length, count, true),
         ["edu", name, by, rounds] => number(rounds).and_then(|rounds| edu::run(name, by, rounds)),
         ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
+        ["vfio", "memory", state, process] => vfio::memory(state, process),
         ["vfio", action, process, interrupt] => vfio::run(action, process, interrupt),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),

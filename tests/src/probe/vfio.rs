@@ -1,4 +1,4 @@
-//! Another process' VFIO device: meddling with its interrupts behind its back.
+//! Another process' VFIO device: meddling with its interrupts and its memory behind its back.
 
 use std::fs;
 use std::io;
@@ -40,6 +40,34 @@ pub(crate) fn run(action: &str, process: &str, index: &str) -> Result<(), Troubl
     // SAFETY: the kernel reads `argsz` bytes of the structure, which outlives the call.
     if unsafe { libc::ioctl(device.as_raw_fd(), SET_IRQS as _, &raw const set) } < 0 {
         return Err(format!("VFIO refuses: {}", io::Error::last_os_error()).into());
+    }
+    Ok(())
+}
+
+/// Where VFIO has a PCI function's command register: in the device file's region 7
+/// (`VFIO_PCI_CONFIG_REGION_INDEX`, `VFIO_PCI_INDEX_TO_OFFSET`), at 4.
+const COMMAND: libc::off_t = (7 << 40) + 4;
+const COMMAND_MEMORY: u16 = 1 << 1;
+
+/// Turns on or off the memory of the only VFIO device, a PCI function, that a process has open.
+pub(crate) fn memory(state: &str, process: &str) -> Result<(), Trouble> {
+    let device = device_of(number32(process)?)?;
+    let mut command = [0; 2];
+    let (size, buffer) = (command.len(), command.as_mut_ptr().cast());
+    // SAFETY: `buffer` is `size` bytes that may be written.
+    if unsafe { libc::pread(device.as_raw_fd(), buffer, size, COMMAND) } != 2 {
+        return Err(io::Error::last_os_error().into());
+    }
+    let command = u16::from_le_bytes(command);
+    let command = match state {
+        "on" => command | COMMAND_MEMORY,
+        "off" => command & !COMMAND_MEMORY,
+        _ => return Err("neither on nor off".into()),
+    };
+    let command = command.to_le_bytes();
+    // SAFETY: the kernel reads the two bytes.
+    if unsafe { libc::pwrite(device.as_raw_fd(), command.as_ptr().cast(), 2, COMMAND) } != 2 {
+        return Err(io::Error::last_os_error().into());
     }
     Ok(())
 }

@@ -44,6 +44,57 @@ fn a_region_is_mapped_if_vfio_permits_and_it_is_whole_pages() {
 }
 
 #[test]
+fn only_what_can_be_both_read_and_written_is_mapped() {
+    for (readable, writable) in [(true, false), (false, true), (false, false)] {
+        let info = RegionInfo { readable, writable, ..info(PAGE, 0, true) };
+        assert_eq!(mappable(&info, 0x1000, &[]), []);
+        let device = Arc::new(FakeDevice::new(vec![info], Vec::new()));
+        let region = Region::open(device, 0, Some(PAGE)).unwrap();
+        assert_eq!(region.areas().len(), 0, "{readable} {writable}");
+        assert_eq!(
+            (region.read(0, &mut [0]).is_ok(), region.write(0, &[0]).is_ok()),
+            (readable, writable)
+        );
+    }
+}
+
+/// A file in memory of [`PAGE`] bytes with these seals.
+fn sealed(seals: i32) -> std::fs::File {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    // SAFETY: the name is a C string, and the descriptor nobody else's.
+    let file = unsafe {
+        let fd = libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING);
+        std::fs::File::from_raw_fd(fd)
+    };
+    file.set_len(PAGE).unwrap();
+    // SAFETY: F_ADD_SEALS takes a number.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }, 0);
+    file
+}
+
+#[test]
+fn a_file_that_is_sealed_against_writing_is_not_mapped() {
+    for seals in [libc::F_SEAL_SHRINK | libc::F_SEAL_WRITE, libc::F_SEAL_FUTURE_WRITE] {
+        let device = FakeDevice::over(sealed(seals), vec![info(PAGE, 0, true)]);
+        let region = Region::open(Arc::new(device), 0, Some(PAGE)).unwrap();
+        assert_eq!(region.areas().len(), 0);
+        region.read(0, &mut [0]).unwrap();
+        assert!(matches!(region.write(0, &[0]), Err(AccessError::Host { .. })));
+    }
+}
+
+#[test]
+fn memory_that_is_taken_away_answers_with_an_error() {
+    let device = Arc::new(FakeDevice::new(vec![info(PAGE, 0, true)], Vec::new()));
+    let region = Region::open(device.clone(), 0, Some(PAGE)).unwrap();
+    assert!(region.mapped().is_some());
+    device.file().set_len(0).unwrap();
+    assert!(matches!(region.read(0, &mut [0; 4]), Err(AccessError::Host { .. })));
+    // A file grows when it is written to; a device doesn't. That nothing is raised is the point.
+    region.write(0x10, &[1, 2, 3, 4]).unwrap();
+}
+
+#[test]
 fn a_region_that_cannot_be_mapped_after_all_traps() {
     let forged = RegionInfo { offset: u64::MAX - 0xffff, ..info(PAGE, 0, true) };
     let mut device = FakeDevice::new(Vec::new(), Vec::new());

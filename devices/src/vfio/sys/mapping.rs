@@ -1,4 +1,5 @@
-//! A region mapped into this process, reached by volatile accesses only.
+//! A region mapped into this process, for the guest to access: nothing here does, for whoever can
+//! take it away (a function that decodes no memory, a server) would end this process by SIGBUS.
 
 use std::fs::File;
 use std::io;
@@ -17,31 +18,28 @@ pub struct Mapping {
     lender: Option<Arc<Lender>>,
 }
 
-// SAFETY: the memory belongs to the mapping alone, wherever it is used from, and is only accessed
-// as volatile integers: device registers have no data races in the language's sense.
+// SAFETY: the memory belongs to the mapping alone, wherever it is used from, and isn't accessed from
+// here.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps a part of a region of this file, in bytes from the region's start.
+    /// Maps a part of a region of this file, in bytes from the region's start, to be read and
+    /// written.
     ///
     /// # Errors
     ///
-    /// As from `mmap(2)`; `InvalidInput` if the part's place doesn't fit an address.
+    /// As from `mmap(2)`, so also if the file can't be both read and written (it was opened for one,
+    /// or is sealed by `F_SEAL_WRITE` or `F_SEAL_FUTURE_WRITE`); `InvalidInput` if the part's place
+    /// doesn't fit an address.
     pub fn new(file: &File, region: &RegionInfo, range: Range<u64>) -> io::Result<Self> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
         let size = range.end.checked_sub(range.start).ok_or_else(invalid)?;
         let size = usize::try_from(size).map_err(|_| invalid())?;
         let offset = region.offset.checked_add(range.start).ok_or_else(invalid)?;
         let offset = libc::off_t::try_from(offset).map_err(|_| invalid())?;
-        let mut protection = libc::PROT_NONE;
-        if region.readable {
-            protection |= libc::PROT_READ;
-        }
-        if region.writable {
-            protection |= libc::PROT_WRITE;
-        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice; nothing is replaced.
         let address = unsafe {
             let null = std::ptr::null_mut();
@@ -76,49 +74,6 @@ impl Mapping {
     pub fn address(&self) -> NonNull<u8> {
         self.address
     }
-
-    /// Reads an integer by one access; `None` unless all of it is within and it is aligned to its
-    /// size.
-    pub fn read<T: Register>(&self, offset: u64) -> Option<T> {
-        let register = self.register(offset)?;
-        // SAFETY: `register` checked that it is within the mapping and aligned.
-        Some(unsafe { register.read_volatile() })
-    }
-
-    /// Writes an integer by one access; `None` as for [`read`](Self::read).
-    pub fn write<T: Register>(&self, offset: u64, value: T) -> Option<()> {
-        let register = self.register(offset)?;
-        // SAFETY: `register` checked that it is within the mapping and aligned.
-        unsafe { register.write_volatile(value) };
-        Some(())
-    }
-
-    fn register<T>(&self, offset: u64) -> Option<NonNull<T>> {
-        let offset = usize::try_from(offset).ok()?;
-        let end = offset.checked_add(size_of::<T>())?;
-        if end > self.size || !offset.is_multiple_of(size_of::<T>()) {
-            return None;
-        }
-        // SAFETY: `offset` is within the mapping, as checked above.
-        Some(unsafe { self.address.add(offset) }.cast())
-    }
-}
-
-/// An integer that a register can hold.
-pub trait Register: Copy + private::Integer {}
-
-impl Register for u8 {}
-impl Register for u16 {}
-impl Register for u32 {}
-impl Register for u64 {}
-
-mod private {
-    /// Keeps [`Register`](super::Register) to the types for which any bits are a value.
-    pub trait Integer {}
-    impl Integer for u8 {}
-    impl Integer for u16 {}
-    impl Integer for u32 {}
-    impl Integer for u64 {}
 }
 
 impl Drop for Mapping {
@@ -130,5 +85,22 @@ impl Drop for Mapping {
             Some(lender) => lender.remove(self.address, unmap),
             None => unmap(),
         };
+    }
+}
+
+#[cfg(test)]
+impl Mapping {
+    /// Reads 8 bytes as a guest does.
+    pub(in super::super) fn read(&self, offset: usize) -> u64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.size);
+        // SAFETY: within the mapping and aligned.
+        unsafe { self.address.add(offset).cast().read_volatile() }
+    }
+
+    /// Writes 8 bytes as a guest does.
+    pub(in super::super) fn write(&self, offset: usize, value: u64) {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.size);
+        // SAFETY: within the mapping and aligned.
+        unsafe { self.address.add(offset).cast().write_volatile(value) }
     }
 }

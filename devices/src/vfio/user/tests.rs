@@ -125,7 +125,7 @@ fn regions_that_a_server_lends_can_be_mapped() {
     assert!(info.mappable);
     assert_eq!(info.areas, Some(vec![0..0x1000, 0x3000..0x4000]));
     let mapping = device.map(&info, 0x3000..0x4000).unwrap();
-    mapping.write(8, 0x1234_5678u32).unwrap();
+    mapping.write(8, 0x1234_5678);
     let mut bytes = [0; 4];
     file.read_exact_at(&mut bytes, 0x1000 + 0x3008).unwrap();
     assert_eq!(u32::from_ne_bytes(bytes), 0x1234_5678);

@@ -105,7 +105,7 @@ fn size(bytes: u32) -> u32 {
 }
 
 /// `ADR Xd`, so many bytes further.
-fn address_of(register: u32, bytes: usize) -> u32 {
+pub(super) fn address_of(register: u32, bytes: usize) -> u32 {
     let bytes = u32::try_from(bytes).unwrap_or_default();
     0x1000_0000 | (bytes & 3) << 29 | (bytes >> 2 & 0x7_ffff) << 5 | register
 }
