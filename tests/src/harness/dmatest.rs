@@ -16,7 +16,7 @@ pub struct DmaTest {
 }
 
 /// What one channel's thread summed up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// The thread, such as `dma0chan3-copy0`.
     pub thread: String,
@@ -24,6 +24,8 @@ pub struct Summary {
     pub copies: u32,
     /// Those that failed.
     pub failures: u32,
+    /// Copies per second, with all that belongs to one.
+    pub transfers_per_second: f64,
     /// Bytes per second, in thousands, as the kernel counts them.
     pub kilobytes_per_second: u64,
 }
@@ -110,7 +112,7 @@ impl Summary {
         let (before, after) = line.split_once(": summary ")?;
         let thread = before.rsplit(' ').next()?.to_owned();
         let words: Vec<&str> = after.split_whitespace().collect();
-        let [copies, "tests,", failures, "failures", _, "iops", rate, "KB/s", ..] = words[..]
+        let [copies, "tests,", failures, "failures", rate, "iops", bytes, "KB/s", ..] = words[..]
         else {
             return None;
         };
@@ -118,7 +120,8 @@ impl Summary {
             thread,
             copies: copies.parse().ok()?,
             failures: failures.parse().ok()?,
-            kilobytes_per_second: rate.parse().ok()?,
+            transfers_per_second: rate.parse().ok()?,
+            kilobytes_per_second: bytes.parse().ok()?,
         })
     }
 }
@@ -136,15 +139,16 @@ dmatest: dma0chan1-copy0: summary 50 tests, 0 failures 1234.56 iops 9876 KB/s (0
 
     #[test]
     fn summaries_are_found_with_and_without_time_stamps() {
-        let summary = |thread: &str, failures, rate| Summary {
+        let summary = |thread: &str, failures, transfers, bytes| Summary {
             thread: thread.into(),
             copies: 50,
             failures,
-            kilobytes_per_second: rate,
+            transfers_per_second: transfers,
+            kilobytes_per_second: bytes,
         };
         assert_eq!(
             Summary::parse(LOG),
-            [summary("dma0chan1-copy0", 0, 9876), summary("dma0chan0-copy0", 2, 8)]
+            [summary("dma0chan1-copy0", 0, 1234.56, 9876), summary("dma0chan0-copy0", 2, 1.0, 8)]
         );
     }
 
