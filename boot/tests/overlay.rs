@@ -218,6 +218,75 @@ fn references_lead_where_they_should_from_any_place_in_a_value() {
     dtc(&to_dts(&root));
 }
 
+/// As those of Raspberry Pi's firmware are: parameters, which only that firmware understands, and a
+/// fragment that they would wake.
+const RASPBERRY_PI: &str = r#"
+    / {
+        compatible = "brcm,bcm2835";
+        fragment@0 {
+            target = <&_2c0a0000_dma>;
+            frag0: __overlay__ {
+                #address-cells = <1>;
+                #size-cells = <0>;
+                status = "okay";
+                clocks = <&osc>;
+                channel@2 { reg = <2>; };
+            };
+        };
+        fragment@1 {
+            target = <&clocks>;
+            __overlay__ {
+                osc: osc { compatible = "fixed-clock"; #clock-cells = <0>; clock-frequency = <16>; };
+            };
+        };
+        fragment@2 {
+            target = <&_2c0a0000_dma>;
+            __dormant__ { status = "disabled"; };
+        };
+        __overrides__ {
+            speed = <&osc>,"clock-frequency:0";
+            off = <0>,"-0+2";
+        };
+    };
+"#;
+
+/// As those that crosvm takes are: whole devices for the root, with what they refer to.
+const CROSVM: &str = r#"
+    / {
+        fragment@sensor {
+            target-path = "/";
+            __overlay__ {
+                #address-cells = <2>;
+                #size-cells = <2>;
+                sensor: sensor@90000000 {
+                    compatible = "vendor,sensor";
+                    reg = <0x0 0x90000000 0x0 0x10000>;
+                    interrupt-parent = <&gic>;
+                    interrupts = <0 0xf 4>;
+                    supply = <&power &_2c0a0000_dma>;
+                };
+                power: regulator { compatible = "regulator-fixed"; regulator-name = "on"; };
+            };
+        };
+    };
+"#;
+
+#[test]
+fn overlays_as_other_projects_write_them_do_what_they_do_there() {
+    let [pi, crosvm] = [RASPBERRY_PI, CROSVM].map(overlay);
+    let root = applied(&[&pi, &crosvm]).unwrap();
+    let device = at(&root, "dma-controller@c000000");
+    assert_eq!(device.get("status"), Some(&Value::Strings(vec!["okay".into()])));
+    assert_eq!(device.get("clocks"), Some(&Value::Cells(vec![Cell::Ref("osc".into())])));
+    let supply = at(&root, "sensor@90000000").get("supply");
+    let labels = ["power", "_2c0a0000_dma"].map(|label| Cell::Ref(label.into()));
+    assert_eq!(supply, Some(&Value::Cells(labels.into())));
+    assert!(root.get("compatible").is_none(), "what the overlay is for isn't what the guest is");
+    assert!(!root.children().iter().any(|child| child.name() == "__overrides__"));
+    // fdtoverlay doesn't take the label of a fragment's content beside what refers elsewhere.
+    assert_agreed(&[&crosvm]);
+}
+
 #[test]
 fn an_overlay_sees_the_symbols_of_those_before_it() {
     let first = overlay("&clocks { osc: osc { #clock-cells = <0>; }; };");
