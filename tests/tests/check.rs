@@ -23,8 +23,18 @@ fn complaints(diagnosis: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
+/// The kinds of device that can be assigned.
+fn assignable(diagnosis: &Value) -> Vec<&str> {
+    let kinds = diagnosis["kinds"].as_array().into_iter().flatten();
+    let can = kinds.filter(|kind| kind["assignable"] == true);
+    can.filter_map(|kind| kind["kind"].as_str()).collect()
+}
+
+/// A subject, its level, and what the help says.
+type Complaint<'a> = (&'a str, &'a str, &'a str);
+
 /// Checks that exactly this is complained of, and that the help says so.
-fn complains(diagnosis: &Value, expected: &[(&str, &str, &str)]) {
+fn complains(diagnosis: &Value, expected: &[Complaint<'_>]) {
     let wanted: Vec<(String, String)> =
         expected.iter().map(|(s, l, _)| ((*s).to_owned(), (*l).to_owned())).collect();
     assert_eq!(complaints(diagnosis), wanted, "{diagnosis:#}");
@@ -59,14 +69,20 @@ fn a_host_as_it_should_be() -> Story {
     drop(host);
     let old = Board::new().gic(2).boot()?;
     assert!(old.sh("strait check")?.contains("GICv2"));
+    // A GICv2m frame doesn't isolate the messages of PCI functions.
+    let allow = ["iommufd", "vfio_iommu_type1"]
+        .map(|module| format!("/sys/module/{module}/parameters/allow_unsafe_interrupts"));
+    allow.iter().try_for_each(|flag| old.sh(&format!("echo N > {flag}")).map(drop))?;
+    let [iommufd, container] = &allow;
+    let expected = [("iommufd", "blocks", &**iommufd), ("VFIO containers", "blocks", container)];
+    complains(&check(&old, "strait", "")?, &expected);
     Ok(())
 }
 
 #[test]
 fn a_kernel_in_which_something_is_missing() -> Story {
     let missing = |initcall: &str| Board::new().param(&format!("initcall_blacklist={initcall}"));
-    type Expected<'a> = &'a [(&'a str, &'a str, &'a str)];
-    let cases: [(Board, Expected<'_>); 8] = [
+    let cases: [(Board, &[Complaint<'_>]); 8] = [
         (Board::new().param("kvm-arm.mode=none"), &[("KVM", "blocks", "CONFIG_KVM")]),
         (
             missing("vfio_platform_driver_init"),
@@ -108,8 +124,12 @@ fn parameters_that_forbid_it() -> Story {
         .param("iommufd.allow_unsafe_interrupts=0")
         .param("vfio_iommu_type1.allow_unsafe_interrupts=0")
         .boot()?;
-    let both: &[_] = &[("iommufd", "blocks", &*iommufd), ("VFIO containers", "blocks", &*type1)];
-    complains(&check(&host, "strait", "")?, both);
+    let both: &[_] =
+        &[("iommufd", "degraded", &*iommufd), ("VFIO containers", "degraded", &*type1)];
+    let diagnosis = check(&host, "strait", "")?;
+    complains(&diagnosis, both);
+    // The ITS isolates the messages of PCI functions.
+    assert_eq!(assignable(&diagnosis), ["pci", "vfio-user"], "{diagnosis:#}");
     // What either says to do mends it, and what it promises holds.
     host.bind(PLATFORM_DMA[0])?;
     for (parameter, backend) in [(type1, "container"), (iommufd, "iommufd")] {
@@ -124,7 +144,60 @@ fn parameters_that_forbid_it() -> Story {
 
     let host = Board::new().param("vfio_platform.reset_required=1").boot()?;
     let help = "vfio_platform.reset_required=0";
-    complains(&check(&host, "strait", "")?, &[("reset_required", "degraded", help)]);
+    let diagnosis = check(&host, "strait", "")?;
+    complains(&diagnosis, &[("reset_required", "degraded", help)]);
+    // vfio-amba and vfio-pci don't ask for one.
+    assert_eq!(assignable(&diagnosis), ["amba", "pci", "vfio-user"], "{diagnosis:#}");
+    drop(host);
+    let host = Board::new()
+        .param("vfio_platform.reset_required=1")
+        .param("initcall_blacklist=vfio_amba_driver_init,vfio_pci_init")
+        .boot()?;
+    let diagnosis = check(&host, "strait", "")?;
+    let drivers = [("vfio-amba", "blocks", "CONFIG"), ("vfio-pci", "blocks", "CONFIG")];
+    complains(&diagnosis, &[&drivers[..], &[("reset_required", "blocks", help)]].concat());
+    assert_eq!(assignable(&diagnosis), ["vfio-user"], "{diagnosis:#}");
+    Ok(())
+}
+
+/// As Debian's kernels are: PCI functions are all that can be assigned.
+#[test]
+fn a_stock_host() -> Story {
+    let missing = "vfio_platform_driver_init,vfio_amba_driver_init,iommufd_init";
+    let host = Board::new()
+        .param(&format!("initcall_blacklist={missing}"))
+        .param("vfio_iommu_type1.allow_unsafe_interrupts=0")
+        .device("edu,addr=5")
+        .boot()?;
+    let drivers = [("vfio-platform", "degraded", "CONFIG"), ("vfio-amba", "degraded", "CONFIG")];
+    // Either would do for those, once mended.
+    let ways = [
+        ("iommufd", "degraded", "CONFIG_IOMMUFD"),
+        ("VFIO containers", "degraded", "allow_unsafe_interrupts"),
+    ];
+    let with_ways = |others: &[Complaint<'static>]| [&drivers[..], &ways, others].concat();
+    let diagnosis = check(&host, "strait", "")?;
+    complains(&diagnosis, &with_ways(&[]));
+    assert_eq!(assignable(&diagnosis), ["pci", "vfio-user"], "{diagnosis:#}");
+    let text = host.sh("strait check")?;
+    assert!(text.contains("no device is bound"), "{text}");
+
+    // What it promises holds.
+    host.sh("strait device bind 00:05.0")?;
+    host.sh("strait run --kernel /k/model --dry-run --vfio-pci 00:05.0")?;
+    let file = format!("/dev/vfio/{}", host.group("0000:00:05.0")?);
+    let text = host.sh("strait check")?;
+    assert!(text.contains(&format!("{file} (0000:00:05.0)")), "{text}");
+    // And another's files are checked.
+    let person = "probe as 1000 memlock=1073741824 strait";
+    host.sh("chmod 666 /dev/kvm /dev/vfio/vfio")?;
+    let closed = check(&host, person, "")?;
+    let blocks = |complaint: &Complaint<'static>| (complaint.0, "blocks", complaint.2);
+    let mut expected = with_ways(&[("VFIO devices", "blocks", "udev")]);
+    expected.iter_mut().for_each(|complaint| *complaint = blocks(complaint));
+    complains(&closed, &expected);
+    host.sh(&format!("chown 1000 {file}"))?;
+    complains(&check(&host, person, "")?, &with_ways(&[]));
     Ok(())
 }
 

@@ -5,21 +5,20 @@ use std::io;
 use std::path::Path;
 
 use devices::vfio::assign::may_open;
-use devices::vfio::host::Host;
 use devices::vfio::sys::{Container, IommuKind};
 
 use super::Premises;
 use super::finding::Finding;
 use super::kernel::{self, Presence};
-use crate::error::Error;
+use super::kind::{Kind, Present, names};
 
-/// Which of them work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// For which kinds of the host's devices each of them works.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backends {
     /// iommufd does.
-    pub iommufd: bool,
+    pub iommufd: Vec<Kind>,
     /// Containers do.
-    pub container: bool,
+    pub container: Vec<Kind>,
 }
 
 /// What keeps one from working, and what mends it.
@@ -35,35 +34,83 @@ impl Obstacle {
     }
 }
 
-const IOMMUFD: &str = "iommufd";
-const CONTAINERS: &str = "VFIO containers";
+/// One of them.
+struct Way {
+    subject: &'static str,
+    /// The part of the kernel that can be told to go on where messages aren't isolated.
+    module: &'static str,
+    /// Where it is, if it is.
+    there: Result<String, Obstacle>,
+    /// Whether that was told to go on (`allow_unsafe_interrupts`), where it has that parameter.
+    goes_on: Option<bool>,
+}
 
 /// Looks at both.
 #[cold]
-pub fn findings(premises: &Premises) -> Result<(Backends, Vec<Finding>), Error> {
-    let iommufd = iommufd(premises).and_then(|text| told(&premises.host, text, "iommufd"));
-    let container =
-        container(premises).and_then(|text| told(&premises.host, text, "vfio_iommu_type1"));
-    let works = Backends { iommufd: iommufd.is_ok(), container: container.is_ok() };
-    let findings = vec![
-        finding(IOMMUFD, iommufd, works.container.then_some(CONTAINERS)),
-        finding(CONTAINERS, container, works.iommufd.then_some(IOMMUFD)),
-    ];
-    Ok((works, findings))
+pub fn findings(premises: &Premises, present: &Present) -> (Backends, Vec<Finding>) {
+    let way = |subject, module, there| {
+        let goes_on = premises.host.flag(module, "allow_unsafe_interrupts").ok().flatten();
+        Way { subject, module, there, goes_on }
+    };
+    let iommufd = way("iommufd", "iommufd", iommufd(premises));
+    let container = way("VFIO containers", "vfio_iommu_type1", container(premises));
+    let works = Backends { iommufd: iommufd.kinds(present), container: container.kinds(present) };
+    let findings = vec![iommufd.finding(&container, present), container.finding(&iommufd, present)];
+    (works, findings)
 }
 
-/// The finding about one, where `other` is the other one if that works.
-fn finding(
-    subject: &'static str,
-    looked: Result<String, Obstacle>,
-    other: Option<&'static str>,
-) -> Finding {
-    match (looked, other) {
-        (Ok(text), _) => Finding::fine(subject, format!("works: {text}")),
-        (Err(Obstacle { text, .. }), Some(other)) => {
-            Finding::fine(subject, format!("{text}; not needed beside {other}"))
+impl Way {
+    /// The kinds of device that can be had by it.
+    fn kinds(&self, present: &Present) -> Vec<Kind> {
+        let mut kinds = if self.there.is_ok() { present.kinds() } else { Vec::new() };
+        kinds.retain(|kind| self.goes_on != Some(false) || !present.needs_unsafe_interrupts(*kind));
+        kinds
+    }
+
+    /// What is found about it beside the other one.
+    fn finding(&self, other: &Self, present: &Present) -> Finding {
+        let (mine, others) = (self.kinds(present), other.kinds(present));
+        let mut refused = present.kinds();
+        refused.retain(|kind| !mine.contains(kind));
+        let mut lost = refused.clone();
+        lost.retain(|kind| !others.contains(kind));
+        let Self { subject, module, there, goes_on } = self;
+        let path = match there {
+            Ok(path) => path,
+            Err(Obstacle { text, .. }) if lost.is_empty() => {
+                return Finding::fine(
+                    subject,
+                    format!("{text}; not needed beside {}", other.subject),
+                );
+            }
+            Err(Obstacle { text, help }) => return Finding::blocks(subject, &lost, text, help),
+        };
+        let told = match goes_on {
+            Some(true) => ", allow_unsafe_interrupts on",
+            Some(false) => ", allow_unsafe_interrupts off",
+            None => "",
+        };
+        if refused.is_empty() {
+            return Finding::fine(subject, format!("works: {path}{told}"));
         }
-        (Err(Obstacle { text, help }), None) => Finding::blocks(subject, text, help),
+        let works = if mine.is_empty() {
+            String::new()
+        } else {
+            format!("works for {} devices: {path}; ", names(&mine))
+        };
+        let text = format!(
+            "{works}its allow_unsafe_interrupts is off, and it refuses {} devices: the interrupt \
+             controller doesn't isolate their messages, or they have none",
+            names(&refused)
+        );
+        if lost.is_empty() {
+            return Finding::fine(subject, format!("{text}; not needed beside {}", other.subject));
+        }
+        let help = format!(
+            "echo Y | sudo tee /sys/module/{module}/parameters/allow_unsafe_interrupts, or boot \
+             the host with {module}.allow_unsafe_interrupts=1"
+        );
+        Finding::blocks(subject, &lost, text, help)
     }
 }
 
@@ -123,36 +170,44 @@ fn openable(path: &Path, otherwise: impl FnOnce(io::Error) -> Obstacle) -> Resul
     })
 }
 
-/// Adds what this part of the kernel does where interrupts aren't isolated.
-fn told(host: &Host, text: String, module: &str) -> Result<String, Obstacle> {
-    match host.flag(module, "allow_unsafe_interrupts").ok().flatten() {
-        Some(false) => Err(Obstacle::new(
-            "its allow_unsafe_interrupts is off, and platform devices have no message-signalled \
-             interrupts to isolate: it refuses them",
-            format!(
-                "echo Y | sudo tee /sys/module/{module}/parameters/allow_unsafe_interrupts, or \
-                 boot the host with {module}.allow_unsafe_interrupts=1"
-            ),
-        )),
-        Some(true) => Ok(format!("{text}, allow_unsafe_interrupts on")),
-        None => Ok(text),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::finding::Level;
     use super::*;
 
+    fn way(subject: &'static str, there: bool, goes_on: Option<bool>) -> Way {
+        let obstacle = || Obstacle::new("no /dev/iommu", "modprobe iommufd");
+        let there = if there { Ok("/dev/iommu".to_owned()) } else { Err(obstacle()) };
+        Way { subject, module: "iommufd", there, goes_on }
+    }
+
+    fn found(way: Way, other: &Way, kinds: &[Kind]) -> Finding {
+        way.finding(other, &Present::of_kinds(kinds))
+    }
+
     #[test]
     fn one_that_works_is_enough() {
-        let broken = || Err(Obstacle::new("no /dev/iommu", "modprobe iommufd"));
-        let alone = finding(IOMMUFD, broken(), None);
+        let iommufd = || way("iommufd", false, None);
+        let alone = found(iommufd(), &way("VFIO containers", false, None), &[Kind::Amba]);
         assert_eq!((alone.level, alone.help.as_deref()), (Level::Blocks, Some("modprobe iommufd")));
-        let beside = finding(IOMMUFD, broken(), Some(CONTAINERS));
+        assert_eq!(alone.blocks, [Kind::Amba]);
+        let beside = found(iommufd(), &way("VFIO containers", true, None), &[Kind::Amba]);
         assert_eq!(beside.level, Level::Fine);
         assert_eq!(beside.text, "no /dev/iommu; not needed beside VFIO containers");
-        let works = finding(IOMMUFD, Ok("/dev/iommu".into()), None);
+        let works = found(way("iommufd", true, None), &iommufd(), &[Kind::Pci]);
         assert_eq!((works.level, works.text.as_str()), (Level::Fine, "works: /dev/iommu"));
+    }
+
+    #[test]
+    fn only_devices_whose_messages_are_not_isolated_need_it_to_go_on() {
+        let off = || way("iommufd", true, Some(false));
+        let none = way("VFIO containers", false, None);
+        assert_eq!(found(off(), &none, &[Kind::Pci]).level, Level::Fine);
+        let both = found(off(), &none, &[Kind::Platform, Kind::Pci]);
+        assert_eq!(both.blocks, [Kind::Platform]);
+        assert!(both.text.starts_with("works for PCI devices: /dev/iommu; "), "{}", both.text);
+        assert!(both.help.is_some_and(|help| help.contains("iommufd.allow_unsafe_interrupts=1")));
+        let on = way("VFIO containers", true, Some(true));
+        assert_eq!(found(off(), &on, &[Kind::Platform, Kind::Pci]).level, Level::Fine);
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::kind::Kind;
 use crate::error::Error;
 
 /// How good or bad it is.
@@ -10,7 +11,7 @@ use crate::error::Error;
 pub enum Level {
     /// As it should be.
     Fine,
-    /// An assignment works, with a drawback or for fewer devices.
+    /// An assignment works, with a drawback or not for all devices.
     Degraded,
     /// No assignment works.
     Blocks,
@@ -38,12 +39,15 @@ pub struct Finding {
     pub text: String,
     /// What mends it.
     pub help: Option<String>,
+    /// The kinds of device of which none can be assigned until it is mended.
+    pub blocks: Vec<Kind>,
 }
 
 impl Finding {
     /// As it should be.
     pub fn fine(subject: &'static str, text: impl Into<String>) -> Self {
-        Self { subject, level: Level::Fine, text: text.into(), help: None }
+        let (level, help, blocks) = (Level::Fine, None, Vec::new());
+        Self { subject, level, text: text.into(), help, blocks }
     }
 
     /// Works, with a drawback that `help` mends.
@@ -55,14 +59,22 @@ impl Finding {
         Self { level: Level::Degraded, help: Some(help.into()), ..Self::fine(subject, text) }
     }
 
-    /// Nothing works until `help` has mended it.
-    pub fn blocks(subject: &'static str, text: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { level: Level::Blocks, help: Some(help.into()), ..Self::fine(subject, text) }
+    /// No device of these kinds can be assigned until `help` has mended it.
+    pub fn blocks(
+        subject: &'static str,
+        kinds: &[Kind],
+        text: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        let help = Some(help.into());
+        let level = Level::Blocks;
+        Self { level, help, blocks: kinds.to_vec(), ..Self::fine(subject, text) }
     }
 
-    /// Nothing works, for this reason.
-    pub fn error(subject: &'static str, error: Error) -> Self {
+    /// No device of these kinds can be assigned, for this reason.
+    pub fn error(subject: &'static str, kinds: &[Kind], error: Error) -> Self {
         let text = error.message().to_owned();
-        Self { level: Level::Blocks, help: error.take_help(), ..Self::fine(subject, text) }
+        let (level, help) = (Level::Blocks, error.take_help());
+        Self { level, help, blocks: kinds.to_vec(), ..Self::fine(subject, text) }
     }
 }

@@ -4,13 +4,14 @@ use arch::Vm;
 use arch::gic::Version;
 
 use super::finding::Finding;
+use super::kind::Kind;
 use crate::error::Error;
 
 /// Looks at KVM, for a guest with this much RAM in bytes.
 pub fn findings(ram: u64) -> Vec<Finding> {
     let vm = match Vm::new(ram) {
         Ok(vm) => vm,
-        Err(error) => return vec![Finding::error("KVM", Error::from(error))],
+        Err(error) => return vec![Finding::error("KVM", &Kind::ALL, Error::from(error))],
     };
     let offered: Vec<String> = [Version::V3, Version::V2]
         .into_iter()
@@ -19,7 +20,7 @@ pub fn findings(ram: u64) -> Vec<Finding> {
         .collect();
     let gic = match Version::of_host(&vm) {
         Ok(_) => Finding::fine("interrupt controller", offered.join(", ")),
-        Err(error) => Finding::error("interrupt controller", Error::from(error)),
+        Err(error) => Finding::error("interrupt controller", &Kind::ALL, Error::from(error)),
     };
     let bits = vm.address_bits();
     vec![

@@ -13,8 +13,9 @@ Find out what this host has and lacks for device assignment.
 
 Usage: strait check [OPTIONS]
 
-Each finding is fine, degraded (works, with a drawback) or blocks; those that aren't fine come
-with the command that mends them. Nothing is changed.
+Each finding is fine, degraded (works, with a drawback or not for all kinds of device) or blocks;
+those that aren't fine come with the command that mends them. Then each kind of device, platform,
+AMBA, PCI and vfio-user, with whether it can be assigned. Nothing is changed.
 
 Options:
   --memory SIZE    The RAM of the guest that is meant to run, with K, M, G or T behind the
@@ -22,7 +23,7 @@ Options:
   --json           Print JSON
   --help, -h       Print this
 
-Exit status: 0 a device can be assigned, 1 something blocks, 2 wrong use.
+Exit status: 0 a device of some kind that the host has can be assigned, 1 none can, 2 wrong use.
 ";
 
 /// What is to be looked at.

@@ -8,6 +8,7 @@ use devices::vfio::region::host_page_size;
 
 use super::Premises;
 use super::finding::Finding;
+use super::kind::Kind;
 use crate::cli::Size;
 use crate::error::Error;
 
@@ -28,7 +29,9 @@ pub fn findings(premises: &Premises, memory: Size) -> Vec<Finding> {
 fn memlock(memlock: Memlock, memory: Size) -> Finding {
     const SUBJECT: &str = "locked memory";
     match memlock.check(memory.bytes()) {
-        Err(error) => Finding::error(SUBJECT, Error::from(MapError::Memlock(error))),
+        Err(error) => {
+            Finding::error(SUBJECT, &Kind::OF_HOST, Error::from(MapError::Memlock(error)))
+        }
         Ok(()) if memlock.exempt => Finding::fine(SUBJECT, "no limit for this user"),
         Ok(()) => Finding::fine(
             SUBJECT,
@@ -61,7 +64,8 @@ fn available(meminfo: &str, memory: Size) -> Finding {
         return Finding::fine(SUBJECT, format!("{mebibytes} MiB, enough for --memory {memory}"));
     }
     let text = format!("{mebibytes} MiB: the {memory} of a guest's RAM can't be pinned");
-    Finding::blocks(SUBJECT, text, "a smaller --memory, or free some: `free -m`")
+    let help = "a smaller --memory, or free some: `free -m`";
+    Finding::blocks(SUBJECT, &Kind::OF_HOST, text, help)
 }
 
 /// `transparent_hugepage/enabled` (Documentation/admin-guide/mm/transhuge.rst).
