@@ -67,6 +67,12 @@ impl Error {
     /// What the person can do about it.
     pub fn help(&self) -> Option<String> {
         match self {
+            // Of root's too: permission isn't what is missing.
+            Self::OpenKvm(e) if e.raw_os_error() == Some(libc::EPERM) => Some(
+                "a container or service must be let have /dev/kvm (docker --device /dev/kvm, \
+                     systemd DeviceAllow=/dev/kvm)"
+                    .into(),
+            ),
             Self::OpenKvm(e) => Some(match e.kind() {
                 io::ErrorKind::NotFound => "the host kernel has no KVM: it needs CONFIG_KVM=y, \
                      and must be started at EL2 (on a QEMU model: -M virt,virtualization=on)"

@@ -1,7 +1,7 @@
 //! `strait check`: a host as it should be, and one in which each thing is broken in turn.
 
 use serde_json::Value;
-use tests::harness::{Board, Failure, Host, PLATFORM_DMA, Story};
+use tests::harness::{Board, Failure, Host, PLATFORM_DMA, Story, payload};
 
 /// The findings, after looking at the exit status; `program` is how strait is run.
 fn check(host: &Host, program: &str, arguments: &str) -> Result<Value, Failure> {
@@ -250,5 +250,86 @@ fn memory_that_does_not_suffice() -> Story {
     host.sh("echo never > /sys/kernel/mm/transparent_hugepage/enabled")?;
     let help = "transparent_hugepage/enabled";
     complains(&check(&host, "strait", "")?, &[("huge pages", "degraded", help)]);
+    Ok(())
+}
+
+/// Runs a program within a control group of this name, at its end with its status.
+fn within(group: &str, program: &str) -> String {
+    format!("sh -c 'echo $$ > {group}/cgroup.procs && exec \"$@\"' sh {program}")
+}
+
+#[test]
+fn limits_of_control_groups() -> Story {
+    const GROUP: &str = "/sys/fs/cgroup/job";
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    host.sh("mount -t cgroup2 none /sys/fs/cgroup; cd /sys/fs/cgroup && \
+             echo '+memory +pids +cpuset' > cgroup.subtree_control && mkdir job")?;
+    let set = |file: &str, value: &str| host.sh(&format!("echo {value} > {GROUP}/{file}"));
+    let strait = within(GROUP, "strait");
+    let device = PLATFORM_DMA[0];
+    let run = format!("{strait} run --kernel /k/off --bind --vfio-platform {device} --cpus 2");
+    // What it says, and that the device is nobody's afterwards.
+    let refused = |error: &[&str]| -> Story {
+        let answer = host.run(&run)?;
+        assert_eq!(answer.status, 1, "{}", answer.errors);
+        for part in error {
+            assert!(answer.errors.contains(part), "{part}: {}", answer.errors);
+        }
+        assert_eq!(host.driver(device)?, None);
+        Ok(())
+    };
+
+    set("memory.max", "128M")?;
+    let file = format!("{GROUP}/memory.max");
+    complains(&check(&host, &strait, "")?, &[("memory cgroup", "blocks", &file)]);
+    refused(&["256M of guest RAM can't be pinned", &format!("{file} leaves"), "MemoryMax="])?;
+    set("memory.max", "400M")?;
+    set("memory.high", "100M")?;
+    let high = format!("{GROUP}/memory.high");
+    complains(&check(&host, &strait, "")?, &[("memory cgroup", "degraded", &high)]);
+    set("memory.high", "max")?;
+    host.sh(&run)?;
+
+    set("pids.max", "1")?;
+    complains(&check(&host, &strait, "")?, &[("threads", "blocks", "pids.max")]);
+    refused(&["2 vCPUs", "pids.max leaves 0 of 1 tasks", "TasksMax=3"])?;
+    set("pids.max", "max")?;
+    set("cpuset.cpus", "1")?;
+    complains(&check(&host, &strait, "")?, &[("CPUs", "degraded", "cpuset")]);
+    let answer = host.run(&run)?;
+    assert!(answer.errors.contains("2 vCPUs share 1 of the host's 2 CPUs"), "{}", answer.errors);
+    assert_eq!(answer.status, 0, "{}", answer.errors);
+
+    // A group of the devices controller, which is in an older hierarchy, denies what is root's.
+    host.sh("mkdir /tmp/devices && mount -t cgroup -o devices none /tmp/devices && \
+             mkdir /tmp/devices/job && cd /tmp/devices/job && \
+             for device in vfio iommu; do \
+                 echo c $(cat /sys/class/misc/$device/dev) rwm > devices.deny; \
+             done")?;
+    let denied = within("/tmp/devices/job", "strait");
+    let help = "DeviceAllow=";
+    let both = [("iommufd", "blocks", help), ("VFIO containers", "blocks", help)];
+    complains(&check(&host, &denied, "")?, &both);
+    Ok(())
+}
+
+#[test]
+fn limits_of_the_process() -> Story {
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    let limited = |limits: &str| format!("sh -c 'ulimit {limits} && exec strait \"$@\"' sh");
+    for (limit, name) in [("-v 200000", "RLIMIT_AS"), ("-d 200000", "RLIMIT_DATA")] {
+        let strait = limited(limit);
+        let help = limit.split_once(' ').map_or("", |(option, _)| option);
+        complains(&check(&host, &strait, "")?, &[("address space", "blocks", help)]);
+        let answer = host.run(&format!("{strait} run --kernel /k/off"))?;
+        assert_eq!(answer.status, 1, "{}", answer.errors);
+        assert!(answer.errors.contains("256M of guest RAM can't be had"), "{}", answer.errors);
+        assert!(answer.errors.contains(name), "{}", answer.errors);
+        host.sh(&format!("{strait} run --kernel /k/off --memory 64M"))?;
+    }
+    // RAM that a server maps is a file.
+    let strait = limited("-f 1000");
+    complains(&check(&host, &strait, "")?, &[("address space", "degraded", "ulimit -f")]);
+    complains(&check(&host, &limited("-n 64"), "")?, &[("open files", "degraded", "nofile")]);
     Ok(())
 }

@@ -3,8 +3,6 @@
 
 mod placed;
 
-use std::fs;
-
 use arch::gic::Gic;
 use arch::{GuestRam, Vm, layout};
 use boot::fdt::Node;
@@ -22,9 +20,10 @@ use devices::vfio::region::host_page_size;
 
 pub use self::placed::Placed;
 use self::placed::place;
-use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions, Size};
+use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions};
 use crate::error::Error;
 use crate::functions::Functions;
+use crate::limits;
 use crate::lines::Wire;
 use crate::places::Places;
 use crate::served::Served;
@@ -88,7 +87,7 @@ impl Assigned {
         let iommu = Iommu::open(&host, &assignments, options)?;
         iommu.windows().check(ram.base, ram.size)?;
         Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
-        check_available(ram.size, available_memory())?;
+        limits::check_pinning(ram.size)?;
 
         let functions = open_functions(&iommu, enumerated, functions)?;
         let devices = if wanted.is_empty() {
@@ -246,35 +245,4 @@ fn open_functions(
         functions.add(name, function, options.address);
     }
     Ok(functions)
-}
-
-/// Checks that RAM, which is pinned for DMA as a whole, fits what the host has left: else the
-/// host would kill processes to find it.
-fn check_available(ram: u64, available: Option<u64>) -> Result<(), Error> {
-    let Some(available) = available.filter(|available| *available < ram) else { return Ok(()) };
-    let (ram, available) = (Size::from(ram), Size::from(available & !((1 << 20) - 1)));
-    Err(Error::new(format!(
-        "{ram} of guest RAM can't be pinned for DMA: this host has {available} available"
-    ))
-    .help("a smaller --memory, or free some: `free -m`"))
-}
-
-/// `MemAvailable` of /proc/meminfo in bytes (Documentation/filesystems/proc.rst).
-fn available_memory() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ram_must_fit_what_the_host_has_left() {
-        check_available(1 << 30, Some(1 << 30)).unwrap();
-        check_available(1 << 30, None).unwrap();
-        let error = check_available(5 << 30, Some((3 << 30) + 4096)).unwrap_err();
-        assert!(error.report().contains("5G") && error.report().contains("3G"), "{error:?}");
-    }
 }

@@ -15,6 +15,7 @@ mod ending;
 mod error;
 mod events;
 mod functions;
+mod limits;
 mod lines;
 mod logger;
 mod pci;

@@ -15,6 +15,7 @@ use devices::vfio::descriptors;
 use crate::assigned::Assigned;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
+use crate::limits;
 use crate::pci::PciPlan;
 use crate::places::Places;
 
@@ -70,6 +71,7 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         .help(format!("--cpus {MAX_CPUS}")));
     }
     let ram = ram(options.memory)?;
+    limits::check_reservation(ram.size, !options.vfio_user.is_empty())?;
     let kernel = Kernel::open(&options.kernel)?;
     let initrd = options.initrd.as_deref().map(Initrd::open).transpose()?;
     let placement = kernel.placement(ram.base, ram.size)?;
@@ -93,6 +95,9 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     descriptors::allow(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let assigned = Assigned::plan(options, ram, &mut places)?;
     descriptors::allow(run.saturating_add(assigned.functions().most_descriptors()))?;
+    if !assigned.is_empty() {
+        check_vcpus(options.cpus)?;
+    }
     let newcomers = assigned.functions().newcomers();
     let pci = match newcomers.as_slice() {
         [] => PciPlan::default(),
@@ -119,6 +124,21 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
 /// devices, vCPUs with their statistics, the IOMMU, the serial port, the event loop.
 fn descriptors_of_run(cpus: u64) -> u64 {
     cpus.saturating_mul(2).saturating_add(20)
+}
+
+/// Checks that each vCPU can have a thread, before devices are touched, and tells if they share
+/// few of the host's CPUs.
+#[cold]
+fn check_vcpus(wanted: u64) -> Result<(), Error> {
+    limits::check_threads(wanted)?;
+    match (limits::cpus(), limits::online_cpus()) {
+        (Some(cpus), Some(online)) if cpus < online && cpus < wanted => log::warn!(
+            "{wanted} vCPUs share {cpus} of the host's {online} CPUs: this process's cpuset or \
+             affinity has no more (taskset -p $$, /sys/fs/cgroup/…/cpuset.cpus)"
+        ),
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Reads an overlay.

@@ -25,7 +25,7 @@ use crate::events::{self, Sources};
 use crate::signals::{self, Signals};
 use crate::stats::{Exits, Recorder};
 use crate::wiring::KvmWiring;
-use crate::{logger, pci, plan, stats};
+use crate::{limits, logger, pci, plan, stats};
 
 /// Runs a guest to its end.
 ///
@@ -154,6 +154,7 @@ impl Crew {
     fn start(vcpus: Vec<Vcpu>, run: &Arc<Run>) -> Result<Self, Error> {
         signals::accept_kicks()?;
         let (finished, done) = mpsc::channel();
+        let wanted = vcpus.len() as u64;
         let mut crew = Self { threads: Vec::new(), exits: Vec::new(), done };
         for mut vcpu in vcpus {
             crew.exits.push(vcpu.immediate_exit());
@@ -167,7 +168,7 @@ impl Crew {
                     let _ = finished.send(());
                     vcpu
                 })
-                .map_err(|e| Error::new(format!("a vCPU's thread can't be started: {e}")));
+                .map_err(|e| no_thread(wanted, &e));
             match thread {
                 Ok(thread) => crew.threads.push(thread),
                 Err(error) => {
@@ -204,6 +205,15 @@ impl Crew {
             let _ = thread.join();
         }
     }
+}
+
+/// Why one of so many vCPUs has no thread.
+#[cold]
+fn no_thread(vcpus: u64, e: &io::Error) -> Error {
+    // Those that were started count among the others.
+    limits::check_threads(vcpus)
+        .err()
+        .unwrap_or_else(|| Error::new(format!("a vCPU's thread can't be started: {e}")))
 }
 
 impl Run {

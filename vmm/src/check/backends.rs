@@ -160,6 +160,16 @@ fn container(premises: &Premises) -> Result<String, Obstacle> {
 /// reason.
 fn openable(path: &Path, otherwise: impl FnOnce(io::Error) -> Obstacle) -> Result<(), Obstacle> {
     may_open(path).map_err(|error| {
+        if error.raw_os_error() == Some(libc::EPERM) {
+            let path = path.display();
+            return Obstacle::new(
+                format!("this process may not open {path}, whoever runs it"),
+                format!(
+                    "a container or service must be let have {path} (docker --device {path}, \
+                     systemd DeviceAllow={path})"
+                ),
+            );
+        }
         if error.kind() != io::ErrorKind::PermissionDenied {
             return otherwise(error);
         }

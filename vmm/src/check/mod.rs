@@ -7,6 +7,7 @@ mod finding;
 mod kernel;
 mod kind;
 mod kvm;
+mod limits;
 mod memory;
 mod messages;
 mod vfio;
@@ -49,6 +50,7 @@ pub fn run(options: &CheckOptions) -> Result<u8, Error> {
     let mut findings = kvm::findings(options.memory.bytes());
     findings.extend(vfio::findings(&premises, &present)?);
     findings.extend(memory::findings(&premises, options.memory));
+    findings.extend(limits::findings(options.memory));
     let diagnosis = Diagnosis::of(findings, &present);
     print(options.json, &diagnosis, || diagnosis.to_text())?;
     Ok(u8::from(!diagnosis.assignable))
