@@ -5,7 +5,7 @@ mod scratch;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use boot::fdt::host::{BusCells, HostError, HostTree, PROPERTY_MAX};
+use boot::fdt::host::{BusCells, HostError, HostTree, PROPERTY_MAX, Sense};
 use boot::fdt::{Node, Value, subtree_to_dts};
 use scratch::Scratch;
 
@@ -207,4 +207,40 @@ fn what_is_missing_is_said() {
     assert!(matches!(&error, HostError::NoNode { path } if path.ends_with("soc/dma@1")), "{error}");
     let error = tree(&board).node(Path::new("/nonexistent/of_node")).unwrap_err();
     assert!(matches!(error, HostError::NoNode { .. }), "{error}");
+}
+
+#[test]
+fn interrupts_lead_to_their_controllers() {
+    let board = Scratch::new();
+    for (file, content) in [
+        ("base/interrupt-parent", &b"\0\0\0\x01"[..]),
+        ("base/gic/#interrupt-cells", b"\0\0\0\x03"),
+        ("base/gic/phandle", b"\0\0\0\x01"),
+        ("base/gpio/#interrupt-cells", b"\0\0\0\x02"),
+        ("base/gpio/phandle", b"\0\0\0\x02"),
+        ("base/soc/plain/interrupts", b"\0\0\0\0\0\0\0\x07\0\0\0\x04\0\0\0\0\0\0\0\x08\0\0\0\x01"),
+        (
+            "base/soc/both/interrupts-extended",
+            b"\0\0\0\x02\0\0\0\x05\0\0\0\x08\0\0\0\x01\0\0\0\0\0\0\0\x09\0\0\0\0",
+        ),
+        ("base/soc/none/reg", b""),
+        ("base/soc/short/interrupts", b"\0\0\0\x01"),
+        ("base/other/interrupt-parent", b"\0\0\0\x09"),
+        ("base/other/x/interrupts", b"\0\0\0\x01"),
+    ] {
+        board.write(file, content);
+    }
+    let tree = tree(&board);
+    let found = |path: &str| {
+        let all = tree.interrupts(&tree.node_at(path).unwrap())?;
+        let each = all.iter().map(|i| (i.provider.name().to_owned(), i.sense()));
+        Ok::<Vec<_>, HostError>(each.collect())
+    };
+    let gic = |sense| ("gic".to_owned(), sense);
+    let plain = [gic(Some(Sense::Level)), gic(Some(Sense::Edge))];
+    assert_eq!(found("/soc/plain").unwrap(), plain);
+    assert_eq!(found("/soc/both").unwrap(), [("gpio".to_owned(), Some(Sense::Level)), gic(None)]);
+    assert!(found("/soc/none").unwrap().is_empty());
+    assert!(matches!(found("/soc/short"), Err(HostError::Length { .. })));
+    assert!(matches!(found("/other/x"), Err(HostError::NoCells { .. })));
 }

@@ -97,10 +97,65 @@ fn all_that_is_known_of_a_device_is_shown() -> Story {
     assert_eq!(bound["dma_coherent"], true);
     assert!(bound["guest_node"].as_str().is_some_and(|node| node.contains("arm,primecell")));
     assert!(bound["reason"].is_null(), "{bound}");
+    // Of all that, what isn't VFIO's alone was known before.
+    assert!(unbound["guest_node"].is_string() && bound["foreseen"].is_null(), "{unbound}");
+    for part in ["guest_node", "host_node", "dma_coherent"] {
+        assert_eq!(unbound[part], bound[part], "{part}");
+    }
+    for part in ["regions", "interrupts", "platform", "amba", "pci"] {
+        assert_eq!(unbound["foreseen"][part], bound["vfio"][part], "{part}");
+    }
 
     let unknown = host.run("strait device show 2c0a000.dma")?;
     assert_eq!(unknown.status, 1);
     assert!(unknown.errors.contains("did you mean 2c0a0000.dma?"), "{}", unknown.errors);
+    Ok(())
+}
+
+/// Devices of each kind, planned for a guest and shown while they are the host's, then VFIO's.
+#[test]
+fn a_guest_is_planned_before_its_devices_are_bound() -> Story {
+    const FUNCTION: &str = "0000:00:05.0";
+    let host =
+        Board::new().uart().disk("d", 1 << 20).device("nvme,serial=1,drive=d,addr=5").boot()?;
+    host.until(&format!("[ -e /sys/bus/pci/devices/{FUNCTION}/driver ]"))?;
+    let names = [PLATFORM_DMA[0], AMBA_DMA[0], UART];
+    let devices = names.map(|name| format!("--vfio-platform {name}")).join(" ");
+    let run = format!("strait run --kernel /k/model {devices} --vfio-pci {FUNCTION}");
+    let plan = |arguments: &str| -> Result<Value, Failure> {
+        let text = host.sh(&format!("{run} --dry-run --json {arguments}"))?;
+        Ok(serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")))
+    };
+    let all = format!("{} {FUNCTION}", names.join(" "));
+    let drivers = "ls -ld /sys/bus/*/devices/*/driver";
+    let before = host.sh(drivers)?;
+    let foreseen = plan("--dump-dtb /tmp/foreseen.dtb")?;
+    let text = host.sh(&format!("{run} --dry-run"))?;
+    assert!(text.contains("without VFIO: whether VFIO can reset it"), "{text}");
+    assert!(text.contains(&format!("help: strait device bind {FUNCTION}")), "{text}");
+    let sheet = json(&host, &format!("device show {FUNCTION}"))?;
+    assert_eq!(host.sh(drivers)?, before, "nothing was changed");
+    let obstacles = foreseen["obstacles"].as_array().map_or(0, Vec::len);
+    assert_eq!((obstacles, &foreseen["iommu"]), (4, &Value::Null), "{foreseen:#}");
+    // A run itself goes no further.
+    let refused = host.run(&run)?;
+    assert!(refused.status == 1 && refused.errors.contains("device bind"), "{}", refused.errors);
+
+    host.sh(&format!("strait device bind --group {all}"))?;
+    let bound = plan("--dump-dtb /tmp/bound.dtb")?;
+    assert_eq!((&bound["obstacles"], &bound["iommu"]), (&serde_json::json!([]), &"iommufd".into()));
+    for part in ["devices", "interrupts", "memory_map"] {
+        assert_eq!(foreseen[part], bound[part], "{part}");
+    }
+    let functions = [&foreseen, &bound].map(|plan| &plan["pci"]["functions"][0]);
+    for part in ["address", "intx", "bars", "pin", "msi", "msix"] {
+        assert_eq!(functions[0][part], functions[1][part], "{part}");
+    }
+    host.sh("[ $(stat -c %s /tmp/foreseen.dtb) = $(stat -c %s /tmp/bound.dtb) ]")?;
+    let opened = json(&host, &format!("device show {FUNCTION}"))?;
+    for part in ["bars", "pin", "msi", "msix"] {
+        assert_eq!(sheet["function"][part], opened["function"][part], "{part}");
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The devices a guest is given: opened while planning, handed over while building, taken back at
 //! the end.
 
+mod foreseen;
 mod placed;
 
 use arch::gic::Gic;
@@ -9,8 +10,8 @@ use boot::fdt::Node;
 use boot::fdt::host::HostTree;
 use boot::layout::Ram;
 use devices::bus::Bus;
-use devices::vfio::assign::{self, Assignment};
-use devices::vfio::host::Host;
+use devices::vfio::assign::{self, AssignError, Assignment, DeviceRef};
+use devices::vfio::host::{Host, HostDevice};
 use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
 use devices::vfio::memlock::Memlock;
 use devices::vfio::node::{Alias, alias};
@@ -18,6 +19,7 @@ use devices::vfio::pci::PciFunction;
 use devices::vfio::platform::{self, PlatformDevice};
 use devices::vfio::region::host_page_size;
 
+pub use self::foreseen::{Obstacle, caveat};
 pub use self::placed::Placed;
 use self::placed::place;
 use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions};
@@ -40,18 +42,22 @@ pub struct Assigned {
     /// The guest's aliases, the machine's own among them.
     aliases: Vec<Alias>,
     iommu: Option<Iommu>,
+    /// What stands in the way of a run, where the devices weren't opened but foreseen.
+    obstacles: Vec<Obstacle>,
 }
 
 impl Assigned {
     /// Opens the devices and PCI functions, the host's and those of other processes, checks that
-    /// `ram` can be mapped for them, and gives the devices places.
+    /// `ram` can be mapped for them, and gives the devices places. For a dry run, those of the host
+    /// that can't be had as things are, are [foreseen](Self::foresee).
     ///
     /// # Errors
     ///
     /// A device can't be assigned, it or RAM can't be where it is wanted.
     pub fn plan(options: &RunOptions, ram: Ram, places: &mut Places) -> Result<Self, Error> {
         let (devices, functions) = (&options.vfio_platform, &options.vfio_pci);
-        let mut assigned = Self::of_host(devices, functions, options.iommu, ram, places)?;
+        let of_host = if options.dry_run { Self::foresee } else { Self::of_host };
+        let mut assigned = of_host(devices, functions, options.iommu, ram, places)?;
         assigned.served = Served::connect(&options.vfio_user, &mut assigned.functions)?;
         let aliases = assigned.devices.iter().flat_map(|placed| placed.aliases.iter().cloned());
         let own = tree::own_aliases(options.console == ConsoleKind::Stdio);
@@ -78,13 +84,23 @@ impl Assigned {
             return Ok(Self::default());
         }
         let host = Host::default();
-        let which = wanted.iter().map(|device| &device.which);
-        let which = which.chain(functions.iter().map(|function| &function.which));
-        let assignments = assign::preflight(&host, which)?;
-        let (described, enumerated) = assignments.split_at(wanted.len().min(assignments.len()));
-        described.iter().try_for_each(|assignment| assignment.check_bus(false))?;
-        enumerated.iter().try_for_each(|assignment| assignment.check_bus(true))?;
+        let assignments = assign::preflight(&host, which(wanted, functions))?;
+        check_buses(assignments.iter().map(|assignment| &assignment.device), wanted.len())?;
         let iommu = Iommu::open(&host, &assignments, options)?;
+        Self::opened(iommu, &assignments, wanted, functions, ram, places)
+    }
+
+    /// The devices of these assignments, whose groups are attached: first those that the device tree
+    /// describes, then PCI functions.
+    fn opened(
+        iommu: Iommu,
+        assignments: &[Assignment],
+        wanted: &[PlatformOptions],
+        functions: &[PciOptions],
+        ram: Ram,
+        places: &mut Places,
+    ) -> Result<Self, Error> {
+        let (described, enumerated) = assignments.split_at(wanted.len().min(assignments.len()));
         iommu.windows().check(ram.base, ram.size)?;
         Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
         limits::check_pinning(ram.size)?;
@@ -96,6 +112,11 @@ impl Assigned {
             place(open_devices(&iommu, described, wanted)?, wanted, places)?
         };
         Ok(Self { devices, functions, iommu: Some(iommu), ..Self::default() })
+    }
+
+    /// What stands in the way of a run; only a dry run goes on then.
+    pub fn obstacles(&self) -> &[Obstacle] {
+        &self.obstacles
     }
 
     /// Whether there are none.
@@ -216,6 +237,26 @@ impl Assigned {
     }
 }
 
+/// The devices that are meant, PCI functions last.
+fn which<'a>(
+    wanted: &'a [PlatformOptions],
+    functions: &'a [PciOptions],
+) -> impl Iterator<Item = &'a DeviceRef> {
+    let described = wanted.iter().map(|device| &device.which);
+    described.chain(functions.iter().map(|function| &function.which))
+}
+
+/// Checks that the devices are on the buses that their options are for: PCI, but for the first
+/// `described`.
+fn check_buses<'a>(
+    devices: impl Iterator<Item = &'a HostDevice>,
+    described: usize,
+) -> Result<(), AssignError> {
+    devices
+        .enumerate()
+        .try_for_each(|(index, device)| assign::check_bus(device, index >= described))
+}
+
 /// Opens platform devices.
 fn open_devices(
     iommu: &Iommu,
@@ -223,7 +264,8 @@ fn open_devices(
     wanted: &[PlatformOptions],
 ) -> Result<Vec<PlatformDevice>, Error> {
     let tree = HostTree::system()?;
-    let nodes = assignments.iter().zip(wanted.iter().map(|options| &options.device.node));
+    let devices = assignments.iter().map(|assignment| &assignment.device);
+    let nodes = devices.zip(wanted.iter().map(|options| &options.device.node));
     let drafts = platform::drafts(&tree, &nodes.collect::<Vec<_>>())?;
     let opened = assignments.iter().zip(wanted).zip(drafts);
     let opened = opened.map(|((assignment, options), draft)| {

@@ -11,7 +11,7 @@ use devices::vfio::iommu::Backend;
 use devices::vfio::node::{Account, Fate};
 use serde::Serialize;
 
-use crate::assigned::Placed;
+use crate::assigned::{Obstacle, Placed, caveat};
 use crate::build::Core;
 use crate::cli::{ConsoleKind, Size};
 use crate::device::FunctionSheet;
@@ -34,6 +34,8 @@ pub struct Description {
     interrupts: Vec<Interrupt>,
     /// The way to the IOMMU, where there are assigned devices.
     iommu: Option<&'static str>,
+    /// What stands in the way of a run; the devices were foreseen then, not opened.
+    obstacles: Vec<Obstacle>,
     devices: Vec<Device>,
     pci: Option<PciHost>,
     device_tree: String,
@@ -125,6 +127,7 @@ impl Description {
             memory_map: memory_map(plan, core),
             interrupts: interrupts(plan),
             iommu: plan.assigned.backend().map(Backend::name),
+            obstacles: plan.assigned.obstacles().to_vec(),
             pci: core.pci.as_ref().map(|_| PciHost::of(plan, core)),
             devices: devices.iter().map(|placed| Device::of(placed, tree)).collect(),
             device_tree: fdt::to_dts(tree),
@@ -289,6 +292,13 @@ impl Display for Description {
         }
         if let Some(iommu) = self.iommu {
             writeln!(f, "\nIOMMU: {iommu}")?;
+        }
+        if !self.obstacles.is_empty() {
+            writeln!(f, "\n{}", caveat())?;
+        }
+        for Obstacle { what, help } in &self.obstacles {
+            writeln!(f, "  {what}")?;
+            help.iter().try_for_each(|help| writeln!(f, "    help: {help}"))?;
         }
         self.devices.iter().try_for_each(|device| write!(f, "\n{device}"))?;
         self.pci.iter().try_for_each(|host| write!(f, "\n{host}"))?;

@@ -125,6 +125,12 @@ impl From<boot::fdt::host::HostError> for Error {
     }
 }
 
+impl From<devices::vfio::foreseen::ForeseeError> for Error {
+    fn from(error: devices::vfio::foreseen::ForeseeError) -> Self {
+        Self::chain(&error)
+    }
+}
+
 impl From<devices::vfio::host::ReadError> for Error {
     fn from(error: devices::vfio::host::ReadError) -> Self {
         Self::chain(&error)

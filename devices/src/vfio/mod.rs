@@ -16,6 +16,7 @@ pub mod bench;
 pub mod bindings;
 mod cause;
 pub mod descriptors;
+pub mod foreseen;
 pub mod host;
 pub mod iommu;
 pub mod irq;

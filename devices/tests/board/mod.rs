@@ -84,7 +84,7 @@ pub fn guest_nodes(tree: &HostTree, devices: &[Device<'_>]) -> Vec<GuestNodes> {
             regions.push((gpa, size));
             gpa += size.max(1).next_multiple_of(0x1_0000);
         }
-        let count = interrupts(tree, given.node);
+        let count = u32::try_from(tree.interrupts(given.node).unwrap_or_default().len()).unwrap();
         let irqs: Vec<_> = (spi..spi + count).map(|n| (Spi(n), Trigger::Level)).collect();
         spi += count;
         nodes.push(draft.finish(&regions, &irqs));
@@ -109,27 +109,6 @@ fn refined(tree: &HostTree, copies: &Arc<Copies>, given: &Given<'_>) -> Draft {
         }
     }
     panic!("{}: the rates that it lacks aren't those that it asks for", given.name)
-}
-
-/// How many interrupts a device has.
-fn interrupts(tree: &HostTree, host: &HostNode) -> u32 {
-    let extended = tree.references(host, "interrupts-extended", Some("#interrupt-cells"));
-    if let Some(count) = extended.ok().map(|all| all.len()).filter(|count| *count > 0) {
-        return count.try_into().unwrap();
-    }
-    let cells = host.cells("interrupts").ok().flatten().unwrap_or_default().len();
-    // The nearest interrupt parent, as Linux finds it.
-    let mut node = Some(host.clone());
-    let mut controller = None;
-    while let Some(here) = node {
-        if let Ok(Some(phandle)) = here.u32("interrupt-parent") {
-            controller = tree.by_phandle(phandle).unwrap();
-            break;
-        }
-        node = tree.parent(&here).unwrap();
-    }
-    let each = controller.and_then(|c| c.u32("#interrupt-cells").ok().flatten()).unwrap_or(3);
-    (cells / usize::try_from(each.max(1)).unwrap()).try_into().unwrap()
 }
 
 /// A guest's tree with nothing but these devices in it, and a serial port of its own.

@@ -69,7 +69,8 @@ Devices it is given:
 
 The run:
   --timeout SECONDS  End it after this time, with exit status 124
-  --dry-run          Print what would be done, and do nothing
+  --dry-run          Print what would be done, and do nothing. Devices needn't be bound for it: what
+                     only VFIO knows of one that isn't, it says
   --json             Print it as JSON
   --dump-dtb FILE    Write the guest's device tree
   --stats FILE       Write counters as JSON at the end, and whenever SIGUSR1 arrives
@@ -181,7 +182,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     check_passed(&options)?;
     if options.bind && options.dry_run {
         return Err(Error::usage("--dry-run changes nothing, so it can't --bind")
-            .help("strait device bind NAME, then --dry-run"));
+            .help("--dry-run alone: devices needn't be bound for it"));
     }
     if options.json && !options.dry_run {
         return Err(

@@ -1,19 +1,22 @@
 //! `strait device show`.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
 use boot::fdt;
 use boot::fdt::host::{HostNode, HostTree};
 use boot::layout::Ram;
 use devices::vfio::assign::{self, DeviceRef};
+use devices::vfio::foreseen::Foreseen;
 use devices::vfio::host::{Bus, Host, HostDevice};
 use devices::vfio::iommu::{Iommu, IommuOptions};
+use devices::vfio::region::host_page_size;
 use devices::vfio::sys::{DeviceCalls, IrqInfo, RegionInfo};
 use serde::Serialize;
 
 use super::function::{self, FunctionSheet};
 use super::host_node;
-use crate::assigned::Assigned;
+use crate::assigned::{Assigned, caveat};
 use crate::cli::{PlatformOptions, Size};
 use crate::error::Error;
 use crate::places::Places;
@@ -33,10 +36,12 @@ pub struct Sheet {
     group: Option<Group>,
     /// What a PCI function says that it is.
     what: Option<String>,
-    /// A PCI function as a guest gets it; nothing while it isn't bound.
+    /// A PCI function as a guest gets it.
     function: Option<FunctionSheet>,
     /// What VFIO tells of it; nothing while it isn't bound.
     vfio: Option<Vfio>,
+    /// What VFIO will tell of it, as far as its node and sysfs do, while it isn't bound.
+    foreseen: Option<Vfio>,
     /// What its IOMMU can map; nothing while it isn't bound.
     iommu: Option<IommuFacts>,
     /// The device's own accesses are coherent with the caches, by its node.
@@ -45,7 +50,7 @@ pub struct Sheet {
     host_node: Option<String>,
     /// Its node in a guest, as source.
     guest_node: Option<String>,
-    /// Why there is no more.
+    /// Why VFIO doesn't tell of it.
     reason: Option<String>,
     /// What mends that.
     help: Option<String>,
@@ -82,8 +87,8 @@ struct Vfio {
     platform: bool,
     amba: bool,
     pci: bool,
-    /// VFIO can reset it.
-    reset: bool,
+    /// VFIO can reset it; nothing while it isn't bound.
+    reset: Option<bool>,
     regions: Vec<Region>,
     interrupts: Vec<Interrupt>,
 }
@@ -149,6 +154,7 @@ impl Sheet {
             what: function::identity(&device)?,
             function: None,
             vfio: None,
+            foreseen: None,
             iommu: None,
             dma_coherent: node.as_ref().map(|node| node.has("dma-coherent")),
             host_node: node.as_ref().map(host_node::source),
@@ -156,10 +162,33 @@ impl Sheet {
             reason: None,
             help: None,
         };
-        if let Err(error) = sheet.open(host, device, options) {
+        if let Err(error) = sheet.open(host, device.clone(), options) {
             (sheet.reason, sheet.help) = (Some(error.message().to_owned()), error.take_help());
+            if let Err(error) = sheet.foresee(&device, node.as_ref(), options) {
+                log::warn!("{}: {}", sheet.name, error.message());
+            }
         }
         Ok(sheet)
+    }
+
+    /// Adds what can be foreseen of a device that can't be opened.
+    fn foresee(
+        &mut self,
+        device: &HostDevice,
+        node: Option<&HostNode>,
+        options: IommuOptions,
+    ) -> Result<(), Error> {
+        if device.bus() == Bus::Pci && !device.is_bridge()? {
+            let calls = Arc::new(Foreseen::pci(device)?);
+            self.foreseen = Some(Vfio::foreseen(&calls)?);
+            self.function = Some(FunctionSheet::of(calls, &self.name, device.pci_config()?)?);
+        } else if let Some(node) = node {
+            let tree = HostTree::system()?;
+            let calls = Foreseen::platform(&tree, device, node, host_page_size())?;
+            self.foreseen = Some(Vfio::foreseen(&calls)?);
+            self.guest_node = Some(guest_source(&self.path, options)?);
+        }
+        Ok(())
     }
 
     /// Adds what only shows when the device is opened.
@@ -203,7 +232,9 @@ impl Sheet {
             Some(group) => group.write(text)?,
             None => writeln!(text, "IOMMU group: none yet")?,
         }
-        self.vfio.as_ref().map_or(Ok(()), |vfio| vfio.write(text))?;
+        for vfio in [&self.vfio, &self.foreseen] {
+            vfio.as_ref().map_or(Ok(()), |vfio| vfio.write(text))?;
+        }
         self.iommu.as_ref().map_or(Ok(()), |iommu| iommu.write(text))?;
         self.function.as_ref().map_or(Ok(()), |function| function.write(text))?;
         if let Some(coherent) = self.dma_coherent {
@@ -216,7 +247,7 @@ impl Sheet {
             }
         }
         if let Some(reason) = &self.reason {
-            writeln!(text, "\nnothing more is known: {reason}")?;
+            writeln!(text, "\nVFIO tells nothing of it: {reason}")?;
         }
         match &self.help {
             Some(help) => writeln!(text, "  help: {help}"),
@@ -289,10 +320,16 @@ impl Vfio {
             platform: info.platform,
             amba: info.amba,
             pci: info.pci,
-            reset: info.reset,
+            reset: Some(info.reset),
             regions: regions.collect::<Result<_, _>>()?,
             interrupts: interrupts.collect::<Result<_, _>>()?,
         })
+    }
+
+    /// What a device that isn't bound will have.
+    fn foreseen(calls: &Foreseen) -> Result<Self, Error> {
+        let known = Self::of(calls).map_err(|e| Error::chain(&e))?;
+        Ok(Self { reset: None, ..known })
     }
 
     fn write(&self, text: &mut String) -> fmt::Result {
@@ -300,9 +337,13 @@ impl Vfio {
             (self.platform, "platform"),
             (self.amba, "AMBA"),
             (self.pci, "PCI"),
-            (self.reset, "reset"),
+            (self.reset == Some(true), "reset"),
         ]);
-        writeln!(text, "VFIO: {flags}")?;
+        if self.reset.is_none() {
+            writeln!(text, "{}", caveat())?;
+        } else {
+            writeln!(text, "VFIO: {flags}")?;
+        }
         for (index, region) in self.regions.iter().enumerate().filter(|(_, r)| r.size != 0) {
             let flags = words([
                 (region.readable, "readable"),
@@ -384,7 +425,7 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 /// The nodes that a guest would get for it.
 fn guest_source(path: &str, iommu: IommuOptions) -> Result<String, Error> {
     let options = PlatformOptions::new(path.into());
-    let assigned = Assigned::of_host(&[options], &[], iommu, RAM, &mut Places::new(RAM, true))?;
+    let assigned = Assigned::foresee(&[options], &[], iommu, RAM, &mut Places::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }

@@ -7,6 +7,7 @@
 mod address;
 mod clock;
 mod error;
+mod interrupt;
 mod node;
 mod reader;
 mod reference;
@@ -19,6 +20,7 @@ use std::sync::OnceLock;
 pub use address::{BusRange, Ranges};
 pub use clock::SYSTEM_CLOCKS;
 pub use error::HostError;
+pub use interrupt::Sense;
 pub use node::{HostNode, HostProperty};
 pub use reader::PROPERTY_MAX;
 pub use reference::Reference;

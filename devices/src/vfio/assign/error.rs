@@ -277,6 +277,23 @@ pub enum AssignError {
 }
 
 impl AssignError {
+    /// Whether the device that a person means is there, and may be had once this is mended: what it
+    /// would be to a guest can be foreseen then.
+    pub fn can_be_mended(&self) -> bool {
+        !matches!(
+            self,
+            Self::Nothing
+                | Self::NoDevice { .. }
+                | Self::Twice { .. }
+                | Self::OtherBus { .. }
+                | Self::Bridge { .. }
+                | Self::Passed(_)
+                | Self::Bound { .. }
+                | Self::PassedToContainer
+                | Self::Read(_)
+        )
+    }
+
     /// Why a file that leads to a device (the container, the group, the iommufd, its own) couldn't
     /// be opened.
     #[cold]

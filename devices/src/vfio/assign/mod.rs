@@ -57,17 +57,17 @@ impl Assignment {
     pub fn name(&self) -> &str {
         self.device.name()
     }
+}
 
-    /// Checks that it is on the PCI bus, or that it isn't, as the option has it by which it was
-    /// named.
-    ///
-    /// # Errors
-    ///
-    /// It isn't so.
-    pub fn check_bus(&self, pci: bool) -> Result<(), AssignError> {
-        let (name, bus) = (self.name().to_owned(), self.device.bus());
-        if (bus == Bus::Pci) == pci { Ok(()) } else { Err(AssignError::OtherBus { name, bus }) }
-    }
+/// Checks that a device is on the PCI bus, or that it isn't, as the option has it by which it was
+/// named.
+///
+/// # Errors
+///
+/// It isn't so.
+pub fn check_bus(device: &HostDevice, pci: bool) -> Result<(), AssignError> {
+    let (name, bus) = (device.name().to_owned(), device.bus());
+    if (bus == Bus::Pci) == pci { Ok(()) } else { Err(AssignError::OtherBus { name, bus }) }
 }
 
 /// Checks that all of these devices can be assigned together. Reads the host and changes nothing.
@@ -84,16 +84,38 @@ pub fn preflight<'a>(
     host: &Host,
     wanted: impl IntoIterator<Item = &'a DeviceRef>,
 ) -> Result<Vec<Assignment>, AssignError> {
-    let mut assignments: Vec<Assignment> = Vec::new();
+    survey(host, wanted)?.into_iter().map(|found| found.assessed).collect()
+}
+
+/// A device that a person means, whether or not it can be assigned as things are.
+#[derive(Debug)]
+pub struct Found {
+    /// The device.
+    pub device: HostDevice,
+    /// Its assignment, or the first thing that stands in the way.
+    pub assessed: Result<Assignment, AssignError>,
+}
+
+/// Finds all of these devices and looks at each as [`preflight`] does.
+///
+/// # Errors
+///
+/// One isn't there, or is meant twice.
+pub fn survey<'a>(
+    host: &Host,
+    wanted: impl IntoIterator<Item = &'a DeviceRef>,
+) -> Result<Vec<Found>, AssignError> {
+    let mut all: Vec<Found> = Vec::new();
     for which in wanted {
         let (device, passed) = find(host, which)?;
-        let assignment = Assignment { passed, ..assess(host, device)? };
-        if assignments.iter().any(|other| other.device.path() == assignment.device.path()) {
-            return Err(AssignError::Twice { name: assignment.name().to_owned() });
+        if all.iter().any(|other| other.device.path() == device.path()) {
+            return Err(AssignError::Twice { name: device.name().to_owned() });
         }
-        assignments.push(assignment);
+        let assessed = assess(host, device.clone());
+        let assessed = assessed.map(|assignment| Assignment { passed, ..assignment });
+        all.push(Found { device, assessed });
     }
-    Ok(assignments)
+    Ok(all)
 }
 
 /// The device that is meant, and its file if that was passed.

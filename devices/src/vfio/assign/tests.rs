@@ -171,13 +171,13 @@ fn pci_devices_have_an_option_of_their_own() {
     fake.device("platform", DMA, Some("vfio-platform"), Some(4));
     let assignments = assignments(&fake, &["00:01.0", DMA]).unwrap();
     for (assignment, pci) in assignments.iter().zip([true, false]) {
-        assignment.check_bus(pci).unwrap();
+        check_bus(&assignment.device, pci).unwrap();
     }
     let wrong: Vec<_> = assignments
         .iter()
         .zip([false, true])
         .map(|(assignment, pci)| {
-            let error = assignment.check_bus(pci).unwrap_err();
+            let error = check_bus(&assignment.device, pci).unwrap_err();
             (error.to_string(), error.help().unwrap())
         })
         .collect();

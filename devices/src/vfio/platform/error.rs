@@ -7,6 +7,7 @@ use boot::fdt::host::HostError;
 use super::super::assign::AssignError;
 use super::super::bindings::QuiesceError;
 use super::super::descriptors::TooFewDescriptors;
+use super::super::foreseen::ForeseeError;
 use super::super::irq::IrqError;
 use super::super::node::NodeError;
 use super::super::sys::{DeviceInfo, IoctlError};
@@ -17,6 +18,9 @@ pub enum DeviceError {
     /// It can't be opened.
     #[error(transparent)]
     Assign(#[from] AssignError),
+    /// What it will be can't be foreseen.
+    #[error(transparent)]
+    Foresee(#[from] ForeseeError),
     /// The firmware described it by other means than a device tree.
     #[error("{name} can't be assigned: the host's device tree has no node for it")]
     NoNode {
@@ -162,7 +166,8 @@ impl DeviceError {
                  --vfio-platform {name},quiesce=off"
             )),
             Self::Unknown { .. } => Some("dmesg has the driver's own words".to_owned()),
-            Self::Strange { .. }
+            Self::Foresee(_)
+            | Self::Strange { .. }
             | Self::Count { .. }
             | Self::Misplaced { .. }
             | Self::MapRegion { .. } => None,

@@ -24,12 +24,16 @@ mod nodes;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use boot::fdt::host::HostTree;
+
 pub use self::error::DeviceError;
 pub use self::nodes::drafts;
 use super::assign::Assignment;
 use super::bindings::{self, Binding};
 use super::cause::chain;
 use super::descriptors;
+use super::foreseen::Foreseen;
+use super::host::HostDevice;
 use super::iommu::Iommu;
 use super::irq::AssignedIrq;
 use super::node::{Draft, GuestNodes, NodeOptions};
@@ -126,6 +130,25 @@ impl PlatformDevice {
     ) -> Result<Self, DeviceError> {
         let calls = iommu.open_device(assignment)?;
         Self::new(assignment.name(), calls, draft, options, host_page_size())
+    }
+
+    /// As [`open`](Self::open), a device that VFIO doesn't have yet, as far as its node tells: a
+    /// guest can be planned with it, not run.
+    ///
+    /// # Errors
+    ///
+    /// As from [`open`](Self::open).
+    #[cold]
+    pub fn foresee(
+        tree: &HostTree,
+        device: &HostDevice,
+        draft: Draft,
+        options: DeviceOptions,
+    ) -> Result<Self, DeviceError> {
+        let (name, page_size) = (device.name(), host_page_size());
+        let node = nodes::node_of(tree, device)?;
+        let calls = Foreseen::platform(tree, device, &node, page_size)?;
+        Self::new(name, Arc::new(calls), draft, options, page_size)
     }
 
     /// The device behind these calls.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use boot::fdt::host::{HostNode, HostTree};
 
 use super::DeviceError;
-use crate::vfio::assign::{AssignError, Assignment};
+use crate::vfio::assign::AssignError;
+use crate::vfio::host::HostDevice;
 use crate::vfio::node::{Copies, Draft, Given, NodeOptions};
 
 /// The guest's nodes of all these devices, in the making. Where one refers to another on the host,
@@ -16,21 +17,21 @@ use crate::vfio::node::{Copies, Draft, Given, NodeOptions};
 /// If a device has no node, or a malformed one, or the same as another.
 pub fn drafts(
     tree: &HostTree,
-    devices: &[(&Assignment, &NodeOptions)],
+    devices: &[(&HostDevice, &NodeOptions)],
 ) -> Result<Vec<Draft>, DeviceError> {
     let mut nodes: Vec<HostNode> = Vec::with_capacity(devices.len());
-    for (assignment, _) in devices {
-        let node = node_of(tree, assignment)?;
+    for (device, _) in devices {
+        let node = node_of(tree, device)?;
         let same = nodes.iter().position(|other| other.directory() == node.directory());
         if let Some((other, _)) = same.and_then(|index| devices.get(index)) {
-            let (name, other) = (assignment.name().to_owned(), other.name().to_owned());
+            let (name, other) = (device.name().to_owned(), other.name().to_owned());
             return Err(DeviceError::SameNode { name, other });
         }
         nodes.push(node);
     }
-    let given = nodes.iter().zip(devices).map(|(node, (assignment, options))| Given {
+    let given = nodes.iter().zip(devices).map(|(node, (device, options))| Given {
         node,
-        name: assignment.name(),
+        name: device.name(),
         options,
     });
     let given: Vec<Given<'_>> = given.collect();
@@ -45,9 +46,9 @@ pub fn drafts(
 }
 
 /// A device's node on the host.
-fn node_of(tree: &HostTree, assignment: &Assignment) -> Result<HostNode, DeviceError> {
-    let name = || assignment.name().to_owned();
-    let directory = assignment.device.of_node().map_err(AssignError::Read)?;
+pub(super) fn node_of(tree: &HostTree, device: &HostDevice) -> Result<HostNode, DeviceError> {
+    let name = || device.name().to_owned();
+    let directory = device.of_node().map_err(AssignError::Read)?;
     let directory = directory.ok_or_else(|| DeviceError::NoNode { name: name() })?;
     tree.node(&directory).map_err(|source| DeviceError::HostTree { name: name(), source })
 }
@@ -61,10 +62,9 @@ mod tests {
     fn drafts_of(fake: &FakeHost, names: &[&str]) -> Result<Vec<Draft>, DeviceError> {
         let tree = HostTree::at(&fake.host().device_tree()).unwrap();
         let device = |name: &&str| fake.host().find(name).unwrap().unwrap();
-        let assignment = |name| Assignment { device: device(name), group: 1, passed: None };
-        let assignments: Vec<Assignment> = names.iter().map(assignment).collect();
+        let found: Vec<HostDevice> = names.iter().map(device).collect();
         let options = NodeOptions::default();
-        let devices: Vec<_> = assignments.iter().map(|a| (a, &options)).collect();
+        let devices: Vec<_> = found.iter().map(|device| (device, &options)).collect();
         drafts(&tree, &devices)
     }
 
