@@ -76,10 +76,21 @@ impl Cmdline {
         Ok(Self(line))
     }
 
+    /// Whether the kernel is to boot from the initrd as from a disk: `root=/dev/ram0`.
+    pub fn has_ram_disk_root(&self) -> bool {
+        let mut given = parameters(&self.0).take_while(|p| *p != "--");
+        given.any(|p| p.trim_matches('"').strip_prefix("root=").is_some_and(is_ram_disk))
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether `root=` names the RAM disk: /dev/ram is an older name of /dev/ram0.
+fn is_ram_disk(root: &str) -> bool {
+    matches!(root, "/dev/ram" | "/dev/ram0")
 }
 
 /// The parameters of a command line: separated by white space, except between double quotes
@@ -126,6 +137,22 @@ mod tests {
     fn dashes_and_underscores_name_the_same_parameter() {
         let line = Cmdline::compose(&["log-buf-len=1M"], Some("log_buf_len=4M")).unwrap();
         assert_eq!(line.as_str(), "log_buf_len=4M");
+    }
+
+    #[test]
+    fn a_ram_disk_as_root_is_seen() {
+        for (line, is_root) in [
+            ("", false),
+            ("quiet root=/dev/ram0 rw", true),
+            ("root=/dev/ram", true),
+            ("\"root=/dev/ram0\"", true),
+            ("root=/dev/vda", false),
+            ("broot=/dev/ram0", false),
+            ("-- root=/dev/ram0", false),
+        ] {
+            let cmdline = Cmdline::compose(&[], Some(line)).unwrap();
+            assert_eq!(cmdline.has_ram_disk_root(), is_root, "{line}");
+        }
     }
 
     #[test]

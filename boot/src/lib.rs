@@ -6,7 +6,9 @@
 pub mod cmdline;
 pub mod fdt;
 pub mod file;
+pub mod format;
 pub mod initrd;
 pub mod kernel;
 pub mod layout;
+mod le;
 pub mod size;

@@ -271,7 +271,8 @@ fn files_that_are_no_kernels_and_no_initrds() -> Story {
         "cd /tmp; touch empty; head -c 20000000 /k/stock >truncated; head -c 40 /k/model >short; \
          { head -c 510 /dev/zero; printf '\\125\\252\\353\\152HdrS'; head -c 9000 /dev/zero; } >x86; \
          echo '#!/bin/sh' >script; gzip -c script >script.gz; gzip -c /bin/busybox | head -c 99999 >early.gz; \
-         truncate -s 300M large; cp /bin/probe elf",
+         cp /k/guest.cpio large; truncate -s 300M large; cp /bin/probe elf; \
+         gzip -c /k/guest.cpio | head -c 300001 >cut.gz",
     )?;
     let table: &[(&str, i32, &[&str], &[&str])] = &[
         ("--kernel /tmp/missing", 1, &["/tmp/missing"], &[]),
@@ -285,6 +286,13 @@ fn files_that_are_no_kernels_and_no_initrds() -> Story {
         ("--kernel /k/off --initrd /tmp/missing", 1, &["/tmp/missing"], &[]),
         ("--kernel /k/off --initrd /tmp", 1, &["/tmp", "directory"], &[]),
         ("--kernel /k/off --initrd /tmp/empty", 1, &["/tmp/empty", "empty"], &[]),
+        (
+            "--kernel /k/off --initrd /k/model",
+            1,
+            &["/k/model", "arm64 Linux kernel"],
+            &["--kernel /k/model"],
+        ),
+        ("--kernel /k/off --initrd /tmp/cut.gz", 1, &["/tmp/cut.gz", "cut off", "gzip"], &[]),
         (
             "--kernel /k/off --initrd /tmp/large --memory 256M",
             1,

@@ -100,6 +100,7 @@ from_helpful! {
     boot::fdt::BlobError,
     boot::fdt::overlay::OverlayError,
     boot::file::FileError,
+    boot::initrd::InitrdError,
     boot::kernel::KernelError,
     boot::layout::LayoutError,
     devices::vfio::assign::AssignError,

@@ -73,18 +73,19 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     let ram = ram(options.memory)?;
     limits::check_reservation(ram.size, !options.vfio_user.is_empty())?;
     let kernel = Kernel::open(&options.kernel)?;
-    let initrd = options.initrd.as_deref().map(Initrd::open).transpose()?;
-    let placement = kernel.placement(ram.base, ram.size)?;
-    let initrd_size = initrd.as_ref().map(Initrd::size);
-    let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)?;
-    let overlays =
-        options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
     let defaults: &[&str] = match options.console {
         ConsoleKind::Stdio => &["console=ttyS0"],
         ConsoleKind::Off => &[],
     };
     let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
+    let is_root = cmdline.has_ram_disk_root();
+    let initrd = options.initrd.as_deref().map(|path| Initrd::open(path, is_root)).transpose()?;
+    let placement = kernel.placement(ram.base, ram.size)?;
+    let initrd_size = initrd.as_ref().map(Initrd::size);
+    let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)?;
+    let overlays =
+        options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
     let mut places = Places::new(ram, options.console == ConsoleKind::Stdio);
     if !options.vfio_pci.is_empty() || !options.vfio_user.is_empty() {
         places.take_pci();

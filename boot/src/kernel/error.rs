@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::Packaging;
-use super::format::Format;
 use super::unpack::UnpackError;
 use crate::file::FileError;
+use crate::format::{EM_AARCH64, Format};
 use crate::layout::more_memory;
 use crate::size::Size;
 
@@ -52,7 +52,7 @@ impl KernelError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::File(error) => error.help(),
-            Self::Foreign { path, format } => format.help(&path.display().to_string()),
+            Self::Foreign { path, format } => foreign_help(*format, &path.display().to_string()),
             Self::TooShort { .. } | Self::Truncated { .. } | Self::Unpack { .. } => {
                 Some("copy or download it again; sha256sum tells whether copies differ".to_owned())
             }
@@ -63,4 +63,37 @@ impl KernelError {
             Self::DoesNotFit { needed, .. } => Some(more_memory(*needed)),
         }
     }
+}
+
+/// What makes an arm64 kernel of the file at `path`, where something can.
+fn foreign_help(format: Format, path: &str) -> Option<String> {
+    Some(match format {
+        Format::Elf(EM_AARCH64) => {
+            "use arch/arm64/boot/Image of the same build instead of vmlinux".to_owned()
+        }
+        Format::X86Kernel | Format::RiscvKernel | Format::Arm32Kernel | Format::Elf(_) => {
+            "build one: make ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- Image".to_owned()
+        }
+        Format::Compressed(compressor) => format!("{} -dc {path} > Image", compressor.command()),
+        Format::UImage(_) => format!("dumpimage -T kernel -p 0 -o Image {path}"),
+        Format::Fit => format!(
+            "dumpimage -T flat_dt -p 0 -o Image {path}\n\
+             (dumpimage -l {path} lists what it holds, which -p counts from 0 on)"
+        ),
+        Format::DeviceTree => {
+            "use arch/arm64/boot/Image; strait makes the guest's device tree itself".to_owned()
+        }
+        Format::AndroidBoot => format!("unpack_bootimg --boot_img {path} --out . && ls -l kernel"),
+        Format::Cpio | Format::OldCpio => format!("strait run --kernel Image --initrd {path}"),
+        Format::Tar => format!("tar -tf {path} shows what is in it"),
+        Format::Zip => format!("unzip -l {path} shows what is in it"),
+        Format::Qcow2 | Format::Disk | Format::FileSystem(_) => {
+            "the kernel is a file in it, such as /boot/vmlinuz: copy it out".to_owned()
+        }
+        // A kernel never comes here as what it is.
+        Format::Arm64Kernel | Format::Zboot | Format::Efi(_) | Format::Script | Format::Text => {
+            return None;
+        }
+        Format::Zeroes | Format::Empty | Format::Unknown => return None,
+    })
 }

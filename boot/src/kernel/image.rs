@@ -1,16 +1,12 @@
 //! The header of an arm64 `Image` (Documentation/arch/arm64/booting.rst, 4).
 
 use super::Placement;
-use super::le::Le;
 use crate::layout::Ram;
+use crate::le::Le;
 use crate::size::{KIB, MIB, align_up};
 
 /// Bytes of the header.
 pub(super) const HEADER_SIZE: u64 = 64;
-
-/// Bytes of a file that are looked at to know what it is: enough for the header, for the PE header
-/// of a kernel with an EFI stub, and for the magic numbers of everything that is refused by name.
-pub(super) const START_SIZE: usize = 1024;
 
 /// The magic number at 56: "ARM\x64".
 const MAGIC: &[u8] = b"ARM\x64";
@@ -36,6 +32,8 @@ pub(super) struct Header {
     flags: u64,
     /// Offset of the PE header; 0 without EFI stub.
     pe_offset: u32,
+    /// Offset of the first instruction behind the header, where the header's code says.
+    entry_offset: Option<u64>,
 }
 
 impl Header {
@@ -50,6 +48,7 @@ impl Header {
             image_size: fields.u64(16)?,
             flags: fields.u64(24)?,
             pe_offset: fields.u32(60)?,
+            entry_offset: entry_offset(fields),
         })
     }
 
@@ -80,9 +79,10 @@ impl Header {
     }
 
     /// The file size below which the image is cut off: the end of its last PE section. A kernel
-    /// without EFI stub doesn't say.
+    /// without EFI stub tells where it is entered, which lies behind its text and constants.
     pub(super) fn least_file_size(&self, start: &[u8]) -> u64 {
-        self.sections_end(start).unwrap_or(HEADER_SIZE).max(HEADER_SIZE)
+        let entry = self.entry_offset.and_then(|offset| offset.checked_add(4));
+        self.sections_end(start).or(entry).unwrap_or(HEADER_SIZE).max(HEADER_SIZE)
     }
 
     /// The end of the last section in the PE header (Microsoft's PE Format, "Section Table").
@@ -129,6 +129,17 @@ impl Header {
     }
 }
 
+/// Where `code0` or `code1` jumps: a B instruction, forwards (Arm Architecture Reference Manual, C6.2
+/// "B").
+fn entry_offset(fields: Le<'_>) -> Option<u64> {
+    [0, 4].into_iter().find_map(|at| {
+        let instruction = fields.u32(at)?;
+        // The uppermost bit of the offset, bit 25, is its sign.
+        let forwards = instruction & 0xfe00_0000 == 0x1400_0000;
+        forwards.then(|| u64::from(instruction & 0x01ff_ffff) * 4 + at as u64)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,7 +147,7 @@ mod tests {
     const RAM: Ram = Ram { base: 0x4000_0000, size: 64 * MIB };
 
     fn header(text_offset: u64, image_size: u64, flags: u64) -> Header {
-        Header { text_offset, image_size, flags, pe_offset: 0 }
+        Header { text_offset, image_size, flags, pe_offset: 0, entry_offset: None }
     }
 
     #[test]
@@ -165,6 +176,22 @@ mod tests {
         }
         assert!(header(0, 64 * MIB, 0).placement(RAM, 1).is_ok());
         assert!(header(0, 0, 0).placement(RAM, 62 * MIB).is_err());
+    }
+
+    #[test]
+    fn a_kernel_without_efi_stub_reaches_to_where_it_is_entered() {
+        let least = |code0: u32, code1: u32| {
+            let mut start = [0; 64];
+            start[56..60].copy_from_slice(MAGIC);
+            start[..4].copy_from_slice(&code0.to_le_bytes());
+            start[4..8].copy_from_slice(&code1.to_le_bytes());
+            Header::parse(&start).unwrap().least_file_size(&start)
+        };
+        // `b .+0x700000`, `nop; b .+0x700000`, `b .-4`, and no jump at all.
+        assert_eq!(least(0x141c_0000, 0), 0x70_0004);
+        assert_eq!(least(0xd503_201f, 0x141c_0000), 0x70_0008);
+        assert_eq!(least(0x17ff_ffff, 0), HEADER_SIZE);
+        assert_eq!(least(0xd503_201f, 0xd503_201f), HEADER_SIZE);
     }
 
     #[test]

@@ -5,9 +5,7 @@
 //! the kernel's end where the header's `image_size`, with the BSS, is what counts.
 
 mod error;
-mod format;
 mod image;
-mod le;
 mod unpack;
 
 use std::fmt;
@@ -17,12 +15,12 @@ use std::path::Path;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 pub use error::KernelError;
-pub use format::{Compressor, Format};
 pub use unpack::UnpackError;
 
 use crate::file::{BootFile, FileError, Role};
+use crate::format::{Compressor, Format, START_SIZE};
 use crate::layout::Ram;
-use image::{HEADER_SIZE, Header, START_SIZE};
+use image::{HEADER_SIZE, Header};
 use unpack::{Compression, UNPACKED_MAX, Zboot, unpack};
 
 /// How a kernel file wraps its image.
@@ -41,7 +39,7 @@ pub enum Packaging {
 impl fmt::Display for Packaging {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Image => "an Image",
+            Self::Image => "uncompressed",
             Self::Gzip => "gzip'ed",
             Self::ZbootGzip => "an EFI zboot image compressed by gzip",
             Self::ZbootZstd => "an EFI zboot image compressed by zstd",
@@ -82,14 +80,15 @@ impl Kernel {
         let mut buffer = [0; START_SIZE];
         let length = file.read_start(&mut buffer)?;
         let start = buffer.get(..length).unwrap_or_default();
-        if let Some(header) = Header::parse(start) {
+        let format = Format::of(start);
+        if let (Format::Arm64Kernel, Some(header)) = (format, Header::parse(start)) {
             check(&file, &header, start, file.size())?;
             return Ok(Self { file, packaging: Packaging::Image, header, unpacked: None });
         }
         if let Some(zboot) = Zboot::parse(start) {
             return Self::from_zboot(file, zboot);
         }
-        match Format::of(start) {
+        match format {
             Format::Compressed(Compressor::Gzip) => {
                 let size = file.size();
                 Self::unpack(file, Packaging::Gzip, Compression::Gzip, 0, size)
@@ -158,6 +157,13 @@ impl Kernel {
     /// Bytes of the (decompressed) image file.
     fn image_length(&self) -> u64 {
         self.unpacked.as_ref().map_or(self.file.size(), |image| image.len() as u64)
+    }
+
+    /// How many bytes its image has, and how many it takes in memory, where it has less than three
+    /// quarters: the rest is its BSS, or was cut off.
+    pub fn shortage(&self) -> Option<(u64, u64)> {
+        let (has, takes) = (self.image_length(), self.header.image_size()?);
+        (has < takes / 4 * 3).then_some((has, takes))
     }
 
     /// Where it lies in RAM of `ram_size` bytes from guest physical address `ram_base` on.

@@ -6,8 +6,9 @@ use flate2::bufread::GzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 use thiserror::Error;
 
-use super::image::{Header, START_SIZE};
-use super::le::Le;
+use super::image::Header;
+use crate::format::START_SIZE;
+use crate::le::Le;
 
 /// The largest kernel that is decompressed, so that a small file can't fill the host's memory.
 pub(super) const UNPACKED_MAX: u64 = 512 << 20;
@@ -59,7 +60,9 @@ impl Zboot {
         let name = start.get(NAME)?.split(|byte| *byte == 0).next().unwrap_or_default();
         let compression = match name {
             b"gzip" => Ok(Compression::Gzip),
-            b"zstd" => Ok(Compression::Zstd),
+            // Older kernels have the name of the build rule, not of the format
+            // (drivers/firmware/efi/libstub/Makefile.zboot).
+            b"zstd" | b"zstd22" => Ok(Compression::Zstd),
             _ => Err(name.escape_ascii().to_string()),
         };
         let (offset, size) = (fields.u32(8)?.into(), fields.u32(12)?.into());
@@ -214,6 +217,8 @@ mod tests {
         for (name, compression) in [
             (&b"gzip\0"[..], Ok(Compression::Gzip)),
             (b"zstd\0", Ok(Compression::Zstd)),
+            (b"zstd22\0", Ok(Compression::Zstd)),
+            (b"zstd22_with_size\0", Err("zstd22_with_size".to_owned())),
             (b"gzip2\0", Err("gzip2".to_owned())),
             (b"\xff\0", Err("\\xff".to_owned())),
         ] {

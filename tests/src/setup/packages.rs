@@ -86,12 +86,27 @@ pub(super) const RUST: Need = Need {
 pub(super) const RUST_LINT: Need =
     Need { why: "to lint", packages: &["rust-web-clippy", "rustfmt-web"] };
 
-/// What unit tests take: a reader of device trees that isn't ours, and what runs arm64 programs.
-pub(super) const TEST: Need =
-    Need { why: "to test", packages: &["device-tree-compiler", "qemu-user"] };
+/// What unit tests take: a reader of device trees that isn't ours, and the tools that errors about
+/// kernels and initrds advise.
+pub(super) const TEST: Need = Need {
+    why: "to test",
+    packages: &[
+        "cpio",
+        "device-tree-compiler",
+        "lz4",
+        "lzop",
+        "mkbootimg",
+        "u-boot-tools",
+        "unzip",
+        "xz-utils",
+        "zip",
+        "zstd",
+    ],
+};
 
-/// The same on an arm64 machine, which runs them itself.
-pub(super) const NATIVE_TEST: Need = Need { why: "to test", packages: &["device-tree-compiler"] };
+/// What runs arm64 programs on another machine.
+pub(super) const EMULATE: Need =
+    Need { why: "to test what is built for arm64", packages: &["qemu-user"] };
 
 /// Whether all these packages are installed.
 pub(super) fn are_installed(need: Need) -> Result<bool, Error> {

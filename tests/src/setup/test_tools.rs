@@ -21,6 +21,7 @@ pub fn install() -> Result<(), Error> {
     let cache = Cache::open()?;
     let progress = Progress::start();
     let step = progress.step("test tools", cache.log("test-tools"));
-    let need = if machine.is_arm { packages::NATIVE_TEST } else { packages::TEST };
-    packages::install(&machine, &cache, &step, &[need])
+    let needs: &[_] =
+        if machine.is_arm { &[packages::TEST] } else { &[packages::TEST, packages::EMULATE] };
+    packages::install(&machine, &cache, &step, needs)
 }

@@ -21,7 +21,8 @@ Usage: strait run --kernel FILE [OPTIONS]
 
 The guest:
   --kernel FILE      An arm64 Image, gzip'ed or not, or an EFI zboot image
-  --initrd FILE      Its initial RAM disk
+  --initrd FILE      Its initial RAM disk: cpio archives, compressed or not, or a uInitrd of them;
+                     with root=/dev/ram0 in --cmdline also a file system
   --cmdline TEXT     Kernel parameters, behind `console=ttyS0`
   --cpus N           How many CPUs [1]
   --memory SIZE      How much RAM, with K, M, G or T behind the number [256M]

@@ -1,13 +1,20 @@
-//! What a file is that isn't an arm64 kernel, told by its first bytes.
+//! What a file is, told by its first bytes: so that what can't be used is refused by name.
 
 use std::fmt;
 
-use super::le::Le;
+use crate::le::Le;
 
-/// A kind of file that a person may take for a kernel.
+/// Bytes of a file that are looked at to know what it is: enough for the header of a kernel with an
+/// EFI stub, and for the magic numbers of everything that is known by name.
+pub(crate) const START_SIZE: usize = 2048;
+
+/// A kind of file that a person may take for a kernel or an initrd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant's text says it")]
 pub enum Format {
+    Arm64Kernel,
+    /// An EFI zboot kernel.
+    Zboot,
     X86Kernel,
     RiscvKernel,
     Arm32Kernel,
@@ -17,10 +24,17 @@ pub enum Format {
     Efi(u16),
     /// A compressor's output; its name, as the command that undoes it wants it.
     Compressed(Compressor),
-    UImage,
+    /// A file for U-Boot with a legacy header; what it says it holds.
+    UImage(UImageType),
+    /// U-Boot's flattened image tree.
+    Fit,
     DeviceTree,
     AndroidBoot,
+    /// An archive as Linux unpacks it: `newc`, with or without checksums.
     Cpio,
+    /// An archive in a format that Linux doesn't unpack.
+    OldCpio,
+    FileSystem(FileSystem),
     Tar,
     Zip,
     Qcow2,
@@ -28,42 +42,73 @@ pub enum Format {
     Script,
     Text,
     Zeroes,
+    Empty,
     Unknown,
 }
 
-/// Compressions that strait doesn't undo.
+/// File systems that Linux finds in a RAM disk (`identify_ramdisk_image` of init/do_mounts_rd.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are names")]
+pub enum FileSystem {
+    Ext,
+    Squashfs,
+    Cramfs,
+    Romfs,
+    Minix,
+}
+
+/// The type in a U-Boot legacy image header (`IH_TYPE_…` of U-Boot's include/image.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UImageType(pub u8);
+
+impl UImageType {
+    /// A RAM disk.
+    pub(crate) const RAMDISK: Self = Self(3);
+}
+
+/// Compressions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "they are names")]
 pub enum Compressor {
     Bzip2,
     Xz,
     Lzma,
+    /// lz4 in its legacy frame, the one that Linux knows.
+    Lz4Legacy,
     Lz4,
     Lzop,
     Zstd,
     Gzip,
 }
 
-/// Magic numbers: offset, bytes, meaning.
+/// Magic numbers: offset, bytes, meaning; the first that is there counts. These compressors leave
+/// some bytes as they are, so that a kernel's magic number can be where it was; gzip's and lzma's
+/// own are so short that a kernel can begin with them.
 const MAGICS: &[(usize, &[u8], Format)] = &[
+    (0, b"\xfd7zXZ\0", Format::Compressed(Compressor::Xz)),
+    (0, b"\x02\x21\x4c\x18", Format::Compressed(Compressor::Lz4Legacy)),
+    (0, b"\x04\x22\x4d\x18", Format::Compressed(Compressor::Lz4)),
+    (0, b"\x89LZO\0\r\n\x1a\n", Format::Compressed(Compressor::Lzop)),
+    (0, b"\x28\xb5\x2f\xfd", Format::Compressed(Compressor::Zstd)),
+    (56, b"ARM\x64", Format::Arm64Kernel),
+    (4, b"zimg", Format::Zboot),
     (0x202, b"HdrS", Format::X86Kernel),
     (48, b"RISCV\0\0\0", Format::RiscvKernel),
     (36, &0x016f_2818_u32.to_le_bytes(), Format::Arm32Kernel),
     (0, b"BZh", Format::Compressed(Compressor::Bzip2)),
-    (0, b"\xfd7zXZ\0", Format::Compressed(Compressor::Xz)),
     (0, b"\x5d\0\0", Format::Compressed(Compressor::Lzma)),
-    (0, b"\x02\x21\x4c\x18", Format::Compressed(Compressor::Lz4)),
-    (0, b"\x04\x22\x4d\x18", Format::Compressed(Compressor::Lz4)),
-    (0, b"\x89LZO\0\r\n\x1a\n", Format::Compressed(Compressor::Lzop)),
-    (0, b"\x28\xb5\x2f\xfd", Format::Compressed(Compressor::Zstd)),
     (0, b"\x1f\x8b", Format::Compressed(Compressor::Gzip)),
-    (0, b"\x27\x05\x19\x56", Format::UImage),
-    (0, b"\xd0\x0d\xfe\xed", Format::DeviceTree),
     (0, b"ANDROID!", Format::AndroidBoot),
     (0, b"070701", Format::Cpio),
     (0, b"070702", Format::Cpio),
-    (0, b"070707", Format::Cpio),
-    (0, b"\xc7\x71", Format::Cpio),
+    (0, b"070707", Format::OldCpio),
+    (0, b"\xc7\x71", Format::OldCpio),
+    (0, b"hsqs", Format::FileSystem(FileSystem::Squashfs)),
+    (0, b"\x45\x3d\xcd\x28", Format::FileSystem(FileSystem::Cramfs)),
+    (0, b"-rom1fs-", Format::FileSystem(FileSystem::Romfs)),
+    (0x438, b"\x53\xef", Format::FileSystem(FileSystem::Ext)),
+    (0x410, b"\x7f\x13", Format::FileSystem(FileSystem::Minix)),
+    (0x410, b"\x8f\x13", Format::FileSystem(FileSystem::Minix)),
     (257, b"ustar", Format::Tar),
     (0, b"PK\x03\x04", Format::Zip),
     (0, b"QFI\xfb", Format::Qcow2),
@@ -72,16 +117,27 @@ const MAGICS: &[(usize, &[u8], Format)] = &[
 ];
 
 /// `e_machine` of 64-bit Arm (ELF for the Arm 64-bit Architecture).
-const EM_AARCH64: u16 = 183;
+pub(crate) const EM_AARCH64: u16 = 183;
+
+/// Bytes of a U-Boot legacy image header (U-Boot's include/image.h).
+pub(crate) const UIMAGE_HEADER: u64 = 64;
 
 impl Format {
     /// What a file that starts with these bytes is.
-    pub(super) fn of(start: &[u8]) -> Self {
+    pub(crate) fn of(start: &[u8]) -> Self {
         let fields = Le(start);
         if fields.has(0, b"\x7fELF") {
             let machine = fields.u16(18).unwrap_or_default();
             let big_endian = fields.has(5, &[2]);
             return Self::Elf(if big_endian { machine.swap_bytes() } else { machine });
+        }
+        if fields.has(0, b"\x27\x05\x19\x56") {
+            return Self::UImage(UImageType(start.get(30).copied().unwrap_or_default()));
+        }
+        if fields.has(0, b"\xd0\x0d\xfe\xed") {
+            // A FIT is a device tree whose root has a node of this name, before all data.
+            let fit = start.windows(8).any(|bytes| bytes == b"images\0\0");
+            return if fit { Self::Fit } else { Self::DeviceTree };
         }
         if let Some((_, _, format)) =
             MAGICS.iter().find(|(offset, magic, _)| fields.has(*offset, magic))
@@ -92,43 +148,19 @@ impl Format {
             return Self::Efi(machine);
         }
         match start {
+            [] => Self::Empty,
             _ if start.iter().all(|byte| *byte == 0) => Self::Zeroes,
             _ if is_text(start) => Self::Text,
             _ => Self::Unknown,
         }
-    }
-
-    /// What mends it for the file at `path`, where something can.
-    pub(super) fn help(self, path: &str) -> Option<String> {
-        Some(match self {
-            Self::Elf(EM_AARCH64) => {
-                "use arch/arm64/boot/Image of the same build instead of vmlinux".to_owned()
-            }
-            Self::X86Kernel | Self::RiscvKernel | Self::Arm32Kernel | Self::Elf(_) => {
-                "build one: make ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- Image".to_owned()
-            }
-            Self::Compressed(compressor) => {
-                format!("{} -dc {path} > Image", compressor.command())
-            }
-            Self::UImage => format!("dumpimage -p 0 -o Image {path}"),
-            Self::DeviceTree => format!("for a FIT: dumpimage -T flat_dt -p 0 -o Image {path}"),
-            Self::AndroidBoot => format!("unpack_bootimg --boot_img {path}"),
-            Self::Cpio => format!("strait run --kernel Image --initrd {path}"),
-            Self::Tar => format!("tar -tf {path} shows what is in it"),
-            Self::Zip => format!("unzip -l {path} shows what is in it"),
-            Self::Qcow2 | Self::Disk => {
-                format!("strait run --kernel Image --block {path}")
-            }
-            Self::Efi(_) | Self::Script | Self::Text | Self::Zeroes | Self::Unknown => {
-                return None;
-            }
-        })
     }
 }
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Arm64Kernel => "an arm64 Linux kernel (Image)",
+            Self::Zboot => "an EFI zboot kernel (vmlinuz.efi)",
             Self::X86Kernel => "an x86 Linux kernel (bzImage)",
             Self::RiscvKernel => "a RISC-V Linux kernel (Image)",
             Self::Arm32Kernel => "a 32-bit Arm Linux kernel (zImage)",
@@ -138,10 +170,13 @@ impl fmt::Display for Format {
             Self::Compressed(compressor) => {
                 return write!(f, "compressed by {}", compressor.command());
             }
-            Self::UImage => "a U-Boot uImage",
-            Self::DeviceTree => "a device tree blob or a U-Boot FIT",
+            Self::UImage(kind) => return write!(f, "a U-Boot uImage ({kind})"),
+            Self::Fit => "a U-Boot FIT",
+            Self::DeviceTree => "a device tree blob",
             Self::AndroidBoot => "an Android boot image",
             Self::Cpio => "a cpio archive (an initrd?)",
+            Self::OldCpio => "a cpio archive in another format than Linux' (newc)",
+            Self::FileSystem(kind) => return write!(f, "{kind}"),
             Self::Tar => "a tar archive",
             Self::Zip => "a zip archive",
             Self::Qcow2 => "a qcow2 disk image",
@@ -149,19 +184,48 @@ impl fmt::Display for Format {
             Self::Script => "a script",
             Self::Text => "text",
             Self::Zeroes => "nothing but zeroes where its header should be",
-            Self::Unknown => "no kernel: its header has no magic number \"ARM\\x64\"",
+            Self::Empty => "empty",
+            Self::Unknown => "of no kind that strait knows",
+        })
+    }
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ext => "an ext2, ext3 or ext4 file system",
+            Self::Squashfs => "a squashfs file system",
+            Self::Cramfs => "a cramfs file system",
+            Self::Romfs => "a romfs file system",
+            Self::Minix => "a minix file system",
+        })
+    }
+}
+
+impl fmt::Display for UImageType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            1 => "a standalone program",
+            2 => "a kernel",
+            3 => "a RAM disk",
+            4 => "several files",
+            5 => "firmware",
+            6 => "a script",
+            7 => "a file system",
+            8 => "a device tree",
+            other => return write!(f, "type {other}"),
         })
     }
 }
 
 impl Compressor {
     /// The command that compresses and, with `-d`, decompresses.
-    pub(super) fn command(self) -> &'static str {
+    pub(crate) fn command(self) -> &'static str {
         match self {
             Self::Bzip2 => "bzip2",
             Self::Xz => "xz",
             Self::Lzma => "lzma",
-            Self::Lz4 => "lz4",
+            Self::Lz4Legacy | Self::Lz4 => "lz4",
             Self::Lzop => "lzop",
             Self::Zstd => "zstd",
             Self::Gzip => "gzip",
@@ -226,9 +290,9 @@ fn is_text(start: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// `bytes` at `offset` of a file of 1 KiB.
+    /// `bytes` at `offset` of the start of a file.
     fn sample(offset: usize, bytes: &[u8]) -> Vec<u8> {
-        let mut file = vec![0; 1024];
+        let mut file = vec![0; START_SIZE];
         file[offset..offset + bytes.len()].copy_from_slice(bytes);
         file
     }
@@ -240,6 +304,18 @@ mod tests {
             assert_ne!(Format::of(&sample(offset + 1, magic)), *format);
             assert_ne!(Format::of(&sample(*offset, magic)[..offset + magic.len() - 1]), *format);
         }
+    }
+
+    #[test]
+    fn what_u_boot_takes_is_told_by_what_it_holds() {
+        let mut file = sample(0, b"\x27\x05\x19\x56");
+        file[30] = 2;
+        assert_eq!(Format::of(&file).to_string(), "a U-Boot uImage (a kernel)");
+        assert_eq!(Format::of(&file[..8]).to_string(), "a U-Boot uImage (type 0)");
+        let mut file = sample(0, b"\xd0\x0d\xfe\xed");
+        assert_eq!(Format::of(&file), Format::DeviceTree);
+        file[100..106].copy_from_slice(b"images");
+        assert_eq!(Format::of(&file), Format::Fit);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 /// The start of a file: every access is checked.
 #[derive(Clone, Copy)]
-pub(super) struct Le<'a>(pub(super) &'a [u8]);
+pub(crate) struct Le<'a>(pub(crate) &'a [u8]);
 
 impl Le<'_> {
     /// The bytes of one field at `offset`.
@@ -11,22 +11,22 @@ impl Le<'_> {
     }
 
     /// 16 bits at `offset`.
-    pub(super) fn u16(self, offset: usize) -> Option<u16> {
+    pub(crate) fn u16(self, offset: usize) -> Option<u16> {
         self.field(offset).map(u16::from_le_bytes)
     }
 
     /// 32 bits at `offset`.
-    pub(super) fn u32(self, offset: usize) -> Option<u32> {
+    pub(crate) fn u32(self, offset: usize) -> Option<u32> {
         self.field(offset).map(u32::from_le_bytes)
     }
 
     /// 64 bits at `offset`.
-    pub(super) fn u64(self, offset: usize) -> Option<u64> {
+    pub(crate) fn u64(self, offset: usize) -> Option<u64> {
         self.field(offset).map(u64::from_le_bytes)
     }
 
     /// Whether `magic` is at `offset`.
-    pub(super) fn has(self, offset: usize, magic: &[u8]) -> bool {
+    pub(crate) fn has(self, offset: usize, magic: &[u8]) -> bool {
         self.0.get(offset..).is_some_and(|rest| rest.starts_with(magic))
     }
 }
