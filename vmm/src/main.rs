@@ -30,8 +30,9 @@ mod terminal;
 mod tree;
 mod wiring;
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use crate::cli::Command;
 use crate::error::Error;
@@ -40,18 +41,37 @@ use crate::error::Error;
 ///
 /// Not Rust's `fn main`: what the standard library does before it, above all reading
 /// /proc/self/maps to find the stack's guard page, is a tenth of the time it takes to start a
-/// guest. What of it matters here, [`own_standard_descriptors`] and [`ignore_broken_pipes`] do.
+/// guest. What of it matters here, [`own_standard_descriptors`] and [`ignore_broken_pipes`] do, and
+/// the arguments are taken as they come: glibc also hands them to the standard library, musl doesn't.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
+extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     own_standard_descriptors();
     ignore_broken_pipes();
-    c_int::from(match cli::parse(lexopt::Parser::from_env()).and_then(execute) {
+    // SAFETY: these are what the C library calls main with.
+    let arguments = unsafe { arguments(argc, argv) };
+    c_int::from(match cli::parse(lexopt::Parser::from_iter(arguments)).and_then(execute) {
         Ok(exit_status) => exit_status,
         Err(error) => {
             eprint!("{}", error.report());
             error.exit_status()
         }
     })
+}
+
+/// The arguments, the program's name first.
+///
+/// # Safety
+///
+/// `argv` holds `argc` C strings, or fewer and then a null pointer.
+unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<OsString> {
+    let count = usize::try_from(argc).unwrap_or(0);
+    // SAFETY: the caller says how many there are.
+    let pointers = (0..count).map(|index| unsafe { *argv.add(index) });
+    let strings = pointers.take_while(|pointer| !pointer.is_null()).map(|pointer| {
+        // SAFETY: it isn't null, and so a C string.
+        unsafe { CStr::from_ptr(pointer) }
+    });
+    strings.map(|string| OsStr::from_bytes(string.to_bytes()).to_owned()).collect()
 }
 
 /// Does what the person wants.
@@ -89,4 +109,26 @@ fn own_standard_descriptors() {
 fn ignore_broken_pipes() {
     // SAFETY: SIG_IGN is a valid disposition of SIGPIPE.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_those_that_main_is_called_with() {
+        let words = [c"strait", c"run", c"--cmdline", c"a \xff", c""];
+        let mut argv: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
+        argv.push(std::ptr::null());
+        let taken = |argc| {
+            // SAFETY: the words live, and a null pointer ends them.
+            let arguments = unsafe { arguments(argc, argv.as_ptr()) };
+            arguments.into_iter().map(|word| word.into_encoded_bytes()).collect::<Vec<_>>()
+        };
+        let all: Vec<_> = words.iter().map(|word| word.to_bytes().to_vec()).collect();
+        assert_eq!(taken(5), all);
+        // An argc that says more, and one that says nothing.
+        assert_eq!(taken(6), all);
+        assert!(taken(0).is_empty() && taken(-1).is_empty());
+    }
 }

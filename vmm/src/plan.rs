@@ -74,8 +74,8 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     limits::check_reservation(ram.size, !options.vfio_user.is_empty())?;
     let kernel = Kernel::open(&options.kernel)?;
     let defaults: &[&str] = match options.console {
-        ConsoleKind::Stdio => &["console=ttyS0"],
-        ConsoleKind::Off => &[],
+        ConsoleKind::Stdio if options.default_cmdline => &["console=ttyS0"],
+        _ => &[],
     };
     let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;

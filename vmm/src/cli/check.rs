@@ -4,11 +4,11 @@ use std::str::FromStr;
 
 use lexopt::{Arg, Parser};
 
-use super::run::value;
+use super::once::Once;
 use super::{Command, Size, wrong};
 use crate::error::Error;
 
-const HELP: &str = "\
+pub(super) const HELP: &str = "\
 Find out what this host has and lacks for device assignment.
 
 Usage: strait check [OPTIONS]
@@ -46,10 +46,11 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
 impl CheckOptions {
     /// Takes all options; whether help was asked for.
     fn take_all(&mut self, parser: &mut Parser) -> Result<bool, lexopt::Error> {
+        let mut once = Once::default();
         while let Some(arg) = parser.next()? {
             match arg {
                 Arg::Long("memory") => {
-                    self.memory = value("--memory", parser.value()?, Size::from_str)?;
+                    self.memory = once.parsed("--memory", parser, Size::from_str)?;
                 }
                 Arg::Long("json") => self.json = true,
                 Arg::Long("help") | Arg::Short('h') => return Ok(true),
@@ -78,7 +79,12 @@ mod tests {
         assert_eq!(check(&[]).unwrap(), default);
         let chosen = CheckOptions { memory: Size::from(4 << 30), json: true };
         assert_eq!(check(&["--memory", "4G", "--json"]).unwrap(), chosen);
-        for words in [&["--memory", "much"] as &[&str], &["now"], &["--memory"]] {
+        for words in [
+            &["--memory", "much"] as &[&str],
+            &["now"],
+            &["--memory"],
+            &["--memory", "1G", "--memory", "1G"],
+        ] {
             assert_eq!(check(words).unwrap_err().exit_status(), 2, "{words:?}");
         }
     }

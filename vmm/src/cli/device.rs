@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 
-use super::run::value;
+use super::once::Once;
 use super::vfio::backend;
 use super::{Command, wrong};
 use crate::error::Error;
 
-const HELP: &str = "\
+pub(super) const HELP: &str = "\
 Look at, bind, unbind and test the host's devices.
 
 Usage: strait device list [--json]
@@ -94,14 +94,17 @@ struct Words {
 impl Words {
     /// Takes all that is there; whether help was asked for.
     fn take_all(&mut self, parser: &mut Parser) -> Result<bool, lexopt::Error> {
+        let mut once = Once::default();
         while let Some(arg) = parser.next()? {
             match arg {
                 Arg::Long("json") => self.json = true,
                 Arg::Long("group") => self.group = true,
                 Arg::Long("iommu") => {
-                    self.backend = Some(value("--iommu", parser.value()?, backend)?);
+                    self.backend = Some(once.parsed("--iommu", parser, backend)?);
                 }
-                Arg::Long("vfio-user") => self.served = Some(parser.value()?.into()),
+                Arg::Long("vfio-user") => {
+                    self.served = Some(once.value("--vfio-user", parser)?.into());
+                }
                 Arg::Long("help") | Arg::Short('h') => return Ok(true),
                 Arg::Value(word) if self.verb.is_none() => self.verb = Some(word.string()?),
                 Arg::Value(word) => self.names.push(word.string()?),
@@ -194,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let cases: [&[&str]; 14] = [
+        let cases: [&[&str]; 16] = [
             &[],
             &["list", "a"],
             &["show"],
@@ -209,6 +212,8 @@ mod tests {
             &["show", "--vfio-user"],
             &["show", "--vfio-user", "/s", "a"],
             &["test", "--vfio-user", "/s", "a"],
+            &["show", "--vfio-user", "/s", "--vfio-user", "/t"],
+            &["test", "a", "--iommu", "auto", "--iommu", "auto"],
         ];
         for words in cases {
             assert_eq!(device(words).unwrap_err().exit_status(), 2, "{words:?}");

@@ -1,7 +1,10 @@
 //! The command line: options as values, resolved against the host later.
 
+#[cfg(test)]
+mod advice;
 mod check;
 mod device;
+mod once;
 mod pci;
 mod platform;
 mod run;

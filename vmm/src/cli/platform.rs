@@ -5,6 +5,7 @@ use std::str::FromStr;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::platform::DeviceOptions;
 
+use super::once::Once;
 use super::vfio::{device_ref, split};
 
 /// A platform device to assign.
@@ -50,8 +51,13 @@ impl PlatformOptions {
     }
 
     /// Takes one `KEY=VALUE`.
-    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
+    fn take(&mut self, once: &mut Once, key: &str, value: &str) -> Result<(), String> {
         let node = &mut self.device.node;
+        for single in ["addr", "quiesce", "mmap", "node-name"] {
+            if key == single {
+                once.note(single, value.as_ref())?;
+            }
+        }
         match key {
             "addr" => self.addresses = value.split(':').map(address).collect::<Result<_, _>>()?,
             "quiesce" => self.device.quiesce = switch(key, value)?,
@@ -78,8 +84,9 @@ impl FromStr for PlatformOptions {
     fn from_str(text: &str) -> Result<Self, String> {
         let (device, given) = split(text)?;
         let mut options = Self::new(device_ref(device, "2c0a0000.dma")?);
+        let mut once = Once::default();
         for (key, value) in given {
-            options.take(key, value)?;
+            options.take(&mut once, key, value)?;
         }
         Ok(options)
     }
@@ -134,7 +141,6 @@ mod tests {
     fn options_follow_the_name() {
         let parse = |text: &str| text.parse::<PlatformOptions>().unwrap();
         assert!(!parse("x,quiesce=off").device.quiesce);
-        assert!(parse("x,quiesce=off,quiesce=on").device.quiesce);
         assert!(!parse("x,mmap=off").device.mmap);
         let all = parse(
             "x,addr=host:auto:0x2c0a0000,compatible=arm,pl011,compatible=arm,primecell,drop=\
@@ -202,6 +208,8 @@ mod tests {
             "x,drop=",
             "x,alias=",
             "x,node-name=",
+            "x,quiesce=off,quiesce=on",
+            "x,addr=host,mmap=off,addr=host",
         ] {
             assert!(text.parse::<PlatformOptions>().is_err(), "{text}");
         }

@@ -1,6 +1,5 @@
 //! `strait run`.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,20 +9,25 @@ use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
+use super::once::{Once, read};
 use super::vfio::{backend, descriptor};
 use super::{Command, PciOptions, PlatformOptions, Size, UserOptions, wrong};
 use crate::error::Error;
 
-const HELP: &str = "\
+pub(super) const HELP: &str = "\
 Start a guest.
 
 Usage: strait run --kernel FILE [OPTIONS]
+
+Options are given once, but for those that may be repeated.
 
 The guest:
   --kernel FILE      An arm64 Image, gzip'ed or not, or an EFI zboot image
   --initrd FILE      Its initial RAM disk: cpio archives, compressed or not, or a uInitrd of them;
                      with root=/dev/ram0 in --cmdline also a file system
   --cmdline TEXT     Kernel parameters, behind `console=ttyS0`
+  --no-default-cmdline
+                     Nothing in front of them, for what is no Linux
   --cpus N           How many CPUs [1]
   --memory SIZE      How much RAM, with K, M, G or T behind the number [256M]
   --gic auto|2|3     Its interrupt controller: GICv3 where the host has it [auto]
@@ -93,6 +97,8 @@ pub struct RunOptions {
     pub initrd: Option<PathBuf>,
     /// Kernel parameters.
     pub cmdline: Option<String>,
+    /// Put the machine's own in front of them.
+    pub default_cmdline: bool,
     /// vCPUs, at least 1.
     pub cpus: u64,
     /// RAM.
@@ -153,6 +159,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         kernel: PathBuf::new(),
         initrd: None,
         cmdline: None,
+        default_cmdline: true,
         cpus: 1,
         memory: Size::from(256 << 20),
         vfio_platform: Vec::new(),
@@ -170,8 +177,9 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         stats: None,
         log_level: LevelFilter::Warn,
     };
+    let mut once = Once::default();
     loop {
-        match options.take(parser).map_err(|e| wrong(&e, "run"))? {
+        match options.take(parser, &mut once).map_err(|e| wrong(&e, "run"))? {
             Taken::Option => (),
             Taken::Help => return Ok(Command::Print(HELP.into())),
             Taken::Nothing => break,
@@ -228,61 +236,48 @@ impl RunOptions {
     }
 
     /// Takes the next option and its value.
-    fn take(&mut self, parser: &mut Parser) -> Result<Taken, lexopt::Error> {
+    fn take(&mut self, parser: &mut Parser, once: &mut Once) -> Result<Taken, lexopt::Error> {
         let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
         match arg {
-            Arg::Long("kernel") => self.kernel = parser.value()?.into(),
-            Arg::Long("initrd") => self.initrd = Some(parser.value()?.into()),
-            Arg::Long("cmdline") => self.cmdline = Some(parser.value()?.string()?),
-            Arg::Long("cpus") => self.cpus = value("--cpus", parser.value()?, cpus)?,
-            Arg::Long("memory") => {
-                self.memory = value("--memory", parser.value()?, Size::from_str)?;
-            }
+            Arg::Long("kernel") => self.kernel = once.value("--kernel", parser)?.into(),
+            Arg::Long("initrd") => self.initrd = Some(once.value("--initrd", parser)?.into()),
+            Arg::Long("cmdline") => self.cmdline = Some(once.value("--cmdline", parser)?.string()?),
+            Arg::Long("no-default-cmdline") => self.default_cmdline = false,
+            Arg::Long("cpus") => self.cpus = once.parsed("--cpus", parser, cpus)?,
+            Arg::Long("memory") => self.memory = once.parsed("--memory", parser, Size::from_str)?,
             Arg::Long("vfio-platform") => {
-                let device = value("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
+                let device = read("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
                 self.vfio_platform.push(device);
             }
             Arg::Long("vfio-pci") => {
-                let function = value("--vfio-pci", parser.value()?, PciOptions::from_str)?;
+                let function = read("--vfio-pci", parser.value()?, PciOptions::from_str)?;
                 self.vfio_pci.push(function);
             }
             Arg::Long("vfio-user") => {
-                let device = value("--vfio-user", parser.value()?, UserOptions::from_str)?;
+                let device = read("--vfio-user", parser.value()?, UserOptions::from_str)?;
                 self.vfio_user.push(device);
             }
-            Arg::Long("iommu") => self.iommu.backend = value("--iommu", parser.value()?, backend)?,
+            Arg::Long("iommu") => self.iommu.backend = once.parsed("--iommu", parser, backend)?,
             Arg::Long("iommufd-fd") => {
-                self.iommu.iommufd = Some(value("--iommufd-fd", parser.value()?, descriptor)?);
+                self.iommu.iommufd = Some(once.parsed("--iommufd-fd", parser, descriptor)?);
             }
             Arg::Long("bind") => self.bind = true,
-            Arg::Long("gic") => self.gic = value("--gic", parser.value()?, gic)?,
-            Arg::Long("console") => self.console = value("--console", parser.value()?, console)?,
+            Arg::Long("gic") => self.gic = once.parsed("--gic", parser, gic)?,
+            Arg::Long("console") => self.console = once.parsed("--console", parser, console)?,
             Arg::Long("timeout") => {
-                self.timeout = Some(value("--timeout", parser.value()?, seconds)?);
+                self.timeout = Some(once.parsed("--timeout", parser, seconds)?)
             }
             Arg::Long("dry-run") => self.dry_run = true,
             Arg::Long("json") => self.json = true,
             Arg::Long("dtb-overlay") => self.dtb_overlays.push(parser.value()?.into()),
-            Arg::Long("dump-dtb") => self.dump_dtb = Some(parser.value()?.into()),
-            Arg::Long("stats") => self.stats = Some(parser.value()?.into()),
-            Arg::Long("log-level") => {
-                self.log_level = value("--log-level", parser.value()?, level)?;
-            }
+            Arg::Long("dump-dtb") => self.dump_dtb = Some(once.value("--dump-dtb", parser)?.into()),
+            Arg::Long("stats") => self.stats = Some(once.value("--stats", parser)?.into()),
+            Arg::Long("log-level") => self.log_level = once.parsed("--log-level", parser, level)?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Taken::Help),
             other => return Err(other.unexpected()),
         }
         Ok(Taken::Option)
     }
-}
-
-/// Reads an option's value; a failure names the option and the value.
-pub(super) fn value<T>(
-    option: &str,
-    text: OsString,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<T, lexopt::Error> {
-    let text = text.string()?;
-    parse(&text).map_err(|why| lexopt::Error::Custom(format!("{option} {text}: {why}").into()))
 }
 
 fn cpus(text: &str) -> Result<u64, String> {
@@ -386,6 +381,32 @@ mod tests {
             ["--bind", "--dry-run"],
         ] {
             assert!(run(&arguments).unwrap_err().exit_status() == 2, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_values_none_is_taken() {
+        for (option, first, second) in [
+            ("--kernel", "a", "b"),
+            ("--initrd", "a", "b"),
+            ("--cmdline", "quiet", "debug"),
+            ("--cpus", "1", "1"),
+            ("--memory", "64M", "128M"),
+            ("--iommu", "auto", "container"),
+            ("--iommufd-fd", "0", "1"),
+            ("--gic", "2", "3"),
+            ("--console", "off", "stdio"),
+            ("--timeout", "1", "2"),
+            ("--dump-dtb", "a", "b"),
+            ("--stats", "a", "b"),
+            ("--log-level", "off", "info"),
+        ] {
+            let error = run(&[option, first, option, second]).unwrap_err();
+            // A kernel is there already.
+            let first = if option == "--kernel" { "Image" } else { first };
+            let second = if option == "--kernel" { "a" } else { second };
+            let text = format!("{option} is given twice, as `{first}` and as `{second}`");
+            assert_eq!((error.message(), error.exit_status()), (text.as_str(), 2));
         }
     }
 }

@@ -6,7 +6,8 @@ use std::str::FromStr;
 use devices::pci::Bdf;
 use devices::vfio::pci::PciOptions as FunctionOptions;
 
-use super::{pci, platform};
+use super::once::Once;
+use super::pci;
 
 /// A PCI device of another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,23 +18,6 @@ pub struct UserOptions {
     pub function: FunctionOptions,
     /// Where it is on the guest's bus.
     pub address: Option<Bdf>,
-}
-
-impl UserOptions {
-    /// Takes one `KEY=VALUE`.
-    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match key {
-            "addr" => self.address = Some(pci::address(value)?),
-            "mmap" => self.function.mmap = platform::switch(key, value)?,
-            "reset" => self.function.reset = platform::switch(key, value)?,
-            _ => {
-                return Err(format!(
-                    "`{key}` is no option of such a device; addr, mmap and reset are"
-                ));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl FromStr for UserOptions {
@@ -50,8 +34,9 @@ impl FromStr for UserOptions {
         }
         let function = FunctionOptions::default();
         let mut options = Self { path: path.into(), function, address: None };
-        for (key, value) in given.iter().filter_map(|part| part.split_once('=')) {
-            options.take(key, value)?;
+        let mut once = Once::default();
+        for option in given.iter().filter_map(|part| part.split_once('=')) {
+            pci::take(&mut options.function, &mut options.address, &mut once, option)?;
         }
         Ok(options)
     }
@@ -67,7 +52,7 @@ mod tests {
             ("/run/a.sock", "/run/a.sock", None),
             ("a,b", "a,b", None),
             ("a,b,addr=03.1", "a,b", Bdf::new(0, 3, 1)),
-            ("a=b,addr=1f.7,addr=2.0", "a=b", Bdf::new(0, 2, 0)),
+            ("a=b,addr=1f.7", "a=b", Bdf::new(0, 31, 7)),
         ] {
             let options: UserOptions = text.parse().unwrap();
             assert_eq!((options.path, options.address), (path.into(), address), "{text}");
@@ -78,7 +63,15 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for text in ["", ",addr=1.0", "a,addr=", "a,addr=20.0", "a,mmap=", "a,addr=1.0,x=y"] {
+        for text in [
+            "",
+            ",addr=1.0",
+            "a,addr=",
+            "a,addr=20.0",
+            "a,mmap=",
+            "a,addr=1.0,x=y",
+            "a,addr=1.0,addr=2.0",
+        ] {
             assert!(text.parse::<UserOptions>().is_err(), "{text}");
         }
     }
