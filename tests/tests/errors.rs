@@ -268,7 +268,7 @@ fn files_that_are_no_kernels_and_no_initrds() -> Story {
     let host = Board::new().stock().file("k/off", payload::power_off()).boot()?;
     // An x86 kernel has 0xaa55 at 0x1fe and "HdrS" at 0x202 (its boot protocol's header).
     host.sh(
-        "cd /tmp; touch empty; head -c 20000000 /k/stock >truncated; head -c 40 /k/model >short; \
+        "cd /tmp; touch empty; head -c 20000000 /k/stock >truncated; head -c 5000000 /k/model >half; head -c 40 /k/model >short; \
          { head -c 510 /dev/zero; printf '\\125\\252\\353\\152HdrS'; head -c 9000 /dev/zero; } >x86; \
          echo '#!/bin/sh' >script; gzip -c script >script.gz; gzip -c /bin/busybox | head -c 99999 >early.gz; \
          cp /k/guest.cpio large; truncate -s 300M large; cp /bin/probe elf; \
@@ -280,6 +280,7 @@ fn files_that_are_no_kernels_and_no_initrds() -> Story {
         ("--kernel /tmp/empty", 1, &["/tmp/empty", "empty"], &[]),
         ("--kernel /tmp/short", 1, &["/tmp/short", "too short"], &[]),
         ("--kernel /tmp/truncated", 1, &["/tmp/truncated", "truncated"], &[]),
+        ("--kernel /tmp/half", 1, &["/tmp/half", "truncated"], &[]),
         ("--kernel /tmp/x86", 1, &["/tmp/x86", "x86"], &[]),
         ("--kernel /tmp/early.gz", 1, &["/tmp/early.gz", "gzip"], &[]),
         ("--kernel /tmp/elf", 1, &["/tmp/elf", "ELF"], &[]),
@@ -321,6 +322,7 @@ fn options_that_make_no_sense() -> Story {
         ("--timeout never", 2, &["--timeout"], &[]),
         ("--vfio-platform ''", 2, &["--vfio-platform"], &[]),
         ("--colour red", 2, &["--colour"], &[]),
+        ("--memory 64M --memory 1G", 2, &["--memory", "twice", "64M", "1G"], &["--help"]),
         ("--stats /nowhere/stats", 1, &["/nowhere/stats"], &["--stats"]),
         ("--dump-dtb /nowhere/dtb", 1, &["/nowhere/dtb"], &["--dump-dtb"]),
     ];

@@ -19,14 +19,77 @@ fn status(host: &Host, arguments: &str) -> Result<i32, Failure> {
     host.strait(arguments)?.exit_status()
 }
 
+/// The exit status and all that strait says with these arguments.
+fn end(host: &Host, arguments: &str) -> Result<(i32, String), Failure> {
+    let answer = host.run(&format!("strait {arguments} 2>&1"))?;
+    Ok((answer.status, answer.output))
+}
+
 #[test]
 fn power_off_is_0_reset_is_3_panic_is_4() -> Story {
     let host = board().boot()?;
-    assert_eq!(status(&host, "run --kernel /k/off")?, 0);
-    assert_eq!(status(&host, "run --kernel /k/reset")?, 3);
+    assert_eq!(end(&host, "run --kernel /k/off")?, (0, String::new()));
+    let reset = (3, "strait: the guest asked for a reset\n".to_owned());
+    assert_eq!(end(&host, "run --kernel /k/reset")?, reset);
     for (action, expected) in [("poweroff", 0), ("reset", 3), ("panic", 4)] {
         let guest = host.launch(&Launch::model().does(action).with("--cpus 2"))?;
         assert_eq!(guest.exit_status()?, expected, "{action}");
+    }
+    let (status, said) = end(&host, &Launch::model().does("panic").arguments())?;
+    assert!(status == 4 && said.ends_with("strait: the guest crashed\n"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_without_a_word_is_told_of_once() -> Story {
+    let host = board().boot()?;
+    let still = "strait: the guest still ran after 11.5 s\n";
+    let (status, said) = end(&host, "run --kernel /k/wait --timeout 11.5")?;
+    assert_eq!(status, 124);
+    assert!(
+        said.starts_with("strait: warn: the guest has written nothing to its console for 10 s")
+    );
+    assert!(said.contains("earlycon") && said.ends_with(still), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+    // Nobody listens, or there was a word.
+    let silent = "run --kernel /k/wait --timeout 11.5 --console off";
+    assert_eq!(end(&host, silent)?, (124, still.to_owned()));
+    let options = "--timeout 11.5 --stats /tmp/stats";
+    let (_, said) = end(&host, &Launch::model().does("idle").with(options).arguments())?;
+    assert!(said.ends_with(still) && !said.contains("strait: warn"), "{said}");
+    // The look at the console is no wake-up that the guest caused: the end is the only one.
+    host.sh("grep -q '\"event_loop_wakeups\": 1,' /tmp/stats")?;
+    Ok(())
+}
+
+#[test]
+fn how_the_guest_ended_counts_more_than_statistics() -> Story {
+    let host = board().boot()?;
+    host.sh("mkdir /tmp/small && mount -t tmpfs -o size=16k none /tmp/small")?;
+    // Whoever can guess the name of the file that becomes the statistics gains nothing.
+    let run = |options: &str| host.strait(&format!("run --kernel /k/wait {options}"));
+    let guest = run("--stats /tmp/small/stats")?;
+    host.until("[ -n \"$(ls /sys/kernel/debug/kvm | grep -- -)\" ]")?;
+    host.sh(&format!("ln -s /tmp/victim /tmp/small/stats.{}", guest.pid()?))?;
+    host.sh("dd if=/dev/zero of=/tmp/small/fill bs=1k count=64 2>/dev/null || true")?;
+    guest.signal(SIGTERM)?;
+    assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+    let said = guest.output();
+    assert!(said.contains("strait: error: statistics can't be written to /tmp/small/stats"));
+    assert!(said.ends_with("strait: ended by signal 15 (SIGTERM)\n"), "{said}");
+    assert_eq!(host.run("ls /tmp/small/stats /tmp/victim")?.output, "");
+
+    // No descriptors are left but those that are kept for this; then not even these.
+    for (limit, written) in
+        [("$(($(ls /proc/PID/fd | sort -n | tail -n 1) + 1))", true), ("3", false)]
+    {
+        let guest = run("--stats /tmp/stats")?;
+        host.until("[ -n \"$(ls /sys/kernel/debug/kvm | grep -- -)\" ]")?;
+        let pid = guest.pid()?;
+        host.sh(&format!("probe files {pid} {}", limit.replace("PID", &pid.to_string())))?;
+        guest.signal(SIGTERM)?;
+        assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+        assert_eq!(host.run("rm /tmp/stats")?.status == 0, written, "{}", guest.output());
     }
     Ok(())
 }
@@ -38,7 +101,8 @@ fn a_timeout_is_124_whatever_the_guest_does() -> Story {
         for cpus in [1, 3] {
             let run = format!("run --kernel /k/{kernel} --cpus {cpus} --timeout 1");
             let began = host.sh("date +%s")?;
-            assert_eq!(status(&host, &run)?, 124, "{run}");
+            let still = "strait: the guest still ran after 1 s\n";
+            assert_eq!(end(&host, &run)?, (124, still.to_owned()), "{run}");
             let ended = host.sh("date +%s")?;
             let seconds = |text: &str| text.trim().parse::<u64>().unwrap_or_default();
             assert!(seconds(&ended) > seconds(&began), "{run} ended before its time");
@@ -113,10 +177,21 @@ fn a_dry_run_prints_the_plan_and_runs_nothing() -> Story {
     let host = board().boot()?;
     let plan = host.sh("strait run --kernel /k/model --initrd /k/guest.cpio --cpus 3 --dry-run")?;
     let map = "0x040000000-0x04fffffff  RAM";
-    for wanted in ["3 vCPU", map, "  initrd", "SPI 0    serial, edge", "cpu@2", "serial@9000000"] {
+    for wanted in [
+        "3 vCPU",
+        "kernel: /k/model, uncompressed\n",
+        "command line: console=ttyS0\n",
+        map,
+        "  initrd",
+        "SPI 0    serial, edge",
+        "cpu@2",
+        "serial@9000000",
+    ] {
         assert!(plan.contains(wanted), "no {wanted} in:\n{plan}");
     }
     assert_eq!(host.run("ls -d /sys/kernel/debug/kvm/[0-9]*")?.output, "");
+    let alone = "strait run --kernel /k/off --cmdline 'a b' --no-default-cmdline --dry-run";
+    assert!(host.sh(alone)?.contains("\ncommand line: a b\n"));
     Ok(())
 }
 
@@ -124,6 +199,8 @@ fn a_dry_run_prints_the_plan_and_runs_nothing() -> Story {
 fn the_device_tree_can_be_had() -> Story {
     let host = board().boot()?;
     assert_eq!(status(&host, "run --kernel /k/off --dump-dtb /tmp/dtb")?, 0);
+    // It holds the guest's seeds.
+    assert!(host.sh("ls -l /tmp/dtb")?.starts_with("-rw------- "));
     // The blob's magic number (Devicetree Specification, "Header").
     assert_eq!(host.sh("xxd -p -l 4 /tmp/dtb")?.trim(), "d00dfeed");
     let mut guest = host.guest("--dump-dtb /tmp/dtb2")?;

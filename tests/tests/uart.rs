@@ -118,7 +118,7 @@ fn the_next_guest_finds_a_uart_that_is_still() -> Story {
     uart.wait_for("ready\n")?;
     uart.send("new")?;
     assert_eq!(second.finish()?, (0, "new".into()));
-    assert!(second.process().output().contains("quiesced: ByBinding(\"PL011\")"));
+    assert!(second.process().output().contains("stopped as a PL011 is"));
     assert_eq!(second.power_off()?, 0);
     Ok(())
 }

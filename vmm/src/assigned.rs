@@ -181,7 +181,7 @@ impl Assigned {
     ) -> Result<(), Error> {
         for placed in &self.devices {
             let quiesced = placed.device.quiesce()?;
-            log::info!("{}: quiesced: {quiesced:?}", placed.device.name());
+            log::info!("{}: {quiesced}", placed.device.name());
         }
         self.functions.quiesce()?;
         self.served.lend(ram)?;
@@ -229,7 +229,7 @@ impl Assigned {
         self.functions.release();
         for placed in &mut self.devices {
             match placed.device.release() {
-                Ok(quiesced) => log::info!("{}: quiesced: {quiesced:?}", placed.device.name()),
+                Ok(quiesced) => log::info!("{}: {quiesced}", placed.device.name()),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
                 Err(error) => log::error!("{}", Error::from(error).told()),
             }

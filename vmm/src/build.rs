@@ -1,6 +1,5 @@
 //! A plan → a machine, in stages of one function each.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -23,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::cli::{ConsoleKind, GicChoice};
 use crate::console::{Input, Output};
 use crate::error::Error;
+use crate::outfile;
 use crate::pci;
 use crate::plan::MachinePlan;
 use crate::tree::{self, Seed};
@@ -45,6 +45,8 @@ pub struct Core {
 pub struct Board {
     /// Where the guest reaches them.
     pub bus: Bus,
+    /// Becomes true when the guest writes to its console.
+    pub spoke: Arc<AtomicBool>,
     /// The console's input and what tells that it has room again.
     pub input: Option<(Input, EventFd)>,
 }
@@ -98,12 +100,13 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
 pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Board, Error> {
     let mut bus = Bus::default();
     let mut input = None;
+    let spoke = Arc::new(AtomicBool::new(false));
     if console == ConsoleKind::Stdio {
         let (interrupt, drained) = (eventfd()?, eventfd()?);
         vm.connect_edge(layout::spi::SERIAL, &interrupt).map_err(|e| {
             Error::new(format!("KVM can't connect the serial port's interrupt: {e}"))
         })?;
-        let output = Box::new(Output::stdout(over.clone()));
+        let output = Box::new(Output::stdout(over.clone(), spoke.clone()));
         let serial = Serial::new(interrupt, output, drained.try_clone()?);
         let serial = Arc::new(Mutex::new(serial));
         bus.add("serial", layout::SERIAL, serial.clone())?;
@@ -111,7 +114,7 @@ pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Bo
     }
     bus.add("rtc", layout::RTC, Arc::new(Mutex::new(Rtc::new())))?;
     bus.add("pvpanic", layout::PANIC, Arc::new(Mutex::new(PvPanic::default())))?;
-    Ok(Board { bus, input })
+    Ok(Board { bus, spoke, input })
 }
 
 /// Describes the machine, and has the overlays applied.
@@ -154,13 +157,14 @@ pub fn dtb(tree: &Node) -> Result<Vec<u8>, Error> {
     Ok(dtb)
 }
 
-/// Writes the device tree for the person who asked to see it.
+/// Writes the device tree for the person who asked to see it, and for nobody else: it holds the
+/// guest's random seeds.
 ///
 /// # Errors
 ///
 /// The file can't be written.
 pub fn dump_dtb(path: &Path, dtb: &[u8]) -> Result<(), Error> {
-    fs::write(path, dtb).map_err(|e| {
+    outfile::write(path, 0o600, dtb).map_err(|e| {
         Error::new(format!("the device tree can't be written to {}: {e}", path.display()))
             .help("--dump-dtb FILE in a directory you can write to")
     })

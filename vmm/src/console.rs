@@ -155,20 +155,22 @@ impl AsRawFd for Input {
 pub struct Output {
     sink: ManuallyDrop<File>,
     over: Arc<AtomicBool>,
+    spoke: Arc<AtomicBool>,
 }
 
 impl Output {
-    /// Standard output; `over` becomes true when the run ends.
-    pub fn stdout(over: Arc<AtomicBool>) -> Self {
+    /// Standard output; `over` becomes true when the run ends, `spoke` when the guest writes.
+    pub fn stdout(over: Arc<AtomicBool>, spoke: Arc<AtomicBool>) -> Self {
         // SAFETY: descriptor 1 is standard output, or closed and then every write fails; it is
         // never closed through this File.
         let sink = ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDOUT_FILENO) });
-        Self { sink, over }
+        Self { sink, over, spoke }
     }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.spoke.store(true, Ordering::Relaxed);
         loop {
             match self.sink.write(bytes) {
                 // Interrupted by the kick that ends the run: not to be tried again, as the

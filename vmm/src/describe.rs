@@ -122,7 +122,7 @@ impl Description {
             pmu: core.pmu,
             memory: plan.ram.size,
             kernel: plan.kernel.name().to_string(),
-            packaging: format!("{:?}", plan.kernel.packaging()),
+            packaging: plan.kernel.packaging().to_string(),
             cmdline: plan.cmdline.as_str().to_owned(),
             memory_map: memory_map(plan, core),
             interrupts: interrupts(plan),

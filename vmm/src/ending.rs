@@ -1,5 +1,7 @@
 //! How a run ends.
 
+use std::time::Duration;
+
 use crate::error::Error;
 
 /// Why the guest no longer runs.
@@ -12,7 +14,7 @@ pub enum Ending {
     /// It crashed.
     Crash,
     /// The time given by `--timeout` is over.
-    Timeout,
+    Timeout(Duration),
     /// The person left with Ctrl-A x.
     Left,
     /// This signal ended strait.
@@ -31,7 +33,7 @@ impl Ending {
             Self::Failed(_) => 1,
             Self::Reset => 3,
             Self::Crash => 4,
-            Self::Timeout => 124,
+            Self::Timeout(_) => 124,
             Self::Signal(number) => 128u8.saturating_add(*number),
         }
     }
@@ -42,11 +44,56 @@ impl Ending {
             Self::PowerOff => "power-off",
             Self::Reset => "reset",
             Self::Crash => "crash",
-            Self::Timeout => "timeout",
+            Self::Timeout(_) => "timeout",
             Self::Left => "left",
             Self::Signal(_) => "signal",
             Self::Planned => "planned",
             Self::Failed(_) => "failed",
+        }
+    }
+
+    /// What a person is told, where the run didn't end as they are used to.
+    pub fn text(&self) -> Option<String> {
+        Some(match self {
+            Self::PowerOff | Self::Left | Self::Planned | Self::Failed(_) => return None,
+            Self::Reset => "the guest asked for a reset".to_owned(),
+            Self::Crash => "the guest crashed".to_owned(),
+            Self::Timeout(after) => format!("the guest still ran after {} s", after.as_secs_f64()),
+            Self::Signal(number) => format!("ended by signal {number}{}", signal_name(*number)),
+        })
+    }
+}
+
+/// The name of a signal that people send, in parentheses.
+fn signal_name(number: u8) -> &'static str {
+    match i32::from(number) {
+        libc::SIGHUP => " (SIGHUP)",
+        libc::SIGINT => " (SIGINT)",
+        libc::SIGQUIT => " (SIGQUIT)",
+        libc::SIGTERM => " (SIGTERM)",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ending_that_is_not_0_is_told_in_words() {
+        for (ending, text) in [
+            (Ending::Reset, "the guest asked for a reset"),
+            (Ending::Crash, "the guest crashed"),
+            (Ending::Timeout(Duration::from_secs(8)), "the guest still ran after 8 s"),
+            (Ending::Timeout(Duration::from_millis(1500)), "the guest still ran after 1.5 s"),
+            (Ending::Signal(15), "ended by signal 15 (SIGTERM)"),
+            (Ending::Signal(31), "ended by signal 31"),
+        ] {
+            assert_eq!(ending.text().as_deref(), Some(text));
+            assert_ne!(ending.exit_status(), 0);
+        }
+        for ending in [Ending::PowerOff, Ending::Left, Ending::Planned] {
+            assert_eq!((ending.text(), ending.exit_status()), (None, 0));
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::console::{Input, Progress};
 use crate::ending::Ending;
 use crate::error::Error;
 use crate::signals::{Request, Signals};
+use crate::silence::Silence;
 use crate::stats::Recorder;
 
 /// What the loop listens to.
@@ -25,6 +26,8 @@ pub struct Sources {
     pub timeout: Option<Duration>,
     /// Input for the serial console, and what tells that the console has room again.
     pub input: Option<(Input, EventFd)>,
+    /// What watches for a console that stays silent.
+    pub silence: Option<Silence>,
 }
 
 /// What event data names the source by.
@@ -36,16 +39,20 @@ mod token {
     pub(super) const DRAINED: u32 = 4;
 }
 
+/// No time limit, to epoll.
+const FOR_EVER: i32 = -1;
+
 /// Runs until the guest, a signal, the time limit or the person ends it. `None`: a vCPU did, and
 /// knows why.
 ///
 /// # Errors
 ///
 /// The host is out of descriptors.
-pub fn run(sources: Sources, recorder: Option<&Recorder>) -> Result<Option<Ending>, Error> {
+pub fn run(mut sources: Sources, recorder: Option<&Recorder>) -> Result<Option<Ending>, Error> {
     let failed = |e: event_manager::Error| Error::new(format!("the event loop failed: {e}"));
     let timer = sources.timeout.map(start_timer).transpose()?;
     let ending = Rc::new(RefCell::new(None));
+    let mut silence = sources.silence.take();
     let mut manager = EventManager::<Desk<'_>>::new().map_err(failed)?;
     manager.add_subscriber(Desk { sources, timer, recorder, ending: ending.clone() });
     loop {
@@ -55,8 +62,11 @@ pub fn run(sources: Sources, recorder: Option<&Recorder>) -> Result<Option<Endin
                 End::Here(ending) => Some(ending),
             });
         }
-        manager.run().map_err(failed)?;
-        if let Some(recorder) = recorder {
+        let wait = silence.as_ref().map_or(FOR_EVER, Silence::wait_ms);
+        let events = manager.run_with_timeout(wait).map_err(failed)?;
+        silence = silence.and_then(Silence::look);
+        // The end of the wait for a word from the guest comes once in a run, and isn't its doing.
+        if let Some(recorder) = recorder.filter(|_| events > 0) {
             recorder.count_wakeup();
         }
     }
@@ -198,7 +208,10 @@ impl MutEventSubscriber for Desk<'_> {
         match events.data() {
             token::STOPPED => self.end(End::ByVcpu),
             token::SIGNALS => self.take_signals(ops),
-            token::TIMEOUT => self.end(End::Here(Ending::Timeout)),
+            token::TIMEOUT => {
+                let after = self.sources.timeout.unwrap_or_default();
+                self.end(End::Here(Ending::Timeout(after)));
+            }
             token::INPUT => self.take_input(ops),
             token::DRAINED => self.resume_input(ops),
             _ => (),

@@ -125,7 +125,7 @@ impl Given {
     }
 
     fn tell(&self, quiesced: Quiesced) {
-        log::info!("{}: quiesced: {quiesced:?}", self.name);
+        log::info!("{}: {quiesced}", self.name);
     }
 }
 

@@ -18,16 +18,19 @@ mod functions;
 mod limits;
 mod lines;
 mod logger;
+mod outfile;
 mod pci;
 mod places;
 mod plan;
 mod run;
 mod served;
 mod signals;
+mod silence;
 mod stats;
 mod table;
 mod terminal;
 mod tree;
+mod unused;
 mod wiring;
 
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
@@ -80,7 +83,14 @@ unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<OsString> {
 /// apart, and starting a guest reads fewer pages of the program.
 fn execute(command: Command) -> Result<u8, Error> {
     match command {
-        Command::Run(options) => run::run(&options).map(|ending| ending.exit_status()),
+        Command::Run(options) => {
+            let ending = run::run(&options)?;
+            if let Some(text) = ending.text() {
+                // Whoever closed standard error does not want it.
+                let _ = writeln!(io::stderr(), "strait: {text}");
+            }
+            Ok(ending.exit_status())
+        }
         Command::Device(options) => device::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Print(text) => {

@@ -16,14 +16,17 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::assigned::Assigned;
 use crate::build;
-use crate::cli::RunOptions;
+use crate::cli::{ConsoleKind, RunOptions};
 use crate::describe::Description;
 use crate::device::Borrowed;
 use crate::ending::Ending;
 use crate::error::Error;
 use crate::events::{self, Sources};
+use crate::lines::Lines;
 use crate::signals::{self, Signals};
+use crate::silence::Silence;
 use crate::stats::{Exits, Recorder};
+use crate::unused::Unused;
 use crate::wiring::KvmWiring;
 use crate::{limits, logger, pci, plan, stats};
 
@@ -65,6 +68,7 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     if let Some(path) = &options.stats {
         stats::check_path(path)?;
     }
+    let shorter = plan.kernel.shortage();
     let ram = build::ram(&plan)?;
     let pages = build::pages(&plan);
     build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;
@@ -80,13 +84,15 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     }
     core.vm.add_ram(ram)?;
     let bus = Arc::new(board.bus);
+    let (lines, unused) =
+        (Arc::new(Lines::new(plan.assigned.wires())), Arc::new(Unused::of(&plan.assigned)));
     let recorder = options.stats.as_deref().map(|path| {
-        let watched = (plan.assigned.wires(), plan.assigned.functions().watch());
+        let watched = (lines.clone(), unused.clone(), plan.assigned.functions().watch());
         let recorder = Recorder::new(path, started, &core.vm, &core.vcpus, bus.clone(), watched);
         Arc::new(recorder.through(plan.assigned.backend()))
     });
     let run = Arc::new(Run {
-        bus,
+        bus: bus.clone(),
         bridge,
         over,
         ending: OnceLock::new(),
@@ -98,9 +104,14 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
         signals,
         timeout: plan.timeout,
         input: board.input,
+        silence: (plan.console == ConsoleKind::Stdio).then(|| Silence::new(board.spoke, shorter)),
     };
     plan.assigned.arm()?;
     let ending = run_machine(core.vcpus, run, sources, &plan.assigned);
+    let gic = &core.gic;
+    unused.tell(&bus, |spi| gic.is_enabled(spi).ok(), |device| lines.have_fired(device));
+    // It has what traps of the devices.
+    drop(bus);
     plan.assigned.release();
     ending
 }
@@ -124,8 +135,9 @@ fn run_machine(
         (Some(ending), _) | (None, Some(ending)) => ending,
         (None, None) => Ending::Failed(Error::new("the guest stopped for no known reason")),
     };
-    if let Some(recorder) = recorder {
-        recorder.write(Some(&ending))?;
+    if let Some(Err(error)) = recorder.map(|recorder| recorder.write(Some(&ending))) {
+        // How the guest ended is worth more.
+        log::error!("{}", error.report().trim_end());
     }
     match ending {
         Ending::Failed(error) => Err(error),

@@ -1,11 +1,11 @@
 //! What `--stats` writes.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arch::stats::Counters;
@@ -17,7 +17,9 @@ use serde::Serialize;
 use crate::ending::Ending;
 use crate::error::Error;
 use crate::functions::{self, Watch};
-use crate::lines::{self, Lines, Wire};
+use crate::lines::{self, Lines};
+use crate::outfile;
+use crate::unused::Unused;
 
 /// A vCPU's exits to the VMM, by reason.
 #[derive(Debug, Default)]
@@ -57,10 +59,13 @@ pub struct Recorder {
     exits: Vec<Arc<Exits>>,
     bus: Arc<Bus>,
     event_loop_wakeups: AtomicU64,
-    interrupts: Lines,
+    interrupts: Arc<Lines>,
+    unused: Arc<Unused>,
     iommu: Option<Backend>,
     functions: Watch,
     kvm: KvmCounters,
+    /// Descriptors kept for what is opened to write: there may be none left then.
+    spare: Mutex<[Option<File>; 2]>,
 }
 
 #[derive(Default)]
@@ -101,16 +106,17 @@ struct KvmReport<'a> {
 }
 
 impl Recorder {
-    /// Prepares to write to `path`; `started` is when strait did. Watches the wires and functions
-    /// from now on: before they are armed.
+    /// Prepares to write to `path`; `started` is when strait did. Watches the functions from now on:
+    /// before they are armed.
     pub fn new(
         path: &Path,
         started: Instant,
         vm: &Vm,
         vcpus: &[Vcpu],
         bus: Arc<Bus>,
-        (wires, functions): (Vec<Wire>, Watch),
+        watched: (Arc<Lines>, Arc<Unused>, Watch),
     ) -> Self {
+        let (interrupts, unused, functions) = watched;
         Self {
             path: path.to_owned(),
             started,
@@ -118,10 +124,12 @@ impl Recorder {
             exits: vcpus.iter().map(|_| Arc::default()).collect(),
             bus,
             event_loop_wakeups: AtomicU64::new(0),
-            interrupts: Lines::new(wires),
+            interrupts,
+            unused,
             iommu: None,
             functions,
             kvm: KvmCounters::open(vm, vcpus),
+            spare: Mutex::new([open_spare(), open_spare()]),
         }
     }
 
@@ -153,14 +161,24 @@ impl Recorder {
     /// The file can't be written.
     #[cold]
     pub fn write(&self, ending: Option<&Ending>) -> Result<(), Error> {
-        let text = serde_json::to_string_pretty(&self.report(ending))
-            .map_err(|e| unwritable(&self.path, &io::Error::other(e)))?;
-        let temporary = temporary(&self.path);
-        fs::write(&temporary, text + "\n").map_err(|e| unwritable(&self.path, &e))?;
-        fs::rename(&temporary, &self.path).map_err(|e| {
-            let _ = fs::remove_file(&temporary);
-            unwritable(&self.path, &e)
-        })
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        *spare = [None, None];
+        let report = self.report(ending);
+        if ending.is_none() {
+            self.tell_unused(&report.interrupts);
+        }
+        let text = serde_json::to_string_pretty(&report).map_err(io::Error::other);
+        let written =
+            text.and_then(|text| outfile::write(&self.path, MODE, (text + "\n").as_bytes()));
+        *spare = [open_spare(), open_spare()];
+        written.map_err(|e| unwritable(&self.path, &e))
+    }
+
+    /// Tells of devices that the guest doesn't use, as far as the host's kernel tells while vCPUs run.
+    fn tell_unused(&self, interrupts: &[lines::Report]) {
+        let enabled: BTreeMap<_, _> = interrupts.iter().map(lines::Report::enabled).collect();
+        let is_enabled = |spi| enabled.get(&spi).copied().flatten();
+        self.unused.tell(&self.bus, is_enabled, |device| self.interrupts.have_fired(device));
     }
 
     fn report(&self, ending: Option<&Ending>) -> Report<'_> {
@@ -208,17 +226,15 @@ impl Recorder {
 ///
 /// It won't.
 pub fn check_path(path: &Path) -> Result<(), Error> {
-    let temporary = temporary(path);
-    fs::write(&temporary, "").map_err(|e| unwritable(path, &e))?;
-    fs::remove_file(&temporary).map_err(|e| unwritable(path, &e))?;
-    if path.is_dir() { Err(unwritable(path, &io::ErrorKind::IsADirectory.into())) } else { Ok(()) }
+    outfile::check(path, MODE).map_err(|e| unwritable(path, &e))
 }
 
-/// A file beside `path`, which is written first and then takes its place.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    name.into()
+/// Who may read them: everybody, as far as the umask goes.
+const MODE: u32 = 0o644;
+
+/// A descriptor to be given up when another one is needed.
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 fn unwritable(path: &Path, e: &io::Error) -> Error {

@@ -209,6 +209,17 @@ impl Gic {
         Ok(())
     }
 
+    /// Whether the guest has an SPI enabled. While no vCPU runs.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn is_enabled(&self, spi: u32) -> Result<bool, Error> {
+        // GICD_ISENABLER<n>: one bit an interrupt (IHI 0069H 12.9.22).
+        let intid = u64::from(spi) + 32;
+        Ok(self.read_distributor(0x100 + intid / 32 * 4)? >> (intid % 32) & 1 != 0)
+    }
+
     /// The `interrupt-controller` node.
     pub fn node(&self) -> Node {
         let node = match self.version {

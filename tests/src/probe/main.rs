@@ -43,6 +43,7 @@ usage: probe COMMAND
   vfio mask|unmask PID INTERRUPT        an interrupt of the VFIO device that a process has open
   vfio memory on|off PID                the memory of the PCI function that a process has open
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
+  files PID N                           let a process have no descriptor of N or above from now on
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH                  serve a PCI device on a socket
   vfio-user drive BDF                   drive that device in a guest, all of it
@@ -75,6 +76,9 @@ fn main() -> ExitCode {
         ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
         ["vfio", "memory", state, process] => vfio::memory(state, process),
         ["vfio", action, process, interrupt] => vfio::run(action, process, interrupt),
+        ["files", process, count] => {
+            number32(process).and_then(|process| privileges::limit_files(process, number(count)?))
+        }
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref()),

@@ -38,3 +38,17 @@ pub(crate) fn run(user: &str, words: &[&str]) -> Result<(), Trouble> {
     }
     Err(Command::new(program).args(arguments).exec().into())
 }
+
+/// Lets `process` have no descriptor of number `count` or above from now on.
+pub(crate) fn limit_files(process: u32, count: u64) -> Result<(), Trouble> {
+    let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
+    let process = i32::try_from(process)?;
+    // SAFETY: `limit` outlives the call, which only reads it, and nothing is asked for.
+    let failed = unsafe {
+        libc::prlimit(process, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut())
+    };
+    if failed != 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    Ok(())
+}

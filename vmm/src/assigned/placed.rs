@@ -47,6 +47,16 @@ impl Placed {
         self.device.binding().map(|binding| binding.name())
     }
 
+    /// What the guest's driver knows it by.
+    pub fn compatible(&self) -> String {
+        self.device.draft().compatible.join(" ")
+    }
+
+    /// The option of Linux' configuration that builds a driver for it, where that is known.
+    pub fn kernel_option(&self) -> Option<&'static str> {
+        self.device.binding().and_then(|binding| binding.kernel_option())
+    }
+
     /// Its node.
     pub fn node(&self) -> &Node {
         &self.node

@@ -19,6 +19,7 @@ use devices::vfio::host::Host;
 use serde::Serialize;
 
 use self::host::HostLine;
+use self::vgic::SpiState;
 
 /// How long a signal may be on its way: guests handle interrupts within microseconds, on a busy host
 /// within milliseconds.
@@ -57,6 +58,18 @@ pub enum Stage {
     Lost,
 }
 
+impl Stage {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Idle => "nothing is on its way",
+            Self::Kvm => "KVM hasn't taken its signal",
+            Self::Guest => "the guest hasn't ended it",
+            Self::Vfio => "VFIO hasn't unmasked its line",
+            Self::Lost => "its line is masked and nothing will unmask it",
+        }
+    }
+}
+
 /// What is told of a line.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -64,6 +77,8 @@ pub struct Report {
     index: usize,
     spi: u32,
     level: bool,
+    /// The guest has it enabled; `None` if the kernel doesn't tell.
+    enabled: Option<bool>,
     /// How often the host handled it since the guest has it; `None` if the kernel doesn't tell.
     fired: Option<u64>,
     /// Of these, how many KVM has taken.
@@ -104,6 +119,9 @@ impl Lines {
     /// Watches these lines from now on; they must not be armed yet.
     #[cold]
     pub fn new(wires: Vec<Wire>) -> Self {
+        if wires.is_empty() {
+            return Self { wires: Vec::new(), looks: Mutex::default() };
+        }
         let table = host::table();
         let host = Host::default();
         let mut numbers = BTreeMap::new();
@@ -121,6 +139,16 @@ impl Lines {
         Self { wires, looks: Mutex::default() }
     }
 
+    /// Whether the host has handled an interrupt of this device since the guest has it.
+    #[cold]
+    pub fn have_fired(&self, device: &str) -> bool {
+        let table = host::table();
+        self.wires.iter().filter(|watched| watched.wire.device == device).any(|watched| {
+            let line = watched.host.and_then(|number| table.get(&number));
+            line.is_some_and(|line| line.count > watched.before)
+        })
+    }
+
     /// Looks at all lines.
     #[cold]
     pub fn report(&self) -> Vec<Report> {
@@ -128,7 +156,7 @@ impl Lines {
             return Vec::new();
         }
         let table = host::table();
-        let levels = vgic::levels(std::process::id());
+        let spis = vgic::spis(std::process::id());
         let now = Instant::now();
         let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut earlier = looks.drain(..);
@@ -136,7 +164,7 @@ impl Lines {
         let mut reports = Vec::with_capacity(self.wires.len());
         for watched in &self.wires {
             let line = watched.host.and_then(|number| table.get(&number));
-            let state = State::of(&watched.wire, line, &levels);
+            let state = State::of(&watched.wire, line, spis.get(&watched.wire.spi.0));
             let fired = line.map(|line| line.count.saturating_sub(watched.before));
             let look = Look::next(earlier.next(), state.stage(), fired, now);
             reports.push(watched.wire.report(&state, &look, now));
@@ -146,14 +174,21 @@ impl Lines {
         *looks = later;
         for report in reports.iter().filter(|report| report.stuck) {
             log::warn!(
-                "{}: interrupt {} is stuck: its signal has awaited {:?} for {} ms",
+                "{}: interrupt {} is stuck: {}, for {} ms",
                 report.device,
                 report.index,
-                report.awaiting,
+                report.awaiting.text(),
                 report.awaiting_ms
             );
         }
         reports
+    }
+}
+
+impl Report {
+    /// The guest's SPI, and whether it has that enabled.
+    pub fn enabled(&self) -> (u32, Option<bool>) {
+        (self.spi, self.enabled)
     }
 }
 
@@ -174,17 +209,20 @@ struct State {
     unended: u64,
     /// KVM asserts the SPI.
     asserted: Option<bool>,
+    /// The guest has the SPI enabled.
+    enabled: Option<bool>,
     /// The host has the line masked.
     masked: Option<bool>,
 }
 
 impl State {
-    fn of(wire: &Wire, line: Option<&HostLine>, levels: &BTreeMap<u32, bool>) -> Self {
+    fn of(wire: &Wire, line: Option<&HostLine>, spi: Option<&SpiState>) -> Self {
         let level = wire.trigger == Trigger::Level;
         Self {
             untaken: pending(wire.fired),
             unended: wire.resample.map_or(0, pending),
-            asserted: levels.get(&wire.spi.0).copied().filter(|_| level),
+            asserted: spi.map(|spi| spi.high).filter(|_| level),
+            enabled: spi.map(|spi| spi.enabled),
             masked: line.and_then(|line| line.masked).filter(|_| level),
         }
     }
@@ -212,6 +250,7 @@ impl Wire {
             index: self.index,
             spi: self.spi.0,
             level: self.trigger == Trigger::Level,
+            enabled: state.enabled,
             fired: look.fired,
             injected: look.fired.map(|fired| fired.saturating_sub(state.untaken)),
             resampled: resampled.map(|fired| fired.saturating_sub(on_its_way)),
@@ -240,8 +279,13 @@ mod tests {
 
     #[test]
     fn the_stage_is_the_first_that_holds_the_signal() {
-        let state =
-            |untaken, asserted, unended, masked| State { untaken, unended, asserted, masked };
+        let state = |untaken, asserted, unended, masked| State {
+            untaken,
+            unended,
+            asserted,
+            masked,
+            enabled: None,
+        };
         let (yes, no) = (Some(true), Some(false));
         for (state, stage) in [
             (state(0, no, 0, no), Stage::Idle),

@@ -22,6 +22,11 @@ pub trait Binding: fmt::Debug + Sync {
     /// The strings in `compatible` that it goes by.
     fn compatible(&self) -> &'static [&'static str];
 
+    /// The option of Linux' configuration that builds a driver for it, where one is known.
+    fn kernel_option(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Stops whatever the device is doing, so that it does no DMA and holds no interrupt line, and
     /// sees that it did. Takes a bounded time. `regions` are the device's, by VFIO's index.
     ///

@@ -77,6 +77,17 @@ pub enum Quiesced {
     Off,
 }
 
+impl fmt::Display for Quiesced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ByBinding(kind) => write!(f, "stopped as a {kind} is"),
+            Self::ByReset => f.write_str("stopped by VFIO's reset"),
+            Self::Unknown => f.write_str("left as it is: how to stop it isn't known"),
+            Self::Off => f.write_str("left as it is, as was asked for"),
+        }
+    }
+}
+
 /// A region that the guest reaches by traps: to be put on the bus.
 pub struct Trap {
     /// Its GPA.

@@ -25,6 +25,10 @@ impl Binding for Pl011 {
         &["arm,pl011"]
     }
 
+    fn kernel_option(&self) -> Option<&'static str> {
+        Some("CONFIG_SERIAL_AMBA_PL011")
+    }
+
     fn quiesce(&self, regions: &[&dyn Registers]) -> Result<(), QuiesceError> {
         let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
         quiesce::quiesce(*registers, PATIENCE)

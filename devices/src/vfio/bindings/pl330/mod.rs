@@ -32,6 +32,10 @@ impl Binding for Pl330 {
         &["arm,pl330"]
     }
 
+    fn kernel_option(&self) -> Option<&'static str> {
+        Some("CONFIG_PL330_DMA")
+    }
+
     fn quiesce(&self, regions: &[&dyn Registers]) -> Result<(), QuiesceError> {
         let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
         quiesce::quiesce(*registers, PATIENCE)

@@ -1,0 +1,143 @@
+//! Files that strait writes for a person: whole, and where they were asked for.
+//!
+//! Where others may write, such as /tmp, a name may have been taken before by who wants strait to
+//! write elsewhere: nothing is written through a link that is there already.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// How many names are tried for what becomes the file: others may have been left behind.
+const NAMES: u32 = 16;
+
+/// Makes `bytes` the content of the file at `path`, with these permissions for whom the umask leaves
+/// them: whoever opens it finds the old or the new one, whole. A device or a pipe gets them as they
+/// come.
+///
+/// # Errors
+///
+/// It can't be written, or is a directory.
+#[cold]
+pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    if let Ok(there) = fs::metadata(path)
+        && !there.is_file()
+    {
+        // A directory refuses.
+        return OpenOptions::new().write(true).open(path)?.write_all(bytes);
+    }
+    let (mut file, beside) = create_beside(path, mode)?;
+    file.write_all(bytes).and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+        let _ = fs::remove_file(&beside);
+    })
+}
+
+/// Checks that [`write`] will be able to, as far as can be known.
+///
+/// # Errors
+///
+/// It won't.
+pub fn check(path: &Path, mode: u32) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(there) if !there.is_file() => Ok(()),
+        _ => create_beside(path, mode).and_then(|(_, beside)| fs::remove_file(beside)),
+    }
+}
+
+/// A new file beside `path`, to take its place.
+fn create_beside(path: &Path, mode: u32) -> io::Result<(File, PathBuf)> {
+    let mut taken = io::ErrorKind::AlreadyExists.into();
+    for number in 0..NAMES {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{}", std::process::id()));
+        if number > 0 {
+            name.push(format!(".{number}"));
+        }
+        let beside = PathBuf::from(name);
+        // O_EXCL, which create_new is, doesn't follow a link that has the name.
+        let made = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside);
+        match made {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => taken = e,
+            other => return other.map(|file| (file, beside)),
+        }
+    }
+    Err(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    /// A directory of a test's own, gone at its end.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(test: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("strait-{test}-{}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(&self.0).unwrap();
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_through_links() {
+        let scratch = Scratch::new("links");
+        let (path, victim) = (scratch.0.join("stats"), scratch.0.join("victim"));
+        fs::write(&victim, "mine").unwrap();
+        symlink(&victim, scratch.0.join(format!("stats.{}", std::process::id()))).unwrap();
+        check(&path, 0o644).unwrap();
+        write(&path, 0o644, b"one").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        // The name itself may be a link too: it is replaced.
+        fs::remove_file(&path).unwrap();
+        symlink(&victim, &path).unwrap();
+        write(&path, 0o644, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read(&victim).unwrap(), b"mine");
+        assert_eq!(scratch.names().len(), 3, "{:?}", scratch.names());
+    }
+
+    #[test]
+    fn what_is_secret_is_so_even_where_a_file_was() {
+        let scratch = Scratch::new("secret");
+        let path = scratch.0.join("dtb");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        write(&path, 0o600, b"new").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(scratch.names(), ["dtb"]);
+    }
+
+    #[test]
+    fn what_can_t_be_written_leaves_nothing() {
+        let scratch = Scratch::new("nothing");
+        for path in [scratch.0.clone(), scratch.0.join("no/such")] {
+            assert!(check(&path, 0o644).is_err() && write(&path, 0o644, b"x").is_err());
+        }
+        for number in 0..NAMES {
+            let more = if number == 0 { String::new() } else { format!(".{number}") };
+            let name = format!("stats.{}{more}", std::process::id());
+            fs::write(scratch.0.join(name), "").unwrap();
+        }
+        let error = write(&scratch.0.join("stats"), 0o644, b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        write(Path::new("/dev/null"), 0o600, b"x").unwrap();
+    }
+}
