@@ -345,7 +345,7 @@ impl Drop for UserDevice {
     }
 }
 
-/// Whether a file has so many bytes, and will: an access to a mapping beyond its file's end would
+/// Whether a file has so many bytes that can be written, and will: an access to a mapping beyond its file's end would
 /// end this process.
 fn stays(file: &File, end: u64) -> Result<(), String> {
     // SAFETY: F_ADD_SEALS and F_GET_SEALS take no pointer. A file that can't be sealed by us may be
@@ -356,6 +356,10 @@ fn stays(file: &File, end: u64) -> Result<(), String> {
     };
     if seals < 0 || seals & libc::F_SEAL_SHRINK == 0 {
         return Err("can be shortened under the guest, for it has no F_SEAL_SHRINK".to_owned());
+    }
+    // Only what the guest can both read and write is mapped.
+    if seals & (libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE) != 0 {
+        return Err("is sealed against writing".to_owned());
     }
     let size = file.metadata().map_err(|error| error.to_string())?.size();
     if size < end {

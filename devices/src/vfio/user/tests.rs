@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::ptr::NonNull;
@@ -135,8 +135,16 @@ fn regions_that_a_server_lends_can_be_mapped() {
 }
 
 #[test]
-fn files_that_could_end_under_the_guest_are_not_mapped() {
+fn files_that_could_end_under_the_guest_or_cant_be_written_are_not_mapped() {
+    let sealed = |seals: i32| {
+        let file = memory(0x5000, libc::MFD_ALLOW_SEALING);
+        // SAFETY: F_ADD_SEALS takes a number.
+        assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }, 0);
+        file
+    };
     let cases = [
+        ("can't be written", sealed(libc::F_SEAL_WRITE)),
+        ("can't be written from now on", sealed(libc::F_SEAL_FUTURE_WRITE)),
         ("can be shortened", memory(0x5000, 0)),
         ("is too short", memory(0x4fff, libc::MFD_ALLOW_SEALING)),
         ("is no file in memory", File::open("/dev/zero").unwrap()),
@@ -375,7 +383,7 @@ fn paths_without_a_server_are_told_apart() {
     // Whoever waits already doesn't keep strait waiting.
     let busy = UnixListener::bind(at("busy")).unwrap();
     // SAFETY: listen takes numbers.
-    unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&busy), 0) };
+    unsafe { libc::listen(busy.as_raw_fd(), 0) };
     let started = Instant::now();
     let mut waiting = Vec::new();
     let error = loop {
