@@ -48,9 +48,16 @@ struct Worker {
 }
 
 impl Worker {
-    fn hire(host: &Host, device: &str, backend: &'static str) -> Result<Self, Failure> {
+    /// Starts a guest with a device, by this way to the IOMMU and with these further arguments.
+    fn hire(
+        host: &Host,
+        device: &str,
+        backend: &'static str,
+        further: &str,
+    ) -> Result<Self, Failure> {
         let file = format!("/tmp/{device}");
-        let arguments = format!("--bind --vfio-platform {device} --iommu {backend} --stats {file}");
+        let arguments =
+            format!("--bind --vfio-platform {device} --iommu {backend} --stats {file}{further}");
         let launch = Launch::model().memory("192M").with(&arguments);
         let mut guest = host.launch(&launch)?.patience(PATIENCE);
         let before = guest.interrupts()?;
@@ -66,14 +73,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Checks, at rest, that every signal of every line found its way back; returns how many there
-    /// were.
-    fn settle(&mut self, host: &Host) -> Result<u64, Failure> {
+    /// Checks, at rest, that every signal of every line found its way back, and that the guest has
+    /// counted as many; returns how many there were of each line.
+    fn settle(&mut self, host: &Host) -> Result<Vec<u64>, Failure> {
         let report = statistics(host, &mut self.guest, &self.file)?;
         assert_eq!(report["iommu"], self.backend);
         let lines = lines(&report);
         assert_eq!(lines.len(), 9, "{report:#}");
-        let mut fired = 0;
+        let mut fired = Vec::new();
         for line in lines {
             assert_eq!(
                 (&line["awaiting"], &line["stuck"]),
@@ -84,8 +91,9 @@ impl Worker {
             for stage in ["injected", "resampled"] {
                 assert_eq!(line[stage], line["fired"], "{line}");
             }
-            fired += line["fired"].as_u64().unwrap_or_default();
+            fired.extend(line["fired"].as_u64());
         }
+        assert_eq!(self.guest.interrupts()?.since(&self.before, ".dma"), fired);
         Ok(fired)
     }
 }
@@ -96,7 +104,7 @@ fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
     let devices = [PLATFORM_DMA, AMBA_DMA].concat();
     let backends = BACKENDS.iter().cycle();
     let workers = devices.iter().zip(backends);
-    let workers = workers.map(|(device, backend)| Worker::hire(&host, device, backend));
+    let workers = workers.map(|(device, backend)| Worker::hire(&host, device, backend, ""));
     let mut workers = workers.collect::<Result<Vec<_>, _>>()?;
     let test = DmaTest { copies: COPIES, ..DmaTest::default() };
     let end = Instant::now() + duration();
@@ -109,15 +117,11 @@ fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
         }
     }
     for worker in &mut workers {
-        let fired = worker.settle(&host)?;
-        let handled = worker.guest.interrupts()?.since(&worker.before, ".dma");
         // One for every copy, but for those that came together, and for the few that the host saw
-        // once more when they were over (it disables lines lazily); and as many as the host has seen.
-        assert_eq!(handled.len(), 9, "{handled:?}");
-        let handled: u64 = handled.iter().sum();
+        // once more when they were over (it disables lines lazily).
+        let handled: u64 = worker.settle(&host)?.iter().sum();
         let copies = worker.copies;
         assert!(handled <= copies + copies / 10 && handled * 2 > copies, "{handled} of {copies}");
-        assert_eq!(fired, handled, "of {} copies", worker.copies);
         println!("{}: {copies} copies, none failed; {handled} interrupts, none lost", worker.file);
     }
     for worker in workers {
@@ -125,6 +129,27 @@ fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
     }
     for device in devices {
         assert!(!host.driver(device)?.is_some_and(|driver| driver.starts_with("vfio")), "{device}");
+    }
+    Ok(())
+}
+
+#[test]
+fn on_four_cpus_interrupts_come_together_and_none_is_lost() -> Story {
+    let host = Board::new().cpus(4).boot()?;
+    for backend in BACKENDS {
+        let mut worker = Worker::hire(&host, PLATFORM_DMA[0], backend, " --cpus 4")?;
+        let test = DmaTest::default();
+        for round in 1..=3 {
+            worker.guest.begin(&test.command())?;
+            worker.finish(&test)?;
+            let handled = worker.settle(&host)?;
+            // Linux' driver serves all events whichever line calls it: on several CPUs it takes some
+            // before their own lines do.
+            let most = round * u64::from(test.copies + test.copies / 10);
+            assert!(handled.iter().take(8).all(|count| (1..=most).contains(count)), "{handled:?}");
+            println!("{backend}, {} copies a line: {handled:?}", round * u64::from(test.copies));
+        }
+        assert_eq!(worker.guest.power_off()?, 0);
     }
     Ok(())
 }
