@@ -95,8 +95,8 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     let run = descriptors_of_run(options.cpus);
     descriptors::allow(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let assigned = Assigned::plan(options, ram, &mut places)?;
-    descriptors::allow(run.saturating_add(assigned.functions().most_descriptors()))?;
     if !assigned.is_empty() {
+        descriptors::allow(run.saturating_add(assigned.functions().most_descriptors()))?;
         check_vcpus(options.cpus)?;
     }
     let newcomers = assigned.functions().newcomers();

@@ -137,7 +137,7 @@ fn run_machine(
     };
     if let Some(Err(error)) = recorder.map(|recorder| recorder.write(Some(&ending))) {
         // How the guest ended is worth more.
-        log::error!("{}", error.report().trim_end());
+        log::error!("{}", error.told());
     }
     match ending {
         Ending::Failed(error) => Err(error),
