@@ -11,6 +11,8 @@ mod error;
 #[cfg(target_arch = "aarch64")]
 pub mod exit;
 #[cfg(target_arch = "aarch64")]
+mod features;
+#[cfg(target_arch = "aarch64")]
 pub mod gic;
 #[cfg(target_arch = "aarch64")]
 mod memory;
@@ -27,6 +29,7 @@ mod vm;
 pub use self::{
     cpus::{cpus_node, pmu_node, psci_node, timer_node},
     error::Error,
+    features::Features,
     memory::{GuestRam, SmallPages, memory_node},
     route::{Msi, Routes},
     vcpu::{Boot, ImmediateExit, Vcpu},

@@ -7,16 +7,16 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
-    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT,
-    KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_REG_ARM_CORE,
-    KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, kvm_device_attr, kvm_regs,
-    kvm_vcpu_events, kvm_vcpu_init, user_pt_regs,
+    KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE,
+    KVM_REG_ARM64, KVM_REG_ARM64_SVE, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_REG_SIZE_U512,
+    kvm_device_attr, kvm_regs, kvm_vcpu_events, kvm_vcpu_init, user_pt_regs,
 };
 use kvm_ioctls::VcpuFd;
 
 use crate::cpus::PMU_PPI;
 use crate::exit::{self, Exit};
-use crate::{Error, Vm};
+use crate::{Error, Features, Vm};
 
 /// Where the boot vCPU starts (Documentation/arch/arm64/booting.rst, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     index: u64,
     mpidr: u64,
+    features: Features,
 }
 
 impl Vcpu {
@@ -41,23 +42,26 @@ impl Vcpu {
     /// # Errors
     ///
     /// KVM refused.
-    pub(crate) fn new(vm: &Vm, index: u64, pmu: bool) -> Result<Self, Error> {
+    pub(crate) fn new(vm: &Vm, index: u64, features: Features) -> Result<Self, Error> {
         let fd = vm.fd().create_vcpu(index).map_err(Error::kvm(format!("create vCPU {index}")))?;
         let mut init = kvm_vcpu_init::default();
         vm.fd()
             .get_preferred_target(&mut init)
             .map_err(Error::kvm("tell the host CPU's type (KVM_ARM_PREFERRED_TARGET)"))?;
         init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-        if pmu {
-            init.features[0] |= 1 << KVM_ARM_VCPU_PMU_V3;
-        }
+        init.features[0] |= features.bits();
         if index > 0 {
             init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
         }
         fd.vcpu_init(&init).map_err(Error::kvm(format!("initialise vCPU {index}")))?;
+        if features.sve {
+            // With all vector lengths that the host has (api.rst, 4.119 KVM_ARM_VCPU_FINALIZE).
+            fd.vcpu_finalize(&KVM_ARM_VCPU_SVE.cast_signed())
+                .map_err(Error::kvm(format!("give vCPU {index} SVE")))?;
+        }
         let mpidr = read_register(&fd, MPIDR_EL1)
             .map_err(Error::kvm(format!("read MPIDR_EL1 of vCPU {index}")))?;
-        Ok(Self { fd, index, mpidr })
+        Ok(Self { fd, index, mpidr, features })
     }
 
     /// Its number, counted from 0.
@@ -87,6 +91,23 @@ impl Vcpu {
                 .map_err(Error::kvm(format!("set {name} of vCPU {}", self.index)))?;
         }
         Ok(())
+    }
+
+    /// The lengths that its SVE vectors can have, in bits; none without SVE.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    #[cold]
+    pub fn vector_lengths(&self) -> Result<Vec<u32>, Error> {
+        if !self.features.sve {
+            return Ok(Vec::new());
+        }
+        let mut bytes = [0; 64];
+        self.fd
+            .get_one_reg(SVE_VLS, &mut bytes)
+            .map_err(Error::kvm(format!("tell the vector lengths of vCPU {}", self.index)))?;
+        Ok(lengths(&bytes))
     }
 
     /// Gives the PMU its interrupt and starts it; after the GIC is initialised
@@ -170,6 +191,19 @@ impl AsRawFd for Vcpu {
 const MPIDR_EL1: u64 =
     KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | (3 << 14) | 5;
 
+/// Which vector lengths there are: a bit for each multiple of 128 bits
+/// (`KVM_REG_ARM64_SVE_VLS`, api.rst, 4.68).
+const SVE_VLS: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U512 | KVM_REG_ARM64_SVE as u64 | 0xffff;
+
+/// The vector lengths, in bits, of what that register holds.
+fn lengths(bits: &[u8; 64]) -> Vec<u32> {
+    let bytes = (0..).step_by(8).zip(bits);
+    let lengths = bytes.flat_map(|(first, byte)| {
+        (0..8).filter(move |bit| byte & 1 << bit != 0).map(move |bit| (first + bit + 1) * 128)
+    });
+    lengths.collect()
+}
+
 /// The register id of the 64-bit field at `offset` of `user_pt_regs`
 /// (Documentation/virt/kvm/api.rst, 4.68 "arm64 core registers").
 const fn core_register(offset: usize) -> u64 {
@@ -181,4 +215,17 @@ fn read_register(fd: &VcpuFd, id: u64) -> Result<u64, kvm_ioctls::Error> {
     let mut bytes = [0; 8];
     fd.get_one_reg(id, &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vector_lengths_are_multiples_of_128_bits() {
+        let mut bits = [0; 64];
+        (bits[0], bits[1]) = (0b1011, 0b1000_0000);
+        assert_eq!(lengths(&bits), [128, 256, 512, 2048]);
+        assert!(lengths(&[0; 64]).is_empty());
+    }
 }

@@ -17,7 +17,7 @@ use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
 use crate::layout::RAM_START;
-use crate::{Error, GuestRam, Vcpu};
+use crate::{Error, Features, GuestRam, Vcpu};
 
 /// The bits of guest physical address that KVM gives a VM of type 0
 /// (Documentation/virt/kvm/api.rst, 4.2 KVM_CREATE_VM).
@@ -98,12 +98,12 @@ impl Vm {
     /// # Errors
     ///
     /// The host can't have as many, or KVM refused.
-    pub fn create_vcpus(&self, count: u64, pmu: bool) -> Result<Vec<Vcpu>, Error> {
+    pub fn create_vcpus(&self, count: u64, features: Features) -> Result<Vec<Vcpu>, Error> {
         if count > self.max_cpus {
             let limit = self.max_cpus;
             return Err(Error::TooManyCpus { asked: count, limit, who: "this host's KVM" });
         }
-        (0..count).map(|index| Vcpu::new(self, index, pmu)).collect()
+        (0..count).map(|index| Vcpu::new(self, index, features)).collect()
     }
 
     /// The bits of guest physical address that this host's KVM can give a VM
@@ -117,9 +117,15 @@ impl Vm {
         self.own_bits
     }
 
-    /// Whether the host has a PMUv3 for guests.
-    pub fn has_pmu(&self) -> bool {
-        self.fd.check_extension(Cap::ArmPmuV3)
+    /// The features of its CPUs that the host offers guests.
+    pub fn features(&self) -> Features {
+        let has = |cap| self.fd.check_extension(cap);
+        Features {
+            sve: has(Cap::ArmSve),
+            // KVM has both or neither (`kvm_arm_vcpu_init`).
+            pauth: has(Cap::ArmPtrAuthAddress) && has(Cap::ArmPtrAuthGeneric),
+            pmu: has(Cap::ArmPmuV3),
+        }
     }
 
     /// Makes `size` bytes at the host address `host` appear at guest physical address `gpa`.

@@ -30,6 +30,46 @@ fn with_one_four_and_eight_cpus_on_gicv3() -> Story {
 }
 
 #[test]
+fn an_its_without_pci_devices() -> Story {
+    let host = Board::new().boot()?;
+    let plan = |gic: &str| -> Result<bool, Failure> {
+        let text =
+            host.sh(&format!("strait run --kernel /k/model --gic {gic} --dry-run --json"))?;
+        let plan: serde_json::Value = serde_json::from_str(&text).expect("a plan is JSON");
+        Ok(plan["its"] == true)
+    };
+    assert!(!plan("3")? && !plan("3,its=off")?);
+    let mut guest = host.guest("--gic 3,its=on")?;
+    let said = guest.sh("dmesg | grep -i 'ITS [[@]'; \
+                         ls -d /sys/firmware/devicetree/base/*/msi-controller@8080000")?;
+    assert!(said.contains("ITS") && said.contains("msi-controller"), "{said}");
+    assert_eq!(guest.power_off()?, 0);
+    drop(host);
+    let host = Board::new().gic(2).boot()?;
+    let refused = host.run("strait run --kernel /k/model --gic auto,its=on")?;
+    assert!(refused.status == 1 && refused.errors.contains("GICv2"), "{}", refused.errors);
+    Ok(())
+}
+
+#[test]
+fn with_what_the_hosts_cpus_have() -> Story {
+    let host = Board::new().cpu_features().boot()?;
+    let (all, named) =
+        ("sve 512\npauth\n", "SVE (128, 256, 512 bits), pointer authentication, PMU");
+    assert_eq!(host.sh("probe cpu")?, all);
+    assert!(host.sh("strait check")?.contains(named));
+    assert!(host.sh("strait run --kernel /k/model --dry-run")?.contains(named));
+    for (options, has) in
+        [("--cpus 2", all), ("--cpu-features -sve", "pauth\n"), ("--cpu-features -pauth,-sve", "")]
+    {
+        let mut guest = host.guest(options)?;
+        assert_eq!(guest.sh("probe cpu")?.replace('\r', ""), has, "{options}");
+        assert_eq!(guest.power_off()?, 0);
+    }
+    Ok(())
+}
+
+#[test]
 fn with_one_four_and_eight_cpus_on_gicv2() -> Story {
     let host = Board::new().gic(2).boot()?;
     for cpus in [1, 4, 8] {

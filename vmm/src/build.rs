@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arch::gic::{Gic, Version};
-use arch::{Boot, GuestRam, SmallPages, Vcpu, Vm, layout};
+use arch::{Boot, Features, GuestRam, SmallPages, Vcpu, Vm, layout};
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
@@ -19,7 +19,7 @@ use devices::serial::Serial;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::cli::{ConsoleKind, GicChoice};
+use crate::cli::{ConsoleKind, GicVersion, ItsChoice};
 use crate::console::{Input, Output};
 use crate::error::Error;
 use crate::outfile;
@@ -35,8 +35,8 @@ pub struct Core {
     pub vcpus: Vec<Vcpu>,
     /// Its interrupt controller.
     pub gic: Gic,
-    /// Whether the vCPUs have a PMU.
-    pub pmu: bool,
+    /// What the vCPUs have of the host's.
+    pub features: Features,
     /// Its PCI host, if it has one.
     pub pci: Option<HostBridge>,
 }
@@ -59,26 +59,49 @@ pub struct Board {
 pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
     let vm = Arc::new(Vm::new(plan.ram.size)?);
     let version = gic_version(&vm, plan)?;
-    let pmu = vm.has_pmu();
-    let vcpus = vm.create_vcpus(plan.cpus, pmu)?;
+    let features = vm.features().and(plan.features);
+    let vcpus = vm.create_vcpus(plan.cpus, features)?;
     let mut gic = Gic::new(&vm, version, plan.cpus, plan.spis)?;
+    add_its(plan, &vm, &mut gic)?;
     let wanted = Some(&plan.pci).filter(|pci| !pci.is_empty());
-    let pci = wanted.map(|pci| pci.host(&vm, &mut gic)).transpose()?;
-    if pmu {
+    let pci = wanted.map(|pci| pci.host(&vm, &gic));
+    if features.pmu {
         for vcpu in &vcpus {
             vcpu.init_pmu()?;
         }
     }
-    Ok(Core { vm, vcpus, gic, pmu, pci })
+    Ok(Core { vm, vcpus, gic, features, pci })
+}
+
+/// Gives the interrupt controller an ITS: where it is asked for, or there are functions whose
+/// messages it takes and it can be had.
+fn add_its(plan: &MachinePlan, vm: &Vm, gic: &mut Gic) -> Result<(), Error> {
+    match plan.gic.its {
+        ItsChoice::Off => return Ok(()),
+        ItsChoice::Auto if plan.pci.is_empty() => return Ok(()),
+        ItsChoice::Auto | ItsChoice::On => gic.add_its(vm)?,
+    }
+    if plan.gic.its == ItsChoice::On && !gic.has_its() {
+        let why = match gic.version() {
+            Version::V2 => "the guest's interrupt controller is a GICv2, which has none",
+            Version::V3 => "this host's KVM has none",
+        };
+        let help = match gic.version() {
+            Version::V2 if Version::V3.is_offered(vm) => "--gic 3,its=on",
+            _ => "its=off, or its=auto",
+        };
+        return Err(Error::new(format!("--gic its=on: {why}")).help(help));
+    }
+    Ok(())
 }
 
 fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
-    let version = match plan.gic {
-        GicChoice::Auto => Version::of_host(vm)?,
-        GicChoice::V2 => Version::V2,
-        GicChoice::V3 => Version::V3,
+    let version = match plan.gic.version {
+        GicVersion::Auto => Version::of_host(vm)?,
+        GicVersion::V2 => Version::V2,
+        GicVersion::V3 => Version::V3,
     };
-    if plan.gic != GicChoice::Auto && !version.is_offered(vm) {
+    if plan.gic.version != GicVersion::Auto && !version.is_offered(vm) {
         return Err(arch::Error::NoGic(version.name()).into());
     }
     let limit = version.max_cpus();
@@ -126,7 +149,7 @@ pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
     let mut root = tree::root(tree::Parts {
         vcpus: &core.vcpus,
         gic: &core.gic,
-        pmu: core.pmu,
+        pmu: core.features.pmu,
         ram_size: plan.ram.size,
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,

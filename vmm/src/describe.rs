@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
 
-use arch::layout;
+use arch::{Vcpu, layout};
 use boot::fdt::{self, Node};
 use devices::irq::Trigger;
 use devices::pci::Intx;
@@ -24,7 +24,12 @@ use crate::plan::MachinePlan;
 pub struct Description {
     vcpus: u64,
     gic: String,
-    pmu: bool,
+    /// It has an ITS.
+    its: bool,
+    /// What the vCPUs have of the host's: `sve`, `pauth`, `pmu`.
+    cpu_features: Vec<&'static str>,
+    /// The lengths that SVE vectors can have, in bits.
+    sve_lengths: Vec<u32>,
     /// RAM in bytes.
     memory: u64,
     kernel: String,
@@ -119,7 +124,9 @@ impl Description {
         Self {
             vcpus: plan.cpus,
             gic: core.gic.version().to_string(),
-            pmu: core.pmu,
+            its: core.gic.has_its(),
+            cpu_features: core.features.names().collect(),
+            sve_lengths: sve_lengths(core),
             memory: plan.ram.size,
             kernel: plan.kernel.name().to_string(),
             packaging: plan.kernel.packaging().to_string(),
@@ -277,9 +284,10 @@ fn trigger_name(trigger: Trigger) -> &'static str {
 
 impl Display for Description {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let pmu = if self.pmu { ", PMU" } else { "" };
+        let its = if self.its { " with an ITS" } else { "" };
         let memory = Size::from(self.memory);
-        writeln!(f, "machine: {} vCPU(s), {}{pmu}, {memory} of RAM", self.vcpus, self.gic)?;
+        writeln!(f, "machine: {} vCPU(s), {}{its}, {memory} of RAM", self.vcpus, self.gic)?;
+        writeln!(f, "CPU features: {}", cpu_features(&self.cpu_features, &self.sve_lengths))?;
         writeln!(f, "kernel: {}, {}", self.kernel, self.packaging)?;
         writeln!(f, "command line: {}", self.cmdline)?;
         writeln!(f, "\nmemory map (guest physical addresses):")?;
@@ -312,6 +320,26 @@ fn extent(start: u64, size: u64) -> String {
         Some(rest) => format!("{start:#011x}-{:#011x}", start.saturating_add(rest)),
         None => format!("{start:#011x}, 0 bytes   "),
     }
+}
+
+/// The lengths that the vCPUs' SVE vectors can have, in bits.
+fn sve_lengths(core: &Core) -> Vec<u32> {
+    let lengths = core.vcpus.first().map(Vcpu::vector_lengths).transpose();
+    lengths.inspect_err(|error| log::warn!("{error}")).ok().flatten().unwrap_or_default()
+}
+
+/// Features of vCPUs as a person reads them, SVE with the lengths of its vectors.
+pub fn cpu_features(names: &[&str], sve_lengths: &[u32]) -> String {
+    if names.is_empty() {
+        return "none beyond the base architecture".to_owned();
+    }
+    let lengths: Vec<_> = sve_lengths.iter().map(u32::to_string).collect();
+    let name = |name: &&str| match *name {
+        "sve" => format!("SVE ({} bits)", lengths.join(", ")),
+        "pauth" => "pointer authentication".to_owned(),
+        _ => "PMU".to_owned(),
+    };
+    names.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// How the trigger is handled.

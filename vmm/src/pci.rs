@@ -68,15 +68,9 @@ impl PciPlan {
         self.functions.is_empty()
     }
 
-    /// Makes the host's bridge and has `gic` take their messages where it
-    /// can. Before the guest runs.
-    ///
-    /// # Errors
-    ///
-    /// KVM refused a step.
+    /// Makes the host's bridge for a guest with this interrupt controller. Before the guest runs.
     #[cold]
-    pub fn host(&self, vm: &Vm, gic: &mut Gic) -> Result<HostBridge, Error> {
-        gic.add_its(vm)?;
+    pub fn host(&self, vm: &Vm, gic: &Gic) -> HostBridge {
         if !gic.has_its() {
             log::warn!("{}", without_messages(gic));
         }
@@ -91,7 +85,7 @@ impl PciPlan {
             io: layout::PCI_IO,
         };
         let seats = self.functions.iter().map(|seated| seated.seat).collect();
-        Ok(HostBridge::new(apertures, seats))
+        HostBridge::new(apertures, seats)
     }
 }
 
@@ -99,7 +93,9 @@ impl PciPlan {
 pub fn without_messages(gic: &Gic) -> String {
     let why = match gic.version() {
         Version::V2 => "a GICv2 takes",
-        Version::V3 => "without an ITS, which this host's KVM lacks, a GICv3 takes",
+        Version::V3 => {
+            "without an ITS (--gic 3,its=off, or this host's KVM lacks it), a GICv3 takes"
+        }
     };
     format!(
         "{why} no message-signalled interrupts: PCI functions signal by their interrupt pins only"

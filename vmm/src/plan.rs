@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use arch::Features;
 use arch::layout::{MAX_CPUS, RAM_START};
 use boot::cmdline::Cmdline;
 use boot::fdt::overlay::Overlay;
@@ -41,6 +42,8 @@ pub struct MachinePlan {
     pub boot: BootLayout,
     /// The kernel command line.
     pub cmdline: Cmdline,
+    /// What of the host's CPUs its vCPUs may have.
+    pub features: Features,
     /// Which interrupt controller.
     pub gic: GicChoice,
     /// Where the console is.
@@ -111,6 +114,7 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
         initrd,
         boot,
         cmdline,
+        features: options.cpu_features,
         gic: options.gic,
         console: options.console,
         assigned,

@@ -37,6 +37,7 @@ pub struct Board {
     stock: bool,
     icount: bool,
     uart: bool,
+    features: &'static str,
     /// Disks by their ids, with their sizes in bytes.
     disks: Vec<(String, u64)>,
     /// Further options of QEMU.
@@ -55,6 +56,7 @@ impl Default for Board {
             stock: false,
             icount: false,
             uart: false,
+            features: "pauth=off,sve=off",
             disks: Vec::new(),
             options: Vec::new(),
         }
@@ -121,6 +123,14 @@ impl Board {
     pub fn icount(mut self) -> Self {
         self.icount = true;
         self.cpus = 1;
+        self
+    }
+
+    /// Its CPUs have what costs a model time, as QEMU's `-cpu max` takes it: pointer authentication
+    /// and vectors of up to 512 bits.
+    #[must_use]
+    pub fn cpu_features(mut self) -> Self {
+        self.features = "pauth-impdef=on,sve=on,sve-max-vq=4";
         self
     }
 
@@ -225,8 +235,9 @@ impl Board {
             format!("virt,virtualization=on,gic-version={},iommu=smmuv3,acpi=off", self.gic);
         let accelerator = if self.icount { "tcg,thread=single" } else { "tcg,thread=multi" };
         let parameters = format!("{PARAMETERS} {action} {}", self.parameters.join(" "));
+        let cpu = format!("max,{}", self.features);
         command
-            .args(["-M", &machine, "-cpu", "max,pauth=off,sve=off"])
+            .args(["-M", &machine, "-cpu", &cpu])
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory, "-accel", accelerator])
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .arg("-kernel")
@@ -279,6 +290,8 @@ mod tests {
             (Board::new(), "-smp 2 -m 4G -accel tcg,thread=multi"),
             (Board::new().gic(2), "gic-version=2"),
             (Board::new().cpus(4).memory("8G"), "-smp 4 -m 8G"),
+            (Board::new(), "-cpu max,pauth=off,sve=off"),
+            (Board::new().cpu_features(), "-cpu max,pauth-impdef=on,sve=on"),
             (Board::new().icount(), "-smp 1"),
             (Board::new().icount(), "-icount shift=0,sleep=off"),
             (Board::new().device("edu,addr=5").device("x"), "-device edu,addr=5 -device x"),

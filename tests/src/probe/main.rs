@@ -5,6 +5,7 @@
 
 mod agent;
 mod canary;
+mod cpu;
 mod devmem;
 mod edu;
 mod late;
@@ -35,6 +36,7 @@ usage: probe COMMAND
   memory pair ADDRESS                   read two words by one instruction
   canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
                                         and after a line of input check that it is unchanged
+  cpu                                   use what there is of SVE and pointer authentication, and say so
   noise ADDRESS LENGTH N [gentle]       N accesses of any size at any place of physical memory, half
                                         of them writes unless gentle
   edu BDF msi|line ROUNDS               drive QEMU's edu device, in a guest: registers, factorial,
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         ["canary", low, high] => {
             number(low).and_then(|low| number(high).and_then(|high| canary::watch(low, high)))
         }
+        ["cpu"] => cpu::run(),
         ["memory", "pair", address] => number(address).and_then(devmem::pair),
         ["noise", address, length, count] => noise(address, length, count, false),
         ["noise", address, length, count, "gentle"] => noise(address, length, count, true),

@@ -5,6 +5,7 @@ use arch::gic::Version;
 
 use super::finding::Finding;
 use super::kind::Kind;
+use crate::describe;
 use crate::error::Error;
 
 /// Looks at KVM, for a guest with this much RAM in bytes.
@@ -23,9 +24,24 @@ pub fn findings(ram: u64) -> Vec<Finding> {
         Err(error) => Finding::error("interrupt controller", &Kind::ALL, Error::from(error)),
     };
     let bits = vm.address_bits();
+    let cpu = match cpu_features(&vm) {
+        Ok(text) => Finding::fine("CPU features", text),
+        Err(error) => Finding::error("CPU features", &Kind::ALL, Error::from(error)),
+    };
     vec![
         Finding::fine("KVM", "/dev/kvm can be used"),
         gic,
         Finding::fine("guest addresses", format!("{bits} bits")),
+        cpu,
     ]
+}
+
+/// What a guest's CPUs can have of the host's.
+fn cpu_features(vm: &Vm) -> Result<String, arch::Error> {
+    let features = vm.features();
+    let lengths = match vm.create_vcpus(1, features)?.first() {
+        Some(vcpu) => vcpu.vector_lengths()?,
+        None => Vec::new(),
+    };
+    Ok(describe::cpu_features(&features.names().collect::<Vec<_>>(), &lengths))
 }

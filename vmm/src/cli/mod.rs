@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod advice;
 mod check;
+mod cpu;
 mod device;
 mod once;
 mod pci;
@@ -13,10 +14,11 @@ mod user;
 mod vfio;
 
 pub use check::CheckOptions;
+pub use cpu::{GicChoice, GicVersion, ItsChoice};
 pub use device::{DeviceOptions, DeviceVerb};
 pub use pci::PciOptions;
 pub use platform::{PlatformOptions, RegionAddress};
-pub use run::{ConsoleKind, GicChoice, RunOptions};
+pub use run::{ConsoleKind, RunOptions};
 pub use size::Size;
 pub use user::UserOptions;
 

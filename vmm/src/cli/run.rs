@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use arch::Features;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
+use super::cpu::{self, GicChoice};
 use super::once::{Once, read};
 use super::vfio::{backend, descriptor};
 use super::{Command, PciOptions, PlatformOptions, Size, UserOptions, wrong};
@@ -30,7 +32,13 @@ The guest:
                      Nothing in front of them, for what is no Linux
   --cpus N           How many CPUs [1]
   --memory SIZE      How much RAM, with K, M, G or T behind the number [256M]
-  --gic auto|2|3     Its interrupt controller: GICv3 where the host has it [auto]
+  --cpu-features LIST
+                     What its CPUs have of the host's: -sve, -pauth and -pmu leave out the Scalable
+                     Vector Extension, pointer authentication and the performance monitors [all that
+                     the host offers]
+  --gic auto|2|3[,its=auto|on|off]
+                     Its interrupt controller: GICv3 where the host has it; with an ITS, which takes
+                     message-signalled interrupts, or without: auto has one with PCI devices [auto]
   --console stdio|off
                      Where its serial console is [stdio]
 
@@ -113,6 +121,8 @@ pub struct RunOptions {
     pub vfio_user: Vec<UserOptions>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
+    /// What the vCPUs may have of the host's.
+    pub cpu_features: Features,
     /// The interrupt controller.
     pub gic: GicChoice,
     /// Where the serial console is.
@@ -131,17 +141,6 @@ pub struct RunOptions {
     pub stats: Option<PathBuf>,
     /// What is logged.
     pub log_level: LevelFilter,
-}
-
-/// Which interrupt controller a guest gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GicChoice {
-    /// GICv3 where the host has it, else GICv2.
-    Auto,
-    /// GICv2.
-    V2,
-    /// GICv3.
-    V3,
 }
 
 /// Where the serial console is.
@@ -167,7 +166,8 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         vfio_pci: Vec::new(),
         vfio_user: Vec::new(),
         bind: false,
-        gic: GicChoice::Auto,
+        cpu_features: Features::ALL,
+        gic: GicChoice::default(),
         console: ConsoleKind::Stdio,
         timeout: None,
         dry_run: false,
@@ -262,7 +262,10 @@ impl RunOptions {
                 self.iommu.iommufd = Some(once.parsed("--iommufd-fd", parser, descriptor)?);
             }
             Arg::Long("bind") => self.bind = true,
-            Arg::Long("gic") => self.gic = once.parsed("--gic", parser, gic)?,
+            Arg::Long("cpu-features") => {
+                self.cpu_features = once.parsed("--cpu-features", parser, cpu::features)?;
+            }
+            Arg::Long("gic") => self.gic = once.parsed("--gic", parser, cpu::gic)?,
             Arg::Long("console") => self.console = once.parsed("--console", parser, console)?,
             Arg::Long("timeout") => {
                 self.timeout = Some(once.parsed("--timeout", parser, seconds)?)
@@ -282,15 +285,6 @@ impl RunOptions {
 
 fn cpus(text: &str) -> Result<u64, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a whole number above 0 is needed".into())
-}
-
-fn gic(text: &str) -> Result<GicChoice, String> {
-    match text {
-        "auto" => Ok(GicChoice::Auto),
-        "2" => Ok(GicChoice::V2),
-        "3" => Ok(GicChoice::V3),
-        _ => Err("auto, 2 or 3 is needed".into()),
-    }
 }
 
 fn console(text: &str) -> Result<ConsoleKind, String> {
@@ -365,6 +359,7 @@ mod tests {
             ["--cpus", "-1"],
             ["--memory", "lots"],
             ["--gic", "4"],
+            ["--cpu-features", "sme"],
             ["--timeout", "0"],
             ["--timeout", "nan"],
             ["--timeout", "inf"],
