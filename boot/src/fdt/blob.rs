@@ -1,17 +1,12 @@
-//! Tree → flattened device tree blob (Devicetree Specification, 5).
+//! Tree → flattened device tree blob (Devicetree Specification, 5), written by vm-fdt.
 //!
-//! Written here rather than by vm-fdt, which holds names to the specification's 31 characters:
-//! boards have longer ones, and a guest's driver asks for them by name.
-
-use std::collections::BTreeMap;
+//! Ours are the tree, its labels and phandles, and errors that name the node.
 
 use thiserror::Error;
 
-use super::format::{
-    BEGIN_NODE, END, END_NODE, HEADER_SIZE, LAST_COMPATIBLE, MAGIC, PROP, VERSION,
-};
 use super::node::{Cell, Label, Node, Value};
 use super::phandle::{DEPTH_MAX, Phandles, path_of};
+use super::writer::AnyNameWriter;
 
 /// Why a tree can't be written.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -37,6 +32,19 @@ pub enum BlobError {
     TooDeep { path: String },
     #[error("the device tree has more than the 4 GiB that a blob can have")]
     TooLarge,
+    #[error("the device tree can't be written: {source}")]
+    Writer { source: vm_fdt::Error },
+}
+
+impl From<vm_fdt::Error> for BlobError {
+    fn from(source: vm_fdt::Error) -> Self {
+        match source {
+            vm_fdt::Error::PropertyValueTooLarge | vm_fdt::Error::TotalSizeTooLarge => {
+                Self::TooLarge
+            }
+            source => Self::Writer { source },
+        }
+    }
 }
 
 impl BlobError {
@@ -59,7 +67,11 @@ impl BlobError {
                 "--vfio-platform NAME,node-name=N gives an assigned device's node another name"
                     .to_owned(),
             ),
-            Self::Nul { .. } | Self::TooDeep { .. } | Self::Phandle { .. } | Self::TooLarge => None,
+            Self::Nul { .. }
+            | Self::TooDeep { .. }
+            | Self::Phandle { .. }
+            | Self::TooLarge
+            | Self::Writer { .. } => None,
         }
     }
 }
@@ -97,84 +109,57 @@ pub(super) fn is_phandle(property: &str) -> bool {
 /// or a name or value that the format can't hold; the error names the node.
 pub fn to_blob(root: &Node) -> Result<Vec<u8>, BlobError> {
     let phandles = Phandles::number(root)?;
-    let structure = Vec::with_capacity(8 << 10);
-    let mut writer =
-        Writer { root, phandles, structure, strings: Vec::new(), offsets: BTreeMap::new() };
     if !root.name().is_empty() {
         return Err(BlobError::NodeName { path: "/".to_owned(), name: root.name().to_owned() });
     }
-    writer.node(root)?;
-    writer.token(END);
-    writer.finish()
+    let mut builder = Builder { root, phandles, fdt: AnyNameWriter::new()?, value: Vec::new() };
+    builder.node(root)?;
+    builder.fdt.finish()
 }
 
 /// A blob in the making.
-struct Writer<'a> {
+struct Builder<'a> {
     root: &'a Node,
     phandles: Phandles<'a>,
-    /// The structure block.
-    structure: Vec<u8>,
-    /// The strings block: the names of properties, each once.
-    strings: Vec<u8>,
-    /// Where in it they are.
-    offsets: BTreeMap<&'a str, u32>,
+    fdt: AnyNameWriter<'a>,
+    /// The bytes of the property that is being written.
+    value: Vec<u8>,
 }
 
-impl<'a> Writer<'a> {
+impl<'a> Builder<'a> {
     /// Writes `node` and what is below. The depth has been checked with the phandles.
     fn node(&mut self, node: &'a Node) -> Result<(), BlobError> {
-        self.token(BEGIN_NODE);
-        self.structure.extend_from_slice(node.name().as_bytes());
-        self.structure.push(0);
-        self.align();
+        let open = self.fdt.begin_node(node.name())?;
         for property in node.properties().iter().filter(|p| !is_phandle(&p.name)) {
             if !is_property_name(&property.name) {
                 let path = path_of(self.root, node);
                 return Err(BlobError::PropertyName { path, name: property.name.clone() });
             }
-            self.property(node, &property.name, &property.value)?;
+            self.value.clear();
+            self.encode(node, &property.name, &property.value)?;
+            self.fdt.property(&property.name, &self.value)?;
         }
         if let Some(phandle) = self.phandles.of_node(node) {
-            self.property(node, "phandle", &Value::Cells(vec![Cell::U32(phandle)]))?;
+            self.fdt.property("phandle", &phandle.to_be_bytes())?;
         }
         self.check_children(node)?;
         node.children().iter().try_for_each(|child| self.node(child))?;
-        self.token(END_NODE);
-        Ok(())
-    }
-
-    /// Writes one property.
-    fn property(&mut self, node: &Node, name: &'a str, value: &Value) -> Result<(), BlobError> {
-        self.token(PROP);
-        let header = self.structure.len();
-        // Length and name, of which the length isn't known yet.
-        self.token(0);
-        let name_offset = self.name(name)?;
-        self.token(name_offset);
-        let begin = self.structure.len();
-        self.encode(node, name, value)?;
-        let length = self.structure.len().saturating_sub(begin);
-        let length = u32::try_from(length).map_err(|_| BlobError::TooLarge)?;
-        if let Some(place) = self.structure.get_mut(header..).and_then(|s| s.first_chunk_mut()) {
-            *place = length.to_be_bytes();
-        }
-        self.align();
-        Ok(())
+        self.fdt.end_node(open)
     }
 
     /// Appends the bytes of a property's value.
     fn encode(&mut self, node: &Node, property: &str, value: &Value) -> Result<(), BlobError> {
         match value {
             Value::Empty => {}
-            Value::Bytes(bytes) => self.structure.extend_from_slice(bytes),
+            Value::Bytes(bytes) => self.value.extend_from_slice(bytes),
             Value::Strings(strings) => {
                 for string in strings {
                     if string.as_bytes().contains(&0) {
                         let path = path_of(self.root, node);
                         return Err(BlobError::Nul { path, property: property.to_owned() });
                     }
-                    self.structure.extend_from_slice(string.as_bytes());
-                    self.structure.push(0);
+                    self.value.extend_from_slice(string.as_bytes());
+                    self.value.push(0);
                 }
             }
             Value::Cells(cells) => {
@@ -189,7 +174,7 @@ impl<'a> Writer<'a> {
                             })?
                         }
                     };
-                    self.token(number);
+                    self.value.extend_from_slice(&number.to_be_bytes());
                 }
             }
             Value::Mixed(parts) => {
@@ -199,57 +184,6 @@ impl<'a> Writer<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Where in the strings block this name is.
-    fn name(&mut self, name: &'a str) -> Result<u32, BlobError> {
-        if let Some(offset) = self.offsets.get(name) {
-            return Ok(*offset);
-        }
-        let offset = u32::try_from(self.strings.len()).map_err(|_| BlobError::TooLarge)?;
-        self.strings.extend_from_slice(name.as_bytes());
-        self.strings.push(0);
-        self.offsets.insert(name, offset);
-        Ok(offset)
-    }
-
-    fn token(&mut self, token: u32) {
-        self.structure.extend_from_slice(&token.to_be_bytes());
-    }
-
-    /// Pads to the next token.
-    fn align(&mut self) {
-        let aligned = self.structure.len().next_multiple_of(4);
-        self.structure.resize(aligned, 0);
-    }
-
-    /// Puts header, an empty memory reservation block and the two blocks together.
-    fn finish(self) -> Result<Vec<u8>, BlobError> {
-        /// The entry of zeros that ends the block.
-        const RESERVATIONS: u32 = 16;
-        let length = |block: &[u8]| u32::try_from(block.len()).map_err(|_| BlobError::TooLarge);
-        let (structure, strings) = (length(&self.structure)?, length(&self.strings)?);
-        let structure_offset = HEADER_SIZE.saturating_add(RESERVATIONS);
-        let strings_offset = structure_offset.checked_add(structure).ok_or(BlobError::TooLarge)?;
-        let total = strings_offset.checked_add(strings).ok_or(BlobError::TooLarge)?;
-        let boot_cpu = 0;
-        let header = [
-            MAGIC,
-            total,
-            structure_offset,
-            strings_offset,
-            HEADER_SIZE,
-            VERSION,
-            LAST_COMPATIBLE,
-            boot_cpu,
-            strings,
-            structure,
-        ];
-        let mut blob: Vec<u8> = header.iter().flat_map(|field| field.to_be_bytes()).collect();
-        blob.extend([0; RESERVATIONS as usize]);
-        blob.extend(self.structure);
-        blob.extend(self.strings);
-        Ok(blob)
     }
 
     /// Refuses children with names that can't be, and children that share one.

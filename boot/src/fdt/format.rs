@@ -7,7 +7,7 @@ pub(super) const MAGIC: u32 = 0xd00d_feed;
 /// The header's size in bytes: ten fields.
 pub(super) const HEADER_SIZE: u32 = 40;
 
-/// The version that is written.
+/// The version of a blob that vm-fdt writes, and the newest that is read.
 pub(super) const VERSION: u32 = 17;
 
 /// The oldest version as which a blob of [`VERSION`] can be read.

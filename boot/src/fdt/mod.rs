@@ -11,6 +11,7 @@ mod node;
 pub mod overlay;
 mod phandle;
 mod read;
+mod writer;
 
 pub use blob::{BlobError, is_node_name, is_property_name, to_blob};
 pub use dts::{subtree_to_dts, to_dts};
