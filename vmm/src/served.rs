@@ -5,7 +5,6 @@ use std::sync::Arc;
 use arch::{GuestRam, layout};
 use devices::vfio::pci::PciFunction;
 use devices::vfio::region::host_page_size;
-use devices::vfio::sys::DmaCalls;
 use devices::vfio::user::UserDevice;
 
 use crate::cli::UserOptions;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use devices::vfio::assign::may_open;
-use devices::vfio::sys::{Container, IommuKind};
+use devices::vfio::sys::{Container, VfioError};
 
 use super::Premises;
 use super::finding::Finding;
@@ -144,16 +144,22 @@ fn container(premises: &Premises) -> Result<String, Obstacle> {
         )
     };
     openable(&path, missing)?;
-    let container = Container::open(&path).map_err(missing)?;
-    if matches!(container.supports(IommuKind::Type1v2), Ok(true)) {
-        return Ok(format!("{}, type 1", path.display()));
+    match Container::open() {
+        Ok(_) => Ok(format!("{}, type 1", path.display())),
+        Err(VfioError::OpenContainer(error)) => Err(missing(error)),
+        Err(VfioError::VfioExtension) => {
+            let release = kernel::release(&premises.proc);
+            let presence = Presence::of(false, &premises.modules, &release, "vfio_iommu_type1");
+            Err(Obstacle::new(
+                format!("{} has no type 1 IOMMU model", path.display()),
+                kernel::help(presence, "vfio_iommu_type1", "CONFIG_VFIO_IOMMU_TYPE1"),
+            ))
+        }
+        Err(error) => Err(Obstacle::new(
+            format!("{} can't be used: {error}", path.display()),
+            "dmesg has the kernel's own words",
+        )),
     }
-    let release = kernel::release(&premises.proc);
-    let presence = Presence::of(false, &premises.modules, &release, "vfio_iommu_type1");
-    Err(Obstacle::new(
-        format!("{} has no type 1 IOMMU model", path.display()),
-        kernel::help(presence, "vfio_iommu_type1", "CONFIG_VFIO_IOMMU_TYPE1"),
-    ))
 }
 
 /// Checks that this user may open the file; `otherwise` says why it can't be opened for another

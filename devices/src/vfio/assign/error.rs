@@ -223,11 +223,8 @@ pub enum AssignError {
         source: IoctlError,
     },
     /// The container speaks another protocol.
-    #[error("the host's VFIO has interface version {version}; this program knows version 0")]
-    ApiVersion {
-        /// The host's.
-        version: u32,
-    },
+    #[error("the host's VFIO has another interface version than 0, which this program knows")]
+    ApiVersion,
     /// The container has no fitting IOMMU model.
     #[error("the host's kernel has no type 1 IOMMU model for VFIO")]
     NoType1,
@@ -428,7 +425,7 @@ impl AssignError {
             }
             Self::Nothing
             | Self::Open { .. }
-            | Self::ApiVersion { .. }
+            | Self::ApiVersion
             | Self::Setup(_)
             | Self::Read(_) => return None,
         })

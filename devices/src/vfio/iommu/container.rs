@@ -4,11 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use vfio_bindings::bindings::vfio::VFIO_API_VERSION;
-
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::Host;
-use super::super::sys::{Container, DeviceFile, Group, IoctlError, IommuKind};
+use super::super::sys::{Container, DeviceFile, Group, IoctlError, VfioError, refusal};
 
 /// A container with its groups.
 pub(super) struct ContainerSpace {
@@ -31,9 +29,9 @@ impl ContainerSpace {
                 Some(container) => container,
                 None => container.insert(open_container(host, assignment)?),
             };
-            let attached = group.set_container(container).and_then(|()| {
-                if groups.is_empty() { container.set_iommu(IommuKind::Type1v2) } else { Ok(()) }
-            });
+            let attached = group
+                .set_container(container)
+                .and_then(|()| if groups.is_empty() { container.set_iommu() } else { Ok(()) });
             attached.map_err(|error| attaching(host, assignment, error))?;
             groups.push((assignment.group, group));
         }
@@ -77,17 +75,12 @@ fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError
 }
 
 fn open_container(host: &Host, assignment: &Assignment) -> Result<Container, AssignError> {
-    let path = host.container_node();
-    let container =
-        Container::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
-    let version = container.api_version().map_err(AssignError::Setup)?;
-    if version != VFIO_API_VERSION {
-        return Err(AssignError::ApiVersion { version });
-    }
-    if !container.supports(IommuKind::Type1v2).map_err(AssignError::Setup)? {
-        return Err(AssignError::NoType1);
-    }
-    Ok(container)
+    Container::open().map_err(|error| match error {
+        VfioError::OpenContainer(error) => opening(host, assignment, &host.container_node(), error),
+        VfioError::VfioApiVersion => AssignError::ApiVersion,
+        VfioError::VfioExtension => AssignError::NoType1,
+        other => AssignError::Setup(refusal(other)),
+    })
 }
 
 fn opening(host: &Host, assignment: &Assignment, path: &Path, error: io::Error) -> AssignError {

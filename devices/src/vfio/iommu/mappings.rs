@@ -1,24 +1,22 @@
 //! The DMA mappings that were made, so that they are undone.
 
+use std::io;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use super::super::sys::{DmaCalls, IoctlError};
+use super::super::sys::{IoctlError, VfioOps, refusal};
 
 /// Mappings, undone in reverse order when dropped.
-pub(super) struct Mappings<C: DmaCalls> {
-    calls: C,
+pub(super) struct Mappings {
+    dma: Arc<dyn VfioOps>,
     /// IOVA and size of each.
     made: Vec<(u64, u64)>,
 }
 
-impl<C: DmaCalls> Mappings<C> {
-    pub(super) fn new(calls: C) -> Self {
-        Self { calls, made: Vec::new() }
-    }
-
-    /// What makes them.
-    pub(super) fn calls(&self) -> &C {
-        &self.calls
+impl Mappings {
+    /// None yet; `dma` makes them.
+    pub(super) fn new(dma: Arc<dyn VfioOps>) -> Self {
+        Self { dma, made: Vec::new() }
     }
 
     /// How many bytes are mapped.
@@ -30,77 +28,93 @@ impl<C: DmaCalls> Mappings<C> {
     ///
     /// # Safety
     ///
-    /// As for [`DmaCalls::map_dma`], until this is dropped or unmapped.
+    /// As for [`VfioOps::vfio_dma_map`], until this is dropped or unmapped.
     pub(super) unsafe fn map(
         &mut self,
         iova: u64,
         host: NonNull<u8>,
         size: u64,
     ) -> Result<(), IoctlError> {
+        let length = length(size)?;
         // SAFETY: passed on.
-        unsafe { self.calls.map_dma(iova, host, size) }?;
+        unsafe { self.dma.vfio_dma_map(iova, length, host.as_ptr()) }.map_err(refusal)?;
         self.made.push((iova, size));
         Ok(())
     }
 
     pub(super) fn unmap_all(&mut self) {
         while let Some((iova, size)) = self.made.pop() {
-            if let Err(error) = self.calls.unmap_dma(iova, size) {
+            let unmapped = length(size)
+                .and_then(|length| self.dma.vfio_dma_unmap(iova, length).map_err(refusal));
+            if let Err(error) = unmapped {
                 log::error!("DMA mapping at {iova:#x}, {size:#x} bytes: {error}: {}", error.source);
             }
         }
     }
 }
 
-impl<C: DmaCalls> Drop for Mappings<C> {
+impl Drop for Mappings {
     fn drop(&mut self) {
         self.unmap_all();
     }
 }
 
+/// A size in bytes as the crate takes it.
+fn length(size: u64) -> Result<usize, IoctlError> {
+    let too_large = |_| IoctlError { request: "VFIO", source: io::ErrorKind::InvalidInput.into() };
+    usize::try_from(size).map_err(too_large)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::any::Any;
     use std::sync::Mutex;
 
+    use vmm_sys_util::errno;
+
+    use super::super::super::sys::VfioError;
     use super::*;
 
     /// Refuses whatever is mapped or unmapped at `refuse`.
     #[derive(Default)]
     struct Recorder {
-        calls: Mutex<Vec<(&'static str, u64, u64)>>,
+        calls: Mutex<Vec<(&'static str, u64, usize)>>,
         refuse: Option<u64>,
     }
 
     impl Recorder {
-        fn record(&self, call: &'static str, iova: u64, size: u64) -> Result<(), IoctlError> {
+        fn record(&self, call: &'static str, iova: u64, size: usize) -> Result<(), VfioError> {
             self.calls.lock().unwrap().push((call, iova, size));
             if self.refuse != Some(iova) {
                 return Ok(());
             }
-            Err(IoctlError { request: call, source: io::Error::from_raw_os_error(libc::EINVAL) })
+            Err(VfioError::IommuDmaMap(errno::Error::new(libc::EINVAL)))
         }
     }
 
-    impl DmaCalls for &Recorder {
-        unsafe fn map_dma(&self, iova: u64, _: NonNull<u8>, size: u64) -> Result<(), IoctlError> {
+    impl VfioOps for Recorder {
+        unsafe fn vfio_dma_map(&self, iova: u64, size: usize, _: *mut u8) -> Result<(), VfioError> {
             self.record("map", iova, size)
         }
 
-        fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
+        fn vfio_dma_unmap(&self, iova: u64, size: usize) -> Result<(), VfioError> {
             self.record("unmap", iova, size)
+        }
+
+        fn as_any(&self) -> &dyn Any {
+            self
         }
     }
 
-    fn map(mappings: &mut Mappings<&Recorder>, iova: u64, size: u64) -> Result<(), IoctlError> {
+    fn map(mappings: &mut Mappings, iova: u64, size: u64) -> Result<(), IoctlError> {
         // SAFETY: the recorder touches no memory.
         unsafe { mappings.map(iova, NonNull::dangling(), size) }
     }
 
     #[test]
     fn mappings_are_undone_the_last_first() {
-        let recorder = Recorder::default();
-        let mut mappings = Mappings::new(&recorder);
+        let recorder = Arc::new(Recorder::default());
+        let mut mappings = Mappings::new(recorder.clone());
         map(&mut mappings, 0x4000_0000, 0x1000).unwrap();
         map(&mut mappings, 0x1_0000_0000, 0x2000).unwrap();
         assert_eq!(mappings.size(), 0x3000);
@@ -112,8 +126,8 @@ mod tests {
 
     #[test]
     fn what_was_refused_is_not_undone() {
-        let recorder = Recorder { refuse: Some(0x2000), ..Default::default() };
-        let mut mappings = Mappings::new(&recorder);
+        let recorder = Arc::new(Recorder { refuse: Some(0x2000), ..Default::default() });
+        let mut mappings = Mappings::new(recorder.clone());
         map(&mut mappings, 0x1000, 0x1000).unwrap();
         map(&mut mappings, 0x2000, 0x1000).unwrap_err();
         mappings.unmap_all();
@@ -125,8 +139,9 @@ mod tests {
 
     #[test]
     fn a_refused_unmapping_does_not_keep_the_others() {
-        let refusing = Recorder { refuse: Some(0x2000), ..Default::default() };
-        let mut mappings = Mappings { calls: &refusing, made: vec![(0x1000, 1), (0x2000, 1)] };
+        let refusing = Arc::new(Recorder { refuse: Some(0x2000), ..Default::default() });
+        let made = vec![(0x1000, 1), (0x2000, 1)];
+        let mut mappings = Mappings { dma: refusing.clone(), made };
         mappings.unmap_all();
         let expected = [("unmap", 0x2000, 1), ("unmap", 0x1000, 1)];
         assert_eq!(*refusing.calls.lock().unwrap(), expected);

@@ -22,7 +22,7 @@ pub use self::windows::{DmaWindows, Reserved, WindowError};
 use super::assign::{AssignError, Assignment};
 use super::host::Host;
 use super::memlock::{self, Memlock, MemlockTooLow, UserMemlockTooLow};
-use super::sys::{DeviceFile, DmaCalls, IoctlError, IommuInfo};
+use super::sys::{DeviceFile, IoctlError, IommuInfo};
 
 /// RAM that couldn't be mapped for DMA.
 #[derive(Debug, thiserror::Error)]
@@ -73,29 +73,10 @@ impl MapError {
     }
 }
 
-/// What holds the mappings.
-enum Space {
+/// What the devices are attached to.
+enum Attached {
     Iommufd(IommufdSpace),
     Container(ContainerSpace),
-}
-
-impl DmaCalls for Space {
-    unsafe fn map_dma(&self, iova: u64, host: NonNull<u8>, size: u64) -> Result<(), IoctlError> {
-        // SAFETY: passed on.
-        unsafe {
-            match self {
-                Self::Iommufd(space) => space.ioas().map_dma(iova, host, size),
-                Self::Container(space) => space.container().map_dma(iova, host, size),
-            }
-        }
-    }
-
-    fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
-        match self {
-            Self::Iommufd(space) => space.ioas().unmap_dma(iova, size),
-            Self::Container(space) => space.container().unmap_dma(iova, size),
-        }
-    }
 }
 
 /// The IOMMU as far as this guest's devices are concerned.
@@ -103,7 +84,9 @@ impl DmaCalls for Space {
 /// Dropping it undoes the mappings, then lets go of the devices; drop those before, so that none of
 /// them is cut off in the middle of its work. The memory that was mapped must outlive it.
 pub struct Iommu {
-    mappings: Mappings<Space>,
+    // Dropped in this order.
+    mappings: Mappings,
+    attached: Attached,
     info: IommuInfo,
     windows: DmaWindows,
 }
@@ -121,21 +104,21 @@ impl Iommu {
         options: IommuOptions,
     ) -> Result<Self, AssignError> {
         let mut windows = DmaWindows::of(host, assignments)?;
-        let (space, info) = match Backend::choose(host, assignments, options)? {
+        let (attached, dma, info) = match Backend::choose(host, assignments, options)? {
             Backend::Iommufd => {
                 let space = IommufdSpace::open(host, assignments, options)?;
-                let info = space.ioas().info();
-                (Space::Iommufd(space), info)
+                let (dma, info) = (space.ioas().dma(), space.ioas().info());
+                (Attached::Iommufd(space), dma, info)
             }
             Backend::Container => {
                 let space = ContainerSpace::open(host, assignments)?;
-                let info = space.container().info();
-                (Space::Container(space), info)
+                let (dma, info) = (space.container().dma(), space.container().info());
+                (Attached::Container(space), dma, info)
             }
         };
         let info = info.map_err(AssignError::Setup)?;
         windows.limit_to(&info);
-        Ok(Self { mappings: Mappings::new(space), info, windows })
+        Ok(Self { mappings: Mappings::new(dma), attached, info, windows })
     }
 
     /// A device that is attached, or whose group is: its driver opens it now if it hasn't before.
@@ -144,26 +127,26 @@ impl Iommu {
     ///
     /// If its driver can't open it, or it isn't attached.
     pub fn open_device(&self, assignment: &Assignment) -> Result<Arc<DeviceFile>, AssignError> {
-        match self.mappings.calls() {
-            Space::Iommufd(space) => space.device(assignment),
-            Space::Container(space) => space.open_device(assignment).map(Arc::new),
+        match &self.attached {
+            Attached::Iommufd(space) => space.device(assignment),
+            Attached::Container(space) => space.open_device(assignment).map(Arc::new),
         }
     }
 
     /// The way that was taken.
     pub fn backend(&self) -> Backend {
-        match self.mappings.calls() {
-            Space::Iommufd(_) => Backend::Iommufd,
-            Space::Container(_) => Backend::Container,
+        match &self.attached {
+            Attached::Iommufd(_) => Backend::Iommufd,
+            Attached::Container(_) => Backend::Container,
         }
     }
 
     /// The files of which the hypervisor must be told, those of groups or of devices (KVM's VFIO
     /// device, `Documentation/virt/kvm/devices/vfio.rst`).
     pub fn files(&self) -> Vec<BorrowedFd<'_>> {
-        match self.mappings.calls() {
-            Space::Iommufd(space) => space.files(),
-            Space::Container(space) => space.files(),
+        match &self.attached {
+            Attached::Iommufd(space) => space.files(),
+            Attached::Container(space) => space.files(),
         }
     }
 
@@ -179,9 +162,9 @@ impl Iommu {
     ///
     /// What the kernel refused.
     pub fn enforces_coherency(&self) -> Result<Option<bool>, AssignError> {
-        match self.mappings.calls() {
-            Space::Iommufd(_) => Ok(None),
-            Space::Container(space) => {
+        match &self.attached {
+            Attached::Iommufd(_) => Ok(None),
+            Attached::Container(space) => {
                 space.container().enforces_coherency().map(Some).map_err(AssignError::Setup)
             }
         }
@@ -197,7 +180,7 @@ impl Iommu {
     ///
     /// # Safety
     ///
-    /// As for [`DmaCalls::map_dma`](super::sys::DmaCalls::map_dma), until this is dropped.
+    /// As for [`VfioOps::vfio_dma_map`](super::sys::VfioOps::vfio_dma_map), until this is dropped.
     ///
     /// # Errors
     ///

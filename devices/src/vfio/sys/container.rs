@@ -1,46 +1,23 @@
 //! The container: one set of DMA mappings, shared by the groups attached to it.
 
-use std::fs::{File, OpenOptions};
-use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::path::Path;
-use std::ptr::NonNull;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_DMA_CC_IOMMU, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IOMMU_INFO_CAPS,
-    VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
-    VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
+    VFIO_DMA_CC_IOMMU, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES,
+    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU,
     vfio_iommu_type1_info,
 };
-use vmm_sys_util::ioctl::{
-    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
-};
+use vfio_ioctls::{VfioContainer, VfioError, VfioOps};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_val};
 
 use super::capability::{self, capabilities, u32_at, u64_at};
 use super::{IoctlError, Request, argsz};
 
-const GET_API_VERSION: Request = Request::new("VFIO_GET_API_VERSION", 0);
 const CHECK_EXTENSION: Request = Request::new("VFIO_CHECK_EXTENSION", 1);
 const SET_IOMMU: Request = Request::new("VFIO_SET_IOMMU", 2);
 const IOMMU_GET_INFO: Request = Request::new("VFIO_IOMMU_GET_INFO", 12);
-const IOMMU_MAP_DMA: Request = Request::new("VFIO_IOMMU_MAP_DMA", 13);
-const IOMMU_UNMAP_DMA: Request = Request::new("VFIO_IOMMU_UNMAP_DMA", 14);
-
-/// An IOMMU model of VFIO.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IommuKind {
-    /// `VFIO_TYPE1v2_IOMMU`: unmapping takes whole mappings, never splits them.
-    Type1v2,
-}
-
-impl IommuKind {
-    fn number(self) -> u32 {
-        match self {
-            Self::Type1v2 => VFIO_TYPE1v2_IOMMU,
-        }
-    }
-}
 
 /// What `VFIO_IOMMU_GET_INFO` says of a container, or `IOMMU_IOAS_IOVA_RANGES` of an address space.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,66 +66,26 @@ fn iova_ranges(capability: &[u8]) -> Option<Vec<RangeInclusive<u64>>> {
     Some(ranges.filter_map(|range| Some(u64_at(range, 0)?..=u64_at(range, 8)?)).collect())
 }
 
-/// Making and undoing DMA mappings; a trait, so that what uses it is tested without an IOMMU.
-pub trait DmaCalls: Send + Sync {
-    /// Lets devices reach the `size` bytes at the host address `host` as IOVA `iova`, for reading
-    /// and writing. All three are multiples of the page size.
-    ///
-    /// # Safety
-    ///
-    /// The memory must be mapped in this process and must be such that it may change at any time:
-    /// devices write to it until the mapping is undone.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM` beyond `RLIMIT_MEMLOCK`, `EEXIST` over another mapping, `EINVAL` outside the IOVA
-    /// ranges, `ENOSPC` if there are too many mappings.
-    unsafe fn map_dma(&self, iova: u64, host: NonNull<u8>, size: u64) -> Result<(), IoctlError>;
-
-    /// Undoes the mappings that lie within `size` bytes from `iova`.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel refused it with.
-    fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError>;
-}
-
-/// A VFIO container (`/dev/vfio/vfio`).
-#[derive(Debug)]
-pub struct Container(File);
+/// A VFIO container (`/dev/vfio/vfio`) for IOMMUs of type 1, version 2: unmapping takes whole
+/// mappings, never splits them.
+pub struct Container(Arc<VfioContainer>);
 
 impl Container {
     /// Opens a new container.
     ///
     /// # Errors
     ///
-    /// As from `open(2)`.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        OpenOptions::new().read(true).write(true).open(path).map(Self)
+    /// [`OpenContainer`](VfioError::OpenContainer) as from `open(2)`,
+    /// [`VfioApiVersion`](VfioError::VfioApiVersion) and [`VfioExtension`](VfioError::VfioExtension)
+    /// if the kernel has another interface, or no such model.
+    pub fn open() -> Result<Self, VfioError> {
+        // Without KVM's VFIO device: it is told of the groups once there is a VM.
+        VfioContainer::new(None).map(|container| Self(Arc::new(container)))
     }
 
-    /// The version of the interface; [`VFIO_API_VERSION`] is the one there is.
-    ///
-    /// [`VFIO_API_VERSION`]: vfio_bindings::bindings::vfio::VFIO_API_VERSION
-    ///
-    /// # Errors
-    ///
-    /// If this isn't a container.
-    pub fn api_version(&self) -> Result<u32, IoctlError> {
-        // SAFETY: the request takes no argument.
-        GET_API_VERSION.check(unsafe { ioctl(&self.0, GET_API_VERSION.number) })
-    }
-
-    /// Whether the kernel has this IOMMU model.
-    ///
-    /// # Errors
-    ///
-    /// If this isn't a container.
-    pub fn supports(&self, kind: IommuKind) -> Result<bool, IoctlError> {
-        let number = kind.number().into();
-        // SAFETY: the request's argument is a number.
-        let returned = unsafe { ioctl_with_val(&self.0, CHECK_EXTENSION.number, number) };
-        Ok(CHECK_EXTENSION.check(returned)? > 0)
+    /// What makes and undoes its mappings.
+    pub fn dma(&self) -> Arc<dyn VfioOps> {
+        self.0.clone()
     }
 
     /// Whether the IOMMU makes devices' accesses coherent with the caches where they aren't
@@ -160,7 +97,7 @@ impl Container {
     pub fn enforces_coherency(&self) -> Result<bool, IoctlError> {
         // SAFETY: the request's argument is a number.
         let returned =
-            unsafe { ioctl_with_val(&self.0, CHECK_EXTENSION.number, VFIO_DMA_CC_IOMMU.into()) };
+            unsafe { ioctl_with_val(self, CHECK_EXTENSION.number, VFIO_DMA_CC_IOMMU.into()) };
         Ok(CHECK_EXTENSION.check(returned)? > 0)
     }
 
@@ -170,10 +107,10 @@ impl Container {
     ///
     /// `EPERM` if interrupts aren't isolated and `allow_unsafe_interrupts` is off, `EINVAL` if the
     /// groups' reserved regions don't fit.
-    pub fn set_iommu(&self, kind: IommuKind) -> Result<(), IoctlError> {
-        let number = kind.number().into();
+    pub fn set_iommu(&self) -> Result<(), IoctlError> {
+        let number = VFIO_TYPE1v2_IOMMU.into();
         // SAFETY: the request's argument is a number.
-        let returned = unsafe { ioctl_with_val(&self.0, SET_IOMMU.number, number) };
+        let returned = unsafe { ioctl_with_val(self, SET_IOMMU.number, number) };
         SET_IOMMU.check(returned).map(drop)
     }
 
@@ -186,7 +123,7 @@ impl Container {
         let mut fixed =
             vfio_iommu_type1_info { argsz: argsz::<vfio_iommu_type1_info>(), ..Default::default() };
         // SAFETY: the kernel writes at most `argsz` bytes, the size of `fixed`.
-        let returned = unsafe { ioctl_with_mut_ref(&self.0, IOMMU_GET_INFO.number, &mut fixed) };
+        let returned = unsafe { ioctl_with_mut_ref(self, IOMMU_GET_INFO.number, &mut fixed) };
         IOMMU_GET_INFO.check(returned)?;
 
         // With capabilities the kernel asks for more room than it was given.
@@ -194,49 +131,15 @@ impl Container {
         let mut words = capability::room(IOMMU_GET_INFO, fixed.argsz, least)?;
         // SAFETY: the kernel writes at most `argsz` bytes, the size of `words`.
         let returned =
-            unsafe { ioctl_with_mut_ptr(&self.0, IOMMU_GET_INFO.number, words.as_mut_ptr()) };
+            unsafe { ioctl_with_mut_ptr(self, IOMMU_GET_INFO.number, words.as_mut_ptr()) };
         IOMMU_GET_INFO.check(returned)?;
         Ok(IommuInfo::parse(&capability::bytes(&words)))
-    }
-}
-
-impl DmaCalls for Container {
-    unsafe fn map_dma(&self, iova: u64, host: NonNull<u8>, size: u64) -> Result<(), IoctlError> {
-        let vaddr = host.as_ptr().addr() as u64;
-        let map = vfio_iommu_type1_dma_map {
-            argsz: argsz::<vfio_iommu_type1_dma_map>(),
-            flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-            vaddr,
-            iova,
-            size,
-        };
-        // SAFETY: the structure is complete, and the caller vouches for the memory.
-        let returned = unsafe { ioctl_with_ref(&self.0, IOMMU_MAP_DMA.number, &map) };
-        IOMMU_MAP_DMA.check(returned).map(drop)
-    }
-
-    fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
-        let mut unmap = vfio_iommu_type1_dma_unmap {
-            argsz: argsz::<vfio_iommu_type1_dma_unmap>(),
-            iova,
-            size,
-            ..Default::default()
-        };
-        // SAFETY: the structure is complete; the kernel writes back `size` within it.
-        let returned = unsafe { ioctl_with_mut_ref(&self.0, IOMMU_UNMAP_DMA.number, &mut unmap) };
-        IOMMU_UNMAP_DMA.check(returned).map(drop)
     }
 }
 
 impl AsRawFd for Container {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
-    }
-}
-
-impl AsFd for Container {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 

@@ -4,27 +4,20 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
-use std::ptr::NonNull;
+use std::sync::Arc;
 
 use iommufd_bindings::{
-    IOMMUFD_CMD_BASE, IOMMUFD_CMD_DESTROY, IOMMUFD_CMD_IOAS_ALLOC, IOMMUFD_CMD_IOAS_IOVA_RANGES,
-    IOMMUFD_CMD_IOAS_MAP, IOMMUFD_CMD_IOAS_UNMAP, IOMMUFD_TYPE, iommu_destroy, iommu_ioas_alloc,
-    iommu_ioas_iova_ranges, iommu_ioas_map, iommu_ioas_unmap, iommu_iova_range,
-    iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA as FIXED_IOVA,
-    iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE as READABLE,
-    iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE as WRITEABLE,
+    IOMMUFD_CMD_BASE, IOMMUFD_CMD_IOAS_IOVA_RANGES, IOMMUFD_TYPE, iommu_ioas_iova_ranges,
+    iommu_iova_range,
 };
-use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref};
+use iommufd_ioctls::IommuFd;
+use vfio_ioctls::{VfioIommufd, VfioOps};
+use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr, ioctl_with_mut_ref};
 
-use super::{DmaCalls, IoctlError, IommuInfo, Request, argsz};
+use super::{IoctlError, IommuInfo, Request, argsz, refusal};
 
-const DESTROY: Request = Request::iommufd("IOMMU_DESTROY", IOMMUFD_CMD_DESTROY);
-const IOAS_ALLOC: Request = Request::iommufd("IOMMU_IOAS_ALLOC", IOMMUFD_CMD_IOAS_ALLOC);
 const IOAS_IOVA_RANGES: Request =
     Request::iommufd("IOMMU_IOAS_IOVA_RANGES", IOMMUFD_CMD_IOAS_IOVA_RANGES);
-const IOAS_MAP: Request = Request::iommufd("IOMMU_IOAS_MAP", IOMMUFD_CMD_IOAS_MAP);
-const IOAS_UNMAP: Request = Request::iommufd("IOMMU_IOAS_UNMAP", IOMMUFD_CMD_IOAS_UNMAP);
-
 /// How many IOVA ranges an address space is taken to have at most: the reserved windows of its
 /// devices cut it into a handful. More is taken for nonsense.
 const MOST_RANGES: u32 = 1 << 16;
@@ -67,10 +60,10 @@ impl AsRawFd for Iommufd {
 /// An address space of an iommufd: one set of mappings, shared by the devices attached to it. It is
 /// destroyed when dropped, for which no device may be attached any more: an iommufd that another
 /// process holds too would keep it.
-#[derive(Debug)]
 pub struct Ioas {
+    /// The crate's keeps its own to itself.
     iommufd: Iommufd,
-    id: u32,
+    space: Arc<VfioIommufd>,
 }
 
 impl Ioas {
@@ -78,14 +71,18 @@ impl Ioas {
     ///
     /// # Errors
     ///
-    /// `ENOTTY` if this isn't an iommufd.
+    /// `ENOTTY` if this isn't an iommufd, `EMFILE` if this process has too many files open.
     pub fn new(iommufd: Iommufd) -> Result<Self, IoctlError> {
-        let mut alloc =
-            iommu_ioas_alloc { size: argsz::<iommu_ioas_alloc>(), ..Default::default() };
-        // SAFETY: the structure is complete; the kernel writes the new number into it.
-        let returned = unsafe { ioctl_with_mut_ref(&iommufd, IOAS_ALLOC.number, &mut alloc) };
-        IOAS_ALLOC.check(returned)?;
-        Ok(Self { iommufd, id: alloc.out_ioas_id })
+        let file = iommufd.0.try_clone();
+        let file = file.map_err(|source| IoctlError { request: "F_DUPFD_CLOEXEC", source })?;
+        // Without KVM's VFIO device: it is told of the devices once there is a VM.
+        let space = VfioIommufd::new(Arc::new(IommuFd::new_from_fd(file)), None, None);
+        Ok(Self { iommufd, space: Arc::new(space.map_err(refusal)?) })
+    }
+
+    /// What makes and undoes its mappings.
+    pub fn dma(&self) -> Arc<dyn VfioOps> {
+        self.space.clone()
     }
 
     /// The iommufd that it is in.
@@ -95,7 +92,7 @@ impl Ioas {
 
     /// Its number there.
     pub fn id(&self) -> u32 {
-        self.id
+        self.space.ioas().id()
     }
 
     /// What can be mapped for all devices that are attached: the IOVAs and their alignment. iommufd
@@ -137,52 +134,11 @@ impl Ioas {
         })?;
         Ok(iommu_ioas_iova_ranges {
             size: argsz::<iommu_ioas_iova_ranges>(),
-            ioas_id: self.id,
+            ioas_id: self.id(),
             num_iovas,
             allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
             ..Default::default()
         })
-    }
-}
-
-impl DmaCalls for Ioas {
-    unsafe fn map_dma(&self, iova: u64, host: NonNull<u8>, size: u64) -> Result<(), IoctlError> {
-        let mut map = iommu_ioas_map {
-            size: argsz::<iommu_ioas_map>(),
-            flags: FIXED_IOVA | READABLE | WRITEABLE,
-            ioas_id: self.id,
-            user_va: host.as_ptr().addr() as u64,
-            length: size,
-            iova,
-            ..Default::default()
-        };
-        // SAFETY: the structure is complete, the kernel writes back `iova` within it, and the caller
-        // vouches for the memory.
-        let returned = unsafe { ioctl_with_mut_ref(&self.iommufd, IOAS_MAP.number, &mut map) };
-        IOAS_MAP.check(returned).map(drop)
-    }
-
-    fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
-        let mut unmap = iommu_ioas_unmap {
-            size: argsz::<iommu_ioas_unmap>(),
-            ioas_id: self.id,
-            iova,
-            length: size,
-        };
-        // SAFETY: the structure is complete; the kernel writes back `length` within it.
-        let returned = unsafe { ioctl_with_mut_ref(&self.iommufd, IOAS_UNMAP.number, &mut unmap) };
-        IOAS_UNMAP.check(returned).map(drop)
-    }
-}
-
-impl Drop for Ioas {
-    fn drop(&mut self) {
-        let destroy = iommu_destroy { size: argsz::<iommu_destroy>(), id: self.id };
-        // SAFETY: the structure is complete, and the kernel only reads it.
-        let returned = unsafe { ioctl_with_ref(&self.iommufd, DESTROY.number, &destroy) };
-        if let Err(error) = DESTROY.check(returned) {
-            log::error!("the address space {}: {error}: {}", self.id, error.source);
-        }
     }
 }
 
@@ -191,23 +147,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn request_numbers_are_those_of_the_header() {
-        // ';' << 8 | command: `_IO(';', 0x8n)`.
-        let cases = [
-            (DESTROY, 0x3b80),
-            (IOAS_ALLOC, 0x3b81),
-            (IOAS_IOVA_RANGES, 0x3b84),
-            (IOAS_MAP, 0x3b85),
-            (IOAS_UNMAP, 0x3b86),
-        ];
-        for (request, number) in cases {
-            assert_eq!(request.number, number, "{}", request.name);
-        }
+    fn the_requests_number_is_that_of_the_header() {
+        // ';' << 8 | command: `_IO(';', 0x84)`.
+        assert_eq!(IOAS_IOVA_RANGES.number, 0x3b84);
     }
 
     #[test]
     fn another_file_is_no_iommufd() {
-        let error = Ioas::new(File::open("/dev/null").unwrap().into()).unwrap_err();
+        let Err(error) = Ioas::new(File::open("/dev/null").unwrap().into()) else { panic!("made") };
         assert!(error.is(libc::ENOTTY) && error.request == "IOMMU_IOAS_ALLOC", "{error:?}");
     }
 }

@@ -1,8 +1,11 @@
 //! The system calls of VFIO and iommufd: containers, groups and device files, address spaces, and
 //! nothing above them.
 //!
-//! The vfio-ioctls crate (0.10) isn't used: it refuses devices bound to vfio-amba, takes a resample
-//! eventfd for IRQ index 0 only, keeps its groups to itself and drops the system's error numbers.
+//! Container and address space are those of the vfio-ioctls crate (0.10), which makes and undoes DMA
+//! mappings ([`VfioOps`]). Groups, devices, their regions and interrupts are ours, since the crate
+//! refuses devices bound to vfio-amba, takes resampling and unmasking for IRQ index 0 only, takes a
+//! shortage of MSI vectors (a positive return) for success, can't start at a vector, shifts the
+//! indices of regions behind one that fails, and ignores a failed reset.
 //!
 //! Numbers and layouts are those of `include/uapi/linux/vfio.h` and `iommufd.h`, the same on every
 //! architecture; the order of the calls is described in the kernel's
@@ -12,6 +15,7 @@ mod capability;
 mod cdev;
 mod container;
 mod device;
+mod dma;
 mod group;
 mod iommufd;
 mod lender;
@@ -24,13 +28,15 @@ use std::io;
 use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
 
-pub use container::{Container, DmaCalls, IommuInfo, IommuKind};
+pub use container::{Container, IommuInfo};
 pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo};
+pub(super) use dma::refusal;
 pub use group::{Group, GroupStatus};
 pub use iommufd::{Ioas, Iommufd};
 pub use lender::Lender;
 pub use mapping::Mapping;
 pub use region::RegionInfo;
+pub use vfio_ioctls::{VfioError, VfioOps};
 
 /// A request that the kernel refused.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ use vfio_bindings::bindings::vfio::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::sys::{
-    DeviceCalls, DeviceInfo, DmaCalls, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
+    DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
 };
 use super::DEADLINE;
 use super::client::{Answer, CallError, Cause, Client, Failure, lock};
@@ -309,8 +309,25 @@ impl DeviceCalls for UserDevice {
     }
 }
 
-impl DmaCalls for UserDevice {
-    unsafe fn map_dma(&self, iova: u64, host: NonNull<u8>, size: u64) -> Result<(), IoctlError> {
+/// DMA, by messages instead of an IOMMU.
+impl UserDevice {
+    /// Lets the server reach the `size` bytes at the host address `host` as IOVA `iova`, for reading
+    /// and writing.
+    ///
+    /// # Safety
+    ///
+    /// The memory must be mapped in this process and must be such that it may change at any time,
+    /// until [`unmap_dma`](Self::unmap_dma).
+    ///
+    /// # Errors
+    ///
+    /// The server refuses it, or is gone.
+    pub unsafe fn map_dma(
+        &self,
+        iova: u64,
+        host: NonNull<u8>,
+        size: u64,
+    ) -> Result<(), IoctlError> {
         let mut ram = lock(&self.client.ram);
         let file = ram.file_of(host, size);
         // SAFETY: passed on.
@@ -327,7 +344,12 @@ impl DmaCalls for UserDevice {
         })
     }
 
-    fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
+    /// Undoes the mapping of `size` bytes at `iova`.
+    ///
+    /// # Errors
+    ///
+    /// The server refuses it, or is gone.
+    pub fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
         let payload = Payload::default().u32(24).u32(0).u64(iova).u64(size);
         let unmapped = self.call(Command::DmaUnmap, &payload, 24).map(drop);
         lock(&self.client.ram).take_back(iova, size);

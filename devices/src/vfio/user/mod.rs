@@ -1,8 +1,8 @@
 //! Devices of other processes: the client of the vfio-user protocol.
 //!
 //! A server offers a PCI device on a UNIX socket, in VFIO's own terms: [`UserDevice`] is
-//! [`DeviceCalls`](super::sys::DeviceCalls) and [`DmaCalls`](super::sys::DmaCalls) by messages, so
-//! that whatever hands a host's PCI function to a guest hands on such a device too.
+//! [`DeviceCalls`](super::sys::DeviceCalls) by messages, so that whatever hands a host's PCI function
+//! to a guest hands on such a device too.
 //!
 //! The server is not trusted with this process: every message it sends is bounded, checked and
 //! awaited with a [deadline](DEADLINE). One that dies, hangs or answers nonsense makes its device a

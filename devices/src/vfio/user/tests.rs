@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::tempdir::TempDir;
 
-use super::super::sys::{DeviceCalls, DmaCalls, IrqAction, RegionInfo};
+use super::super::sys::{DeviceCalls, IrqAction, RegionInfo};
 use super::device::UserDevice;
 use super::error::UserError;
 use super::testing::{Act, HASTY, PATIENT, Request, Server, message, words};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::super::sys::{DeviceCalls, DmaCalls, IrqAction};
+use super::super::super::sys::{DeviceCalls, IrqAction};
 use super::super::device::UserDevice;
 use super::super::testing::{
     Act, HASTY, Manner, PATIENT, Request, Server, message, receive, words,
