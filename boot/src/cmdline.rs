@@ -1,5 +1,6 @@
-//! The kernel command line (`/chosen/bootargs`).
+//! The kernel command line (`/chosen/bootargs`), put together by linux-loader.
 
+use linux_loader::cmdline;
 use thiserror::Error;
 
 /// Bytes the kernel has for its command line, its NUL included: `COMMAND_LINE_SIZE` of
@@ -14,6 +15,8 @@ pub enum CmdlineError {
     Nul { at: usize },
     #[error("the kernel command line holds a line break at byte {at}")]
     LineBreak { at: usize },
+    #[error("the kernel command line holds {character:?} at byte {at}; it is printable ASCII")]
+    NotAscii { at: usize, character: char },
     #[error(
         "the kernel command line has {length} bytes; an arm64 kernel takes {}",
         COMMAND_LINE_SIZE - 1
@@ -26,6 +29,10 @@ impl CmdlineError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Nul { .. } => None,
+            Self::NotAscii { .. } => Some(
+                "leave it out; what a program in the guest is to read can be in the initrd"
+                    .to_owned(),
+            ),
             Self::LineBreak { .. } => {
                 Some("give parameters on one line: --cmdline 'console=ttyS0 quiet'".to_owned())
             }
@@ -51,29 +58,24 @@ impl Cmdline {
     ///
     /// # Errors
     ///
-    /// A NUL or a line break in the text, or a text longer than the kernel takes.
+    /// A character in the text that isn't printable ASCII, or a text longer than the kernel takes.
     pub fn compose(defaults: &[&str], user: Option<&str>) -> Result<Self, CmdlineError> {
         let user = user.unwrap_or_default().trim_matches([' ', '\t']);
         let given: Vec<String> =
             parameters(user).take_while(|p| *p != "--").map(normal_name).collect();
-        let mut line = String::with_capacity(user.len().saturating_add(64));
+        let mut line =
+            cmdline::Cmdline::new(COMMAND_LINE_SIZE).map_err(|error| refusal(&error, user, 0))?;
         let kept = defaults.iter().copied().filter(|d| !given.contains(&normal_name(d)));
         for part in kept.chain((!user.is_empty()).then_some(user)) {
-            if !line.is_empty() {
-                line.push(' ');
+            if let Err(error) = line.insert_str(part) {
+                let before = line.as_cstring().map_or(0, |line| line.count_bytes());
+                // A space goes between them.
+                let before = if before == 0 { 0 } else { before.saturating_add(1) };
+                return Err(refusal(&error, part, before));
             }
-            line.push_str(part);
         }
-        if let Some(at) = line.find('\0') {
-            return Err(CmdlineError::Nul { at });
-        }
-        if let Some(at) = line.find(['\n', '\r']) {
-            return Err(CmdlineError::LineBreak { at });
-        }
-        if line.len() >= COMMAND_LINE_SIZE {
-            return Err(CmdlineError::TooLong { length: line.len() });
-        }
-        Ok(Self(line))
+        let line = line.as_cstring().map_err(|error| refusal(&error, user, 0))?;
+        Ok(Self(line.into_string().unwrap_or_default()))
     }
 
     /// Whether the kernel is to boot from the initrd as from a disk: `root=/dev/ram0`.
@@ -85,6 +87,19 @@ impl Cmdline {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// What the crate refused a text for, which was to follow `before` bytes, with the place.
+fn refusal(error: &cmdline::Error, text: &str, before: usize) -> CmdlineError {
+    let wrong = text.char_indices().find(|(_, c)| !matches!(c, ' '..='~'));
+    match (error, wrong) {
+        (cmdline::Error::TooLarge, _) | (_, None) => {
+            CmdlineError::TooLong { length: before.saturating_add(text.len()) }
+        }
+        (_, Some((at, '\0'))) => CmdlineError::Nul { at },
+        (_, Some((at, '\n' | '\r'))) => CmdlineError::LineBreak { at },
+        (_, Some((at, character))) => CmdlineError::NotAscii { at, character },
     }
 }
 
@@ -162,7 +177,9 @@ mod tests {
         for (text, error) in [
             ("a\0b".to_owned(), CmdlineError::Nul { at: 1 }),
             ("ab\nc".to_owned(), CmdlineError::LineBreak { at: 2 }),
-            ("\rab".to_owned(), CmdlineError::LineBreak { at: 0 }),
+            ("a\rb".to_owned(), CmdlineError::LineBreak { at: 1 }),
+            ("a=\u{e9}".to_owned(), CmdlineError::NotAscii { at: 2, character: '\u{e9}' }),
+            ("a\tb".to_owned(), CmdlineError::NotAscii { at: 1, character: '\t' }),
             ("x".repeat(COMMAND_LINE_SIZE), CmdlineError::TooLong { length: COMMAND_LINE_SIZE }),
         ] {
             assert_eq!(Cmdline::compose(&[], Some(&text)).unwrap_err(), error);

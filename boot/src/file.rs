@@ -214,7 +214,7 @@ impl BootFile {
     }
 
     /// The error of a file that ended after `found` of the `expected` bytes.
-    fn shrunk(&self, expected: u64, found: u64) -> FileError {
+    pub(crate) fn shrunk(&self, expected: u64, found: u64) -> FileError {
         FileError::Shrunk { role: self.role, path: self.path.clone(), expected, found }
     }
 }

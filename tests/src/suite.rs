@@ -47,7 +47,7 @@ fn parts(model: &Model, soak: bool) -> Vec<(&'static str, Command)> {
     let mut here = toolchain.cargo("test");
     here.arg("--no-fail-fast");
     let mut arm = toolchain.cargo_for_target("test");
-    arm.args(["--no-fail-fast", "--package", "arch", "--package", "vmm"]);
+    arm.args(["--no-fail-fast", "--package", "boot", "--package", "arch", "--package", "vmm"]);
     let mut system = toolchain.cargo("test");
     system.args(["--no-fail-fast", "--package", "tests", "--features", "system", "--test", "*"]);
     system.env(artifacts::VARIABLE, &model.description);

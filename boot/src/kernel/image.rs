@@ -69,6 +69,7 @@ impl Header {
 
     /// How much of a file of `size` bytes belongs to the image. A signature may follow, which must
     /// not be written behind the memory that the kernel asks for.
+    #[cfg(target_arch = "aarch64")]
     pub(super) fn loaded_size(&self, size: u64) -> u64 {
         if self.image_size == 0 { size } else { size.min(self.image_size) }
     }
@@ -107,6 +108,11 @@ impl Header {
             .max()
     }
 
+    /// How far behind a 2 MiB boundary the image lies.
+    pub(super) fn load_offset(&self) -> u64 {
+        if self.image_size == 0 { LEGACY_TEXT_OFFSET } else { self.text_offset }
+    }
+
     /// Where the image lies in RAM, for a file of `file_size` bytes.
     ///
     /// As near to the base of RAM as can be, which serves both kinds of kernel: those that can't
@@ -117,7 +123,7 @@ impl Header {
     /// It doesn't fit; the bytes of RAM that it would need.
     pub(super) fn placement(&self, ram: Ram, file_size: u64) -> Result<Placement, u64> {
         let legacy = self.image_size == 0;
-        let offset = if legacy { LEGACY_TEXT_OFFSET } else { self.text_offset };
+        let offset = self.load_offset();
         let size = if legacy { file_size.saturating_add(LEGACY_BSS) } else { self.image_size };
         let base = align_up(ram.base, BASE_ALIGN).unwrap_or(u64::MAX);
         let load = base.saturating_add(offset);

@@ -1,23 +1,23 @@
 //! The guest's kernel: an arm64 `Image`, as it is, gzip'ed, or in an EFI zboot wrapper.
 //!
-//! Placement follows the kernel's Documentation/arch/arm64/booting.rst. linux-loader isn't used:
-//! its loader for this format exists only when compiled for aarch64, and takes the file's size for
-//! the kernel's end where the header's `image_size`, with the BSS, is what counts.
+//! Placement follows the kernel's Documentation/arch/arm64/booting.rst. linux-loader puts the image
+//! into RAM; recognising, unpacking and placing it are ours, since the crate has none of them and
+//! takes the file's size for the kernel's end, where the header's `image_size`, with the BSS, counts.
 
 mod error;
 mod image;
+#[cfg(target_arch = "aarch64")]
+mod load;
 mod unpack;
 
 use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
-
 pub use error::KernelError;
 pub use unpack::UnpackError;
 
-use crate::file::{BootFile, FileError, Role};
+use crate::file::{BootFile, Role};
 use crate::format::{Compressor, Format, START_SIZE};
 use crate::layout::Ram;
 use image::{HEADER_SIZE, Header};
@@ -178,25 +178,6 @@ impl Kernel {
             needed,
             ram: ram_size,
         })
-    }
-
-    /// Puts the image into guest memory from guest physical address `load` on; an uncompressed one
-    /// straight from its file, without a buffer.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be read or has shrunk, or the guest has no memory there.
-    pub fn load_into<M>(self, memory: &M, load: u64) -> Result<(), FileError>
-    where
-        M: Bytes<GuestAddress, E = GuestMemoryError>,
-    {
-        let length = self.header.loaded_size(self.image_length());
-        let Some(image) = &self.unpacked else {
-            return self.file.load(memory, load, length);
-        };
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let image = image.get(..length).unwrap_or(image);
-        memory.write_slice(image, GuestAddress(load)).map_err(|e| self.file.unplaced(load, e))
     }
 }
 
