@@ -31,10 +31,17 @@ strait gives a guest real devices of a 64-bit Arm SoC: a KVM virtual machine mon
 
 Usage: strait COMMAND [OPTIONS]
 
+       strait check                     what this host lacks, and what mends it
+       strait device list               its devices
+       sudo strait device bind NAME     take one from its driver
+       strait run --kernel Image --initrd rootfs.cpio.gz --vfio-platform NAME
+
 Commands:
-  run       Start a guest: strait run --help
-  device    Look at, bind, unbind and test the host's devices: strait device --help
-  check     Find out what this host lacks for device assignment: strait check --help
+  run       Start a guest
+  device    Look at, bind, unbind and test the host's devices
+  check     Find out what this host has and lacks for device assignment
+
+`strait COMMAND --help` has all of each.
 
 Options:
   --help, -h       Print this

@@ -20,6 +20,7 @@ pub(super) const HELP: &str = "\
 Start a guest.
 
 Usage: strait run --kernel FILE [OPTIONS]
+       strait run --kernel Image --initrd rootfs.cpio.gz --vfio-platform 2c0a0000.dma
 
 Options are given once, but for those that may be repeated.
 
@@ -27,9 +28,10 @@ The guest:
   --kernel FILE      An arm64 Image, gzip'ed or not, or an EFI zboot image
   --initrd FILE      Its initial RAM disk: cpio archives, compressed or not, or a uInitrd of them;
                      with root=/dev/ram0 in --cmdline also a file system
-  --cmdline TEXT     Kernel parameters, behind `console=ttyS0`
+  --cmdline TEXT     Kernel parameters. `console=ttyS0` comes before them, unless they have a
+                     console= or there is no console
   --no-default-cmdline
-                     Nothing in front of them, for what is no Linux
+                     Nothing comes before --cmdline, for what is no Linux
   --cpus N           How many CPUs [1]
   --memory SIZE      How much RAM, with K, M, G or T behind the number [256M]
   --cpu-features LIST
@@ -40,7 +42,8 @@ The guest:
                      Its interrupt controller: GICv3 where the host has it; with an ITS, which takes
                      message-signalled interrupts, or without: auto has one with PCI devices [auto]
   --console stdio|off
-                     Where its serial console is [stdio]
+                     Where its serial port is, ttyS0 to Linux: standard input and output, or
+                     nowhere [stdio]
 
 Devices it is given:
   --vfio-platform NAME[,OPTION…]
@@ -54,9 +57,10 @@ Devices it is given:
     alias=NAME       Its name in /aliases, such as serial1; repeated for several [the host's, with
                      another number where the guest has that name]
     clock-rate=NAME:HZ
-                     The rate of a clock, where the host doesn't tell it
+                     The rate of a clock, where the host doesn't tell it; repeated for several
     compatible=C     Another `compatible`; repeated for several
-    drop=P           Leave out this property of its node, or this node below it
+    drop=P           Leave out this property of its node, or this node below it; repeated for
+                     several
     node-name=N      Another name for its node
     mmap=off         Trap every access to its registers
     quiesce=off      Don't stop what it is doing before and after the guest has it
@@ -81,19 +85,19 @@ Devices it is given:
                      It adds and replaces; dtc loses /delete-property/ and /delete-node/: see drop=
 
 The run:
-  --timeout SECONDS  End it after this time, with exit status 124
+  --timeout SECONDS  End it after this time
   --dry-run          Print what would be done, and do nothing. Devices needn't be bound for it: what
                      only VFIO knows of one that isn't, it says
-  --json             Print it as JSON
-  --dump-dtb FILE    Write the guest's device tree
+  --json             With --dry-run: print it as JSON
+  --dump-dtb FILE    Write the guest's device tree, readable by its owner: it holds random seeds
   --stats FILE       Write counters as JSON at the end, and whenever SIGUSR1 arrives
   --log-level LEVEL  off, error, warn, info, debug or trace, to standard error [warn]
   --help, -h         Print this
 
 Keys on the console: Ctrl-A x ends the guest, Ctrl-A Ctrl-A sends it a Ctrl-A.
 
-Exit status: 0 the guest powered off, 1 strait failed, 2 wrong use, 3 the guest asked for a
-reset, 4 the guest crashed, 124 --timeout, 128+N ended by signal N.
+Exit status: 0 the guest powered off or Ctrl-A x ended it, 1 strait failed, 2 wrong use, 3 the
+guest asked for a reset, 4 the guest crashed, 124 --timeout, 128+N ended by signal N.
 ";
 
 /// What a guest is made of.
