@@ -33,6 +33,42 @@ fn guest_with(host: &Host, devices: &[&str], launch: Launch) -> Result<Guest, Fa
     host.launch(&launch.with(&options))
 }
 
+#[test]
+fn devices_that_no_driver_of_the_guest_takes_are_told_of() -> Story {
+    let host = with_disk().file("k/wait", payload::wait()).boot()?;
+    let dma = PLATFORM_DMA[0];
+    host.bind(dma)?;
+    host.bind(DISK)?;
+    let options = format!("--vfio-platform {dma} --vfio-pci {DISK} --stats /tmp/stats");
+    let unused = [
+        format!("strait: warn: {dma}: the guest has no interrupt of it enabled."),
+        format!("strait: warn: {DISK}: the guest has never turned it on."),
+    ];
+
+    // A program without drivers: on demand and at the end, but once.
+    let mut guest = host.strait(&format!("run --kernel /k/wait {options}"))?;
+    host.until("grep -q vfio-irq /proc/interrupts")?;
+    for end in [false, true] {
+        guest.signal(if end { 15 } else { 10 })?;
+        if end {
+            assert_eq!(guest.exit_status()?, 128 + 15);
+        } else {
+            guest.wait_for("never turned it on")?;
+        }
+        for line in &unused {
+            assert_eq!(guest.output().matches(line.as_str()).count(), 1, "{}", guest.output());
+        }
+    }
+    assert!(guest.output().contains("CONFIG_PL330_DMA") && guest.output().contains("1b36:0010"));
+
+    // Linux has drivers for both, which haven't done anything yet.
+    let guest = host.strait(&Launch::model().does("poweroff").with(&options).arguments())?;
+    assert_eq!(guest.exit_status()?, 0);
+    let said = guest.output();
+    assert!(!unused.iter().any(|line| said.contains(line.as_str())), "{said}");
+    Ok(())
+}
+
 /// Has the guest make a file system, fill it, and mount it again; the sum of what it holds.
 fn fill(guest: &mut Guest) -> Result<String, Failure> {
     guest.sh(

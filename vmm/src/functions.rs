@@ -112,6 +112,17 @@ impl Functions {
         }
     }
 
+    /// What a guest's driver knows each by, with its name.
+    pub fn idents(&self) -> Vec<(String, String)> {
+        let ident = |given: &Given| {
+            let function = given.lock();
+            let image = function.image();
+            let (vendor, device, class) = (image.u16(0), image.u16(2), image.u32(8) >> 8);
+            (given.name.clone(), format!("{vendor:04x}:{device:04x}, class {class:06x}"))
+        };
+        self.0.iter().map(ident).collect()
+    }
+
     /// Watches their interrupts.
     pub fn watch(&self) -> Watch {
         let watched = self.0.iter().map(|given| (given.name.clone(), given.function.clone()));
@@ -146,6 +157,14 @@ pub struct Report {
 }
 
 impl Watch {
+    /// Whether the guest has ever turned this function on.
+    pub fn has_been_enabled(&self, name: &str) -> bool {
+        let mut all = self.0.iter().filter(|(watched, _)| watched == name);
+        all.any(|(_, function)| {
+            function.lock().unwrap_or_else(PoisonError::into_inner).has_been_enabled()
+        })
+    }
+
     /// Looks at all of them.
     #[cold]
     pub fn report(&self) -> Vec<Report> {

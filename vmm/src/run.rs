@@ -26,7 +26,7 @@ use crate::lines::Lines;
 use crate::signals::{self, Signals};
 use crate::silence::Silence;
 use crate::stats::{Exits, Recorder};
-use crate::unused::Unused;
+use crate::unused::{Evidence, Unused};
 use crate::wiring::KvmWiring;
 use crate::{limits, logger, pci, plan, stats};
 
@@ -108,8 +108,12 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     };
     plan.assigned.arm()?;
     let ending = run_machine(core.vcpus, run, sources, &plan.assigned);
-    let gic = &core.gic;
-    unused.tell(&bus, |spi| gic.is_enabled(spi).ok(), |device| lines.have_fired(device));
+    unused.tell(&Evidence {
+        bus: &bus,
+        is_enabled: |spi| core.gic.is_enabled(spi).ok(),
+        has_fired: |device: &str| lines.have_fired(device),
+        functions: &plan.assigned.functions().watch(),
+    });
     // It has what traps of the devices.
     drop(bus);
     plan.assigned.release();

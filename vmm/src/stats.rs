@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::functions::{self, Watch};
 use crate::lines::{self, Lines};
 use crate::outfile;
-use crate::unused::Unused;
+use crate::unused::{Evidence, Unused};
 
 /// A vCPU's exits to the VMM, by reason.
 #[derive(Debug, Default)]
@@ -177,8 +177,12 @@ impl Recorder {
     /// Tells of devices that the guest doesn't use, as far as the host's kernel tells while vCPUs run.
     fn tell_unused(&self, interrupts: &[lines::Report]) {
         let enabled: BTreeMap<_, _> = interrupts.iter().map(lines::Report::enabled).collect();
-        let is_enabled = |spi| enabled.get(&spi).copied().flatten();
-        self.unused.tell(&self.bus, is_enabled, |device| self.interrupts.have_fired(device));
+        self.unused.tell(&Evidence {
+            bus: &self.bus,
+            is_enabled: |spi| enabled.get(&spi).copied().flatten(),
+            has_fired: |device: &str| self.interrupts.have_fired(device),
+            functions: &self.functions,
+        });
     }
 
     fn report(&self, ending: Option<&Ending>) -> Report<'_> {

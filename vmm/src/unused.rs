@@ -1,50 +1,60 @@
 //! Assigned devices that the guest takes no notice of: what may be missing is told.
 //!
 //! The guest's accesses to mapped registers are its own, and nobody counts them. But a driver enables
-//! an interrupt of its device, which the GIC tells, and what traps is counted by the bus.
+//! an interrupt of its device, which the GIC tells, and what traps is counted by the bus. It turns a
+//! PCI function on in its command register.
 
 use std::sync::{Mutex, PoisonError};
 
 use devices::bus::Bus;
 
 use crate::assigned::{Assigned, Placed};
+use crate::functions::Watch;
 
-/// The devices of which it isn't told yet.
+/// The devices and functions of which it isn't told yet.
 pub struct Unused(Mutex<Vec<Device>>);
 
 /// A device, and what is told if the guest doesn't use it.
 struct Device {
     name: String,
-    spis: Vec<u32>,
+    /// Of a device, its SPIs; `None` for a PCI function.
+    spis: Option<Vec<u32>>,
     text: String,
+}
+
+/// What is known of the use of devices.
+pub struct Evidence<'a, E, F> {
+    /// Accesses that trap.
+    pub bus: &'a Bus,
+    /// Whether the guest has an SPI enabled, if that is known.
+    pub is_enabled: E,
+    /// Whether a device has interrupted before.
+    pub has_fired: F,
+    /// The PCI functions.
+    pub functions: &'a Watch,
 }
 
 impl Unused {
     /// Watches these devices.
     pub fn of(assigned: &Assigned) -> Self {
-        Self(Mutex::new(assigned.devices().iter().map(Device::of).collect()))
+        let functions = assigned.functions().idents();
+        let functions = functions.into_iter().map(|(name, ident)| Device::function(name, &ident));
+        Self(Mutex::new(assigned.devices().iter().map(Device::of).chain(functions).collect()))
     }
 
-    /// Tells of those that have not been used so far, each once. `is_enabled` knows whether the
-    /// guest has an SPI enabled, `has_fired` whether a device has interrupted before.
+    /// Tells of those that have not been used so far, each once.
     #[cold]
-    pub fn tell(
-        &self,
-        bus: &Bus,
-        is_enabled: impl Fn(u32) -> Option<bool>,
-        has_fired: impl Fn(&str) -> bool,
-    ) {
+    pub fn tell<E, F>(&self, evidence: &Evidence<'_, E, F>)
+    where
+        E: Fn(u32) -> Option<bool>,
+        F: Fn(&str) -> bool,
+    {
         let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if devices.is_empty() {
             return;
         }
-        let accesses = bus.accesses();
         devices.retain(|device| {
-            let trapped = accesses.iter().any(|accesses| {
-                accesses.name == device.name && accesses.reads + accesses.writes > 0
-            });
-            let unused =
-                device.is_without_interrupts(&is_enabled) && !trapped && !has_fired(&device.name);
+            let unused = device.is_unused(evidence);
             if unused {
                 log::warn!("{}", device.text);
             }
@@ -64,13 +74,38 @@ impl Device {
             "{name}: the guest has no interrupt of it enabled. Does its kernel have a driver for it \
              ({driver})?"
         );
-        Self { name, spis: placed.irqs().map(|(spi, _)| spi.0).collect(), text }
+        Self { name, spis: Some(placed.irqs().map(|(spi, _)| spi.0).collect()), text }
     }
 
-    /// Whether it has interrupts, and none is enabled. What isn't known is taken for enabled.
-    fn is_without_interrupts(&self, is_enabled: impl Fn(u32) -> Option<bool>) -> bool {
-        !self.spis.is_empty() && self.spis.iter().all(|spi| is_enabled(*spi) == Some(false))
+    fn function(name: String, ident: &str) -> Self {
+        let text = format!(
+            "{name}: the guest has never turned it on. Does its kernel have PCI (CONFIG_PCI_HOST_GENERIC) \
+             and a driver for it ({ident})?"
+        );
+        Self { name, spis: None, text }
     }
+
+    fn is_unused<E, F>(&self, evidence: &Evidence<'_, E, F>) -> bool
+    where
+        E: Fn(u32) -> Option<bool>,
+        F: Fn(&str) -> bool,
+    {
+        let Some(spis) = &self.spis else {
+            return !evidence.functions.has_been_enabled(&self.name);
+        };
+        are_disabled(spis, &evidence.is_enabled)
+            && !evidence
+                .bus
+                .accesses()
+                .iter()
+                .any(|accesses| accesses.name == self.name && accesses.reads + accesses.writes > 0)
+            && !(evidence.has_fired)(&self.name)
+    }
+}
+
+/// Whether there are SPIs, and none is enabled. What isn't known is taken for enabled.
+fn are_disabled(spis: &[u32], is_enabled: impl Fn(u32) -> Option<bool>) -> bool {
+    !spis.is_empty() && spis.iter().all(|spi| is_enabled(*spi) == Some(false))
 }
 
 #[cfg(test)]
@@ -79,16 +114,14 @@ mod tests {
 
     #[test]
     fn one_enabled_or_unknown_interrupt_is_enough() {
-        let device =
-            |spis: &[u32]| Device { name: String::new(), spis: spis.to_vec(), text: String::new() };
         let of = |spi| match spi {
             0..8 => Some(false),
             8..16 => Some(true),
             _ => None,
         };
-        assert!(device(&[0, 7]).is_without_interrupts(of));
+        assert!(are_disabled(&[0, 7], of));
         for spis in [vec![0, 8], vec![16, 0], vec![]] {
-            assert!(!device(&spis).is_without_interrupts(of), "{spis:?}");
+            assert!(!are_disabled(&spis, of), "{spis:?}");
         }
     }
 }

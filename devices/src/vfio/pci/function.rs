@@ -21,6 +21,8 @@ mod reset;
 const COMMAND: u16 = 0x04;
 const STATUS: u16 = 0x06;
 const MEMORY: u16 = 1 << 1;
+/// Those for ports, memory and bus mastering, one of which a driver sets.
+const ENABLING: u16 = 0b111;
 
 /// Of the power management capability (PCI Power Management 1.2, 3.2.4): the control register, and
 /// the bits of the state, 0 of which is D0.
@@ -67,6 +69,8 @@ pub struct PciFunction {
     powered: bool,
     /// The guest may have touched it since it was quiesced last.
     touched: bool,
+    /// The guest has turned it on.
+    enabled: bool,
 }
 
 impl fmt::Debug for PciFunction {
@@ -104,7 +108,7 @@ impl PciFunction {
         let interrupts = Interrupts::open(calls.clone(), name, &mut config)
             .map_err(|source| FunctionError::Irq { name: name.to_owned(), source })?;
         let (name, can_reset) = (name.to_owned(), info.reset);
-        let (powered, touched) = (true, false);
+        let (powered, touched, enabled) = (true, false, false);
         Ok(Self {
             interrupts,
             registers,
@@ -115,6 +119,7 @@ impl PciFunction {
             can_reset,
             powered,
             touched,
+            enabled,
         })
     }
 
@@ -146,6 +151,12 @@ impl PciFunction {
     /// What interrupts the guest at present.
     pub fn in_use(&self) -> InUse {
         self.interrupts.in_use()
+    }
+
+    /// Whether the guest has ever turned it on, as a driver does: its command register let it use
+    /// ports, memory or DMA.
+    pub fn has_been_enabled(&self) -> bool {
+        self.enabled
     }
 
     /// Attaches it to the guest, whose interrupt controller `gic` must be complete. Its line isn't
@@ -223,7 +234,9 @@ impl PciFunction {
             (*byte, changed) = (*new, true);
         }
         if changed {
-            self.write_command(u16::from_le_bytes(command));
+            let command = u16::from_le_bytes(command);
+            self.enabled |= command & ENABLING != 0;
+            self.write_command(command);
         }
         if let Some(status) = data.get(2usize.saturating_sub(at)..).filter(|s| !s.is_empty()) {
             self.config.write(offset.max(STATUS), status);

@@ -153,7 +153,10 @@ fn registers_are_mapped_where_the_guest_puts_them_but_for_the_table() {
     assert_eq!(guest.read(0x10), [0x04, 0xc0, 0xff, 0xff], "16 KiB of 64-bit memory");
     guest.write(0x10, &[0, 0, 0, 0x20]);
     assert_eq!(guest.slots.all(), [], "decoding is off");
+    guest.write(0x04, &[0, 4]);
+    assert!(!guest.function.has_been_enabled());
     guest.write(0x04, &[0x03, 0]);
+    assert!(guest.function.has_been_enabled());
     assert_eq!(guest.slots.all(), [(0x2000_0000, 0x2000)]);
     // Moved while it decodes, then elsewhere than the bridge forwards.
     guest.write(0x10, &[0, 0, 0, 0x30]);
