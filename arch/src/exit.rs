@@ -29,7 +29,10 @@ pub enum Exit<'a> {
     Undecodable,
     /// The host can't give the guest what it accesses in a memory slot: a device's registers whose
     /// mapping faults (`KVM_RUN` fails with `EFAULT`). The guest has not gone on.
-    Unbacked,
+    Unbacked {
+        /// Guest physical address, where KVM tells.
+        gpa: Option<u64>,
+    },
     /// PSCI SYSTEM_OFF.
     PowerOff,
     /// PSCI SYSTEM_RESET or SYSTEM_RESET2.
@@ -52,7 +55,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
         Ok(exit) => Ok(parse(exit)),
         Err(e) => match e.errno() {
             libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
-            libc::EFAULT => Ok(Exit::Unbacked),
+            libc::EFAULT => Ok(Exit::Unbacked { gpa: None }),
             // What kernels before 5.5, which have no KVM_EXIT_ARM_NISV, do instead.
             libc::ENOSYS => Ok(Exit::Broken(
                 "the guest accessed memory-mapped I/O with an instruction that KVM can't decode"
@@ -77,7 +80,7 @@ fn parse(exit: VcpuExit<'_>) -> Exit<'_> {
         )),
         VcpuExit::InternalError => Exit::Broken("KVM met an internal error".into()),
         // What newer kernels say of the same.
-        VcpuExit::MemoryFault { .. } => Exit::Unbacked,
+        VcpuExit::MemoryFault { gpa, .. } => Exit::Unbacked { gpa: Some(gpa) },
         other => Exit::Broken(format!("KVM reported an exit strait does not know: {other:?}")),
     }
 }

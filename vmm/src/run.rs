@@ -247,7 +247,7 @@ impl Run {
                     Exits::count(&exits.undecodable);
                     vcpu.abort_access().err().map(|e| run_failed(index, &e))
                 }
-                Ok(Exit::Unbacked) => self.trap_functions(index, &mut faults),
+                Ok(Exit::Unbacked { gpa }) => self.trap_functions(gpa, &mut faults),
                 Ok(exit) => {
                     faults = 0;
                     self.take(exit, &exits)
@@ -295,12 +295,16 @@ impl Run {
     /// so it traps from here on: the guest's access is made again and comes here. What isn't theirs
     /// fails again, and that ends the run.
     #[cold]
-    fn trap_functions(&self, index: usize, faults: &mut u32) -> Option<Ending> {
+    fn trap_functions(&self, gpa: Option<u64>, faults: &mut u32) -> Option<Ending> {
         /// In a row, none of which let anything trap: another vCPU may have been first.
         const MOST: u32 = 16;
         let trapped = self.bridge.as_ref().is_some_and(|bridge| bridge.trap());
         *faults = if trapped { 0 } else { faults.saturating_add(1) };
-        let unbacked = || run_failed(index, &io::Error::from_raw_os_error(libc::EFAULT));
+        let unbacked = || {
+            let place = gpa.map(|gpa| format!(" at {gpa:#x}")).unwrap_or_default();
+            let what = format!("the guest stopped: the host can't give it its memory{place}");
+            Ending::Failed(Error::new(what).help("dmesg has the kernel's own words"))
+        };
         (*faults > MOST).then(unbacked)
     }
 
