@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::sys::Lender;
-use super::message::{Command, HEADER_SIZE, Header, Kind, MOST_DATA, Payload};
+use super::message::{Command, HEADER_SIZE, Header, Kind, MOST_PAYLOAD, Payload};
 use super::ram::Ram;
 use super::socket::{Socket, WireError};
 
@@ -354,7 +354,7 @@ impl Client {
         let header = Header::parse(&head).map_err(Failure::nonsense)?;
         match header.kind {
             Kind::Reply => self.take_answer(header, files),
-            Kind::Refusal(errno) => self.take_refusal(header, errno),
+            Kind::Refusal(errno) => self.take_refusal(header, errno, files),
             Kind::Command | Kind::Notice => self.serve_request(header, files),
         }
     }
@@ -376,10 +376,19 @@ impl Client {
         Ok(())
     }
 
-    fn take_refusal(&self, header: Header, errno: u32) -> Result<(), Failure> {
-        if header.payload != 0 {
-            return Err(Failure::nonsense("a refusal with data"));
+    /// Takes a refusal. What follows its header says nothing: libvfio-user has the request's
+    /// structure there, which the specification leaves open.
+    fn take_refusal(
+        &self,
+        header: Header,
+        errno: u32,
+        mut files: Vec<File>,
+    ) -> Result<(), Failure> {
+        let size = header.payload;
+        if size > MOST_PAYLOAD {
+            return Err(Failure::nonsense(format_args!("a refusal of {size} bytes")));
         }
+        self.fill(&mut vec![0; size], &mut files)?;
         // Some servers answer even what wants no answer when they refuse it.
         if header.id & NOTICE_ID != 0 && header.command == Command::SetIrqs.number() {
             return Ok(());
@@ -413,11 +422,11 @@ impl Client {
     /// Serves a request of the server's: it reads or writes the guest's RAM by messages where it
     /// can't map it.
     fn serve_request(&self, header: Header, mut files: Vec<File>) -> Result<(), Failure> {
-        if header.payload > 16 + MOST_DATA {
-            let size = header.payload;
+        let size = header.payload;
+        if size > MOST_PAYLOAD {
             return Err(Failure::nonsense(format_args!("a request of {size} bytes")));
         }
-        let mut payload = vec![0; header.payload];
+        let mut payload = vec![0; size];
         self.fill(&mut payload, &mut files)?;
         let answer = lock(&self.ram).serve(header.command, &payload);
         if header.kind == Kind::Notice {

@@ -9,6 +9,10 @@ pub(super) const HEADER_SIZE: usize = 16;
 /// tells the server.
 pub(super) const MOST_DATA: usize = 64 << 10;
 
+/// The most that follows the header of a message to this side whose size isn't known by what it
+/// answers, in bytes: that much data, behind where they go.
+pub(super) const MOST_PAYLOAD: usize = 16 + MOST_DATA;
+
 /// The most descriptors that one message may carry to this side; what `max_msg_fds` tells the
 /// server.
 pub(super) const MOST_FDS: usize = 16;

@@ -100,6 +100,33 @@ fn a_refused_access_is_an_error_and_no_end() {
     assert!(server.connect().unwrap().reset().unwrap_err().is(libc::EIO));
 }
 
+#[test]
+fn a_refusal_is_one_whatever_follows_it() {
+    // As libvfio-user answers: the request's structure, without or with what was to be written; the
+    // largest that there may be; descriptors.
+    let structures: [fn(&Request) -> Vec<u8>; 3] =
+        [|r| r.payload[..16].to_vec(), |r| r.payload.clone(), |_| vec![7; 16 + (64 << 10)]];
+    for structure in structures {
+        let mut server = Server::with(move |request| {
+            if !matches!(request.command, 9 | 10) || request.u64(0) != 4 {
+                return Act::Usual;
+            }
+            let bytes = message(request.id, request.command, 0x21, 22, &structure(request));
+            Act::Lend(bytes, memory(16, 0))
+        });
+        let device = server.connect().unwrap();
+        device.serve_guest().unwrap();
+        let error = device.read(&BAR0, 4, &mut [0; 4]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        let error = device.write(&BAR0, 4, &[0; 4]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        device.write(&BAR0, 8, &[1, 2, 3, 4]).unwrap();
+        let mut back = [0; 4];
+        device.read(&BAR0, 8, &mut back).unwrap();
+        assert_eq!((back, device.failure()), ([1, 2, 3, 4], None));
+    }
+}
+
 /// A server that lends this file for region 2, described by these words and with these sparse areas.
 fn lending(file: &File, areas: &'static [u64]) -> Server {
     let file = file.try_clone().unwrap();

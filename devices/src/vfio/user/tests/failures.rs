@@ -52,7 +52,9 @@ fn nonsense() -> Vec<(&'static str, Manner)> {
             Act::Send(bytes)
         }),
         case("a message with flags", |r| Act::Send(message(r.id, 9, 2, 0, &[]))),
-        case("a refusal with data", |r| Act::Send(message(r.id, 9, 0x21, 22, &[1]))),
+        case("a refusal of 65553 bytes", |r| {
+            Act::Send(message(r.id, 9, 0x21, 22, &vec![0; (64 << 10) + 17]))
+        }),
         case("a request of", |_| {
             let mut bytes = message(1, 11, 0, 0, &[]);
             bytes[4..8].fill(0xff);
