@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arch::{GuestRam, layout};
 use devices::vfio::pci::PciFunction;
 use devices::vfio::region::host_page_size;
-use devices::vfio::user::UserDevice;
+use devices::vfio::user::{ConnectOptions, UserDevice};
 
 use crate::cli::UserOptions;
 use crate::error::Error;
@@ -29,7 +29,8 @@ impl Served {
         for (index, options) in wanted.iter().enumerate() {
             check_different(wanted.get(..index).unwrap_or_default(), options)?;
             let name = options.path.display().to_string();
-            let device = Arc::new(UserDevice::connect(&options.path)?);
+            let connect = ConnectOptions { peer: options.peer, ..ConnectOptions::default() };
+            let device = Arc::new(UserDevice::connect(&options.path, &connect)?);
             let page_size = host_page_size();
             let function = PciFunction::open(device.clone(), &name, options.function, page_size)
                 .map_err(|error| {

@@ -1,13 +1,13 @@
 //! `strait device`.
 
-use std::path::PathBuf;
+use std::str::FromStr;
 
 use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 
 use super::once::Once;
 use super::vfio::backend;
-use super::{Command, wrong};
+use super::{Command, UserOptions, wrong};
 use crate::error::Error;
 
 pub(super) const HELP: &str = "\
@@ -15,7 +15,7 @@ Look at, bind, unbind and test the host's devices.
 
 Usage: strait device list [--json]
        strait device show NAME [--iommu auto|iommufd|container] [--json]
-       strait device show --vfio-user PATH [--json]
+       strait device show --vfio-user PATH[,peer=UID|any] [--json]
        strait device bind NAME... [--group] [--json]
        strait device unbind NAME... [--group] [--json]
        strait device test NAME [--iommu auto|iommufd|container] [--json]
@@ -48,7 +48,7 @@ pub enum DeviceVerb {
     /// Show one.
     Show(String),
     /// Show the one that the server with this socket offers.
-    ShowServed(PathBuf),
+    ShowServed(UserOptions),
     /// Give these to VFIO.
     Bind(Vec<String>),
     /// Give these back.
@@ -85,7 +85,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
 struct Words {
     verb: Option<String>,
     names: Vec<String>,
-    served: Option<PathBuf>,
+    served: Option<UserOptions>,
     group: bool,
     backend: Option<BackendChoice>,
     json: bool,
@@ -103,7 +103,8 @@ impl Words {
                     self.backend = Some(once.parsed("--iommu", parser, backend)?);
                 }
                 Arg::Long("vfio-user") => {
-                    self.served = Some(once.value("--vfio-user", parser)?.into());
+                    self.served =
+                        Some(once.parsed("--vfio-user", parser, UserOptions::from_str)?);
                 }
                 Arg::Long("help") | Arg::Short('h') => return Ok(true),
                 Arg::Value(word) if self.verb.is_none() => self.verb = Some(word.string()?),
@@ -133,7 +134,7 @@ impl Words {
             "list" if self.names.is_empty() => DeviceVerb::List,
             "list" => return Err(Error::usage("`device list` takes no name").help(help)),
             "show" => match &self.served {
-                Some(path) if self.names.is_empty() => DeviceVerb::ShowServed(path.clone()),
+                Some(served) if self.names.is_empty() => DeviceVerb::ShowServed(served.clone()),
                 _ => DeviceVerb::Show(one()?),
             },
             "bind" => DeviceVerb::Bind(some()?),
@@ -179,7 +180,7 @@ mod tests {
         let cases: [(&[&str], DeviceVerb); 6] = [
             (&["list"], DeviceVerb::List),
             (&["show", "a"], DeviceVerb::Show("a".into())),
-            (&["show", "--vfio-user", "/s"], DeviceVerb::ShowServed("/s".into())),
+            (&["show", "--vfio-user", "/s"], DeviceVerb::ShowServed("/s".parse().unwrap())),
             (&["bind", "a", "b"], DeviceVerb::Bind(vec!["a".into(), "b".into()])),
             (&["unbind", "a"], DeviceVerb::Unbind(vec!["a".into()])),
             (&["test", "a"], DeviceVerb::Test("a".into())),

@@ -72,7 +72,9 @@ Devices it is given:
     reset=off        Don't reset it before and after the guest has it
   --vfio-user PATH[,OPTION…]
                      A PCI device that another process serves over vfio-user on this socket. May be
-                     repeated. Its options are those of --vfio-pci
+                     repeated. Its options are those of --vfio-pci, and:
+    peer=UID|any     Take a server of this user, too [those of root and of strait's own user], or
+                     anyone's, wherever the socket is
   --iommu auto|iommufd|container
                      The way to the IOMMU: iommufd where the host has it for all devices, else a
                      VFIO container [auto]

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use devices::pci::Bdf;
 use devices::vfio::pci::PciOptions as FunctionOptions;
+use devices::vfio::user::Peer;
 
 use super::once::Once;
 use super::pci;
@@ -18,6 +19,18 @@ pub struct UserOptions {
     pub function: FunctionOptions,
     /// Where it is on the guest's bus.
     pub address: Option<Bdf>,
+    /// Whose server it may be.
+    pub peer: Peer,
+}
+
+/// Whose servers are taken besides root's and this user's.
+fn peer(value: &str) -> Result<Peer, String> {
+    match value {
+        "any" => Ok(Peer::Any),
+        number => number.parse().map(Peer::User).map_err(|_| {
+            format!("peer= takes the number of a user (id -u NAME tells it) or any, not `{value}`")
+        }),
+    }
 }
 
 impl FromStr for UserOptions {
@@ -33,10 +46,25 @@ impl FromStr for UserOptions {
             return Err("the path of a server's socket comes first".into());
         }
         let function = FunctionOptions::default();
-        let mut options = Self { path: path.into(), function, address: None };
+        let mut options =
+            Self { path: path.into(), function, address: None, peer: Peer::default() };
         let mut once = Once::default();
-        for option in given.iter().filter_map(|part| part.split_once('=')) {
-            pci::take(&mut options.function, &mut options.address, &mut once, option)?;
+        for (key, value) in given.iter().filter_map(|part| part.split_once('=')) {
+            match key {
+                "peer" => {
+                    once.note("peer", value.as_ref())?;
+                    options.peer = peer(value)?;
+                }
+                "addr" | "mmap" | "reset" => {
+                    let UserOptions { function, address, .. } = &mut options;
+                    pci::take(function, address, &mut once, (key, value))?;
+                }
+                _ => {
+                    return Err(format!(
+                        "`{key}` is no option of such a device; addr, mmap, reset and peer are"
+                    ));
+                }
+            }
         }
         Ok(options)
     }
@@ -57,6 +85,14 @@ mod tests {
             let options: UserOptions = text.parse().unwrap();
             assert_eq!((options.path, options.address), (path.into(), address), "{text}");
         }
+        for (text, peer) in [
+            ("a", Peer::Own),
+            ("a,peer=any", Peer::Any),
+            ("a,peer=1000,addr=2.0", Peer::User(1000)),
+            ("a,peer=0", Peer::User(0)),
+        ] {
+            assert_eq!(text.parse::<UserOptions>().unwrap().peer, peer, "{text}");
+        }
         let function = "a,mmap=off,reset=off".parse::<UserOptions>().unwrap().function;
         assert!(!function.mmap && !function.reset);
     }
@@ -71,6 +107,9 @@ mod tests {
             "a,mmap=",
             "a,addr=1.0,x=y",
             "a,addr=1.0,addr=2.0",
+            "a,peer=",
+            "a,peer=me",
+            "a,peer=1,peer=2",
         ] {
             assert!(text.parse::<UserOptions>().is_err(), "{text}");
         }

@@ -41,8 +41,8 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
             let sheet = show::Sheet::of(&host, name, options.iommu)?;
             print(json, &sheet, || sheet.to_text())?;
         }
-        DeviceVerb::ShowServed(path) => {
-            let offer = served::Offer::of(path)?;
+        DeviceVerb::ShowServed(options) => {
+            let offer = served::Offer::of(options)?;
             print(json, &offer, || offer.to_text())?;
         }
         DeviceVerb::Bind(names) => {

@@ -1,13 +1,12 @@
 //! `strait device show --vfio-user PATH`: what a server offers.
 
 use std::fmt::{self, Write};
-use std::path::Path;
 
 use devices::vfio::sys::{DeviceCalls, IoctlError, RegionInfo};
-use devices::vfio::user::UserDevice;
+use devices::vfio::user::{ConnectOptions, UserDevice};
 use serde::Serialize;
 
-use crate::cli::Size;
+use crate::cli::{Size, UserOptions};
 use crate::error::Error;
 
 /// What the regions of a PCI device are, by index (`VFIO_PCI_BAR0_REGION_INDEX` and the following in
@@ -60,13 +59,15 @@ struct Interrupt {
 }
 
 impl Offer {
-    /// Asks the server at this path.
+    /// Asks the server at the path of these options.
     ///
     /// # Errors
     ///
     /// There is none, or it doesn't answer as it should.
-    pub fn of(path: &Path) -> Result<Self, Error> {
-        let device = UserDevice::connect(path)?;
+    pub fn of(options: &UserOptions) -> Result<Self, Error> {
+        let path = &options.path;
+        let connect = ConnectOptions { peer: options.peer, ..ConnectOptions::default() };
+        let device = UserDevice::connect(path, &connect)?;
         let socket = path.display().to_string();
         Self::ask(&device, socket).map_err(|error| {
             Error::chain(&error)

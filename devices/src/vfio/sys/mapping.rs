@@ -1,7 +1,6 @@
 //! A region mapped into this process, for the guest to access: nothing here does, for whoever can
 //! take it away (a function that decodes no memory, a server) would end this process by SIGBUS.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -33,7 +32,7 @@ impl Mapping {
     /// As from `mmap(2)`, so also if the file can't be both read and written (it was opened for one,
     /// or is sealed by `F_SEAL_WRITE` or `F_SEAL_FUTURE_WRITE`); `InvalidInput` if the part's place
     /// doesn't fit an address.
-    pub fn new(file: &File, region: &RegionInfo, range: Range<u64>) -> io::Result<Self> {
+    pub fn new(file: &impl AsRawFd, region: &RegionInfo, range: Range<u64>) -> io::Result<Self> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
         let size = range.end.checked_sub(range.start).ok_or_else(invalid)?;
         let size = usize::try_from(size).map_err(|_| invalid())?;
@@ -57,15 +56,15 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// As from [`new`](Self::new).
+    /// As from [`new`](Self::new); more would be lent than a lender may.
     pub fn lent(
-        file: &File,
+        file: &impl AsRawFd,
         region: &RegionInfo,
         range: Range<u64>,
         lender: &Arc<Lender>,
     ) -> io::Result<Self> {
         let mut mapping = Self::new(file, region, range)?;
-        lender.add(mapping.address, mapping.size);
+        lender.add(mapping.address, mapping.size)?;
         mapping.lender = Some(lender.clone());
         Ok(mapping)
     }

@@ -5,12 +5,9 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::thread::JoinHandle;
 
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ,
@@ -22,18 +19,16 @@ use vmm_sys_util::eventfd::EventFd;
 use super::super::sys::{
     DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
 };
-use super::DEADLINE;
 use super::client::{Answer, CallError, Cause, Client, Failure, lock};
-use super::error::{UserError, refusal};
+use super::error::refusal;
+use super::lending;
 use super::message::{Command, Payload, Reader};
-use super::socket::Socket;
-use super::version::{self, Agreement, OURS, Version};
+use super::patience::Wait;
+use super::received::{Received, aside};
+use super::version::{Agreement, OURS, Version};
 
 /// The most that a region's description may take, in bytes: hundreds of areas.
 const MOST_REGION_INFO: u32 = 8192;
-
-/// The listening thread's stack in bytes: it keeps payloads on the heap.
-const STACK: usize = 64 << 10;
 
 /// A PCI device that another process serves; the connection ends when this is dropped.
 #[derive(Debug)]
@@ -41,65 +36,24 @@ pub struct UserDevice {
     pub(super) client: Arc<Client>,
     listener: Option<JoinHandle<()>>,
     pub(super) agreement: Agreement,
-    info: DeviceInfo,
+    pub(super) info: DeviceInfo,
     /// The files of regions that can be mapped, by index.
-    files: Mutex<BTreeMap<u32, File>>,
+    files: Mutex<BTreeMap<u32, Arc<Received>>>,
     /// The messages that its own registers say are on, by index.
     pub(super) enabled: Mutex<Option<u32>>,
 }
 
 impl UserDevice {
-    /// Connects to the server whose socket is at `path`, agrees on a version with it and asks what
-    /// its device is.
-    ///
-    /// # Errors
-    ///
-    /// There is no server, it is none of a PCI device, or it doesn't answer in time.
-    #[cold]
-    pub fn connect(path: &Path) -> Result<Self, UserError> {
-        let socket = Socket::connect(path).map_err(|error| UserError::connecting(path, error))?;
-        Self::over(path, socket, DEADLINE)
-    }
-
-    pub(super) fn over(path: &Path, socket: Socket, deadline: Duration) -> Result<Self, UserError> {
-        let host = |source| UserError::Host { path: path.to_owned(), source };
-        let name = path.display().to_string();
-        let client = Arc::new(Client::new(&name, socket, deadline).map_err(host)?);
-        let listening = client.clone();
-        let listener = thread::Builder::new()
-            .name("vfio-user".to_owned())
-            .stack_size(STACK)
-            .spawn(move || listening.listen())
-            .map_err(host)?;
+    /// The device at the other end, of which nothing is known yet.
+    pub(super) fn new(client: Arc<Client>, listener: JoinHandle<()>) -> Self {
         let (agreement, listener) = (Agreement::NONE, Some(listener));
         let (info, files, enabled) = Default::default();
-        let mut device = Self { client, listener, agreement, info, files, enabled };
-        device.agreement = device.agree(path)?;
-        let (command, asked) = (Command::GetInfo, device.ask_info());
-        device.info = asked.map_err(|error| UserError::asking(path, command, error))?;
-        if device.info.pci { Ok(device) } else { Err(UserError::NotPci { path: path.to_owned() }) }
+        Self { client, listener, agreement, info, files, enabled }
     }
 
-    fn agree(&self, path: &Path) -> Result<Agreement, UserError> {
-        let command = Command::Version;
-        let answer = self
-            .client
-            .call(command, &version::proposal(), &[], version::MOST)
-            .map_err(|error| UserError::asking(path, command, error))?;
-        let agreement = version::answer(&answer.payload).map_err(|what| UserError::NoServer {
-            path: path.to_owned(),
-            why: format!("the server sent {what}"),
-        })?;
-        let version = agreement.version;
-        if version.major != OURS.major || version.minor > OURS.minor {
-            return Err(UserError::Version { path: path.to_owned(), version });
-        }
-        Ok(agreement)
-    }
-
-    fn ask_info(&self) -> Result<DeviceInfo, CallError> {
+    pub(super) fn ask_info(&self, wait: &mut Wait<'_>) -> Result<DeviceInfo, CallError> {
         let request = Payload::default().u32(16).u32(0).u32(0).u32(0);
-        let answer = self.call(Command::GetInfo, &request, 64)?;
+        let answer = self.call(wait, Command::GetInfo, &request, 64)?;
         let mut reader = Reader(&answer.payload);
         let mut fields = || Some((reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?));
         let (_, flags, regions, irqs) = self.sense(Command::GetInfo, fields())?;
@@ -138,14 +92,20 @@ impl UserDevice {
         self.failure().map_or(Ok(()), Err)
     }
 
-    /// From here on a server that doesn't answer is given up after a tenth of the
-    /// [deadline](DEADLINE), whoever waits for it: the run is ending.
+    /// From here on a tenth of the [deadline](super::DEADLINE) is left for all that is asked, whoever
+    /// waits: the run is ending.
     pub fn hurry(&self) {
         self.client.hurry();
     }
 
-    fn call(&self, command: Command, payload: &Payload, most: usize) -> Result<Answer, CallError> {
-        self.client.call(command, payload, &[], most)
+    fn call(
+        &self,
+        wait: &mut Wait<'_>,
+        command: Command,
+        payload: &Payload,
+        most: usize,
+    ) -> Result<Answer, CallError> {
+        self.client.call(wait, command, payload, &[], most)
     }
 
     /// What an answer says, if that makes sense; else the conversation is over.
@@ -168,6 +128,7 @@ impl UserDevice {
 
     pub(super) fn try_read(
         &self,
+        wait: &mut Wait<'_>,
         index: u32,
         offset: u64,
         data: &mut [u8],
@@ -177,7 +138,7 @@ impl UserDevice {
             let size = u32::try_from(part.len()).unwrap_or(u32::MAX);
             let request = Payload::default().u64(at).u32(index).u32(size);
             let most = part.len().saturating_add(16);
-            let answer = self.call(Command::RegionRead, &request, most)?;
+            let answer = self.call(wait, Command::RegionRead, &request, most)?;
             let bytes = answer.payload.strip_prefix(request.0.as_slice());
             let bytes = bytes.filter(|bytes| bytes.len() == part.len());
             part.copy_from_slice(self.sense(Command::RegionRead, bytes)?);
@@ -186,24 +147,35 @@ impl UserDevice {
         Ok(())
     }
 
-    pub(super) fn try_write(&self, index: u32, offset: u64, data: &[u8]) -> Result<(), CallError> {
+    pub(super) fn try_write(
+        &self,
+        wait: &mut Wait<'_>,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), CallError> {
         let mut at = offset;
         for part in data.chunks(self.agreement.most_data) {
             let size = u32::try_from(part.len()).unwrap_or(u32::MAX);
             let head = Payload::default().u64(at).u32(index).u32(size);
-            let answer = self.call(Command::RegionWrite, &head.clone().bytes(part), 16)?;
+            let request = head.clone().bytes(part);
+            let answer = self.call(wait, Command::RegionWrite, &request, 16)?;
             self.sense(Command::RegionWrite, (answer.payload == head.0).then_some(()))?;
             at = at.saturating_add(u64::from(size));
         }
         Ok(())
     }
 
-    fn ask_region(&self, index: u32) -> Result<(RegionInfo, Option<File>), CallError> {
+    fn ask_region(
+        &self,
+        wait: &mut Wait<'_>,
+        index: u32,
+    ) -> Result<(RegionInfo, Option<Received>), CallError> {
         let command = Command::GetRegionInfo;
         let mut request = Payload::default().u32(MOST_REGION_INFO).u32(0).u32(index).u32(0);
         request = request.u64(0).u64(0);
         let most = usize::try_from(MOST_REGION_INFO).unwrap_or(usize::MAX);
-        let answer = self.call(command, &request, most)?;
+        let answer = self.call(wait, command, &request, most)?;
         let info = RegionInfo::parse(&answer.payload);
         let within = |area: &Range<u64>| area.start < area.end && area.end <= info.size;
         let sound = answer.payload.len() >= 32
@@ -213,11 +185,70 @@ impl UserDevice {
         let info = self.sense(command, sound.then_some(info))?;
         Ok((info, answer.files.into_iter().next()))
     }
+
+    /// Does this to a file of the server's where nobody waits, and waits for it; a server that keeps
+    /// that from ending is given up.
+    fn look<T: Send + 'static>(
+        &self,
+        wait: &mut Wait<'_>,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, CallError> {
+        let failure = match aside(wait, look) {
+            Ok(Some(seen)) => return Ok(seen),
+            Ok(None) => self.client.late("the server's file can't be looked at in time".to_owned()),
+            Err(error) => Failure::new(Cause::Kernel, format!("strait has no thread: {error}")),
+        };
+        self.client.fail(failure.clone());
+        Err(CallError::Over(failure))
+    }
+
+    /// What the server says of a region; it is mappable only if its file can be mapped so that the
+    /// guest's accesses to it always end well.
+    fn try_region_info(&self, index: u32) -> Result<RegionInfo, CallError> {
+        let mut wait = self.client.patience.begin();
+        let (mut info, file) = self.ask_region(&mut wait, index)?;
+        let Some(file) = file.filter(|_| info.mappable) else {
+            info.mappable = false;
+            return Ok(info);
+        };
+        let areas = info.areas.as_deref().unwrap_or_default();
+        let end = areas.iter().map(|area| area.end).max().unwrap_or(info.size);
+        let (file, end) = (Arc::new(file), info.offset.saturating_add(end));
+        let looked = file.clone();
+        let checked = if !info.readable || !info.writable {
+            Err("is of a region that can't be both read and written".to_owned())
+        } else {
+            self.look(&mut wait, move || lending::check(&*looked, end))?
+        };
+        match checked {
+            Ok(()) => drop(lock(&self.files).insert(index, file)),
+            Err(why) => {
+                log::info!("{}: region {index} traps: its file {why}", self.client.name());
+                info.mappable = false;
+            }
+        }
+        Ok(info)
+    }
+
+    fn try_map(&self, region: &RegionInfo, range: Range<u64>) -> Result<Lent, CallError> {
+        let file = lock(&self.files).get(&region.index).filter(|_| region.mappable).cloned();
+        let (Some(file), Some(end)) = (file, region.offset.checked_add(range.end)) else {
+            return Ok(Err(io::ErrorKind::Unsupported.into()));
+        };
+        let (region, lender) = (region.clone(), self.client.lender.clone());
+        self.look(&mut self.client.patience.begin(), move || {
+            lending::check(&*file, end).map_err(io::Error::other)?;
+            Mapping::lent(&*file, &region, range, &lender)
+        })
+    }
 }
+
+/// A mapping, or why there is none.
+type Lent = io::Result<Mapping>;
 
 impl Agreement {
     /// Before anything was agreed upon.
-    const NONE: Self = Self { version: OURS, most_fds: 1, most_data: 8 };
+    const NONE: Self = Self { version: OURS, most_fds: 1, most_data: 8, twin: None };
 }
 
 impl DeviceCalls for UserDevice {
@@ -226,29 +257,14 @@ impl DeviceCalls for UserDevice {
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError> {
-        let asked = self.ask_region(index);
-        let (mut info, file) = asked.map_err(|error| refusal(Command::GetRegionInfo, error))?;
-        if let Some(file) = file.filter(|_| info.mappable) {
-            let areas = info.areas.as_deref().unwrap_or_default();
-            let end = areas.iter().map(|area| area.end).max().unwrap_or(info.size);
-            match stays(&file, info.offset.saturating_add(end)) {
-                Ok(()) => {
-                    lock(&self.files).insert(index, file);
-                    return Ok(info);
-                }
-                Err(why) => {
-                    log::info!("{}: region {index} traps: its file {why}", self.client.name());
-                }
-            }
-        }
-        info.mappable = false;
-        Ok(info)
+        self.try_region_info(index).map_err(|error| refusal(Command::GetRegionInfo, error))
     }
 
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
         let command = Command::GetIrqInfo;
         let request = Payload::default().u32(16).u32(0).u32(index).u32(0);
-        let answer = self.call(command, &request, 64).and_then(|answer| {
+        let wait = &mut self.client.patience.begin();
+        let answer = self.call(wait, command, &request, 64).and_then(|answer| {
             let mut reader = Reader(&answer.payload);
             let mut fields = || Some((reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?));
             self.sense(command, fields().filter(|(_, _, found, _)| *found == index))
@@ -281,12 +297,14 @@ impl DeviceCalls for UserDevice {
 
     fn reset(&self) -> Result<(), IoctlError> {
         *lock(&self.enabled) = None;
-        let done = self.call(Command::Reset, &Payload::default(), 0).map(drop);
+        let wait = &mut self.client.patience.begin();
+        let done = self.call(wait, Command::Reset, &Payload::default(), 0).map(drop);
         self.forgive(done, ()).map_err(|error| refusal(Command::Reset, error))
     }
 
     fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let read = self.try_read(region.index, offset, data).map(|()| true);
+        let wait = &mut self.client.patience.begin();
+        let read = self.try_read(wait, region.index, offset, data).map(|()| true);
         let read = self.forgive(read, false);
         if !read.map_err(|error| refusal(Command::RegionRead, error).source)? {
             data.fill(0xff);
@@ -295,17 +313,14 @@ impl DeviceCalls for UserDevice {
     }
 
     fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.forgive(self.try_write(region.index, offset, data), ())
+        let wait = &mut self.client.patience.begin();
+        self.forgive(self.try_write(wait, region.index, offset, data), ())
             .map_err(|error| refusal(Command::RegionWrite, error).source)
     }
 
     fn map(&self, region: &RegionInfo, range: Range<u64>) -> io::Result<Mapping> {
-        let files = lock(&self.files);
-        let file = files.get(&region.index).filter(|_| region.mappable);
-        let file = file.ok_or(io::ErrorKind::Unsupported)?;
-        let end = region.offset.checked_add(range.end).ok_or(io::ErrorKind::InvalidInput)?;
-        stays(file, end).map_err(io::Error::other)?;
-        Mapping::lent(file, region, range, &self.client.lender)
+        let mapped = self.try_map(region, range);
+        mapped.map_err(|error| refusal(Command::GetRegionInfo, error).source)?
     }
 }
 
@@ -337,7 +352,8 @@ impl UserDevice {
         let offset = file.as_ref().map_or(0, |(_, offset)| *offset);
         let fds = file.as_ref().map(|(file, _)| file.as_raw_fd());
         let payload = Payload::default().u32(32).u32(flags).u64(offset).u64(iova).u64(size);
-        let mapped = self.client.call(Command::DmaMap, &payload, fds.as_slice(), 0).map(drop);
+        let wait = &mut self.client.patience.begin();
+        let mapped = self.client.call(wait, Command::DmaMap, &payload, fds.as_slice(), 0).map(drop);
         mapped.map_err(|error| {
             lock(&self.client.ram).take_back(iova, size);
             refusal(Command::DmaMap, error)
@@ -351,7 +367,8 @@ impl UserDevice {
     /// The server refuses it, or is gone.
     pub fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
         let payload = Payload::default().u32(24).u32(0).u64(iova).u64(size);
-        let unmapped = self.call(Command::DmaUnmap, &payload, 24).map(drop);
+        let wait = &mut self.client.patience.begin();
+        let unmapped = self.call(wait, Command::DmaUnmap, &payload, 24).map(drop);
         lock(&self.client.ram).take_back(iova, size);
         self.forgive(unmapped, ()).map_err(|error| refusal(Command::DmaUnmap, error))
     }
@@ -365,27 +382,4 @@ impl Drop for UserDevice {
             let _ = listener.join();
         }
     }
-}
-
-/// Whether a file has so many bytes that can be written, and will: an access to a mapping beyond its file's end would
-/// end this process.
-fn stays(file: &File, end: u64) -> Result<(), String> {
-    // SAFETY: F_ADD_SEALS and F_GET_SEALS take no pointer. A file that can't be sealed by us may be
-    // so already.
-    let seals = unsafe {
-        libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK);
-        libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS)
-    };
-    if seals < 0 || seals & libc::F_SEAL_SHRINK == 0 {
-        return Err("can be shortened under the guest, for it has no F_SEAL_SHRINK".to_owned());
-    }
-    // Only what the guest can both read and write is mapped.
-    if seals & (libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE) != 0 {
-        return Err("is sealed against writing".to_owned());
-    }
-    let size = file.metadata().map_err(|error| error.to_string())?.size();
-    if size < end {
-        return Err(format!("has {size:#x} bytes, and the region is to end at {end:#x}"));
-    }
-    Ok(())
 }

@@ -32,14 +32,14 @@ static LOG: LogLimit = LogLimit::new(Cow::Borrowed("vfio-user"));
 
 /// A device's configuration space.
 pub(super) trait Config {
-    fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), CallError>;
-    fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), CallError>;
+    fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), CallError>;
+    fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), CallError>;
 }
 
 /// Turns the messages of this index, MSI's or MSI-X's, on with so many vectors, or off. A device
 /// without the capability, or whose server refuses, is left as it is.
 pub(super) fn set(
-    config: &dyn Config,
+    config: &mut dyn Config,
     index: u32,
     vectors: Option<usize>,
 ) -> Result<(), CallError> {
@@ -53,7 +53,7 @@ pub(super) fn set(
     }
 }
 
-fn try_set(config: &dyn Config, index: u32, vectors: Option<usize>) -> Result<(), CallError> {
+fn try_set(config: &mut dyn Config, index: u32, vectors: Option<usize>) -> Result<(), CallError> {
     let msi = index == VFIO_PCI_MSI_IRQ_INDEX;
     let (id, enable) = if msi { (MSI, MSI_ENABLE) } else { (MSIX, MSIX_ENABLE) };
     let Some(capability) = find(config, id)? else { return Ok(()) };
@@ -74,8 +74,8 @@ fn try_set(config: &dyn Config, index: u32, vectors: Option<usize>) -> Result<()
 }
 
 /// Where the capability with this identity is.
-fn find(config: &dyn Config, id: u8) -> Result<Option<u64>, CallError> {
-    let byte = |offset| {
+fn find(config: &mut dyn Config, id: u8) -> Result<Option<u64>, CallError> {
+    let mut byte = |offset| {
         let mut byte = [0];
         config.read(VFIO_PCI_CONFIG_REGION_INDEX, offset, &mut byte).map(|()| byte[0])
     };

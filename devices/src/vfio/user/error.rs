@@ -42,6 +42,40 @@ pub enum UserError {
         /// The socket.
         path: PathBuf,
     },
+    /// It wasn't waited for any longer, since strait is to end.
+    #[error("strait was told to end while it asked the server at {}", path.display())]
+    Stopped {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It is a stranger's.
+    #[error("the server at {} is another user's: process {process} of user {user}", path.display())]
+    Stranger {
+        /// The socket.
+        path: PathBuf,
+        /// Whose.
+        user: u32,
+        /// Who began to listen there.
+        process: i32,
+    },
+    /// Anyone could put a socket of their own there.
+    #[error("{} may be anyone's: all users can write to {}", path.display(), directory.display())]
+    OpenDirectory {
+        /// The socket.
+        path: PathBuf,
+        /// Where on its way.
+        directory: PathBuf,
+    },
+    /// A stranger could put a socket of its own there.
+    #[error("{} may be another's: {} belongs to user {user}", path.display(), directory.display())]
+    StrangeDirectory {
+        /// The socket.
+        path: PathBuf,
+        /// Where on its way.
+        directory: PathBuf,
+        /// Whose it is.
+        user: u32,
+    },
     /// It closed the connection while it was being asked.
     #[error("the server at {} closed the connection", path.display())]
     Closed {
@@ -108,7 +142,11 @@ impl UserError {
         match failure.cause {
             Cause::Silent => Self::Silent { path },
             Cause::Closed => Self::Closed { path },
-            _ => Self::NoServer { path, why: failure.why.as_ref().to_owned() },
+            Cause::Over => Self::Stopped { path },
+            Cause::Kernel => {
+                Self::Host { path, source: io::Error::other(failure.why.as_ref().to_owned()) }
+            }
+            Cause::Nonsense => Self::NoServer { path, why: failure.why.as_ref().to_owned() },
         }
     }
 
@@ -130,6 +168,20 @@ impl UserError {
                  hangs, and start it again"
                     .to_owned()
             }
+            Self::Stopped { .. } => return None,
+            Self::Stranger { path, user, .. } => format!(
+                "if it is the server that you mean: --vfio-user {},peer={user}",
+                path.display()
+            ),
+            Self::OpenDirectory { path, directory } => format!(
+                "chmod o-w {}; or take it as it is: --vfio-user {},peer=any",
+                directory.display(),
+                path.display()
+            ),
+            Self::StrangeDirectory { path, user, .. } => format!(
+                "if it is a user that you trust: --vfio-user {},peer={user}",
+                path.display()
+            ),
             Self::Closed { .. } | Self::Refused { .. } => {
                 "the server's own output says why; start it again if it has ended".to_owned()
             }

@@ -1,4 +1,5 @@
-//! The little of JSON (RFC 8259) that version data needs: a number by the names that lead to it.
+//! The little of JSON (RFC 8259) that version data needs: a number or `true` by the names that lead
+//! to it.
 //!
 //! A general reader would be larger than all the rest of the protocol.
 
@@ -8,6 +9,17 @@ const DEEPEST: u32 = 16;
 /// The whole number that these names lead to, each within the object of the one before; the last of
 /// a name counts. `Err` if the text isn't JSON, `Ok(None)` if there is no such number.
 pub(super) fn number(text: &[u8], path: &[&str]) -> Result<Option<u64>, ()> {
+    let word = word(text, path)?.and_then(|word| std::str::from_utf8(word).ok());
+    Ok(word.and_then(|word| word.parse().ok()))
+}
+
+/// Whether these names lead to `true`, as for [`number`].
+pub(super) fn is_true(text: &[u8], path: &[&str]) -> Result<bool, ()> {
+    Ok(word(text, path)? == Some(b"true"))
+}
+
+/// The number, `true`, `false` or `null` that these names lead to.
+fn word<'a>(text: &'a [u8], path: &[&str]) -> Result<Option<&'a [u8]>, ()> {
     let mut reader = Reader { rest: text, found: None };
     reader.value(Some(path), DEEPEST).ok_or(())?;
     reader.skip_blanks();
@@ -16,7 +28,7 @@ pub(super) fn number(text: &[u8], path: &[&str]) -> Result<Option<u64>, ()> {
 
 struct Reader<'a> {
     rest: &'a [u8],
-    found: Option<u64>,
+    found: Option<&'a [u8]>,
 }
 
 impl<'a> Reader<'a> {
@@ -38,7 +50,7 @@ impl<'a> Reader<'a> {
             _ => {
                 let word = self.word()?;
                 if path.is_some_and(<[&str]>::is_empty) {
-                    self.found = std::str::from_utf8(word).ok()?.parse().ok();
+                    self.found = Some(word);
                 }
                 Some(())
             }
@@ -127,6 +139,17 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(number(text.as_bytes(), &PATH), Ok(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn only_true_is_true() {
+        for (value, expected) in
+            [("true", true), ("false", false), ("1", false), ("\"true\"", false), ("null", false)]
+        {
+            let text = format!(r#"{{"a":{{"b":{{"c":{value},"d":true}}}}}}"#);
+            assert_eq!(is_true(text.as_bytes(), &["a", "b", "c"]), Ok(expected), "{value}");
+        }
+        assert_eq!(is_true(b"{", &["a"]), Err(()));
     }
 
     #[test]

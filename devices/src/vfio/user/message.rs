@@ -17,6 +17,9 @@ pub(super) const MOST_PAYLOAD: usize = 16 + MOST_DATA;
 /// server.
 pub(super) const MOST_FDS: usize = 16;
 
+/// Set in the identities of messages that want no reply.
+pub(super) const NOTICE_ID: u16 = 0x8000;
+
 /// The commands ("Commands" in the specification).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {

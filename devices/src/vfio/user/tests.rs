@@ -4,7 +4,6 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,11 +11,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::tempdir::TempDir;
 
 use super::super::sys::{DeviceCalls, IrqAction, RegionInfo};
+use super::connect::ConnectOptions;
 use super::device::UserDevice;
 use super::error::UserError;
 use super::testing::{Act, HASTY, PATIENT, Request, Server, message, words};
 
+mod bounds;
 mod failures;
+mod requests;
 
 const BAR0: RegionInfo = RegionInfo {
     index: 0,
@@ -185,6 +187,27 @@ fn files_that_could_end_under_the_guest_or_cant_be_written_are_not_mapped() {
 }
 
 #[test]
+fn only_regions_that_are_readable_and_writable_are_mapped() {
+    let file = memory(0x5000, libc::MFD_ALLOW_SEALING);
+    // READ 1, WRITE 2, MMAP 4.
+    for (flags, mappable) in [(7, true), (5, false), (6, false), (4, false), (3, false)] {
+        let file = file.try_clone().unwrap();
+        let mut server = server_but(5, move |request| {
+            let info = words(&[32, flags, 2, 0, 0x4000, 0, 0x1000, 0]);
+            Act::Lend(request.answer(&info), file.try_clone().unwrap())
+        });
+        let device = server.connect().unwrap();
+        let info = device.region_info(2).unwrap();
+        assert_eq!((info.mappable, device.map(&info, 0..0x1000).is_ok()), (mappable, mappable));
+    }
+    // A file that can only be read, as is said of none.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let device = lending(&File::open(path).unwrap(), &[]).connect().unwrap();
+    let info = device.region_info(2).unwrap();
+    assert!(!info.mappable && info.readable && info.writable);
+}
+
+#[test]
 fn vectors_are_set_in_messages_that_the_server_takes() {
     let mut server = Server::new();
     let device = server.connect().unwrap();
@@ -308,55 +331,6 @@ fn ram_is_lent_by_its_file_or_by_messages() {
 }
 
 #[test]
-fn requests_of_the_server_are_answered_in_full() {
-    let answers = Arc::new(Mutex::new(Vec::new()));
-    let told = answers.clone();
-    let mut server = Server::with(move |request| {
-        if request.flags & 1 != 0 {
-            told.lock().unwrap().push((request.id, request.flags, request.payload.clone()));
-            return Act::Ignore;
-        }
-        Act::Usual
-    });
-    let device = server.connect().unwrap();
-    let mut bytes = [1u8, 2, 3, 4];
-    let host = NonNull::from(&mut bytes).cast::<u8>();
-    // SAFETY: the array outlives the device, and nothing else looks at it meanwhile.
-    unsafe { device.map_dma(0x1000, host, 4).unwrap() };
-    let span = |at: u64, size: u64| [at, size].map(u64::to_ne_bytes).concat();
-    let requests = [
-        (11u16, span(0x1001, 3)),
-        (12, [span(0x1000, 1), vec![9]].concat()),
-        (11, span(0x1001, 4)),
-        (11, span(0x1000, 1 << 40)),
-        (12, [span(0x1000, 2), vec![1]].concat()),
-        (12, vec![1, 2, 3]),
-        (77, vec![]),
-    ];
-    for (command, payload) in requests {
-        (&mut &server.stream).write_all(&message(command, command, 0, 0, &payload)).unwrap();
-    }
-    let answers = eventually(|| {
-        let answers = answers.lock().unwrap();
-        (answers.len() == 7).then(|| answers.clone())
-    });
-    let read = [span(0x1001, 3), vec![2, 3, 4]].concat();
-    let refused = |id| (id, 0x21, vec![]);
-    let expected = [
-        (11, 1, read),
-        (12, 1, span(0x1000, 1)),
-        refused(11),
-        refused(11),
-        refused(12),
-        refused(12),
-        refused(77),
-    ];
-    assert_eq!(answers, expected);
-    drop(device);
-    assert_eq!(bytes, [9, 2, 3, 4]);
-}
-
-#[test]
 fn a_server_that_cannot_be_spoken_to_is_told_from_others() {
     let version = |major: u8, minor: u8| vec![major, 0, minor, 0, b'{', b'}', 0];
     let answering =
@@ -404,7 +378,7 @@ fn paths_without_a_server_are_told_apart() {
         (at(&"long".repeat(30)), "shorter path"),
     ];
     for (path, help) in cases {
-        let error = UserDevice::connect(&path).unwrap_err();
+        let error = UserDevice::connect(&path, &ConnectOptions::default()).unwrap_err();
         assert!(error.help().unwrap().contains(help), "{}: {error:?}", path.display());
     }
     // Whoever waits already doesn't keep strait waiting.

@@ -34,12 +34,20 @@ pub(super) struct Agreement {
     pub(super) most_fds: usize,
     /// The most data that a message may carry, for both sides, in bytes.
     pub(super) most_data: usize,
+    /// Which of the descriptors that came along is the server's connection for its own requests
+    /// (`twin_socket`), if there is one.
+    pub(super) twin: Option<usize>,
 }
 
 /// What is proposed to the server.
+///
+/// With `twin_socket` a server sends its own requests on a connection of their own. On one for both
+/// sides, libvfio-user takes whatever comes for the answer it waits for (`lib/tran.c`,
+/// `lib/tran_sock.c`; the specification doesn't have it).
 pub(super) fn proposal() -> Payload {
     let json = format!(
-        r#"{{"capabilities":{{"max_msg_fds":{MOST_FDS},"max_data_xfer_size":{MOST_DATA}}}}}"#
+        "{{\"capabilities\":{{\"max_msg_fds\":{MOST_FDS},\"max_data_xfer_size\":{MOST_DATA},\
+         \"twin_socket\":{{\"supported\":true}}}}}}"
     );
     Payload::default()
         .bytes(&OURS.major.to_ne_bytes())
@@ -54,23 +62,24 @@ pub(super) fn answer(payload: &[u8]) -> Result<Agreement, String> {
     let version = reader.u16().zip(reader.u16());
     let (major, minor) = version.ok_or("an answer without a version")?;
     let data = reader.0;
-    let number = |name, default: usize| {
-        if data.is_empty() {
-            return Ok(default);
-        }
-        // It ends with a zero, which some leave out.
-        let text = data.strip_suffix(&[0]).unwrap_or(data);
-        let found = json::number(text, &["capabilities", name])
-            .map_err(|()| "version data that isn't JSON".to_owned())?;
+    // It ends with a zero, which some leave out; and so may all of it be.
+    let text = data.strip_suffix(&[0]).unwrap_or(data);
+    let text = if data.is_empty() { b"{}" } else { text };
+    let no_json = |()| "version data that isn't JSON".to_owned();
+    let number = |path: &[&str], default| {
+        let found = json::number(text, path).map_err(no_json)?;
         Ok::<_, String>(found.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX)))
     };
     // The defaults are the specification's.
-    let most_fds = number("max_msg_fds", 1)?.clamp(1, MOST_FDS);
-    let most_data = number("max_data_xfer_size", 1 << 20)?.min(MOST_DATA);
+    let most_fds = number(&["capabilities", "max_msg_fds"], 1)?.clamp(1, MOST_FDS);
+    let most_data = number(&["capabilities", "max_data_xfer_size"], 1 << 20)?.min(MOST_DATA);
     if most_data < 8 {
         return Err(format!("a max_data_xfer_size of {most_data}, less than a register takes"));
     }
-    Ok(Agreement { version: Version { major, minor }, most_fds, most_data })
+    let has_twin = json::is_true(text, &["capabilities", "twin_socket", "supported"]);
+    let twin = number(&["capabilities", "twin_socket", "fd_index"], usize::MAX)?;
+    let twin = has_twin.map_err(no_json)?.then_some(twin);
+    Ok(Agreement { version: Version { major, minor }, most_fds, most_data, twin })
 }
 
 #[cfg(test)]
@@ -84,8 +93,28 @@ mod tests {
     #[test]
     fn what_is_proposed_can_be_read() {
         let agreement = answer(&proposal().0).unwrap();
-        let expected = Agreement { version: OURS, most_fds: MOST_FDS, most_data: MOST_DATA };
+        let (version, twin) = (OURS, Some(usize::MAX));
+        let expected = Agreement { version, most_fds: MOST_FDS, most_data: MOST_DATA, twin };
         assert_eq!(agreement, expected);
+    }
+
+    #[test]
+    fn a_server_names_its_connection_for_its_own_requests() {
+        // The first is libvfio-user's answer.
+        let cases = [
+            (
+                r#"{ "capabilities": { "max_msg_fds": 8, "max_data_xfer_size": 1048576,
+                   "twin_socket": { "supported": true, "fd_index": 0 } } }"#,
+                Some(0),
+            ),
+            (r#"{"capabilities":{"twin_socket":{"supported":true,"fd_index":3}}}"#, Some(3)),
+            (r#"{"capabilities":{"twin_socket":{"supported":false,"fd_index":0}}}"#, None),
+            (r#"{"capabilities":{"twin_socket":{"fd_index":0}}}"#, None),
+            (r#"{"twin_socket":{"supported":true,"fd_index":0}}"#, None),
+        ];
+        for (text, twin) in cases {
+            assert_eq!(answer(&bytes(0, 1, text.as_bytes())).unwrap().twin, twin, "{text}");
+        }
     }
 
     #[test]
@@ -95,6 +124,7 @@ mod tests {
                 version: Version { major: 0, minor: 0 },
                 most_fds: 1,
                 most_data: MOST_DATA,
+                twin: None,
             };
             assert_eq!(answer(&bytes(0, 0, data)), Ok(expected));
         }

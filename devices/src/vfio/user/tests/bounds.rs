@@ -1,0 +1,156 @@
+//! How long a server may keep strait waiting, by its answers or by the descriptors it sends.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::super::sys::DeviceCalls;
+use super::super::patience::Patience;
+use super::super::received::aside;
+use super::super::testing::{Act, HASTY, PATIENT, Server, words};
+use super::{BAR0, server_but};
+
+/// A server that answers as usual, but each time so late.
+fn late(by: Duration) -> Server {
+    Server::with(move |_| {
+        thread::sleep(by);
+        Act::Usual
+    })
+}
+
+#[test]
+fn opening_a_device_has_one_budget() {
+    // Each answer is in time, all of them aren't.
+    let mut server = late(HASTY / 8);
+    let started = Instant::now();
+    let device = server.connect_for(HASTY).unwrap();
+    let failed = (0..100).find(|_| device.region_info(0).is_err()).unwrap();
+    let took = started.elapsed();
+    assert!(failed < 8 && took < 2 * HASTY, "{failed} in {took:?}");
+    assert!(device.failure().unwrap().contains("doesn't answer VFIO_USER_DEVICE_GET_REGION_INFO"));
+}
+
+#[test]
+fn a_guest_s_access_of_many_messages_has_one_budget() {
+    let mut server = late(HASTY / 8);
+    let device = server.connect_for(HASTY).unwrap();
+    device.serve_guest().unwrap();
+    let started = Instant::now();
+    device.set_vectors(2, 0, &[None; 2000]).unwrap();
+    // 8 bytes each.
+    device.read(&BAR0, 0, &mut [0; 4096]).unwrap();
+    assert!(started.elapsed() < 2 * HASTY, "{:?}", started.elapsed());
+    device.failure().unwrap();
+}
+
+#[test]
+fn the_end_has_one_budget() {
+    // A tenth of the whole for all of it.
+    let mut server = late(PATIENT / 100);
+    let device = server.connect().unwrap();
+    device.serve_guest().unwrap();
+    device.hurry();
+    let started = Instant::now();
+    for _ in 0..100 {
+        let _ = device.reset();
+        let _ = device.set_vectors(2, 0, &[None; 100]);
+    }
+    let took = started.elapsed();
+    assert!(took < PATIENT / 5, "{took:?}");
+    device.failure().unwrap();
+}
+
+#[test]
+fn a_stop_ends_the_opening() {
+    let stop = Arc::new(AtomicBool::new(false));
+    for command in [1, 4] {
+        let mut server = server_but(command, |_| Act::Ignore);
+        server.stop = Some(stop.clone());
+        let (ended, started) = (stop.clone(), Instant::now());
+        let stopping = thread::spawn(move || {
+            thread::sleep(HASTY / 10);
+            ended.store(true, Ordering::Relaxed);
+        });
+        let error = server.connect().unwrap_err();
+        assert!(started.elapsed() < PATIENT / 4, "{:?}", started.elapsed());
+        assert!(error.to_string().contains("was told to end"), "{error}");
+        stopping.join().unwrap();
+        stop.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A socket whose last close takes half a minute: it lingers, and what it has sent is read by nobody.
+fn lingering(listener: &TcpListener) -> (OwnedFd, TcpStream) {
+    let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (receiver, _) = listener.accept().unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while sender.write(&[0; 65536]).is_ok() {}
+    sender.set_nonblocking(false).unwrap();
+    let linger = libc::linger { l_onoff: 1, l_linger: 30 };
+    // SAFETY: the structure is as large as said.
+    let set = unsafe {
+        let size = libc::socklen_t::try_from(size_of_val(&linger)).unwrap();
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_LINGER);
+        libc::setsockopt(sender.as_raw_fd(), level, option, (&raw const linger).cast(), size)
+    };
+    assert_eq!(set, 0);
+    (sender.into(), receiver)
+}
+
+#[test]
+fn descriptors_whose_close_lingers_hold_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut receivers = Vec::new();
+    let mut server = server_but(5, move |request| {
+        let (socket, receiver) = lingering(&listener);
+        receivers.push(receiver);
+        let info = words(&[32, 7, request.u32(8), 0, 0x4000, 0, 0, 0]);
+        Act::Lend(request.answer(&info), File::from(socket))
+    });
+    let device = server.connect().unwrap();
+    let started = Instant::now();
+    assert!(!device.region_info(0).unwrap().mappable);
+    device.read(&BAR0, 0, &mut [0; 4]).unwrap();
+    for index in 1..9 {
+        device.region_info(index).unwrap();
+    }
+    // One that sends more and more of them is given up.
+    let failed = (0..100).find(|_| device.region_info(0).is_err()).unwrap();
+    assert!(failed > 32, "{failed}");
+    let failure = device.failure().unwrap();
+    assert!(failure.contains("more descriptors than can be closed"), "{failure}");
+    drop(device);
+    assert!(started.elapsed() < PATIENT, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_connection_with_descriptors_that_nobody_took_is_left_at_once() {
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut server = Server::new();
+    let device = server.connect().unwrap();
+    let (socket, _receiver) = lingering(&listener);
+    // Half a header, and its other half with a descriptor: the conversation is over before that.
+    let started = Instant::now();
+    server.stream.send_with_fd(&[0u8; 8][..], socket.as_raw_fd()).unwrap();
+    server.stream.send_with_fd(&[0xffu8; 64][..], socket.as_raw_fd()).unwrap();
+    server.stream.send_with_fd(&[0u8; 64][..], socket.as_raw_fd()).unwrap();
+    drop(socket);
+    drop(device);
+    assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+}
+
+#[test]
+fn what_takes_too_long_aside_goes_on_alone() {
+    let patience = Patience::new(HASTY, None);
+    let started = Instant::now();
+    assert_eq!(aside(&mut patience.begin(), || 7).unwrap(), Some(7));
+    let hanging = aside(&mut patience.begin(), || thread::sleep(PATIENT)).unwrap();
+    assert_eq!(hanging, None);
+    assert!(started.elapsed() < 3 * HASTY, "{:?}", started.elapsed());
+}
