@@ -2,7 +2,9 @@
 //! while building, taken back at the end.
 
 use std::fs;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::Duration;
 
 use arch::gic::Gic;
 use devices::irq::MessageRouter;
@@ -13,6 +15,9 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::wiring::KvmWiring;
+
+/// How many times, a millisecond apart, statistics look whether a vCPU has done with a function.
+const LOOKS: u32 = 100;
 
 /// The functions, in the order given.
 #[derive(Default)]
@@ -148,7 +153,8 @@ pub struct Watch(Vec<(String, Arc<Mutex<PciFunction>>)>);
 #[derive(Debug, Serialize)]
 pub struct Report {
     function: String,
-    /// What interrupts the guest: `none`, `intx`, `msi` or `msix`.
+    /// What interrupts the guest: `none`, `intx`, `msi` or `msix`; `busy` if a vCPU has been at the
+    /// function for long, as it is while a server doesn't answer.
     interrupts: &'static str,
     /// How many vectors of it.
     vectors: usize,
@@ -173,17 +179,30 @@ impl Watch {
         }
         let table = fs::read_to_string("/proc/interrupts").unwrap_or_default();
         let reports = self.0.iter().map(|(name, function)| {
-            let in_use = function.lock().unwrap_or_else(PoisonError::into_inner).in_use();
-            let (interrupts, vectors) = match in_use {
-                InUse::None => ("none", 0),
-                InUse::Intx => ("intx", 1),
-                InUse::Msi(vectors) => ("msi", vectors),
-                InUse::Msix(vectors) => ("msix", vectors),
+            let (interrupts, vectors) = match look(function) {
+                None => ("busy", 0),
+                Some(InUse::None) => ("none", 0),
+                Some(InUse::Intx) => ("intx", 1),
+                Some(InUse::Msi(vectors)) => ("msi", vectors),
+                Some(InUse::Msix(vectors)) => ("msix", vectors),
             };
             Report { function: name.clone(), interrupts, vectors, fired: fired(&table, name) }
         });
         reports.collect()
     }
+}
+
+/// What interrupts the guest, unless a vCPU keeps the function: the event loop, which looks here,
+/// waits for no server.
+fn look(function: &Mutex<PciFunction>) -> Option<InUse> {
+    for _ in 0..LOOKS {
+        match function.try_lock() {
+            Ok(function) => return Some(function.in_use()),
+            Err(TryLockError::Poisoned(function)) => return Some(function.into_inner().in_use()),
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    None
 }
 
 /// The counts of a function's interrupts in `/proc/interrupts`, on all CPUs, in order of vector:
