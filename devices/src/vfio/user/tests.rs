@@ -18,6 +18,7 @@ use super::testing::{Act, HASTY, PATIENT, Request, Server, message, words};
 
 mod bounds;
 mod failures;
+mod random;
 mod requests;
 
 const BAR0: RegionInfo = RegionInfo {

@@ -12,9 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::super::super::sys::{DeviceCalls, IrqAction};
 use super::super::connect::ConnectOptions;
 use super::super::device::UserDevice;
-use super::super::testing::{
-    Act, HASTY, Manner, PATIENT, Request, Server, message, receive, words,
-};
+use super::super::testing::{Act, HASTY, Manner, PATIENT, Request, message, receive, words};
 use super::{BAR0, eventually, lending, memory, server_but};
 
 /// What servers do to a read of 4 bytes when they go wrong, and what is said of it.
@@ -205,90 +203,4 @@ fn a_server_that_reads_nothing_is_given_up() {
         device.failure()
     });
     assert!(failure.contains("neither reads nor writes"), "{failure}");
-}
-
-/// xorshift64*, for bytes that are the same each time.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() >> 33).unwrap() % limit
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next().to_ne_bytes()[7]).collect()
-    }
-}
-
-/// Calls everything once; what comes of it is the server's business.
-fn exercise(device: &UserDevice) {
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    for index in 0..9 {
-        if let Ok(info) = device.region_info(index) {
-            let size = info.size.min(0x2000);
-            drop(device.map(&info, 0..size));
-        }
-        let _ = device.irq_info(index);
-    }
-    let _ = device.set_irq(0, IrqAction::SetUnmask(&eventfd));
-    let _ = eventfd.write(1);
-    let _ = device.set_vectors(2, 0, &[Some(&eventfd), None]);
-    let _ = device.read(&BAR0, 0, &mut [0; 8]);
-    let _ = device.write(&BAR0, 0, &[0; 8]);
-    let _ = device.reset();
-}
-
-#[test]
-fn whatever_a_server_sends_nothing_panics_or_waits_for_ever() {
-    for seed in 1..=400u64 {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let spoiled = 1 + random.below(12);
-        let mut request_number = 0;
-        let mut server = Server::with(move |request| {
-            request_number += 1;
-            if request_number < spoiled {
-                return Act::Usual;
-            }
-            match random.below(4) {
-                // Anything.
-                0 => {
-                    let count = random.below(200);
-                    Act::Send(random.bytes(count))
-                }
-                // The right header, and anything.
-                1 => {
-                    let count = random.below(100);
-                    Act::Send(request.answer(&random.bytes(count)))
-                }
-                // The right size too, with a descriptor.
-                2 => {
-                    let count = [32, 16, 0, request.payload.len()][random.below(4)];
-                    let file = memory(random.next() & 0xffff, libc::MFD_ALLOW_SEALING);
-                    Act::Lend(request.answer(&random.bytes(count)), file)
-                }
-                // A region full of flags and sizes.
-                _ => {
-                    let mut payload = words(&[32, 7, 0, 0, 0, 0, 0, 0]);
-                    let at = random.below(payload.len());
-                    payload[at] = random.bytes(1)[0];
-                    Act::Send(request.answer(&payload))
-                }
-            }
-        });
-        let started = Instant::now();
-        if let Ok(device) = server.connect_for(HASTY / 4) {
-            if seed % 2 == 0 {
-                let _ = device.serve_guest();
-            }
-            exercise(&device);
-        }
-        assert!(started.elapsed() < PATIENT, "seed {seed}: {:?}", started.elapsed());
-    }
 }

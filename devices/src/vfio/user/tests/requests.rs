@@ -19,7 +19,7 @@ fn span(at: u64, size: u64) -> Vec<u8> {
 }
 
 /// The version data of a server whose own requests go by the connection that came first.
-fn with_twin(index: usize) -> Vec<u8> {
+pub(super) fn with_twin(index: usize) -> Vec<u8> {
     let json = format!(
         "{{\"capabilities\":{{\"max_msg_fds\":8,\"twin_socket\":{{\"supported\":true,\
          \"fd_index\":{index}}}}}}}\0"
