@@ -79,6 +79,62 @@ fn a_guest_drives_a_device_of_another_process() -> Story {
 }
 
 #[test]
+fn a_server_in_libvfio_user_s_manners_asks_for_memory_by_messages() -> Story {
+    let host = Board::new().boot()?;
+    let single = "/tmp/single.sock";
+    // On a connection of its own, and all the time; or on the one that there is.
+    let _servers = [
+        serve_at(&host, &format!("{SOCKET} messages"))?,
+        serve_at(&host, &format!("{single} single"))?,
+    ];
+    let mut guest = host.guest(&format!("--vfio-user {SOCKET} --vfio-user {single}"))?;
+    drive(&mut guest, DEVICE)?;
+    drive(&mut guest, "0000:00:02.0")?;
+    // A refused write, with data behind the refusal, is ignored: SERR# in the command register.
+    let command = format!("hexdump -s 4 -n 2 -e '1/2 \"%04x\"' {CONFIG}");
+    let before = guest.sh(&command)?;
+    guest.sh(&format!("printf '\\001' | dd of={CONFIG} bs=1 seek=5 conv=notrunc"))?;
+    assert_eq!(guest.sh(&command)?, before);
+    drive(&mut guest, DEVICE)?;
+    assert!(!guest.process().output().contains(FAILED));
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn servers_of_strangers_are_refused_unless_told() -> Story {
+    let host = Board::new().boot()?;
+    host.sh("mkdir -m 755 /tmp/theirs && chown 1000 /tmp/theirs && mkdir -m 777 /tmp/open")?;
+    let (theirs, open) = ("/tmp/theirs/socket", "/tmp/open/socket");
+    let mut server =
+        host.start(&format!("exec probe as 1000 probe vfio-user serve {theirs} 2>&1"))?;
+    server.wait_for("serving")?;
+    let _open = serve_at(&host, open)?;
+    let plan = |socket: &str| {
+        host.run(&format!("strait run --kernel /k/model --dry-run --vfio-user {socket}"))
+    };
+    for (socket, why, mend) in [
+        (theirs, "of user 1000", format!("--vfio-user {theirs},peer=1000\n")),
+        (open, "all users can write to /tmp/open", format!("--vfio-user {open},peer=any\n")),
+    ] {
+        let refused = plan(socket)?;
+        assert_eq!(refused.status, 1, "{}", refused.errors);
+        assert!(
+            refused.errors.contains(why) && refused.errors.contains(&mend),
+            "{}",
+            refused.errors
+        );
+    }
+    for socket in [format!("{theirs},peer=1000"), format!("{open},peer=any")] {
+        let taken = plan(&socket)?;
+        assert_eq!(taken.status, 0, "{}", taken.errors);
+        let offer = host.sh(&format!("strait device show --vfio-user {socket}"))?;
+        assert!(offer.contains("1b36:7573"), "{offer}");
+    }
+    Ok(())
+}
+
+#[test]
 fn where_there_are_no_messages_its_line_works() -> Story {
     let host = Board::new().gic(2).boot()?;
     let _server = serve(&host)?;

@@ -47,7 +47,9 @@ usage: probe COMMAND
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   files PID N                           let a process have no descriptor of N or above from now on
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
-  vfio-user serve PATH                  serve a PCI device on a socket
+  vfio-user serve PATH [messages|single]
+                                        serve a PCI device on a socket; as libvfio-user does, with
+                                        memory by messages on a connection of its own, or on one
   vfio-user drive BDF                   drive that device in a guest, all of it
   vfio-user line BDF                    drive it by its interrupt line alone
   vfio-user copy BDF ROUNDS             have it copy pages, 16 a round
@@ -84,7 +86,8 @@ fn main() -> ExitCode {
         }
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
-        ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref()),
+        ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref(), None),
+        ["vfio-user", "serve", path, manners] => vfio_user::serve(path.as_ref(), Some(manners)),
         ["vfio-user", "drive", name] => vfio_user::drive(name),
         ["vfio-user", "line", name] => vfio_user::by_line(name),
         ["vfio-user", "copy", name, rounds] => {

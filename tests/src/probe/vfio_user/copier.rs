@@ -3,6 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use super::front::Asker;
 
 /// A stretch of the guest's memory, mapped into this process.
 struct Mapped {
@@ -21,11 +24,16 @@ impl Drop for Mapped {
     }
 }
 
-/// What a client has lent of its memory.
+/// What a client has lent of its memory: mapped, or to be asked for.
 #[derive(Default)]
-pub(super) struct Memory(Vec<Mapped>);
+pub(super) struct Memory(Vec<Mapped>, Option<Arc<Asker>>);
 
 impl Memory {
+    /// Of clients that are asked for it.
+    pub(super) fn asking(asker: Arc<Asker>) -> Self {
+        Self(Vec::new(), Some(asker))
+    }
+
     /// Maps what is lent at a bus address.
     pub(super) fn map(
         &mut self,
@@ -66,6 +74,9 @@ impl Memory {
 
     /// Copies within the guest's memory, if all of it is there.
     pub(super) fn copy(&self, source: u64, destination: u64, length: u32) -> Option<()> {
+        if let Some(asker) = &self.1 {
+            return asker.copy(source, destination, length);
+        }
         let (from, to) = (self.find(source, length)?, self.find(destination, length)?);
         // SAFETY: `find` found `length` bytes from either on mapped.
         unsafe { std::ptr::copy(from, to, usize::try_from(length).ok()?) };
