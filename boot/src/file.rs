@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::shell;
 use crate::size::Size;
 
 /// What a file is for; errors name it.
@@ -67,16 +68,15 @@ impl FileError {
         match self {
             Self::Missing { role, path } | Self::Directory { role, path } => Some(format!(
                 "--{role} FILE takes a file's path; ls -l {}",
-                path.parent()
-                    .filter(|p| !p.as_os_str().is_empty())
-                    .unwrap_or(Path::new("."))
-                    .display()
+                shell::word(
+                    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+                )
             )),
             Self::Permission { path, .. } => {
-                Some(format!("sudo setfacl -m u:$USER:r {}", path.display()))
+                Some(format!("sudo setfacl -m u:$USER:r {}", shell::word(path)))
             }
             Self::NotRegular { path, .. } => {
-                Some(format!("copy it to a file first: cat {} > file", path.display()))
+                Some(format!("copy it to a file first: cat {} > file", shell::word(path)))
             }
             Self::Empty { .. } => {
                 Some("build it or copy it again; ls -l shows its size".to_owned())

@@ -11,4 +11,5 @@ pub mod initrd;
 pub mod kernel;
 pub mod layout;
 mod le;
+mod shell;
 pub mod size;

@@ -4,7 +4,8 @@ mod files;
 mod scratch;
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use boot::initrd::{Initrd, InitrdError};
@@ -31,6 +32,13 @@ fn kernel() -> Vec<u8> {
     image_with_stub(20_000, 0x10_0000, 20_000)
 }
 
+/// The file with a name that a shell would take apart.
+fn renamed(scratch: &Scratch) -> PathBuf {
+    let path = scratch.path().join("it's $a file");
+    fs::rename(scratch.path().join("file"), &path).unwrap();
+    path
+}
+
 /// Makes a file of an Image by `commands`, types what the error about it advises, and opens what
 /// that made.
 fn kernel_is_mended(commands: &str, made: &str) {
@@ -38,7 +46,7 @@ fn kernel_is_mended(commands: &str, made: &str) {
     scratch.write("Image", kernel());
     scratch.write("Image.gz", gzip(&kernel()));
     sh(scratch.path(), &format!("{commands}; rm -f Image Image.gz"));
-    let error = Kernel::open(&scratch.path().join("file")).unwrap_err();
+    let error = Kernel::open(&renamed(&scratch)).unwrap_err();
     let help = error.help().unwrap_or_default();
     sh(scratch.path(), help.lines().next().unwrap_or_default());
     Kernel::open(&scratch.path().join(made)).unwrap_or_else(|e| panic!("{error}\n{help}\n{e}"));
@@ -89,7 +97,7 @@ fn initrd_is_mended(commands: &str, help_line: usize, made: &str) {
         scratch.path(),
         &format!("mkdir d; (cd d; cpio -id <../cpio); {commands}; rm -rf cpio Image d"),
     );
-    let error = Initrd::open(&scratch.path().join("file"), false).unwrap_err();
+    let error = Initrd::open(&renamed(&scratch), false).unwrap_err();
     let help = error.help().unwrap_or_default();
     sh(scratch.path(), help.lines().nth(help_line).unwrap_or_default());
     let mended = Initrd::open(&scratch.path().join(made), false);

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::file::FileError;
 use crate::format::{Compressor, FileSystem, Format};
+use crate::shell;
 
 /// Why a file is no initrd.
 #[derive(Debug, Error)]
@@ -47,19 +48,17 @@ impl InitrdError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::File(error) => error.help(),
-            Self::Foreign { path, format } => foreign_help(*format, &path.display().to_string()),
-            Self::ForeignInside { path, format } => {
-                inside_help(*format, &path.display().to_string())
-            }
+            Self::Foreign { path, format } => foreign_help(*format, &shell::word(path)),
+            Self::ForeignInside { path, format } => inside_help(*format, &shell::word(path)),
             Self::CutOff { .. } | Self::Damaged { .. } => {
                 Some("copy or download it again; sha256sum tells whether copies differ".to_owned())
             }
             Self::XzCheck { path } => {
-                let path = path.display();
+                let path = shell::word(path);
                 Some(format!("xz -dc {path} | xz --check=crc32 > initrd.xz"))
             }
             Self::Lz4Frame { path } => {
-                Some(format!("lz4 -dc {} | lz4 -l > initrd.lz4", path.display()))
+                Some(format!("lz4 -dc {} | lz4 -l > initrd.lz4", shell::word(path)))
             }
             Self::NotRoot { .. } => Some(
                 "--cmdline root=/dev/ram0, if the guest's kernel has CONFIG_BLK_DEV_RAM".to_owned(),

@@ -9,6 +9,7 @@ use super::unpack::UnpackError;
 use crate::file::FileError;
 use crate::format::{EM_AARCH64, Format};
 use crate::layout::more_memory;
+use crate::shell;
 use crate::size::Size;
 
 /// Why a file can't be booted.
@@ -52,7 +53,7 @@ impl KernelError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::File(error) => error.help(),
-            Self::Foreign { path, format } => foreign_help(*format, &path.display().to_string()),
+            Self::Foreign { path, format } => foreign_help(*format, &shell::word(path)),
             Self::TooShort { .. } | Self::Truncated { .. } | Self::Unpack { .. } => {
                 Some("copy or download it again; sha256sum tells whether copies differ".to_owned())
             }
