@@ -2,6 +2,8 @@
 //!
 //! Each part describes itself to the guest: `node()` methods return device-tree nodes.
 
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 pub mod layout;
 
 #[cfg(target_arch = "aarch64")]

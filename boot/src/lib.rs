@@ -3,6 +3,8 @@
 //! The ground floor of strait: nothing here knows KVM or VFIO, and the only I/O is reading files.
 //! Addresses are guest physical addresses (GPA), sizes are bytes.
 
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 pub mod cmdline;
 pub mod fdt;
 pub mod file;

@@ -18,6 +18,9 @@ pub enum Action {
     None,
     /// The guest reports that it crashed.
     Crash,
+    /// The guest makes output faster than it is read: the vCPU is to wait, with no lock held, before
+    /// it makes more.
+    AwaitOutput,
 }
 
 /// A device with memory-mapped registers.

@@ -3,6 +3,8 @@
 //! Builds and is tested on any machine: the hypervisor is reached only through the small traits
 //! of [`irq`] and [`slot`], which `vmm` implements over KVM.
 
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 pub mod bus;
 pub mod irq;
 pub mod pci;
@@ -11,4 +13,5 @@ pub mod ratelimit;
 pub mod rtc;
 pub mod serial;
 pub mod slot;
+pub mod stop;
 pub mod vfio;

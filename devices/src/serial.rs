@@ -36,7 +36,7 @@ const POLLS: u32 = 32;
 /// arrives before the guest takes input, by interrupt or by polling: its driver's first act is to
 /// discard what is in the receiver.
 pub struct Serial {
-    uart: Uart<Line, NoEvents, Box<dyn Write + Send>>,
+    uart: Uart<Line, NoEvents, Transmitter>,
     /// Bytes the receiver has room for when it is empty.
     capacity: usize,
     input: VecDeque<u8>,
@@ -59,11 +59,55 @@ impl SerialTrigger for Line {
     }
 }
 
+/// Where a serial port's output goes.
+pub trait Output: Send {
+    /// Takes bytes, without ever waiting.
+    ///
+    /// # Errors
+    ///
+    /// They can't be written and are lost.
+    fn put(&mut self, bytes: &[u8]) -> io::Result<Room>;
+}
+
+/// Whether there is room for more output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Left,
+    /// Whoever makes it should wait.
+    Full,
+}
+
+impl<W: Write + Send> Output for W {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<Room> {
+        self.write_all(bytes).map(|()| Room::Left)
+    }
+}
+
+/// The UART's transmitter: as far as the UART is concerned it takes everything.
+struct Transmitter {
+    output: Box<dyn Output>,
+    /// What became of the last bytes, until somebody looks.
+    last: io::Result<Room>,
+}
+
+impl Write for Transmitter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.last = self.output.put(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Serial {
     /// A UART that signals `interrupt`, writes to `output`, and signals `drained` when it has
     /// room again after [`enqueue`](Self::enqueue) took less than it was offered.
-    pub fn new(interrupt: EventFd, output: Box<dyn Write + Send>, drained: EventFd) -> Self {
-        let uart = Uart::new(Line(interrupt), output);
+    pub fn new(interrupt: EventFd, output: Box<dyn Output>, drained: EventFd) -> Self {
+        let transmitter = Transmitter { output, last: Ok(Room::Left) };
+        let uart = Uart::new(Line(interrupt), transmitter);
         Self {
             capacity: uart.fifo_capacity(),
             uart,
@@ -104,6 +148,21 @@ impl Serial {
         }
     }
 
+    /// Looks at what became of output.
+    fn after_output(&mut self) -> Action {
+        match std::mem::replace(&mut self.uart.writer_mut().last, Ok(Room::Left)) {
+            Ok(Room::Left) => return Action::None,
+            Ok(Room::Full) => return Action::AwaitOutput,
+            // The guest runs on with its console gone; said once.
+            Err(e) if !self.broken_output => {
+                self.broken_output = true;
+                log::warn!("serial: output can't be written, the rest is lost: {e}");
+            }
+            Err(_) => (),
+        }
+        Action::None
+    }
+
     fn is_listening(&self) -> bool {
         self.polls >= POLLS || self.uart.state().interrupt_enable & IER_RECEIVED_DATA != 0
     }
@@ -125,21 +184,17 @@ impl MmioDevice for Serial {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Action {
-        if let (Ok(register), Some(value)) = (u8::try_from(offset), data.first()) {
-            match self.uart.write(register, *value) {
-                // The guest runs on with its console gone; said once.
-                Err(Error::IOError(e)) if !self.broken_output => {
-                    self.broken_output = true;
-                    self.log.warn(format_args!("output can't be written, the rest is lost: {e}"));
-                }
-                Err(Error::Trigger(e)) => self.log.warn(format_args!("interrupt lost: {e}")),
-                _ => (),
-            }
-            // Enabling interrupts may be what the input waits for.
-            self.polls = 0;
-            self.feed();
+        let (Ok(register), Some(value)) = (u8::try_from(offset), data.first()) else {
+            return Action::None;
+        };
+        if let Err(Error::Trigger(e)) = self.uart.write(register, *value) {
+            self.log.warn(format_args!("interrupt lost: {e}"));
         }
-        Action::None
+        let action = self.after_output();
+        // Enabling interrupts may be what the input waits for.
+        self.polls = 0;
+        self.feed();
+        action
     }
 }
 
@@ -192,7 +247,7 @@ mod tests {
         EventFd::new(libc::EFD_NONBLOCK).unwrap()
     }
 
-    fn serial(output: impl Write + Send + 'static) -> (Serial, EventFd, EventFd) {
+    fn serial(output: impl super::Output + 'static) -> (Serial, EventFd, EventFd) {
         let (interrupt, drained) = (eventfd(), eventfd());
         let serial = Serial::new(
             interrupt.try_clone().unwrap(),
@@ -316,6 +371,22 @@ mod tests {
         for byte in *b"lost" {
             assert_eq!(serial.write(DATA, &[byte]), Action::None);
         }
+        assert_eq!(read(&mut serial, LSR) & 0x60, 0x60);
+    }
+
+    struct Full;
+
+    impl super::Output for Full {
+        fn put(&mut self, _: &[u8]) -> io::Result<Room> {
+            Ok(Room::Full)
+        }
+    }
+
+    #[test]
+    fn output_without_room_has_the_vcpu_wait_and_nothing_else_does() {
+        let (mut serial, ..) = serial(Full);
+        assert_eq!(serial.write(DATA, b"x"), Action::AwaitOutput);
+        assert_eq!(serial.write(IER, &[0]), Action::None);
         assert_eq!(read(&mut serial, LSR) & 0x60, 0x60);
     }
 

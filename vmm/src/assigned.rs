@@ -10,6 +10,7 @@ use boot::fdt::Node;
 use boot::fdt::host::HostTree;
 use boot::layout::Ram;
 use devices::bus::Bus;
+use devices::stop;
 use devices::vfio::assign::{self, AssignError, Assignment, DeviceRef};
 use devices::vfio::host::{Host, HostDevice};
 use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
@@ -180,6 +181,7 @@ impl Assigned {
         bus: &mut Bus,
     ) -> Result<(), Error> {
         for placed in &self.devices {
+            stop::check()?;
             let quiesced = placed.device.quiesce()?;
             log::info!("{}: {quiesced}", placed.device.name());
         }
@@ -212,6 +214,7 @@ impl Assigned {
     /// VFIO refused.
     pub fn arm(&mut self) -> Result<(), Error> {
         for placed in &mut self.devices {
+            stop::check()?;
             placed.device.arm()?;
         }
         self.served.begin()?;
@@ -269,6 +272,7 @@ fn open_devices(
     let drafts = platform::drafts(&tree, &nodes.collect::<Vec<_>>())?;
     let opened = assignments.iter().zip(wanted).zip(drafts);
     let opened = opened.map(|((assignment, options), draft)| {
+        stop::check()?;
         Ok(PlatformDevice::open(iommu, assignment, draft, options.device.clone())?)
     });
     opened.collect()
@@ -282,6 +286,7 @@ fn open_functions(
 ) -> Result<Functions, Error> {
     let mut functions = Functions::default();
     for (assignment, options) in assignments.iter().zip(wanted) {
+        stop::check()?;
         let (name, calls) = (assignment.name(), iommu.open_device(assignment)?);
         let function = PciFunction::open(calls, name, options.function, host_page_size())?;
         functions.add(name, function, options.address);

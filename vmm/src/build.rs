@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cli::{ConsoleKind, GicVersion, ItsChoice};
-use crate::console::{Input, Output};
+use crate::console::{Console, Input};
 use crate::error::Error;
 use crate::outfile;
 use crate::pci;
@@ -115,12 +115,12 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
     Ok(version)
 }
 
-/// Makes the emulated devices; `over` becomes true when the run ends.
+/// Makes the emulated devices.
 ///
 /// # Errors
 ///
 /// The host is out of descriptors.
-pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Board, Error> {
+pub fn board(console: ConsoleKind, vm: &Vm) -> Result<Board, Error> {
     let mut bus = Bus::default();
     let mut input = None;
     let spoke = Arc::new(AtomicBool::new(false));
@@ -129,7 +129,7 @@ pub fn board(console: ConsoleKind, vm: &Vm, over: &Arc<AtomicBool>) -> Result<Bo
         vm.connect_edge(layout::spi::SERIAL, &interrupt).map_err(|e| {
             Error::new(format!("KVM can't connect the serial port's interrupt: {e}"))
         })?;
-        let output = Box::new(Output::stdout(over.clone(), spoke.clone()));
+        let output = Box::new(Console { spoke: spoke.clone() });
         let serial = Serial::new(interrupt, output, drained.try_clone()?);
         let serial = Arc::new(Mutex::new(serial));
         bus.add("serial", layout::SERIAL, serial.clone())?;

@@ -1,14 +1,15 @@
 //! The person's end of the serial console: standard input and output.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::serial::Serial;
+use devices::serial::{Output, Room, Serial};
 
+use crate::output;
 use crate::terminal::Terminal;
 
 /// Ctrl-A, which begins a command to strait.
@@ -150,57 +151,15 @@ impl AsRawFd for Input {
 }
 
 /// Standard output, byte by byte as the guest writes.
-///
-/// A vCPU may block in it for as long as nobody reads; it gives up once the run is over.
-pub struct Output {
-    sink: ManuallyDrop<File>,
-    over: Arc<AtomicBool>,
-    spoke: Arc<AtomicBool>,
+pub struct Console {
+    /// Becomes true when the guest writes.
+    pub spoke: Arc<AtomicBool>,
 }
 
-impl Output {
-    /// Standard output; `over` becomes true when the run ends, `spoke` when the guest writes.
-    pub fn stdout(over: Arc<AtomicBool>, spoke: Arc<AtomicBool>) -> Self {
-        // SAFETY: descriptor 1 is standard output, or closed and then every write fails; it is
-        // never closed through this File.
-        let sink = ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDOUT_FILENO) });
-        Self { sink, over, spoke }
-    }
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Output for Console {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<Room> {
         self.spoke.store(true, Ordering::Relaxed);
-        loop {
-            match self.sink.write(bytes) {
-                // Interrupted by the kick that ends the run: not to be tried again, as the
-                // callers of `write` do for `Interrupted`.
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {
-                    if self.over.load(Ordering::SeqCst) {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait()?,
-                other => return other,
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Output {
-    /// Waits until a sink that somebody made non-blocking takes bytes again.
-    fn wait(&self) -> io::Result<()> {
-        let mut poll =
-            libc::pollfd { fd: self.sink.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-        // SAFETY: `poll` is one valid pollfd.
-        if unsafe { libc::poll(&raw mut poll, 1, -1) } < 0 && self.over.load(Ordering::SeqCst) {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        Ok(())
+        Ok(if output::console(bytes)? { Room::Full } else { Room::Left })
     }
 }
 

@@ -38,6 +38,11 @@ impl Ending {
         }
     }
 
+    /// Whether the guest wanted it: nobody is in a hurry then.
+    pub fn is_by_guest(&self) -> bool {
+        matches!(self, Self::PowerOff | Self::Reset | Self::Crash)
+    }
+
     /// The name it has in statistics.
     pub fn name(&self) -> &'static str {
         match self {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -10,18 +11,20 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::console::{Input, Progress};
+use crate::doorbell::Doorbell;
 use crate::ending::Ending;
 use crate::error::Error;
+use crate::output;
 use crate::signals::{Request, Signals};
 use crate::silence::Silence;
 use crate::stats::Recorder;
 
 /// What the loop listens to.
-pub struct Sources {
-    /// Signalled by a vCPU thread that has ended the run.
-    pub stopped: EventFd,
+pub struct Sources<'a> {
+    /// Rung by a vCPU thread that has ended the run, or when output waits to be written.
+    pub doorbell: Arc<Doorbell>,
     /// Signals to this process.
-    pub signals: Signals,
+    pub signals: &'a mut Signals,
     /// When the run is to end by itself.
     pub timeout: Option<Duration>,
     /// Input for the serial console, and what tells that the console has room again.
@@ -32,11 +35,13 @@ pub struct Sources {
 
 /// What event data names the source by.
 mod token {
-    pub(super) const STOPPED: u32 = 0;
+    pub(super) const DOORBELL: u32 = 0;
     pub(super) const SIGNALS: u32 = 1;
     pub(super) const TIMEOUT: u32 = 2;
     pub(super) const INPUT: u32 = 3;
     pub(super) const DRAINED: u32 = 4;
+    /// And the number of the sink, of those that are waited for.
+    pub(super) const OUTPUT: u32 = 5;
 }
 
 /// No time limit, to epoll.
@@ -48,7 +53,7 @@ const FOR_EVER: i32 = -1;
 /// # Errors
 ///
 /// The host is out of descriptors.
-pub fn run(mut sources: Sources, recorder: Option<&Recorder>) -> Result<Option<Ending>, Error> {
+pub fn run(mut sources: Sources<'_>, recorder: Option<&Recorder>) -> Result<Option<Ending>, Error> {
     let failed = |e: event_manager::Error| Error::new(format!("the event loop failed: {e}"));
     let timer = sources.timeout.map(start_timer).transpose()?;
     let ending = Rc::new(RefCell::new(None));
@@ -86,7 +91,7 @@ enum End {
 
 /// The one subscriber: takes events of all sources.
 struct Desk<'a> {
-    sources: Sources,
+    sources: Sources<'a>,
     timer: Option<TimerFd>,
     recorder: Option<&'a Recorder>,
     ending: Rc<RefCell<Option<End>>>,
@@ -96,6 +101,31 @@ impl Desk<'_> {
     fn end(&self, end: End) {
         // The first reason stands.
         self.ending.borrow_mut().get_or_insert(end);
+    }
+
+    fn answer(&self, ops: &mut EventOps) {
+        if self.sources.doorbell.hear() {
+            self.end(End::ByVcpu);
+        }
+        Self::listen_for_room(ops);
+    }
+
+    /// Waits for room where output waits.
+    fn listen_for_room(ops: &mut EventOps) {
+        for (token, sink) in (token::OUTPUT..).zip(output::sinks()) {
+            if let Some(fd) = sink.backlog() {
+                // It may have been added already. What can't be waited for takes everything.
+                let _ = ops.add(Events::with_data_raw(fd, token, EventSet::OUT));
+            }
+        }
+    }
+
+    /// Writes what waits in the sink with this token.
+    fn write_output(token: u32, fd: RawFd, ops: &mut EventOps) {
+        let sink = (token::OUTPUT..).zip(output::sinks()).find(|(number, _)| *number == token);
+        if sink.is_none_or(|(_, sink)| sink.flush()) {
+            let _ = ops.remove(Events::with_data_raw(fd, token, EventSet::OUT));
+        }
     }
 
     fn take_signals(&mut self, ops: &mut EventOps) {
@@ -188,7 +218,7 @@ impl Desk<'_> {
 impl MutEventSubscriber for Desk<'_> {
     fn init(&mut self, ops: &mut EventOps) {
         let mut fds: Vec<(RawFd, u32)> = vec![
-            (self.sources.stopped.as_raw_fd(), token::STOPPED),
+            (self.sources.doorbell.as_raw_fd(), token::DOORBELL),
             (self.sources.signals.as_raw_fd(), token::SIGNALS),
         ];
         fds.extend(self.timer.as_ref().map(|timer| (timer.as_raw_fd(), token::TIMEOUT)));
@@ -202,11 +232,13 @@ impl MutEventSubscriber for Desk<'_> {
             }
         }
         self.listen_to_input(ops);
+        // What waits since before the loop.
+        Self::listen_for_room(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
-            token::STOPPED => self.end(End::ByVcpu),
+            token::DOORBELL => self.answer(ops),
             token::SIGNALS => self.take_signals(ops),
             token::TIMEOUT => {
                 let after = self.sources.timeout.unwrap_or_default();
@@ -214,7 +246,7 @@ impl MutEventSubscriber for Desk<'_> {
             }
             token::INPUT => self.take_input(ops),
             token::DRAINED => self.resume_input(ops),
-            _ => (),
+            output => Self::write_output(output, events.fd(), ops),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arch::gic::Gic;
 use devices::irq::MessageRouter;
 use devices::pci::{Bdf, Function, Newcomer, Seat};
+use devices::stop;
 use devices::vfio::pci::{Attachment, InUse, PciFunction};
 use devices::vfio::platform::Quiesced;
 use serde::Serialize;
@@ -74,6 +75,7 @@ impl Functions {
     /// One does not stop.
     pub fn quiesce(&self) -> Result<(), Error> {
         self.0.iter().try_for_each(|given| {
+            stop::check()?;
             let quiesced = given.lock().quiesce()?;
             given.tell(quiesced);
             Ok(())

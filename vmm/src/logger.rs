@@ -2,6 +2,8 @@
 
 use log::{LevelFilter, Log, Metadata, Record};
 
+use crate::output;
+
 struct Stderr;
 
 impl Log for Stderr {
@@ -12,7 +14,7 @@ impl Log for Stderr {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_ascii_lowercase();
-            eprintln!("strait: {level}: {}", record.args());
+            output::log(&format!("strait: {level}: {}\n", record.args()));
         }
     }
 

@@ -3,6 +3,7 @@
 //! Options become a plan, the plan a machine, the machine runs; nothing flows back.
 
 #![cfg_attr(not(test), no_main)]
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod assigned;
 mod build;
@@ -11,6 +12,7 @@ mod cli;
 mod console;
 mod describe;
 mod device;
+mod doorbell;
 mod ending;
 mod error;
 mod events;
@@ -19,6 +21,7 @@ mod limits;
 mod lines;
 mod logger;
 mod outfile;
+mod output;
 mod pci;
 mod places;
 mod plan;
@@ -34,7 +37,6 @@ mod unused;
 mod wiring;
 
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
-use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::cli::Command;
@@ -50,15 +52,19 @@ use crate::error::Error;
 extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     own_standard_descriptors();
     ignore_broken_pipes();
+    output::report_panics();
     // SAFETY: these are what the C library calls main with.
     let arguments = unsafe { arguments(argc, argv) };
-    c_int::from(match cli::parse(lexopt::Parser::from_iter(arguments)).and_then(execute) {
+    let parsed = cli::parse(lexopt::Parser::from_iter(arguments));
+    let exit_status = c_int::from(match parsed.and_then(execute) {
         Ok(exit_status) => exit_status,
         Err(error) => {
-            eprint!("{}", error.report());
+            output::say(&error.report());
             error.exit_status()
         }
-    })
+    });
+    output::finish();
+    exit_status
 }
 
 /// The arguments, the program's name first.
@@ -86,18 +92,13 @@ fn execute(command: Command) -> Result<u8, Error> {
         Command::Run(options) => {
             let ending = run::run(&options)?;
             if let Some(text) = ending.text() {
-                // Whoever closed standard error does not want it.
-                let _ = writeln!(io::stderr(), "strait: {text}");
+                output::say(&format!("strait: {text}\n"));
             }
             Ok(ending.exit_status())
         }
         Command::Device(options) => device::run(&options),
         Command::Check(options) => check::run(&options),
-        Command::Print(text) => {
-            // Whoever closed standard output does not want it.
-            let _ = io::stdout().write_all(text.as_bytes());
-            Ok(0)
-        }
+        Command::Print(text) => output::print(&text).map(|()| 0),
     }
 }
 

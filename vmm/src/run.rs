@@ -1,6 +1,6 @@
 //! `strait run`: plan, build, run, end.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -12,13 +12,13 @@ use arch::exit::Exit;
 use arch::{ImmediateExit, Vcpu};
 use devices::bus::{Action, Bus};
 use devices::pci::HostBridge;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::assigned::Assigned;
 use crate::build;
 use crate::cli::{ConsoleKind, RunOptions};
 use crate::describe::Description;
 use crate::device::Borrowed;
+use crate::doorbell::Doorbell;
 use crate::ending::Ending;
 use crate::error::Error;
 use crate::events::{self, Sources};
@@ -28,7 +28,7 @@ use crate::silence::Silence;
 use crate::stats::{Exits, Recorder};
 use crate::unused::{Evidence, Unused};
 use crate::wiring::KvmWiring;
-use crate::{limits, logger, pci, plan, stats};
+use crate::{limits, logger, output, pci, plan, stats};
 
 /// Runs a guest to its end.
 ///
@@ -39,18 +39,27 @@ pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     let started = Instant::now();
     logger::init(options.log_level);
     // From here on a signal ends the run in order, and what is borrowed is given back.
-    let signals = Signals::new()?;
-    let borrowed = options.bind.then(|| Borrowed::take(&options.device_names())).transpose()?;
-    let ending = run_guest(options, started, signals);
-    // Only now is everything closed that holds the devices.
-    drop(borrowed);
+    let mut signals = Signals::new()?;
+    let borrowed = options.bind.then(|| Borrowed::take(&options.device_names())).transpose();
+    let ending = borrowed.and_then(|borrowed| {
+        let ending = run_guest(options, started, &mut signals);
+        // Only now is everything closed that holds the devices.
+        drop(borrowed);
+        ending
+    });
+    // What was given up on a signal ended by that signal.
+    let ending = ending.or_else(|error| signals.end().map(Ending::Signal).ok_or(error));
+    output::finish_console(!ending.as_ref().is_ok_and(Ending::is_by_guest));
     ending
 }
 
 /// Plans, builds and runs the machine; nothing of it is left when this returns.
-fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result<Ending, Error> {
+fn run_guest(
+    options: &RunOptions,
+    started: Instant,
+    signals: &mut Signals,
+) -> Result<Ending, Error> {
     let mut plan = plan::resolve(options)?;
-    let over = Arc::new(AtomicBool::new(false));
 
     let mut core = build::core(&plan)?;
     let tree = build::tree(&plan, &core)?;
@@ -61,8 +70,7 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     if options.dry_run {
         let description = Description::of(&plan, &core, &tree);
         let text = if options.json { description.to_json()? } else { description.to_string() };
-        // Whoever closed standard output does not want it.
-        let _ = writeln!(io::stdout(), "{}", text.trim_end());
+        output::print(&format!("{}\n", text.trim_end()))?;
         return Ok(Ending::Planned);
     }
     if let Some(path) = &options.stats {
@@ -73,7 +81,7 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     let pages = build::pages(&plan);
     build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;
     drop(pages);
-    let mut board = build::board(plan.console, &core.vm, &over)?;
+    let mut board = build::board(plan.console, &core.vm)?;
     let wiring = Arc::new(KvmWiring::new(core.vm.clone(), &core.gic));
     plan.assigned.attach(&core.vm, &core.gic, &wiring, &ram, &mut board.bus)?;
     let mut bridge = None;
@@ -94,13 +102,14 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
     let run = Arc::new(Run {
         bus: bus.clone(),
         bridge,
-        over,
+        over: AtomicBool::new(false),
         ending: OnceLock::new(),
-        stopped: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        doorbell: Arc::new(Doorbell::new()?),
         recorder,
     });
+    output::call(&run.doorbell);
     let sources = Sources {
-        stopped: run.stopped.try_clone()?,
+        doorbell: run.doorbell.clone(),
         signals,
         timeout: plan.timeout,
         input: board.input,
@@ -124,7 +133,7 @@ fn run_guest(options: &RunOptions, started: Instant, signals: Signals) -> Result
 fn run_machine(
     vcpus: Vec<Vcpu>,
     run: Arc<Run>,
-    sources: Sources,
+    sources: Sources<'_>,
     assigned: &Assigned,
 ) -> Result<Ending, Error> {
     let recorder = run.recorder.clone();
@@ -153,9 +162,9 @@ fn run_machine(
 struct Run {
     bus: Arc<Bus>,
     bridge: Option<Arc<HostBridge>>,
-    over: Arc<AtomicBool>,
+    over: AtomicBool,
     ending: OnceLock<Ending>,
-    stopped: EventFd,
+    doorbell: Arc<Doorbell>,
     recorder: Option<Arc<Recorder>>,
 }
 
@@ -168,7 +177,6 @@ struct Crew {
 
 impl Crew {
     fn start(vcpus: Vec<Vcpu>, run: &Arc<Run>) -> Result<Self, Error> {
-        signals::accept_kicks()?;
         let (finished, done) = mpsc::channel();
         let wanted = vcpus.len() as u64;
         let mut crew = Self { threads: Vec::new(), exits: Vec::new(), done };
@@ -209,7 +217,7 @@ impl Crew {
                 // SAFETY: the thread has not been joined, so its id is valid.
                 unsafe { libc::pthread_kill(thread.as_pthread_t(), signals::kick_signal()) };
             }
-            // A kick is lost on a thread that was just about to block in a write: once more.
+            // A kick is lost on a thread that was just about to block: once more.
             match self.done.recv_timeout(Duration::from_millis(10)) {
                 Ok(()) => left -= 1,
                 Err(RecvTimeoutError::Timeout) => (),
@@ -274,6 +282,10 @@ impl Run {
                 return match self.bus.write(gpa, data) {
                     Action::None => None,
                     Action::Crash => Some(Ending::Crash),
+                    Action::AwaitOutput => {
+                        output::wait_for_room(|| self.over.load(Ordering::SeqCst));
+                        None
+                    }
                 };
             }
             Exit::Interrupted => {
@@ -311,9 +323,7 @@ impl Run {
     fn end(&self, ending: Ending) {
         // The first vCPU's reason stands.
         let _ = self.ending.set(ending);
-        if let Err(e) = self.stopped.write(1) {
-            log::error!("the event loop can't be told that the guest stopped: {e}");
-        }
+        self.doorbell.stop();
     }
 }
 

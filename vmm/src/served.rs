@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arch::{GuestRam, layout};
+use devices::stop;
 use devices::vfio::pci::PciFunction;
 use devices::vfio::region::host_page_size;
 use devices::vfio::user::{ConnectOptions, UserDevice};
@@ -28,6 +29,7 @@ impl Served {
         let mut served = Self::default();
         for (index, options) in wanted.iter().enumerate() {
             check_different(wanted.get(..index).unwrap_or_default(), options)?;
+            stop::check()?;
             let name = options.path.display().to_string();
             let connect = ConnectOptions { peer: options.peer, ..ConnectOptions::default() };
             let device = Arc::new(UserDevice::connect(&options.path, &connect)?);

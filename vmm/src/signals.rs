@@ -5,10 +5,35 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, register_signal_handler};
 
-/// Signals that end the run cleanly.
-const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+/// Signals that end the run in order: all that would end the process (signal(7)) but SIGKILL, those
+/// of faults, which a process must not block, and the kick. With them go the [real-time
+/// ones](real_time).
+const ENDING: [libc::c_int; 13] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGTERM,
+    libc::SIGSTKFLT,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+];
+
+/// The real-time signals but the kick.
+fn real_time() -> impl Iterator<Item = libc::c_int> {
+    kick_signal() + 1..=SIGRTMAX()
+}
+
+fn ending() -> impl Iterator<Item = libc::c_int> {
+    ENDING.into_iter().chain(real_time())
+}
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +57,14 @@ impl Signals {
     ///
     /// The host is out of descriptors.
     pub fn new() -> io::Result<Self> {
+        accept_kicks()?;
+        devices::stop::look_by(is_end_pending);
         let mut set = MaybeUninit::uninit();
         // SAFETY: sigemptyset fills the set, sigaddset is given it and valid signal numbers,
         // pthread_sigmask reads it.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for signal in ENDING.into_iter().chain([libc::SIGUSR1, libc::SIGCONT]) {
+            for signal in ending().chain([libc::SIGUSR1, libc::SIGCONT]) {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
             libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
@@ -52,15 +79,32 @@ impl Signals {
 
     /// The next request, if one has arrived.
     pub fn next(&mut self) -> Option<Request> {
-        // struct signalfd_siginfo begins with the signal's number, a u32 (signalfd(2)).
-        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-        self.0.read_exact(&mut info).ok()?;
-        let number = i32::from_le_bytes(*info.first_chunk()?);
-        match number {
-            libc::SIGUSR1 => Some(Request::Stats),
-            libc::SIGCONT => Some(Request::Continued),
-            _ => Some(Request::End(u8::try_from(number).unwrap_or(0))),
+        loop {
+            // struct signalfd_siginfo begins with the signal's number, a u32; who sent it is the
+            // fourth such word (signalfd(2)).
+            let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+            self.0.read_exact(&mut info).ok()?;
+            let number = i32::from_le_bytes(*info.first_chunk()?);
+            let sender = info.get(12..).and_then(|rest| rest.first_chunk());
+            let ours = sender.is_some_and(|pid| u32::from_le_bytes(*pid) == std::process::id());
+            return Some(match number {
+                // A write of ours beyond RLIMIT_FSIZE, which has failed by that.
+                libc::SIGXFSZ if ours => continue,
+                libc::SIGUSR1 => Request::Stats,
+                libc::SIGCONT => Request::Continued,
+                _ => Request::End(u8::try_from(number).unwrap_or(0)),
+            });
         }
+    }
+
+    /// The signal that asks for the end, if one has arrived. What else was asked for is forgotten.
+    pub fn end(&mut self) -> Option<u8> {
+        while let Some(request) = self.next() {
+            if let Request::End(number) = request {
+                return Some(number);
+            }
+        }
+        None
     }
 }
 
@@ -70,17 +114,24 @@ impl AsRawFd for Signals {
     }
 }
 
+/// Whether a signal that ends strait has arrived and nobody has taken it. Without [`Signals`] none
+/// ever does: they end the process by themselves.
+pub fn is_end_pending() -> bool {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigpending fills the set, or fails, and sigismember is given a filled one.
+    unsafe {
+        libc::sigpending(set.as_mut_ptr()) == 0
+            && ending().any(|signal| libc::sigismember(set.as_ptr(), signal) == 1)
+    }
+}
+
 /// The signal that interrupts a vCPU thread.
 pub fn kick_signal() -> libc::c_int {
     SIGRTMIN()
 }
 
 /// Gives the kick signal a handler that does nothing: it is to interrupt system calls.
-///
-/// # Errors
-///
-/// The handler can't be installed.
-pub fn accept_kicks() -> io::Result<()> {
+fn accept_kicks() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     register_signal_handler(kick_signal(), nothing)
         .map_err(|e| io::Error::from_raw_os_error(e.errno()))

@@ -18,8 +18,8 @@ use crate::ending::Ending;
 use crate::error::Error;
 use crate::functions::{self, Watch};
 use crate::lines::{self, Lines};
-use crate::outfile;
 use crate::unused::{Evidence, Unused};
+use crate::{outfile, output};
 
 /// A vCPU's exits to the VMM, by reason.
 #[derive(Debug, Default)]
@@ -84,6 +84,8 @@ struct Report<'a> {
     exits: BTreeMap<&'static str, u64>,
     devices: BTreeMap<String, DeviceAccesses>,
     event_loop_wakeups: u64,
+    /// What nobody read.
+    output_dropped: Dropped,
     /// The way to the IOMMU, where there are assigned devices.
     iommu: Option<&'static str>,
     /// The lines of assigned devices.
@@ -91,6 +93,13 @@ struct Report<'a> {
     /// The interrupts of assigned PCI functions.
     pci_interrupts: Vec<functions::Report>,
     kvm: KvmReport<'a>,
+}
+
+/// Bytes that were dropped, for nobody read them.
+#[derive(Serialize)]
+struct Dropped {
+    console: u64,
+    log: u64,
 }
 
 #[derive(Serialize)]
@@ -210,6 +219,10 @@ impl Recorder {
                 .map(|a| (a.name, DeviceAccesses { reads: a.reads, writes: a.writes }))
                 .collect(),
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
+            output_dropped: {
+                let (console, log) = output::dropped();
+                Dropped { console, log }
+            },
             iommu: self.iommu.map(Backend::name),
             interrupts: self.interrupts.report(),
             pci_interrupts: self.functions.report(),

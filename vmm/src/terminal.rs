@@ -6,11 +6,18 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Signals that end the process at once: the terminal is put right before they do.
-const FATAL: [libc::c_int; 5] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+const FATAL: [libc::c_int; 7] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+];
 
-/// What standard input's terminal was like, for whoever restores it: the owner of [`Terminal`], a
-/// panic or a fatal signal. One per process, as there is one standard input.
+/// What standard input's terminal was like, for whoever restores it: the owner of [`Terminal`], or a
+/// fatal signal. One per process, as there is one standard input.
 struct Saved {
     active: AtomicBool,
     attributes: UnsafeCell<MaybeUninit<libc::termios>>,
@@ -35,7 +42,7 @@ impl Terminal {
     }
 
     /// Whether this process may read and change standard input's terminal: a job in the
-    /// background would be stopped for trying.
+    /// background would be stopped for reading. Safe in a signal handler.
     pub fn is_ours() -> bool {
         // SAFETY: both take no pointers.
         unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() }
@@ -67,7 +74,7 @@ impl Terminal {
         unsafe { libc::cfmakeraw(&raw mut raw) };
         raw.c_oflag |= libc::OPOST | libc::ONLCR;
         // SAFETY: `raw` is a valid termios.
-        if unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const raw) } != 0 {
+        if unsafe { set(&raw const raw) } != 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(terminal)
@@ -80,23 +87,40 @@ impl Drop for Terminal {
     }
 }
 
-/// Puts the terminal back as it was; safe in a signal handler.
-fn restore() {
-    if SAVED.active.swap(false, Ordering::AcqRel) {
-        // SAFETY: it was active, so the attributes are written and nobody writes them now;
-        // tcsetattr is async-signal-safe (POSIX.1-2017, 2.4.3).
-        unsafe {
-            libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, (*SAVED.attributes.get()).as_ptr());
-        }
+/// Sets the attributes of standard input's terminal; safe in a signal handler.
+///
+/// This process may be put into the background at any time: setting attributes from there stops it,
+/// unless SIGTTOU is blocked (tcsetattr(3)).
+///
+/// # Safety
+///
+/// `attributes` must point to a valid termios.
+unsafe fn set(attributes: *const libc::termios) -> libc::c_int {
+    let (mut ttou, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    // SAFETY: sigemptyset fills the set that sigaddset and pthread_sigmask are given, and the first
+    // pthread_sigmask the one that the second is given. The caller answers for `attributes`. All of
+    // them are async-signal-safe (POSIX.1-2017, 2.4.3).
+    unsafe {
+        libc::sigemptyset(ttou.as_mut_ptr());
+        libc::sigaddset(ttou.as_mut_ptr(), libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, ttou.as_ptr(), before.as_mut_ptr());
+        let result = libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, attributes);
+        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
+        result
     }
 }
 
+/// Puts the terminal back as it was; safe in a signal handler. A terminal that another job has in
+/// the foreground is that one's: a shell has put it right when it stopped us.
+fn restore() {
+    if SAVED.active.swap(false, Ordering::AcqRel) && Terminal::is_ours() {
+        // SAFETY: it was active, so the attributes are written and nobody writes them now.
+        unsafe { set((*SAVED.attributes.get()).as_ptr()) };
+    }
+}
+
+/// Has fatal signals put the terminal right; a panic ends in one of them.
 fn restore_when_dying() {
-    let previous = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        restore();
-        previous(info);
-    }));
     for signal in FATAL {
         // SAFETY: the handler calls only async-signal-safe functions; SA_RESETHAND brings the
         // default action back, which ends the process when `die` raises the signal again.

@@ -42,6 +42,11 @@ pub fn read_byte(address: u32, count: u32) -> Vec<u8> {
     repeat(count, &[load_byte(0, 2)], &load(2, address))
 }
 
+/// Writes the byte `value` to guest physical address `address` `count` times, then powers off.
+pub fn write_byte(address: u32, value: u32, count: u32) -> Vec<u8> {
+    repeat(count, &[STORE_BYTE], &[load(2, address), load(1, value)].concat())
+}
+
 /// Makes the hypercall `PSCI_VERSION`, which KVM answers in the kernel, `count` times, then
 /// powers off.
 pub fn hypercall(count: u32) -> Vec<u8> {
@@ -232,6 +237,9 @@ fn load(register: Register, value: u32) -> [u32; 2] {
 fn load_byte(target: Register, address: Register) -> u32 {
     0x3940_0000 | address << 5 | target
 }
+
+/// `STRB W1, [X2]`.
+const STORE_BYTE: u32 = 0x3900_0041;
 
 /// `SUB Xd, Xd, #1`.
 fn subtract_one(register: Register) -> u32 {

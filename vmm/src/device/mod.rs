@@ -9,15 +9,13 @@ mod served;
 mod show;
 mod test;
 
-use std::io::{self, Write};
-
 use devices::vfio::host::Host;
 use log::LevelFilter;
 use serde::Serialize;
 
 use crate::cli::{DeviceOptions, DeviceVerb};
 use crate::error::Error;
-use crate::logger;
+use crate::{logger, output};
 
 pub use function::FunctionSheet;
 pub use handover::Borrowed;
@@ -74,9 +72,5 @@ pub fn print(
     } else {
         text()
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        // Whoever closed standard output does not want it.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
-    }
+    output::print(&text)
 }

@@ -70,7 +70,7 @@ pub fn check_pinning(ram: u64) -> Result<(), Error> {
     check_available(ram, available())?;
     let GroupMemory { error, slow, .. } = group_memory(ram);
     if let Some(slow) = slow {
-        log::warn!("{}", slow.report().trim_end());
+        log::warn!("{}", slow.told());
     }
     error.map_or(Ok(()), Err)
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::Host;
 use super::super::sys::{Container, DeviceFile, Group, IoctlError, VfioError, refusal};
+use crate::stop;
 
 /// A container with its groups.
 pub(super) struct ContainerSpace {
@@ -24,6 +25,9 @@ impl ContainerSpace {
             if groups.iter().any(|(number, _)| *number == assignment.group) {
                 continue;
             }
+            let request = "VFIO_GROUP_SET_CONTAINER";
+            let stopped = |source| AssignError::Setup(IoctlError { request, source });
+            stop::check().map_err(stopped)?;
             let group = open_group(host, assignment)?;
             let container = match &container {
                 Some(container) => container,

@@ -11,6 +11,7 @@ use super::super::host::{Host, HostDevice};
 use super::super::passed::{Passed, PassedError, Wanted};
 use super::super::sys::{DeviceCalls, DeviceFile, Group, Ioas, IoctlError, Iommufd};
 use super::IommuOptions;
+use crate::stop;
 
 /// An address space with its devices.
 pub(super) struct IommufdSpace {
@@ -44,6 +45,9 @@ impl IommufdSpace {
         let ioas = Ioas::new(iommufd).map_err(AssignError::Setup)?;
         let mut space = Self { devices: Vec::new(), ioas };
         for assignment in assignments {
+            let request = "VFIO_DEVICE_BIND_IOMMUFD";
+            let stopped = |source| AssignError::Setup(IoctlError { request, source });
+            stop::check().map_err(stopped)?;
             let attached = space.attach(host, assignment)?;
             space.devices.push(attached);
         }

@@ -5,6 +5,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::super::sys::{IoctlError, VfioOps, refusal};
+use crate::stop;
+
+/// Pieces end at multiples of this, in bytes. The kernel hears no signal but SIGKILL while it pins
+/// memory, which takes a fraction of a second for so much; and IOMMUs have no larger pages.
+const PIECE: u64 = 1 << 30;
 
 /// Mappings, undone in reverse order when dropped.
 pub(super) struct Mappings {
@@ -39,6 +44,30 @@ impl Mappings {
         // SAFETY: passed on.
         unsafe { self.dma.vfio_dma_map(iova, length, host.as_ptr()) }.map_err(refusal)?;
         self.made.push((iova, size));
+        Ok(())
+    }
+
+    /// As [`map`](Self::map), [piece](PIECE) by piece; given up between two if strait is to end.
+    ///
+    /// # Safety
+    ///
+    /// As for [`map`](Self::map).
+    pub(super) unsafe fn map_pieces(
+        &mut self,
+        iova: u64,
+        host: NonNull<u8>,
+        size: u64,
+    ) -> Result<(), IoctlError> {
+        let mut done = 0;
+        while done < size {
+            let at = iova.saturating_add(done);
+            let piece = (size - done).min(PIECE - at % PIECE);
+            stop::check().map_err(|source| IoctlError { request: "mapping", source })?;
+            let offset = usize::try_from(done).unwrap_or(usize::MAX);
+            // SAFETY: `done` is less than `size`, the memory's. The rest is passed on.
+            unsafe { self.map(at, host.add(offset), piece) }?;
+            done += piece;
+        }
         Ok(())
     }
 
@@ -79,6 +108,7 @@ mod tests {
     #[derive(Default)]
     struct Recorder {
         calls: Mutex<Vec<(&'static str, u64, usize)>>,
+        places: Mutex<Vec<usize>>,
         refuse: Option<u64>,
     }
 
@@ -93,7 +123,13 @@ mod tests {
     }
 
     impl VfioOps for Recorder {
-        unsafe fn vfio_dma_map(&self, iova: u64, size: usize, _: *mut u8) -> Result<(), VfioError> {
+        unsafe fn vfio_dma_map(
+            &self,
+            iova: u64,
+            size: usize,
+            at: *mut u8,
+        ) -> Result<(), VfioError> {
+            self.places.lock().unwrap().push(at.addr());
             self.record("map", iova, size)
         }
 
@@ -122,6 +158,33 @@ mod tests {
         drop(mappings);
         let expected = [("unmap", 0x1_0000_0000, 0x2000), ("unmap", 0x4000_0000, 0x1000)];
         assert_eq!(*recorder.calls.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn memory_is_mapped_in_pieces_that_end_where_large_pages_do() {
+        const GIB: u64 = 1 << 30;
+        const AT: usize = 0x1_0000_0000;
+        for (gpa, size, pieces) in [
+            (GIB, 1 << 20, &[1 << 20][..]),
+            (GIB, GIB, &[GIB]),
+            (GIB, 2 * GIB + 4096, &[GIB, GIB, 4096]),
+            (GIB + 4096, GIB, &[GIB - 4096, 4096]),
+        ] {
+            let recorder = Arc::new(Recorder::default());
+            let mut mappings = Mappings::new(recorder.clone());
+            let host = NonNull::new(std::ptr::without_provenance_mut(AT)).unwrap();
+            // SAFETY: the recorder touches no memory.
+            unsafe { mappings.map_pieces(gpa, host, size) }.unwrap();
+            let (mut expected, mut places, mut done) = (Vec::new(), Vec::new(), 0);
+            for piece in pieces {
+                expected.push(("map", gpa + done, usize::try_from(*piece).unwrap()));
+                places.push(AT + usize::try_from(done).unwrap());
+                done += piece;
+            }
+            assert_eq!((done, mappings.size()), (size, size));
+            assert_eq!(*recorder.calls.lock().unwrap(), expected);
+            assert_eq!(*recorder.places.lock().unwrap(), places);
+        }
     }
 
     #[test]

@@ -176,7 +176,8 @@ impl Iommu {
     }
 
     /// Lets the devices reach `size` bytes of the guest's RAM at `host` as IOVA = `gpa`. The kernel
-    /// pins the memory: it is really used from here on.
+    /// pins the memory: it is really used from here on. That takes a while, and is given up
+    /// half-way if strait is to end.
     ///
     /// # Safety
     ///
@@ -187,9 +188,10 @@ impl Iommu {
     /// If it can't be mapped there, or not at all. What was mapped before stays.
     pub unsafe fn map(&mut self, gpa: u64, host: NonNull<u8>, size: u64) -> Result<(), MapError> {
         self.windows.check(gpa, size)?;
+        let before = self.mappings.size();
         // SAFETY: passed on.
-        unsafe { self.mappings.map(gpa, host, size) }.map_err(|source| {
-            let pinned = Pinned { before: self.mappings.size(), others: self.pinned_by_others() };
+        unsafe { self.mappings.map_pieces(gpa, host, size) }.map_err(|source| {
+            let pinned = Pinned { before, others: self.pinned_by_others() };
             mapping(Memlock::current(), pinned, gpa, size, source)
         })
     }

@@ -15,6 +15,7 @@ use super::patience::{Patience, Wait};
 use super::ram::Ram;
 use super::received::{Bin, Received};
 use super::socket::{Socket, WireError};
+use crate::stop;
 
 /// Why the conversation is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,6 +223,12 @@ impl Client {
             }
             if let Some(failure) = &exchange.failure {
                 return Err(CallError::Over(failure.clone()));
+            }
+            if !self.serving() && stop::is_asked() {
+                drop(exchange);
+                self.fail(Failure::new(Cause::Over, "strait is to end"));
+                exchange = lock(&self.exchange);
+                continue;
             }
             let Some(step) = wait.next() else {
                 drop(exchange);

@@ -1,0 +1,219 @@
+//! What strait and its guest say when nobody reads it, or it can't be written; and the signals that
+//! end a run, whenever they come.
+
+use std::time::{Duration, Instant};
+
+use tests::harness::{Board, Failure, Host, PLATFORM_DMA, Process, Story, payload};
+
+const SIGTERM: i32 = 15;
+
+/// The data register of the guest's serial port, and the panic device, by guest physical address.
+const SERIAL: u32 = 0x0900_0000;
+const PANIC: u32 = 0x0902_0000;
+
+/// "A kernel for crash dumps takes over", to the panic device.
+const CRASH_LOADED: u32 = 2;
+
+/// More bytes than a small pipe and what strait keeps (16 KiB) hold.
+const MUCH: u32 = 18_000;
+
+/// More lines than anybody wants to read.
+const FLOOD: u32 = 1000;
+
+/// How long an end may take that waits for nobody, on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+
+fn board() -> Board {
+    Board::new()
+        .file("k/off", payload::power_off())
+        .file("k/wait", payload::wait())
+        .file("k/talk", payload::write_byte(SERIAL, u32::from(b'x'), u32::MAX))
+        .file("k/much", payload::write_byte(SERIAL, u32::from(b'x'), MUCH))
+        .file("k/flood", payload::write_byte(PANIC, CRASH_LOADED, FLOOD))
+        .file("k/some", payload::write_byte(SERIAL, u32::from(b'x'), 1500))
+}
+
+/// `strait run` with these arguments, its standard output a pipe that is full and that nobody reads.
+/// Its exit status will be in /tmp/status.
+fn unread(arguments: &str) -> String {
+    let run = format!("strait run {arguments}; echo $? >/tmp/status");
+    format!("{{ head -c 70000 /dev/zero & sleep 1; {run}; }} | sleep 1000")
+}
+
+/// Waits until a guest runs, and has said something.
+fn running(host: &Host) -> Story {
+    host.until("grep -qs vcpu0 /proc/$(pidof strait)/task/*/comm")?;
+    host.sh("sleep 2").map(|_| ())
+}
+
+/// The exit status left by [`unread`], which must come soon.
+fn status(host: &Host, since: Instant) -> Result<i32, Failure> {
+    host.until("[ -s /tmp/status ]")?;
+    assert!(since.elapsed() < SOON, "it took {:?}", since.elapsed());
+    Ok(host.sh("cat /tmp/status; rm /tmp/status")?.trim().parse().unwrap_or(-1))
+}
+
+#[test]
+fn a_run_whose_output_nobody_reads_can_be_ended() -> Story {
+    let host = board().boot()?;
+    for (arguments, expected) in
+        [("--kernel /k/talk --cpus 2", 128 + SIGTERM), ("--kernel /k/talk --timeout 8", 124)]
+    {
+        let _run = host.start(&unread(&format!("{arguments} 2>/tmp/errors")))?;
+        let mut began = Instant::now();
+        if expected != 124 {
+            running(&host)?;
+            began = Instant::now();
+            host.sh("kill $(pidof strait)")?;
+        }
+        assert_eq!(status(&host, began)?, expected, "{arguments}");
+        let errors = host.sh("cat /tmp/errors")?;
+        assert!(errors.contains("bytes of the guest's output were dropped"), "{errors}");
+    }
+    // Ctrl-A x, on a terminal whose standard output goes elsewhere.
+    let terminal = host.on_terminal(&unread("--kernel /k/talk"))?;
+    running(&host)?;
+    let began = Instant::now();
+    terminal.send("\x01x")?;
+    assert_eq!(status(&host, began)?, 0);
+    // Standard error that is no better off, with much or an error to tell.
+    for (arguments, expected) in [("--kernel /k/flood", 0), ("--kernel /k/none", 1)] {
+        let _run = host.start(&unread(&format!("{arguments} 2>&1")))?;
+        let began = Instant::now();
+        assert_eq!(status(&host, began)?, expected, "{arguments}");
+    }
+    Ok(())
+}
+
+#[test]
+fn output_is_whole_for_a_reader_that_is_slow_and_counted_for_one_that_stalls() -> Story {
+    let host = board().boot()?;
+    let slow = host.start("strait run --kernel /k/much | probe late 3 | wc -c")?;
+    assert_eq!((slow.exit_status()?, slow.output().trim()), (0, MUCH.to_string().as_str()));
+    let _stalls = host.start(&unread("--kernel /k/much --stats /tmp/stats 2>/tmp/errors"))?;
+    host.until("[ -s /tmp/stats ]")?;
+    assert_eq!(status(&host, Instant::now())?, 0);
+    let stats: serde_json::Value =
+        serde_json::from_str(&host.sh("cat /tmp/stats")?).expect("statistics are JSON");
+    let dropped = stats["output_dropped"]["console"].as_u64().unwrap_or_default();
+    assert!(dropped > 0 && dropped <= u64::from(MUCH) - (12 << 10), "{dropped}");
+    // What was still kept is dropped after the statistics were written.
+    let errors = host.sh("cat /tmp/errors")?;
+    let told = format!("{MUCH} bytes of the guest's output were dropped");
+    assert!(errors.contains(&told), "{errors}");
+    Ok(())
+}
+
+#[test]
+fn nothing_that_can_t_be_written_ends_a_run() -> Story {
+    let host = board().boot()?;
+    for output in [">/dev/full", "2>/dev/full", ">/dev/full 2>&1", ">&- 2>&-"] {
+        for kernel in ["flood", "some"] {
+            let run = format!("strait run --kernel /k/{kernel} {output}");
+            assert_eq!(host.run(&run)?.status, 0, "{run}");
+        }
+    }
+    assert_eq!(host.run("strait run --kernel /k/none 2>/dev/full")?.status, 1);
+    // Readers that go away.
+    for (kernel, what) in [("some", "2>&1"), ("flood", "2>&1 >/dev/null")] {
+        let run = format!("strait run --kernel /k/{kernel} {what}");
+        let answer =
+            host.run(&format!("{{ {run}; echo $? >/tmp/status; }} | head -c 1 >/dev/null"))?;
+        assert_eq!(answer.status, 0);
+        assert_eq!(host.sh("cat /tmp/status")?.trim(), "0", "{run}");
+    }
+    // A file that may not grow.
+    let answer = host.run("ulimit -f 1; strait run --kernel /k/some >/tmp/small")?;
+    assert_eq!(answer.status, 0, "{}", answer.errors);
+    assert!(answer.errors.contains("output can't be written"), "{}", answer.errors);
+    // Answers that can't be given say so, whoever asks.
+    for command in ["check", "device list", "run --kernel /k/off --dry-run"] {
+        let answer = host.run(&format!("strait {command} >/dev/full"))?;
+        let told = answer.errors.contains("error: standard output can't be written");
+        assert!(told && answer.status == 1, "{command}: {answer:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guest_s_flood_is_a_few_lines_in_the_log() -> Story {
+    let host = board().boot()?;
+    let answer = host.run("strait run --kernel /k/flood")?;
+    assert_eq!(answer.status, 0);
+    let lines = answer.errors.lines().count();
+    assert!(lines < 12, "{lines} lines:\n{}", answer.errors);
+    let left_out = format!("{} more lines were left out", FLOOD - 5);
+    assert!(answer.errors.contains(&left_out), "{}", answer.errors);
+    Ok(())
+}
+
+/// A guest with a device that is bound for it; it runs when this returns.
+fn with_device(host: &Host) -> Result<Process, Failure> {
+    let run = format!("run --kernel /k/wait --bind --vfio-platform {}", PLATFORM_DMA[0]);
+    let strait = host.strait(&run)?;
+    host.until(&format!("grep -qs vcpu0 /proc/{}/task/*/comm", strait.pid()?))?;
+    Ok(strait)
+}
+
+#[test]
+fn whatever_signal_ends_it_the_device_is_given_back() -> Story {
+    let host = board().boot()?;
+    let before = host.driver(PLATFORM_DMA[0])?;
+    // SIGUSR2, SIGALRM, SIGSTKFLT, SIGXCPU, SIGXFSZ, SIGVTALRM, SIGPROF, SIGIO, SIGPWR, real-time
+    // ones; and the first of these, which is how strait stops a vCPU, does nothing.
+    for signal in [12, 14, 16, 24, 25, 26, 27, 29, 30, 35, 50, 64] {
+        let strait = with_device(&host)?;
+        assert_eq!(host.driver(PLATFORM_DMA[0])?.as_deref(), Some("vfio-platform"));
+        host.sh(&format!("kill -34 {}", strait.pid()?))?;
+        strait.signal(signal)?;
+        assert_eq!(strait.exit_status()?, 128 + signal);
+        assert_eq!(host.driver(PLATFORM_DMA[0])?, before, "signal {signal}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_signal_is_heard_while_planning() -> Story {
+    let host = board().boot()?;
+    let before = host.driver(PLATFORM_DMA[0])?;
+    // A server that listens and doesn't answer.
+    let mut server = host.start("exec probe vfio-user serve /tmp/hung.sock 2>&1")?;
+    server.wait_for("serving")?;
+    host.sh(&format!("kill -STOP {}", server.pid()?))?;
+    let run = format!("run --kernel /k/wait --bind --vfio-platform {}", PLATFORM_DMA[0]);
+    let strait = host.strait(&format!("{run} --vfio-user /tmp/hung.sock"))?;
+    host.until(&format!("grep -qs vfio-user /proc/{}/task/*/comm", strait.pid()?))?;
+    let began = Instant::now();
+    strait.signal(SIGTERM)?;
+    assert_eq!(strait.exit_status()?, 128 + SIGTERM, "{}", strait.output());
+    assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
+    assert_eq!(host.driver(PLATFORM_DMA[0])?, before);
+    // Whatever it is about to do: bind, open, reset, pin.
+    for tenths in 0..6 {
+        let strait = host.strait(&format!("{run} --memory 3G"))?;
+        host.sh(&format!("sleep 0.{tenths}; kill {} || true", strait.pid()?))?;
+        assert_eq!(strait.exit_status()?, 128 + SIGTERM, "{}", strait.output());
+        assert_eq!(host.driver(PLATFORM_DMA[0])?, before, "after 0.{tenths} s");
+    }
+    Ok(())
+}
+
+#[test]
+fn in_the_background_it_isn_t_stopped_for_its_terminal() -> Story {
+    let host = board().boot()?;
+    let mut shell = host.on_terminal(
+        "set -m; strait run --kernel /k/wait; echo stopped; \
+         for n in 1 2 3; do bg; sleep 1; kill -STOP %1; sleep 1; done; bg; sleep 1; echo going; \
+         read -r _; kill %1; wait %1; echo status=$?; echo over; read -r _",
+    )?;
+    host.until("grep -qs vcpu0 /proc/$(pidof strait)/task/*/comm")?;
+    host.sh("kill -STOP $(pidof strait)")?;
+    shell.wait_for("stopped")?;
+    shell.wait_for("going")?;
+    let state = host.sh("grep State /proc/$(pidof strait)/status")?;
+    assert!(!state.contains('T'), "{state}");
+    shell.send("\n")?;
+    shell.wait_for(&format!("status={}", 128 + SIGTERM))?;
+    shell.wait_for("over")?;
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! Everything that strait says, on standard output and standard error.
+//!
+//! Nothing that is printed can end a run, by its failure or by nobody reading it: no thread of a
+//! guest and not the event loop ever waits for a reader with a lock held, or without an end. A guest
+//! whose console is read too slowly is slowed down, a log never is; what a stalled reader doesn't
+//! take is dropped, counted and told of at the end.
+
+mod sink;
+mod way;
+
+use std::io;
+use std::panic::PanicHookInfo;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use sink::STALL;
+
+pub use sink::Sink;
+
+use devices::stop;
+
+use crate::doorbell::Doorbell;
+use crate::error::Error;
+use crate::signals;
+
+/// Standard output: the guest's serial console, or a command's answer.
+static STDOUT: Sink = Sink::new(libc::STDOUT_FILENO);
+
+/// Standard error: the log and the last word.
+static STDERR: Sink = Sink::new(libc::STDERR_FILENO);
+
+/// How long the last words wait for a reader that takes nothing, when the person wants the end.
+const HASTE: Duration = Duration::from_millis(500);
+
+/// Called when something waits to be written while the event loop runs.
+static LOOP: OnceLock<Arc<Doorbell>> = OnceLock::new();
+
+/// Has this called whenever something begins to wait.
+pub fn call(doorbell: &Arc<Doorbell>) {
+    let _ = LOOP.set(doorbell.clone());
+}
+
+/// Those in which something waits to be written.
+pub fn sinks() -> [&'static Sink; 2] {
+    [&STDOUT, &STDERR]
+}
+
+/// Has a vCPU wait until there is room for more output, unless `over` or its reader is stalled.
+#[cold]
+pub fn wait_for_room(over: impl Fn() -> bool) {
+    STDOUT.wait_for_room(over);
+}
+
+/// How many bytes of the guest's output and of the log were dropped.
+pub fn dropped() -> (u64, u64) {
+    (STDOUT.dropped(), STDERR.dropped())
+}
+
+/// Takes output of the guest; whether it should wait before it makes more.
+///
+/// # Errors
+///
+/// Standard output can't be written.
+pub fn console(bytes: &[u8]) -> io::Result<bool> {
+    let put = STDOUT.put(bytes)?;
+    if put.began {
+        ring();
+    }
+    Ok(put.full)
+}
+
+/// Takes a line of the log, with its end.
+pub fn log(line: &str) {
+    // Only where there is room for it, which there is if nothing waits.
+    if STDERR.dropped() != 0 && STDERR.flush() {
+        let dropped = STDERR.take_dropped();
+        say(&format!("strait: warning: {dropped} bytes of the log were dropped\n"));
+    }
+    say(line);
+}
+
+/// Takes lines for standard error as they are.
+pub fn say(text: &str) {
+    // There is nobody to tell that standard error can't be written.
+    if STDERR.put(text.as_bytes()).is_ok_and(|put| put.began) {
+        ring();
+    }
+}
+
+fn ring() {
+    if let Some(doorbell) = LOOP.get() {
+        doorbell.call();
+    }
+}
+
+/// Prints a command's answer, whole: waits for whoever reads it. Whoever closed standard output does
+/// not want it.
+///
+/// # Errors
+///
+/// It can't be written, or a signal has ended the wait.
+pub fn print(text: &str) -> Result<(), Error> {
+    for part in text.as_bytes().chunks(PART) {
+        match STDOUT.put(part) {
+            Ok(_) => STDOUT.drain(signals::is_end_pending),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => {
+                return Err(Error::new(format!("standard output can't be written: {error}")));
+            }
+        }
+        stop::check()?;
+    }
+    Ok(())
+}
+
+/// Writes what the guest said last, unless nobody reads it: not for long if that is to end soon.
+pub fn finish_console(soon: bool) {
+    STDOUT.finish(if soon { HASTE } else { STALL }, signals::is_end_pending);
+    let dropped = STDOUT.dropped();
+    if dropped != 0 && !STDOUT.is_gone() {
+        log::warn!("{dropped} bytes of the guest's output were dropped: nobody read them");
+    }
+}
+
+/// Writes the last words, unless nobody reads them.
+pub fn finish() {
+    STDERR.finish(HASTE, signals::is_end_pending);
+}
+
+/// Has panics reported as all else is: without waiting, not even for a lock.
+pub fn report_panics() {
+    fn report(info: &PanicHookInfo<'_>) {
+        let _ = STDERR.try_put(format!("strait: {info}\n").as_bytes());
+    }
+    std::panic::set_hook(Box::new(report));
+}
+
+/// How much is handed to standard output at once, in bytes.
+const PART: usize = 4096;
