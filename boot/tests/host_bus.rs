@@ -2,7 +2,7 @@
 
 mod scratch;
 
-use boot::fdt::host::{BusCells, BusRange, HostTree, Ranges};
+use boot::fdt::host::{BusCells, BusRange, DmaReach, HostTree, Ranges};
 use scratch::Scratch;
 
 fn cells(cells: &[u32]) -> Vec<u8> {
@@ -148,6 +148,115 @@ fn coherence_is_the_nearest_that_says_so() {
     let tree = tree(&board);
     let device = tree.node_at("/soc/bus/dma@10000100").unwrap();
     assert!(!tree.is_dma_coherent(&device).unwrap());
+}
+
+/// What the device can address, on a board whose buses have these `dma-ranges`.
+fn reach(files: &[(&str, &[u32])]) -> Option<DmaReach> {
+    let board = board();
+    for (bus, ranges) in files {
+        board.write(&format!("base/{bus}dma-ranges"), cells(ranges));
+    }
+    let tree = tree(&board);
+    let device = tree.node_at("/soc/bus/dma@10000100").unwrap();
+    tree.dma_reach(&device).unwrap()
+}
+
+#[test]
+fn a_device_reaches_what_every_bus_passes_on() {
+    // `bus`: address, address above, size, a cell each; `soc`: the second of two cells.
+    type Case<'a> = (&'a [(&'a str, &'a [u32])], Option<(&'a str, &'a [(u64, u64)])>);
+    let cases: [Case<'_>; 13] = [
+        (&[], None),
+        (&[("soc/bus/", &[])], None),
+        // The lower 2 GiB.
+        (&[("soc/bus/", &[0, 0, 0x8000_0000])], Some(("/soc/bus", &[(0, 0x7fff_ffff)]))),
+        (
+            &[("soc/", &[0, 0, 0, 0x8000_0000]), ("soc/bus/", &[])],
+            Some(("/soc", &[(0, 0x7fff_ffff)])),
+        ),
+        (&[("soc/", &[0, 0, 0, 0x8000_0000])], Some(("/soc", &[(0, 0x7fff_ffff)]))),
+        // What it issues counts, not what becomes of that.
+        (&[("soc/bus/", &[0, 0x8000_0000, 0x4000_0000])], Some(("/soc/bus", &[(0, 0x3fff_ffff)]))),
+        // Both, the second in the first one's addresses.
+        (
+            &[
+                ("soc/bus/", &[0, 0x8000_0000, 0x4000_0000, 0xa000_0000, 0x1000, 0x1000]),
+                ("soc/", &[0x9000_0000, 0, 0, 0x8000_0000]),
+            ],
+            Some(("/soc/bus", &[(0x1000_0000, 0x3fff_ffff)])),
+        ),
+        // Neighbours are one.
+        (
+            &[("soc/bus/", &[0x1000, 0, 0x1000, 0, 0x5000, 0x1000, 0x3000, 0, 1, 5, 5, 0])],
+            Some(("/soc/bus", &[(0, 0x1fff), (0x3000, 0x3000)])),
+        ),
+        // Of what the next bus doesn't pass on nothing is reached.
+        (
+            &[("soc/bus/", &[0, 0, 0x1000]), ("soc/", &[0x1000, 0, 0, 0x1000])],
+            Some(("/soc/bus", &[])),
+        ),
+        // The root's own, in its addresses.
+        (
+            &[("soc/bus/", &[]), ("soc/", &[]), ("", &[0, 0, 0, 0, 2, 0])],
+            Some(("/", &[(0, 0x1_ffff_ffff)])),
+        ),
+        // Above a bus without any, another without any ends it, as in Linux.
+        (&[("", &[0, 0, 0, 0, 2, 0])], None),
+        (
+            &[("soc/bus/", &[0, 0, u32::MAX]), ("", &[0, 0, 0, 0, 0, 5])],
+            Some(("/soc/bus", &[(0, 0xffff_fffe)])),
+        ),
+        (&[("soc/", &[0, 0, 0, 0])], Some(("/soc", &[]))),
+    ];
+    for (files, expected) in cases {
+        let expected = expected.map(|(bus, ranges)| DmaReach {
+            bus: bus.to_owned(),
+            ranges: ranges.iter().map(|(start, end)| *start..=*end).collect(),
+        });
+        assert_eq!(reach(files), expected, "{files:x?}");
+    }
+}
+
+#[test]
+fn a_pci_host_s_memory_space_is_what_its_functions_reach() {
+    let board = Scratch::new();
+    board.write("base/#address-cells", cells(&[2]));
+    board.write("base/#size-cells", cells(&[2]));
+    board.write("base/pcie/#address-cells", cells(&[3]));
+    board.write("base/pcie/#size-cells", cells(&[2]));
+    board.write("base/pcie/device_type", "pci\0");
+    let ranges = [
+        // I/O, 64-bit memory, 32-bit memory.
+        [0x0100_0000, 0, 0, 0, 0, 0, 0x1_0000],
+        [0x4300_0000, 1, 0, 1, 0, 0, 0xffef_0000],
+        [0x0200_0000, 0, 0x4000_0000, 0, 0x4000_0000, 0, 0x4000_0000],
+    ];
+    board.write("base/pcie/dma-ranges", cells(ranges.as_flattened()));
+    let tree = tree(&board);
+    let reach = tree.dma_reach_below(&tree.node_at("/pcie").unwrap()).unwrap().unwrap();
+    assert_eq!(reach.ranges, [0x4000_0000..=0x7fff_ffff, 0x1_0000_0000..=0x1_ffee_ffff]);
+}
+
+#[test]
+fn dma_ranges_that_are_malformed_or_endless_are_errors() {
+    let many: Vec<u32> = (0..257).flat_map(|n| [n << 16, n << 16, 1]).collect();
+    let cut: Vec<u32> = (0..129).flat_map(|n| [n << 16, 0, 0x1_0000]).collect();
+    let two = [0, 0, 0, 0x8000, 0x8000, 0, 0x8000, 0x8000];
+    let cases: [(&[(&str, &[u32])], &str); 3] = [
+        (&[("soc/bus/", &[1, 2])], "dma-ranges has no numbers of 1 cells"),
+        (&[("soc/bus/", &many)], "has more than 256 entries"),
+        (&[("soc/bus/", &cut), ("soc/", &two)], "has more than 256 entries"),
+    ];
+    for (files, expected) in cases {
+        let board = board();
+        for (bus, ranges) in files {
+            board.write(&format!("base/{bus}dma-ranges"), cells(ranges));
+        }
+        let tree = tree(&board);
+        let device = tree.node_at("/soc/bus/dma@10000100").unwrap();
+        let error = tree.dma_reach(&device).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 /// The rate of the device's only clock.

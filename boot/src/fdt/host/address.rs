@@ -2,14 +2,13 @@
 //! Specification, 2.3.6 "reg" and 2.3.8 "ranges").
 
 use std::ops::Range;
-use std::path::PathBuf;
 
 use super::error::HostError;
 use super::node::HostNode;
 use super::{BusCells, HostTree};
 
 /// The buses above a node are at most this many; Linux unflattens no deeper trees.
-const BUSES_MAX: usize = 64;
+pub(super) const BUSES_MAX: usize = 64;
 
 /// One entry of a bus's `ranges`: where `size` bytes of the bus are on the bus above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +53,9 @@ impl HostNode {
     /// It is malformed, or its numbers have more than 64 bits.
     pub fn reg(&self, cells: BusCells) -> Result<Vec<Range<u64>>, HostError> {
         let all = self.cells("reg")?.unwrap_or_default();
-        let mut numbers = Numbers::new(&all, [cells.address, cells.size, 0], || self.file("reg"))?;
+        let mut numbers = self.numbers("reg", &all, [cells.address, cells.size, 0])?;
         let mut reg = Vec::new();
-        while !numbers.rest.is_empty() {
+        while !numbers.is_empty() {
             let (start, size) = (numbers.take(cells.address)?, numbers.take(cells.size)?);
             reg.push(start..start.saturating_add(size));
         }
@@ -69,20 +68,41 @@ impl HostNode {
     ///
     /// It is malformed, or its numbers have more than 64 bits.
     pub fn ranges(&self, above: u32) -> Result<Ranges, HostError> {
-        let Some(all) = self.cells("ranges")? else { return Ok(Ranges::None) };
+        self.bus_ranges("ranges", above)
+    }
+
+    /// A property of entries like `ranges`.
+    pub(super) fn bus_ranges(&self, property: &str, above: u32) -> Result<Ranges, HostError> {
+        let Some(all) = self.cells(property)? else { return Ok(Ranges::None) };
         if all.is_empty() {
             return Ok(Ranges::Same);
         }
         let cells = self.child_cells()?;
-        let entry = [cells.address, above, cells.size];
-        let mut numbers = Numbers::new(&all, entry, || self.file("ranges"))?;
+        let mut numbers = self.numbers(property, &all, [cells.address, above, cells.size])?;
         let mut entries = Vec::new();
-        while !numbers.rest.is_empty() {
+        while !numbers.is_empty() {
             let child = numbers.take(cells.address)?;
             let parent = numbers.take(above)?;
             entries.push(BusRange { child, parent, size: numbers.take(cells.size)? });
         }
         Ok(Ranges::Entries(entries))
+    }
+
+    /// The numbers in the cells of a property, of which each entry takes those of `entry`, in cells.
+    ///
+    /// # Errors
+    ///
+    /// There are some, but an entry takes none: there would be no end of entries.
+    pub(super) fn numbers<'a>(
+        &'a self,
+        property: &'a str,
+        all: &'a [u32],
+        entry: [u32; 3],
+    ) -> Result<Numbers<'a>, HostError> {
+        if !all.is_empty() && entry == [0; 3] {
+            return Err(HostError::NoEntry { path: self.file(property) });
+        }
+        Ok(Numbers { node: self, property, rest: all })
     }
 }
 
@@ -135,12 +155,17 @@ impl HostTree {
             if node.has("dma-coherent") || node.has("dma-noncoherent") {
                 return Ok(node.has("dma-coherent"));
             }
-            next = match self.dma_interconnect(&node) {
-                Some(bus) => Some(bus),
-                None => self.parent(&node)?,
-            };
+            next = self.dma_parent(&node)?;
         }
         Ok(false)
+    }
+
+    /// The bus that a node's memory accesses go by (Linux `__of_get_dma_parent`).
+    pub(super) fn dma_parent(&self, node: &HostNode) -> Result<Option<HostNode>, HostError> {
+        match self.dma_interconnect(node) {
+            Some(bus) => Ok(Some(bus)),
+            None => self.parent(node),
+        }
     }
 
     /// The interconnect named `dma-mem`. One that can't be made out is as good as none.
@@ -153,37 +178,30 @@ impl HostTree {
 }
 
 /// Numbers of some cells each, one after another.
-struct Numbers<'a, F> {
+pub(super) struct Numbers<'a> {
+    node: &'a HostNode,
+    property: &'a str,
     rest: &'a [u32],
-    path: F,
 }
 
-impl<'a, F: Fn() -> PathBuf> Numbers<'a, F> {
-    /// The numbers in `all`, of which each entry takes those of `entry`, in cells.
-    ///
-    /// # Errors
-    ///
-    /// There are some, but an entry takes none: there would be no end of entries.
-    fn new(all: &'a [u32], entry: [u32; 3], path: F) -> Result<Self, HostError> {
-        if !all.is_empty() && entry == [0; 3] {
-            return Err(HostError::NoEntry { path: path() });
-        }
-        Ok(Self { rest: all, path })
+impl Numbers<'_> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
 
     /// The next number, of this many cells.
-    fn take(&mut self, cells: u32) -> Result<u64, HostError> {
-        let wrong = |path: PathBuf| HostError::Cells { path, cells };
-        let length = usize::try_from(cells).map_err(|_| wrong((self.path)()))?;
-        let (number, rest) =
-            self.rest.split_at_checked(length).ok_or_else(|| wrong((self.path)()))?;
-        self.rest = rest;
-        match number {
-            [] => Ok(0),
-            [low] => Ok(u64::from(*low)),
-            [high, low] => Ok(u64::from(*high) << 32 | u64::from(*low)),
+    pub(super) fn take(&mut self, cells: u32) -> Result<u64, HostError> {
+        let wrong = || HostError::Cells { path: self.node.file(self.property), cells };
+        let length = usize::try_from(cells).map_err(|_| wrong())?;
+        let (number, rest) = self.rest.split_at_checked(length).ok_or_else(wrong)?;
+        let number = match number {
+            [] => 0,
+            [low] => u64::from(*low),
+            [high, low] => u64::from(*high) << 32 | u64::from(*low),
             // An address of PCI and the like: 64 bits behind cells that say which space.
-            _ => Err(wrong((self.path)())),
-        }
+            _ => return Err(wrong()),
+        };
+        self.rest = rest;
+        Ok(number)
     }
 }

@@ -41,6 +41,8 @@ pub enum HostError {
     NoEntry { path: PathBuf },
     #[error("the bus {} doesn't let the CPU reach its address {address:#x}", path.display())]
     NoTranslation { path: PathBuf, address: u64 },
+    #[error("{} has more than {limit} entries, or cuts those of others into as many", path.display())]
+    TooManyRanges { path: PathBuf, limit: usize },
     #[error("{} ends within a reference: {wanted} cells should follow its phandle", path.display())]
     CutOff { path: PathBuf, wanted: u32 },
 }

@@ -6,6 +6,7 @@
 
 mod address;
 mod clock;
+mod dma;
 mod error;
 mod interrupt;
 mod node;
@@ -19,6 +20,7 @@ use std::sync::OnceLock;
 
 pub use address::{BusRange, Ranges};
 pub use clock::SYSTEM_CLOCKS;
+pub use dma::DmaReach;
 pub use error::HostError;
 pub use interrupt::Sense;
 pub use node::{HostNode, HostProperty};
@@ -79,6 +81,15 @@ impl HostTree {
     /// There is no such node, or what is there can't be read or exceeds a bound.
     pub fn node(&self, directory: &Path) -> Result<HostNode, HostError> {
         self.read(directory, true)
+    }
+
+    /// The node in `directory` as by [`node`](Self::node), without its children.
+    ///
+    /// # Errors
+    ///
+    /// As of [`HostTree::node`].
+    pub fn node_alone(&self, directory: &Path) -> Result<HostNode, HostError> {
+        self.read(directory, false)
     }
 
     /// The node at this path of the tree, such as `/soc/dma@2c0a0000`, with everything below.
