@@ -102,7 +102,12 @@ impl Assigned {
         places: &mut Places,
     ) -> Result<Self, Error> {
         let (described, enumerated) = assignments.split_at(wanted.len().min(assignments.len()));
-        iommu.windows().check(ram.base, ram.size)?;
+        for reach in iommu.windows().check_ram(ram.base, ram.size)? {
+            log::warn!(
+                "{reach}: the guest's kernel copies what its driver has elsewhere; less --memory \
+                 avoids that"
+            );
+        }
         Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
         limits::check_pinning(ram.size)?;
 
@@ -147,7 +152,7 @@ impl Assigned {
 
     /// Their nodes.
     pub fn nodes(&self) -> Vec<Node> {
-        self.devices.iter().map(|placed| placed.node().clone()).collect()
+        self.devices.iter().map(|placed| placed.top.clone()).collect()
     }
 
     /// The clocks to which the nodes refer.

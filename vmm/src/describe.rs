@@ -170,7 +170,10 @@ impl Device {
     /// A device with its node in the tree, in which an overlay may have changed it.
     fn of(placed: &Placed, tree: &Node) -> Self {
         let label = placed.node().get_label();
-        let node = tree.children().iter().find(|node| node.get_label() == label);
+        let tops = tree.children().iter();
+        // Below the root, or below a bus of its own.
+        let node = tops.flat_map(|top| [top].into_iter().chain(top.children()));
+        let node = node.into_iter().find(|node| node.get_label() == label);
         let regions = placed.regions().map(|(Range { start, end }, mapped)| Region {
             start,
             size: end.saturating_sub(start),

@@ -138,7 +138,7 @@ pub fn guest_tree(nodes: &[GuestNodes]) -> Node {
                 .reg([(0x0900_0000, 0x1000)]),
         )
         .child(clocks)
-        .with_children(nodes.iter().map(|nodes| nodes.device.clone()))
+        .with_children(nodes.iter().map(GuestNodes::top))
 }
 
 /// Runs dtc, which must be installed; what it made and what it said.

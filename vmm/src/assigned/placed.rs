@@ -18,6 +18,7 @@ pub struct Placed {
     pub(super) gpas: Vec<u64>,
     pub(super) spis: Vec<Spi>,
     node: Node,
+    pub(super) top: Node,
     pub(super) clocks: Vec<Node>,
     pub(super) aliases: Vec<Alias>,
     account: Vec<Account>,
@@ -102,8 +103,9 @@ pub(super) fn place(
             ))
         })?;
         let made = device.node(&gpas, &spis)?;
-        let GuestNodes { device: node, clocks, aliases, account } = made;
-        placed.push(Placed { device, gpas, spis, node, clocks, aliases, account });
+        let top = made.top();
+        let GuestNodes { device: node, clocks, aliases, account, .. } = made;
+        placed.push(Placed { device, gpas, spis, node, top, clocks, aliases, account });
     }
     Ok(placed)
 }

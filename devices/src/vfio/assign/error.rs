@@ -5,6 +5,8 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use boot::fdt::host::HostError;
+
 use super::super::host::{Bus, DeviceNumber, GroupMember, Host, HostDevice, ReadError};
 use super::super::passed::PassedError;
 use super::super::sys::IoctlError;
@@ -271,6 +273,9 @@ pub enum AssignError {
     /// The host can't be looked at.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The host's device tree can't be read, or is malformed.
+    #[error(transparent)]
+    Tree(#[from] HostError),
 }
 
 impl AssignError {
@@ -428,6 +433,7 @@ impl AssignError {
             | Self::ApiVersion
             | Self::Setup(_)
             | Self::Read(_) => return None,
+            Self::Tree(error) => return error.help(),
         })
     }
 }

@@ -140,7 +140,8 @@ impl Bench {
     pub fn hole(&mut self, size: u64) -> Result<u64, BenchError> {
         let mut iova = self.next_iova;
         while let Some(end) = iova.checked_add(size).filter(|end| *end <= END) {
-            if self.iommu.windows().check(iova, size).is_ok() {
+            let windows = self.iommu.windows();
+            if windows.check(iova, size).is_ok() && windows.reaches(iova, size) {
                 self.next_iova = end.next_multiple_of(SPACING).saturating_add(SPACING);
                 return Ok(iova);
             }

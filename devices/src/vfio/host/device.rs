@@ -216,6 +216,21 @@ impl HostDevice {
         canonical(&self.path.join("of_node"))
     }
 
+    /// The directory of the node of the PCI host that a PCI function is behind: that of the device
+    /// whose root bus, such as `pci0000:00`, it is below.
+    ///
+    /// # Errors
+    ///
+    /// If that can't be read.
+    pub fn host_bridge_node(&self) -> Result<Option<PathBuf>, ReadError> {
+        let is_root = |path: &&Path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.strip_prefix("pci").is_some_and(|number| number.contains(':'))
+        };
+        let root = self.path.ancestors().find(is_root).and_then(Path::parent);
+        root.map_or(Ok(None), |host| canonical(&host.join("of_node")))
+    }
+
     /// What its node in the live device tree says that it is, the most specific first (devicetree
     /// specification, 2.3.1); empty without a node.
     ///

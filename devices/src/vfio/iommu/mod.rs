@@ -8,6 +8,7 @@ mod backend;
 mod container;
 mod iommufd;
 mod mappings;
+mod reach;
 mod windows;
 
 use std::os::fd::BorrowedFd;
@@ -18,6 +19,7 @@ pub use self::backend::{Backend, BackendChoice, IommuOptions};
 use self::container::ContainerSpace;
 use self::iommufd::IommufdSpace;
 use self::mappings::Mappings;
+pub use self::reach::Reach;
 pub use self::windows::{DmaWindows, Reserved, WindowError};
 use super::assign::{AssignError, Assignment};
 use super::host::Host;

@@ -2,9 +2,10 @@
 
 use std::ops::RangeInclusive;
 
-use super::super::assign::Assignment;
-use super::super::host::{Host, ReadError, ReservedRegion};
+use super::super::assign::{AssignError, Assignment};
+use super::super::host::{Host, ReservedRegion};
 use super::super::sys::IommuInfo;
+use super::reach::{self, Extent, Reach, list};
 
 /// A window of IOVAs that a group can't have mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct DmaWindows {
     ranges: Option<Vec<RangeInclusive<u64>>>,
     /// The smallest page in bytes; 1 if unknown.
     page: u64,
+    /// What the devices can address at all.
+    reaches: Vec<Reach>,
 }
 
 /// RAM lies where devices can't have it.
@@ -51,6 +54,14 @@ pub enum WindowError {
         /// What can be mapped (IOVA).
         ranges: Vec<RangeInclusive<u64>>,
     },
+    /// Where a device can't address it.
+    #[error("the guest's RAM at {:#x}-{:#x} is out of reach: {reach}", ram.start(), ram.end())]
+    OutOfReach {
+        /// The RAM (GPA).
+        ram: RangeInclusive<u64>,
+        /// What the device can address.
+        reach: Reach,
+    },
     /// Not made of whole pages.
     #[error(
         "the guest's RAM at {gpa:#x}, {size:#x} bytes, can't be mapped for DMA: the IOMMU maps \
@@ -75,6 +86,17 @@ impl WindowError {
                 let around = ranges.iter().find(|range| range.contains(ram.start()))?;
                 (ram, around.end().checked_add(1)?)
             }
+            Self::OutOfReach { ram, reach } => {
+                let around = reach.ranges.iter().find(|range| range.contains(ram.start()));
+                let fits = around.map(|range| (range.end() - ram.start()).saturating_add(1) >> 20);
+                return Some(match fits.filter(|fits| *fits > 0) {
+                    Some(fits) => format!("give the guest less memory: --memory {fits}M"),
+                    None => format!(
+                        "a guest's RAM begins at {:#x}, so it can't be given this device",
+                        ram.start()
+                    ),
+                });
+            }
             Self::Misaligned { .. } => return None,
         };
         let fits = end.checked_sub(*ram.start())? >> 20;
@@ -83,22 +105,14 @@ impl WindowError {
     }
 }
 
-fn list(ranges: &[RangeInclusive<u64>]) -> String {
-    if ranges.is_empty() {
-        return "nothing".to_owned();
-    }
-    let range = |r: &RangeInclusive<u64>| format!("{:#x}-{:#x}", r.start(), r.end());
-    ranges.iter().map(range).collect::<Vec<_>>().join(", ")
-}
-
 impl DmaWindows {
-    /// What sysfs says of these devices' groups. Reads only; [`Iommu::open`](super::Iommu::open)
+    /// What sysfs says of these devices' groups, and the device tree of their buses. Reads only; [`Iommu::open`](super::Iommu::open)
     /// learns the IOMMU's own limits in addition.
     ///
     /// # Errors
     ///
     /// If it can't be read.
-    pub fn of(host: &Host, assignments: &[Assignment]) -> Result<Self, ReadError> {
+    pub fn of(host: &Host, assignments: &[Assignment]) -> Result<Self, AssignError> {
         let mut groups: Vec<u32> = assignments.iter().map(|assignment| assignment.group).collect();
         groups.sort_unstable();
         groups.dedup();
@@ -111,7 +125,8 @@ impl DmaWindows {
             let binding = regions.into_iter().filter(ReservedRegion::binding);
             reserved.extend(binding.map(|region| Reserved { region, devices: devices.clone() }));
         }
-        Ok(Self { reserved, ranges: None, page: 1 })
+        let reaches = reach::of(host, assignments)?;
+        Ok(Self { reserved, ranges: None, page: 1, reaches })
     }
 
     /// Takes in what the IOMMU says of itself.
@@ -123,6 +138,35 @@ impl DmaWindows {
     /// The windows that can't be mapped.
     pub fn reserved(&self) -> &[Reserved] {
         &self.reserved
+    }
+
+    /// Whether all devices can address `size` bytes at `iova`, mapped or not.
+    pub fn reaches(&self, iova: u64, size: u64) -> bool {
+        let range = iova..=iova.saturating_add(size.saturating_sub(1));
+        self.reaches.iter().all(|reach| reach.of_ram(&range) == Extent::All)
+    }
+
+    /// Checks that `size` bytes at `gpa` can be the guest's RAM: they can be mapped, and every device
+    /// reaches them, or enough of them if the guest's tree can say so. Those that don't reach all are
+    /// returned.
+    ///
+    /// # Errors
+    ///
+    /// What is in the way, and whose it is.
+    pub fn check_ram(&self, gpa: u64, size: u64) -> Result<Vec<&Reach>, WindowError> {
+        self.check(gpa, size)?;
+        let ram = gpa..=gpa.saturating_add(size.saturating_sub(1));
+        let mut parts = Vec::new();
+        for reach in &self.reaches {
+            match reach.of_ram(&ram) {
+                Extent::All => {}
+                Extent::Enough => parts.push(reach),
+                Extent::TooLittle => {
+                    return Err(WindowError::OutOfReach { ram, reach: reach.clone() });
+                }
+            }
+        }
+        Ok(parts)
     }
 
     /// Checks that `size` bytes of RAM at `gpa` can be mapped at IOVA = GPA.
@@ -153,6 +197,9 @@ impl DmaWindows {
         Err(WindowError::OutOfRange { ram, ranges: ranges.clone() })
     }
 }
+
+#[cfg(test)]
+mod reach_tests;
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use boot::fdt::host::{HostError, HostNode, HostTree};
-use boot::fdt::{Label, Node, Property, Value, is_node_name};
+use boot::fdt::host::{DmaReach, HostError, HostNode, HostTree, Ranges};
+use boot::fdt::{Cell, Label, Node, Property, Value, is_node_name};
 
 use super::account::{self, Reasons};
 use super::alias::is_alias_name;
@@ -14,7 +14,7 @@ use super::finish::remove;
 use super::options::{NodeError, NodeOptions};
 use super::property::{self, Kind};
 use super::subtree::Copier;
-use super::windows::{Place, UNTRANSLATED, Windows};
+use super::windows::{Place, UNTRANSLATED, Windows, dma_ranges};
 use crate::irq::{Spi, Trigger};
 
 /// The guest's node in the making: all but addresses and interrupts, which the machine's layout
@@ -29,6 +29,8 @@ pub struct Draft {
     pub clocks: Vec<Clock>,
     /// `dma-coherent`, as it is on the host: a guest that is told wrong reads stale memory.
     pub dma_coherent: bool,
+    /// What its bus lets it address, if that is limited: the guest's kernel copies what is elsewhere.
+    pub dma_reach: Option<DmaReach>,
     /// `reg-names`: of the regions, or the first of them.
     pub reg_names: Vec<String>,
     /// `interrupt-names`: of the interrupts, or the first of them.
@@ -91,6 +93,7 @@ impl Draft {
             compatible: strings("compatible")?,
             clocks,
             dma_coherent: tree.is_dma_coherent(host)?,
+            dma_reach: tree.dma_reach(host)?,
             reg_names: strings("reg-names")?,
             interrupt_names: strings("interrupt-names")?,
             properties,
@@ -126,8 +129,8 @@ impl Draft {
         note("reg-names", "VFIO has no region of it");
         note("ranges", "none of the nodes below has registers of the device");
         note("clock-names", "the guest has no clock with a name");
-        for cells in ["#address-cells", "#size-cells"] {
-            note(cells, "the guest has none of the nodes below");
+        for of_bus in ["#address-cells", "#size-cells", "dma-ranges"] {
+            note(of_bus, "the guest has none of the nodes below");
         }
     }
 
@@ -224,6 +227,27 @@ impl Draft {
     }
 }
 
+/// `dma-ranges` of the device's own bus: as on the host, in the cells of the guest's root. What it
+/// makes of addresses it does within the device, before the IOMMU.
+fn own_dma_ranges(host: &HostNode, copier: &mut Copier<'_>) -> Option<Value> {
+    let ranges = copier.bus_cells(host).and_then(|above| {
+        let cells = host.child_cells()?;
+        // Those of PCI say which space they mean, which isn't read.
+        let plain = cells.address <= 2;
+        Ok((cells, if plain { host.dma_ranges(above.address)? } else { Ranges::None }))
+    });
+    match ranges {
+        Ok((_, Ranges::Same)) => Some(Value::Empty),
+        Ok((cells, Ranges::Entries(entries))) => {
+            Some(Value::Cells(dma_ranges(entries, cells).into_iter().map(Cell::U32).collect()))
+        }
+        Ok((_, Ranges::None)) | Err(_) => {
+            copier.reasons.note("", "dma-ranges", UNTRANSLATED);
+            None
+        }
+    }
+}
+
 /// The node's name without its address, with what a blob can't have replaced.
 fn name_of(host: &HostNode) -> String {
     let name = host.name().split('@').next().unwrap_or_default();
@@ -269,6 +293,9 @@ fn properties(host: &HostNode, copier: &mut Copier<'_>, has_children: bool) -> V
         let cells = matches!(property.name.as_str(), "#address-cells" | "#size-cells");
         let value = match property::kind(&property.name) {
             Kind::Made if cells && has_children => Some(property.value()),
+            Kind::Made if property.name == "dma-ranges" && has_children => {
+                own_dma_ranges(host, copier)
+            }
             _ => copier.value(host, "", property),
         };
         properties.extend(value.map(|value| Property { name: property.name.clone(), value }));

@@ -1,11 +1,13 @@
 //! The finished node: places for registers and interrupts, and an account of what it was made of.
 
+use boot::fdt::host::{BusCells, BusRange};
 use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
 use super::account::{self, Account};
 use super::alias::{self, Alias};
 use super::draft::Draft;
 use super::subtree::child_clock;
+use super::windows::dma_ranges;
 use crate::irq::{Spi, Trigger};
 
 /// What an assigned device adds to the guest's tree.
@@ -13,12 +15,24 @@ use crate::irq::{Spi, Trigger};
 pub struct GuestNodes {
     /// The device.
     pub device: Node,
+    /// The bus that it is on, without it, where that isn't the root.
+    pub bus: Option<Node>,
     /// The clocks to which it refers; they belong into `/clocks`.
     pub clocks: Vec<Node>,
     /// What names it and the nodes below.
     pub aliases: Vec<Alias>,
     /// What became of each of the host's properties.
     pub account: Vec<Account>,
+}
+
+impl GuestNodes {
+    /// What goes below the root: the device, or the bus with it.
+    pub fn top(&self) -> Node {
+        match self.bus.clone() {
+            Some(bus) => bus.child(self.device.clone()),
+            None => self.device.clone(),
+        }
+    }
 }
 
 impl Draft {
@@ -50,12 +64,36 @@ impl Draft {
             Some(host) => account::account(&self.device, host, &device, &self.copies, &reasons),
             None => Vec::new(),
         };
-        let aliases = self.aliases_of(&device);
-        GuestNodes { device, clocks, aliases, account }
+        let bus = self.bus();
+        let aliases = self.aliases_of(&device, bus.as_ref());
+        GuestNodes { device, bus, clocks, aliases, account }
     }
 
-    /// The aliases of the nodes that are there, as children of the root.
-    fn aliases_of(&self, device: &Node) -> Vec<Alias> {
+    /// A bus for the device that limits what it addresses, as its own does on the host: Linux looks
+    /// for that above the device (`of_dma_get_range`).
+    fn bus(&self) -> Option<Node> {
+        const CELLS: BusCells = BusCells { address: 2, size: 2 };
+        let reach = self.dma_reach.as_ref()?;
+        // A size of 2^64 can't be written, and is no limit.
+        let entries = reach.ranges.iter().map(|range| BusRange {
+            child: *range.start(),
+            parent: *range.start(),
+            size: (range.end() - range.start()).saturating_add(1),
+        });
+        let ranges = Some(dma_ranges(entries, CELLS)).filter(|ranges| !ranges.is_empty())?;
+        let label = self.device_label();
+        Some(
+            Node::new(format!("bus-{}", label.as_str().trim_start_matches('_')))
+                .string("compatible", "simple-bus")
+                .u32("#address-cells", CELLS.address)
+                .u32("#size-cells", CELLS.size)
+                .flag("ranges")
+                .cells("dma-ranges", ranges),
+        )
+    }
+
+    /// The aliases of the nodes that are there.
+    fn aliases_of(&self, device: &Node, bus: Option<&Node>) -> Vec<Alias> {
         let chosen = self.own_aliases.iter().map(|name| (name, "", true));
         let of_host = self.aliases.iter().map(|(name, below)| (name, below.as_str(), false));
         // What a person chooses replaces the device's own.
@@ -64,7 +102,8 @@ impl Draft {
         let there = chosen.chain(of_host).filter(|(name, below, _)| {
             is_property_name(name) && alias::find(device, below).is_some()
         });
-        let root = format!("/{}", device.name());
+        let bus = bus.map(|bus| format!("/{}", bus.name())).unwrap_or_default();
+        let root = format!("{bus}/{}", device.name());
         let alias = |(name, below, chosen): (&String, &str, bool)| Alias {
             name: name.clone(),
             path: if below.is_empty() { root.clone() } else { format!("{root}/{below}") },

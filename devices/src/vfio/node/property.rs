@@ -57,7 +57,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("cooling-device", List("#cooling-cells", NODES)),
     ("dma-coherent", Made),
     ("dma-names", With("dmas")),
-    ("dma-ranges", Never(MEMORY)),
+    ("dma-ranges", Made),
     ("dmas", List("#dma-cells", CONTROLLER)),
     ("gpio-ranges", Groups(3, PINS)),
     ("gpio-ranges-group-names", With("gpio-ranges")),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use boot::fdt::host::{HostNode, HostProperty, HostTree};
+use boot::fdt::host::{BusCells, HostError, HostNode, HostProperty, HostTree};
 use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
 use super::account::{Reasons, below};
@@ -42,6 +42,11 @@ impl<'a> Copier<'a> {
     ) -> Self {
         let (reasons, clocks) = Default::default();
         Self { tree, rates, label, copies, reasons, clocks }
+    }
+
+    /// How a node's place on its bus is to be read.
+    pub(super) fn bus_cells(&self, host: &HostNode) -> Result<BusCells, HostError> {
+        self.tree.bus_cells(host)
     }
 
     /// The clocks of a node.
@@ -212,8 +217,8 @@ impl<'a> Copier<'a> {
                     self.list(host, "interrupts-extended", "#interrupt-cells", "").ok()
                 }
                 // What the device itself gets anew is the same for those below.
-                "#address-cells" | "#size-cells" | "compatible" | "dma-coherent" | "ranges"
-                | "reg" | "reg-names" | "status" => Some(property.value()),
+                "#address-cells" | "#size-cells" | "compatible" | "dma-coherent" | "dma-ranges"
+                | "ranges" | "reg" | "reg-names" | "status" => Some(property.value()),
                 "interrupt-parent" | "interrupts" | "interrupt-names" | "clocks"
                 | "clock-names" => None,
                 _ => self.value(host, path, property),

@@ -160,6 +160,17 @@ fn overlap(entry: &BusRange, range: &Range<u64>) -> Option<(u64, Range<u64>)> {
     (start < end).then_some((child, start..end))
 }
 
+/// `dma-ranges` of a bus with these cells on the guest's root bus, of which addresses have two.
+pub(super) fn dma_ranges(entries: impl IntoIterator<Item = BusRange>, cells: BusCells) -> Vec<u32> {
+    let mut all = Vec::new();
+    for BusRange { child, parent, size } in entries {
+        push(&mut all, child, cells.address);
+        push(&mut all, parent, 2);
+        push(&mut all, size, cells.size);
+    }
+    all
+}
+
 /// Appends a number of this many cells.
 fn push(cells: &mut Vec<u32>, number: u64, count: u32) {
     #[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]

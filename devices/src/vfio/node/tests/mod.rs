@@ -2,6 +2,7 @@ mod below;
 mod clocks;
 mod device;
 mod options;
+mod reach;
 mod together;
 
 use std::path::Path;
