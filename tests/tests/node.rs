@@ -193,3 +193,46 @@ fn an_overlay_has_the_last_word() -> Story {
     }
     Ok(())
 }
+
+#[test]
+fn what_the_hosts_buses_let_a_device_address_is_held_to() -> Story {
+    let host = Board::new().boot()?;
+    PLATFORM_DMA.iter().try_for_each(|name| host.bind(name))?;
+    // The host's tree, on other buses.
+    let base = "/sys/firmware/devicetree/base";
+    host.sh(&format!("cp -r {base} /tmp/base && mount -o bind /tmp/base {base}"))?;
+    // Of the root bus: address, address above and size of two cells each.
+    let limit = |start: u32, size: u32| {
+        let entry = [0, start, 0, start, 0, size].map(u32::to_be_bytes);
+        let bytes: String =
+            entry.as_flattened().iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        host.sh(&format!("printf '{bytes}' >/tmp/base/dma-ranges"))
+    };
+    // None of RAM, and too little of it.
+    limit(0, 0x4000_0000)?;
+    let device = format!("--vfio-platform {NAME}");
+    let errors = refusal(&host, &device)?;
+    let expected = "is out of reach: the bus / lets 2c0a0000.dma address 0x0-0x3fffffff only";
+    assert!(errors.contains(expected), "{errors}");
+    limit(0, 0x4800_0000)?;
+    let errors = refusal(&host, &device)?;
+    assert!(errors.contains("less memory: --memory 128M"), "{errors}");
+    host.sh(&format!("strait run --kernel /k/model --dry-run {device} --memory 128M"))?;
+    // A half: what is in the other is copied, and arrives.
+    limit(0, 0x5000_0000)?;
+    let mut guest = host.guest(&format!("{device} --memory 512M"))?;
+    let bus = "/proc/device-tree/bus-2c0a0000_dma";
+    let ranges = guest.sh(&format!("hexdump -ve '4/1 \"%02x\" \" \"' {bus}/dma-ranges"))?;
+    assert_eq!(ranges.trim(), "00000000 00000000 00000000 00000000 00000000 50000000");
+    guest.sh(&format!("[ -e {bus}/dma-controller@c000000/reg ]"))?;
+    guest.sh("dmesg | grep -i 'software IO TLB: mapped'")?;
+    DmaTest::default().pass(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    // An interrupt that two devices have.
+    let [first, second] = PLATFORM_DMA.map(|name| format!("/sys/bus/platform/devices/{name}"));
+    host.sh(&format!("cat {first}/of_node/interrupts >{second}/of_node/interrupts"))?;
+    let both = PLATFORM_DMA.map(|name| format!("--vfio-platform {name}")).join(" ");
+    let errors = refusal(&host, &both)?;
+    assert!(errors.contains("2c0b0000.dma can't be assigned beside 2c0a0000.dma"), "{errors}");
+    Ok(())
+}

@@ -99,7 +99,7 @@ fn mendable(error: AssignError) -> Result<Obstacle, Error> {
 /// What stands in the way of RAM's being pinned, as far as is known.
 fn room(host: &Host, assignments: &[Assignment], ram: Ram) -> Vec<Obstacle> {
     let windows = DmaWindows::of(host, assignments).map_err(Error::from);
-    let window = windows.and_then(|windows| Ok(windows.check(ram.base, ram.size)?));
+    let window = windows.and_then(|windows| Ok(windows.check_ram(ram.base, ram.size).map(drop)?));
     let memlock = Memlock::current().check(ram.size).map_err(MapError::Memlock);
     let checks = [window, memlock.map_err(Error::from), limits::check_pinning(ram.size)];
     checks.into_iter().filter_map(Result::err).map(Obstacle::from).collect()

@@ -35,6 +35,21 @@ pub enum DeviceError {
         /// The other device, which is to be assigned too.
         other: String,
     },
+    /// Two devices have one interrupt.
+    #[error(
+        "{name} can't be assigned beside {other}: both have interrupt {interrupt} of {controller}, \
+         which VFIO gives to one only"
+    )]
+    SharedInterrupt {
+        /// The device.
+        name: String,
+        /// The other device, which is to be assigned too.
+        other: String,
+        /// The interrupt, as the controller numbers it.
+        interrupt: String,
+        /// The controller's path in the host's device tree.
+        controller: String,
+    },
     /// Its node in the host's device tree is malformed.
     #[error("{name} can't be assigned: its device tree node can't be read")]
     HostTree {
@@ -158,7 +173,7 @@ impl DeviceError {
                 "boot the host with a device tree; where the firmware offers both, with acpi=off"
                     .to_owned(),
             ),
-            Self::SameNode { name, other } => {
+            Self::SameNode { name, other } | Self::SharedInterrupt { name, other, .. } => {
                 Some(format!("--vfio-platform {other} or --vfio-platform {name}, not both"))
             }
             Self::Quiesce { name, .. } | Self::Reset { name, .. } => Some(format!(

@@ -1,5 +1,7 @@
 //! The nodes of devices that one guest is given, made of the host's.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use boot::fdt::host::{HostNode, HostTree};
@@ -14,7 +16,8 @@ use crate::vfio::node::{Copies, Draft, Given, NodeOptions};
 ///
 /// # Errors
 ///
-/// If a device has no node, or a malformed one, or the same as another.
+/// If a device has no node, or a malformed one, or the same as another, or an interrupt that another
+/// has.
 pub fn drafts(
     tree: &HostTree,
     devices: &[(&HostDevice, &NodeOptions)],
@@ -29,6 +32,7 @@ pub fn drafts(
         }
         nodes.push(node);
     }
+    check_interrupts(tree, &nodes, devices)?;
     let given = nodes.iter().zip(devices).map(|(node, (device, options))| Given {
         node,
         name: device.name(),
@@ -43,6 +47,39 @@ pub fn drafts(
             .map_err(|source| DeviceError::HostTree { name: given.name.to_owned(), source })
     };
     given.iter().map(draft).collect()
+}
+
+/// Checks that no two of the devices share an interrupt: VFIO requests each for itself alone
+/// (`vfio_set_trigger`), so the second couldn't have it.
+fn check_interrupts(
+    tree: &HostTree,
+    nodes: &[HostNode],
+    devices: &[(&HostDevice, &NodeOptions)],
+) -> Result<(), DeviceError> {
+    if nodes.len() < 2 {
+        return Ok(());
+    }
+    let mut owners: BTreeMap<(PathBuf, Vec<u32>), &str> = BTreeMap::new();
+    for (node, (device, _)) in nodes.iter().zip(devices) {
+        // Where they can't be made out, VFIO has none.
+        for mut interrupt in tree.interrupts(node).unwrap_or_default() {
+            // What identifies it: without its flags, and with its kind where the controller has
+            // several (Documentation/devicetree/bindings/interrupt-controller/arm,gic-v3.yaml).
+            interrupt.arguments.truncate(if interrupt.arguments.len() > 2 { 2 } else { 1 });
+            let place = (interrupt.provider.directory().to_owned(), interrupt.arguments);
+            let other = *owners.entry(place.clone()).or_insert(device.name());
+            if other != device.name() {
+                let numbers: Vec<String> = place.1.iter().map(u32::to_string).collect();
+                return Err(DeviceError::SharedInterrupt {
+                    name: device.name().to_owned(),
+                    other: other.to_owned(),
+                    interrupt: numbers.join(" "),
+                    controller: tree.path(&interrupt.provider),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A device's node on the host.
@@ -78,6 +115,34 @@ mod tests {
         let names: Vec<String> =
             drafts_of(&fake, &["2.dma", "1.dma"]).unwrap().into_iter().map(|d| d.name).collect();
         assert_eq!(names, ["2.dma", "1.dma"]);
+    }
+
+    #[test]
+    fn devices_that_share_an_interrupt_are_named() {
+        let fake = FakeHost::with_vfio();
+        let base = "sys/firmware/devicetree/base";
+        let cells = |cells: &[u32]| cells.iter().flat_map(|c| c.to_be_bytes()).collect::<Vec<_>>();
+        fake.write(format!("{base}/interrupt-parent"), cells(&[1]));
+        fake.write(format!("{base}/gic/phandle"), cells(&[1]));
+        fake.write(format!("{base}/gic/#interrupt-cells"), cells(&[3]));
+        // Kind, number, flags: the same number of another kind is another one.
+        for (name, interrupts) in [
+            ("1.uart", [0, 5, 4, 0, 9, 4]),
+            ("2.uart", [0, 7, 4, 0, 5, 1]),
+            ("3.uart", [1, 5, 4, 0, 8, 4]),
+        ] {
+            fake.device("platform", name, None, None);
+            fake.behind_iommu("platform", name);
+            fake.write(format!("{base}/{name}/interrupts"), cells(&interrupts));
+        }
+        assert!(drafts_of(&fake, &["1.uart", "3.uart"]).is_ok());
+        let error = drafts_of(&fake, &["1.uart", "3.uart", "2.uart"]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "2.uart can't be assigned beside 1.uart: both have interrupt 0 5 of /gic, which VFIO \
+             gives to one only"
+        );
+        assert!(error.help().unwrap().contains("not both"));
     }
 
     #[test]
