@@ -150,8 +150,11 @@ fn coherence_is_the_nearest_that_says_so() {
     assert!(!tree.is_dma_coherent(&device).unwrap());
 }
 
+/// What buses have as their `dma-ranges`: their paths with a `/` behind, and the cells.
+type DmaRanges<'a> = &'a [(&'a str, &'a [u32])];
+
 /// What the device can address, on a board whose buses have these `dma-ranges`.
-fn reach(files: &[(&str, &[u32])]) -> Option<DmaReach> {
+fn reach(files: DmaRanges<'_>) -> Option<DmaReach> {
     let board = board();
     for (bus, ranges) in files {
         board.write(&format!("base/{bus}dma-ranges"), cells(ranges));
@@ -164,7 +167,7 @@ fn reach(files: &[(&str, &[u32])]) -> Option<DmaReach> {
 #[test]
 fn a_device_reaches_what_every_bus_passes_on() {
     // `bus`: address, address above, size, a cell each; `soc`: the second of two cells.
-    type Case<'a> = (&'a [(&'a str, &'a [u32])], Option<(&'a str, &'a [(u64, u64)])>);
+    type Case<'a> = (DmaRanges<'a>, Option<(&'a str, &'a [(u64, u64)])>);
     let cases: [Case<'_>; 13] = [
         (&[], None),
         (&[("soc/bus/", &[])], None),
@@ -242,7 +245,7 @@ fn dma_ranges_that_are_malformed_or_endless_are_errors() {
     let many: Vec<u32> = (0..257).flat_map(|n| [n << 16, n << 16, 1]).collect();
     let cut: Vec<u32> = (0..129).flat_map(|n| [n << 16, 0, 0x1_0000]).collect();
     let two = [0, 0, 0, 0x8000, 0x8000, 0, 0x8000, 0x8000];
-    let cases: [(&[(&str, &[u32])], &str); 3] = [
+    let cases: [(DmaRanges<'_>, &str); 3] = [
         (&[("soc/bus/", &[1, 2])], "dma-ranges has no numbers of 1 cells"),
         (&[("soc/bus/", &many)], "has more than 256 entries"),
         (&[("soc/bus/", &cut), ("soc/", &two)], "has more than 256 entries"),

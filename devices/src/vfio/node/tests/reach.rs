@@ -27,7 +27,7 @@ fn a_bus_that_limits_its_devices_comes_along() {
         };
         assert_eq!(bus.get("compatible").cloned(), strings(&["simple-bus"]));
         assert_eq!(bus.get("ranges"), Some(&Value::Empty));
-        assert_eq!(nodes.top().children(), [nodes.device.clone()]);
+        assert_eq!(nodes.top().children(), std::slice::from_ref(&nodes.device));
         assert_eq!(path, "/bus-1_dev/x@c000000");
     }
 }
