@@ -220,10 +220,16 @@ impl HostBridge {
     fn warn(&self, Decoded { devfn, window: Window { bar, space, range } }: &Decoded) {
         let Some(installed) = self.functions.get(devfn) else { return };
         if !installed.warned.swap(true, Ordering::Relaxed) {
+            let space = match space {
+                Space::Memory => "memory",
+                Space::Io => "ports",
+            };
             log::warn!(
-                "{}: BAR {bar} at {range:#x?} ({space:?}) does not answer: that is not the host \
+                "{}: BAR {bar} at {:#x}-{:#x} ({space}) does not answer: that is not the host \
                  bridge's to forward, or another BAR is there",
-                installed.lock().name()
+                installed.lock().name(),
+                range.start,
+                range.end.saturating_sub(1)
             );
         }
     }

@@ -266,7 +266,7 @@ impl AssignedIrq {
 
     fn try_to(&self, action: IrqAction<'_>) {
         if let Err(error) = self.device.set_irq(self.index, action) {
-            self.log.error(format_args!("{action:?}: {error}: {}", error.source));
+            self.log.error(format_args!("can't {action}: {error}: {}", error.source));
         }
     }
 }

@@ -18,7 +18,7 @@ pub enum FunctionError {
         source: IoctlError,
     },
     /// VFIO tells of it what can't be.
-    #[error("{name} can't be assigned: VFIO describes no PCI function, but {info:?}")]
+    #[error("{name} can't be assigned: VFIO describes no PCI function, but {info}")]
     Strange {
         /// The function.
         name: String,

@@ -78,7 +78,7 @@ pub enum DeviceError {
         source: IoctlError,
     },
     /// VFIO tells of it what can't be.
-    #[error("{name} can't be assigned: VFIO describes no platform or AMBA device, but {info:?}")]
+    #[error("{name} can't be assigned: VFIO describes no platform or AMBA device, but {info}")]
     Strange {
         /// The device.
         name: String,

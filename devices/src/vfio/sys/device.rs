@@ -44,6 +44,15 @@ pub struct DeviceInfo {
     pub irqs: u32,
 }
 
+impl fmt::Display for DeviceInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let buses = [(self.platform, "platform"), (self.amba, "AMBA"), (self.pci, "PCI")];
+        let bus = buses.iter().find(|(is_on, _)| *is_on).map_or("another", |(_, bus)| bus);
+        let (regions, irqs) = (self.regions, self.irqs);
+        write!(f, "one on the {bus} bus with {regions} regions and {irqs} interrupts")
+    }
+}
+
 /// What `VFIO_DEVICE_GET_IRQ_INFO` says of an interrupt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IrqInfo {
@@ -72,6 +81,19 @@ pub enum IrqAction<'a> {
     Mask,
     /// Unmask it.
     Unmask,
+}
+
+impl fmt::Display for IrqAction<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SetTrigger(_) => "enable it on the host",
+            Self::ClearTrigger => "disable it on the host",
+            Self::SetUnmask(_) => "have an eventfd unmask it",
+            Self::ClearUnmask => "forget the eventfd that unmasks it",
+            Self::Mask => "mask it",
+            Self::Unmask => "unmask it",
+        })
+    }
 }
 
 /// The calls that a device file takes; a trait, so that what uses it is tested without VFIO.
