@@ -38,8 +38,7 @@ This is the model host. Ctrl-A x switches it off; so does leaving the shell. Ctr
 a guest.
 
 Give a DMA controller to VFIO, then start a guest that owns it (in the guest: dmatest 50 16384):
-  echo vfio-platform > /sys/bus/platform/devices/{device}/driver_override
-  echo {device} > /sys/bus/platform/drivers_probe
+  strait device bind {device}
   strait {model}
 Debian's own kernel:
   strait {stock}

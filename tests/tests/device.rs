@@ -40,22 +40,33 @@ fn devices_are_listed_with_what_they_need() -> Story {
     let host = Board::new().boot()?;
     let list = json(&host, "device list")?;
     for name in PLATFORM_DMA {
-        assert_eq!(entry(&list, name)["state"], "needs-bind", "{list}");
+        assert_eq!(entry(&list, name)["state"], "free", "{list}");
+        assert_eq!(entry(&list, name)["bound"], false);
         assert_eq!(entry(&list, name)["what"], "arm,pl330");
         assert_eq!(entry(&list, name)["help"], format!("strait device bind {name}"));
     }
     assert_eq!(entry(&list, AMBA_DMA[0])["driver"], "dma-pl330");
     assert_eq!(entry(&list, AMBA_DMA[0])["group"], host.group(AMBA_DMA[0])?);
-    let pci = list.as_array().into_iter().flatten().filter(|entry| entry["bus"] == "pci");
-    assert!(pci.clone().count() > 0 && pci.clone().all(|entry| entry["state"] == "needs-bind"));
+    // The only PCI device is the one through which this is asked.
+    let mut pci = list.as_array().into_iter().flatten().filter(|entry| entry["bus"] == "pci");
+    let agent = pci.next().unwrap_or(&Value::Null);
+    assert_eq!((&agent["state"], pci.next()), (&"used-by-host".into(), None), "{list}");
+    let uses = agent["host_uses"][0].as_str().unwrap_or_default();
+    assert!(uses.starts_with("/dev/vport") && uses.contains("(probe)"), "{uses}");
 
     host.sh(&format!("strait device bind {}", AMBA_DMA[0]))?;
     let list = json(&host, "device list")?;
     let bound = entry(&list, AMBA_DMA[0]);
-    assert_eq!((&bound["state"], &bound["driver"]), (&"assignable".into(), &"vfio-amba".into()));
-    assert_eq!(bound["driver_before"], "dma-pl330");
+    assert_eq!((&bound["state"], &bound["driver"]), (&"free".into(), &"vfio-amba".into()));
+    assert_eq!((&bound["driver_before"], &bound["bound"]), (&"dma-pl330".into(), &true.into()));
+    let group = host.group(AMBA_DMA[0])?;
+    assert_eq!(bound["files"][0]["path"], format!("/dev/vfio/{group}"));
     let text = host.sh("strait device list")?;
-    assert!(text.lines().any(|line| line.starts_with(AMBA_DMA[0]) && line.contains("assignable")));
+    let free = format!("free, bound: /dev/vfio/{group}, /dev/vfio/devices/vfio0");
+    assert!(
+        text.lines().any(|line| line.starts_with(AMBA_DMA[0]) && line.contains(&free)),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -222,7 +233,7 @@ fn a_group_is_bound_as_a_whole() -> Story {
     for name in [one, other] {
         assert_eq!(host.driver(name)?.as_deref(), Some("vfio-amba"), "{name}");
     }
-    assert_eq!(entry(&json(&host, "device list")?, one)["state"], "assignable");
+    assert_eq!(entry(&json(&host, "device list")?, one)["state"], "free");
     host.sh(&format!("strait device unbind --group {one}"))?;
     for name in [one, other] {
         assert_eq!(host.driver(name)?.as_deref(), Some("dma-pl330"), "{name}");
@@ -242,6 +253,14 @@ fn a_device_in_use_is_left_to_its_user() -> Story {
         assert_eq!(answer.status, 1);
         assert!(answer.errors.contains("another process uses"), "{}", answer.errors);
         assert!(answer.errors.contains("fuser"), "{}", answer.errors);
+        let who = format!("process {} (strait)", guest.pid()?);
+        assert!(answer.errors.contains(&who), "{}", answer.errors);
+        let list = json(&host, "device list")?;
+        let listed = entry(&list, name);
+        assert_eq!(listed["state"], "in-use", "{list}");
+        assert_eq!(listed["users"][0]["pid"], guest.pid()?, "{list}");
+        let text = host.sh(&format!("strait device list; strait device show {name}"))?;
+        assert_eq!(text.matches(&format!("in use by {who}")).count(), 2, "{text}");
         if backend == "iommufd" {
             // Nor is it taken where the kernel has no files of groups.
             let group = format!("/dev/vfio/{}", host.group(name)?);
@@ -256,6 +275,47 @@ fn a_device_in_use_is_left_to_its_user() -> Story {
     }
     host.sh(&format!("strait device unbind {name}"))?;
     assert_eq!(host.driver(name)?.as_deref(), Some("dma-pl330"));
+    Ok(())
+}
+
+#[test]
+fn an_owner_has_a_device_without_privileges() -> Story {
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    host.sh("chmod 666 /dev/kvm && chmod 600 /dev/iommu")?;
+    let name = AMBA_DMA[0];
+    let owner = "probe as 1000 memlock=1073741824 strait";
+    let run = format!("{owner} run --kernel /k/off --vfio-platform {name}");
+    let bound = host.sh(&format!("strait device bind --owner 1000:100 {name}"))?;
+    let group = format!("/dev/vfio/{}", host.group(name)?);
+    for file in [&*group, "/dev/vfio/devices/vfio0"] {
+        assert!(bound.contains(&format!("{file} (user 1000's)")), "{bound}");
+        assert_eq!(host.sh(&format!("stat -c '%u %g %a' {file}"))?, "1000 100 660\n");
+    }
+    host.sh(&run)?;
+    // What is bound and open to the user is no reason to stop, nor to give anything back.
+    host.sh(&format!("{run} --bind"))?;
+    assert_eq!(host.driver(name)?.as_deref(), Some("vfio-amba"));
+    let list = host.sh(&format!("{owner} device list"))?;
+    assert!(list.contains(&format!("free, bound: {group} (user 1000's)")), "{list}");
+    // By iommufd, it takes one more file, and the error names just that.
+    let answer = host.run(&format!("{run} --iommu iommufd"))?;
+    assert!(answer.errors.contains("may not open /dev/iommu, which"), "{}", answer.errors);
+    assert!(!answer.errors.contains("open /dev/vfio"), "{}", answer.errors);
+    let help = answer.errors.lines().find_map(|line| line.split_once("help: sudo "));
+    host.sh(help.map_or("no help", |(_, command)| command))?;
+    host.sh(&format!("{run} --iommu iommufd"))?;
+
+    // Given back and taken again, it is still the user's: also for the time of a run by root.
+    host.sh(&format!("strait device unbind {name} && strait device bind {name}"))?;
+    host.sh(&format!("{run} --iommu container && {run} --iommu iommufd"))?;
+    // Others may not.
+    let other = run.replace("as 1000", "as 1001");
+    let answer = host.run(&other)?;
+    assert_eq!(answer.status, 1);
+    let help = format!("help: sudo strait device bind --owner 1001 {name}\n");
+    assert!(answer.errors.contains(&help), "{}", answer.errors);
+    assert!(answer.errors.contains("udevadm trigger -s vfio -s vfio-dev"), "{}", answer.errors);
+    host.sh(&format!("strait device bind --owner 1001 {name} && {other}"))?;
     Ok(())
 }
 

@@ -145,12 +145,14 @@ fn a_person_without_permission() -> Story {
         .is_refused_by(&host, "probe as 1000 strait")?;
     host.sh("chmod 666 /dev/kvm")?;
 
+    let permit = format!("strait device bind --owner 1000 {device}");
     let error = &[device, &node, "1000"];
-    Wrong { arguments, status: 1, error, help: &["chown", &node] }
+    Wrong { arguments, status: 1, error, help: &[&permit, "udevadm control --reload"] }
         .is_refused_by(&host, "probe as 1000 strait")?;
-    host.sh(&format!("chown 1000 {node} && chmod 600 /dev/vfio/vfio"))?;
-    let error = &[device, "/dev/vfio/vfio"];
-    Wrong { arguments, status: 1, error, help: &["/dev/vfio/vfio"] }
+    host.sh(&format!("{permit} && chmod 600 /dev/vfio/vfio"))?;
+    let container = &format!("{arguments} --iommu container");
+    let error = &[device, "user 1000 may not open /dev/vfio/vfio, which"];
+    Wrong { arguments: container, status: 1, error, help: &["chmod 666 /dev/vfio/vfio"] }
         .is_refused_by(&host, "probe as 1000 strait")?;
     host.sh("chmod 666 /dev/vfio/vfio")?;
 
@@ -162,12 +164,11 @@ fn a_person_without_permission() -> Story {
 
     // The same through iommufd, for which that permits nothing.
     let arguments = &format!("{arguments} --iommu iommufd");
-    for node in ["/dev/iommu", "/dev/vfio/devices/vfio0"] {
-        let error = &[device, "user 1000 may not open", node];
-        Wrong { arguments, status: 1, error, help: &["chown 1000", node] }
-            .is_refused_by(&host, "probe as 1000 strait")?;
-        host.sh(&format!("chown 1000 {node}"))?;
-    }
+    host.sh("chown 0 /dev/vfio/devices/vfio0")?;
+    let error = &[device, "user 1000 may not open", "/dev/iommu", "/dev/vfio/devices/vfio0"];
+    Wrong { arguments, status: 1, error, help: &[&permit, "chmod 666 /dev/iommu"] }
+        .is_refused_by(&host, "probe as 1000 strait")?;
+    host.sh(&format!("{permit} && chmod 666 /dev/iommu"))?;
     let error = &["RLIMIT_MEMLOCK"];
     Wrong { arguments, status: 1, error, help: &["ulimit -l"] }
         .is_refused_by(&host, "probe as 1000 memlock=8388608 strait")?;

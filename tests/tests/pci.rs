@@ -1,6 +1,8 @@
 //! Assigned PCI devices: a guest's own drivers drive a disk, a network card and others that belong
 //! to it.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 use tests::harness::payload::{self, Toggle};
 use tests::harness::{
@@ -405,7 +407,7 @@ fn devices_are_shown_borrowed_and_refused_with_what_to_type() -> Story {
     let list = host.sh("strait device list")?;
     let what = "Non-Volatile memory controller: Red Hat, Inc. QEMU NVM Express Controller";
     let line = list.lines().find(|line| line.starts_with(DISK)).unwrap_or_default();
-    assert!(line.contains("needs bind") && line.contains(what), "{list}");
+    assert!(line.ends_with("free") && line.contains(what), "{list}");
 
     // Borrowed for a run that only plans, then for one.
     host.sh(&format!("strait device bind {DISK}"))?;
@@ -462,6 +464,94 @@ fn needs_descriptors(host: &Host) -> Story {
     assert_eq!(guest.exit_status()?, 0);
     let said = guest.process().output();
     assert!(said.contains("statistics can't be written to /tmp/passing/stats"), "{said}");
+    Ok(())
+}
+
+/// Checks that a device is refused, for this reason, whoever asks, and that nothing was done to it.
+fn refused(host: &Host, device: &str, reason: &str) -> Story {
+    let driver = host.driver(device)?;
+    for command in
+        [format!("device bind {device}"), format!("run --kernel /k/off --bind --vfio-pci {device}")]
+    {
+        let answer = host.run(&format!("strait {command}"))?;
+        let said = &answer.errors;
+        assert_eq!(answer.status, 1, "{said}");
+        assert!(said.contains(reason) && said.contains("--force"), "{command}: {said}");
+    }
+    assert_eq!(host.driver(device)?, driver, "{device}");
+    let list = host.sh("strait device list")?;
+    let line = list.lines().find(|line| line.starts_with(device)).unwrap_or_default();
+    assert!(line.contains(&format!("used by the host: {reason}")), "{list}");
+    let shown = host.sh(&format!("strait device show {device}"))?;
+    assert!(shown.contains(&format!("used by the host: {reason}")), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn what_the_host_uses_is_refused_by_name() -> Story {
+    let host = with_disk()
+        .file("k/off", payload::power_off())
+        .option("-netdev", "hubport,id=card,hubid=0")
+        .device("e1000e,netdev=card,addr=6,romfile=")
+        .option("-fsdev", "local,id=share,path=/usr/share,security_model=none,readonly=on")
+        .device("virtio-9p-pci,fsdev=share,mount_tag=share,addr=7")
+        .boot()?;
+    let share = "0000:00:07.0";
+
+    // A disk, by what is on it: itself, what is made of it, what nobody sees any more.
+    host.sh("mkdir /mnt && mke2fs -q /dev/nvme0n1 && mount -t ext4 /dev/nvme0n1 /mnt")?;
+    refused(&host, DISK, "nvme0n1 is mounted on /mnt")?;
+    let help = host.run(&format!("strait device bind {DISK}"))?.errors;
+    assert!(help.contains("help: umount /mnt\n"), "{help}");
+    let keeper = host.start("cd /mnt && echo there && read line")?;
+    host.until("ls -l /proc/*/cwd 2>/dev/null | grep -q /mnt$")?;
+    host.sh("umount -l /mnt")?;
+    refused(&host, DISK, "nvme0n1 is claimed by a file system")?;
+    keeper.signal(9)?;
+    keeper.exit_status()?;
+    host.sh("losetup /dev/loop0 /dev/nvme0n1")?;
+    refused(&host, DISK, "nvme0n1 is part of loop0")?;
+    host.sh("losetup -d /dev/loop0")?;
+    let reader = host.start("exec 3</dev/nvme0n1; echo there; read line")?;
+    host.until("ls -l /proc/*/fd 2>/dev/null | grep -q nvme0n1$")?;
+    refused(&host, DISK, "/dev/nvme0n1 is open in process ")?;
+    reader.signal(9)?;
+    reader.exit_status()?;
+
+    // A network interface.
+    host.sh("ip link set eth0 up && ip addr add 10.0.0.1/24 dev eth0")?;
+    refused(&host, CARD, "eth0 is up")?;
+    host.sh("ip route add default via 10.0.0.2")?;
+    refused(&host, CARD, "eth0 is up, and the default route is by eth0")?;
+    let both = host.run(&format!("strait device bind {DISK} {CARD}"))?;
+    assert!(both.status == 1 && both.errors.contains("eth0 is up"), "{}", both.errors);
+    assert_eq!(host.driver(DISK)?.as_deref(), Some("nvme"), "all or nothing");
+
+    // What ends the use is what the help says; who knows better is believed.
+    host.sh(&format!("ip link set eth0 down && strait device bind {CARD}"))?;
+    host.sh("mount -t ext4 /dev/nvme0n1 /mnt")?;
+    host.sh(&format!("strait run --kernel /k/off --bind --force --vfio-pci {DISK}"))?;
+    host.sh("umount /mnt")?;
+    assert_eq!(host.driver(DISK)?.as_deref(), Some("nvme"), "given back");
+
+    // A share's driver waits until it is unmounted.
+    host.sh("mkdir /share && mount -t 9p -o trans=virtio share /share && ls /share")?;
+    refused(&host, share, "9p share share is mounted on /share")?;
+    let started = Instant::now();
+    let run = host.strait(&format!("run --kernel /k/off --bind --force --vfio-pci {share}"))?;
+    host.until(&format!("[ ! -e /sys/bus/pci/devices/{share}/driver ]"))?;
+    run.signal(15)?;
+    assert_eq!(run.exit_status()?, 128 + 15);
+    let said = run.output();
+    assert!(said.contains("driver/unbind") && said.contains("waits in msleep"), "{said}");
+    assert!(started.elapsed() < Duration::from_secs(9), "a signal is heard: {said}");
+    // Until then it can't be given back either, which is told in time.
+    let restore = host.run(&format!("strait device unbind {share}"))?;
+    assert_eq!(restore.status, 1);
+    assert!(restore.errors.contains("hasn't answered process"), "{}", restore.errors);
+    host.sh("umount /share")?;
+    host.sh(&format!("strait device unbind {share}"))?;
+    assert_eq!(host.driver(share)?.as_deref(), Some("virtio-pci"));
     Ok(())
 }
 

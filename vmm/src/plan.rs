@@ -1,4 +1,5 @@
-//! Options + what the host has → what the machine will be. Nothing on the host changes.
+//! Options + what the host has → what the machine will be. Nothing on the host changes, but for the
+//! devices themselves: opening one makes VFIO reset it where it can.
 
 use std::path::Path;
 use std::time::Duration;

@@ -40,7 +40,8 @@ pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     logger::init(options.log_level);
     // From here on a signal ends the run in order, and what is borrowed is given back.
     let mut signals = Signals::new()?;
-    let borrowed = options.bind.then(|| Borrowed::take(&options.device_names())).transpose();
+    let borrow = || Borrowed::take(&options.device_names(), options.force);
+    let borrowed = options.bind.then(borrow).transpose();
     let ending = borrowed.and_then(|borrowed| {
         let ending = run_guest(options, started, &mut signals);
         // Only now is everything closed that holds the devices.

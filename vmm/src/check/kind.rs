@@ -121,7 +121,7 @@ impl Present {
             let bus = Bus::ALL.into_iter().find(|bus| Kind::on(*bus) == *kind)?;
             let path = root.join("bus").join(bus.name()).join("devices/1.x");
             std::fs::create_dir_all(&path).ok()?;
-            let device = Host::at(&root, &root, &root).find_on(bus, "1.x").ok()??;
+            let device = Host::at(&root, &root, &root, &root).find_on(bus, "1.x").ok()??;
             Some(Confined { kind: *kind, device, isolated: *kind == Kind::Pci })
         });
         let present = confined.collect();

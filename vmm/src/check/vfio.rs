@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use devices::vfio::assign::may_open;
+use devices::vfio::assign::{may_open, udev_rules};
 use devices::vfio::host::{Bus, Host, HostDevice};
 
 use super::Premises;
@@ -112,7 +112,8 @@ fn devices(host: &Host, works: &Backends) -> Result<Finding, Error> {
         return Ok(Finding::fine(SUBJECT, texts(true)));
     }
     let text = format!("this user may not open {}", texts(false));
-    let help = permit_all(if works.container.is_empty() { "vfio-dev" } else { "vfio" });
+    // SAFETY: takes nothing and never fails.
+    let help = udev_rules(unsafe { libc::geteuid() });
     let closed = |kind: &Kind| {
         let mut of_kind = bound.iter().filter(|files| files.kind == *kind).peekable();
         of_kind.peek().is_some() && of_kind.all(|files| !files.open)
@@ -127,14 +128,4 @@ fn devices(host: &Host, works: &Backends) -> Result<Finding, Error> {
     } else {
         Finding::blocks(SUBJECT, &closed, text, help)
     })
-}
-
-/// How this user is let have all devices' files of a kind.
-fn permit_all(subsystem: &str) -> String {
-    // SAFETY: takes nothing and never fails.
-    let uid = unsafe { libc::geteuid() };
-    format!(
-        "echo 'SUBSYSTEM==\"{subsystem}\", OWNER=\"{uid}\"' | sudo tee \
-         /etc/udev/rules.d/60-vfio.rules && sudo udevadm trigger -s {subsystem}"
-    )
 }

@@ -10,7 +10,8 @@ use lexopt::Parser;
 use super::{HELP, check, device, run};
 
 /// Programs of others in the advice; options behind them are theirs.
-const OTHERS: [&str; 6] = ["docker", "dumpimage", "fuser", "prlimit", "unpack_bootimg", "xz"];
+const OTHERS: [&str; 7] =
+    ["docker", "dumpimage", "fuser", "prlimit", "udevadm", "unpack_bootimg", "xz"];
 
 /// The texts of `--help`, with the words that come before the options.
 const HELPS: [(&[&str], &str); 4] =

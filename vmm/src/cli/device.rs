@@ -2,10 +2,12 @@
 
 use std::str::FromStr;
 
+use devices::vfio::host::Owner;
 use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 
 use super::once::Once;
+use super::owner::owner;
 use super::vfio::backend;
 use super::{Command, UserOptions, wrong};
 use crate::error::Error;
@@ -16,20 +18,26 @@ Look at, bind, unbind and test the host's devices.
 Usage: strait device list [--json]
        strait device show NAME [--iommu auto|iommufd|container] [--json]
        strait device show --vfio-user PATH[,peer=UID|any] [--json]
-       strait device bind NAME... [--group] [--json]
+       strait device bind NAME... [--group] [--owner USER[:GROUP]] [--force] [--json]
        strait device unbind NAME... [--group] [--json]
        strait device test NAME [--iommu auto|iommufd|container] [--json]
 
-  list      The devices behind an IOMMU: bus, driver, group, and whether each can be assigned
+  list      The devices behind an IOMMU: bus, driver, group, and who uses each: free, used by the
+            host, in use by a process; or why it can't be bound or assigned
   show      What VFIO tells of a device, its IOMMU, its node on the host and in a guest; or what
             the vfio-user server with this socket offers
-  bind      Give devices to VFIO, all of them or none; the driver before is remembered
+  bind      Give devices to VFIO, all of them or none; the driver before is remembered. What the
+            host uses is refused: mounted disks, swap, network interfaces that are up, consoles, …
   unbind    Give them back to the driver they had, also after a run with --bind was killed
   test      Drive a device without a guest: its registers, interrupts and DMA. It must be bound,
             and whatever it is doing is stopped
 
 Options:
   --group          Include the other devices of their IOMMU groups
+  --owner USER[:GROUP]
+                   Let this user have the devices without privileges: their files in /dev/vfio are
+                   USER's, now and whenever they are bound again, until the host reboots
+  --force          Take them though the host uses them: it loses what isn't written yet
   --iommu WAY      The way to the IOMMU: iommufd, or a VFIO container [auto: iommufd where the host
                    has it]
   --json           Print JSON
@@ -64,6 +72,10 @@ pub struct DeviceOptions {
     pub verb: DeviceVerb,
     /// Include the other devices of the groups.
     pub group: bool,
+    /// Take what the host uses.
+    pub force: bool,
+    /// Whose the devices' files are to be.
+    pub owner: Option<Owner>,
     /// The way to the IOMMU.
     pub iommu: IommuOptions,
     /// Report as JSON.
@@ -87,6 +99,8 @@ struct Words {
     names: Vec<String>,
     served: Option<UserOptions>,
     group: bool,
+    force: bool,
+    owner: Option<Owner>,
     backend: Option<BackendChoice>,
     json: bool,
 }
@@ -99,6 +113,8 @@ impl Words {
             match arg {
                 Arg::Long("json") => self.json = true,
                 Arg::Long("group") => self.group = true,
+                Arg::Long("force") => self.force = true,
+                Arg::Long("owner") => self.owner = Some(once.parsed("--owner", parser, owner)?),
                 Arg::Long("iommu") => {
                     self.backend = Some(once.parsed("--iommu", parser, backend)?);
                 }
@@ -154,12 +170,18 @@ impl Words {
         if self.group && !matches!(parsed, DeviceVerb::Bind(_) | DeviceVerb::Unbind(_)) {
             return Err(Error::usage(format!("`device {verb}` takes no --group")).help(help));
         }
+        for (option, is_there) in [("force", self.force), ("owner", self.owner.is_some())] {
+            if is_there && !matches!(parsed, DeviceVerb::Bind(_)) {
+                return Err(Error::usage(format!("`device {verb}` takes no --{option}")).help(help));
+            }
+        }
         if self.backend.is_some() && !matches!(parsed, DeviceVerb::Show(_) | DeviceVerb::Test(_)) {
             return Err(Error::usage(format!("`device {verb}` takes no --iommu")).help(help));
         }
         let backend = self.backend.unwrap_or_default();
         let iommu = IommuOptions { backend, iommufd: None };
-        Ok(DeviceOptions { verb: parsed, group: self.group, iommu, json: self.json })
+        let Self { group, force, owner, json, .. } = self;
+        Ok(DeviceOptions { verb: parsed, group, force, owner, iommu, json })
     }
 }
 
@@ -190,6 +212,8 @@ mod tests {
         }
         let options = device(&["--json", "bind", "--group", "a"]).unwrap();
         assert!(options.json && options.group);
+        let options = device(&["bind", "--owner", "1000:100", "--force", "a"]).unwrap();
+        assert!(options.force && options.owner == Some(Owner { user: 1000, group: Some(100) }));
         for verb in ["show", "test"] {
             let options = device(&[verb, "--iommu", "container", "a"]).unwrap();
             assert_eq!(options.iommu.backend, BackendChoice::Container, "{verb}");
@@ -198,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let cases: [&[&str]; 16] = [
+        let cases: [&[&str]; 20] = [
             &[],
             &["list", "a"],
             &["show"],
@@ -206,6 +230,10 @@ mod tests {
             &["bind"],
             &["test", "--group", "a"],
             &["list", "--group"],
+            &["unbind", "--force", "a"],
+            &["unbind", "--owner", "1000", "a"],
+            &["bind", "--owner", "no-such-user", "a"],
+            &["bind", "a", "--owner"],
             &["bind", "--iommu", "container", "a"],
             &["show", "--iommu", "none", "a"],
             &["eat", "a"],

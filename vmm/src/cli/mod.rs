@@ -6,6 +6,7 @@ mod check;
 mod cpu;
 mod device;
 mod once;
+mod owner;
 mod pci;
 mod platform;
 mod run;

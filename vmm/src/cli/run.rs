@@ -81,15 +81,17 @@ Devices it is given:
   --iommufd-fd N     The iommufd (/dev/iommu) that somebody else opened as descriptor N
   --bind             Give these devices to VFIO for the time of the run, and back to their drivers
                      when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
-                     does it then
+                     does it then. What the host uses is refused, as by `strait device bind`
+  --force            With --bind, take also what the host uses: it loses what isn't written yet
   --dtb-overlay FILE
                      Apply this compiled overlay to the guest's device tree. May be repeated.
                      It adds and replaces; dtc loses /delete-property/ and /delete-node/: see drop=
 
 The run:
   --timeout SECONDS  End it after this time
-  --dry-run          Print what would be done, and do nothing. Devices needn't be bound for it: what
-                     only VFIO knows of one that isn't, it says
+  --dry-run          Print what would be done; no guest runs. Devices that are bound are opened, which
+                     resets those that VFIO can reset; they needn't be: what only VFIO knows of one
+                     that isn't, it says. A VM is made and thrown away
   --json             With --dry-run: print it as JSON
   --dump-dtb FILE    Write the guest's device tree, readable by its owner: it holds random seeds
   --stats FILE       Write counters as JSON at the end, and whenever SIGUSR1 arrives
@@ -127,6 +129,8 @@ pub struct RunOptions {
     pub vfio_user: Vec<UserOptions>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
+    /// Bind also those that the host uses.
+    pub force: bool,
     /// What the vCPUs may have of the host's.
     pub cpu_features: Features,
     /// The interrupt controller.
@@ -172,6 +176,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         vfio_pci: Vec::new(),
         vfio_user: Vec::new(),
         bind: false,
+        force: false,
         cpu_features: Features::ALL,
         gic: GicChoice::default(),
         console: ConsoleKind::Stdio,
@@ -196,8 +201,11 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     }
     check_passed(&options)?;
     if options.bind && options.dry_run {
-        return Err(Error::usage("--dry-run changes nothing, so it can't --bind")
+        return Err(Error::usage("--dry-run changes no drivers, so it can't --bind")
             .help("--dry-run alone: devices needn't be bound for it"));
+    }
+    if options.force && !options.bind {
+        return Err(Error::usage("--force is for --bind").help("--bind --force"));
     }
     if options.json && !options.dry_run {
         return Err(
@@ -268,6 +276,7 @@ impl RunOptions {
                 self.iommu.iommufd = Some(once.parsed("--iommufd-fd", parser, descriptor)?);
             }
             Arg::Long("bind") => self.bind = true,
+            Arg::Long("force") => self.force = true,
             Arg::Long("cpu-features") => {
                 self.cpu_features = once.parsed("--cpu-features", parser, cpu::features)?;
             }
@@ -380,6 +389,7 @@ mod tests {
             ["--dry-run=yes", "--dry-run"],
             ["stray", "--dry-run"],
             ["--bind", "--dry-run"],
+            ["--force", "--gic=3"],
         ] {
             assert!(run(&arguments).unwrap_err().exit_status() == 2, "{arguments:?}");
         }

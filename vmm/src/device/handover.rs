@@ -1,9 +1,13 @@
 //! `strait device bind` and `unbind`, and what `strait run --bind` does around a run.
 
-use devices::vfio::host::{Handover, Host, IommuGroup, Sysfs};
+use std::os::unix::fs::MetadataExt;
+
+use devices::vfio::host::{Handover, HandoverError, Host, IommuGroup, Owner, Sysfs, Wanted};
 use serde::Serialize;
 
+use super::standing::File;
 use crate::error::Error;
+use crate::signals;
 
 /// What became of devices.
 #[derive(Debug, Serialize)]
@@ -17,6 +21,8 @@ struct Step {
     driver: Option<String>,
     driver_before: Option<String>,
     changed: bool,
+    /// The files by which VFIO lets it be had.
+    files: Vec<File>,
     /// What still keeps it from being assigned.
     note: Option<String>,
 }
@@ -26,8 +32,9 @@ struct Step {
 /// # Errors
 ///
 /// One can't be; then none is.
-pub fn bind(host: &Host, names: &[String], group: bool) -> Result<Outcome, Error> {
-    let bound = Handover::new(host, &Sysfs).bind(names, group)?;
+pub fn bind(host: &Host, names: &[String], wanted: &Wanted) -> Result<Outcome, Error> {
+    let bound = Handover::new(host, &Sysfs).bind(names, wanted)?;
+    let closed = wanted.owner.and_then(|owner| closed_to(host, owner));
     let mut steps = Vec::new();
     for bound in bound {
         steps.push(Step {
@@ -35,7 +42,12 @@ pub fn bind(host: &Host, names: &[String], group: bool) -> Result<Outcome, Error
             driver: bound.device.driver()?,
             driver_before: bound.before,
             changed: !bound.already,
-            note: bound.device.group()?.and_then(|group| in_use(&host.group(group))),
+            files: File::of(host, &bound.device),
+            note: bound
+                .device
+                .group()?
+                .and_then(|group| in_use(&host.group(group)))
+                .or_else(|| closed.clone()),
         });
     }
     Ok(Outcome(steps))
@@ -53,6 +65,7 @@ pub fn unbind(host: &Host, names: &[String], group: bool) -> Result<Outcome, Err
         driver: released.driver,
         driver_before: None,
         changed: !released.already,
+        files: Vec::new(),
         note: None,
     });
     Ok(Outcome(steps.collect()))
@@ -66,6 +79,22 @@ fn in_use(group: &IommuGroup) -> Option<String> {
     (!busy.is_empty()).then(|| {
         format!("its IOMMU group is shared with {}, which the host uses: --group", busy.join(", "))
     })
+}
+
+/// What a device's owner still needs: the way to the IOMMU, iommufd or the container, which all users of
+/// devices share and which gives access to nothing by itself.
+fn closed_to(host: &Host, owner: Owner) -> Option<String> {
+    let ways = [host.iommufd_node(), host.container_node()];
+    let ways: Vec<_> = ways
+        .iter()
+        .filter_map(|path| Some((path, path.metadata().ok()?)))
+        .filter(|(_, metadata)| metadata.mode() & 0o007 < 0o006 && metadata.uid() != owner.user)
+        .map(|(path, _)| path.display().to_string())
+        .collect();
+    // One that is open is enough; where there is none, others say so.
+    let all = [host.iommufd_node(), host.container_node()].iter().filter(|p| p.exists()).count();
+    let closed = owner.user != 0 && !ways.is_empty() && ways.len() == all;
+    closed.then(|| format!("user {} also needs: sudo chmod 666 {}", owner.user, ways.join(" ")))
 }
 
 impl Outcome {
@@ -86,8 +115,12 @@ impl Step {
             (_, true) => String::new(),
             (_, false) => " already".to_owned(),
         };
+        let files = match &self.files[..] {
+            [] => String::new(),
+            files => format!("; {}", File::list(files)),
+        };
         let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
-        format!("{}: {driver}{before}{note}\n", self.name)
+        format!("{}: {driver}{before}{files}{note}\n", self.name)
     }
 }
 
@@ -102,14 +135,21 @@ pub struct Borrowed {
 }
 
 impl Borrowed {
-    /// Binds those of these devices that aren't bound; those of descriptors are.
+    /// Binds those of these devices that aren't bound; those of descriptors are. With `force`, also
+    /// those that the host uses.
     ///
     /// # Errors
     ///
     /// One can't be; then none is.
-    pub fn take(names: &[&str]) -> Result<Self, Error> {
+    pub fn take(names: &[&str], force: bool) -> Result<Self, Error> {
         let host = Host::default();
-        let bound = Handover::new(&host, &Sysfs).bind(names, false)?;
+        let wanted = Wanted { force, ..Wanted::default() };
+        let bound = Handover::new(&host, &Sysfs).bind(names, &wanted).inspect_err(|error| {
+            // The run ends by the signal then, and says nothing more.
+            if matches!(error, HandoverError::Hung { .. }) && signals::is_end_pending() {
+                log::error!("{error}");
+            }
+        })?;
         let changed = bound.iter().filter(|bound| !bound.already);
         let names = changed.map(|bound| bound.device.path().display().to_string()).collect();
         Ok(Self { host, names })

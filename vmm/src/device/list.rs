@@ -1,11 +1,10 @@
 //! `strait device list`.
 
-use devices::vfio::assign::{self, AssignError};
-use devices::vfio::host::{Bus, Host, HostDevice};
-use devices::vfio::iommu::{Backend, IommuOptions};
+use devices::vfio::host::{Bus, Host, HostDevice, Usage};
 use serde::Serialize;
 
 use super::pci_ids::PciIds;
+use super::standing::Standing;
 use crate::error::Error;
 use crate::table::Table;
 
@@ -24,28 +23,13 @@ struct Line {
     group: Option<u32>,
     /// The other devices of the group.
     shares_with: Vec<String>,
-    state: State,
-    /// Why it can't be assigned as it is.
-    reason: Option<String>,
-    /// The command that mends it.
-    help: Option<String>,
+    #[serde(flatten)]
+    standing: Standing,
     /// The driver that `unbind` restores.
     driver_before: Option<String>,
     /// What it says that it is: a PCI function by class, vendor and device, others by what of
     /// `compatible` is most specific.
     what: Option<String>,
-}
-
-/// Whether a device can be assigned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum State {
-    /// As it is.
-    Assignable,
-    /// Once it is bound to VFIO.
-    NeedsBind,
-    /// Not yet, or never.
-    Blocked,
 }
 
 impl List {
@@ -55,12 +39,12 @@ impl List {
     ///
     /// A device can't be looked at.
     pub fn of(host: &Host) -> Result<Self, Error> {
-        let names = PciIds::installed();
+        let (names, usage) = (PciIds::installed(), Usage::of(host));
         let mut lines = Vec::new();
         for device in Bus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)) {
             // Bridges stay with the host whatever is done with what is behind them.
             if device.behind_iommu()? && !device.is_bridge()? {
-                lines.push(Line::of(host, &names, device)?);
+                lines.push(Line::of(host, &names, &usage, &device)?);
             }
         }
         Ok(Self(lines))
@@ -84,43 +68,28 @@ impl List {
 }
 
 impl Line {
-    fn of(host: &Host, names: &PciIds, device: HostDevice) -> Result<Self, Error> {
+    fn of(
+        host: &Host,
+        names: &PciIds,
+        usage: &Usage<'_>,
+        device: &HostDevice,
+    ) -> Result<Self, Error> {
         let group = device.group()?;
         let members = group.map(|group| host.group(group).members()).transpose()?;
         let members = members.unwrap_or_default().into_iter().map(|member| member.name);
         let shares_with = members.filter(|name| name != device.name()).collect();
         let (name, bus, driver) = (device.name().to_owned(), device.bus().name(), device.driver()?);
-        let driver_before = host.record(&device)?.and_then(|record| record.driver);
+        let driver_before = host.record(device)?.and_then(|record| record.driver);
         let what = match device.pci_identity()? {
             Some(identity) => Some(names.describe(identity)),
             None => device.compatible()?.into_iter().next(),
         };
-        let (state, error) = state(host, device);
-        Ok(Self {
-            name,
-            bus,
-            driver,
-            group,
-            shares_with,
-            state,
-            reason: error.as_ref().map(ToString::to_string),
-            help: error.as_ref().and_then(AssignError::help),
-            driver_before,
-            what,
-        })
+        let standing = Standing::of(host, usage, device)?;
+        Ok(Self { name, bus, driver, group, shares_with, standing, driver_before, what })
     }
 
     fn state_text(&self) -> String {
-        let mut text = match self.state {
-            State::Assignable => "assignable".to_owned(),
-            State::NeedsBind => "needs bind".to_owned(),
-            State::Blocked => {
-                // The name is in the first column already.
-                let reason = self.reason.as_deref().unwrap_or_default();
-                let prefix = format!("{} can't be assigned: ", self.name);
-                reason.strip_prefix(&prefix).unwrap_or(reason).to_owned()
-            }
-        };
+        let mut text = self.standing.to_text(&self.name);
         if !self.shares_with.is_empty() {
             text += &format!(" (shares its group with {})", self.shares_with.join(", "));
         }
@@ -128,18 +97,5 @@ impl Line {
             text += &format!(" (driver before: {driver})");
         }
         text
-    }
-}
-
-fn state(host: &Host, device: HostDevice) -> (State, Option<AssignError>) {
-    let assignment = assign::assess(host, device);
-    let reached = assignment
-        .and_then(|assignment| Backend::choose(host, &[assignment], IommuOptions::default()));
-    match reached {
-        Ok(_) => (State::Assignable, None),
-        Err(error @ (AssignError::OwnDriver { .. } | AssignError::Unbound { .. })) => {
-            (State::NeedsBind, Some(error))
-        }
-        Err(error) => (State::Blocked, Some(error)),
     }
 }

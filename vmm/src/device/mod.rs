@@ -7,9 +7,10 @@ mod list;
 mod pci_ids;
 mod served;
 mod show;
+mod standing;
 mod test;
 
-use devices::vfio::host::Host;
+use devices::vfio::host::{Host, Wanted};
 use log::LevelFilter;
 use serde::Serialize;
 
@@ -44,7 +45,8 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
             print(json, &offer, || offer.to_text())?;
         }
         DeviceVerb::Bind(names) => {
-            let outcome = handover::bind(&host, names, options.group)?;
+            let (group, force, owner) = (options.group, options.force, options.owner);
+            let outcome = handover::bind(&host, names, &Wanted { group, force, owner })?;
             print(json, &outcome, || outcome.to_text())?;
         }
         DeviceVerb::Unbind(names) => {

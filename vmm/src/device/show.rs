@@ -8,7 +8,7 @@ use boot::fdt::host::{HostNode, HostTree};
 use boot::layout::Ram;
 use devices::vfio::assign::{self, DeviceRef};
 use devices::vfio::foreseen::Foreseen;
-use devices::vfio::host::{Bus, Host, HostDevice};
+use devices::vfio::host::{Bus, Host, HostDevice, Usage};
 use devices::vfio::iommu::{Iommu, IommuOptions};
 use devices::vfio::region::host_page_size;
 use devices::vfio::sys::{DeviceCalls, IrqInfo, RegionInfo};
@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::function::{self, FunctionSheet};
 use super::host_node;
+use super::standing::{File, Standing, State};
 use crate::assigned::{Assigned, caveat};
 use crate::cli::{PlatformOptions, Size};
 use crate::error::Error;
@@ -34,6 +35,9 @@ pub struct Sheet {
     /// The driver that `unbind` restores.
     driver_before: Option<String>,
     group: Option<Group>,
+    /// Who uses it, and by which files it can be had.
+    #[serde(flatten)]
+    standing: Standing,
     /// What a PCI function says that it is.
     what: Option<String>,
     /// A PCI function as a guest gets it.
@@ -50,10 +54,6 @@ pub struct Sheet {
     host_node: Option<String>,
     /// Its node in a guest, as source.
     guest_node: Option<String>,
-    /// Why VFIO doesn't tell of it.
-    reason: Option<String>,
-    /// What mends that.
-    help: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -151,6 +151,7 @@ impl Sheet {
             driver: device.driver()?,
             driver_before: host.record(&device)?.and_then(|record| record.driver),
             group: Group::of(host, &device)?,
+            standing: Standing::of(host, &Usage::of(host), &device)?,
             what: function::identity(&device)?,
             function: None,
             vfio: None,
@@ -159,11 +160,9 @@ impl Sheet {
             dma_coherent: node.as_ref().map(|node| node.has("dma-coherent")),
             host_node: node.as_ref().map(host_node::source),
             guest_node: None,
-            reason: None,
-            help: None,
         };
         if let Err(error) = sheet.open(host, device.clone(), options) {
-            (sheet.reason, sheet.help) = (Some(error.message().to_owned()), error.take_help());
+            sheet.standing.add(error);
             if let Err(error) = sheet.foresee(&device, node.as_ref(), options) {
                 log::warn!("{}: {}", sheet.name, error.message());
             }
@@ -232,6 +231,11 @@ impl Sheet {
             Some(group) => group.write(text)?,
             None => writeln!(text, "IOMMU group: none yet")?,
         }
+        writeln!(text, "state: {}", self.standing.to_text(&self.name))?;
+        match &self.standing.files[..] {
+            [] => (),
+            files => writeln!(text, "files: {}", File::list(files))?,
+        }
         for vfio in [&self.vfio, &self.foreseen] {
             vfio.as_ref().map_or(Ok(()), |vfio| vfio.write(text))?;
         }
@@ -246,10 +250,11 @@ impl Sheet {
                 writeln!(text, "\nnode {whose}:\n{}", node.trim_end())?;
             }
         }
-        if let Some(reason) = &self.reason {
+        let told = matches!(self.standing.state, State::UsedByHost | State::InUse);
+        if let Some(reason) = self.standing.reason.as_ref().filter(|_| !told) {
             writeln!(text, "\nVFIO tells nothing of it: {reason}")?;
         }
-        match &self.help {
+        match &self.standing.help {
             Some(help) => writeln!(text, "  help: {help}"),
             None => Ok(()),
         }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use boot::fdt::host::HostError;
 
-use super::super::host::{Bus, DeviceNumber, GroupMember, Host, HostDevice, ReadError};
+use super::super::host::{
+    Bus, DeviceNumber, GroupMember, Host, HostDevice, OpenFiles, Process, ReadError, named,
+};
 use super::super::passed::PassedError;
 use super::super::sys::IoctlError;
-use super::help::{group_node, mknod, permit, which, with_drivers};
 
 /// Why a device can't be assigned.
 #[derive(Debug, thiserror::Error)]
@@ -168,36 +169,30 @@ pub enum AssignError {
         /// What would identify it.
         number: DeviceNumber,
     },
-    /// A file may not be opened.
-    #[error("{name} can't be assigned: user {uid} may not open {}, which is user {owner}'s with \
-        mode {mode:04o}", path.display())]
+    /// Files may not be opened.
+    #[error("{name} can't be assigned: user {uid} may not open {}", closed_files(closed))]
     NotPermitted {
         /// The device.
         name: String,
-        /// The file.
-        path: PathBuf,
+        /// The files: all of those that the way to the IOMMU takes.
+        closed: Vec<ClosedFile>,
         /// Who asked.
         uid: u32,
-        /// Whose it is.
-        owner: u32,
-        /// Its permissions.
-        mode: u32,
         /// What the kernel answered.
         #[source]
         source: io::Error,
     },
     /// Somebody has the device, or another one of its group.
-    #[error("{name} can't be assigned: another process uses {}", path.display())]
+    #[error("{name} can't be assigned: another process uses {}{}", path.display(), named(users))]
     Busy {
         /// The device.
         name: String,
+        /// Those processes, as far as they can be seen.
+        users: Vec<Process>,
         /// The file that was to be opened.
         path: PathBuf,
         /// The files by which that process can have it.
         files: Vec<PathBuf>,
-        /// What the kernel answered.
-        #[source]
-        source: io::Error,
     },
     /// A file can't be opened for another reason.
     #[error("{name} can't be assigned: {} can't be opened", path.display())]
@@ -278,6 +273,20 @@ pub enum AssignError {
     Tree(#[from] HostError),
 }
 
+/// A file that may not be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClosedFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The device to which it gives access; `None` for the container and the iommufd, which give
+    /// access to nothing by themselves.
+    pub device: Option<String>,
+    /// Whose it is.
+    pub owner: u32,
+    /// Its permissions.
+    pub mode: u32,
+}
+
 impl AssignError {
     /// Whether the device that a person means is there, and may be had once this is mended: what it
     /// would be to a guest can be foreseen then.
@@ -316,21 +325,25 @@ impl AssignError {
                 let uid = unsafe { libc::geteuid() };
                 let (owner, mode) =
                     path.metadata().map_or((0, 0), |node| (node.uid(), node.mode() & 0o7777));
-                Self::NotPermitted { name, path, uid, owner, mode, source }
+                let shared = path == host.container_node() || path == host.iommufd_node();
+                let own = (!shared).then(|| name.clone());
+                let closed = vec![ClosedFile { path, device: own, owner, mode }];
+                Self::NotPermitted { name, closed, uid, source }
             }
-            Some(libc::EBUSY) => Self::busy(host, device, path, source),
+            Some(libc::EBUSY) => Self::busy(host, device, path),
             _ => Self::Open { name, path, source },
         }
     }
 
     /// Somebody has the device or its group.
     #[cold]
-    pub(crate) fn busy(host: &Host, device: &HostDevice, path: PathBuf, source: io::Error) -> Self {
+    pub(crate) fn busy(host: &Host, device: &HostDevice, path: PathBuf) -> Self {
+        let users = OpenFiles::of(host).users_by_vfio(host, device);
         let mut files = host.files_of(device);
         if files.is_empty() {
             files.push(path.clone());
         }
-        Self::Busy { name: device.name().to_owned(), path, files, source }
+        Self::Busy { name: device.name().to_owned(), users, path, files }
     }
 
     /// A file isn't there.
@@ -348,6 +361,28 @@ impl AssignError {
         }
     }
 
+    /// The files that are closed to this user, where it is only that.
+    pub(crate) fn closed(&self) -> Option<&[ClosedFile]> {
+        match self {
+            Self::NotPermitted { closed, .. } => Some(closed),
+            _ => None,
+        }
+    }
+
+    /// This error, which a user is told of together with `other` where both are about files that are
+    /// closed; else the one that permission alone doesn't mend.
+    pub(crate) fn joined(mut self, other: Self) -> Self {
+        match (&mut self, other) {
+            (Self::NotPermitted { closed, .. }, Self::NotPermitted { closed: more, .. }) => {
+                let new: Vec<_> = more.into_iter().filter(|file| !closed.contains(file)).collect();
+                closed.extend(new);
+                self
+            }
+            (Self::NotPermitted { .. }, other) => other,
+            _ => self,
+        }
+    }
+
     /// Whether the kernel lacks what is needed, whoever asks.
     pub(crate) fn is_absence(&self) -> bool {
         matches!(
@@ -358,82 +393,20 @@ impl AssignError {
                 | Self::NoCdev { .. }
         )
     }
+}
 
-    /// What mends it: what to type, or where to look.
-    #[cold]
-    pub fn help(&self) -> Option<String> {
-        Some(match self {
-            Self::NoDevice { near, candidates, .. } => return which(near, candidates),
-            Self::Twice { .. } => "name each device once".to_owned(),
-            Self::OtherBus { name, bus: Bus::Pci } => format!("--vfio-pci {name}"),
-            Self::OtherBus { name, .. } => format!("--vfio-platform {name}"),
-            Self::Bridge { .. } => "strait device list".to_owned(),
-            Self::OwnDriver { name, .. } | Self::Unbound { name, .. } => {
-                format!("strait device bind {name}")
-            }
-            Self::ResetRequired { name } => format!(
-                "boot the host with vfio_platform.reset_required=0 on its command line, or where \
-                 it is a module: modprobe -r vfio-platform; modprobe vfio-platform \
-                 reset_required=0; strait device bind {name}"
-            ),
-            Self::NoVfioDriver { bus, .. } => format!(
-                "modprobe {}, which is there if the kernel was built with {}",
-                bus.vfio_driver(),
-                bus.vfio_option()
-            ),
-            Self::NoGroup { .. } => "its node in the host's device tree needs an iommus property \
-                (PCI: its host bridge's, an iommu-map), and the kernel that IOMMU's driver (Arm: CONFIG_ARM_SMMU, CONFIG_ARM_SMMU_V3)"
-                .to_owned(),
-            Self::NoIommu { .. } => {
-                "echo N > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, and see that \
-                 the device is behind an IOMMU"
-                    .to_owned()
-            }
-            Self::NotViable { name, .. } => format!("strait device bind --group {name}"),
-            Self::GroupInUse { group, .. } => {
-                format!("ls -l /sys/kernel/iommu_groups/{group}/devices/*/driver")
-            }
-            Self::NoContainer { .. } => "modprobe vfio_iommu_type1, which is there if the kernel \
-                was built with CONFIG_VFIO_CONTAINER and CONFIG_VFIO_IOMMU_TYPE1; in a container, \
-                let it have /dev/vfio"
-                .to_owned(),
-            Self::NoGroupNode { path, number, .. } => group_node(path, number.as_deref()),
-            Self::NoIommufd { .. } => {
-                "modprobe iommufd, which is there if the kernel was built with \
-                CONFIG_IOMMUFD; in a container, let it have /dev/iommu"
-                    .to_owned()
-            }
-            Self::NoCdev { .. } => {
-                "build the host's kernel with CONFIG_VFIO_DEVICE_CDEV, or --iommu container"
-                    .to_owned()
-            }
-            Self::NoCdevNode { path, number, .. } => mknod(path, number.major, number.minor),
-            Self::NotPermitted { path, uid, .. } => permit(path, *uid),
-            Self::Busy { files, .. } => {
-                let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
-                format!("fuser -v {}", files.join(" "))
-            }
-            Self::UnsafeInterrupts { module, .. } => format!(
-                "echo Y > /sys/module/{module}/parameters/allow_unsafe_interrupts, or boot the \
-                 host with {module}.allow_unsafe_interrupts=1"
-            ),
-            Self::Passed(error) => return error.help(),
-            Self::Bound { .. } => "whoever starts strait opens the device's file anew, and leaves \
-                VFIO_DEVICE_BIND_IOMMUFD to strait"
-                .to_owned(),
-            Self::PassedToContainer => "--iommu iommufd".to_owned(),
-            Self::NoType1 => "modprobe vfio_iommu_type1, which is there if the kernel was built \
-                with CONFIG_VFIO_IOMMU_TYPE1"
-                .to_owned(),
-            Self::Attach { .. } | Self::OpenDevice { .. } => {
-                "dmesg has the driver's own words".to_owned()
-            }
-            Self::Nothing
-            | Self::Open { .. }
-            | Self::ApiVersion
-            | Self::Setup(_)
-            | Self::Read(_) => return None,
-            Self::Tree(error) => return error.help(),
-        })
-    }
+/// Files that are closed, and why.
+fn closed_files(closed: &[ClosedFile]) -> String {
+    let file = |file: &ClosedFile| {
+        let ClosedFile { path, owner, mode, .. } = file;
+        format!("{}, which is user {owner}'s with mode {mode:04o}", path.display())
+    };
+    closed.iter().map(file).collect::<Vec<_>>().join(", nor ")
+}
+
+/// Devices with their drivers.
+fn with_drivers(members: &[GroupMember]) -> String {
+    let member =
+        |m: &GroupMember| format!("{} (driver {})", m.name, m.driver.as_deref().unwrap_or("none"));
+    members.iter().map(member).collect::<Vec<_>>().join(", ")
 }

@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use error::AssignError;
+pub use error::{AssignError, ClosedFile};
+pub use help::udev_rules;
 
 use super::host::{Bus, Host, HostDevice, IommuGroup};
 use super::passed::Passed;
@@ -156,13 +157,12 @@ pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError
 /// The error of a name that no device has.
 #[cold]
 pub(super) fn no_device(host: &Host, name: &str) -> AssignError {
-    let names = host.device_names();
-    let behind_iommu = |name: &&String| {
-        host.find(name)
-            .ok()
-            .flatten()
-            .is_some_and(|device| matches!(device.behind_iommu(), Ok(true)))
-    };
+    let find = |name: &String| host.find(name).ok().flatten();
+    // Bridges are never assigned.
+    let mut names = host.device_names();
+    names.retain(|name| find(name).is_some_and(|device| !matches!(device.is_bridge(), Ok(true))));
+    let behind_iommu =
+        |name: &&String| find(name).is_some_and(|device| matches!(device.behind_iommu(), Ok(true)));
     let candidates = names.iter().filter(behind_iommu).cloned().collect();
     AssignError::NoDevice { name: name.to_owned(), near: suggest::near(name, &names), candidates }
 }

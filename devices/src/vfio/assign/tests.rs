@@ -239,53 +239,85 @@ fn a_refused_open_says_who_and_what() {
     assert!(busy.to_string().contains("another process uses"), "{busy}");
     assert_eq!(busy.help().unwrap(), format!("fuser -v {}", path.display()));
     for errno in [libc::EACCES, libc::EPERM] {
-        let AssignError::NotPermitted { uid, owner, mode, .. } = opening(errno) else {
+        let AssignError::NotPermitted { uid, closed, .. } = opening(errno) else {
             panic!("{}", opening(errno));
         };
+        let [ClosedFile { owner, mode, .. }] = closed[..] else { panic!("{closed:?}") };
         assert_eq!((owner, mode & 0o400), (uid, 0o400), "made by this very user");
     }
     assert!(matches!(opening(libc::EIO), AssignError::Open { .. }));
     assert!(matches!(opening(libc::ENODEV), AssignError::NoGroupNode { .. }));
 }
 
-#[test]
-fn permission_is_mended_for_the_user_who_asked() {
-    let denied = |uid| AssignError::NotPermitted {
-        name: DMA.into(),
-        path: "/dev/vfio/3".into(),
-        uid,
+/// The refusal of files to this user.
+fn denied(uid: u32, files: &[(&str, Option<&str>)]) -> AssignError {
+    let closed = files.iter().map(|(path, device)| ClosedFile {
+        path: path.into(),
+        device: device.map(str::to_owned),
         owner: 0,
         mode: 0o600,
+    });
+    AssignError::NotPermitted {
+        name: DMA.into(),
+        closed: closed.collect(),
+        uid,
         source: io::Error::from_raw_os_error(libc::EACCES),
-    };
-    assert_eq!(
-        denied(1000).to_string(),
-        "2c0a0000.dma can't be assigned: user 1000 may not open /dev/vfio/3, which is user 0's \
-         with mode 0600"
-    );
-    assert!(denied(1000).help().unwrap().starts_with("sudo chown 1000 /dev/vfio/3"));
-    assert!(denied(0).help().unwrap().contains("DeviceAllow"));
+    }
 }
 
 #[test]
-fn a_rule_for_udev_is_about_the_file_that_is_denied() {
-    let cases = [
-        ("/dev/vfio/3", "SUBSYSTEM==\"vfio\""),
-        ("/dev/vfio/vfio", "SUBSYSTEM==\"vfio\""),
-        ("/dev/vfio/devices/vfio0", "SUBSYSTEM==\"vfio-dev\""),
-        ("/dev/iommu", "KERNEL==\"iommu\""),
-    ];
-    for (path, rule) in cases {
-        let help = AssignError::NotPermitted {
-            name: DMA.into(),
-            path: path.into(),
-            uid: 1000,
-            owner: 0,
-            mode: 0o600,
-            source: io::Error::from_raw_os_error(libc::EACCES),
-        }
-        .help();
-        assert!(help.as_ref().is_some_and(|help| help.contains(rule)), "{path}: {help:?}");
+fn permission_is_mended_for_the_user_who_asked() {
+    let error = denied(1000, &[("/dev/vfio/3", Some(DMA))]);
+    assert_eq!(
+        error.to_string(),
+        "2c0a0000.dma can't be assigned: user 1000 may not open /dev/vfio/3, which is user 0's \
+         with mode 0600"
+    );
+    let help = error.help().unwrap();
+    assert!(help.starts_with("sudo strait device bind --owner 1000 2c0a0000.dma\n"), "{help}");
+    assert!(denied(0, &[("/dev/vfio/3", Some(DMA))]).help().unwrap().contains("DeviceAllow"));
+}
+
+#[test]
+fn all_files_that_are_closed_are_named_and_mended_at_once() {
+    let error = denied(1000, &[("/dev/iommu", None), ("/dev/vfio/devices/vfio0", Some(DMA))]);
+    let text = error.to_string();
+    assert!(text.contains("/dev/iommu") && text.contains("nor /dev/vfio/devices/vfio0"), "{text}");
+    let help = error.help().unwrap();
+    let commands =
+        "sudo strait device bind --owner 1000 2c0a0000.dma && sudo chmod 666 /dev/iommu\n";
+    assert!(help.starts_with(commands), "{help}");
+}
+
+#[test]
+fn the_rules_for_udev_are_complete() {
+    let rules = udev_rules(1000);
+    for part in [
+        r#"'SUBSYSTEM=="vfio", OWNER="1000"'"#,
+        r#"'SUBSYSTEM=="vfio-dev", OWNER="1000"'"#,
+        r#"'SUBSYSTEM=="misc", KERNEL=="vfio|iommu", MODE="0666"'"#,
+        "udevadm control --reload",
+        "udevadm trigger -s vfio -s vfio-dev -s misc",
+    ] {
+        assert!(rules.contains(part), "{part} in {rules}");
+    }
+    assert!(denied(1000, &[("/dev/vfio/3", Some(DMA))]).help().unwrap().contains(&rules));
+    // What the shell makes of it is a rule on each line.
+    let made = rules.split(" | ").next().unwrap();
+    let made = std::process::Command::new("sh").args(["-c", made]).output().unwrap();
+    let made = String::from_utf8(made.stdout).unwrap();
+    assert_eq!(made.lines().filter(|line| line.starts_with("SUBSYSTEM==")).count(), 3, "{made}");
+}
+
+#[test]
+fn a_bridge_is_not_among_the_devices_that_there_are() {
+    let fake = FakeHost::with_vfio();
+    fake.device("pci", "0000:00:00.0", None, Some(2));
+    fake.write("sys/devices/pci/0000:00:00.0/class", "0x060000\n");
+    fake.device("pci", "0000:00:03.0", None, Some(5));
+    for name in ["gpu", "0000:00:00.1", "0000:00:0"] {
+        let help = refusal(&fake, &[name]).1;
+        assert!(help.contains("0000:00:03.0") && !help.contains("0000:00:00.0"), "{help}");
     }
 }
 

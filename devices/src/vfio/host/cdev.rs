@@ -13,8 +13,8 @@ use super::{Host, HostDevice, ReadError, canonical, found, link_name, read_line}
 /// The class of VFIO's devices.
 const CLASS: &str = "vfio-dev";
 
-/// What identifies a character device's file (`st_rdev`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What identifies a device's file (`st_rdev`); block and character devices count apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeviceNumber {
     /// Which driver.
     pub major: u32,
@@ -23,8 +23,13 @@ pub struct DeviceNumber {
 }
 
 impl DeviceNumber {
+    /// The one that `st_rdev` encodes.
+    pub(super) fn of(rdev: u64) -> Self {
+        Self { major: libc::major(rdev), minor: libc::minor(rdev) }
+    }
+
     /// Parses what a `dev` attribute says.
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let (major, minor) = text.split_once(':')?;
         Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
     }

@@ -9,18 +9,25 @@ mod cdev;
 mod device;
 mod group;
 mod handover;
+mod owner;
+mod processes;
 mod record;
+mod usage;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use attributes::{Attributes, Sysfs};
+pub use attributes::{Attributes, Hung, Sysfs, WriteError};
 pub use cdev::{Cdev, DeviceNumber};
 pub use device::{Bus, HostDevice, PciIdentity};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
-pub use handover::{Bound, Handover, HandoverError, Released};
+pub use handover::{Bound, Handover, HandoverError, Released, Wanted};
+pub use owner::Owner;
+pub(crate) use processes::named;
+pub use processes::{OpenFiles, Process};
 pub use record::{Record, RecordError};
+pub use usage::{HostUse, Usage};
 
 /// A file of the host's that couldn't be read.
 #[derive(Debug, thiserror::Error)]
@@ -37,28 +44,30 @@ pub struct ReadError {
 /// it does the bindings (`hier(7)`, /run).
 const STATE: &str = "/run/strait";
 
-/// The host, seen through its `/sys` and `/dev`.
+/// The host, seen through its `/sys`, `/proc` and `/dev`.
 #[derive(Clone, Debug)]
 pub struct Host {
     sysfs: PathBuf,
+    proc: PathBuf,
     dev: PathBuf,
     state: PathBuf,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self::at("/sys", "/dev", STATE)
+        Self::at("/sys", "/proc", "/dev", STATE)
     }
 }
 
 impl Host {
-    /// A host whose `/sys`, `/dev` and `/run/strait` are elsewhere.
+    /// A host whose `/sys`, `/proc`, `/dev` and `/run/strait` are elsewhere.
     pub fn at(
         sysfs: impl Into<PathBuf>,
+        proc: impl Into<PathBuf>,
         dev: impl Into<PathBuf>,
         state: impl Into<PathBuf>,
     ) -> Self {
-        Self { sysfs: sysfs.into(), dev: dev.into(), state: state.into() }
+        Self { sysfs: sysfs.into(), proc: proc.into(), dev: dev.into(), state: state.into() }
     }
 
     /// `/sys`.
@@ -165,6 +174,34 @@ impl Host {
     pub fn group(&self, number: u32) -> IommuGroup {
         let path = self.sysfs.join("kernel/iommu_groups").join(number.to_string());
         IommuGroup::new(number, path)
+    }
+
+    /// The devices of a device's group, itself among them, bridges left out.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be read.
+    #[cold]
+    pub fn members_with(&self, device: &HostDevice) -> Result<Vec<HostDevice>, ReadError> {
+        let Some(group) = device.group()? else { return Ok(Vec::new()) };
+        let mut members = Vec::new();
+        for member in self.group(group).members()? {
+            let bus = Bus::ALL.into_iter().find(|bus| bus.name() == member.bus);
+            let Some(bus) = bus else { continue };
+            let found = self.find_on(bus, &member.name)?;
+            if let Some(found) = found.filter(|found| !matches!(found.is_bridge(), Ok(true))) {
+                members.push(found);
+            }
+        }
+        Ok(members)
+    }
+
+    /// Whether somebody has a device of this one's group, as far as the group's file tells: only one
+    /// process can have that open, and none while another has a device by its own file.
+    pub fn is_group_busy(&self, device: &HostDevice) -> bool {
+        let Ok(Some(group)) = device.group() else { return false };
+        let opened = fs::File::options().read(true).write(true).open(self.group_node(group));
+        opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
     }
 
     /// Whether the kernel has the VFIO driver for devices on this bus, loaded or built in.

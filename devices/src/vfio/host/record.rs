@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Host, HostDevice};
+use super::{Host, HostDevice, Owner};
 
 /// Only its owner has any business there.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -57,7 +57,8 @@ impl Record {
     }
 }
 
-/// The records of all devices: a file each, `<state>/<bus>/<name>`.
+/// The records of all devices: a file each, `<state>/<bus>/<name>`; and their owners, which stay when
+/// a device is given back, `<state>/owners/<bus>/<name>`.
 pub(super) struct Ledger {
     directory: PathBuf,
 }
@@ -129,6 +130,22 @@ impl Ledger {
         })
     }
 
+    /// Whose the device's files are to be whenever it is given to VFIO.
+    pub(super) fn owner(&self, device: &HostDevice) -> Option<Owner> {
+        Owner::parse(&fs::read_to_string(self.owner_path(device)).ok()?)
+    }
+
+    /// Remembers that.
+    pub(super) fn write_owner(&self, device: &HostDevice, owner: Owner) -> Result<(), RecordError> {
+        let path = self.owner_path(device);
+        path.parent().map_or(Ok(()), |directory| self.make(directory))?;
+        fs::write(&path, owner.to_text()).map_err(|source| RecordError {
+            what: "can't write",
+            path,
+            source,
+        })
+    }
+
     /// Forgets.
     pub(super) fn remove(&self, device: &HostDevice) -> Result<(), RecordError> {
         let path = self.path(device);
@@ -144,6 +161,10 @@ impl Ledger {
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(|source| {
             RecordError { what: "can't create", path: directory.to_owned(), source }
         })
+    }
+
+    fn owner_path(&self, device: &HostDevice) -> PathBuf {
+        self.directory.join("owners").join(device.bus().name()).join(device.name())
     }
 
     fn path(&self, device: &HostDevice) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::RawFd;
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::super::assign::{AssignError, Assignment, may_open};
 use super::super::host::Host;
@@ -89,7 +89,7 @@ impl Backend {
             (Err(iommufd), Err(container)) if container.is_absence() && !iommufd.is_absence() => {
                 Err(iommufd)
             }
-            (Err(_), Err(container)) => Err(container),
+            (Err(iommufd), Err(container)) => Err(nearer(iommufd, container)),
         }
     }
 }
@@ -107,11 +107,21 @@ fn only_containers_go_on(host: &Host) -> bool {
     allowed("vfio_iommu_type1") == Some(true) && allowed("iommufd") == Some(false)
 }
 
+/// Of what keeps this user from either way, that of the one with fewer files to be opened.
+fn nearer(iommufd: AssignError, container: AssignError) -> AssignError {
+    match (iommufd.closed(), container.closed()) {
+        (Some(files), Some(others)) if files.len() <= others.len() => iommufd,
+        _ => container,
+    }
+}
+
 fn check_container(host: &Host, assignments: &[Assignment]) -> Result<(), AssignError> {
-    assignments.iter().try_for_each(|assignment| {
-        check(host, assignment, &host.container_node())?;
-        check(host, assignment, &host.group_node(assignment.group))
-    })
+    let mut files = Vec::new();
+    for assignment in assignments {
+        files.push((assignment, host.container_node()));
+        files.push((assignment, host.group_node(assignment.group)));
+    }
+    check_all(host, &files)
 }
 
 fn check_iommufd(
@@ -119,30 +129,44 @@ fn check_iommufd(
     assignments: &[Assignment],
     options: IommuOptions,
 ) -> Result<(), AssignError> {
+    let mut files = Vec::new();
     for assignment in assignments {
         if options.iommufd.is_none() {
-            check(host, assignment, &host.iommufd_node())?;
+            files.push((assignment, host.iommufd_node()));
         }
         if assignment.passed.is_none() {
-            let cdev = host.cdev(&assignment.device)?;
             let name = || assignment.name().to_owned();
-            let cdev = cdev.ok_or_else(|| AssignError::NoCdev { name: name() })?;
-            check(host, assignment, &cdev.path)?;
+            match host.cdev(&assignment.device)? {
+                Some(cdev) => files.push((assignment, cdev.path)),
+                None => {
+                    // Without iommufd there is no such file either.
+                    check_all(host, &files)?;
+                    return Err(AssignError::NoCdev { name: name() });
+                }
+            }
         }
     }
-    Ok(())
+    check_all(host, &files)
 }
 
-/// Checks that this process may open a file that leads to a device.
-fn check(host: &Host, assignment: &Assignment, path: &Path) -> Result<(), AssignError> {
-    may_open(path).map_err(|error| {
-        AssignError::opening(host, &assignment.device, assignment.group, path, error)
-    })
+/// Checks that this process may open all files that lead to devices. The error names all that are
+/// closed to it.
+fn check_all(host: &Host, files: &[(&Assignment, PathBuf)]) -> Result<(), AssignError> {
+    let mut refused: Option<AssignError> = None;
+    for (assignment, path) in files {
+        let Err(error) = may_open(path) else { continue };
+        let error = AssignError::opening(host, &assignment.device, assignment.group, path, error);
+        refused = Some(match refused {
+            Some(refused) => refused.joined(error),
+            None => error,
+        });
+    }
+    refused.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::assign::{DeviceRef, preflight};
+    use super::super::super::assign::{ClosedFile, DeviceRef, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
 
@@ -235,6 +259,32 @@ mod tests {
         remove("sys/devices/platform/2.dma/vfio-dev/vfio4/dev");
         let error = choose(&fake, BackendChoice::Auto).unwrap_err();
         assert!(matches!(error, AssignError::NoGroupNode { .. }), "{error}");
+    }
+
+    #[test]
+    fn of_two_ways_that_are_closed_the_one_with_fewer_closed_files_is_told() {
+        let refusal = |paths: &[&str]| AssignError::NotPermitted {
+            name: "1.dma".into(),
+            closed: paths
+                .iter()
+                .map(|path| ClosedFile { path: path.into(), device: None, owner: 0, mode: 0o600 })
+                .collect(),
+            uid: 1000,
+            source: std::io::ErrorKind::PermissionDenied.into(),
+        };
+        let (iommufd, cdev) = ("/dev/iommu", "/dev/vfio/devices/vfio0");
+        let group = "/dev/vfio/3";
+        let told = |iommufd: &[&str], container: &[&str]| {
+            nearer(refusal(iommufd), refusal(container)).to_string()
+        };
+        assert!(told(&[iommufd, cdev], &[group]).contains(group));
+        // Who may open the device's own file lacks the iommufd alone.
+        assert!(told(&[iommufd], &[group]).contains(iommufd));
+        let joined = refusal(&[iommufd]).joined(refusal(&[cdev])).joined(refusal(&[iommufd]));
+        assert_eq!(joined.closed().map(<[_]>::len), Some(2), "{joined}");
+        let absent = || AssignError::NoCdev { name: "1.dma".into() };
+        assert!(matches!(refusal(&[iommufd]).joined(absent()), AssignError::NoCdev { .. }));
+        assert!(matches!(absent().joined(refusal(&[iommufd])), AssignError::NoCdev { .. }));
     }
 
     #[test]

@@ -150,7 +150,7 @@ fn binding(
         _ => false,
     };
     if busy {
-        return AssignError::busy(host, &assignment.device, path, source.source);
+        return AssignError::busy(host, &assignment.device, path);
     }
     let module = "iommufd";
     let allowed = host.flag(module, "allow_unsafe_interrupts").ok().flatten();

@@ -35,7 +35,7 @@ impl FakeHost {
 
     pub(crate) fn host(&self) -> Host {
         let at = |path| self.root.join(path);
-        Host::at(at("sys"), at("dev"), at("run/strait"))
+        Host::at(at("sys"), at("proc"), at("dev"), at("run/strait"))
     }
 
     pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
@@ -86,6 +86,28 @@ impl FakeHost {
         self.link(path.join("device"), &device);
         self.link(format!("sys/dev/char/511:{index}"), &path);
         self.write(format!("dev/vfio/devices/vfio{index}"), "");
+    }
+
+    /// A process with these files open.
+    pub(crate) fn process(&self, pid: u32, name: &str, files: &[&str]) {
+        let directory = format!("proc/{pid}");
+        self.write(format!("{directory}/comm"), format!("{name}\n"));
+        self.mkdir(format!("{directory}/fd"));
+        for (number, file) in files.iter().enumerate() {
+            symlink(file, self.path(format!("{directory}/fd/{number}"))).unwrap();
+        }
+    }
+
+    /// A device of a class below another, whose directory this is below that of its bus' devices.
+    pub(crate) fn below(&self, path: &str, class: &str) -> PathBuf {
+        let path = Path::new("sys/devices").join(path);
+        self.mkdir(&path);
+        self.mkdir(format!("sys/class/{class}"));
+        self.link(path.join("subsystem"), format!("sys/class/{class}"));
+        if let Some(name) = path.file_name() {
+            self.link(Path::new("sys/class").join(class).join(name), &path);
+        }
+        path
     }
 
     /// Puts a device into a group.

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::super::host::Attributes;
+use super::super::host::{Attributes, Hung, WriteError};
 use super::FakeHost;
 
 /// Drivers as sysfs lets them be bound and unbound.
@@ -21,13 +21,15 @@ pub(crate) struct FakeKernel<'a> {
     pub(crate) groups: BTreeMap<&'static str, u32>,
     /// Attributes (the end of their path) that can't be written, with the error number.
     pub(crate) denied: Vec<(&'static str, i32)>,
+    /// Attributes (the end of their path) that are never done being written.
+    pub(crate) hangs: Vec<&'static str>,
     writes: Mutex<Vec<(String, String)>>,
 }
 
 impl<'a> FakeKernel<'a> {
     pub(crate) fn new(host: &'a FakeHost) -> Self {
-        let (natural, refuses, groups, denied, writes) = Default::default();
-        Self { host, natural, refuses, groups, denied, writes }
+        let (natural, refuses, groups, denied, hangs, writes) = Default::default();
+        Self { host, natural, refuses, groups, denied, hangs, writes }
     }
 
     /// What was written, and to which attribute below `/sys`.
@@ -71,14 +73,18 @@ impl<'a> FakeKernel<'a> {
 }
 
 impl Attributes for FakeKernel<'_> {
-    fn write(&self, path: &Path, value: &str) -> io::Result<()> {
+    fn write(&self, path: &Path, value: &str) -> Result<(), WriteError> {
         let below = path.strip_prefix(self.host.path("sys")).unwrap().to_str().unwrap().to_owned();
         self.writes.lock().unwrap().push((below.clone(), value.to_owned()));
         if let Some((_, errno)) = self.denied.iter().find(|(end, _)| below.ends_with(end)) {
-            return Err(io::Error::from_raw_os_error(*errno));
+            return Err(io::Error::from_raw_os_error(*errno).into());
+        }
+        if self.hangs.iter().any(|end| below.ends_with(end)) {
+            let within = vec!["msleep".to_owned(), "p9_virtio_remove".to_owned()];
+            return Err(WriteError::Hung(Hung { pid: 7, seconds: 10, within }));
         }
         let parts: Vec<&str> = below.split('/').collect();
-        match parts[..] {
+        let done = match parts[..] {
             ["devices", bus, name, "driver_override"] => {
                 fs::write(self.device(bus, name)?.join("driver_override"), value)
             }
@@ -89,6 +95,7 @@ impl Attributes for FakeKernel<'_> {
             ["bus", bus, "drivers_probe"] => self.probe(bus, value),
             ["bus", bus, "drivers", driver, "bind"] => self.bind(bus, driver, value),
             _ => panic!("{below}"),
-        }
+        };
+        Ok(done?)
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::super::super::assign::AssignError;
-use super::super::{Bus, ReadError, RecordError};
+use super::super::{Bus, HostUse, Hung, Process, ReadError, RecordError, named};
 
 /// Why a device's driver couldn't be changed, and what to type.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,37 @@ pub enum HandoverError {
         #[source]
         source: io::Error,
     },
+    /// The kernel doesn't come back from a step.
+    #[error("{name} can't change its driver: {value:?} was written to {}, and {hung}", path.display())]
+    Hung {
+        /// The device.
+        name: String,
+        /// The attribute.
+        path: PathBuf,
+        /// What was written.
+        value: String,
+        /// What is known of why.
+        hung: Hung,
+    },
+    /// The host uses it.
+    #[error("{name} can't be taken: the host uses it: {}", list(uses))]
+    UsedByHost {
+        /// The device.
+        name: String,
+        /// What for.
+        uses: Vec<HostUse>,
+    },
+    /// Its files can't be given to a user.
+    #[error("{name}: {} can't be given to its owner", path.display())]
+    Owner {
+        /// The device.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The driver was asked, and left the device alone.
     #[error("{driver} doesn't take {name}{}", now.as_ref().map_or(String::new(), |now|
         format!(": its driver is {now}")))]
@@ -37,10 +68,13 @@ pub enum HandoverError {
         now: Option<String>,
     },
     /// Somebody has it open, and the kernel would wait for them.
-    #[error("{name} can't be taken from VFIO: another process uses {}", path.display())]
+    #[error("{name} can't be taken from VFIO: another process uses {}{}", path.display(),
+        named(users))]
     InUse {
         /// The device.
         name: String,
+        /// Those processes, as far as they can be seen.
+        users: Vec<Process>,
         /// The file that tells.
         path: PathBuf,
         /// The files by which that process can have it.
@@ -71,6 +105,12 @@ impl HandoverError {
         match self {
             Self::Assign(error) => error.help(),
             Self::Write { source, .. } | Self::Record(RecordError { source, .. }) => denied(source),
+            Self::Owner { source, .. } => denied(source),
+            Self::Hung { name, .. } => Some(format!(
+                "dmesg | tail, which may have the driver's own words; once what it waits for is over: \
+                 strait device unbind {name}"
+            )),
+            Self::UsedByHost { uses, .. } => Some(end(uses)),
             Self::NotTaken { .. } => Some("dmesg has the driver's own words".to_owned()),
             Self::InUse { files, .. } => {
                 let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
@@ -95,4 +135,16 @@ fn denied(source: &io::Error) -> Option<String> {
         ),
         _ => Some("dmesg has the kernel's own words".to_owned()),
     }
+}
+
+/// What the host uses a device for.
+fn list(uses: &[HostUse]) -> String {
+    uses.iter().map(|of| of.what.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+/// How that is ended, or passed over.
+fn end(uses: &[HostUse]) -> String {
+    let ends: Vec<&str> = uses.iter().filter_map(|of| of.end.as_deref()).collect();
+    let anyway = "--force, if the host can do without and what isn't written yet may be lost";
+    if ends.is_empty() { anyway.to_owned() } else { format!("{}\nor {anyway}", ends.join(" && ")) }
 }

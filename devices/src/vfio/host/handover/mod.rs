@@ -7,11 +7,13 @@
 //!
 //! What was there before is written down first ([`Record`]), so that a process that is killed
 //! half-way leaves a device that [`Handover::unbind`] restores.
+//!
+//! What the host itself uses ([`Usage`]) is refused before anything is written, and a write that the
+//! kernel doesn't come back from is given up: nothing more is tried on that device then, since the
+//! kernel has it locked.
 
 mod error;
 
-use std::fs::OpenOptions;
-use std::io;
 use std::path::{Path, PathBuf};
 
 pub use error::HandoverError;
@@ -19,7 +21,18 @@ pub use error::HandoverError;
 use super::super::assign::{self, AssignError};
 use super::super::sys::{DeviceFile, Iommufd};
 use super::record::Ledger;
-use super::{Attributes, Bus, Host, HostDevice, Record};
+use super::{Attributes, Bus, Host, HostDevice, OpenFiles, Owner, Record, Usage, WriteError};
+
+/// How devices are to be given to VFIO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// With all devices of their IOMMU groups.
+    pub group: bool,
+    /// Also those that the host uses.
+    pub force: bool,
+    /// Whose their files are to be, now and whenever they are given to VFIO again.
+    pub owner: Option<Owner>,
+}
 
 /// A device that VFIO's driver has now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +69,9 @@ impl<'a> Handover<'a> {
         Self { host, sysfs, ledger: Ledger::of(host) }
     }
 
-    /// Binds these devices to VFIO's drivers, with all devices of their groups where `group`. All of
-    /// them or none: what was done is undone when one of them fails.
+    /// Binds these devices to VFIO's drivers. All of them or none: what was done is undone when one
+    /// of them fails. Where all of them are bound already, nothing is written, and no privilege is
+    /// needed.
     ///
     /// # Errors
     ///
@@ -66,12 +80,16 @@ impl<'a> Handover<'a> {
     pub fn bind<S: AsRef<str>>(
         &self,
         names: &[S],
-        group: bool,
+        wanted: &Wanted,
     ) -> Result<Vec<Bound>, HandoverError> {
         let devices = self.devices(names)?;
+        let with_vfio = devices.iter().all(|device| matches!(device.is_with_vfio(), Ok(true)));
+        if with_vfio && !wanted.group && wanted.owner.is_none() {
+            return devices.into_iter().map(|device| self.take(device)).collect();
+        }
         let _lock = self.ledger.lock()?;
         let mut bound = Vec::new();
-        self.bind_all(devices, group, &mut bound).inspect_err(|_| self.undo(&bound))?;
+        self.bind_all(devices, wanted, &mut bound).inspect_err(|_| self.undo(&bound))?;
         Ok(bound)
     }
 
@@ -90,7 +108,7 @@ impl<'a> Handover<'a> {
         let mut devices = self.devices(names)?;
         let _lock = self.ledger.lock()?;
         if group {
-            for member in devices.clone().iter().map(|device| self.members(device)) {
+            for member in devices.clone().iter().map(|device| self.host.members_with(device)) {
                 add_new(&mut devices, member?);
             }
         }
@@ -112,44 +130,49 @@ impl<'a> Handover<'a> {
     fn bind_all(
         &self,
         mut devices: Vec<HostDevice>,
-        group: bool,
+        wanted: &Wanted,
         bound: &mut Vec<Bound>,
     ) -> Result<(), HandoverError> {
+        if wanted.group {
+            for device in devices.clone() {
+                add_new(&mut devices, self.host.members_with(&device)?);
+            }
+        }
+        let usage = (!wanted.force).then(|| Usage::of(self.host));
+        let check = |device: &HostDevice, all: &[HostDevice]| -> Result<(), HandoverError> {
+            self.check(device)?;
+            match usage.as_ref().map(|usage| usage.of_device(device, all)) {
+                Some(uses) if !uses.is_empty() => {
+                    Err(HandoverError::UsedByHost { name: device.name().to_owned(), uses })
+                }
+                _ => Ok(()),
+            }
+        };
+        devices.iter().try_for_each(|device| check(device, &devices))?;
         let mut next = 0;
         while let Some(device) = devices.get(next).cloned() {
-            bound.push(self.take(&device)?);
-            if group {
-                // Only now: a platform device may have got its group just with the driver.
-                add_new(&mut devices, self.members(&device)?);
+            bound.push(self.take(device.clone())?);
+            self.give_files(&device, wanted.owner)?;
+            if wanted.group {
+                // A platform device may have got its group just with the driver.
+                let known = devices.len();
+                add_new(&mut devices, self.host.members_with(&device)?);
+                let mut new = devices.iter().skip(known);
+                new.try_for_each(|device| check(device, &devices))?;
             }
             next += 1;
         }
         Ok(())
     }
 
-    /// The devices of a device's group, bridges left out.
-    #[cold]
-    fn members(&self, device: &HostDevice) -> Result<Vec<HostDevice>, HandoverError> {
-        let Some(group) = device.group()? else { return Ok(Vec::new()) };
-        let mut members = Vec::new();
-        for member in self.host.group(group).members()? {
-            let bus = Bus::ALL.into_iter().find(|bus| bus.name() == member.bus);
-            let Some(bus) = bus else { continue };
-            let found = self.host.find_on(bus, &member.name)?;
-            if let Some(found) = found.filter(|found| !matches!(found.is_bridge(), Ok(true))) {
-                members.push(found);
-            }
-        }
-        Ok(members)
-    }
-
-    /// Binds one device; as it was before if that fails.
-    #[cold]
-    fn take(&self, device: &HostDevice) -> Result<Bound, HandoverError> {
+    /// Checks that a device can be taken, before anything is done to it.
+    fn check(&self, device: &HostDevice) -> Result<(), HandoverError> {
         let (name, bus) = (device.name().to_owned(), device.bus());
-        let before = device.driver()?;
-        if before.as_deref() == Some(bus.vfio_driver()) {
-            return Ok(Bound { device: device.clone(), before, already: true });
+        if device.is_with_vfio()? {
+            return Ok(());
+        }
+        if device.is_bridge()? {
+            return Err(AssignError::Bridge { name }.into());
         }
         if !device.behind_iommu()? {
             return Err(AssignError::NoGroup { name }.into());
@@ -157,14 +180,38 @@ impl<'a> Handover<'a> {
         if !self.host.has_vfio_driver(bus) {
             return Err(AssignError::NoVfioDriver { name, bus }.into());
         }
+        Ok(())
+    }
+
+    /// Gives a bound device's files to `owner`, or else to the one that is remembered.
+    fn give_files(&self, device: &HostDevice, owner: Option<Owner>) -> Result<(), HandoverError> {
+        let Some(to) = owner.or_else(|| self.ledger.owner(device)) else { return Ok(()) };
+        for path in self.host.files_of(device) {
+            to.take(&path).map_err(|source| HandoverError::Owner {
+                name: device.name().to_owned(),
+                path,
+                source,
+            })?;
+        }
+        Ok(owner.map_or(Ok(()), |owner| self.ledger.write_owner(device, owner))?)
+    }
+
+    /// Binds one device; as it was before if that fails, unless the kernel still has it locked.
+    #[cold]
+    fn take(&self, device: HostDevice) -> Result<Bound, HandoverError> {
+        let before = device.driver()?;
+        if before.as_deref() == Some(device.bus().vfio_driver()) {
+            return Ok(Bound { device, before, already: true });
+        }
         // An override that names VFIO's driver is what somebody left who was interrupted.
         let mut driver_override = device.driver_override()?;
-        driver_override = driver_override.filter(|driver| driver != bus.vfio_driver());
-        self.ledger.write(device, &Record { driver: before.clone(), driver_override })?;
-        match self.change(device, before.is_some()) {
-            Ok(()) => Ok(Bound { device: device.clone(), before, already: false }),
+        driver_override = driver_override.filter(|driver| driver != device.bus().vfio_driver());
+        self.ledger.write(&device, &Record { driver: before.clone(), driver_override })?;
+        match self.change(&device, before.is_some()) {
+            Ok(()) => Ok(Bound { device, before, already: false }),
+            Err(error @ HandoverError::Hung { .. }) => Err(error),
             Err(error) => {
-                self.give_back_or_log(device);
+                self.give_back_or_log(&device);
                 Err(error)
             }
         }
@@ -238,10 +285,11 @@ impl<'a> Handover<'a> {
         if !directory.exists() {
             return Err(HandoverError::DriverGone { name, driver, bus: device.bus() });
         }
-        self.write(device, directory.join("bind"), device.name())?;
+        let written = self.write(device, directory.join("bind"), device.name());
         match device.driver()? {
+            // Perhaps by somebody who asked for it before, and was only answered now.
             now if now.as_deref() == Some(&*driver) => Ok(()),
-            now => Err(HandoverError::NotTaken { name, driver, now }),
+            now => written.and(Err(HandoverError::NotTaken { name, driver, now })),
         }
     }
 
@@ -249,19 +297,25 @@ impl<'a> Handover<'a> {
     fn check_unused(&self, device: &HostDevice) -> Result<(), HandoverError> {
         let Some(group) = device.group()? else { return Ok(()) };
         let path = self.host.group_node(group);
-        let path = match OpenOptions::new().read(true).write(true).open(&path) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => path,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let cdev = self.host.cdev(device)?;
-                match cdev.filter(|cdev| is_bound(&cdev.path, &self.host.iommufd_node())) {
-                    Some(cdev) => cdev.path,
-                    None => return Ok(()),
-                }
+        let users = OpenFiles::of(self.host).users_by_vfio(self.host, device);
+        if !users.is_empty() {
+            let (name, files) = (device.name().to_owned(), self.host.files_of(device));
+            let path = files.first().cloned().unwrap_or(path);
+            return Err(HandoverError::InUse { name, users, path, files });
+        }
+        let path = if self.host.is_group_busy(device) {
+            path
+        } else if path.exists() {
+            return Ok(());
+        } else {
+            let cdev = self.host.cdev(device)?;
+            match cdev.filter(|cdev| is_bound(&cdev.path, &self.host.iommufd_node())) {
+                Some(cdev) => cdev.path,
+                None => return Ok(()),
             }
-            _ => return Ok(()),
         };
         let (name, files) = (device.name().to_owned(), self.host.files_of(device));
-        Err(HandoverError::InUse { name, path, files })
+        Err(HandoverError::InUse { name, users, path, files })
     }
 
     fn bus(&self, device: &HostDevice) -> PathBuf {
@@ -275,11 +329,13 @@ impl<'a> Handover<'a> {
         value: &str,
     ) -> Result<(), HandoverError> {
         let path = path.as_ref();
-        self.sysfs.write(path, value).map_err(|source| HandoverError::Write {
-            name: device.name().to_owned(),
-            path: path.to_owned(),
-            value: value.trim_end().to_owned(),
-            source,
+        self.sysfs.write(path, value).map_err(|error| {
+            let (name, path) = (device.name().to_owned(), path.to_owned());
+            let value = value.trim_end().to_owned();
+            match error {
+                WriteError::Refused(source) => HandoverError::Write { name, path, value, source },
+                WriteError::Hung(hung) => HandoverError::Hung { name, path, value, hung },
+            }
         })
     }
 }

@@ -26,12 +26,12 @@ fn devices_go_to_vfio_and_back_to_what_they_had() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let handover = Handover::new(&host, &kernel);
-    let bound = handover.bind(&[DMA, AMBA], false).unwrap();
+    let bound = handover.bind(&[DMA, AMBA], &Wanted::default()).unwrap();
     let found: Vec<_> = bound.iter().map(|b| (b.before.as_deref(), b.already)).collect();
     assert_eq!(found, [(Some("dma-pl330"), false), (None, false)]);
     assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
 
-    let again = handover.bind(&[DMA], false).unwrap();
+    let again = handover.bind(&[DMA], &Wanted::default()).unwrap();
     assert!(again[0].already);
     let released = handover.unbind(&[DMA, AMBA], false).unwrap();
     let now: Vec<_> = released.iter().map(|r| r.driver.as_deref()).collect();
@@ -50,7 +50,7 @@ fn an_override_from_before_comes_back() {
     fake.write(format!("sys/devices/platform/{DMA}/driver_override"), "dma-pl330\n");
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let handover = Handover::new(&host, &kernel);
-    handover.bind(&[DMA], false).unwrap();
+    handover.bind(&[DMA], &Wanted::default()).unwrap();
     handover.unbind(&[DMA], false).unwrap();
     let device = host.find(DMA).unwrap().unwrap();
     assert_eq!(device.driver_override().unwrap(), some("dma-pl330"));
@@ -85,7 +85,8 @@ fn a_failure_undoes_what_was_done_before() {
         let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
         break_it(&mut kernel);
         let second = if expected.contains("no device") { "2c0f0000.dma" } else { AMBA };
-        let error = Handover::new(&host, &kernel).bind(&[DMA, second], false).unwrap_err();
+        let error =
+            Handover::new(&host, &kernel).bind(&[DMA, second], &Wanted::default()).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert!(error.help().is_some(), "{error}");
         assert_eq!(drivers(&fake), [some("dma-pl330"), None], "{expected}");
@@ -100,7 +101,7 @@ fn a_refusal_for_want_of_a_reset_is_told_as_such() {
     fake.write("sys/module/vfio_platform/parameters/reset_required", "Y\n");
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.refuses.push(("vfio-platform", DMA));
-    let error = Handover::new(&host, &kernel).bind(&[DMA], false).unwrap_err();
+    let error = Handover::new(&host, &kernel).bind(&[DMA], &Wanted::default()).unwrap_err();
     assert!(matches!(error, HandoverError::Assign(AssignError::ResetRequired { .. })), "{error}");
     assert_eq!(drivers(&fake)[0], some("dma-pl330"), "given back");
 }
@@ -111,14 +112,14 @@ fn what_can_never_be_assigned_is_not_touched() {
     fake.device("platform", DMA, Some("dma-pl330"), None);
     let host = fake.host();
     let kernel = FakeKernel::new(&fake);
-    let error = Handover::new(&host, &kernel).bind(&[DMA], false).unwrap_err();
+    let error = Handover::new(&host, &kernel).bind(&[DMA], &Wanted::default()).unwrap_err();
     assert!(matches!(error, HandoverError::Assign(AssignError::NoGroup { .. })), "{error}");
 
     let bare = FakeHost::new();
     bare.device("platform", DMA, Some("dma-pl330"), Some(3));
     let host = bare.host();
     let bare_kernel = FakeKernel::new(&bare);
-    let error = Handover::new(&host, &bare_kernel).bind(&[DMA], false).unwrap_err();
+    let error = Handover::new(&host, &bare_kernel).bind(&[DMA], &Wanted::default()).unwrap_err();
     assert!(matches!(error, HandoverError::Assign(AssignError::NoVfioDriver { .. })), "{error}");
     assert!(kernel.writes().is_empty() && bare_kernel.writes().is_empty());
 }
@@ -134,7 +135,7 @@ fn a_group_is_taken_whole_though_it_comes_with_the_driver() {
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.groups.insert(DMA, 7);
     let handover = Handover::new(&host, &kernel);
-    let bound = handover.bind(&[DMA], true).unwrap();
+    let bound = handover.bind(&[DMA], &Wanted { group: true, ..Wanted::default() }).unwrap();
     let names: Vec<_> = bound.iter().map(|bound| bound.device.name()).collect();
     assert_eq!(names, [DMA, AMBA], "and not the bridge");
     assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
@@ -149,7 +150,9 @@ fn a_group_whose_other_device_refuses_is_left_as_it_was() {
     fake.device("amba", AMBA, Some("dma-pl330"), Some(7));
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.refuses.push(("vfio-amba", AMBA));
-    Handover::new(&host, &kernel).bind(&[DMA], true).unwrap_err();
+    Handover::new(&host, &kernel)
+        .bind(&[DMA], &Wanted { group: true, ..Wanted::default() })
+        .unwrap_err();
     assert_eq!(drivers(&fake), [some("dma-pl330"), some("dma-pl330")]);
 }
 
@@ -173,7 +176,7 @@ fn a_driver_that_is_gone_is_named_and_remembered() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let handover = Handover::new(&host, &kernel);
-    handover.bind(&[DMA], false).unwrap();
+    handover.bind(&[DMA], &Wanted::default()).unwrap();
     std::fs::remove_dir(fake.path("sys/bus/platform/drivers/dma-pl330")).unwrap();
     let error = handover.unbind(&[DMA], false).unwrap_err();
     assert_eq!(
@@ -183,4 +186,117 @@ fn a_driver_that_is_gone_is_named_and_remembered() {
     );
     fake.mkdir("sys/bus/platform/drivers/dma-pl330");
     assert_eq!(handover.unbind(&[DMA], false).unwrap()[0].driver, some("dma-pl330"));
+}
+
+/// A device whose disk is mounted.
+fn mounted() -> FakeHost {
+    let fake = two();
+    let disk = fake.below(&format!("platform/{DMA}/block/sda"), "block");
+    fake.write(disk.join("dev"), "8:0\n");
+    fake.write("proc/self/mountinfo", "20 1 8:0 / /mnt rw - ext4 /dev/sda rw\n");
+    fake
+}
+
+#[test]
+fn what_the_host_uses_is_refused_before_anything_is_done() {
+    let fake = mounted();
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let handover = Handover::new(&host, &kernel);
+    let error = handover.bind(&[AMBA, DMA], &Wanted::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "2c0a0000.dma can't be taken: the host uses it: sda is mounted on /mnt"
+    );
+    let help = error.help().unwrap();
+    assert!(help.starts_with("umount /mnt\nor --force, "), "{help}");
+    assert!(kernel.writes().is_empty(), "not even the other one is touched");
+    let wanted = Wanted { force: true, ..Wanted::default() };
+    handover.bind(&[AMBA, DMA], &wanted).unwrap();
+    assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
+}
+
+#[test]
+fn a_member_of_the_group_that_the_host_uses_is_refused_too() {
+    let fake = mounted();
+    fake.device("pci", "0000:00:05.0", Some("driver"), Some(3));
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let handover = Handover::new(&host, &kernel);
+    let group = Wanted { group: true, ..Wanted::default() };
+    let error = handover.bind(&["0000:00:05.0"], &group).unwrap_err();
+    assert!(matches!(&error, HandoverError::UsedByHost { name, .. } if name == DMA), "{error}");
+    assert!(kernel.writes().is_empty());
+}
+
+#[test]
+fn a_bridge_is_not_touched() {
+    let fake = FakeHost::with_vfio();
+    fake.device("pci", "0000:00:01.0", Some("pcieport"), Some(3));
+    fake.write("sys/devices/pci/0000:00:01.0/class", "0x060400\n");
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let error = Handover::new(&host, &kernel).bind(&["00:01.0"], &Wanted::default()).unwrap_err();
+    assert!(matches!(error, HandoverError::Assign(AssignError::Bridge { .. })), "{error}");
+    assert!(kernel.writes().is_empty());
+}
+
+#[test]
+fn a_driver_that_hangs_is_left_alone_and_what_was_before_is_remembered() {
+    let fake = two();
+    let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
+    kernel.hangs.push("2c0a0000.dma/driver/unbind");
+    let error = Handover::new(&host, &kernel).bind(&[AMBA, DMA], &Wanted::default()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("process 7") && text.contains("p9_virtio_remove"), "{text}");
+    assert!(error.help().unwrap().ends_with("strait device unbind 2c0a0000.dma"));
+    let last = kernel.writes().into_iter().rfind(|(path, _)| path.contains(DMA)).unwrap();
+    assert!(last.0.ends_with("driver/unbind"), "{last:?}");
+    assert_eq!(drivers(&fake)[1], None, "the other one is given back");
+    let device = host.find(DMA).unwrap().unwrap();
+    assert_eq!(host.record(&device).unwrap().and_then(|r| r.driver), some("dma-pl330"));
+}
+
+/// Whoever runs the test: the one to whom files can be given.
+fn me() -> Owner {
+    // SAFETY: they take nothing and never fail.
+    let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+    Owner { user, group: Some(group) }
+}
+
+#[test]
+fn an_owner_stays_one_when_the_device_is_given_back_and_taken_again() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let fake = two();
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let handover = Handover::new(&host, &kernel);
+    let mode = || fake.path("dev/vfio/3").metadata().unwrap().mode() & 0o777;
+    let close = || {
+        let closed = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(fake.path("dev/vfio/3"), closed).unwrap();
+    };
+    close();
+    let owner = Some(me());
+    handover.bind(&[DMA], &Wanted { owner, ..Wanted::default() }).unwrap();
+    assert_eq!(mode(), 0o660);
+    handover.unbind(&[DMA], false).unwrap();
+    close();
+    handover.bind(&[DMA], &Wanted::default()).unwrap();
+    assert_eq!(mode(), 0o660, "as it was");
+    // One that is bound can still get one.
+    close();
+    assert!(handover.bind(&[DMA], &Wanted { owner, ..Wanted::default() }).unwrap()[0].already);
+    assert_eq!(mode(), 0o660);
+}
+
+#[test]
+fn what_is_bound_already_needs_nothing_written() {
+    let fake = two();
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let handover = Handover::new(&host, &kernel);
+    handover.bind(&[DMA], &Wanted::default()).unwrap();
+    let writes = kernel.writes().len();
+    // Where nothing can be remembered, as for a user without privileges.
+    std::fs::remove_dir_all(fake.path("run")).unwrap();
+    fake.write("run", "");
+    assert!(handover.bind(&[DMA], &Wanted::default()).unwrap()[0].already);
+    assert_eq!(kernel.writes().len(), writes);
+    assert!(handover.bind(&[DMA, AMBA], &Wanted::default()).is_err());
 }

@@ -1,0 +1,180 @@
+//! Whether a device can be had: who uses it, and what keeps it from being assigned.
+
+use std::os::unix::fs::MetadataExt;
+
+use devices::vfio::assign::{self, AssignError};
+use devices::vfio::host::{Host, HostDevice, Usage};
+use devices::vfio::iommu::{Backend, IommuOptions};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// In short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Nobody uses it.
+    Free,
+    /// The host does, or of another device of its IOMMU group.
+    UsedByHost,
+    /// A process has it, through VFIO.
+    InUse,
+    /// It can't be bound or assigned.
+    Blocked,
+}
+
+/// Where a device stands.
+#[derive(Debug, Serialize)]
+pub struct Standing {
+    pub state: State,
+    /// It is with VFIO.
+    pub bound: bool,
+    /// What the host uses it for.
+    pub host_uses: Vec<String>,
+    /// The processes that have it, as far as this one may see them.
+    pub users: Vec<User>,
+    /// The files by which VFIO lets it be had.
+    pub files: Vec<File>,
+    /// Why it isn't free, or why it can't be assigned as it is.
+    pub reason: Option<String>,
+    /// The command that mends it.
+    pub help: Option<String>,
+}
+
+/// A process.
+#[derive(Debug, Serialize)]
+pub struct User {
+    pid: u32,
+    name: String,
+}
+
+/// A file, and whose it is.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct File {
+    path: String,
+    owner: u32,
+    group: u32,
+}
+
+impl File {
+    /// Those of a device.
+    pub fn of(host: &Host, device: &HostDevice) -> Vec<Self> {
+        let files = host.files_of(device).into_iter().filter_map(|path| {
+            let metadata = path.metadata().ok()?;
+            let path = path.display().to_string();
+            Some(Self { path, owner: metadata.uid(), group: metadata.gid() })
+        });
+        files.collect()
+    }
+
+    /// Files as a person reads them.
+    pub fn list(files: &[Self]) -> String {
+        let one = |file: &Self| match file.owner {
+            0 => file.path.clone(),
+            owner => format!("{} (user {owner}'s)", file.path),
+        };
+        files.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Standing {
+    /// Looks at a device.
+    ///
+    /// # Errors
+    ///
+    /// It can't be looked at.
+    pub fn of(host: &Host, usage: &Usage<'_>, device: &HostDevice) -> Result<Self, Error> {
+        let bound = device.is_with_vfio()?;
+        let mut standing = Self {
+            state: State::Free,
+            bound,
+            host_uses: Vec::new(),
+            users: Vec::new(),
+            files: if bound { File::of(host, device) } else { Vec::new() },
+            reason: None,
+            help: None,
+        };
+        let error = assign::assess(host, device.clone())
+            .and_then(|assignment| Backend::choose(host, &[assignment], IommuOptions::default()));
+        let needs_bind =
+            matches!(error, Err(AssignError::OwnDriver { .. } | AssignError::Unbound { .. }));
+        if let Err(error) = error {
+            (standing.reason, standing.help) = (Some(error.to_string()), error.help());
+            standing.state = if needs_bind { State::Free } else { State::Blocked };
+        }
+        if bound {
+            standing.look_at_processes(host, usage, device);
+        } else if needs_bind {
+            standing.look_at_host(host, usage, device)?;
+        }
+        Ok(standing)
+    }
+
+    /// Whether a process has it.
+    fn look_at_processes(&mut self, host: &Host, usage: &Usage<'_>, device: &HostDevice) {
+        let open = usage.open_files();
+        let users = open.users_by_vfio(host, device);
+        if users.is_empty() && (open.is_complete() || !host.is_group_busy(device)) {
+            return;
+        }
+        self.state = State::InUse;
+        let who: Vec<_> = users.iter().map(ToString::to_string).collect();
+        self.reason = Some(match &who[..] {
+            [] => "in use by a process that this user may not see".to_owned(),
+            who => format!("in use by {}", who.join(", ")),
+        });
+        let files: Vec<_> = self.files.iter().map(|file| file.path.as_str()).collect();
+        self.help = Some(format!("fuser -v {}", files.join(" ")));
+        self.users =
+            users.into_iter().map(|user| User { pid: user.pid, name: user.name }).collect();
+    }
+
+    /// Whether the host uses it, or another device of its group, which would have to be taken along.
+    fn look_at_host(
+        &mut self,
+        host: &Host,
+        usage: &Usage<'_>,
+        device: &HostDevice,
+    ) -> Result<(), Error> {
+        let members = host.members_with(device)?;
+        let uses = usage.of_device(device, &members);
+        let mut ends: Vec<_> = uses.iter().filter_map(|of| of.end.clone()).collect();
+        self.host_uses = uses.into_iter().map(|of| of.what).collect();
+        for member in members.iter().filter(|member| *member != device) {
+            for of in usage.of_device(member, &members) {
+                self.host_uses.push(format!("of its group, {}: {}", member.name(), of.what));
+                ends.extend(of.end);
+            }
+        }
+        if !self.host_uses.is_empty() {
+            self.state = State::UsedByHost;
+            self.reason = Some(format!("used by the host: {}", self.host_uses.join("; ")));
+            self.help = (!ends.is_empty()).then(|| ends.join(" && "));
+        }
+        Ok(())
+    }
+
+    /// Adds why it couldn't be opened, where it isn't known who has it.
+    pub fn add(&mut self, error: Error) {
+        if matches!(self.state, State::Free | State::Blocked) {
+            self.state = if self.bound { State::Blocked } else { self.state };
+            self.reason = Some(error.message().to_owned());
+            self.help = error.take_help();
+        }
+    }
+
+    /// As a person reads it.
+    pub fn to_text(&self, name: &str) -> String {
+        let reason = self.reason.as_deref().unwrap_or_default();
+        match self.state {
+            State::Free if self.bound => format!("free, bound: {}", File::list(&self.files)),
+            State::Free => "free".to_owned(),
+            State::UsedByHost | State::InUse => reason.to_owned(),
+            State::Blocked => {
+                let what = if self.bound { "assigned" } else { "bound" };
+                let prefix = format!("{name} can't be assigned: ");
+                format!("can't be {what}: {}", reason.strip_prefix(&prefix).unwrap_or(reason))
+            }
+        }
+    }
+}
