@@ -7,9 +7,10 @@ use std::ptr::NonNull;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{
-    KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KvmIrqRouting,
-    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_VFIO_FILE,
+    KVM_DEV_VFIO_FILE_ADD, KvmIrqRouting, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, DeviceFd, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -187,6 +188,18 @@ impl Vm {
     /// KVM refused.
     pub fn connect_edge(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
         self.fd.register_irqfd(trigger, gsi).map_err(os_error)
+    }
+
+    /// Makes the line of a level-triggered SPI high or low; after the GIC is initialised.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn set_line(&self, spi: u32, high: bool) -> io::Result<()> {
+        // The type in bits 24 to 31, the INTID in 0 to 15 (Documentation/virt/kvm/api.rst, 4.25
+        // KVM_IRQ_LINE).
+        let line = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (spi + 32);
+        self.fd.set_irq_line(line, high).map_err(os_error)
     }
 
     /// Undoes [`connect_edge`](Self::connect_edge); signals are counted by the eventfd from here on.

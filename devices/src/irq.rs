@@ -30,6 +30,12 @@ impl Trigger {
     }
 }
 
+/// A level-triggered interrupt line of a device that is emulated; changed from any thread.
+pub trait Line: Send {
+    /// Makes the line high or low.
+    fn set(&self, high: bool);
+}
+
 /// The guest's interrupt controller, as far as devices need it.
 pub trait InterruptController {
     /// Makes every signal of `trigger` an edge on `spi`.

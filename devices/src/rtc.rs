@@ -1,42 +1,189 @@
-//! The real-time clock: a PL031 over vm-superio.
+//! The real-time clock: Arm's PL031 (PrimeCell Real Time Clock Technical Reference Manual,
+//! DDI 0224C), whose counter is the host's time in seconds and whose alarm interrupts.
+//!
+//! vm-superio's isn't used: it has no match register's effect, no interrupt and another revision's
+//! identification, and it panics where the host's clock is before 1970. What is left of it is the
+//! counter's offset.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use boot::fdt::{Label, Node};
-use vm_superio::{Rtc as Pl031, rtc_pl031::NoEvents};
 
 use crate::bus::{Action, MmioDevice};
-use crate::irq::{Spi, Trigger};
+use crate::irq::{Line, Spi, Trigger};
 
-/// A PL031 that tells the host's time. Its alarm interrupt never fires.
-pub struct Rtc(Pl031<NoEvents>);
+// Registers, by their offsets (DDI 0224C, table 3-1).
+/// Data: the counter.
+const DR: u64 = 0x00;
+/// Match: the counter's value at which the interrupt is raised.
+const MR: u64 = 0x04;
+/// Load: sets the counter.
+const LR: u64 = 0x08;
+/// Control: bit 0 starts the counter, which can't be stopped then.
+const CR: u64 = 0x0c;
+/// Interrupt mask: bit 0 lets the interrupt through.
+const IMSC: u64 = 0x10;
+/// Raw interrupt status.
+const RIS: u64 = 0x14;
+/// Masked interrupt status.
+const MIS: u64 = 0x18;
+/// Interrupt clear: a 1 in bit 0.
+const ICR: u64 = 0x1c;
+/// Where the identification registers begin, each a byte in a word.
+const ID: u64 = 0xfe0;
 
-impl Rtc {
-    /// A clock that starts at the host's time.
-    pub fn new() -> Self {
-        Self(Pl031::new())
-    }
+/// Part 0x031 of designer 0x41, revision 1, then the PrimeCell's identification (DDI 0224C, 3.3.9
+/// and 3.3.10; the revision as in the silicon that Linux and other models know).
+const IDS: [u8; 8] = [0x31, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+
+/// Calls [`Rtc::expire`] when it is time.
+pub trait Alarm: Send {
+    /// Asks for a call at this time, in seconds since 1970; one that was asked for before isn't
+    /// needed any more. It may come late and more than once, not early for good.
+    fn set(&mut self, at: u64);
 }
 
-impl Default for Rtc {
-    fn default() -> Self {
-        Self::new()
+/// A PL031 that tells the host's time.
+pub struct Rtc {
+    line: Box<dyn Line>,
+    alarm: Box<dyn Alarm>,
+    /// The host's time in seconds since 1970.
+    now: fn() -> u64,
+    /// What the counter is ahead of the host's time, which has more bits.
+    offset: u32,
+    load: u32,
+    match_value: u32,
+    /// The interrupt is let through.
+    unmasked: bool,
+    /// It was raised and not cleared since.
+    raised: bool,
+    /// The host's time at which the counter reaches the match register, while it hasn't.
+    due: Option<u64>,
+    /// When the alarm was asked for.
+    asked: Option<u64>,
+    /// The line is high.
+    high: bool,
+}
+
+impl Rtc {
+    /// A clock that starts at the host's time, with its interrupt on `line`. `alarm` calls
+    /// [`expire`](Self::expire).
+    pub fn new(line: Box<dyn Line>, alarm: Box<dyn Alarm>) -> Self {
+        Self {
+            line,
+            alarm,
+            now: host_time,
+            offset: 0,
+            load: 0,
+            match_value: 0,
+            unmasked: false,
+            raised: false,
+            due: None,
+            asked: None,
+            high: false,
+        }
+    }
+
+    /// The alarm's time has come, or the host's time was changed.
+    pub fn expire(&mut self) {
+        self.asked = None;
+        self.settle();
+    }
+
+    /// The counter.
+    fn count(&self) -> u32 {
+        low_half((self.now)()).wrapping_add(self.offset)
+    }
+
+    /// Finds out when the counter reaches the match register: at once, or within 136 years.
+    fn compare(&mut self) {
+        let left = self.match_value.wrapping_sub(self.count());
+        self.due = Some((self.now)().saturating_add(left.into()));
+    }
+
+    /// Raises the interrupt if it is time, has the line follow, and asks for the alarm if somebody
+    /// is to hear of it.
+    fn settle(&mut self) {
+        if self.due.is_some_and(|due| (self.now)() >= due) {
+            (self.raised, self.due) = (true, None);
+        }
+        let high = self.raised && self.unmasked;
+        if high != self.high {
+            self.high = high;
+            self.line.set(high);
+        }
+        if let Some(due) = self.due.filter(|due| self.unmasked && self.asked != Some(*due)) {
+            self.asked = Some(due);
+            self.alarm.set(due);
+        }
+    }
+
+    fn read_register(&mut self, offset: u64) -> u32 {
+        self.settle();
+        match offset {
+            DR => self.count(),
+            MR => self.match_value,
+            LR => self.load,
+            CR => 1,
+            IMSC => self.unmasked.into(),
+            RIS => self.raised.into(),
+            MIS => self.high.into(),
+            _ => {
+                let id = offset.checked_sub(ID).map(|from| from / 4);
+                let id = id.and_then(|index| IDS.get(usize::try_from(index).ok()?));
+                id.map_or(0, |id| u32::from(*id))
+            }
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        self.settle();
+        match offset {
+            MR => {
+                self.match_value = value;
+                self.compare();
+            }
+            LR => {
+                self.load = value;
+                self.offset = value.wrapping_sub(low_half((self.now)()));
+                self.compare();
+            }
+            IMSC => self.unmasked = value & 1 != 0,
+            ICR => self.raised &= value & 1 == 0,
+            // The counter runs already; the others can't be written.
+            _ => {}
+        }
+        self.settle();
     }
 }
 
 impl MmioDevice for Rtc {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        match (u16::try_from(offset), <&mut [u8; 4]>::try_from(&mut *data)) {
-            (Ok(offset), Ok(word)) => self.0.read(offset, word),
+        match <&mut [u8; 4]>::try_from(&mut *data) {
+            Ok(word) if offset.is_multiple_of(4) => {
+                *word = self.read_register(offset).to_le_bytes();
+            }
             // Its registers are words (DDI 0224C, 3.2); other accesses read as zero.
             _ => data.fill(0),
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Action {
-        if let (Ok(offset), Ok(word)) = (u16::try_from(offset), <&[u8; 4]>::try_from(data)) {
-            self.0.write(offset, word);
+        if let Ok(word) = <[u8; 4]>::try_from(data) {
+            self.write_register(offset, u32::from_le_bytes(word));
         }
         Action::None
     }
+}
+
+/// The host's time in seconds since 1970; 0 before.
+fn host_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// The bits of a time that a counter of 32 has: it wraps in 2106, as a PL031 does.
+fn low_half(time: u64) -> u32 {
+    u32::try_from(time & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 /// Its node at `base` (Documentation/devicetree/bindings/rtc/arm,pl031.yaml); `clock` is the
@@ -52,33 +199,149 @@ pub fn node(base: u64, size: u64, spi: Spi, clock: impl Into<Label>) -> Node {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{SystemTime, UNIX_EPOCH};
+    use std::cell::Cell;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
+    thread_local! {
+        static NOW: Cell<u64> = const { Cell::new(1_000_000) };
+    }
+
+    /// What the clock did: the levels of its line, and the times it asked to be called at.
+    #[derive(Clone, Default)]
+    struct Heard(Arc<Mutex<(Vec<bool>, Vec<u64>)>>);
+
+    impl Line for Heard {
+        fn set(&self, high: bool) {
+            self.0.lock().unwrap().0.push(high);
+        }
+    }
+
+    impl Alarm for Heard {
+        fn set(&mut self, at: u64) {
+            self.0.lock().unwrap().1.push(at);
+        }
+    }
+
+    impl Heard {
+        fn take(&self) -> (Vec<bool>, Vec<u64>) {
+            std::mem::take(&mut *self.0.lock().unwrap())
+        }
+    }
+
+    /// A clock at 1 000 000 s of a host whose time only [`pass`] changes.
+    fn clock() -> (Rtc, Heard) {
+        NOW.set(1_000_000);
+        let heard = Heard::default();
+        let mut rtc = Rtc::new(Box::new(heard.clone()), Box::new(heard.clone()));
+        rtc.now = || NOW.get();
+        (rtc, heard)
+    }
+
+    fn pass(seconds: u64) {
+        NOW.set(NOW.get() + seconds);
+    }
+
+    fn read(rtc: &mut Rtc, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        rtc.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(rtc: &mut Rtc, offset: u64, value: u32) {
+        assert_eq!(rtc.write(offset, &value.to_le_bytes()), Action::None);
+    }
+
     #[test]
     fn the_data_register_tells_the_hosts_time() {
+        let heard = Heard::default();
+        let mut rtc = Rtc::new(Box::new(heard.clone()), Box::new(heard));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let mut data = [0; 4];
-        Rtc::new().read(0, &mut data);
-        assert!(u64::from(u32::from_le_bytes(data)).abs_diff(now) <= 1);
+        assert!(u64::from(read(&mut rtc, DR)).abs_diff(now) <= 1);
     }
 
     #[test]
     fn only_words_are_answered() {
-        for len in [1, 2, 8] {
-            let mut data = vec![0xff; len];
-            Rtc::new().read(0, &mut data);
-            assert!(data.iter().all(|b| *b == 0), "{len} bytes");
+        for (offset, length) in [(DR, 1), (DR, 2), (DR, 8), (DR + 1, 4)] {
+            let mut data = vec![0xff; length];
+            clock().0.read(offset, &mut data);
+            assert!(data.iter().all(|b| *b == 0), "{length} bytes at {offset}");
         }
     }
 
     #[test]
+    fn its_registers_are_a_pl031_s_after_reset() {
+        let (mut rtc, heard) = clock();
+        let reset = [0, 0, 1, 0, 0, 0, 0];
+        for (offset, value) in (MR..).step_by(4).zip(reset) {
+            assert_eq!(read(&mut rtc, offset), value, "{offset:#x}");
+        }
+        let ids: Vec<u32> = (ID..0x1000).step_by(4).map(|offset| read(&mut rtc, offset)).collect();
+        assert_eq!(ids, [0x31, 0x10, 0x14, 0, 0x0d, 0xf0, 0x05, 0xb1]);
+        assert_eq!(heard.take(), Default::default());
+    }
+
+    #[test]
     fn a_guest_can_set_the_clock() {
-        let mut rtc = Rtc::new();
-        assert_eq!(rtc.write(8, &1000u32.to_le_bytes()), Action::None);
-        let mut data = [0; 4];
-        rtc.read(0, &mut data);
-        assert!((1000..=1001).contains(&u32::from_le_bytes(data)));
+        let (mut rtc, _) = clock();
+        for value in [1000, u32::MAX, 0] {
+            write(&mut rtc, LR, value);
+            pass(2);
+            assert_eq!(read(&mut rtc, DR), value.wrapping_add(2));
+            assert_eq!(read(&mut rtc, LR), value);
+        }
+    }
+
+    #[test]
+    fn the_alarm_raises_the_line_until_it_is_cleared() {
+        let (mut rtc, heard) = clock();
+        write(&mut rtc, IMSC, 1);
+        let match_value = read(&mut rtc, DR) + 10;
+        write(&mut rtc, MR, match_value);
+        assert_eq!(heard.take(), (vec![], vec![1_000_010]));
+        pass(9);
+        rtc.expire();
+        // Early, as after a change of the host's time: it is asked for again.
+        assert_eq!(heard.take(), (vec![], vec![1_000_010]));
+        pass(1);
+        rtc.expire();
+        assert_eq!(heard.take(), (vec![true], vec![]));
+        assert_eq!((read(&mut rtc, RIS), read(&mut rtc, MIS)), (1, 1));
+        write(&mut rtc, ICR, 0);
+        assert_eq!(read(&mut rtc, MIS), 1, "a 0 clears nothing");
+        write(&mut rtc, ICR, 1);
+        assert_eq!((read(&mut rtc, RIS), read(&mut rtc, MIS)), (0, 0));
+        pass(100);
+        rtc.expire();
+        assert_eq!(heard.take(), (vec![false], vec![]), "once");
+    }
+
+    #[test]
+    fn a_masked_alarm_is_seen_and_not_heard() {
+        let (mut rtc, heard) = clock();
+        write(&mut rtc, MR, 1_000_005);
+        pass(6);
+        assert_eq!((read(&mut rtc, RIS), read(&mut rtc, MIS)), (1, 0));
+        assert_eq!(heard.take(), Default::default());
+        write(&mut rtc, IMSC, 1);
+        write(&mut rtc, IMSC, 0);
+        assert_eq!(heard.take(), (vec![true, false], vec![]));
+    }
+
+    #[test]
+    fn the_alarm_follows_the_counter() {
+        let (mut rtc, heard) = clock();
+        write(&mut rtc, IMSC, 1);
+        // Now is a match too, and what has passed is one when the counter has gone round.
+        write(&mut rtc, MR, 1_000_000);
+        assert_eq!(heard.take(), (vec![true], vec![]));
+        write(&mut rtc, ICR, 1);
+        write(&mut rtc, MR, 999_999);
+        assert_eq!(heard.take(), (vec![false], vec![1_000_000 + u64::from(u32::MAX)]));
+        write(&mut rtc, LR, 999_990);
+        assert_eq!(heard.take(), (vec![], vec![1_000_009]));
+        write(&mut rtc, LR, 999_999);
+        assert_eq!(heard.take(), (vec![true], vec![]));
     }
 }

@@ -223,3 +223,27 @@ fn killing_it_leaves_nothing_behind() -> Story {
     assert_eq!(status(&host, "run --kernel /k/off")?, 0);
     Ok(())
 }
+
+/// Of a PL031: its identification is an AMBA bus' business, its alarm a guest's.
+#[test]
+fn the_clocks_alarm_wakes_a_guest() -> Story {
+    let host = Board::new().boot()?;
+    let mut guest = host.guest("--cpus 2 --stats /tmp/stats")?;
+    let interrupts = "sed -n '/rtc-pl031/{s/^ *[0-9]*: *\\([0-9]*\\) *\\([0-9]*\\) .*/\\1 \\2/p}' \
+                      /proc/interrupts";
+    let taken = |text: &str| -> u32 { text.split_whitespace().flat_map(str::parse::<u32>).sum() };
+    let before = taken(&guest.sh(interrupts)?);
+    for alarm in 1..3 {
+        // The file holds the alarm's time until it has fired.
+        let waited =
+            guest.sh("cd /sys/class/rtc/rtc0 && echo 0 > wakealarm && echo +2 > wakealarm && \
+                               began=$(cat since_epoch) && \
+                               until [ -z \"$(cat wakealarm)\" ]; do sleep 0.1; done; \
+                               echo $(($(cat since_epoch) - began))")?;
+        let waited: u32 = waited.trim().parse().unwrap_or_default();
+        assert!(waited >= 1, "it fired after {waited} s");
+        assert_eq!(taken(&guest.sh(interrupts)?), before + alarm, "one interrupt an alarm");
+    }
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}

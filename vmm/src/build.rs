@@ -14,13 +14,14 @@ use boot::layout::{BootLayout, DTB_MAX, LayoutError};
 use devices::bus::Bus;
 use devices::pci::HostBridge;
 use devices::pvpanic::PvPanic;
-use devices::rtc::Rtc;
 use devices::serial::Serial;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::alarm::AlarmClock;
 use crate::cli::{ConsoleKind, GicVersion, ItsChoice};
 use crate::console::{Console, Input};
+use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::outfile;
 use crate::pci;
@@ -49,6 +50,8 @@ pub struct Board {
     pub spoke: Arc<AtomicBool>,
     /// The console's input and what tells that it has room again.
     pub input: Option<(Input, EventFd)>,
+    /// The RTC, which may ask for alarms.
+    pub clock: AlarmClock,
 }
 
 /// Makes VM, vCPUs and GIC.
@@ -115,12 +118,13 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
     Ok(version)
 }
 
-/// Makes the emulated devices.
+/// Makes the emulated devices, which ring `doorbell` when they need the event loop.
 ///
 /// # Errors
 ///
 /// The host is out of descriptors.
-pub fn board(console: ConsoleKind, vm: &Vm) -> Result<Board, Error> {
+pub fn board(console: ConsoleKind, core: &Core, doorbell: &Arc<Doorbell>) -> Result<Board, Error> {
+    let vm = &core.vm;
     let mut bus = Bus::default();
     let mut input = None;
     let spoke = Arc::new(AtomicBool::new(false));
@@ -135,9 +139,11 @@ pub fn board(console: ConsoleKind, vm: &Vm) -> Result<Board, Error> {
         bus.add("serial", layout::SERIAL, serial.clone())?;
         input = Some((Input::stdin(serial), drained));
     }
-    bus.add("rtc", layout::RTC, Arc::new(Mutex::new(Rtc::new())))?;
+    core.gic.set_level_sensitive([layout::spi::RTC])?;
+    let clock = AlarmClock::new(vm, doorbell);
+    bus.add("rtc", layout::RTC, clock.rtc())?;
     bus.add("pvpanic", layout::PANIC, Arc::new(Mutex::new(PvPanic::default())))?;
-    Ok(Board { bus, spoke, input })
+    Ok(Board { bus, spoke, input, clock })
 }
 
 /// Describes the machine, and has the overlays applied.

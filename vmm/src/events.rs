@@ -10,6 +10,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::alarm::AlarmClock;
 use crate::console::{Input, Progress};
 use crate::doorbell::Doorbell;
 use crate::ending::Ending;
@@ -21,7 +22,8 @@ use crate::stats::Recorder;
 
 /// What the loop listens to.
 pub struct Sources<'a> {
-    /// Rung by a vCPU thread that has ended the run, or when output waits to be written.
+    /// Rung by a vCPU thread that has ended the run, when output waits to be written, or when the
+    /// guest asks for an alarm.
     pub doorbell: Arc<Doorbell>,
     /// Signals to this process.
     pub signals: &'a mut Signals,
@@ -29,6 +31,8 @@ pub struct Sources<'a> {
     pub timeout: Option<Duration>,
     /// Input for the serial console, and what tells that the console has room again.
     pub input: Option<(Input, EventFd)>,
+    /// The RTC, which may ask for alarms.
+    pub clock: AlarmClock,
     /// What watches for a console that stays silent.
     pub silence: Option<Silence>,
 }
@@ -40,8 +44,9 @@ mod token {
     pub(super) const TIMEOUT: u32 = 2;
     pub(super) const INPUT: u32 = 3;
     pub(super) const DRAINED: u32 = 4;
+    pub(super) const ALARM: u32 = 5;
     /// And the number of the sink, of those that are waited for.
-    pub(super) const OUTPUT: u32 = 5;
+    pub(super) const OUTPUT: u32 = 6;
 }
 
 /// No time limit, to epoll.
@@ -103,9 +108,14 @@ impl Desk<'_> {
         self.ending.borrow_mut().get_or_insert(end);
     }
 
-    fn answer(&self, ops: &mut EventOps) {
+    fn answer(&mut self, ops: &mut EventOps) {
         if self.sources.doorbell.hear() {
             self.end(End::ByVcpu);
+        }
+        if let Some(timer) = self.sources.clock.answer()
+            && let Err(e) = ops.add(Events::with_data_raw(timer, token::ALARM, EventSet::IN))
+        {
+            log::error!("the guest's RTC has no alarm: the event loop can't listen: {e}");
         }
         Self::listen_for_room(ops);
     }
@@ -246,6 +256,7 @@ impl MutEventSubscriber for Desk<'_> {
             }
             token::INPUT => self.take_input(ops),
             token::DRAINED => self.resume_input(ops),
+            token::ALARM => self.sources.clock.expire(),
             output => Self::write_output(output, events.fd(), ops),
         }
     }

@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_main)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
+mod alarm;
 mod assigned;
 mod build;
 mod check;

@@ -82,7 +82,8 @@ fn run_guest(
     let pages = build::pages(&plan);
     build::load(&plan.boot, plan.kernel, plan.initrd, &dtb, ram.memory(), &core.vcpus)?;
     drop(pages);
-    let mut board = build::board(plan.console, &core.vm)?;
+    let doorbell = Arc::new(Doorbell::new()?);
+    let mut board = build::board(plan.console, &core, &doorbell)?;
     let wiring = Arc::new(KvmWiring::new(core.vm.clone(), &core.gic));
     plan.assigned.attach(&core.vm, &core.gic, &wiring, &ram, &mut board.bus)?;
     let mut bridge = None;
@@ -105,7 +106,7 @@ fn run_guest(
         bridge,
         over: AtomicBool::new(false),
         ending: OnceLock::new(),
-        doorbell: Arc::new(Doorbell::new()?),
+        doorbell,
         recorder,
     });
     output::call(&run.doorbell);
@@ -114,6 +115,7 @@ fn run_guest(
         signals,
         timeout: plan.timeout,
         input: board.input,
+        clock: board.clock,
         silence: (plan.console == ConsoleKind::Stdio).then(|| Silence::new(board.spoke, shorter)),
     };
     plan.assigned.arm()?;
