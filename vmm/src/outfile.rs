@@ -8,28 +8,37 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::output;
+
 /// How many names are tried for what becomes the file: others may have been left behind.
 const NAMES: u32 = 16;
 
 /// Makes `bytes` the content of the file at `path`, with these permissions for whom the umask leaves
 /// them: whoever opens it finds the old or the new one, whole. A device or a pipe gets them as they
-/// come.
+/// come, unless nobody reads them.
 ///
 /// # Errors
 ///
-/// It can't be written, or is a directory.
+/// It can't be written, is a directory, or a pipe that nobody reads.
 #[cold]
 pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     if let Ok(there) = fs::metadata(path)
         && !there.is_file()
     {
         // A directory refuses.
-        return OpenOptions::new().write(true).open(path)?.write_all(bytes);
+        return output::write(&non_blocking().open(path)?, bytes);
     }
     let (mut file, beside) = create_beside(path, mode)?;
     file.write_all(bytes).and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
         let _ = fs::remove_file(&beside);
     })
+}
+
+/// Opens a device or a pipe to write to, without waiting for a reader.
+fn non_blocking() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    options
 }
 
 /// Checks that [`write`] will be able to, as far as can be known.
@@ -139,5 +148,22 @@ mod tests {
         let error = write(&scratch.0.join("stats"), 0o644, b"x").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         write(Path::new("/dev/null"), 0o600, b"x").unwrap();
+    }
+
+    #[test]
+    fn a_pipe_gets_the_bytes_and_nobody_waits_for_its_reader() {
+        let scratch = Scratch::new("pipe");
+        let pipe = scratch.0.join("pipe");
+        let name = std::ffi::CString::new(pipe.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: the name is a C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let error = write(&pipe, 0o600, b"new").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENXIO));
+        let mut options = OpenOptions::new();
+        let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(&pipe).unwrap();
+        write(&pipe, 0o600, b"new").unwrap();
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut reader, &mut bytes).unwrap();
+        assert_eq!(bytes, b"new");
     }
 }

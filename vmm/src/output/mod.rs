@@ -8,12 +8,14 @@
 mod sink;
 mod way;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::panic::PanicHookInfo;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sink::STALL;
+use sink::{STALL, STEP};
 
 pub use sink::Sink;
 
@@ -109,6 +111,32 @@ pub fn print(text: &str) -> Result<(), Error> {
             }
         }
         stop::check()?;
+    }
+    Ok(())
+}
+
+/// Writes all of this to a file that is open non-blocking.
+///
+/// # Errors
+///
+/// It can't be written, nobody reads it for a while, or a signal has ended the wait.
+pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    let (mut left, mut since) = (bytes, Instant::now());
+    while !left.is_empty() {
+        match file.write(left) {
+            Ok(written) => {
+                left = left.get(written..).unwrap_or_default();
+                since = Instant::now();
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if since.elapsed() >= STALL || signals::is_end_pending() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                way::wait(file.as_raw_fd(), STEP);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

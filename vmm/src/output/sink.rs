@@ -18,7 +18,7 @@ const HIGH: usize = BOUND - 4096;
 pub(super) const STALL: Duration = Duration::from_secs(5);
 
 /// How often who waits looks whether it still should, in milliseconds.
-const STEP: libc::c_int = 50;
+pub(super) const STEP: libc::c_int = 50;
 
 /// What became of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
