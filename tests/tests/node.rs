@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use tests::harness::{Board, DmaTest, Failure, Host, PLATFORM_DMA, Story};
+use tests::harness::{Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, Story};
 
 const NAME: &str = PLATFORM_DMA[0];
 
@@ -220,7 +220,7 @@ fn what_the_hosts_buses_let_a_device_address_is_held_to() -> Story {
     host.sh(&format!("strait run --kernel /k/model --dry-run {device} --memory 128M"))?;
     // A half: what is in the other is copied, and arrives.
     limit(0, 0x5000_0000)?;
-    let mut guest = host.guest(&format!("{device} --memory 512M"))?;
+    let mut guest = host.launch(&Launch::model().memory("512M").with(&device))?;
     let bus = "/proc/device-tree/bus-2c0a0000_dma";
     let ranges = guest.sh(&format!("hexdump -ve '4/1 \"%02x\" \" \"' {bus}/dma-ranges"))?;
     assert_eq!(ranges.trim(), "00000000 00000000 00000000 00000000 00000000 50000000");
