@@ -293,8 +293,8 @@ mod tests {
                 sink.state().way = Some(Way::Polled(4096));
             }
             let taken = fill(&sink);
-            // A pipe's 64 KiB and ours, in lines of 8 bytes.
-            assert!((10_000..=10_240).contains(&taken), "{taken}");
+            // A pipe's 64 KiB and ours, in lines of 8 bytes; one that is polled keeps its last page.
+            assert!((9_700..=10_240).contains(&taken), "{taken}");
             assert_eq!(sink.dropped(), 8);
             assert!(sink.backlog().is_some() && !sink.flush());
             let whole = std::thread::scope(|scope| {
