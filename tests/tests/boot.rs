@@ -55,7 +55,7 @@ fn an_its_without_pci_devices() -> Story {
 fn with_what_the_hosts_cpus_have() -> Story {
     let host = Board::new().cpu_features().boot()?;
     let (all, named) =
-        ("sve 512\npauth\n", "SVE (128, 256, 512 bits), pointer authentication, PMU");
+        ("sve 512\npauth\n", "SVE (128, 256, 384, 512 bits), pointer authentication, PMU");
     assert_eq!(host.sh("probe cpu")?, all);
     assert!(host.sh("strait check")?.contains(named));
     assert!(host.sh("strait run --kernel /k/model --dry-run")?.contains(named));
