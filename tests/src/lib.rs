@@ -6,10 +6,23 @@
 //! - [`suite`] runs every test, [`bench`] measures, [`demo`] shows the main job, [`shell`] is for
 //!   looking around.
 
+#[cfg(feature = "tool")]
 pub mod artifacts;
+#[cfg(feature = "tool")]
 pub mod bench;
+#[cfg(feature = "tool")]
 pub mod demo;
+#[cfg(feature = "tool")]
 pub mod harness;
+#[cfg(feature = "tool")]
 pub mod setup;
+#[cfg(feature = "tool")]
 pub mod shell;
+#[cfg(feature = "tool")]
 pub mod suite;
+
+/// What of the harness is in the model too.
+#[cfg(not(feature = "tool"))]
+pub mod harness {
+    pub mod wire;
+}

@@ -1,7 +1,9 @@
 //! A second kind of device: a guest's port, or its console, is a PL011 that belongs to it.
 
 use sha2::{Digest, Sha256};
-use tests::harness::{Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, Story, UART};
+use tests::harness::{
+    Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, SHARED_UART, Story, UART,
+};
 
 /// As much as must go each way.
 const LENGTH: usize = 100 << 10;
@@ -48,6 +50,28 @@ fn what_a_guest_says_arrives_and_what_is_typed_arrives_by_interrupt() -> Story {
     assert_eq!(guest.finish()?, (0, "a line from outside\n".into()));
     assert!(interrupts(&mut guest)? > before);
     assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn of_two_uarts_with_one_interrupt_either_can_be_a_guest_s_but_not_both() -> Story {
+    let host = Board::new().shared_uart().boot()?;
+    let mut uart = host.uart()?;
+    let mut guest = guest(&host, "")?;
+    guest.begin("exec 3</dev/ttyAMA0; echo ready >/dev/ttyAMA0; head -n 1 <&3")?;
+    uart.wait_for("ready\n")?;
+    uart.send("a line from outside\n")?;
+    assert_eq!(guest.finish()?, (0, "a line from outside\n".into()));
+    assert!(interrupts(&mut guest)? > 0);
+    assert_eq!(guest.power_off()?, 0);
+    host.bind(SHARED_UART)?;
+    let mut guest = host.guest(&format!("--vfio-platform {SHARED_UART}"))?;
+    guest.sh("stty -F /dev/ttyAMA0 115200 raw -echo && seq 1 1000 >/dev/ttyAMA0")?;
+    assert_eq!(guest.power_off()?, 0);
+    let both = format!("--vfio-platform {UART} --vfio-platform {SHARED_UART}");
+    let refused = host.run(&format!("strait run --kernel /k/model {both}"))?;
+    assert_eq!(refused.status, 1);
+    assert!(refused.errors.contains(SHARED_UART), "{}", refused.errors);
     Ok(())
 }
 

@@ -38,6 +38,7 @@ pub struct Board {
     icount: bool,
     uart: bool,
     features: &'static str,
+    shared_uart: bool,
     /// Disks by their ids, with their sizes in bytes.
     disks: Vec<(String, u64)>,
     /// Further options of QEMU.
@@ -57,6 +58,7 @@ impl Default for Board {
             icount: false,
             uart: false,
             features: "pauth=off,sve=off",
+            shared_uart: false,
             disks: Vec::new(),
             options: Vec::new(),
         }
@@ -141,6 +143,14 @@ impl Board {
         self
     }
 
+    /// Has that UART, and another one, [`super::SHARED_UART`], that raises the same SPI. Its wire
+    /// leads nowhere.
+    #[must_use]
+    pub fn shared_uart(mut self) -> Self {
+        self.shared_uart = true;
+        self.uart()
+    }
+
     /// Has a device on the PCI bus, behind the SMMU, as QEMU's `-device` takes it. With `addr=5` the
     /// host's Linux calls it 0000:00:05.0.
     #[must_use]
@@ -182,6 +192,9 @@ impl Board {
         let uart = self.uart.then(qemu::wire).transpose()?;
         if let Some((_, end)) = &uart {
             command.args(qemu::chardev("uart", end)).args(["-serial", "chardev:uart"]);
+            if self.shared_uart {
+                command.args(["-serial", "null"]);
+            }
         }
         command.args(qemu::chardev(PORT, &agent_end));
         command.args(["-device", "virtio-serial-pci"]);

@@ -68,3 +68,6 @@ pub const AMBA_DMA: [&str; 2] = ["2c0c0000.dma", "2c0d0000.dma"];
 
 /// The model's assignable UART, a PL011, where the board has it ([`Board::uart`]).
 pub const UART: &str = "2c0e0000.serial";
+
+/// Another PL011 with the same SPI, where the board has it ([`Board::shared_uart`]).
+pub const SHARED_UART: &str = "2c0f0000.serial";

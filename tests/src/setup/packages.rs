@@ -35,7 +35,6 @@ pub(super) const QEMU: Need = Need {
     packages: &[
         "bzip2",
         "gcc",
-        "libattr1-dev",
         "libc6-dev",
         "libfdt-dev",
         "libglib2.0-dev",
