@@ -4,7 +4,7 @@
 //! - [`artifacts`] names what it made; everything that runs the model starts from there.
 //! - [`harness`] boots a model host and tells stories on it.
 //! - [`suite`] runs every test, [`bench`] measures, [`demo`] shows the main job, [`shell`] is for
-//!   looking around.
+//!   looking around, [`manual`] makes the man page and completions.
 
 #[cfg(feature = "tool")]
 pub mod artifacts;
@@ -14,6 +14,8 @@ pub mod bench;
 pub mod demo;
 #[cfg(feature = "tool")]
 pub mod harness;
+#[cfg(feature = "tool")]
+pub mod manual;
 #[cfg(feature = "tool")]
 pub mod setup;
 #[cfg(feature = "tool")]

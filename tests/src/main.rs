@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use tests::bench::{self, Peer};
 use tests::setup::{self, Options};
 use tests::suite;
-use tests::{demo, shell};
+use tests::{demo, manual, shell};
 
 /// The system model: an Arm board in QEMU with DMA controllers behind an SMMU, a Linux host with
 /// KVM on it, and strait in that host.
@@ -50,6 +50,8 @@ enum Command {
     },
     /// Check format and lints, warnings denied
     Lint,
+    /// Make the man page and the shells' completions from `strait --help`
+    Manual,
     /// Remove what the present clone doesn't use from the cache
     Clean {
         /// Remove everything
@@ -93,15 +95,21 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             return shell::run(&model.artifacts);
         }
         Command::Test { filter, soak } => {
-            setup::test_tools::install()?;
+            let tools = setup::test_tools::install()?;
             let model = setup::run(options)?;
-            return suite::run(&model, filter.as_deref(), soak);
+            return suite::run(&model, &tools, filter.as_deref(), soak);
         }
         Command::Bench { json, peer } => {
             let model = setup::run(options)?;
             return bench::run(&model.artifacts, &peer, json);
         }
         Command::Lint => setup::lint::run(options)?,
+        Command::Manual => {
+            setup::test_tools::install()?;
+            for path in manual::write(&setup::build(options)?)? {
+                println!("{}", path.display());
+            }
+        }
         Command::Clean { all } => setup::clean::run(all)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -7,9 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::artifacts;
 use crate::setup::Model;
+use crate::setup::test_tools::TestTools;
 
 /// The environment variable that lets system tests take their time.
 pub const SOAK: &str = "STRAIT_SOAK";
+
+/// The environment variable that names the directory in which Python finds Shrinkwrap.
+pub const SHRINKWRAP: &str = "STRAIT_SHRINKWRAP";
 
 /// The environment variable that names the directory of compiled device trees of boards.
 const BOARDS: &str = "STRAIT_BOARDS";
@@ -19,10 +23,15 @@ const BOARDS: &str = "STRAIT_BOARDS";
 /// # Errors
 ///
 /// cargo can't be run.
-pub fn run(model: &Model, filter: Option<&str>, soak: bool) -> Result<ExitCode, Box<dyn Error>> {
+pub fn run(
+    model: &Model,
+    tools: &TestTools,
+    filter: Option<&str>,
+    soak: bool,
+) -> Result<ExitCode, Box<dyn Error>> {
     let started = Instant::now();
     let mut sum = Tally::default();
-    for (name, mut command) in parts(model, soak) {
+    for (name, mut command) in parts(model, tools, soak) {
         println!("\n== {name}");
         if let Some(filter) = filter {
             command.args(["--", filter]);
@@ -42,7 +51,7 @@ pub fn run(model: &Model, filter: Option<&str>, soak: bool) -> Result<ExitCode, 
 }
 
 /// The cargo commands that run the tests, with what to call them.
-fn parts(model: &Model, soak: bool) -> Vec<(&'static str, Command)> {
+fn parts(model: &Model, tools: &TestTools, soak: bool) -> Vec<(&'static str, Command)> {
     let toolchain = &model.toolchain;
     let mut here = toolchain.cargo("test");
     here.arg("--no-fail-fast");
@@ -51,6 +60,9 @@ fn parts(model: &Model, soak: bool) -> Vec<(&'static str, Command)> {
     let mut system = toolchain.cargo("test");
     system.args(["--no-fail-fast", "--package", "tests", "--features", "system", "--test", "*"]);
     system.env(artifacts::VARIABLE, &model.description);
+    if let Some(directory) = &tools.shrinkwrap {
+        system.env(SHRINKWRAP, directory);
+    }
     if soak {
         system.env(SOAK, "1");
     }

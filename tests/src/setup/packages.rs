@@ -95,6 +95,7 @@ pub(super) const TEST: Need = Need {
         "lz4",
         "lzop",
         "mkbootimg",
+        "python3-pip",
         "u-boot-tools",
         "unzip",
         "xz-utils",

@@ -1,27 +1,47 @@
-//! What `cargo model test` takes beyond the model: the tools that unit tests call.
+//! What `cargo model test` takes beyond the model: the tools that tests call.
 
-use super::cache::Cache;
+use std::path::PathBuf;
+
+use super::cache::{Cache, Held, Key};
 use super::error::{Error, FileError};
 use super::interrupt::Watch;
 use super::machine::Machine;
 use super::packages;
+use super::process;
 use super::progress::Progress;
+
+/// Arm's tool for its FVPs, by its name and version at PyPI: it processes the overlay for one.
+const SHRINKWRAP: &str = "shrinkwraptool==2026.9.2";
+
+/// Tools that are not of Debian.
+pub struct TestTools {
+    /// The directory in which Python finds [`SHRINKWRAP`]; none where nothing is installed.
+    pub shrinkwrap: Option<PathBuf>,
+    _held: Option<Held>,
+}
 
 /// Installs what is missing of them. Where there is no apt, the tests say what they miss.
 ///
 /// # Errors
 ///
 /// They can't be installed.
-pub fn install() -> Result<(), Error> {
+pub fn install() -> Result<TestTools, Error> {
     let _watch = Watch::install().at("watch for signals to", "this process")?;
     let machine = Machine::detect();
     if !machine.is_debian {
-        return Ok(());
+        return Ok(TestTools { shrinkwrap: None, _held: None });
     }
     let cache = Cache::open()?;
     let progress = Progress::start();
     let step = progress.step("test tools", cache.log("test-tools"));
     let needs: &[_] =
         if machine.is_arm { &[packages::TEST] } else { &[packages::TEST, packages::EMULATE] };
-    packages::install(&machine, &cache, &step, needs)
+    packages::install(&machine, &cache, &step, needs)?;
+    let key = Key::new().with("package", SHRINKWRAP);
+    let held = cache.artefact("shrinkwrap", key).get(&step, |shop| {
+        let mut pip = process::command("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-compile", SHRINKWRAP, "--target"]);
+        process::run(&step, pip.arg(&shop.out), |_| {})
+    })?;
+    Ok(TestTools { shrinkwrap: Some(held.dir.clone()), _held: Some(held) })
 }

@@ -1,0 +1,33 @@
+# Made by `cargo model manual` from `strait --help`.
+_strait() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
+    COMPREPLY=()
+    case $before in
+    --kernel) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --initrd) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --cmdline) return ;;
+    --cpus) return ;;
+    --memory) return ;;
+    --cpu-features) return ;;
+    --gic) COMPREPLY=($(compgen -W 'auto 2 3' -- "$word")); return ;;
+    --console) COMPREPLY=($(compgen -W 'stdio off' -- "$word")); return ;;
+    --vfio-platform) COMPREPLY=($(compgen -W "$(strait device list 2>/dev/null | awk 'NR > 1 { print $1 }')" -- "$word")); return ;;
+    --vfio-pci) COMPREPLY=($(compgen -W "$(strait device list 2>/dev/null | awk '$2 == "pci" { print $1 }')" -- "$word")); return ;;
+    --vfio-user) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --iommu) COMPREPLY=($(compgen -W 'auto iommufd container' -- "$word")); return ;;
+    --iommufd-fd) return ;;
+    --dtb-overlay) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --timeout) return ;;
+    --dump-dtb) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --stats) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --log-level) return ;;
+    --owner) return ;;
+    esac
+    case ${COMP_WORDS[1]} in
+    run) COMPREPLY=($(compgen -W '--kernel --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --console --vfio-platform --vfio-pci --vfio-user --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --dry-run --json --dump-dtb --stats --log-level --help' -- "$word")) ;;
+    device) COMPREPLY=($(compgen -W 'list show bind unbind test --group --owner --force --iommu --json --help' -- "$word")) ;;
+    check) COMPREPLY=($(compgen -W '--memory --json --help' -- "$word")) ;;
+    *) COMPREPLY=($(compgen -W 'run device check --help --version' -- "$word")) ;;
+    esac
+}
+complete -o filenames -F _strait strait

@@ -1,0 +1,109 @@
+//! What is made from `strait --help`, and what else in `resources` stands for itself.
+
+use std::fs;
+use std::process::Command;
+
+use tests::artifacts::Artifacts;
+use tests::manual;
+use tests::setup::workspace;
+use tests::suite;
+
+/// What a shell prints for this script, which must succeed.
+fn sh(shell: &str, script: &str) -> String {
+    let output = Command::new(shell).args(["-c", script]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{script}:\n{said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_man_page_and_the_completions_are_those_of_the_help() {
+    let strait = Artifacts::from_env().unwrap().strait;
+    for made in manual::make(&strait).unwrap() {
+        let path = workspace::root().join(&made.path);
+        let there = fs::read_to_string(&path).unwrap_or_default();
+        assert!(there == made.text, "{} is out of date: cargo model manual", made.path.display());
+    }
+}
+
+#[test]
+fn bash_completes_commands_options_and_values() {
+    let path = workspace::root().join("resources/completions/strait.bash");
+    let complete = |words: &str, at: usize| {
+        let script = format!(
+            "source {}; COMP_WORDS=({words}); COMP_CWORD={at}; _strait; \
+             echo \"${{COMPREPLY[@]}}\"",
+            path.display()
+        );
+        sh("bash", &script).trim().to_owned()
+    };
+    assert_eq!(complete("strait ch", 1), "check");
+    assert_eq!(complete("strait run --kern", 2), "--kernel");
+    assert_eq!(complete("strait run --iommu io", 3), "iommufd");
+    assert!(complete("strait device b", 2).contains("bind"));
+    // There are no devices here, and no strait.
+    assert_eq!(complete("strait run --vfio-pci 0", 3), "");
+}
+
+#[test]
+fn shrinkwrap_takes_the_overlay_for_the_fvp() {
+    let Some(directory) = std::env::var_os(suite::SHRINKWRAP) else {
+        println!(
+            "shrinkwrap isn't tried: pip install shrinkwraptool, and {} names where",
+            suite::SHRINKWRAP
+        );
+        return;
+    };
+    let overlay = workspace::root().join("resources/ci/strait-fvp.yaml");
+    let mut shrinkwrap = Command::new("python3");
+    shrinkwrap.env("PYTHONPATH", directory).current_dir("/");
+    shrinkwrap.args(["-m", "shrinkwrap", "process", "ns-edk2.yaml", "--action", "resolver"]);
+    shrinkwrap.args(["--overlay", "arch/v8.5.yaml", "--overlay"]).arg(overlay);
+    shrinkwrap.args(["--rtvar", "SHARE=/srv/share", "--rtvar", "SATA=/srv/disk.img"]);
+    let output = shrinkwrap.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let resolved = String::from_utf8(output.stdout).unwrap();
+    for wanted in [
+        "-C pci.pcie_rc.ahci0.ahci.image_path: /srv/disk.img",
+        "-C bp.virtiop9device.root_path: /srv/share",
+        "CONFIG_VFIO_DEVICE_CDEV",
+        "vfio_platform.reset_required=0",
+    ] {
+        assert!(resolved.contains(wanted), "no {wanted} in:\n{resolved}");
+    }
+}
+
+#[test]
+fn the_examples_name_options_that_there_are() {
+    let strait = Artifacts::from_env().unwrap().strait;
+    let help = manual::texts(&strait).unwrap();
+    let examples = workspace::root().join("resources/examples");
+    let unit = fs::read_to_string(examples.join("strait@.service")).unwrap();
+    let lines =
+        unit.lines().filter(|line| line.contains("/usr/bin/strait") || line.contains("OPTIONS="));
+    let options: Vec<&str> =
+        lines.flat_map(str::split_whitespace).filter(|word| word.starts_with("--")).collect();
+    assert!(options.contains(&"--owner"), "{options:?}");
+    for option in options {
+        assert!(help.contains(&format!("{option} ")), "{option}");
+    }
+    let rules = fs::read_to_string(examples.join("60-strait.rules")).unwrap();
+    for subsystem in ["vfio", "vfio-dev", "misc"] {
+        assert!(rules.contains(&format!("SUBSYSTEM==\"{subsystem}\"")), "{subsystem}");
+    }
+    let out = std::env::temp_dir().join(format!("clock-{}.dtbo", std::process::id()));
+    let overlay = examples.join("clock.dtso");
+    sh("sh", &format!("dtc -q -@ -I dts -O dtb -o {} {}", out.display(), overlay.display()));
+    let blob = fs::read(&out).unwrap();
+    fs::remove_file(&out).unwrap();
+    assert_eq!(blob.get(..4), Some(&[0xd0, 0x0d, 0xfe, 0xed][..]));
+}
+
+#[test]
+fn scripts_are_ones() {
+    let script = workspace::root().join("resources/ci/boot-test.sh");
+    sh("sh", &format!("sh -n {}", script.display()));
+    let usage = Command::new("sh").arg(script).output().unwrap();
+    assert_eq!(usage.status.code(), Some(2));
+}
