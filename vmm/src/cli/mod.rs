@@ -11,6 +11,7 @@ mod pci;
 mod platform;
 mod run;
 mod size;
+mod suggest;
 mod user;
 mod vfio;
 
@@ -83,7 +84,16 @@ pub fn parse(mut parser: Parser) -> Result<Command, Error> {
 }
 
 /// The error of a command line that makes no sense to `command`.
+#[cold]
 fn wrong(error: &lexopt::Error, command: &str) -> Error {
     let space = if command.is_empty() { "" } else { " " };
-    Error::usage(error.to_string()).help(format!("strait{space}{command} --help"))
+    let typed = match error {
+        lexopt::Error::UnexpectedOption(option) => Some(option.clone()),
+        lexopt::Error::UnexpectedArgument(word) => Some(word.to_string_lossy().into_owned()),
+        _ => None,
+    };
+    let instead = typed.and_then(|typed| suggest::instead(&typed, command));
+    let all = format!("strait{space}{command} --help");
+    let help = instead.map_or(all.clone(), |instead| format!("{instead}\n{all}"));
+    Error::usage(error.to_string()).help(help)
 }
