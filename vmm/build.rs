@@ -1,4 +1,4 @@
-//! Says what to do where strait can't be built.
+//! Says what to do where strait can't be built, and how it is linked.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -7,5 +7,10 @@ fn main() {
             "cargo::error=strait runs on 64-bit Arm hosts: `cargo model build` cross-builds it, \
              `cargo model demo` runs it in the system model"
         );
+    }
+    // The functions of a run lie together: see there.
+    println!("cargo::rerun-if-changed=run.ld");
+    if let Ok(here) = std::env::var("CARGO_MANIFEST_DIR") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{here}/run.ld");
     }
 }

@@ -87,7 +87,8 @@ unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<OsString> {
 /// Does what the person wants.
 ///
 /// Whatever `run` has no use for is marked `#[cold]`, here and in the crates: the linker keeps it
-/// apart, and starting a guest reads fewer pages of the program.
+/// apart, and starting a guest reads fewer pages of the program. What it does use is put together by
+/// `run.ld`.
 fn execute(command: Command) -> Result<u8, Error> {
     match command {
         Command::Run(options) => {
