@@ -20,6 +20,8 @@ pub struct Artifacts {
     /// Modules of [`Self::host_kernel`], such as `dmatest.ko`, in the order in which `insmod` takes
     /// them.
     pub host_modules: Vec<PathBuf>,
+    /// The same with pages of 64 KiB, which only tests need.
+    pub host_64k: Option<Kernel>,
     /// Debian's arm64 `vmlinuz`, unmodified.
     pub stock_kernel: PathBuf,
     /// A directory with `pl330.ko` of [`Self::stock_kernel`] and the modules it depends on,
@@ -32,6 +34,15 @@ pub struct Artifacts {
     pub strait: PathBuf,
     /// The test tool `probe`: arm64, statically linked.
     pub probe: PathBuf,
+}
+
+/// A kernel and its modules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// The arm64 `Image`.
+    pub image: PathBuf,
+    /// Its modules in the order in which `insmod` takes them.
+    pub modules: Vec<PathBuf>,
 }
 
 impl Artifacts {
@@ -94,6 +105,7 @@ mod tests {
             qemu: "/q/qemu-system-aarch64".into(),
             host_kernel: "/k/Image".into(),
             host_modules: vec!["/k/a.ko".into(), "/k/b.ko".into()],
+            host_64k: Some(Kernel { image: "/l/Image".into(), modules: vec!["/l/a.ko".into()] }),
             stock_kernel: "/s/vmlinuz".into(),
             stock_modules: "/s/modules".into(),
             busybox: "/b/busybox".into(),

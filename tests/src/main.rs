@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tests::bench::{self, Peer};
-use tests::setup::{self, Options};
+use tests::setup::{self, Options, Purpose};
 use tests::suite;
 use tests::{demo, manual, shell};
 
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Setup => {
-            let model = setup::run(options)?;
+            let model = setup::run(options, Purpose::Tests)?;
             eprintln!(
                 "the model is ready; {} says where its parts lie",
                 model.description.display()
@@ -87,20 +87,20 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
         }
         Command::Build => println!("{}", setup::build(options)?.display()),
         Command::Demo => {
-            let model = setup::run(options)?;
+            let model = setup::run(options, Purpose::Use)?;
             return demo::run(&model.artifacts);
         }
         Command::Shell => {
-            let model = setup::run(options)?;
+            let model = setup::run(options, Purpose::Use)?;
             return shell::run(&model.artifacts);
         }
         Command::Test { filter, soak } => {
             let tools = setup::test_tools::install()?;
-            let model = setup::run(options)?;
+            let model = setup::run(options, Purpose::Tests)?;
             return suite::run(&model, &tools, filter.as_deref(), soak);
         }
         Command::Bench { json, peer } => {
-            let model = setup::run(options)?;
+            let model = setup::run(options, Purpose::Use)?;
             return bench::run(&model.artifacts, &peer, json);
         }
         Command::Lint => setup::lint::run(options)?,

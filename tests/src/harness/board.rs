@@ -14,7 +14,7 @@ use super::qemu::{self, Qemu};
 use super::transcript::Transcript;
 use super::uart::Uart;
 use super::wire::PORT;
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, Kernel};
 
 /// How long the host may take to boot, in seconds. It takes one when nothing else runs.
 const BOOT: u64 = 90;
@@ -36,6 +36,7 @@ pub struct Board {
     files: Vec<(String, Vec<u8>)>,
     stock: bool,
     icount: bool,
+    large_pages: bool,
     uart: bool,
     features: &'static str,
     shared_uart: bool,
@@ -56,6 +57,7 @@ impl Default for Board {
             files: Vec::new(),
             stock: false,
             icount: false,
+            large_pages: false,
             uart: false,
             features: "pauth=off,sve=off",
             shared_uart: false,
@@ -136,6 +138,14 @@ impl Board {
         self
     }
 
+    /// Has a host kernel with pages of 64 KiB, which is at `/k/large` too, with a guest's initrd at
+    /// `/k/large.cpio`. It has no network, no file systems on disks, no cgroups.
+    #[must_use]
+    pub fn large_pages(mut self) -> Self {
+        self.large_pages = true;
+        self
+    }
+
     /// Has the assignable UART, [`super::UART`], with its wire at [`Host::uart`].
     #[must_use]
     pub fn uart(mut self) -> Self {
@@ -182,11 +192,12 @@ impl Board {
         let transcript = Arc::new(Transcript::start());
         let (console, console_end) = qemu::wire()?;
         let (agent, agent_end) = qemu::wire()?;
-        let initramfs = initramfs::host(&artifacts, self.stock, &self.files)?;
+        let large = self.large(&artifacts)?;
+        let initramfs = initramfs::host(&artifacts, self.stock, large, &self.files)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
 
-        let mut command = self.command(&artifacts, "model.do=agent");
+        let mut command = self.command(&artifacts, "model.do=agent")?;
         command.args(qemu::chardev("console", &console_end));
         command.args(["-serial", "chardev:console", "-serial", "null"]);
         let uart = self.uart.then(qemu::wire).transpose()?;
@@ -231,10 +242,11 @@ impl Board {
     /// An artefact is missing, or QEMU can't be run.
     pub fn attach(self) -> Result<ExitStatus, Failure> {
         let artifacts = self.artifacts()?;
-        let initramfs = initramfs::host(&artifacts, self.stock, &self.files)?;
+        let large = self.large(&artifacts)?;
+        let initramfs = initramfs::host(&artifacts, self.stock, large, &self.files)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
-        let mut command = self.command(&artifacts, "model.do=shell");
+        let mut command = self.command(&artifacts, "model.do=shell")?;
         command.args(["-serial", "mon:stdio", "-serial", "null", "-serial", "null"]);
         command.args(["-initrd", &format!("/proc/self/fd/{}", initramfs.as_raw_fd())]);
         qemu::run(&mut command, &[initramfs.as_raw_fd()])
@@ -242,7 +254,7 @@ impl Board {
 
     /// The QEMU command of this board but for its initramfs and its serial ports; `action` tells
     /// the host's init what to do.
-    fn command(&self, artifacts: &Artifacts, action: &str) -> Command {
+    fn command(&self, artifacts: &Artifacts, action: &str) -> Result<Command, Failure> {
         let mut command = Command::new(&artifacts.qemu);
         let machine =
             format!("virt,virtualization=on,gic-version={},iommu=smmuv3,acpi=off", self.gic);
@@ -254,13 +266,22 @@ impl Board {
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory, "-accel", accelerator])
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .arg("-kernel")
-            .arg(&artifacts.host_kernel)
+            .arg(self.large(artifacts)?.map_or(&artifacts.host_kernel, |kernel| &kernel.image))
             .args(["-append", &parameters]);
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
         command.args(&self.options);
-        command
+        Ok(command)
+    }
+
+    /// The kernel with pages of 64 KiB, if the board is to have it.
+    fn large<'a>(&self, artifacts: &'a Artifacts) -> Result<Option<&'a Kernel>, Failure> {
+        if !self.large_pages {
+            return Ok(None);
+        }
+        let missing = || Failure::new("there is no kernel with pages of 64 KiB: cargo model setup");
+        artifacts.host_64k.as_ref().map(Some).ok_or_else(missing)
     }
 
     fn artifacts(&self) -> Result<Artifacts, Failure> {
@@ -280,20 +301,21 @@ fn disk(size: u64) -> Result<File, Failure> {
 #[cfg(test)]
 mod tests {
     use super::Board;
-    use crate::artifacts::Artifacts;
+    use crate::artifacts::{Artifacts, Kernel};
 
     fn arguments(board: &Board) -> String {
         let artifacts = Artifacts {
             qemu: "/q".into(),
             host_kernel: "/Image".into(),
             host_modules: Vec::new(),
+            host_64k: Some(Kernel { image: "/Image-64k".into(), modules: Vec::new() }),
             stock_kernel: "/vmlinuz".into(),
             stock_modules: "/m".into(),
             busybox: "/b".into(),
             strait: "/s".into(),
             probe: "/p".into(),
         };
-        let command = board.command(&artifacts, "model.do=agent");
+        let command = board.command(&artifacts, "model.do=agent").unwrap();
         command.get_args().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
@@ -306,6 +328,7 @@ mod tests {
             (Board::new(), "-cpu max,pauth=off,sve=off"),
             (Board::new().cpu_features(), "-cpu max,pauth-impdef=on,sve=on"),
             (Board::new().icount(), "-smp 1"),
+            (Board::new().large_pages(), "-kernel /Image-64k"),
             (Board::new().icount(), "-icount shift=0,sleep=off"),
             (Board::new().device("edu,addr=5").device("x"), "-device edu,addr=5 -device x"),
         ] {

@@ -16,7 +16,7 @@ const SHELL: &str = "shell";
 #[derive(Clone, Debug)]
 pub struct Launch {
     kernel: String,
-    initrd: &'static str,
+    initrd: String,
     action: String,
     cmdline: String,
     memory: String,
@@ -29,7 +29,7 @@ impl Launch {
     pub fn model() -> Self {
         Self {
             kernel: "/k/model".into(),
-            initrd: "/k/guest.cpio",
+            initrd: "/k/guest.cpio".into(),
             action: SHELL.into(),
             cmdline: String::new(),
             memory: "256M".into(),
@@ -41,7 +41,13 @@ impl Launch {
     /// A guest with Debian's kernel; the board needs [`super::Board::stock`].
     pub fn stock() -> Self {
         let memory = "512M".into();
-        Self { kernel: "/k/stock".into(), initrd: "/k/stock.cpio", memory, ..Self::model() }
+        Self { kernel: "/k/stock".into(), initrd: "/k/stock.cpio".into(), memory, ..Self::model() }
+    }
+
+    /// A guest with pages of 64 KiB; the board needs [`super::Board::large_pages`].
+    pub fn large_pages() -> Self {
+        let memory = "512M".into();
+        Self { kernel: "/k/large".into(), initrd: "/k/large.cpio".into(), memory, ..Self::model() }
     }
 
     /// What its init does instead of offering a shell: `poweroff`, `reset`, `panic`, `idle`,
@@ -56,6 +62,13 @@ impl Launch {
     #[must_use]
     pub fn kernel(mut self, path: &str) -> Self {
         path.clone_into(&mut self.kernel);
+        self
+    }
+
+    /// Another file for the initrd, on the host.
+    #[must_use]
+    pub fn initrd(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.initrd);
         self
     }
 

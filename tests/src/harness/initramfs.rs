@@ -1,11 +1,11 @@
 //! What is in the file systems of the model host and of its guests.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::cpio::Archive;
 use super::failure::Failure;
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, Kernel};
 
 /// The host's first process.
 const HOST_INIT: &str = include_str!("../../model/init");
@@ -18,18 +18,24 @@ const GUEST_DMATEST: &str = include_str!("../../model/guest/dmatest");
 /// never at boot.
 const DMATEST: &str = "dmatest.ko";
 
-/// The host's: busybox, strait, the probe, kernels and guests' initrds under `/k`.
+/// The host's: busybox, strait, the probe, kernels and guests' initrds under `/k`; with Debian's
+/// kernel if `stock`. `large` is the kernel that it has instead of the usual one.
 pub(super) fn host(
     artifacts: &Artifacts,
     stock: bool,
+    large: Option<&Kernel>,
     files: &[(String, Vec<u8>)],
 ) -> Result<Vec<u8>, Failure> {
     let mut archive = skeleton(artifacts, HOST_INIT)?;
     archive.file("bin/strait", &read(&artifacts.strait)?);
-    modules(&mut archive, &artifacts.host_modules)?;
+    modules(&mut archive, large.map_or(&artifacts.host_modules, |kernel| &kernel.modules))?;
     archive.directory("k");
     archive.file("k/model", &read(&artifacts.host_kernel)?);
-    archive.file("k/guest.cpio", &model_guest(artifacts)?);
+    archive.file("k/guest.cpio", &model_guest(artifacts, &artifacts.host_modules)?);
+    if let Some(kernel) = large {
+        archive.file("k/large", &read(&kernel.image)?);
+        archive.file("k/large.cpio", &model_guest(artifacts, &kernel.modules)?);
+    }
     if stock {
         archive.file("k/stock", &read(&artifacts.stock_kernel)?);
         archive.file("k/stock.cpio", &stock_guest(artifacts)?);
@@ -40,11 +46,11 @@ pub(super) fn host(
     Ok(archive.finish())
 }
 
-/// That of a guest that runs the host's kernel, with the DMA test.
-fn model_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
+/// That of a guest that runs a kernel of the host's with these modules, with the DMA test.
+fn model_guest(artifacts: &Artifacts, kernel_modules: &[PathBuf]) -> Result<Vec<u8>, Failure> {
     let mut archive = skeleton(artifacts, GUEST_INIT)?;
     archive.file("bin/dmatest", GUEST_DMATEST.as_bytes());
-    modules(&mut archive, &artifacts.host_modules)?;
+    modules(&mut archive, kernel_modules)?;
     Ok(archive.finish())
 }
 

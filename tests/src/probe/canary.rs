@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
-use crate::Trouble;
+use crate::{Trouble, devmem};
 
+/// What is looked after at a time; the kernel's pages have this size or a multiple.
 const PAGE: usize = 4096;
 /// Memory taken at a time while looking for a page that fits.
 const CHUNK: usize = 16 << 20;
@@ -53,13 +54,14 @@ fn guard(chunk: &Locked, index: usize, physical: u64) -> Result<(), Trouble> {
 /// The physical address behind a virtual one of this process.
 pub(crate) fn physical(pagemap: &File, address: usize) -> Result<u64, Trouble> {
     let mut entry = [0; size_of::<u64>()];
-    let offset = u64::try_from(address / PAGE * size_of::<u64>())?;
+    let (address, page) = (u64::try_from(address)?, devmem::page_size());
+    let offset = address / page * u64::try_from(size_of::<u64>())?;
     pagemap.read_exact_at(&mut entry, offset)?;
     let entry = u64::from_le_bytes(entry);
     if entry & PRESENT == 0 || entry & FRAME == 0 {
         return Err("the kernel doesn't say where the page is".into());
     }
-    Ok((entry & FRAME) * u64::try_from(PAGE)?)
+    Ok((entry & FRAME) * page + address % page)
 }
 
 /// Anonymous memory that stays where it is.

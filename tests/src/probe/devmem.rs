@@ -7,7 +7,12 @@ use std::ptr::NonNull;
 
 use crate::Trouble;
 
-const PAGE: u64 = 4096;
+/// The size of this kernel's pages in bytes.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: the call takes a number only.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).ok().filter(|size| *size != 0).unwrap_or(4096)
+}
 
 /// A window onto physical memory, accessed in 32-bit words.
 pub(crate) struct Window {
@@ -25,7 +30,7 @@ impl Window {
         if !address.is_multiple_of(4) || !length.is_multiple_of(4) || length == 0 {
             return Err(format!("{address:#x}+{length:#x} isn't made of 32-bit words").into());
         }
-        let start = address - address % PAGE;
+        let start = address - address % page_size();
         let end = address.checked_add(length).ok_or("beyond the end of the address space")?;
         let mapped = usize::try_from(end - start)?;
         let file = OpenOptions::new().read(true).write(true).open("/dev/mem")?;

@@ -8,6 +8,7 @@ mod canary;
 mod cpu;
 mod devmem;
 mod edu;
+mod kexec;
 mod late;
 mod measure;
 mod microcode;
@@ -46,6 +47,8 @@ usage: probe COMMAND
   vfio memory on|off PID                the memory of the PCI function that a process has open
   as UID [memlock=BYTES] COMMAND…       run a command as a user, without privileges
   files PID N                           let a process have no descriptor of N or above from now on
+  kexec KERNEL INITRD CMDLINE           run another kernel instead of this one
+  kexec-on-crash KERNEL INITRD CMDLINE  the same when this one crashes
   late SECONDS                          copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH [messages|single]
                                         serve a PCI device on a socket; as libvfio-user does, with
@@ -84,6 +87,8 @@ fn main() -> ExitCode {
         ["files", process, count] => {
             number32(process).and_then(|process| privileges::limit_files(process, number(count)?))
         }
+        ["kexec", kernel, initrd, cmdline] => kexec::run(kernel, initrd, cmdline),
+        ["kexec-on-crash", kernel, initrd, cmdline] => kexec::on_crash(kernel, initrd, cmdline),
         ["late", seconds] => number(seconds).and_then(late::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref(), None),

@@ -10,13 +10,13 @@ use super::cache::{Artefact, Cache, Held};
 use super::error::{Error, FileError};
 use super::machine::Machine;
 use super::modules;
-use super::options::{Given, GivenKernel, Options};
+use super::options::{Given, GivenKernel, Options, Purpose};
 use super::packages::{self, Need};
 use super::part::{Part, Parts};
 use super::progress::Progress;
 use super::toolchain::Toolchain;
 use super::{Model, boards, clean, interrupt, linux, qemu, stock, workspace};
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, Kernel};
 
 /// What all steps of a set-up share.
 pub(super) struct Assembly<'a> {
@@ -46,9 +46,9 @@ impl<'a> Assembly<'a> {
         })
     }
 
-    /// The whole model.
-    pub(super) fn model(&self) -> Result<Model, Error> {
-        let given = self.options.check()?;
+    /// The model as it is needed for this purpose.
+    pub(super) fn model(&self, purpose: Purpose) -> Result<Model, Error> {
+        let given = self.options.check(purpose)?;
         if given.is_complete() {
             let (toolchain, binaries) = self.clone_binaries()?;
             return finish(toolchain, binaries, &given, Vec::new());
@@ -99,7 +99,8 @@ impl<'a> Assembly<'a> {
     /// share the processors.
     fn make(&self, given: &Given, archive: &Archive, versions: &Versions) -> Result<Model, Error> {
         let needs = self.needs(given, versions)?;
-        let parts = Parts::new(&self.machine, versions);
+        let parts = Parts::new(&self.machine, &self.cache, versions);
+        let wanted = self.wanted(given, &parts)?;
         let (built, held) = thread::scope(|scope| {
             // What is made of the archive is of use however the clone looks, so a clone that
             // doesn't build ends nothing.
@@ -108,8 +109,8 @@ impl<'a> Assembly<'a> {
                 let binaries = self.noted(self.build_clone(&toolchain))?;
                 Some((toolchain, binaries))
             });
-            let wanted = parts.all().into_iter().filter(|part| !given.has(part.name()));
             let threads: Vec<_> = wanted
+                .into_iter()
                 .map(|part| scope.spawn(move || self.fatal(self.make_part(part, archive))))
                 .collect();
             let held: Option<Vec<_>> =
@@ -139,11 +140,22 @@ impl<'a> Assembly<'a> {
         Ok((part.name(), held))
     }
 
-    /// The packages for the parts that are neither given nor in the cache; nothing if all are.
+    /// The parts that aren't given; of what needn't be made, what is there.
+    fn wanted<'p>(&self, given: &Given, parts: &'p Parts) -> Result<Vec<&'p dyn Part>, Error> {
+        let mut wanted = Vec::new();
+        for part in parts.all().into_iter().filter(|part| !given.has(part.name())) {
+            if !given.is_optional(part.name()) || part.artefact(&self.cache)?.is_made() {
+                wanted.push(part);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The packages for the wanted parts that aren't in the cache; nothing if all are.
     fn needs(&self, given: &Given, versions: &Versions) -> Result<Vec<Need>, Error> {
         let mut needs = Vec::new();
-        for part in Parts::new(&self.machine, versions).all() {
-            if !given.has(part.name()) && !part.artefact(&self.cache)?.is_made() {
+        for part in self.wanted(given, &Parts::new(&self.machine, &self.cache, versions))? {
+            if !part.artefact(&self.cache)?.is_made() {
                 needs.extend(part.needs());
             }
         }
@@ -179,19 +191,23 @@ fn finish(
     given: &Given,
     held: Vec<(&'static str, Held)>,
 ) -> Result<Model, Error> {
-    let made = |part: &'static str| {
-        let found = held.iter().find(|(name, _)| *name == part).map(|(_, held)| held.dir.clone());
-        found.ok_or(Error::Broken(part))
+    let found = |part: &'static str| {
+        held.iter().find(|(name, _)| *name == part).map(|(_, held)| held.dir.clone())
     };
+    let made = |part: &'static str| found(part).ok_or(Error::Broken(part));
     let kernel = |given: &Option<GivenKernel>, part, file| match given {
         Some(given) => Ok((given.kernel.clone(), given.modules.clone())),
         None => made(part).map(|dir| (dir.join(file), dir.join("modules"))),
     };
     let (host_kernel, host_modules) = kernel(&given.host, linux::NAME, "Image")?;
     let (stock_kernel, stock_modules) = kernel(&given.stock, stock::KERNEL, "vmlinuz")?;
-    let boards = match &given.host {
-        Some(_) => None,
-        None => Some(made(linux::NAME)?.join(boards::DIRECTORY)),
+    let boards = found(linux::NAME_64K).map(|dir| dir.join(boards::DIRECTORY));
+    let host_64k = match kernel(&given.host_64k, linux::NAME_64K, "Image") {
+        Ok((kernel, modules)) => {
+            Some(Kernel { image: kernel, modules: modules::listed(&modules)? })
+        }
+        Err(_) if given.is_optional(linux::NAME_64K) => None,
+        Err(error) => return Err(error),
     };
     let artifacts = Artifacts {
         qemu: match &given.qemu {
@@ -200,6 +216,7 @@ fn finish(
         },
         host_kernel,
         host_modules: modules::listed(&host_modules)?,
+        host_64k,
         stock_kernel,
         stock_modules,
         busybox: match &given.busybox {

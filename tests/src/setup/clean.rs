@@ -81,7 +81,7 @@ fn current(cache: &Cache) -> Result<BTreeSet<OsString>, Error> {
     let machine = Machine::detect();
     let archive = Archive::new(cache, &machine, None);
     let Some(versions) = archive.known() else { return Ok(BTreeSet::new()) };
-    let parts = Parts::new(&machine, &versions);
+    let parts = Parts::new(&machine, cache, &versions);
     let mut names = BTreeSet::new();
     for part in parts.all() {
         names.extend(part.artefact(cache)?.name().map(ToOwned::to_owned));

@@ -40,7 +40,7 @@ use interrupt::Watch;
 use crate::artifacts::Artifacts;
 
 pub use error::Error;
-pub use options::Options;
+pub use options::{Options, Purpose};
 pub use toolchain::{TARGET, Toolchain};
 
 /// A model that is ready. While it lives, `cargo model clean` leaves its parts alone.
@@ -49,22 +49,22 @@ pub struct Model {
     pub artifacts: Artifacts,
     /// The file that describes them for [`Artifacts::from_env`].
     pub description: PathBuf,
-    /// Compiled device trees of boards, `VENDOR-BOARD.dtb` in this directory; none where the
-    /// host's kernel was given, since they come of its sources.
+    /// Compiled device trees of boards, `VENDOR-BOARD.dtb` in this directory, for tests; none where
+    /// the host's kernel with pages of 64 KiB was given, since they come of its sources.
     pub boards: Option<PathBuf>,
     /// What built the clone, and can build more of it.
     pub toolchain: Toolchain,
     _held: Vec<Held>,
 }
 
-/// Makes the model, as far as it isn't there.
+/// Makes the model as `purpose` needs it, as far as it isn't there.
 ///
 /// # Errors
 ///
 /// Something can't be had or built, or the person interrupts; see [`Error`].
-pub fn run(options: &Options) -> Result<Model, Error> {
+pub fn run(options: &Options, purpose: Purpose) -> Result<Model, Error> {
     let _watch = Watch::install().at("watch for signals to", "this process")?;
-    Assembly::new(options)?.model()
+    Assembly::new(options)?.model(purpose)
 }
 
 /// Builds strait and the test tool, and nothing else of the model; returns where strait lies.

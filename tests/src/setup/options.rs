@@ -19,6 +19,12 @@ pub struct Options {
     /// A directory with modules of the host kernel, and their order in a file modules.order.
     #[arg(long, global = true, value_name = "DIR", env = "STRAIT_HOST_MODULES")]
     host_modules: Option<PathBuf>,
+    /// An arm64 Image with pages of 64 KiB, for some of the tests (tests/model/host-64k.config).
+    #[arg(long, global = true, value_name = "FILE", env = "STRAIT_HOST_KERNEL_64K")]
+    host_kernel_64k: Option<PathBuf>,
+    /// A directory with its modules, and a file modules.order.
+    #[arg(long, global = true, value_name = "DIR", env = "STRAIT_HOST_MODULES_64K")]
+    host_modules_64k: Option<PathBuf>,
     /// A distribution's unmodified arm64 kernel.
     #[arg(long, global = true, value_name = "FILE", env = "STRAIT_STOCK_KERNEL")]
     stock_kernel: Option<PathBuf>,
@@ -37,12 +43,16 @@ pub struct Options {
 }
 
 /// What to bring along for each part, by its name.
-const NEEDS: [(&str, &str); 4] = [
+const NEEDS: [(&str, &str); 5] = [
     (qemu::NAME, "--qemu FILE: qemu-system-aarch64 10.0 with tests/model/qemu.patch and qemu.mak"),
     (
         linux::NAME,
         "--host-kernel FILE --host-modules DIR: an arm64 Linux 6.12 configured by \
          tests/model/host.config; a directory with its dmatest.ko and a file modules.order",
+    ),
+    (
+        linux::NAME_64K,
+        "--host-kernel-64k FILE --host-modules-64k DIR: the same by tests/model/host-64k.config",
     ),
     (
         stock::KERNEL,
@@ -58,6 +68,15 @@ const BUILD_NEEDS: [&str; 2] = [
     "rustup target add aarch64-unknown-linux-gnu",
 ];
 
+/// What the model is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// All that the tests need.
+    Tests,
+    /// A look at it: all but what only tests need, if that isn't there already.
+    Use,
+}
+
 /// A kernel that was brought along, and its modules.
 pub(super) struct GivenKernel {
     /// The kernel.
@@ -72,10 +91,14 @@ pub(super) struct Given {
     pub(super) qemu: Option<PathBuf>,
     /// The host's kernel.
     pub(super) host: Option<GivenKernel>,
+    /// The host's kernel with pages of 64 KiB.
+    pub(super) host_64k: Option<GivenKernel>,
     /// The stock kernel.
     pub(super) stock: Option<GivenKernel>,
     /// Busybox.
     pub(super) busybox: Option<PathBuf>,
+    /// What the rest is made for.
+    pub(super) purpose: Purpose,
 }
 
 impl Given {
@@ -84,10 +107,16 @@ impl Given {
         match part {
             qemu::NAME => self.qemu.is_some(),
             linux::NAME => self.host.is_some(),
+            linux::NAME_64K => self.host_64k.is_some(),
             stock::KERNEL => self.stock.is_some(),
             stock::BUSYBOX => self.busybox.is_some(),
             _ => false,
         }
+    }
+
+    /// Whether the part of this name may be missing.
+    pub(super) fn is_optional(&self, part: &str) -> bool {
+        part == linux::NAME_64K && self.purpose == Purpose::Use
     }
 
     /// Whether nothing need be made of Debian's archive.
@@ -103,7 +132,8 @@ impl Given {
     }
 
     fn missing(&self) -> Vec<(&'static str, &'static str)> {
-        NEEDS.into_iter().filter(|(part, _)| !self.has(part)).collect()
+        let needs = NEEDS.into_iter();
+        needs.filter(|(part, _)| !self.has(part) && !self.is_optional(part)).collect()
     }
 }
 
@@ -123,7 +153,7 @@ impl Options {
     /// # Errors
     ///
     /// A file isn't there or is something else, or a kernel comes without its modules.
-    pub(super) fn check(&self) -> Result<Given, Error> {
+    pub(super) fn check(&self, purpose: Purpose) -> Result<Given, Error> {
         let busybox = file("--busybox", self.busybox.as_deref())?;
         if let Some(path) = &busybox
             && let Some(wrong) = binaries::runs_in_model(path)?
@@ -131,12 +161,15 @@ impl Options {
             return Err(bad("--busybox", path, wrong));
         }
         let host = (self.host_kernel.as_deref(), self.host_modules.as_deref());
+        let host_64k = (self.host_kernel_64k.as_deref(), self.host_modules_64k.as_deref());
         let stock = (self.stock_kernel.as_deref(), self.stock_modules.as_deref());
         Ok(Given {
             qemu: file("--qemu", self.qemu.as_deref())?,
             host: kernel(["--host-kernel", "--host-modules"], host)?,
+            host_64k: kernel(["--host-kernel-64k", "--host-modules-64k"], host_64k)?,
             stock: kernel(["--stock-kernel", "--stock-modules"], stock)?,
             busybox,
+            purpose,
         })
     }
 }
@@ -187,14 +220,20 @@ mod tests {
 
     #[test]
     fn what_is_not_given_is_asked_for() {
-        let nothing = Given { qemu: None, host: None, stock: None, busybox: None };
+        let purpose = Purpose::Tests;
+        let nothing =
+            Given { qemu: None, host: None, host_64k: None, stock: None, busybox: None, purpose };
         assert!(!nothing.is_complete());
         assert_eq!(nothing.needs().lines().count(), NEEDS.len() + BUILD_NEEDS.len());
         let path = || PathBuf::from("/x");
         let kernel = || Some(GivenKernel { kernel: path(), modules: path() });
-        let most = Given { qemu: Some(path()), host: kernel(), stock: kernel(), busybox: None };
+        let most = Given { qemu: Some(path()), host: kernel(), stock: kernel(), ..nothing };
         assert!(most.needs().contains("--busybox") && !most.needs().contains("--qemu"));
-        assert!(Given { busybox: Some(path()), ..most }.is_complete());
+        // What only tests need is asked for where there will be tests.
+        let all_but_64k = Given { busybox: Some(path()), ..most };
+        assert!(all_but_64k.needs().contains("--host-kernel-64k"));
+        assert!(!all_but_64k.is_complete());
+        assert!(Given { purpose: Purpose::Use, ..all_but_64k }.is_complete());
     }
 
     #[test]
@@ -243,7 +282,7 @@ mod tests {
             (of(None, None, None, Some(&kernel)), Some("not a 64-bit little-endian ELF file")),
         ];
         for (options, expected) in table {
-            let wrong = match options.check() {
+            let wrong = match options.check(Purpose::Tests) {
                 Err(Error::BadOption { wrong, .. }) => Some(wrong),
                 Err(other) => panic!("{other}"),
                 Ok(_) => None,

@@ -35,6 +35,7 @@ pub(super) const QEMU: Need = Need {
     packages: &[
         "bzip2",
         "gcc",
+        "libattr1-dev",
         "libc6-dev",
         "libfdt-dev",
         "libglib2.0-dev",

@@ -3,7 +3,7 @@
 use super::archive::{Archive, Versions};
 use super::cache::{Artefact, Cache, Key, Workshop};
 use super::error::Error;
-use super::linux::Linux;
+use super::linux::{Linux, Pages};
 use super::machine::Machine;
 use super::packages::Need;
 use super::progress::Step;
@@ -43,6 +43,8 @@ pub(super) struct Parts<'a> {
     pub(super) qemu: Qemu<'a>,
     /// The host's kernel.
     pub(super) linux: Linux<'a>,
+    /// The host's kernel with pages of 64 KiB.
+    pub(super) linux_64k: Linux<'a>,
     /// Debian's kernel.
     pub(super) stock: Kernel<'a>,
     /// Debian's busybox.
@@ -51,19 +53,24 @@ pub(super) struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     /// The parts as this machine makes them of these versions.
-    pub(super) fn new(machine: &'a Machine, versions: &'a Versions) -> Self {
+    pub(super) fn new(machine: &'a Machine, cache: &'a Cache, versions: &'a Versions) -> Self {
         let model = workspace::model_dir();
+        let linux = |pages| {
+            let version = &versions.linux_source;
+            Linux { machine, cache, model: model.clone(), version, pages }
+        };
         Self {
+            linux: linux(Pages::Small),
+            linux_64k: linux(Pages::Large),
             qemu: Qemu { machine, model: model.clone(), version: &versions.qemu },
-            linux: Linux { machine, model, version: &versions.linux_source },
             stock: Kernel { versions },
             busybox: Busybox { version: &versions.busybox },
         }
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> [&dyn Part; 4] {
-        [&self.qemu, &self.linux, &self.stock, &self.busybox]
+    pub(super) fn all(&self) -> [&dyn Part; 5] {
+        [&self.linux, &self.qemu, &self.linux_64k, &self.stock, &self.busybox]
     }
 }
 

@@ -13,13 +13,15 @@ use super::process::{self, command};
 use super::progress::Step;
 
 /// The board and what can be plugged into it, and nothing else.
-const CONFIGURE: [&str; 14] = [
+const CONFIGURE: [&str; 16] = [
     "--target-list=aarch64-softmmu",
     "--without-default-features",
     "--without-default-devices",
     "--with-devices-aarch64=model",
     "--enable-tcg",
     "--enable-fdt=system",
+    "--enable-virtfs",
+    "--enable-attr",
     "--enable-trace-backends=nop",
     "--disable-docs",
     "--disable-tools",

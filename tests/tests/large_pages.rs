@@ -1,0 +1,87 @@
+//! A host whose pages have 64 KiB: registers that don't fill one are trapped, and all else is as
+//! ever, for guests with pages of either size.
+
+use tests::harness::{AMBA_DMA, BACKENDS, Board, DmaTest, Host, Launch, PLATFORM_DMA, Story};
+
+/// Where the disk and the edu are on the host.
+const DISK: &str = "0000:00:05.0";
+const EDU: &str = "0000:00:06.0";
+
+/// Checks that the host is well: nothing crashed, and its VFIO found no fault.
+fn host_is_well(host: &Host) -> Story {
+    let log = host.sh("dmesg")?;
+    for word in ["BUG", "Oops", "WARNING", "Call trace", "SError"] {
+        assert!(!log.contains(word), "{word}:\n{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn platform_and_amba_devices_work_for_guests_with_pages_of_either_size() -> Story {
+    let host = Board::new().large_pages().boot()?;
+    let devices = [PLATFORM_DMA[0], AMBA_DMA[0]];
+    devices.iter().try_for_each(|name| host.bind(name))?;
+    let options: String = devices.iter().map(|name| format!("--vfio-platform {name} ")).collect();
+    let plan = host.sh(&format!("strait run --kernel /k/model --dry-run {options}"))?;
+    for wanted in ["0x00c000000-0x00c000fff  2c0a0000.dma region 0, trapped", "SPI 72 "] {
+        assert!(plan.contains(wanted), "no {wanted} in:\n{plan}");
+    }
+    let said = host.sh(&format!("strait device test {}", devices[0]))?;
+    assert!(said.contains(": passed"), "{said}");
+    let test = DmaTest { channels: 16, ..DmaTest::default() };
+    for (launch, page) in [(Launch::model(), "4 kB"), (Launch::large_pages(), "64 kB")] {
+        for backend in BACKENDS {
+            let launch = launch.clone().with(&format!("{options} --iommu {backend}"));
+            let mut guest = host.launch(&launch)?;
+            guest
+                .sh(&format!("grep -m 1 -w KernelPageSize /proc/self/smaps | grep -w '{page}'"))?;
+            test.pass(&mut guest)?;
+            assert_eq!(guest.power_off()?, 0);
+        }
+    }
+    // The host's own driver gets a device that it can use.
+    host.unbind(AMBA_DMA[0])?;
+    assert_eq!(host.driver(AMBA_DMA[0])?.as_deref(), Some("dma-pl330"));
+    host_is_well(&host)
+}
+
+#[test]
+fn a_distribution_s_kernel_drives_a_device() -> Story {
+    let host = Board::new().large_pages().stock().boot()?;
+    host.bind(PLATFORM_DMA[0])?;
+    let mut guest =
+        host.launch(&Launch::stock().with(&format!("--vfio-platform {}", PLATFORM_DMA[0])))?;
+    assert!(guest.sh("dmesg")?.contains("Loaded driver for PL330 DMAC"));
+    assert!(guest.sh("ls /sys/class/dma")?.contains("dma0chan7"));
+    assert_eq!(guest.power_off()?, 0);
+    host_is_well(&host)
+}
+
+#[test]
+fn pci_devices_work_for_guests_with_pages_of_either_size() -> Story {
+    let host = Board::new()
+        .large_pages()
+        .disk("disk", 64 << 20)
+        .device("nvme,drive=disk,serial=one,addr=5")
+        .device("edu,addr=6,dma_mask=0xffffffffffff")
+        .boot()?;
+    for name in [DISK, EDU] {
+        host.bind(name)?;
+        let said = host.sh(&format!("strait device test {name}"))?;
+        assert!(said.contains(": passed"), "{said}");
+    }
+    for launch in [Launch::model(), Launch::large_pages()] {
+        for backend in BACKENDS {
+            let options = format!("--vfio-pci {DISK} --vfio-pci {EDU} --iommu {backend}");
+            let mut guest = host.launch(&launch.clone().with(&options))?;
+            guest.sh("dd if=/dev/urandom of=/tmp/noise bs=64k count=64 2>/dev/null && \
+                 dd if=/tmp/noise of=/dev/nvme0n1 bs=64k conv=fsync 2>/dev/null && \
+                 dd if=/dev/nvme0n1 bs=64k count=64 iflag=direct 2>/dev/null | cmp - /tmp/noise")?;
+            guest.sh("probe edu 0000:00:02.0 msi 8")?;
+            let lines = guest.sh("grep nvme /proc/interrupts")?;
+            assert!(lines.contains("MSI"), "{lines}");
+            assert_eq!(guest.power_off()?, 0);
+        }
+    }
+    host_is_well(&host)
+}
