@@ -4,8 +4,8 @@
 //! that waits so keeps its process from ending; a child doesn't keep its parent.
 
 use std::ffi::CString;
-use std::fs;
-use std::io::{self, PipeReader, Read};
+use std::fs::{self, OpenOptions};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -27,19 +27,27 @@ const SHOWN: usize = 6;
 const ANSWER: RawFd = 3;
 
 /// Writes, and waits for so long, or less when a signal asks this process to end.
+///
+/// Where this process may have no child or no pipe (`pids.max`, `RLIMIT_NPROC`, `RLIMIT_NOFILE`) it
+/// writes itself: devices are given back within limits too.
 pub(super) fn write(path: &Path, value: &str, patience: Duration) -> Result<(), WriteError> {
-    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)?;
-    let (answer, end) = io::pipe()?;
+    let Ok((answer, end)) = io::pipe() else { return write_here(path, value) };
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)?;
     // SAFETY: the child makes system calls on what was made before, and ends.
     match unsafe { libc::fork() } {
-        ..0 => Err(io::Error::last_os_error().into()),
+        ..0 => write_here(path, value),
         // SAFETY: this is the child.
-        0 => unsafe { child(&path, value.as_bytes(), end.as_raw_fd()) },
+        0 => unsafe { child(&name, value.as_bytes(), end.as_raw_fd()) },
         pid => {
             drop(end);
             wait(pid, answer, patience)
         }
     }
+}
+
+/// Writes without a child, for as long as it takes.
+fn write_here(path: &Path, value: &str) -> Result<(), WriteError> {
+    Ok(OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())?)
 }
 
 /// What the child does: it writes, and answers with the error number or 0.
