@@ -140,7 +140,8 @@ fn a_connection_with_descriptors_that_nobody_took_is_left_at_once() {
     let started = Instant::now();
     server.stream.send_with_fd(&[0u8; 8][..], socket.as_raw_fd()).unwrap();
     server.stream.send_with_fd(&[0xffu8; 64][..], socket.as_raw_fd()).unwrap();
-    server.stream.send_with_fd(&[0u8; 64][..], socket.as_raw_fd()).unwrap();
+    // Refused if the client has left by now.
+    let _ = server.stream.send_with_fd(&[0u8; 64][..], socket.as_raw_fd());
     drop(socket);
     drop(device);
     assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
