@@ -15,7 +15,7 @@ use devices::vfio::platform::Quiesced;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::wiring::KvmWiring;
+use crate::irqfds::KvmWiring;
 
 /// How many times, a millisecond apart, statistics look whether a vCPU has done with a function.
 const LOOKS: u32 = 100;

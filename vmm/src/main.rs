@@ -6,27 +6,23 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod alarm;
+mod allocator;
 mod assigned;
-mod build;
-mod check;
 mod cli;
+mod commands;
 mod console;
-mod describe;
-mod device;
 mod doorbell;
-mod ending;
 mod error;
 mod events;
+mod exit_reason;
 mod functions;
+mod irqfds;
 mod limits;
 mod lines;
 mod logger;
 mod outfile;
 mod output;
 mod pci;
-mod places;
-mod plan;
-mod run;
 mod served;
 mod signals;
 mod silence;
@@ -35,12 +31,12 @@ mod table;
 mod terminal;
 mod tree;
 mod unused;
-mod wiring;
 
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::cli::Command;
+use crate::commands::{check, device, run};
 use crate::error::Error;
 
 /// Where the C library enters.

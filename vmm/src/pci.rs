@@ -8,8 +8,8 @@ use boot::fdt::Node;
 use devices::bus::Bus;
 use devices::pci::{self, Apertures, Function, HostBridge, Intx, Newcomer, Seat};
 
+use crate::allocator::Places;
 use crate::error::Error;
-use crate::places::Places;
 
 /// The functions that a guest is given, with their seats.
 #[derive(Default)]

@@ -14,8 +14,8 @@ use devices::bus::Bus;
 use devices::vfio::iommu::Backend;
 use serde::Serialize;
 
-use crate::ending::Ending;
 use crate::error::Error;
+use crate::exit_reason::Ending;
 use crate::functions::{self, Watch};
 use crate::lines::{self, Lines};
 use crate::unused::{Evidence, Unused};

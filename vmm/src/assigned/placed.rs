@@ -7,10 +7,10 @@ use devices::irq::{Spi, Trigger};
 use devices::vfio::node::{Account, Alias, GuestNodes};
 use devices::vfio::platform::PlatformDevice;
 
+use crate::allocator::{PlaceError, Places};
 use crate::cli::{PlatformOptions, RegionAddress};
 use crate::error::Error;
 use crate::lines::Wire;
-use crate::places::{PlaceError, Places};
 
 /// A device with its places in the guest.
 pub struct Placed {

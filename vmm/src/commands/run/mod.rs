@@ -1,5 +1,9 @@
 //! `strait run`: plan, build, run, end.
 
+mod build;
+pub mod describe;
+mod plan;
+
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,21 +18,21 @@ use devices::bus::{Action, Bus};
 use devices::pci::HostBridge;
 
 use crate::assigned::Assigned;
-use crate::build;
 use crate::cli::{ConsoleKind, RunOptions};
-use crate::describe::Description;
-use crate::device::Borrowed;
+use crate::commands::device::Borrowed;
 use crate::doorbell::Doorbell;
-use crate::ending::Ending;
 use crate::error::Error;
 use crate::events::{self, Sources};
+use crate::exit_reason::Ending;
+use crate::irqfds::KvmWiring;
 use crate::lines::Lines;
 use crate::signals::{self, Signals};
 use crate::silence::Silence;
 use crate::stats::{Exits, Recorder};
 use crate::unused::{Evidence, Unused};
-use crate::wiring::KvmWiring;
-use crate::{limits, logger, output, pci, plan, stats};
+use crate::{limits, logger, output, pci, stats};
+
+use self::describe::Description;
 
 /// Runs a guest to its end.
 ///

@@ -17,10 +17,10 @@ use serde::Serialize;
 use super::function::{self, FunctionSheet};
 use super::host_node;
 use super::standing::{File, Standing, State};
+use crate::allocator::Places;
 use crate::assigned::{Assigned, caveat};
 use crate::cli::{PlatformOptions, Size};
 use crate::error::Error;
-use crate::places::Places;
 
 /// The RAM of the guest for which the node is planned: as little as there can be.
 const RAM: Ram = Ram { base: arch::layout::RAM_START, size: 2 << 20 };

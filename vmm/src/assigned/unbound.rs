@@ -16,11 +16,11 @@ use devices::vfio::region::host_page_size;
 use serde::Serialize;
 
 use super::{Assigned, check_buses, place, which};
+use crate::allocator::Places;
 use crate::cli::{PciOptions, PlatformOptions};
 use crate::error::Error;
 use crate::functions::Functions;
 use crate::limits;
-use crate::places::Places;
 
 /// What stands in the way of a run with devices that were foreseen.
 #[derive(Clone, Debug, Serialize)]

@@ -25,8 +25,9 @@ use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::outfile;
 use crate::pci;
-use crate::plan::MachinePlan;
 use crate::tree::{self, Seed};
+
+use super::plan::MachinePlan;
 
 /// KVM's part of a machine: what has to be made in this order.
 pub struct Core {

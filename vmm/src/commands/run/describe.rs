@@ -12,12 +12,13 @@ use devices::vfio::node::{Account, Fate};
 use serde::Serialize;
 
 use crate::assigned::{Obstacle, Placed, caveat};
-use crate::build::Core;
 use crate::cli::{ConsoleKind, Size};
-use crate::device::FunctionSheet;
+use crate::commands::device::FunctionSheet;
 use crate::error::Error;
 use crate::pci::{self, Seated};
-use crate::plan::MachinePlan;
+
+use super::build::Core;
+use super::plan::MachinePlan;
 
 /// The machine that would run.
 #[derive(Debug, Serialize)]

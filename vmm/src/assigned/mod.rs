@@ -1,8 +1,8 @@
 //! The devices a guest is given: opened while planning, handed over while building, taken back at
 //! the end.
 
-mod foreseen;
 mod placed;
+mod unbound;
 
 use arch::gic::Gic;
 use arch::{GuestRam, Vm, layout};
@@ -20,18 +20,18 @@ use devices::vfio::pci::PciFunction;
 use devices::vfio::platform::{self, PlatformDevice};
 use devices::vfio::region::host_page_size;
 
-pub use self::foreseen::{Obstacle, caveat};
 pub use self::placed::Placed;
 use self::placed::place;
+pub use self::unbound::{Obstacle, caveat};
+use crate::allocator::Places;
 use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions};
 use crate::error::Error;
 use crate::functions::Functions;
+use crate::irqfds::KvmWiring;
 use crate::limits;
 use crate::lines::Wire;
-use crate::places::Places;
 use crate::served::Served;
 use crate::tree;
-use crate::wiring::KvmWiring;
 
 /// The devices of a guest, with their places in it.
 #[derive(Default)]

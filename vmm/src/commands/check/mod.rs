@@ -20,7 +20,7 @@ use log::LevelFilter;
 use self::diagnosis::Diagnosis;
 use self::kind::Present;
 use crate::cli::CheckOptions;
-use crate::device::print;
+use crate::commands::device::print;
 use crate::error::Error;
 use crate::logger;
 

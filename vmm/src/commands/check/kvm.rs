@@ -5,7 +5,7 @@ use arch::gic::Version;
 
 use super::finding::Finding;
 use super::kind::Kind;
-use crate::describe;
+use crate::commands::run::describe;
 use crate::error::Error;
 
 /// Looks at KVM, for a guest with this much RAM in bytes.

@@ -14,12 +14,12 @@ use boot::kernel::Kernel;
 use boot::layout::{BootLayout, DTB_MAX, Ram};
 use devices::vfio::descriptors;
 
+use crate::allocator::Places;
 use crate::assigned::Assigned;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
 use crate::limits;
 use crate::pci::PciPlan;
-use crate::places::Places;
 
 /// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
 /// mapped for DMA.

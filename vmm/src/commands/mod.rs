@@ -1,0 +1,5 @@
+//! What strait is asked to do: `run`, `device`, `check`.
+
+pub mod check;
+pub mod device;
+pub mod run;
