@@ -1,25 +1,27 @@
-//! The guest's view of emulated devices: guest physical addresses → device registers.
+//! The guest's physical address space: what traps goes to a device, memory slots don't trap.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::io;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ratelimit::LogLimit;
 
-/// What a device asks of the machine when it is written to.
+/// What a device's write handler asks of the VMM.
 ///
-/// Devices never call the VMM: whoever dispatched the access carries the action out.
+/// Devices never call the VMM: the dispatcher of the access carries out the action.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Nothing.
     None,
-    /// The guest reports that it crashed.
+    /// The guest reported a crash.
     Crash,
-    /// The guest makes output faster than it is read: the vCPU is to wait, with no lock held, before
-    /// it makes more.
+    /// The guest writes output faster than it is read: the vCPU waits, with no lock held, until there
+    /// is room for more.
     AwaitOutput,
 }
 
@@ -32,8 +34,8 @@ pub trait MmioDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
 }
 
-/// A device that several vCPUs may access at a time: it locks by itself what has to be locked, so
-/// that one that is slow to answer doesn't stall what stands beside it.
+/// A device that several vCPUs may access at a time. It does its own locking, so that a slow register
+/// doesn't block the others.
 pub trait SharedDevice: Send + Sync {
     /// As [`MmioDevice::read`].
     fn read(&self, offset: u64, data: &mut [u8]);
@@ -52,7 +54,7 @@ impl<D: MmioDevice> SharedDevice for Mutex<D> {
     }
 }
 
-/// A device on the bus is already where another should go.
+/// The address range of a device overlaps that of another.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name} at {range:#x?} would overlap {other} at {other_range:#x?}")]
 pub struct Overlap {
@@ -66,7 +68,7 @@ pub struct Overlap {
     pub other_range: Range<u64>,
 }
 
-/// How often the guest accessed a device.
+/// The number of trapped accesses to a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accesses {
     /// The device.
@@ -77,7 +79,7 @@ pub struct Accesses {
     pub writes: u64,
 }
 
-struct Slot {
+struct MappedDevice {
     name: String,
     range: Range<u64>,
     device: Arc<dyn SharedDevice>,
@@ -87,26 +89,26 @@ struct Slot {
 
 /// Maps guest physical addresses to devices.
 ///
-/// An access to nothing reads as zero, is ignored when written, counted, and logged once per 4 KiB
-/// page, of a few pages; it never ends the guest.
+/// Unassigned addresses read as zero and ignore writes. Such accesses are counted, and logged once
+/// per 4 KiB page for the first pages; they never end the guest.
 pub struct Bus {
-    // In order of address.
-    slots: Vec<Slot>,
-    stray_reads: AtomicU64,
-    stray_writes: AtomicU64,
-    stray_pages: Mutex<HashSet<u64>>,
+    /// In order of address.
+    devices: Vec<MappedDevice>,
+    unassigned_reads: AtomicU64,
+    unassigned_writes: AtomicU64,
+    unassigned_pages: Mutex<HashSet<u64>>,
     log: LogLimit,
 }
 
-/// Pages of stray accesses that are remembered, at most: a guest that walks its whole address space
+/// The number of unassigned pages that are remembered: a guest that walks its whole address space
 /// must not make the VMM grow.
-const MAX_STRAY_PAGES: usize = 64;
+const MAX_UNASSIGNED_PAGES: usize = 64;
 
 impl Default for Bus {
     fn default() -> Self {
-        let (slots, stray_reads, stray_writes, stray_pages) = Default::default();
+        let (devices, unassigned_reads, unassigned_writes, unassigned_pages) = Default::default();
         let log = LogLimit::new(Cow::Borrowed("bus"));
-        Self { slots, stray_reads, stray_writes, stray_pages, log }
+        Self { devices, unassigned_reads, unassigned_writes, unassigned_pages, log }
     }
 }
 
@@ -123,68 +125,90 @@ impl Bus {
         device: Arc<dyn SharedDevice>,
     ) -> Result<(), Overlap> {
         let name = name.into();
-        let at = self.slots.partition_point(|slot| slot.range.end <= range.start);
-        if let Some(slot) = self.slots.get(at).filter(|slot| slot.range.start < range.end) {
-            let (other, other_range) = (slot.name.clone(), slot.range.clone());
+        let at = self.devices.partition_point(|device| device.range.end <= range.start);
+        if let Some(there) = self.devices.get(at).filter(|device| device.range.start < range.end) {
+            let (other, other_range) = (there.name.clone(), there.range.clone());
             return Err(Overlap { name, range, other, other_range });
         }
         let (reads, writes) = Default::default();
-        self.slots.insert(at, Slot { name, range, device, reads, writes });
+        self.devices.insert(at, MappedDevice { name, range, device, reads, writes });
         Ok(())
     }
 
     /// The guest reads at `gpa`.
     pub fn read(&self, gpa: u64, data: &mut [u8]) {
-        let Some((slot, offset)) = self.find(gpa, data.len()) else {
+        let Some((mapped, offset)) = self.find(gpa, data.len()) else {
             data.fill(0);
-            self.stray_reads.fetch_add(1, Ordering::Relaxed);
-            self.note_stray("read from", gpa);
+            self.unassigned_reads.fetch_add(1, Ordering::Relaxed);
+            self.log_unassigned("read from", gpa);
             return;
         };
-        slot.reads.fetch_add(1, Ordering::Relaxed);
-        slot.device.read(offset, data);
+        mapped.reads.fetch_add(1, Ordering::Relaxed);
+        mapped.device.read(offset, data);
     }
 
     /// The guest writes at `gpa`.
     pub fn write(&self, gpa: u64, data: &[u8]) -> Action {
-        let Some((slot, offset)) = self.find(gpa, data.len()) else {
-            self.stray_writes.fetch_add(1, Ordering::Relaxed);
-            self.note_stray("write to", gpa);
+        let Some((mapped, offset)) = self.find(gpa, data.len()) else {
+            self.unassigned_writes.fetch_add(1, Ordering::Relaxed);
+            self.log_unassigned("write to", gpa);
             return Action::None;
         };
-        slot.writes.fetch_add(1, Ordering::Relaxed);
-        slot.device.write(offset, data)
+        mapped.writes.fetch_add(1, Ordering::Relaxed);
+        mapped.device.write(offset, data)
     }
 
-    /// How often each device was accessed, in order of address; last, accesses to nothing, as
-    /// `unassigned`.
+    /// The access counts of each device, in order of address, and last those of unassigned addresses
+    /// (`unassigned`).
     pub fn accesses(&self) -> Vec<Accesses> {
         let count = |name: &str, reads: &AtomicU64, writes: &AtomicU64| Accesses {
             name: name.to_owned(),
             reads: reads.load(Ordering::Relaxed),
             writes: writes.load(Ordering::Relaxed),
         };
-        self.slots
+        self.devices
             .iter()
-            .map(|slot| count(&slot.name, &slot.reads, &slot.writes))
-            .chain([count("unassigned", &self.stray_reads, &self.stray_writes)])
+            .map(|device| count(&device.name, &device.reads, &device.writes))
+            .chain([count("unassigned", &self.unassigned_reads, &self.unassigned_writes)])
             .collect()
     }
 
-    /// The device that an access of `len` bytes at `gpa` lies in wholly, and where in it.
-    fn find(&self, gpa: u64, len: usize) -> Option<(&Slot, u64)> {
-        let at = self.slots.partition_point(|slot| slot.range.end <= gpa);
-        let slot = self.slots.get(at).filter(|slot| slot.range.start <= gpa)?;
+    /// The device that covers all of `len` bytes at `gpa`, and the offset in it.
+    fn find(&self, gpa: u64, len: usize) -> Option<(&MappedDevice, u64)> {
+        let at = self.devices.partition_point(|device| device.range.end <= gpa);
+        let mapped = self.devices.get(at).filter(|device| device.range.start <= gpa)?;
         let end = gpa.checked_add(u64::try_from(len).ok()?)?;
-        (end <= slot.range.end).then(|| (slot, gpa - slot.range.start))
+        (end <= mapped.range.end).then(|| (mapped, gpa - mapped.range.start))
     }
 
-    fn note_stray(&self, what: &str, gpa: u64) {
-        let mut pages = self.stray_pages.lock().unwrap_or_else(PoisonError::into_inner);
-        if pages.len() < MAX_STRAY_PAGES && pages.insert(gpa >> 12) {
+    fn log_unassigned(&self, what: &str, gpa: u64) {
+        let mut pages = self.unassigned_pages.lock().unwrap_or_else(PoisonError::into_inner);
+        if pages.len() < MAX_UNASSIGNED_PAGES && pages.insert(gpa >> 12) {
             self.log.warn(format_args!("guest {what} {gpa:#x}, where there is nothing"));
         }
     }
+}
+
+/// Memory slots of the guest: host memory that it accesses without exits.
+pub trait MemorySlots: Send + Sync {
+    /// Maps `size` bytes at the host address `host` to guest physical address `gpa`.
+    ///
+    /// # Safety
+    ///
+    /// The memory must stay mapped in this process for as long as the guest can run, or until it is
+    /// [unmapped](Self::unmap).
+    ///
+    /// # Errors
+    ///
+    /// The hypervisor's refusal.
+    unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()>;
+
+    /// Undoes a [`map`](Self::map) of exactly this range: accesses trap from here on.
+    ///
+    /// # Errors
+    ///
+    /// The hypervisor's refusal; `NotFound` if nothing was mapped there.
+    fn unmap(&self, gpa: u64, size: u64) -> io::Result<()>;
 }
 
 #[cfg(test)]
@@ -227,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_to_nothing_reads_zero_and_is_counted() {
+    fn an_unassigned_address_reads_zero_and_is_counted() {
         let (bus, probe) = bus();
         for gpa in [0, 0xfff, 0x2000, 0x2fff, 0x4000, u64::MAX] {
             let mut data = [0xff; 4];
@@ -236,8 +260,8 @@ mod tests {
             assert_eq!(bus.write(gpa, &[1]), Action::None);
         }
         assert!(probe.lock().unwrap().written.is_empty());
-        let stray = bus.accesses().pop().unwrap();
-        assert_eq!(stray, Accesses { name: "unassigned".into(), reads: 6, writes: 6 });
+        let unassigned = bus.accesses().pop().unwrap();
+        assert_eq!(unassigned, Accesses { name: "unassigned".into(), reads: 6, writes: 6 });
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Interrupts as devices see them: wires into the guest's interrupt controller.
+//! Interrupts as devices see them: traits over the guest's interrupt controller.
 
 use std::io;
 
@@ -30,19 +30,19 @@ impl Trigger {
     }
 }
 
-/// A level-triggered interrupt line of a device that is emulated; changed from any thread.
-pub trait Line: Send {
-    /// Makes the line high or low.
+/// The level-triggered interrupt line of an emulated device; may be changed from any thread.
+pub trait IrqLine: Send {
+    /// Asserts or deasserts the line.
     fn set(&self, high: bool);
 }
 
-/// The guest's interrupt controller, as far as devices need it.
+/// Connects eventfds to the guest's wired interrupts (SPIs).
 pub trait InterruptController {
-    /// Makes every signal of `trigger` an edge on `spi`.
+    /// Makes each signal of `trigger` an edge on `spi`.
     ///
     /// # Errors
     ///
-    /// What the hypervisor refused it with.
+    /// The hypervisor's refusal.
     fn connect_edge(&self, spi: Spi, trigger: &EventFd) -> io::Result<()>;
 
     /// Makes a signal of `trigger` assert `spi`, and the guest's end of interrupt deassert it and
@@ -50,45 +50,44 @@ pub trait InterruptController {
     ///
     /// # Errors
     ///
-    /// What the hypervisor refused it with.
+    /// The hypervisor's refusal.
     fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()>;
 }
 
 /// A message-signalled interrupt as a PCI function sends it: a write of `data` to `address`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct MsiMessage {
     /// The doorbell that the guest chose (GPA): with GICv3, an ITS's `GITS_TRANSLATER`.
     pub address: u64,
     /// What is written: with GICv3, the EventID.
     pub data: u32,
-    /// Who writes: the DeviceID, which `msi-map` of the host bridge's node makes the function's
-    /// requester ID (bus, device and function).
+    /// The DeviceID, which `msi-map` of the host bridge's node makes the function's requester ID
+    /// (bus, device and function).
     pub requester: u32,
 }
 
-/// A message that is routed to the guest's interrupt controller, by its GSI.
+/// The number of an MSI route of the hypervisor (a GSI of KVM's routing table).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Route(pub u32);
+pub struct Gsi(pub u32);
 
-/// The guest's interrupt controller as far as message-signalled interrupts need it. The guest
-/// changes messages while it runs, so this is called from vCPU threads.
-pub trait MessageRouter: Send + Sync {
-    /// Makes every signal of `trigger` this message; those that came before are one.
+/// Routes eventfds to the guest's interrupt controller as message-signalled interrupts. The guest
+/// changes messages while it runs, so vCPU threads call this.
+pub trait MsiRouter: Send + Sync {
+    /// Makes each signal of `trigger` this message; signals from before count as one.
     ///
     /// # Errors
     ///
-    /// What the hypervisor refused it with; `StorageFull` when there are no more routes.
-    fn connect(&self, trigger: &EventFd, message: Message) -> io::Result<Route>;
+    /// The hypervisor's refusal; `StorageFull` when there are no more routes.
+    fn connect(&self, trigger: &EventFd, message: MsiMessage) -> io::Result<Gsi>;
 
-    /// Changes what the signals of a connected trigger are. Signals meanwhile are the one or the
-    /// other.
+    /// Changes the message of a route. A signal meanwhile becomes the old or the new message.
     ///
     /// # Errors
     ///
-    /// What the hypervisor refused it with; the route is as it was.
-    fn redirect(&self, route: Route, message: Message) -> io::Result<()>;
+    /// The hypervisor's refusal; the route is unchanged then.
+    fn redirect(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()>;
 
-    /// Undoes [`connect`](Self::connect): signals of `trigger` are no messages any more, but are
-    /// counted. Each signal is either a message or counted.
-    fn disconnect(&self, route: Route, trigger: &EventFd);
+    /// Undoes [`connect`](Self::connect): signals of `trigger` accumulate in its count from here
+    /// on. Each signal is either sent as a message or counted.
+    fn disconnect(&self, gsi: Gsi, trigger: &EventFd);
 }

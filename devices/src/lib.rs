@@ -1,7 +1,7 @@
 //! What the guest can touch: emulated devices, and real ones through VFIO.
 //!
 //! Builds and is tested on any machine: the hypervisor is reached only through the small traits
-//! of [`irq`] and [`slot`], which `vmm` implements over KVM.
+//! of [`irq`] and [`bus`], which `vmm` implements over KVM.
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
@@ -12,6 +12,5 @@ pub mod pvpanic;
 pub mod ratelimit;
 pub mod rtc;
 pub mod serial;
-pub mod slot;
 pub mod stop;
 pub mod vfio;

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use boot::fdt::{Label, Node};
 
 use crate::bus::{Action, MmioDevice};
-use crate::irq::{Line, Spi, Trigger};
+use crate::irq::{IrqLine, Spi, Trigger};
 
 // Registers, by their offsets (DDI 0224C, table 3-1).
 /// Data: the counter.
@@ -45,7 +45,7 @@ pub trait Alarm: Send {
 
 /// A PL031 that tells the host's time.
 pub struct Rtc {
-    line: Box<dyn Line>,
+    line: Box<dyn IrqLine>,
     alarm: Box<dyn Alarm>,
     /// The host's time in seconds since 1970.
     now: fn() -> u64,
@@ -68,7 +68,7 @@ pub struct Rtc {
 impl Rtc {
     /// A clock that starts at the host's time, with its interrupt on `line`. `alarm` calls
     /// [`expire`](Self::expire).
-    pub fn new(line: Box<dyn Line>, alarm: Box<dyn Alarm>) -> Self {
+    pub fn new(line: Box<dyn IrqLine>, alarm: Box<dyn Alarm>) -> Self {
         Self {
             line,
             alarm,
@@ -212,7 +212,7 @@ mod tests {
     #[derive(Clone, Default)]
     struct Heard(Arc<Mutex<(Vec<bool>, Vec<u64>)>>);
 
-    impl Line for Heard {
+    impl IrqLine for Heard {
         fn set(&self, high: bool) {
             self.0.lock().unwrap().0.push(high);
         }

@@ -36,7 +36,7 @@ const POLLS: u32 = 32;
 /// arrives before the guest takes input, by interrupt or by polling: its driver's first act is to
 /// discard what is in the receiver.
 pub struct Serial {
-    uart: Uart<Line, NoEvents, Transmitter>,
+    uart: Uart<Interrupt, NoEvents, Transmitter>,
     /// Bytes the receiver has room for when it is empty.
     capacity: usize,
     input: VecDeque<u8>,
@@ -49,9 +49,9 @@ pub struct Serial {
 }
 
 /// The UART's interrupt line: an edge per event.
-struct Line(EventFd);
+struct Interrupt(EventFd);
 
-impl SerialTrigger for Line {
+impl SerialTrigger for Interrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
@@ -107,7 +107,7 @@ impl Serial {
     /// room again after [`enqueue`](Self::enqueue) took less than it was offered.
     pub fn new(interrupt: EventFd, output: Box<dyn Output>, drained: EventFd) -> Self {
         let transmitter = Transmitter { output, last: Ok(Room::Left) };
-        let uart = Uart::new(Line(interrupt), transmitter);
+        let uart = Uart::new(Interrupt(interrupt), transmitter);
         Self {
             capacity: uart.fifo_capacity(),
             uart,

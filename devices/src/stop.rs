@@ -1,32 +1,29 @@
-//! Whether strait is to end: what takes long is given up then, between two of its steps.
+//! The stop request: whether a signal has asked the process to end.
 //!
-//! That a person wants the end is known to the process as a whole, by its signals. Whoever catches
-//! them says so here once, as a logger is said once; who takes long on the way to a running guest
-//! (opens and resets devices, waits for servers, pins memory) asks.
+//! What takes long before a guest runs (opening and resetting devices, waiting for servers, pinning
+//! memory) checks it between two steps and gives up.
 
 use std::io;
 use std::sync::OnceLock;
 
-/// Tells whether a signal has arrived that ends strait.
-type Look = fn() -> bool;
+static SOURCE: OnceLock<fn() -> bool> = OnceLock::new();
 
-static LOOK: OnceLock<Look> = OnceLock::new();
-
-/// Has this asked from here on. Nothing is ever given up before.
-pub fn look_by(look: Look) {
-    let _ = LOOK.set(look);
+/// Sets the function that tells whether a terminating signal is pending; once. Without one nothing
+/// is ever requested.
+pub fn set_source(is_pending: fn() -> bool) {
+    let _ = SOURCE.set(is_pending);
 }
 
-/// Whether strait is to end.
-pub fn is_asked() -> bool {
-    LOOK.get().is_some_and(|look| look())
+/// Whether the process was asked to end.
+pub fn is_requested() -> bool {
+    SOURCE.get().is_some_and(|is_pending| is_pending())
 }
 
-/// Fails if strait is to end.
+/// Fails if the process was asked to end.
 ///
 /// # Errors
 ///
-/// It is. Whoever caught the signal knows the reason better than this error.
+/// It was. The signal handler knows the reason better than this error.
 pub fn check() -> io::Result<()> {
-    if is_asked() { Err(io::Error::other("a signal ends strait")) } else { Ok(()) }
+    if is_requested() { Err(io::Error::other("a signal ends strait")) } else { Ok(()) }
 }

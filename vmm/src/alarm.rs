@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arch::{Vm, layout};
-use devices::irq::Line;
+use devices::irq::IrqLine;
 use devices::rtc::{self, Rtc};
 
 use crate::doorbell::Doorbell;
@@ -71,7 +71,7 @@ struct KvmLine {
     spi: u32,
 }
 
-impl Line for KvmLine {
+impl IrqLine for KvmLine {
     fn set(&self, high: bool) {
         if let Err(error) = self.vm.set_line(self.spi, high) {
             log::error!("KVM doesn't take the RTC's interrupt: {error}");

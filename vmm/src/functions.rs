@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use arch::gic::Gic;
-use devices::irq::MessageRouter;
+use devices::irq::MsiRouter;
 use devices::pci::{Bdf, Function, Newcomer, Seat};
 use devices::stop;
 use devices::vfio::pci::{Attachment, InUse, PciFunction};
@@ -94,7 +94,7 @@ impl Functions {
         wiring: &Arc<KvmWiring>,
     ) -> Result<(), Error> {
         for (given, seat) in self.0.iter().zip(seats) {
-            let router = gic.has_its().then(|| wiring.clone() as Arc<dyn MessageRouter>);
+            let router = gic.has_its().then(|| wiring.clone() as Arc<dyn MsiRouter>);
             let attachment = Attachment { seat, slots: wiring.clone(), router };
             // SAFETY: the run drops `self` only after all vCPU threads are gone.
             unsafe { given.lock().attach(attachment, &**wiring)? };

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use arch::gic::Gic;
 use arch::{Msi, Routes, Vm};
-use devices::irq::{InterruptController, Message, MessageRouter, Route, Spi};
+use devices::bus::MemorySlots;
+use devices::irq::{Gsi, InterruptController, MsiMessage, MsiRouter, Spi};
 use devices::ratelimit::LogLimit;
-use devices::slot::MemorySlots;
 use vmm_sys_util::eventfd::EventFd;
 
 /// A VM as devices see it, also while it runs.
@@ -37,16 +37,16 @@ impl InterruptController for KvmWiring {
     }
 }
 
-impl MessageRouter for KvmWiring {
-    fn connect(&self, trigger: &EventFd, message: Message) -> io::Result<Route> {
-        self.routes.connect(trigger, msi(message)).map(Route)
+impl MsiRouter for KvmWiring {
+    fn connect(&self, trigger: &EventFd, message: MsiMessage) -> io::Result<Gsi> {
+        self.routes.connect(trigger, msi(message)).map(Gsi)
     }
 
-    fn redirect(&self, route: Route, message: Message) -> io::Result<()> {
+    fn redirect(&self, route: Gsi, message: MsiMessage) -> io::Result<()> {
         self.routes.redirect(route.0, msi(message))
     }
 
-    fn disconnect(&self, route: Route, trigger: &EventFd) {
+    fn disconnect(&self, route: Gsi, trigger: &EventFd) {
         if let Err(error) = self.routes.disconnect(route.0, trigger) {
             let route = route.0;
             self.log.error(format_args!("interrupt route {route} can't be disconnected: {error}"));
@@ -54,7 +54,7 @@ impl MessageRouter for KvmWiring {
     }
 }
 
-fn msi(Message { address, data, requester }: Message) -> Msi {
+fn msi(MsiMessage { address, data, requester }: MsiMessage) -> Msi {
     Msi { address, data, device: requester }
 }
 

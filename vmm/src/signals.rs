@@ -58,7 +58,7 @@ impl Signals {
     /// The host is out of descriptors.
     pub fn new() -> io::Result<Self> {
         accept_kicks()?;
-        devices::stop::look_by(is_end_pending);
+        devices::stop::set_source(is_end_pending);
         let mut set = MaybeUninit::uninit();
         // SAFETY: sigemptyset fills the set, sigaddset is given it and valid signal numbers,
         // pthread_sigmask reads it.

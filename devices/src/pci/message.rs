@@ -1,6 +1,6 @@
 //! What becomes of a function's message-signalled interrupts when their registers are written.
 
-use crate::irq::Message;
+use crate::irq::MsiMessage;
 
 /// What a signal of a vector is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub enum Delivery {
     /// Pending until the vector is unmasked.
     Masked,
     /// This message.
-    To(Message),
+    To(MsiMessage),
 }
 
 /// What a write to the registers of a capability changed: to be carried out in order by whoever has
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn effects_are_what_differs() {
-        let to = |data| To(Message { address: 0x1000, data, requester: 8 });
+        let to = |data| To(MsiMessage { address: 0x1000, data, requester: 8 });
         let delivery = |vector, delivery| Effect::Delivery { vector, delivery };
         let enabled = |vectors| Effect::Enabled { vectors };
         let (one, two) = (to(1), to(2));

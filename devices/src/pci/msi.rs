@@ -2,7 +2,7 @@
 
 use super::message::{Delivery, Effect, effects};
 use super::register::{change, merge};
-use crate::irq::Message;
+use crate::irq::MsiMessage;
 
 /// Bits of message control: on; how many vectors are used (log2); 64 address bits; each vector can
 /// be masked.
@@ -138,7 +138,7 @@ impl Msi {
             let masked = self.has(MASKABLE) && self.mask >> vector & 1 != 0;
             // Vectors differ in the low bits of the data.
             let data = self.data & !(used - 1) | vector;
-            let message = Message { address: self.address, data, requester: self.requester };
+            let message = MsiMessage { address: self.address, data, requester: self.requester };
             if masked { Delivery::Masked } else { Delivery::To(message) }
         };
         Some((0..used).map(delivery).collect())

@@ -2,7 +2,7 @@
 
 use super::message::{Delivery, Effect, effects};
 use super::register::{change, merge};
-use crate::irq::Message;
+use crate::irq::MsiMessage;
 
 /// Bits of message control: on; all vectors masked; the last vector's number.
 const ENABLE: u32 = 1 << 15;
@@ -168,7 +168,7 @@ impl Msix {
         let Entry([address, upper, data, control]) = *self.entries.get(vector)?;
         let masked = control & VECTOR_MASK != 0 || self.structure[0] >> 16 & FUNCTION_MASK != 0;
         let address = u64::from(upper) << 32 | u64::from(address);
-        let message = Message { address, data, requester: self.requester };
+        let message = MsiMessage { address, data, requester: self.requester };
         Some(if masked { Delivery::Masked } else { Delivery::To(message) })
     }
 

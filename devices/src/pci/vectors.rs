@@ -17,26 +17,26 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::message::Delivery;
-use crate::irq::{Message, MessageRouter, Route};
+use crate::irq::{Gsi, MsiMessage, MsiRouter};
 
 /// The vectors of a function that has [`Msi`](super::Msi) or [`Msix`](super::Msix).
 ///
 /// Their eventfds are made when they are first asked for: a function may have 2048 vectors and use
 /// one.
 pub struct Vectors {
-    router: Arc<dyn MessageRouter>,
+    router: Arc<dyn MsiRouter>,
     vectors: Vec<Vector>,
 }
 
 #[derive(Default)]
 struct Vector {
     trigger: Option<EventFd>,
-    connected: Option<(Route, Message)>,
+    connected: Option<(Gsi, MsiMessage)>,
 }
 
 impl Vectors {
     /// As many vectors, all masked, whose messages go to `router`.
-    pub fn new(router: Arc<dyn MessageRouter>, count: u16) -> Self {
+    pub fn new(router: Arc<dyn MsiRouter>, count: u16) -> Self {
         Self { router, vectors: (0..count).map(|_| Vector::default()).collect() }
     }
 
@@ -119,7 +119,7 @@ impl Vector {
         }
     }
 
-    fn disconnect(&mut self, router: &dyn MessageRouter) {
+    fn disconnect(&mut self, router: &dyn MsiRouter) {
         if let (Some((route, _)), Some(trigger)) = (self.connected.take(), &self.trigger) {
             router.disconnect(route, trigger);
         }

@@ -9,7 +9,7 @@ fn msi(control: u32) -> Msi {
 }
 
 fn to(address: u64, data: u32) -> Delivery {
-    To(Message { address, data, requester: 0x18 })
+    To(MsiMessage { address, data, requester: 0x18 })
 }
 
 fn delivery(vector: u16, delivery: Delivery) -> Effect {

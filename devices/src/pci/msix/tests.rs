@@ -13,7 +13,7 @@ fn msix(vectors: u32) -> Msix {
 }
 
 fn to(address: u64, data: u32) -> Delivery {
-    To(Message { address, data, requester: 0x18 })
+    To(MsiMessage { address, data, requester: 0x18 })
 }
 
 fn delivery(vector: u16, delivery: Delivery) -> Effect {

@@ -1,12 +1,12 @@
 use super::*;
-use crate::pci::testing::FakeRouter;
+use crate::pci::testing::FakeMsiRouter;
 
-fn message(data: u32) -> Message {
-    Message { address: 0x0809_0040, data, requester: 0x10 }
+fn message(data: u32) -> MsiMessage {
+    MsiMessage { address: 0x0809_0040, data, requester: 0x10 }
 }
 
-fn vectors(count: u16, routes: usize) -> (Vectors, Arc<FakeRouter>) {
-    let router = Arc::new(FakeRouter::new(routes));
+fn vectors(count: u16, routes: usize) -> (Vectors, Arc<FakeMsiRouter>) {
+    let router = Arc::new(FakeMsiRouter::new(routes));
     (Vectors::new(router.clone(), count), router)
 }
 

@@ -11,9 +11,9 @@ use super::config::ConfigSpace;
 use super::error::FunctionError;
 use super::interrupts::{InUse, Interrupts};
 use super::registers::{BarSheet, Registers, RegistersError};
-use crate::irq::{InterruptController, MessageRouter};
+use crate::bus::MemorySlots;
+use crate::irq::{InterruptController, MsiRouter};
 use crate::pci::{Bars, Function, Msix, Pin, Seat, TablePlace, Window};
-use crate::slot::MemorySlots;
 
 mod reset;
 
@@ -51,7 +51,7 @@ pub struct Attachment {
     /// What its BARs are mapped through.
     pub slots: Arc<dyn MemorySlots>,
     /// Where its messages go, if the guest's interrupt controller takes any.
-    pub router: Option<Arc<dyn MessageRouter>>,
+    pub router: Option<Arc<dyn MsiRouter>>,
 }
 
 /// An assigned PCI function.

@@ -9,7 +9,7 @@ use super::super::sys::DeviceCalls;
 use super::capability;
 use super::config::ConfigSpace;
 use super::messages::Messages;
-use crate::irq::{MessageRouter, Trigger};
+use crate::irq::{MsiRouter, Trigger};
 use crate::pci::{Effect, Msi, Msix};
 use crate::ratelimit::LogLimit;
 
@@ -58,7 +58,7 @@ pub struct Interrupts {
     intx: Option<AssignedIrq>,
     msi: Option<Placed<Msi>>,
     msix: Option<Placed<Msix>>,
-    router: Option<Arc<dyn MessageRouter>>,
+    router: Option<Arc<dyn MsiRouter>>,
     messages: Option<Messages>,
     /// The line may be let through when no messages are in use.
     armed: bool,
@@ -135,7 +135,7 @@ impl Interrupts {
     /// the guest. Without a router their capabilities are hidden in `config`.
     pub fn route(
         &mut self,
-        router: Option<Arc<dyn MessageRouter>>,
+        router: Option<Arc<dyn MsiRouter>>,
         requester: u16,
         config: &mut ConfigSpace,
     ) {

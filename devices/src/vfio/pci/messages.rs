@@ -20,7 +20,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::sys::{DeviceCalls, IoctlError, IrqAction};
-use crate::irq::MessageRouter;
+use crate::irq::MsiRouter;
 use crate::pci::{Delivery, Vectors};
 use crate::ratelimit::LogLimit;
 
@@ -43,7 +43,7 @@ impl Messages {
     pub fn new(
         calls: Arc<dyn DeviceCalls>,
         index: u32,
-        router: Arc<dyn MessageRouter>,
+        router: Arc<dyn MsiRouter>,
         count: u16,
         log: Arc<LogLimit>,
     ) -> Self {
@@ -145,8 +145,8 @@ impl Drop for Messages {
 mod tests {
     use super::super::super::testing::{Call, FakeFunction};
     use super::*;
-    use crate::irq::Message;
-    use crate::pci::testing::FakeRouter;
+    use crate::irq::MsiMessage;
+    use crate::pci::testing::FakeMsiRouter;
 
     const MSIX: u32 = 2;
 
@@ -155,7 +155,7 @@ mod tests {
     }
 
     fn to(data: u32) -> Delivery {
-        Delivery::To(Message { address: 0x808_0040, data, requester: 8 })
+        Delivery::To(MsiMessage { address: 0x808_0040, data, requester: 8 })
     }
 
     fn vectors(start: u32, triggers: &[bool]) -> Call {
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn all_are_turned_on_at_once_and_signalled_when_unmasked() {
         let device = FakeFunction::new(256).calls();
-        let router = Arc::new(FakeRouter::new(8));
+        let router = Arc::new(FakeMsiRouter::new(8));
         let mut messages = Messages::new(device.clone(), MSIX, router.clone(), 4, log());
         messages.settle().unwrap();
         assert_eq!(device.take_calls(), [vectors(0, &[false; 4])]);
@@ -190,7 +190,7 @@ mod tests {
     fn a_host_with_few_gives_those_in_use_and_none_is_lost_as_they_grow() {
         let device = FakeFunction::new(256).calls();
         device.limit_vectors(3);
-        let router = Arc::new(FakeRouter::new(8));
+        let router = Arc::new(FakeMsiRouter::new(8));
         let mut messages = Messages::new(device.clone(), MSIX, router.clone(), 64, log());
         messages.settle().unwrap();
         device.take_calls();

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::super::region::{AccessError, Region};
 use super::super::sys::{DeviceCalls, IoctlError};
 use super::image::Image;
+use crate::bus::MemorySlots;
 use crate::pci::{Bar, BarError, Bars, Space, TablePlace, Window};
 use crate::ratelimit::LogLimit;
-use crate::slot::MemorySlots;
 
 /// Where base address registers begin in configuration space.
 const FIRST: u16 = 0x10;

@@ -39,9 +39,9 @@ use super::irq::AssignedIrq;
 use super::node::{Draft, GuestNodes, NodeOptions};
 use super::region::{Region, Registers, TrappedRegion, host_page_size};
 use super::sys::DeviceCalls;
+use crate::bus::MemorySlots;
 use crate::bus::SharedDevice;
 use crate::irq::{InterruptController, Spi};
-use crate::slot::MemorySlots;
 
 /// Regions and interrupts that a device is taken to have at most; VFIO's own numbers are the
 /// kernel's, and far below.

@@ -224,7 +224,7 @@ impl Client {
             if let Some(failure) = &exchange.failure {
                 return Err(CallError::Over(failure.clone()));
             }
-            if !self.serving() && stop::is_asked() {
+            if !self.serving() && stop::is_requested() {
                 drop(exchange);
                 self.fail(Failure::new(Cause::Over, "strait is to end"));
                 exchange = lock(&self.exchange);

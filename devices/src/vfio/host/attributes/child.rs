@@ -96,7 +96,7 @@ fn wait(pid: libc::pid_t, mut answer: PipeReader, patience: Duration) -> Result<
             };
         }
         let waited = started.elapsed();
-        if waited >= patience || (waited >= COURTESY && stop::is_asked()) {
+        if waited >= patience || (waited >= COURTESY && stop::is_requested()) {
             let (pid, seconds) = (pid.unsigned_abs(), waited.as_secs());
             return Err(WriteError::Hung(Hung { pid, seconds, within: within(pid) }));
         }

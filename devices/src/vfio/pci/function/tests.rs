@@ -10,7 +10,7 @@ use super::super::super::sys::IrqInfo;
 use super::super::super::testing::{Call, FakeDevice, FakeFunction};
 use super::*;
 use crate::irq::Spi;
-use crate::pci::testing::FakeRouter;
+use crate::pci::testing::FakeMsiRouter;
 use crate::pci::{Bdf, Intx};
 
 const PAGE: u64 = 0x1000;
@@ -90,17 +90,17 @@ fn fake() -> FakeFunction {
 struct Guest {
     device: Arc<FakeDevice>,
     slots: Arc<Slots>,
-    router: Arc<FakeRouter>,
+    router: Arc<FakeMsiRouter>,
     function: PciFunction,
 }
 
 fn guest_of(fake: &FakeFunction, routed: bool) -> Result<Guest, FunctionError> {
     let device = fake.calls();
     let mut function = PciFunction::open(device.clone(), "x", PciOptions::default(), PAGE)?;
-    let (slots, router) = (Arc::new(Slots::default()), Arc::new(FakeRouter::new(8)));
+    let (slots, router) = (Arc::new(Slots::default()), Arc::new(FakeMsiRouter::new(8)));
     let intx = function.pin().map(|pin| Intx { pin, spi: Spi(70) });
     let seat = Seat { bdf: Bdf::new(0, 1, 0).unwrap(), intx };
-    let messages: Arc<dyn MessageRouter> = router.clone();
+    let messages: Arc<dyn MsiRouter> = router.clone();
     let attachment = Attachment { seat, slots: slots.clone(), router: routed.then_some(messages) };
     // SAFETY: there is no guest.
     unsafe { function.attach(attachment, &Gic) }?;
