@@ -11,7 +11,7 @@ use devices::irq::MsiRouter;
 use devices::pci::{Bdf, Function, Newcomer, Seat};
 use devices::stop;
 use devices::vfio::pci::{Attachment, InUse, PciFunction};
-use devices::vfio::platform::Quiesced;
+use devices::vfio::quiesce::Quiesced;
 use serde::Serialize;
 
 use crate::error::Error;

@@ -25,6 +25,7 @@ pub mod node;
 pub mod passed;
 pub mod pci;
 pub mod platform;
+pub mod quiesce;
 pub mod region;
 pub mod sys;
 pub mod user;

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::super::assign::AssignError;
-use super::super::bindings::QuiesceError;
+use super::super::quiesce::QuiesceError;
 use super::super::region::AccessError;
 use super::super::sys::IoctlError;
 

@@ -5,14 +5,14 @@
 
 pub mod pl011;
 pub mod pl330;
-mod poll;
 mod primecell;
 
 use std::fmt;
 
 use super::bench::{Bench, BenchError, Report};
 use super::node::Draft;
-use super::region::{AccessError, Registers};
+use super::quiesce::QuiesceError;
+use super::region::Registers;
 
 /// What is known of a kind of device.
 pub trait Binding: fmt::Debug + Sync {
@@ -44,28 +44,6 @@ pub trait Binding: fmt::Debug + Sync {
         let _ = bench;
         None
     }
-}
-
-/// A device that couldn't be stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum QuiesceError {
-    /// It has no registers where they should be.
-    #[error("it has no region {0}")]
-    NoRegion(usize),
-    /// Its registers can't be reached.
-    #[error("its registers can't be reached")]
-    Access(#[from] AccessError),
-    /// It is another device.
-    #[error("its identification is {found:#010x}, which is no {expected}")]
-    Unlike {
-        /// What it should be.
-        expected: &'static str,
-        /// What it says it is.
-        found: u32,
-    },
-    /// It didn't obey.
-    #[error("{0}")]
-    Running(String),
 }
 
 /// All there are.

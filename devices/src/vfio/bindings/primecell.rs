@@ -4,8 +4,8 @@
 //! Documentation/devicetree/bindings/arm/primecell.yaml; Linux drivers/amba/bus.c.
 
 use super::super::node::{Clock, Draft};
+use super::super::quiesce::QuiesceError;
 use super::super::region::{AccessError, Registers};
-use super::QuiesceError;
 
 /// Peripheral Identification Registers 0 to 3, a byte each: offsets in bytes within the first page.
 const PERIPH_ID: [u64; 4] = [0xfe0, 0xfe4, 0xfe8, 0xfec];
@@ -29,7 +29,7 @@ pub(super) fn check_part(
     expected: &'static str,
 ) -> Result<(), QuiesceError> {
     let found = identification(registers)?;
-    if is_part(found, part) { Ok(()) } else { Err(QuiesceError::Unlike { expected, found }) }
+    if is_part(found, part) { Ok(()) } else { Err(QuiesceError::WrongDevice { expected, found }) }
 }
 
 /// The device's part number in bits 11:0, its designer in 19:12, its revision and configuration

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::super::cause::chain;
-use super::super::platform::Quiesced;
+use super::super::quiesce::Quiesced;
 use super::super::sys::DeviceCalls;
 use super::capability::{self, Capability};
 use super::config::ConfigSpace;
@@ -208,7 +208,7 @@ impl PciFunction {
     pub fn release(&mut self) -> Result<Quiesced, FunctionError> {
         self.interrupts.disarm();
         if !std::mem::take(&mut self.touched) {
-            return Ok(Quiesced::Off);
+            return Ok(Quiesced::Disabled);
         }
         self.registers.forward(&[]);
         self.quiesce()

@@ -5,11 +5,11 @@ use std::io;
 use boot::fdt::host::HostError;
 
 use super::super::assign::AssignError;
-use super::super::bindings::QuiesceError;
 use super::super::descriptors::TooFewDescriptors;
 use super::super::foreseen::ForeseeError;
 use super::super::irq::IrqError;
 use super::super::node::NodeError;
+use super::super::quiesce::QuiesceError;
 use super::super::sys::{DeviceInfo, IoctlError};
 
 /// What went wrong with a device.

@@ -37,6 +37,7 @@ use super::host::HostDevice;
 use super::iommu::Iommu;
 use super::irq::AssignedIrq;
 use super::node::{Draft, GuestNodes, NodeOptions};
+use super::quiesce::Quiesced;
 use super::region::{Region, Registers, TrappedRegion, host_page_size};
 use super::sys::DeviceCalls;
 use crate::bus::MemorySlots;
@@ -61,30 +62,6 @@ pub struct DeviceOptions {
 impl Default for DeviceOptions {
     fn default() -> Self {
         Self { quiesce: true, mmap: true, node: NodeOptions::default() }
-    }
-}
-
-/// How a device was stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quiesced {
-    /// By what is known of this kind of device.
-    ByBinding(&'static str),
-    /// By VFIO's reset, with or without the above.
-    ByReset,
-    /// Not: neither is there.
-    Unknown,
-    /// Not: a person chose so.
-    Off,
-}
-
-impl fmt::Display for Quiesced {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ByBinding(kind) => write!(f, "stopped as a {kind} is"),
-            Self::ByReset => f.write_str("stopped by VFIO's reset"),
-            Self::Unknown => f.write_str("left as it is: how to stop it isn't known"),
-            Self::Off => f.write_str("left as it is, as was asked for"),
-        }
     }
 }
 
@@ -252,9 +229,9 @@ impl PlatformDevice {
     /// If it doesn't stop.
     pub fn quiesce(&self) -> Result<Quiesced, DeviceError> {
         if !self.options.quiesce {
-            return Ok(Quiesced::Off);
+            return Ok(Quiesced::Disabled);
         }
-        let mut quiesced = Quiesced::Unknown;
+        let mut quiesced = Quiesced::Unsupported;
         if let Some(binding) = self.binding {
             let regions: Vec<&dyn Registers> =
                 self.regions.iter().map(|region| &**region as &dyn Registers).collect();
@@ -269,7 +246,7 @@ impl PlatformDevice {
                 .map_err(|source| DeviceError::Reset { name: self.name.clone(), source })?;
             quiesced = Quiesced::ByReset;
         }
-        if quiesced == Quiesced::Unknown {
+        if quiesced == Quiesced::Unsupported {
             log::info!(
                 "{}: how to stop such a device isn't known, and VFIO has no reset for it: it is \
                  left as it is",
@@ -366,7 +343,7 @@ impl PlatformDevice {
     pub fn release(&mut self) -> Result<Quiesced, DeviceError> {
         self.disarm();
         if !std::mem::take(&mut self.touched) {
-            return Ok(Quiesced::Off);
+            return Ok(Quiesced::Disabled);
         }
         self.quiesce()
     }

@@ -79,7 +79,7 @@ fn map(device: &mut PlatformDevice, slots: &Slots, gpas: &[u64]) -> Result<Vec<T
 fn a_device_with_everything_goes_through_a_life() {
     let calls = Arc::new(fake());
     let mut device = open(&calls, "vendor,device");
-    assert_eq!(device.quiesce().unwrap(), Quiesced::Unknown);
+    assert_eq!(device.quiesce().unwrap(), Quiesced::Unsupported);
 
     let slots = Slots::default();
     let traps = map(&mut device, &slots, &[0xc00_0000, 0xc01_0000]).unwrap();
@@ -235,7 +235,7 @@ fn quiesce_off_leaves_the_device_alone() {
     let options = DeviceOptions { quiesce: false, ..Default::default() };
     let device =
         PlatformDevice::new("1.dev", calls.clone(), draft("arm,pl330"), options, PAGE).unwrap();
-    assert_eq!(device.quiesce().unwrap(), Quiesced::Off);
+    assert_eq!(device.quiesce().unwrap(), Quiesced::Disabled);
     assert_eq!(calls.take_calls(), []);
 }
 

@@ -5,8 +5,9 @@ mod quiesce;
 
 use std::time::Duration;
 
-use super::{Binding, QuiesceError};
+use super::Binding;
 use crate::vfio::node::Draft;
+use crate::vfio::quiesce::QuiesceError;
 use crate::vfio::region::Registers;
 
 /// How long what is being sent may take to leave: the whole FIFO at 9600 baud.

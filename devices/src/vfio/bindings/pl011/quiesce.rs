@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::primecell::check_part;
-use super::super::{QuiesceError, poll};
+use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, Registers};
 
 // TRM, chapter 3, "Summary of registers": offsets in bytes, of up to 16 bits each.
@@ -52,10 +52,10 @@ pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(
     let idle = is_idle(registers, patience)?;
     registers.write32(UARTICR, ALL)?;
     if let pending @ 1.. = registers.read32(UARTMIS)? {
-        return Err(QuiesceError::Running(format!("interrupts {pending:#x} are still high")));
+        return Err(QuiesceError::StillActive(format!("interrupts {pending:#x} are still high")));
     }
     if !idle {
-        return Err(QuiesceError::Running("it is still sending".to_owned()));
+        return Err(QuiesceError::StillActive("it is still sending".to_owned()));
     }
     Ok(())
 }
@@ -63,7 +63,7 @@ pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(
 /// Waits until nothing is being sent, and says whether that is so.
 fn is_idle(registers: &dyn Registers, patience: Duration) -> Result<bool, AccessError> {
     let idle = || Ok((registers.read32(UARTFR)? & BUSY == 0).then_some(()));
-    Ok(poll::until(patience, idle)?.is_some())
+    Ok(poll_timeout(patience, idle)?.is_some())
 }
 
 #[cfg(test)]
@@ -176,7 +176,10 @@ mod tests {
         for id in [0, 0x30, 0xff] {
             let uart = Uart::new(&[(0xfe0, id)]);
             let error = quiesce(&uart, SHORT).unwrap_err();
-            assert!(matches!(error, QuiesceError::Unlike { expected: "PL011", .. }), "{error}");
+            assert!(
+                matches!(error, QuiesceError::WrongDevice { expected: "PL011", .. }),
+                "{error}"
+            );
             assert!(uart.writes.borrow().is_empty());
         }
     }

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::stage::{MARGIN, Stage};
-use super::super::poll;
 use super::copy::{Bus, Copy};
 use super::program::{Instruction, Thread};
 use super::quiesce::{Dmac, quiesce};
 use super::registers::{CR0, CRD, State, buffer_depth, bus_width, channels, events, fault, ftr};
 use crate::vfio::bench::{Bench, BenchError, ChannelRow, Report};
+use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, Region, Registers};
 
 /// How long a transfer or an interrupt may take. A controller needs microseconds; a modelled one
@@ -64,7 +64,7 @@ const TOGETHER: usize = 64 << 10;
 pub(super) fn test(bench: &mut Bench) -> Result<Report, BenchError> {
     let mut report = Report::new("PL330");
     let region = bench.regions().first().cloned();
-    let region = region.ok_or(super::QuiesceError::NoRegion(0))?;
+    let region = region.ok_or(QuiesceError::NoRegion(0))?;
     quiesce(&*region, STOPPING)?;
     let mut driver = Driver::new(bench, region)?;
     report.add("controller", Ok(driver.description()));
@@ -236,7 +236,7 @@ impl<'a> Driver<'a> {
 
     fn wait_until_stopped(&self, channel: u8) -> Result<(), Trouble> {
         let thread = Thread::Channel(channel);
-        let ended = poll::until(STOPPING, || {
+        let ended = poll_timeout(STOPPING, || {
             let state = State::of(self.dmac().status(thread)?);
             Ok(matches!(state, State::Stopped | State::Faulting).then_some(state))
         });

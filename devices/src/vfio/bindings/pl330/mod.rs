@@ -10,9 +10,10 @@ mod registers;
 
 use std::time::Duration;
 
-use super::{Binding, QuiesceError};
+use super::Binding;
 use crate::vfio::bench::{Bench, BenchError, Report};
 use crate::vfio::node::Draft;
+use crate::vfio::quiesce::QuiesceError;
 use crate::vfio::region::Registers;
 
 /// How long each thread may take to stop: it has to see its outstanding transfers through, at most

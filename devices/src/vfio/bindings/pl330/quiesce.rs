@@ -4,12 +4,12 @@ use std::fmt;
 use std::time::Duration;
 
 use super::super::primecell::check_part;
-use super::super::{QuiesceError, poll};
 use super::program::{Instruction, Thread};
 use super::registers::{
     CR0, DBGCMD, DBGINST0, DBGINST1, DBGSTATUS, DSR, INT_EVENT_RIS, INTCLR, INTEN, INTMIS, State,
     channels, csr, events,
 };
+use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, Registers};
 
 /// The part number.
@@ -35,7 +35,7 @@ pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(
     if let pending @ 1.. = registers.read32(INTMIS)? {
         running.push(format!("interrupts {pending:#x} are still high"));
     }
-    if running.is_empty() { Ok(()) } else { Err(QuiesceError::Running(running.join(", "))) }
+    if running.is_empty() { Ok(()) } else { Err(QuiesceError::StillActive(running.join(", "))) }
 }
 
 impl fmt::Display for Thread {
@@ -64,7 +64,7 @@ impl Dmac<'_> {
     /// Stops a thread, and says whether it did.
     pub(super) fn stop(&self, thread: Thread) -> Result<bool, AccessError> {
         let mut killed = None;
-        let stopped = poll::until(self.patience, || {
+        let stopped = poll_timeout(self.patience, || {
             let state = State::of(self.status(thread)?);
             match state {
                 State::Stopped => return Ok(Some(())),
@@ -85,7 +85,7 @@ impl Dmac<'_> {
     /// instructions to the DMAC using the slave interface".
     pub(super) fn run(&self, instruction: Instruction, thread: Thread) -> Result<(), AccessError> {
         let ready = || Ok((self.registers.read32(DBGSTATUS)? & 1 == 0).then_some(()));
-        if poll::until(self.patience, ready)?.is_none() {
+        if poll_timeout(self.patience, ready)?.is_none() {
             // A guest can have left them stuck. Trying nevertheless does no harm, and the thread's
             // state tells whether it helped.
             log::warn!("PL330: the debug registers are busy all the time");

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use super::super::super::platform::Quiesced;
+use super::super::super::quiesce::Quiesced;
 use super::super::super::sys::IoctlError;
 use super::super::capability::{self, CapabilityId};
 use super::super::error::FunctionError;
@@ -33,7 +33,7 @@ impl PciFunction {
     /// If the reset fails.
     pub fn quiesce(&mut self) -> Result<Quiesced, FunctionError> {
         if !self.options.reset {
-            return Ok(Quiesced::Off);
+            return Ok(Quiesced::Disabled);
         }
         if !self.can_reset {
             let master = if self.end_bus_mastering() { "can't be turned off" } else { "is off" };
@@ -42,7 +42,7 @@ impl PciFunction {
                  it is",
                 self.name
             );
-            return Ok(Quiesced::Unknown);
+            return Ok(Quiesced::Unsupported);
         }
         let Err(source) = self.reset() else { return Ok(Quiesced::ByReset) };
         self.end_bus_mastering();

@@ -311,7 +311,7 @@ fn whoever_cant_be_reset_masters_the_bus_no_more() {
         fake.config().read_exact_at(&mut command, 4).unwrap();
         (released, command)
     };
-    assert!(matches!(quiesced(&unresettable, None), (Ok(Quiesced::Unknown), [0x02, 0])));
+    assert!(matches!(quiesced(&unresettable, None), (Ok(Quiesced::Unsupported), [0x02, 0])));
     // The host is busy with it for a while, then for good.
     let (released, _) = quiesced(&fake(), Some((3, libc::EAGAIN)));
     assert_eq!(released.unwrap(), Quiesced::ByReset);
@@ -361,7 +361,7 @@ fn options_are_obeyed() {
     let fake = fake();
     let mut function = PciFunction::open(fake.calls(), "x", options, PAGE).unwrap();
     assert!(function.bars().iter().all(|bar| bar.mapped.is_empty()));
-    assert_eq!(function.quiesce().unwrap(), Quiesced::Off);
+    assert_eq!(function.quiesce().unwrap(), Quiesced::Disabled);
     // Where the host's pages are large, the table's is all of the BAR.
     let function = PciFunction::open(fake.calls(), "x", PciOptions::default(), 0x1_0000).unwrap();
     assert!(function.bars().iter().all(|bar| bar.mapped.is_empty()));
@@ -369,7 +369,7 @@ fn options_are_obeyed() {
     unresettable.can_reset = false;
     let mut function =
         PciFunction::open(unresettable.calls(), "x", PciOptions::default(), PAGE).unwrap();
-    assert_eq!(function.quiesce().unwrap(), Quiesced::Unknown);
+    assert_eq!(function.quiesce().unwrap(), Quiesced::Unsupported);
 }
 
 #[test]
