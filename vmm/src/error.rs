@@ -104,7 +104,7 @@ from_helpful! {
     boot::kernel::KernelError,
     boot::layout::LayoutError,
     devices::vfio::assign::AssignError,
-    devices::vfio::bench::BenchError,
+    devices::vfio::selftest::SelfTestError,
     devices::vfio::descriptors::TooFewDescriptors,
     devices::vfio::host::HandoverError,
     devices::vfio::iommu::MapError,

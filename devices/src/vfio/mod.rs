@@ -12,7 +12,6 @@
 //! Nothing of this needs the VMM while the guest runs.
 
 pub mod assign;
-pub mod bench;
 pub mod bindings;
 mod cause;
 pub mod descriptors;
@@ -27,6 +26,7 @@ pub mod pci;
 pub mod platform;
 pub mod quiesce;
 pub mod region;
+pub mod selftest;
 pub mod sys;
 pub mod user;
 

@@ -9,10 +9,10 @@ mod primecell;
 
 use std::fmt;
 
-use super::bench::{Bench, BenchError, Report};
 use super::node::Draft;
 use super::quiesce::QuiesceError;
 use super::region::Registers;
+use super::selftest::{SelfTest, SelfTestError, TestReport};
 
 /// What is known of a kind of device.
 pub trait Binding: fmt::Debug + Sync {
@@ -40,8 +40,8 @@ pub trait Binding: fmt::Debug + Sync {
 
     /// Drives the device without a guest and sees that it works; `None` where that isn't known for
     /// this kind of device.
-    fn self_test(&self, bench: &mut Bench) -> Option<Result<Report, BenchError>> {
-        let _ = bench;
+    fn self_test(&self, test: &mut SelfTest) -> Option<Result<TestReport, SelfTestError>> {
+        let _ = test;
         None
     }
 }

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use devices::vfio::bench::{Bench, Report};
 use devices::vfio::host::Host;
 use devices::vfio::iommu::IommuOptions;
+use devices::vfio::selftest::{SelfTest, TestReport};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -47,13 +47,13 @@ struct Channel {
 ///
 /// It can't be tested; one that fails its test is a verdict.
 pub fn run(host: &Host, name: &str, options: IommuOptions) -> Result<Verdict, Error> {
-    let mut bench = Bench::open(host, name, options)?;
-    let report = bench.run()?;
-    Ok(Verdict::of(bench.name(), bench.iommu().backend().name(), report))
+    let mut test = SelfTest::open(host, name, options)?;
+    let report = test.run()?;
+    Ok(Verdict::of(test.name(), test.iommu().backend().name(), report))
 }
 
 impl Verdict {
-    fn of(name: &str, iommu: &'static str, report: Report) -> Self {
+    fn of(name: &str, iommu: &'static str, report: TestReport) -> Self {
         let passed = report.passed();
         let checks = report.checks.into_iter();
         let checks =
@@ -121,15 +121,15 @@ impl Verdict {
 mod tests {
     use std::time::Duration;
 
-    use devices::vfio::bench::ChannelRow;
+    use devices::vfio::selftest::ChannelResult;
 
     use super::*;
 
     #[test]
     fn a_failure_is_told_by_its_channel() {
-        let mut report = Report::new("PL330");
+        let mut report = TestReport::new("PL330");
         report.add("interrupts", Ok("8 of them".into()));
-        let good = ChannelRow {
+        let good = ChannelResult {
             transfers: 16,
             bytes: 5_000_000,
             interrupts: 16,
@@ -137,7 +137,7 @@ mod tests {
             ..Default::default()
         };
         let failure = Some("no interrupt".to_owned());
-        report.channels = vec![good, ChannelRow { channel: 1, failure, ..Default::default() }];
+        report.channels = vec![good, ChannelResult { channel: 1, failure, ..Default::default() }];
         let verdict = Verdict::of("1.dma", "container", report);
         assert!(!verdict.passed());
         assert_eq!(

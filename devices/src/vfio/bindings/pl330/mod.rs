@@ -2,19 +2,19 @@
 //! threads that run programs from memory. Its reference manual (TRM) is ARM DDI 0424.
 
 mod copy;
-mod driver;
 mod node;
 mod program;
 mod quiesce;
 mod registers;
+mod selftest;
 
 use std::time::Duration;
 
 use super::Binding;
-use crate::vfio::bench::{Bench, BenchError, Report};
 use crate::vfio::node::Draft;
 use crate::vfio::quiesce::QuiesceError;
 use crate::vfio::region::Registers;
+use crate::vfio::selftest::{SelfTest, SelfTestError, TestReport};
 
 /// How long each thread may take to stop: it has to see its outstanding transfers through, at most
 /// a few hundred beats on the bus.
@@ -46,7 +46,7 @@ impl Binding for Pl330 {
         node::refine(draft);
     }
 
-    fn self_test(&self, bench: &mut Bench) -> Option<Result<Report, BenchError>> {
-        Some(driver::test(bench))
+    fn self_test(&self, test: &mut SelfTest) -> Option<Result<TestReport, SelfTestError>> {
+        Some(selftest::test(test))
     }
 }

@@ -3,20 +3,20 @@
 //! TRM (ARM DDI 0424), chapter 2, "Operating states", "Aborts", "Using events and interrupts".
 
 mod abort;
+mod buffers;
 mod interrupts;
-mod stage;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::stage::{MARGIN, Stage};
+use self::buffers::{MARGIN, TransferBuffers};
 use super::copy::{Bus, Copy};
 use super::program::{Instruction, Thread};
 use super::quiesce::{Dmac, quiesce};
 use super::registers::{CR0, CRD, State, buffer_depth, bus_width, channels, events, fault, ftr};
-use crate::vfio::bench::{Bench, BenchError, ChannelRow, Report};
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, Region, Registers};
+use crate::vfio::selftest::{ChannelResult, SelfTest, SelfTestError, TestReport};
 
 /// How long a transfer or an interrupt may take. A controller needs microseconds; a modelled one
 /// on a busy machine needs more.
@@ -61,17 +61,17 @@ const TOGETHER: usize = 64 << 10;
 ///
 /// The host refused something without which nothing can be tested.
 #[cold]
-pub(super) fn test(bench: &mut Bench) -> Result<Report, BenchError> {
-    let mut report = Report::new("PL330");
-    let region = bench.regions().first().cloned();
+pub(super) fn test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
+    let mut report = TestReport::new("PL330");
+    let region = test.regions().first().cloned();
     let region = region.ok_or(QuiesceError::NoRegion(0))?;
     quiesce(&*region, STOPPING)?;
-    let mut driver = Driver::new(bench, region)?;
+    let mut driver = Driver::new(test, region)?;
     report.add("controller", Ok(driver.description()));
     let worked = driver.run(&mut report);
     // In any case: nobody else should find it at work.
     let quiet = quiesce(&*driver.region, STOPPING);
-    driver.bench.unmap_all();
+    driver.test.unmap_all();
     worked?;
     report
         .add("stopped", quiet.map(|()| "all threads, no event".into()).map_err(|e| e.to_string()));
@@ -79,41 +79,41 @@ pub(super) fn test(bench: &mut Bench) -> Result<Report, BenchError> {
 }
 
 /// Why a transfer, or whatever else the device was to do, failed.
-enum Trouble {
+enum TestFailure {
     /// The device didn't do it: what it did instead.
     Device(String),
     /// The host can't go on.
-    Host(BenchError),
+    Host(SelfTestError),
 }
 
-impl From<BenchError> for Trouble {
-    fn from(error: BenchError) -> Self {
+impl From<SelfTestError> for TestFailure {
+    fn from(error: SelfTestError) -> Self {
         Self::Host(error)
     }
 }
 
-impl From<AccessError> for Trouble {
+impl From<AccessError> for TestFailure {
     fn from(error: AccessError) -> Self {
         Self::Host(error.into())
     }
 }
 
 /// Sorts what the device did from what the host can't.
-fn told(result: Result<String, Trouble>) -> Result<Result<String, String>, BenchError> {
+fn told(result: Result<String, TestFailure>) -> Result<Result<String, String>, SelfTestError> {
     match result {
         Ok(detail) => Ok(Ok(detail)),
-        Err(Trouble::Device(why)) => Ok(Err(why)),
-        Err(Trouble::Host(error)) => Err(error),
+        Err(TestFailure::Device(why)) => Ok(Err(why)),
+        Err(TestFailure::Host(error)) => Err(error),
     }
 }
 
 struct Driver<'a> {
-    bench: &'a mut Bench,
+    test: &'a mut SelfTest,
     region: Arc<Region>,
     channels: u8,
     events: u8,
     bus: Bus,
-    stage: Stage,
+    stage: TransferBuffers,
     /// The line that each event raises, by the device's own word.
     lines: Vec<usize>,
     /// How often a line was told that was low already.
@@ -123,15 +123,15 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(bench: &'a mut Bench, region: Arc<Region>) -> Result<Self, BenchError> {
+    fn new(test: &'a mut SelfTest, region: Arc<Region>) -> Result<Self, SelfTestError> {
         let (configuration, data) = (region.read32(CR0)?, region.read32(CRD)?);
         let channels = channels(configuration);
         let events = u8::try_from(events(configuration).count_ones()).unwrap_or(u8::MAX);
         let room = buffer_depth(data) / u32::from(channels);
         let bus = Bus { width: bus_width(data), room: room.max(1) };
-        let stage = Stage::new(bench, channels, LARGEST)?;
+        let stage = TransferBuffers::new(test, channels, LARGEST)?;
         Ok(Self {
-            bench,
+            test,
             region,
             channels,
             events,
@@ -153,8 +153,8 @@ impl<'a> Driver<'a> {
         )
     }
 
-    fn run(&mut self, report: &mut Report) -> Result<(), BenchError> {
-        self.bench.lines().arm()?;
+    fn run(&mut self, report: &mut TestReport) -> Result<(), SelfTestError> {
+        self.test.lines().arm()?;
         report.add("interrupts at rest", told(self.check_quiet())?);
         let found = told(self.find_lines())?;
         let usable = found.is_ok();
@@ -180,8 +180,8 @@ impl<'a> Driver<'a> {
     }
 
     /// Has a channel do all its transfers, with another event each time.
-    fn exercise(&mut self, channel: u8) -> Result<ChannelRow, BenchError> {
-        let mut row = ChannelRow { channel, ..ChannelRow::default() };
+    fn exercise(&mut self, channel: u8) -> Result<ChannelResult, SelfTestError> {
+        let mut row = ChannelResult { channel, ..ChannelResult::default() };
         let rounds = TRANSFERS.len().max(usize::from(self.events));
         for (number, transfer) in TRANSFERS.iter().cycle().take(rounds).enumerate() {
             // Channels begin with different events, so that neighbours are told apart.
@@ -194,12 +194,12 @@ impl<'a> Driver<'a> {
                     row.interrupts += 1;
                     row.busy += busy;
                 }
-                Err(Trouble::Device(why)) => {
+                Err(TestFailure::Device(why)) => {
                     row.failure = Some(format!("{} bytes, event {event}: {why}", transfer.0));
                     self.recover()?;
                     return Ok(row);
                 }
-                Err(Trouble::Host(error)) => return Err(error),
+                Err(TestFailure::Host(error)) => return Err(error),
             }
         }
         Ok(row)
@@ -211,7 +211,7 @@ impl<'a> Driver<'a> {
         channel: u8,
         event: u8,
         (length, from, to): (usize, usize, usize),
-    ) -> Result<Duration, Trouble> {
+    ) -> Result<Duration, TestFailure> {
         let (from, to) = (MARGIN + from, MARGIN + to);
         self.stage.spoil(from, to, length);
         let started = Instant::now();
@@ -219,7 +219,7 @@ impl<'a> Driver<'a> {
         self.take_interrupt(1 << event)?;
         let busy = started.elapsed();
         self.wait_until_stopped(channel)?;
-        self.stage.verify(from, to, length).map_err(Trouble::Device)?;
+        self.stage.verify(from, to, length).map_err(TestFailure::Device)?;
         Ok(busy)
     }
 
@@ -229,12 +229,12 @@ impl<'a> Driver<'a> {
     }
 
     /// Puts a program where the device reads it, and has the manager start it.
-    fn start(&self, channel: u8, event: u8, copy: Copy) -> Result<(), Trouble> {
+    fn start(&self, channel: u8, event: u8, copy: Copy) -> Result<(), TestFailure> {
         let program = self.stage.program(channel, &copy.program(self.bus, event));
         Ok(self.dmac().run(Instruction::go(channel, program), Thread::Manager)?)
     }
 
-    fn wait_until_stopped(&self, channel: u8) -> Result<(), Trouble> {
+    fn wait_until_stopped(&self, channel: u8) -> Result<(), TestFailure> {
         let thread = Thread::Channel(channel);
         let ended = poll_timeout(STOPPING, || {
             let state = State::of(self.dmac().status(thread)?);
@@ -243,15 +243,15 @@ impl<'a> Driver<'a> {
         match ended? {
             Some(State::Faulting) => {
                 let why = fault(self.region.read32(ftr(channel))?);
-                Err(Trouble::Device(format!("it faulted: {why}")))
+                Err(TestFailure::Device(format!("it faulted: {why}")))
             }
             Some(_) => Ok(()),
-            None => Err(Trouble::Device("it signalled its end, and didn't end".into())),
+            None => Err(TestFailure::Device("it signalled its end, and didn't end".into())),
         }
     }
 
     /// Starts every channel before the first is waited for.
-    fn all_at_once(&mut self) -> Result<String, Trouble> {
+    fn all_at_once(&mut self) -> Result<String, TestFailure> {
         // No more channels than events, or they couldn't be told apart.
         let count = self.channels.min(self.events);
         let stride = TOGETHER + 2 * MARGIN;
@@ -271,7 +271,7 @@ impl<'a> Driver<'a> {
         let busy = started.elapsed();
         for (channel, place) in (0..count).zip(&places) {
             self.wait_until_stopped(channel)?;
-            self.stage.verify(*place, *place, TOGETHER).map_err(Trouble::Device)?;
+            self.stage.verify(*place, *place, TOGETHER).map_err(TestFailure::Device)?;
         }
         let bytes = usize::from(count) * TOGETHER;
         Ok(format!("{count} channels, {bytes} bytes in {} us", busy.as_micros()))

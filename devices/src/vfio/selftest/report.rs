@@ -15,7 +15,7 @@ pub struct Check {
 
 /// What a DMA channel did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ChannelRow {
+pub struct ChannelResult {
     /// Its number.
     pub channel: u8,
     /// Transfers done and verified.
@@ -30,7 +30,7 @@ pub struct ChannelRow {
     pub failure: Option<String>,
 }
 
-impl ChannelRow {
+impl ChannelResult {
     /// Bytes per second; 0 if nothing was done.
     pub fn throughput(&self) -> u64 {
         let nanoseconds = self.busy.as_nanos().max(1);
@@ -41,16 +41,16 @@ impl ChannelRow {
 
 /// What came of a device's test.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct TestReport {
     /// Whose test it was: the binding's name, or `general`.
     pub test: &'static str,
     /// What was tried, in order.
     pub checks: Vec<Check>,
     /// What DMA channels did, where the device has any.
-    pub channels: Vec<ChannelRow>,
+    pub channels: Vec<ChannelResult>,
 }
 
-impl Report {
+impl TestReport {
     /// Nothing was tried yet.
     pub fn new(test: &'static str) -> Self {
         Self { test, ..Self::default() }
@@ -77,13 +77,13 @@ mod tests {
 
     #[test]
     fn one_failure_fails_the_device() {
-        let mut report = Report::new("general");
+        let mut report = TestReport::new("general");
         assert!(!report.passed(), "nothing was tried");
         report.add("a", Ok("fine".into()));
         assert!(report.passed());
-        report.channels.push(ChannelRow::default());
+        report.channels.push(ChannelResult::default());
         assert!(report.passed());
-        report.channels.push(ChannelRow { failure: Some("x".into()), ..Default::default() });
+        report.channels.push(ChannelResult { failure: Some("x".into()), ..Default::default() });
         assert!(!report.passed());
         report.channels.clear();
         report.add("b", Err("broken".into()));
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn throughput_is_bytes_a_second() {
-        let row = |bytes, busy| ChannelRow { bytes, busy, ..Default::default() };
+        let row = |bytes, busy| ChannelResult { bytes, busy, ..Default::default() };
         assert_eq!(row(1 << 20, Duration::from_millis(500)).throughput(), 2 << 20);
         assert_eq!(row(0, Duration::ZERO).throughput(), 0);
         assert_eq!(row(u64::MAX, Duration::ZERO).throughput(), u64::MAX);

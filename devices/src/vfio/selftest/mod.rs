@@ -1,4 +1,4 @@
-//! A bench to test a device on without a guest: its registers, its interrupts as eventfds, and
+//! Self-tests of devices, without a guest: registers, its interrupts as eventfds, and
 //! memory at IOVAs of its own.
 //!
 //! What only one kind of device can do is in its binding ([`Binding::self_test`]); every other gets
@@ -6,10 +6,10 @@
 //!
 //! [`Binding::self_test`]: super::bindings::Binding::self_test
 
+mod buffer;
 mod error;
 pub mod general;
-mod lines;
-mod memory;
+mod interrupts;
 pub mod pci;
 mod report;
 
@@ -17,10 +17,10 @@ use std::sync::Arc;
 
 use boot::fdt::host::HostTree;
 
-pub use error::BenchError;
-pub use lines::{Line, Lines};
-pub use memory::Memory;
-pub use report::{ChannelRow, Check, Report};
+pub use buffer::DmaBuffer;
+pub use error::SelfTestError;
+pub use interrupts::{TestInterrupt, TestInterrupts};
+pub use report::{ChannelResult, Check, TestReport};
 
 use super::assign::{self, AssignError, Assignment, DeviceRef};
 use super::bindings::{self, Binding};
@@ -38,14 +38,14 @@ const FIRST: u64 = 0x1000_0000;
 /// IOVAs are given out below this: a 32-bit device reaches all of them.
 const END: u64 = 1 << 32;
 
-/// A device on the bench. The interrupts are disarmed and the memory is unmapped when it is dropped.
-pub struct Bench {
+/// A device under test. The interrupts are disarmed and the memory is unmapped when it is dropped.
+pub struct SelfTest {
     // Dropped in this order: the device does nothing any more when its memory goes.
-    lines: Lines,
+    lines: TestInterrupts,
     regions: Vec<Arc<Region>>,
     calls: Arc<dyn DeviceCalls>,
     iommu: Iommu,
-    memory: Vec<Arc<Memory>>,
+    memory: Vec<Arc<DmaBuffer>>,
     name: String,
     binding: Option<&'static dyn Binding>,
     /// It is a PCI function.
@@ -53,23 +53,23 @@ pub struct Bench {
     next_iova: u64,
 }
 
-impl Bench {
+impl SelfTest {
     /// Opens a device that is bound to VFIO.
     ///
     /// # Errors
     ///
     /// It can't be assigned, or VFIO doesn't tell what it has.
     #[cold]
-    pub fn open(host: &Host, name: &str, options: IommuOptions) -> Result<Self, BenchError> {
+    pub fn open(host: &Host, name: &str, options: IommuOptions) -> Result<Self, SelfTestError> {
         let mut assignments = assign::preflight(host, &[DeviceRef::from(name)])?;
         let iommu = Iommu::open(host, &assignments, options)?;
         let assignment = assignments.pop().ok_or(AssignError::Nothing)?;
         let calls: Arc<dyn DeviceCalls> = iommu.open_device(&assignment)?;
-        let told = |source| BenchError::Untold { source };
+        let told = |source| SelfTestError::Untold { source };
         let info = calls.info().map_err(told)?;
         let regions = regions(&calls, &info).map_err(told)?;
         // Those of a PCI function aren't lines all of them, and one kind at a time.
-        let lines = Lines::open(&calls, if info.pci { 0 } else { info.irqs })?;
+        let lines = TestInterrupts::open(&calls, if info.pci { 0 } else { info.irqs })?;
         let binding = binding(&assignment);
         let name = assignment.name().to_owned();
         let (memory, next_iova) = (Vec::new(), FIRST);
@@ -93,7 +93,7 @@ impl Bench {
     }
 
     /// Its interrupts.
-    pub fn lines(&mut self) -> &mut Lines {
+    pub fn lines(&mut self) -> &mut TestInterrupts {
         &mut self.lines
     }
 
@@ -114,7 +114,7 @@ impl Bench {
     /// The host refused something without which nothing can be tested; a device that fails is in
     /// the report.
     #[cold]
-    pub fn run(&mut self) -> Result<Report, BenchError> {
+    pub fn run(&mut self) -> Result<TestReport, SelfTestError> {
         let special = self.binding.and_then(|binding| binding.self_test(self));
         special.unwrap_or_else(|| if self.pci { pci::test(self) } else { general::test(self) })
     }
@@ -125,8 +125,8 @@ impl Bench {
     /// # Errors
     ///
     /// The host has no memory, or doesn't map it.
-    pub fn memory(&mut self, size: usize) -> Result<(Arc<Memory>, u64), BenchError> {
-        let memory = Arc::new(Memory::new(size)?);
+    pub fn memory(&mut self, size: usize) -> Result<(Arc<DmaBuffer>, u64), SelfTestError> {
+        let memory = Arc::new(DmaBuffer::new(size)?);
         let iova = self.hole(memory.size())?;
         self.map(iova, &memory, memory.size())?;
         Ok((memory, iova))
@@ -137,7 +137,7 @@ impl Bench {
     /// # Errors
     ///
     /// There is none.
-    pub fn hole(&mut self, size: u64) -> Result<u64, BenchError> {
+    pub fn hole(&mut self, size: u64) -> Result<u64, SelfTestError> {
         let mut iova = self.next_iova;
         while let Some(end) = iova.checked_add(size).filter(|end| *end <= END) {
             let windows = self.iommu.windows();
@@ -147,7 +147,7 @@ impl Bench {
             }
             iova = iova.saturating_add(SPACING);
         }
-        Err(BenchError::NoIova { size })
+        Err(SelfTestError::NoIova { size })
     }
 
     /// Maps the first `size` bytes of `memory` at `iova`; the memory is kept until
@@ -156,10 +156,15 @@ impl Bench {
     /// # Errors
     ///
     /// What the kernel refused.
-    pub fn map(&mut self, iova: u64, memory: &Arc<Memory>, size: u64) -> Result<(), BenchError> {
-        let failed = |source: IoctlError| BenchError::Map { iova, size, source };
+    pub fn map(
+        &mut self,
+        iova: u64,
+        memory: &Arc<DmaBuffer>,
+        size: u64,
+    ) -> Result<(), SelfTestError> {
+        let failed = |source: IoctlError| SelfTestError::Map { iova, size, source };
         if size > memory.size() {
-            return Err(BenchError::NoIova { size });
+            return Err(SelfTestError::NoIova { size });
         }
         // SAFETY: the memory is read and written by raw pointers only, and is kept until all is
         // unmapped.

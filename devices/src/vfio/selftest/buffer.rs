@@ -5,30 +5,30 @@ use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
 
 use super::super::region::host_page_size;
-use super::BenchError;
+use super::SelfTestError;
 
 /// Zeroed memory, unmapped when dropped. It is only copied from and to: there are no references into
 /// it, for it may change at any time.
 #[derive(Debug)]
-pub struct Memory {
+pub struct DmaBuffer {
     address: NonNull<u8>,
     size: usize,
 }
 
 // SAFETY: the memory is this value's alone and is reached by copies through raw pointers only.
-unsafe impl Send for Memory {}
+unsafe impl Send for DmaBuffer {}
 // SAFETY: as above; two copies at once see any mixture of bytes, as with a device at work.
-unsafe impl Sync for Memory {}
+unsafe impl Sync for DmaBuffer {}
 
-impl Memory {
+impl DmaBuffer {
     /// At least `size` bytes, made up to whole pages; aligned to the largest power of two within
     /// `size`, so that an IOMMU can use large pages.
     ///
     /// # Errors
     ///
     /// The host has no room for it.
-    pub fn new(size: usize) -> Result<Self, BenchError> {
-        let failed = |source| BenchError::NoMemory { size: size as u64, source };
+    pub fn new(size: usize) -> Result<Self, SelfTestError> {
+        let failed = |source| SelfTestError::NoMemory { size: size as u64, source };
         let page = usize::try_from(host_page_size()).unwrap_or(4096);
         let overflow = || failed(io::ErrorKind::InvalidInput.into());
         let size = size.max(1).checked_next_multiple_of(page).ok_or_else(overflow)?;
@@ -86,7 +86,7 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for DmaBuffer {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`; whoever mapped it for DMA keeps it until that is undone.
         unsafe { unmap(self.address, self.size) };
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn memory_is_zeroed_aligned_and_holds_what_is_put_there() {
         for size in [1, 4096, 5000, 1 << 21, (1 << 21) + 4096] {
-            let memory = Memory::new(size).unwrap();
+            let memory = DmaBuffer::new(size).unwrap();
             let alignment = 1_usize << memory.size().ilog2();
             assert!(memory.size() >= size as u64);
             assert!(memory.address().as_ptr().addr().is_multiple_of(alignment), "{size}");
@@ -168,7 +168,10 @@ mod tests {
     #[test]
     fn what_no_host_has_is_an_error() {
         for size in [usize::MAX, usize::MAX / 2] {
-            assert!(matches!(Memory::new(size), Err(BenchError::NoMemory { .. })), "{size:#x}");
+            assert!(
+                matches!(DmaBuffer::new(size), Err(SelfTestError::NoMemory { .. })),
+                "{size:#x}"
+            );
         }
     }
 }

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::super::sys::{DeviceCalls, IoctlError, IrqAction, IrqInfo};
-use super::BenchError;
+use super::SelfTestError;
 
 /// One interrupt.
 #[derive(Debug)]
-pub struct Line {
+pub struct TestInterrupt {
     device: Arc<dyn DeviceCalls>,
     index: u32,
     info: IrqInfo,
@@ -22,7 +22,7 @@ pub struct Line {
     count: u64,
 }
 
-impl Line {
+impl TestInterrupt {
     /// What VFIO tells of it.
     pub fn info(&self) -> &IrqInfo {
         &self.info
@@ -38,7 +38,7 @@ impl Line {
     /// # Errors
     ///
     /// What VFIO refused.
-    pub fn arm(&mut self) -> Result<(), BenchError> {
+    pub fn arm(&mut self) -> Result<(), SelfTestError> {
         self.set("arm it", IrqAction::SetTrigger(&self.eventfd))?;
         self.armed = true;
         Ok(())
@@ -49,7 +49,7 @@ impl Line {
     /// # Errors
     ///
     /// What VFIO refused.
-    pub fn mask(&self) -> Result<(), BenchError> {
+    pub fn mask(&self) -> Result<(), SelfTestError> {
         self.set("mask it", IrqAction::Mask)
     }
 
@@ -58,18 +58,19 @@ impl Line {
     /// # Errors
     ///
     /// What VFIO refused.
-    pub fn unmask(&self) -> Result<(), BenchError> {
+    pub fn unmask(&self) -> Result<(), SelfTestError> {
         self.set("unmask it", IrqAction::Unmask)
     }
 
-    fn set(&self, what: &'static str, action: IrqAction<'_>) -> Result<(), BenchError> {
+    fn set(&self, what: &'static str, action: IrqAction<'_>) -> Result<(), SelfTestError> {
         let index = self.index;
-        let failed = |error: IoctlError| BenchError::Line { index, what, source: error.source };
+        let failed =
+            |error: IoctlError| SelfTestError::Interrupt { index, what, source: error.source };
         self.device.set_irq(index, action).map_err(failed)
     }
 }
 
-impl Drop for Line {
+impl Drop for TestInterrupt {
     fn drop(&mut self) {
         if !self.armed {
             return;
@@ -82,28 +83,28 @@ impl Drop for Line {
 
 /// All interrupts of a device.
 #[derive(Debug)]
-pub struct Lines(Vec<Line>);
+pub struct TestInterrupts(Vec<TestInterrupt>);
 
-impl Lines {
+impl TestInterrupts {
     /// Those of this device, which has `count`.
-    pub(super) fn open(device: &Arc<dyn DeviceCalls>, count: u32) -> Result<Self, BenchError> {
+    pub(super) fn open(device: &Arc<dyn DeviceCalls>, count: u32) -> Result<Self, SelfTestError> {
         let open = |index| {
-            let info = device.irq_info(index).map_err(|source| BenchError::Untold { source })?;
+            let info = device.irq_info(index).map_err(|source| SelfTestError::Untold { source })?;
             let eventfd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-                .map_err(|source| BenchError::Line { index, what: "no eventfd", source })?;
+                .map_err(|source| SelfTestError::Interrupt { index, what: "no eventfd", source })?;
             let device = device.clone();
-            Ok(Line { device, index, info, eventfd, armed: false, count: 0 })
+            Ok(TestInterrupt { device, index, info, eventfd, armed: false, count: 0 })
         };
         (0..count).map(open).collect::<Result<_, _>>().map(Self)
     }
 
     /// Each of them.
-    pub fn iter(&self) -> std::slice::Iter<'_, Line> {
+    pub fn iter(&self) -> std::slice::Iter<'_, TestInterrupt> {
         self.0.iter()
     }
 
     /// The line of this index.
-    pub fn get(&self, index: usize) -> Option<&Line> {
+    pub fn get(&self, index: usize) -> Option<&TestInterrupt> {
         self.0.get(index)
     }
 
@@ -112,8 +113,8 @@ impl Lines {
     /// # Errors
     ///
     /// What VFIO refused.
-    pub fn arm(&mut self) -> Result<(), BenchError> {
-        self.0.iter_mut().filter(|line| line.info.eventfd).try_for_each(Line::arm)
+    pub fn arm(&mut self) -> Result<(), SelfTestError> {
+        self.0.iter_mut().filter(|line| line.info.eventfd).try_for_each(TestInterrupt::arm)
     }
 
     /// Waits until one is signalled and returns its index; `None` once `patience` is over.
@@ -121,7 +122,7 @@ impl Lines {
     /// # Errors
     ///
     /// The host can't wait.
-    pub fn wait(&mut self, patience: Duration) -> Result<Option<usize>, BenchError> {
+    pub fn wait(&mut self, patience: Duration) -> Result<Option<usize>, SelfTestError> {
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -135,8 +136,8 @@ impl Lines {
     }
 
     /// Waits once; it may return early.
-    fn poll(&mut self, patience: Duration) -> Result<Option<usize>, BenchError> {
-        let watch = |line: &Line| libc::pollfd {
+    fn poll(&mut self, patience: Duration) -> Result<Option<usize>, SelfTestError> {
+        let watch = |line: &TestInterrupt| libc::pollfd {
             fd: line.eventfd.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
@@ -150,7 +151,7 @@ impl Lines {
         if unsafe { libc::poll(watched.as_mut_ptr(), count, milliseconds) } < 0 {
             let source = io::Error::last_os_error();
             if source.kind() != io::ErrorKind::Interrupted {
-                return Err(BenchError::Line { index: 0, what: "wait for it", source });
+                return Err(SelfTestError::Interrupt { index: 0, what: "wait for it", source });
             }
             return Ok(None);
         }
@@ -169,12 +170,12 @@ mod tests {
     use super::super::super::testing::{Call, FakeDevice};
     use super::*;
 
-    fn lines(count: u32) -> (Arc<FakeDevice>, Lines) {
+    fn lines(count: u32) -> (Arc<FakeDevice>, TestInterrupts) {
         let info = IrqInfo { count: 1, eventfd: true, maskable: true, automasked: true };
         let irqs = vec![info; count as usize];
         let fake = Arc::new(FakeDevice::new(Vec::new(), irqs));
         let calls: Arc<dyn DeviceCalls> = fake.clone();
-        (fake, Lines::open(&calls, count).unwrap())
+        (fake, TestInterrupts::open(&calls, count).unwrap())
     }
 
     #[test]
@@ -183,7 +184,7 @@ mod tests {
         lines.get(2).unwrap().eventfd.write(1).unwrap();
         assert_eq!(lines.wait(Duration::from_secs(5)).unwrap(), Some(2));
         assert_eq!(lines.wait(Duration::ZERO).unwrap(), None);
-        let counts: Vec<u64> = lines.iter().map(Line::count).collect();
+        let counts: Vec<u64> = lines.iter().map(TestInterrupt::count).collect();
         assert_eq!(counts, [0, 0, 1]);
     }
 

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use super::super::copy::Copy;
 use super::super::quiesce::quiesce;
 use super::super::registers::{FSRC, INTMIS, fault, ftr};
-use super::stage::MARGIN;
-use super::{Driver, LATE_MAX, STOPPING, Trouble};
-use crate::vfio::bench::BenchError;
+use super::buffers::MARGIN;
+use super::{Driver, LATE_MAX, STOPPING, TestFailure};
 use crate::vfio::region::{AccessError, Registers};
+use crate::vfio::selftest::SelfTestError;
 
 impl Driver<'_> {
     /// Has channel 0 copy where nothing is mapped: it must fault and raise an interrupt, and be
     /// usable again once killed.
-    pub(super) fn abort(&mut self, source: u32, destination: u32) -> Result<String, Trouble> {
+    pub(super) fn abort(&mut self, source: u32, destination: u32) -> Result<String, TestFailure> {
         let copy = Copy { source, destination, length: 64 };
         self.stage.spoil(MARGIN, MARGIN, 64);
         self.start(0, 0, copy)?;
@@ -25,15 +25,17 @@ impl Driver<'_> {
             self.unmask(line)?;
         }
         match (line, faulting) {
-            (Some(line), true) if self.is_an_event_s(line) => Err(Trouble::Device(format!(
+            (Some(line), true) if self.is_an_event_s(line) => Err(TestFailure::Device(format!(
                 "it raised interrupt {line}, which is an event's: {why}"
             ))),
             (Some(line), true) => {
                 self.transfer(0, 0, (64, 0, 0))?;
                 Ok(format!("interrupt {line}, {why}; the channel works again"))
             }
-            (None, true) => Err(Trouble::Device(format!("it faulted without an interrupt: {why}"))),
-            (_, false) => Err(Trouble::Device(
+            (None, true) => {
+                Err(TestFailure::Device(format!("it faulted without an interrupt: {why}")))
+            }
+            (_, false) => Err(TestFailure::Device(
                 "it went on as if the memory were there: bus errors don't reach it".into(),
             )),
         }
@@ -42,12 +44,12 @@ impl Driver<'_> {
     /// Waits for the interrupt of the abort, and returns its line. The transfer's own event, should
     /// it come to that, is as good; one told after its end (see
     /// [`take_interrupt`](Self::take_interrupt)) is passed over.
-    fn wait_for_abort(&mut self) -> Result<Option<usize>, Trouble> {
+    fn wait_for_abort(&mut self) -> Result<Option<usize>, TestFailure> {
         let deadline = Instant::now() + self.patience;
         let mut last = None;
         for _ in 0..LATE_MAX {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Some(line) = self.bench.lines().wait(left)? else { return Ok(None) };
+            let Some(line) = self.test.lines().wait(left)? else { return Ok(None) };
             let ended = self.region.read32(INTMIS)? & self.events_of(line) != 0;
             if ended || self.is_faulting()? && !self.is_an_event_s(line) {
                 return Ok(Some(line));
@@ -70,12 +72,12 @@ impl Driver<'_> {
     }
 
     /// Stops what runs and clears what is pending, so that the next try begins afresh.
-    pub(super) fn recover(&mut self) -> Result<(), BenchError> {
+    pub(super) fn recover(&mut self) -> Result<(), SelfTestError> {
         quiesce(&*self.region, STOPPING)?;
         self.enable_events()?;
         // Each at most once: a line that is stuck would be told again and again.
-        for _ in 0..self.bench.lines().iter().count() {
-            if let Some(line) = self.bench.lines().wait(Duration::ZERO)? {
+        for _ in 0..self.test.lines().iter().count() {
+            if let Some(line) = self.test.lines().wait(Duration::ZERO)? {
                 self.unmask(line)?;
             }
         }

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::super::program::{Instruction, Thread};
 use super::super::registers::{INTCLR, INTEN, INTMIS};
-use super::{Driver, LATE_MAX, Trouble};
-use crate::vfio::bench::BenchError;
+use super::{Driver, LATE_MAX, TestFailure};
 use crate::vfio::region::{AccessError, Registers};
+use crate::vfio::selftest::SelfTestError;
 
 /// The same as [`PATIENCE`](super::PATIENCE) once one didn't come: what is broken need not be waited
 /// for as long each time.
@@ -17,17 +17,19 @@ const QUIET: Duration = Duration::from_millis(20);
 
 impl Driver<'_> {
     /// Checks that no line is high. One that was may be told late; one that is, is told again.
-    pub(super) fn check_quiet(&mut self) -> Result<String, Trouble> {
-        let Some(late) = self.bench.lines().wait(QUIET)? else {
+    pub(super) fn check_quiet(&mut self) -> Result<String, TestFailure> {
+        let Some(late) = self.test.lines().wait(QUIET)? else {
             return Ok(self.quiet());
         };
         self.unmask(late)?;
-        match self.bench.lines().wait(QUIET)? {
+        match self.test.lines().wait(QUIET)? {
             None => {
                 self.late += 1;
                 Ok(self.quiet())
             }
-            Some(line) => Err(Trouble::Device(format!("interrupt {line} is high for no reason"))),
+            Some(line) => {
+                Err(TestFailure::Device(format!("interrupt {line} is high for no reason")))
+            }
         }
     }
 
@@ -39,7 +41,7 @@ impl Driver<'_> {
     }
 
     /// Has the manager signal each event, and sees which line rises.
-    pub(super) fn find_lines(&mut self) -> Result<String, Trouble> {
+    pub(super) fn find_lines(&mut self) -> Result<String, TestFailure> {
         for event in 0..self.events {
             self.region.write32(INTEN, 1 << event)?;
             self.dmac().run(Instruction::signal(event), Thread::Manager)?;
@@ -60,11 +62,11 @@ impl Driver<'_> {
     ///
     /// A line may be told once more when it is low already: the host disables it lazily, so that it
     /// may have been on its way to another CPU when it was unmasked here. That is passed over.
-    pub(super) fn take_interrupt(&mut self, awaited: u32) -> Result<(usize, u32), Trouble> {
+    pub(super) fn take_interrupt(&mut self, awaited: u32) -> Result<(usize, u32), TestFailure> {
         let deadline = Instant::now() + self.patience;
         for _ in 0..LATE_MAX {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Some(line) = self.bench.lines().wait(left)? else { break };
+            let Some(line) = self.test.lines().wait(left)? else { break };
             let events = self.region.read32(INTMIS)? & awaited & self.events_of(line);
             if events != 0 {
                 self.region.write32(INTCLR, events)?;
@@ -78,7 +80,7 @@ impl Driver<'_> {
         }
         self.patience = IMPATIENCE;
         let raised = self.region.read32(INTMIS)?;
-        Err(Trouble::Device(format!(
+        Err(TestFailure::Device(format!(
             "events {awaited:#x} raised no interrupt of theirs (INTMIS {raised:#x})"
         )))
     }
@@ -92,8 +94,8 @@ impl Driver<'_> {
         events.fold(0, |mask, (event, _)| mask | 1 << event)
     }
 
-    pub(super) fn unmask(&mut self, line: usize) -> Result<(), BenchError> {
-        match self.bench.lines().get(line) {
+    pub(super) fn unmask(&mut self, line: usize) -> Result<(), SelfTestError> {
+        match self.test.lines().get(line) {
             // An edge is not masked.
             Some(line) if line.info().automasked => line.unmask(),
             _ => Ok(()),

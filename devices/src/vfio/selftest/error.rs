@@ -9,7 +9,7 @@ use super::super::sys::IoctlError;
 
 /// Why a device couldn't be tested.
 #[derive(Debug, thiserror::Error)]
-pub enum BenchError {
+pub enum SelfTestError {
     /// It can't be opened.
     #[error(transparent)]
     Assign(#[from] AssignError),
@@ -22,7 +22,7 @@ pub enum BenchError {
     },
     /// An interrupt can't be had.
     #[error("interrupt {index} can't be had: {what}")]
-    Line {
+    Interrupt {
         /// Its index with VFIO.
         index: u32,
         /// What was tried.
@@ -65,12 +65,14 @@ pub enum BenchError {
     Quiesce(#[from] QuiesceError),
 }
 
-impl BenchError {
+impl SelfTestError {
     /// What mends it.
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),
-            Self::Line { .. } => Some("/proc/interrupts shows who else has the line".to_owned()),
+            Self::Interrupt { .. } => {
+                Some("/proc/interrupts shows who else has the line".to_owned())
+            }
             Self::Map { source, .. } if source.is(libc::ENOMEM) => {
                 Some("ulimit -l unlimited, or run it as root".to_owned())
             }

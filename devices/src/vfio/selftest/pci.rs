@@ -10,7 +10,7 @@ use super::super::cause::chain;
 use super::super::descriptors;
 use super::super::sys::{DeviceCalls, IrqAction, RegionInfo};
 use super::general::{self, QUIET};
-use super::{Bench, BenchError, Report};
+use super::{SelfTest, SelfTestError, TestReport};
 use crate::vfio::region::Registers;
 
 /// VFIO's region of the configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
@@ -29,9 +29,9 @@ const KINDS: [(u32, &str); 3] = [(0, "INTx"), (1, "MSI"), (2, "MSI-X")];
 ///
 /// None: whatever fails is in the report.
 #[cold]
-pub fn test(bench: &mut Bench) -> Result<Report, BenchError> {
-    let mut report = Report::new("PCI");
-    let calls = bench.calls().clone();
+pub fn test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
+    let mut report = TestReport::new("PCI");
+    let calls = test.calls().clone();
     let config = match calls.region_info(CONFIG) {
         Ok(config) => config,
         Err(error) => {
@@ -42,13 +42,13 @@ pub fn test(bench: &mut Bench) -> Result<Report, BenchError> {
     report.add("configuration space", identity(&*calls, &config).map_err(|e| chain(&e)));
     reset(&*calls, &mut report);
     match decode(&*calls, &config, true) {
-        Ok(()) => regions(bench, &mut report),
+        Ok(()) => regions(test, &mut report),
         Err(error) => report.add("memory and I/O turned on", Err(chain(&error))),
     }
     for (index, name) in KINDS {
         interrupts(&*calls, index, name, &mut report);
     }
-    general::dma(bench, &mut report);
+    general::dma(test, &mut report);
     if let Err(error) = decode(&*calls, &config, false) {
         report.add("memory and I/O turned off", Err(chain(&error)));
     }
@@ -69,7 +69,7 @@ fn identity(calls: &dyn DeviceCalls, config: &RegionInfo) -> io::Result<String> 
     Ok(format!("{size} bytes, {vendor:04x}:{device:04x}, class {base:02x}{sub:02x}{interface:02x}"))
 }
 
-fn reset(calls: &dyn DeviceCalls, report: &mut Report) {
+fn reset(calls: &dyn DeviceCalls, report: &mut TestReport) {
     if calls.info().is_ok_and(|info| info.reset) {
         let done = calls.reset().map(|()| "done".to_owned());
         report.add("reset", done.map_err(|e| chain(&e)));
@@ -86,8 +86,8 @@ fn decode(calls: &dyn DeviceCalls, config: &RegionInfo, on: bool) -> io::Result<
 }
 
 /// Reads the first word of every BAR and of the ROM.
-fn regions(bench: &Bench, report: &mut Report) {
-    for region in bench.regions().iter().filter(|region| region.index() < CONFIG) {
+fn regions(test: &SelfTest, report: &mut TestReport) {
+    for region in test.regions().iter().filter(|region| region.index() < CONFIG) {
         let mapped: u64 = region.areas().iter().map(|area| area.size()).sum();
         let read = region.read32(0);
         let outcome = read.map(|value| {
@@ -105,7 +105,7 @@ fn regions(bench: &Bench, report: &mut Report) {
 }
 
 /// Arms all vectors of a kind, listens, and disarms them.
-fn interrupts(calls: &dyn DeviceCalls, index: u32, name: &str, report: &mut Report) {
+fn interrupts(calls: &dyn DeviceCalls, index: u32, name: &str, report: &mut TestReport) {
     let count = calls.irq_info(index).map_or(0, |info| info.count);
     if count == 0 {
         return;
@@ -181,7 +181,7 @@ mod tests {
         let mut function = FakeFunction::new(256);
         function.irqs[2] = IrqInfo { count: 3, eventfd: true, ..Default::default() };
         let calls = function.calls();
-        let mut report = Report::new("PCI");
+        let mut report = TestReport::new("PCI");
         interrupts(&*calls, 2, "MSI-X", &mut report);
         let done = [Call::SetVectors(2, 0, vec![true; 3]), Call::ClearTrigger(2)];
         assert_eq!(calls.take_calls(), done);

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::super::copy::PROGRAM_MAX;
-use crate::vfio::bench::{Bench, BenchError, Memory};
+use crate::vfio::selftest::{DmaBuffer, SelfTest, SelfTestError};
 
 /// Bytes on both sides of a transfer that it must leave alone; where the first one begins.
 pub(super) const MARGIN: usize = 64;
 
 /// Room for a program of each channel, a source full of a pattern and a destination; and a place
 /// where there is nothing.
-pub(super) struct Stage {
+pub(super) struct TransferBuffers {
     programs: Buffer,
     source: Buffer,
     destination: Buffer,
@@ -23,17 +23,21 @@ pub(super) struct Stage {
 
 /// Memory, and its place on the bus.
 struct Buffer {
-    memory: Arc<Memory>,
+    memory: Arc<DmaBuffer>,
     iova: u32,
 }
 
-impl Stage {
+impl TransferBuffers {
     /// For transfers of at most `largest` bytes.
-    pub(super) fn new(bench: &mut Bench, channels: u8, largest: usize) -> Result<Self, BenchError> {
+    pub(super) fn new(
+        test: &mut SelfTest,
+        channels: u8,
+        largest: usize,
+    ) -> Result<Self, SelfTestError> {
         let size = largest.saturating_add(2 * MARGIN);
-        let programs = Buffer::new(bench, PROGRAM_MAX * usize::from(channels))?;
-        let (source, destination) = (Buffer::new(bench, size)?, Buffer::new(bench, size)?);
-        let hole = narrow(bench.hole(1 << 20)?)?;
+        let programs = Buffer::new(test, PROGRAM_MAX * usize::from(channels))?;
+        let (source, destination) = (Buffer::new(test, size)?, Buffer::new(test, size)?);
+        let hole = narrow(test.hole(1 << 20)?)?;
         let pattern = pattern(size);
         source.memory.write(0, &pattern);
         let complement = pattern.iter().map(|byte| !byte).collect();
@@ -93,8 +97,8 @@ impl Stage {
 }
 
 impl Buffer {
-    fn new(bench: &mut Bench, size: usize) -> Result<Self, BenchError> {
-        let (memory, iova) = bench.memory(size)?;
+    fn new(test: &mut SelfTest, size: usize) -> Result<Self, SelfTestError> {
+        let (memory, iova) = test.memory(size)?;
         Ok(Self { memory, iova: narrow(iova)? })
     }
 
@@ -109,8 +113,8 @@ fn part(pattern: &[u8], from: usize, length: usize) -> &[u8] {
 }
 
 /// The controller has 32 bits of address.
-fn narrow(iova: u64) -> Result<u32, BenchError> {
-    u32::try_from(iova).map_err(|_| BenchError::NoIova { size: iova })
+fn narrow(iova: u64) -> Result<u32, SelfTestError> {
+    u32::try_from(iova).map_err(|_| SelfTestError::NoIova { size: iova })
 }
 
 /// Bytes that no shift or repetition of themselves matches: a 32-bit xorshift.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Bench, BenchError, Memory, Report};
+use super::{DmaBuffer, SelfTest, SelfTestError, TestReport};
 use crate::vfio::cause::chain;
 use crate::vfio::region::Registers;
 
@@ -25,17 +25,17 @@ const USUAL_LIMIT: u64 = 65535;
 ///
 /// None: whatever fails is in the report.
 #[cold]
-pub fn test(bench: &mut Bench) -> Result<Report, BenchError> {
-    let mut report = Report::new("general");
-    regions(bench, &mut report);
-    lines(bench, &mut report);
-    dma(bench, &mut report);
+pub fn test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
+    let mut report = TestReport::new("general");
+    regions(test, &mut report);
+    lines(test, &mut report);
+    dma(test, &mut report);
     Ok(report)
 }
 
 /// Reads the first word of every region.
-fn regions(bench: &Bench, report: &mut Report) {
-    for region in bench.regions() {
+fn regions(test: &SelfTest, report: &mut TestReport) {
+    for region in test.regions() {
         let how = if region.mapped().is_some() { "mapped" } else { "trapped" };
         let read = region.read32(0);
         let outcome = read
@@ -45,8 +45,8 @@ fn regions(bench: &Bench, report: &mut Report) {
 }
 
 /// Arms every interrupt, listens, masks and unmasks.
-fn lines(bench: &mut Bench, report: &mut Report) {
-    let lines = bench.lines();
+fn lines(test: &mut SelfTest, report: &mut TestReport) {
+    let lines = test.lines();
     if lines.iter().next().is_none() {
         return;
     }
@@ -67,7 +67,7 @@ fn count(number: usize) -> String {
     format!("{number} of them")
 }
 
-fn told(error: BenchError) -> String {
+fn told(error: SelfTestError) -> String {
     chain(&error)
 }
 
@@ -76,8 +76,8 @@ fn told(error: BenchError) -> String {
 const USUAL_SIZES: u64 = 4 << 10 | 2 << 20 | 1 << 30;
 
 /// Maps and unmaps 1 GiB in pages of every size that the IOMMU offers.
-pub(super) fn dma(bench: &mut Bench, report: &mut Report) {
-    let info = bench.iommu().info();
+pub(super) fn dma(test: &mut SelfTest, report: &mut TestReport) {
+    let info = test.iommu().info();
     let sizes = match info.page_sizes {
         0 => USUAL_SIZES & !info.alignment.saturating_sub(1) | info.alignment,
         sizes => sizes,
@@ -90,30 +90,30 @@ pub(super) fn dma(bench: &mut Bench, report: &mut Report) {
         // As many mappings as the kernel allows: of one page each, or of the fewest that fit.
         let fewest = (MAPPED / limit.saturating_sub(SPARE).max(1)).max(1).next_power_of_two();
         let block = page.max(fewest);
-        let outcome = map_in_blocks(bench, block);
-        bench.unmap_all();
+        let outcome = map_in_blocks(test, block);
+        test.unmap_all();
         let what = format!("DMA: 1 GiB in pages of {}", size(page));
         report.add(what, outcome.map_err(told));
     }
 }
 
 /// Maps one block of memory again and again until 1 GiB of IOVA is taken.
-fn map_in_blocks(bench: &mut Bench, block: u64) -> Result<String, BenchError> {
+fn map_in_blocks(test: &mut SelfTest, block: u64) -> Result<String, SelfTestError> {
     let length = usize::try_from(block).unwrap_or(usize::MAX);
-    let memory = Arc::new(Memory::new(length)?);
-    let base = gibibyte(bench)?;
+    let memory = Arc::new(DmaBuffer::new(length)?);
+    let base = gibibyte(test)?;
     let blocks = MAPPED / block;
     for number in 0..blocks {
-        bench.map(base + number * block, &memory, block)?;
+        test.map(base + number * block, &memory, block)?;
     }
     Ok(format!("{blocks} mappings of {} at IOVA {base:#x}", size(block)))
 }
 
 /// A free, aligned GiB of IOVA.
-fn gibibyte(bench: &Bench) -> Result<u64, BenchError> {
+fn gibibyte(test: &SelfTest) -> Result<u64, SelfTestError> {
     let places = (1..1024).map(|number| number * MAPPED);
-    let mut free = places.filter(|iova| bench.iommu().windows().check(*iova, MAPPED).is_ok());
-    free.next().ok_or(BenchError::NoIova { size: MAPPED })
+    let mut free = places.filter(|iova| test.iommu().windows().check(*iova, MAPPED).is_ok());
+    free.next().ok_or(SelfTestError::NoIova { size: MAPPED })
 }
 
 fn size(bytes: u64) -> String {
