@@ -1,10 +1,7 @@
 //! What a guest is told of a device: the plan accounts for it, a person changes it.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
-use tests::harness::{Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, Story};
+use tests::harness::{Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, Story, overlay};
 
 const NAME: &str = PLATFORM_DMA[0];
 
@@ -20,21 +17,6 @@ fn refusal(host: &Host, arguments: &str) -> Result<String, Failure> {
     let answer = host.run(&format!("strait run --kernel /k/model --dry-run {arguments}"))?;
     assert_ne!(answer.status, 0, "{arguments}");
     Ok(answer.errors)
-}
-
-/// Compiles an overlay, on the machine that runs the tests.
-fn overlay(source: &str) -> Vec<u8> {
-    let mut child = Command::new("dtc")
-        .args(["-q", "-@", "-I", "dts", "-O", "dtb"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("this test needs dtc: apt install device-tree-compiler");
-    let source = format!("/dts-v1/;\n/plugin/;\n{source}");
-    child.stdin.take().expect("a pipe").write_all(source.as_bytes()).expect("dtc reads");
-    let output = child.wait_with_output().expect("dtc ends");
-    assert!(output.status.success());
-    output.stdout
 }
 
 #[test]
