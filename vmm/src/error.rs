@@ -105,10 +105,10 @@ from_helpful! {
     boot::layout::LayoutError,
     devices::vfio::assign::AssignError,
     devices::vfio::selftest::SelfTestError,
-    devices::vfio::descriptors::TooFewDescriptors,
-    devices::vfio::host::HandoverError,
+    devices::vfio::fd_limit::FdLimitTooLow,
+    devices::vfio::driver_binding::BindError,
     devices::vfio::iommu::MapError,
-    devices::vfio::iommu::WindowError,
+    devices::vfio::iommu::DmaConstraintError,
     devices::vfio::pci::FunctionError,
     devices::vfio::platform::DeviceError,
     devices::vfio::user::UserError,
@@ -126,8 +126,8 @@ impl From<boot::fdt::host::HostError> for Error {
     }
 }
 
-impl From<devices::vfio::foreseen::ForeseeError> for Error {
-    fn from(error: devices::vfio::foreseen::ForeseeError) -> Self {
+impl From<devices::vfio::unbound::UnboundError> for Error {
+    fn from(error: devices::vfio::unbound::UnboundError) -> Self {
         Self::chain(&error)
     }
 }
@@ -138,8 +138,8 @@ impl From<devices::vfio::host::ReadError> for Error {
     }
 }
 
-impl From<devices::vfio::host::RecordError> for Error {
-    fn from(error: devices::vfio::host::RecordError) -> Self {
+impl From<devices::vfio::driver_binding::BindRecordError> for Error {
+    fn from(error: devices::vfio::driver_binding::BindRecordError) -> Self {
         Self::chain(&error)
     }
 }

@@ -42,7 +42,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::sys::{DeviceCalls, IoctlError, IrqAction};
+use super::uapi::{DeviceCalls, IoctlError, IrqAction};
 use crate::irq::{InterruptController, Spi, Trigger};
 use crate::ratelimit::LogLimit;
 

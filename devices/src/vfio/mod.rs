@@ -13,21 +13,22 @@
 
 pub mod assign;
 pub mod bindings;
-mod cause;
-pub mod descriptors;
-pub mod foreseen;
+pub mod driver_binding;
+mod error_chain;
+pub mod fd_limit;
 pub mod host;
+pub mod inherited;
 pub mod iommu;
 pub mod irq;
 pub mod memlock;
 pub mod node;
-pub mod passed;
 pub mod pci;
 pub mod platform;
 pub mod quiesce;
 pub mod region;
 pub mod selftest;
-pub mod sys;
+pub mod uapi;
+pub mod unbound;
 pub mod user;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::sys::{DeviceCalls, IoctlError, Mapping, RegionInfo};
+use super::uapi::{DeviceCalls, IoctlError, Mapping, RegionInfo};
 use crate::bus::{Action, MmioDevice};
 use crate::ratelimit::LogLimit;
 

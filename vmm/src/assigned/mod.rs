@@ -102,7 +102,7 @@ impl Assigned {
         places: &mut Places,
     ) -> Result<Self, Error> {
         let (described, enumerated) = assignments.split_at(wanted.len().min(assignments.len()));
-        for reach in iommu.windows().check_ram(ram.base, ram.size)? {
+        for reach in iommu.constraints().check_ram(ram.base, ram.size)? {
             log::warn!(
                 "{reach}: the guest's kernel copies what its driver has elsewhere; less --memory \
                  avoids that"

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use boot::fdt::host::HostTree;
 use boot::layout::Ram;
 use devices::vfio::assign::{self, AssignError, Assignment, Found};
-use devices::vfio::foreseen::{Foreseen, UNKNOWN};
 use devices::vfio::host::{Host, HostDevice};
-use devices::vfio::iommu::{DmaWindows, Iommu, IommuOptions, MapError};
+use devices::vfio::iommu::{DmaConstraints, Iommu, IommuOptions, MapError};
 use devices::vfio::memlock::Memlock;
 use devices::vfio::pci::PciFunction;
 use devices::vfio::platform::{self, PlatformDevice};
 use devices::vfio::region::host_page_size;
+use devices::vfio::unbound::{UNKNOWN_UNTIL_BOUND, UnboundDevice};
 use serde::Serialize;
 
 use super::{Assigned, check_buses, place, which};
@@ -39,7 +39,7 @@ impl From<Error> for Obstacle {
 
 /// The line that tells of plans with devices that were foreseen, and what they lack.
 pub fn caveat() -> String {
-    format!("foreseen from the host's device tree and sysfs, without VFIO: {UNKNOWN}")
+    format!("foreseen from the host's device tree and sysfs, without VFIO: {UNKNOWN_UNTIL_BOUND}")
 }
 
 impl Assigned {
@@ -98,8 +98,9 @@ fn mendable(error: AssignError) -> Result<Obstacle, Error> {
 
 /// What stands in the way of RAM's being pinned, as far as is known.
 fn room(host: &Host, assignments: &[Assignment], ram: Ram) -> Vec<Obstacle> {
-    let windows = DmaWindows::of(host, assignments).map_err(Error::from);
-    let window = windows.and_then(|windows| Ok(windows.check_ram(ram.base, ram.size).map(drop)?));
+    let constraints = DmaConstraints::of(host, assignments).map_err(Error::from);
+    let window = constraints
+        .and_then(|constraints| Ok(constraints.check_ram(ram.base, ram.size).map(drop)?));
     let memlock = Memlock::current().check(ram.size).map_err(MapError::Memlock);
     let checks = [window, memlock.map_err(Error::from), limits::check_pinning(ram.size)];
     checks.into_iter().filter_map(Result::err).map(Obstacle::from).collect()
@@ -126,7 +127,7 @@ fn foresee_devices(
 fn foresee_functions(devices: &[HostDevice], wanted: &[PciOptions]) -> Result<Functions, Error> {
     let mut functions = Functions::default();
     for (device, options) in devices.iter().zip(wanted) {
-        let (name, calls) = (device.name(), Arc::new(Foreseen::pci(device)?));
+        let (name, calls) = (device.name(), Arc::new(UnboundDevice::pci(device)?));
         let function = PciFunction::open(calls, name, options.function, host_page_size())?;
         functions.add(name, function, options.address);
     }

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use devices::vfio::host::Owner;
+use devices::vfio::driver_binding::Owner;
 use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use devices::vfio::host::Owner;
+use devices::vfio::driver_binding::Owner;
 
 /// `USER[:GROUP]`, by name or number, as `chown` takes it.
 #[cold]

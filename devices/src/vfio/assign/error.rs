@@ -10,8 +10,8 @@ use boot::fdt::host::HostError;
 use super::super::host::{
     Bus, DeviceNumber, GroupMember, Host, HostDevice, OpenFiles, Process, ReadError, named,
 };
-use super::super::passed::PassedError;
-use super::super::sys::IoctlError;
+use super::super::inherited::InheritedError;
+use super::super::uapi::IoctlError;
 
 /// Why a device can't be assigned.
 #[derive(Debug, thiserror::Error)]
@@ -228,23 +228,23 @@ pub enum AssignError {
     /// The container or the iommufd refused a request.
     #[error("VFIO can't be set up")]
     Setup(#[source] IoctlError),
-    /// A descriptor isn't what it is taken for.
+    /// An inherited descriptor can't be used.
     #[error(transparent)]
-    Passed(#[from] PassedError),
-    /// A descriptor has an owner already.
+    Inherited(#[from] InheritedError),
+    /// An inherited descriptor is bound already.
     #[error(
         "{name} can't be assigned: descriptor {fd} is bound to an iommufd already, and so somebody \
         else's"
     )]
-    Bound {
+    AlreadyBound {
         /// The device.
         name: String,
         /// The descriptor.
         fd: RawFd,
     },
-    /// Descriptors were passed, and a container was asked for.
+    /// Descriptors are inherited, and a container was asked for.
     #[error("descriptors of devices and of an iommufd can't be used with a container")]
-    PassedToContainer,
+    InheritedWithContainer,
     /// The group refused a request.
     #[error("{name} can't be assigned: its IOMMU group {group} can't be attached")]
     Attach {
@@ -298,9 +298,9 @@ impl AssignError {
                 | Self::Twice { .. }
                 | Self::OtherBus { .. }
                 | Self::Bridge { .. }
-                | Self::Passed(_)
-                | Self::Bound { .. }
-                | Self::PassedToContainer
+                | Self::Inherited(_)
+                | Self::AlreadyBound { .. }
+                | Self::InheritedWithContainer
                 | Self::Read(_)
         )
     }

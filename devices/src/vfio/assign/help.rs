@@ -65,11 +65,11 @@ impl AssignError {
                 "echo Y > /sys/module/{module}/parameters/allow_unsafe_interrupts, or boot the \
                  host with {module}.allow_unsafe_interrupts=1"
             ),
-            Self::Passed(error) => return error.help(),
-            Self::Bound { .. } => "whoever starts strait opens the device's file anew, and leaves \
+            Self::Inherited(error) => return error.help(),
+            Self::AlreadyBound { .. } => "whoever starts strait opens the device's file anew, and leaves \
                 VFIO_DEVICE_BIND_IOMMUFD to strait"
                 .to_owned(),
-            Self::PassedToContainer => "--iommu iommufd".to_owned(),
+            Self::InheritedWithContainer => "--iommu iommufd".to_owned(),
             Self::NoType1 => "modprobe vfio_iommu_type1, which is there if the kernel was built \
                 with CONFIG_VFIO_IOMMU_TYPE1"
                 .to_owned(),

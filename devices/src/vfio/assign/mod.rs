@@ -15,7 +15,7 @@ pub use error::{AssignError, ClosedFile};
 pub use help::udev_rules;
 
 use super::host::{Bus, Host, HostDevice, IommuGroup};
-use super::passed::Passed;
+use super::inherited::InheritedFd;
 
 /// Which device a person means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Assignment {
     /// The number of its IOMMU group.
     pub group: u32,
     /// Its own file, where somebody else opened that.
-    pub passed: Option<Arc<Passed>>,
+    pub inherited: Option<Arc<InheritedFd>>,
 }
 
 impl Assignment {
@@ -108,24 +108,27 @@ pub fn survey<'a>(
 ) -> Result<Vec<Found>, AssignError> {
     let mut all: Vec<Found> = Vec::new();
     for which in wanted {
-        let (device, passed) = find(host, which)?;
+        let (device, inherited) = find(host, which)?;
         if all.iter().any(|other| other.device.path() == device.path()) {
             return Err(AssignError::Twice { name: device.name().to_owned() });
         }
         let assessed = assess(host, device.clone());
-        let assessed = assessed.map(|assignment| Assignment { passed, ..assignment });
+        let assessed = assessed.map(|assignment| Assignment { inherited, ..assignment });
         all.push(Found { device, assessed });
     }
     Ok(all)
 }
 
-/// The device that is meant, and its file if that was passed.
-fn find(host: &Host, which: &DeviceRef) -> Result<(HostDevice, Option<Arc<Passed>>), AssignError> {
+/// The device that is meant, and its file if that is inherited.
+fn find(
+    host: &Host,
+    which: &DeviceRef,
+) -> Result<(HostDevice, Option<Arc<InheritedFd>>), AssignError> {
     match which {
         DeviceRef::Name(name) => Ok((host.find(name)?.ok_or_else(|| no_device(host, name))?, None)),
         DeviceRef::Descriptor(fd) => {
-            let (passed, device) = Passed::device(host, *fd)?;
-            Ok((device, Some(Arc::new(passed))))
+            let (inherited, device) = InheritedFd::device(host, *fd)?;
+            Ok((device, Some(Arc::new(inherited))))
         }
     }
 }
@@ -151,7 +154,7 @@ pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError
         return Err(AssignError::NoIommu { name: device.name().to_owned(), group: group.number() });
     }
     check_members(&device, &group)?;
-    Ok(Assignment { device, group: group.number(), passed: None })
+    Ok(Assignment { device, group: group.number(), inherited: None })
 }
 
 /// The error of a name that no device has.
@@ -193,7 +196,7 @@ fn check_driver(host: &Host, device: &HostDevice) -> Result<(), AssignError> {
 /// Checks that no other device of the group is left to a driver that does DMA.
 fn check_members(device: &HostDevice, group: &IommuGroup) -> Result<(), AssignError> {
     let mut members = group.members()?;
-    members.retain(|member| !member.yields());
+    members.retain(|member| !member.leaves_dma_to_vfio());
     if members.is_empty() {
         return Ok(());
     }

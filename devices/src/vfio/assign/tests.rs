@@ -322,24 +322,24 @@ fn a_bridge_is_not_among_the_devices_that_there_are() {
 }
 
 #[test]
-fn a_device_that_is_passed_is_the_one_whose_file_it_is() {
+fn an_inherited_descriptor_names_the_device_whose_file_it_is() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("vfio-platform"), Some(3));
     fake.cdev("platform", DMA, 0);
     // Here /dev/null is its file.
     fake.link("sys/dev/char/1:3", format!("sys/devices/platform/{DMA}/vfio-dev/vfio0"));
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
-    let passed = || DeviceRef::Descriptor(null.as_raw_fd());
-    let assignments = preflight(&fake.host(), &[passed()]).unwrap();
+    let inherited = || DeviceRef::Descriptor(null.as_raw_fd());
+    let assignments = preflight(&fake.host(), &[inherited()]).unwrap();
     assert_eq!((assignments[0].name(), assignments[0].group), (DMA, 3));
-    assert_eq!(assignments[0].passed.as_ref().unwrap().fd(), null.as_raw_fd());
-    for again in [passed(), DeviceRef::from(DMA)] {
-        let error = preflight(&fake.host(), &[passed(), again]).unwrap_err();
+    assert_eq!(assignments[0].inherited.as_ref().unwrap().fd(), null.as_raw_fd());
+    for again in [inherited(), DeviceRef::from(DMA)] {
+        let error = preflight(&fake.host(), &[inherited(), again]).unwrap_err();
         assert!(matches!(error, AssignError::Twice { .. }), "{error}");
     }
     fake.write(format!("sys/devices/platform/{DMA}/driver_override"), "(null)\n");
     std::fs::remove_file(fake.path(format!("sys/devices/platform/{DMA}/driver"))).unwrap();
-    let error = preflight(&fake.host(), &[passed()]).unwrap_err();
+    let error = preflight(&fake.host(), &[inherited()]).unwrap_err();
     assert!(matches!(error, AssignError::Unbound { .. }), "{error}");
 }
 

@@ -24,7 +24,7 @@ pub struct DeviceNumber {
 
 impl DeviceNumber {
     /// The one that `st_rdev` encodes.
-    pub(super) fn of(rdev: u64) -> Self {
+    pub(crate) fn of(rdev: u64) -> Self {
         Self { major: libc::major(rdev), minor: libc::minor(rdev) }
     }
 

@@ -19,7 +19,7 @@ pub struct GroupMember {
 impl GroupMember {
     /// Whether its driver leaves the group's DMA to VFIO: one of VFIO's own, or one of the few that
     /// do no DMA at all (`driver_managed_dma` in the kernel's `struct device_driver`).
-    pub fn yields(&self) -> bool {
+    pub fn leaves_dma_to_vfio(&self) -> bool {
         self.driver.as_deref().is_none_or(|driver| {
             driver.starts_with("vfio-") || matches!(driver, "pci-stub" | "pcieport")
         })
@@ -153,10 +153,10 @@ mod tests {
             (Some("dma-pl330"), false),
             (Some("vfio"), false),
         ];
-        for (driver, yields) in cases {
+        for (driver, leaves) in cases {
             let driver = driver.map(str::to_owned);
             let member = GroupMember { name: "x".into(), bus: "platform".into(), driver };
-            assert_eq!(member.yields(), yields, "{member:?}");
+            assert_eq!(member.leaves_dma_to_vfio(), leaves, "{member:?}");
         }
     }
 }

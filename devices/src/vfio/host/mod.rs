@@ -1,32 +1,23 @@
-//! What the host's sysfs says of devices, their drivers and their IOMMU groups, and the change of
-//! drivers ([`Handover`], the only part that writes).
+//! What the host's sysfs says of devices, their drivers and their IOMMU groups. Reads only.
 //!
 //! Attributes are those of `Documentation/ABI/testing/sysfs-bus-platform`, `sysfs-kernel-iommu_groups`
 //! and `sysfs-class-iommu`; all roots can be moved, for tests.
 
-mod attributes;
 mod cdev;
 mod device;
 mod group;
-mod handover;
-mod owner;
 mod processes;
-mod record;
 mod usage;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use attributes::{Attributes, Hung, Sysfs, WriteError};
 pub use cdev::{Cdev, DeviceNumber};
 pub use device::{Bus, HostDevice, PciIdentity};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
-pub use handover::{Bound, Handover, HandoverError, Released, Wanted};
-pub use owner::Owner;
 pub(crate) use processes::named;
 pub use processes::{OpenFiles, Process};
-pub use record::{Record, RecordError};
 pub use usage::{HostUse, Usage};
 
 /// A file of the host's that couldn't be read.
@@ -219,16 +210,13 @@ impl Host {
         Ok(read_line(&path)?.map(|value| matches!(value.as_str(), "Y" | "y" | "1")))
     }
 
-    /// What was remembered of a device when its driver was changed.
-    ///
-    /// # Errors
-    ///
-    /// If that can't be read.
-    pub fn record(&self, device: &HostDevice) -> Result<Option<Record>, RecordError> {
-        record::Ledger::of(self).read(device)
+    /// Where the records of bound devices are kept ([`driver_binding`](super::driver_binding)).
+    pub(super) fn state(&self) -> &Path {
+        &self.state
     }
 
-    fn bus(&self, bus: Bus) -> PathBuf {
+    /// The directory of a bus, `/sys/bus/NAME`.
+    pub(super) fn bus(&self, bus: Bus) -> PathBuf {
         self.sysfs.join("bus").join(bus.name())
     }
 }

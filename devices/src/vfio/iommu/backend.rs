@@ -57,16 +57,17 @@ impl Backend {
         assignments: &[Assignment],
         options: IommuOptions,
     ) -> Result<Self, AssignError> {
-        let passed = options.iommufd.is_some() || assignments.iter().any(|a| a.passed.is_some());
+        let inherited =
+            options.iommufd.is_some() || assignments.iter().any(|a| a.inherited.is_some());
         match options.backend {
-            BackendChoice::Container if passed => Err(AssignError::PassedToContainer),
+            BackendChoice::Container if inherited => Err(AssignError::InheritedWithContainer),
             BackendChoice::Container => {
                 check_container(host, assignments).map(|()| Self::Container)
             }
             BackendChoice::Iommufd => {
                 check_iommufd(host, assignments, options).map(|()| Self::Iommufd)
             }
-            BackendChoice::Auto if passed => {
+            BackendChoice::Auto if inherited => {
                 check_iommufd(host, assignments, options).map(|()| Self::Iommufd)
             }
             BackendChoice::Auto => Self::of_host(host, assignments, options),
@@ -134,7 +135,7 @@ fn check_iommufd(
         if options.iommufd.is_none() {
             files.push((assignment, host.iommufd_node()));
         }
-        if assignment.passed.is_none() {
+        if assignment.inherited.is_none() {
             let name = || assignment.name().to_owned();
             match host.cdev(&assignment.device)? {
                 Some(cdev) => files.push((assignment, cdev.path)),

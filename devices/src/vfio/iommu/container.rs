@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::Host;
-use super::super::sys::{Container, DeviceFile, Group, IoctlError, VfioError, refusal};
+use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError, refusal};
 use crate::stop;
 
 /// A container with its groups.

@@ -1,6 +1,5 @@
 //! Mappings through an iommufd, to which devices are attached one by one.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -8,8 +7,8 @@ use std::sync::Arc;
 
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::{Host, HostDevice};
-use super::super::passed::{Passed, PassedError, Wanted};
-use super::super::sys::{DeviceCalls, DeviceFile, Group, Ioas, IoctlError, Iommufd};
+use super::super::inherited::InheritedFd;
+use super::super::uapi::{DeviceCalls, DeviceFile, Group, Ioas, IoctlError, Iommufd};
 use super::IommuOptions;
 use crate::stop;
 
@@ -36,7 +35,7 @@ impl IommufdSpace {
     ) -> Result<Self, AssignError> {
         let first = assignments.first().ok_or(AssignError::Nothing)?;
         let iommufd = match options.iommufd {
-            Some(fd) => Passed::iommufd(host, fd)?,
+            Some(fd) => InheritedFd::iommufd(host, fd)?,
             None => {
                 let path = host.iommufd_node();
                 Iommufd::open(&path).map_err(|error| opening(host, first, &path, error))?
@@ -101,14 +100,11 @@ impl Drop for Attached {
 /// Opens a device's own file, or takes the one that was passed; with what it is called in errors.
 fn open(host: &Host, assignment: &Assignment) -> Result<(DeviceFile, PathBuf), AssignError> {
     let name = || assignment.name().to_owned();
-    if let Some(passed) = &assignment.passed {
-        let (fd, wanted) = (passed.fd(), Wanted::Device);
-        let file: File =
-            passed.file().map_err(|source| PassedError::NotOpen { fd, wanted, source })?;
-        let file = DeviceFile::from(file);
-        // Before it is bound, it answers nothing.
+    if let Some(inherited) = &assignment.inherited {
+        let file = DeviceFile::from(inherited.file()?);
+        // Every request fails before the device is bound to an iommufd.
         if file.info().is_ok() {
-            return Err(AssignError::Bound { name: name(), fd });
+            return Err(AssignError::AlreadyBound { name: name(), fd: inherited.fd() });
         }
         let cdev = host.cdev(&assignment.device)?;
         return Ok((file, cdev.map_or_else(PathBuf::new, |cdev| cdev.path)));

@@ -4,12 +4,12 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::super::sys::{IoctlError, VfioOps, refusal};
+use super::super::uapi::{IoctlError, VfioOps, refusal};
 use crate::stop;
 
 /// Pieces end at multiples of this, in bytes. The kernel hears no signal but SIGKILL while it pins
 /// memory, which takes a fraction of a second for so much; and IOMMUs have no larger pages.
-const PIECE: u64 = 1 << 30;
+const CHUNK: u64 = 1 << 30;
 
 /// Mappings, undone in reverse order when dropped.
 pub(super) struct Mappings {
@@ -47,12 +47,12 @@ impl Mappings {
         Ok(())
     }
 
-    /// As [`map`](Self::map), [piece](PIECE) by piece; given up between two if strait is to end.
+    /// As [`map`](Self::map), [piece](CHUNK) by piece; given up between two if strait is to end.
     ///
     /// # Safety
     ///
     /// As for [`map`](Self::map).
-    pub(super) unsafe fn map_pieces(
+    pub(super) unsafe fn map_chunked(
         &mut self,
         iova: u64,
         host: NonNull<u8>,
@@ -61,7 +61,7 @@ impl Mappings {
         let mut done = 0;
         while done < size {
             let at = iova.saturating_add(done);
-            let piece = (size - done).min(PIECE - at % PIECE);
+            let piece = (size - done).min(CHUNK - at % CHUNK);
             stop::check().map_err(|source| IoctlError { request: "mapping", source })?;
             let offset = usize::try_from(done).unwrap_or(usize::MAX);
             // SAFETY: `done` is less than `size`, the memory's. The rest is passed on.
@@ -101,7 +101,7 @@ mod tests {
 
     use vmm_sys_util::errno;
 
-    use super::super::super::sys::VfioError;
+    use super::super::super::uapi::VfioError;
     use super::*;
 
     /// Refuses whatever is mapped or unmapped at `refuse`.
@@ -174,7 +174,7 @@ mod tests {
             let mut mappings = Mappings::new(recorder.clone());
             let host = NonNull::new(std::ptr::without_provenance_mut(AT)).unwrap();
             // SAFETY: the recorder touches no memory.
-            unsafe { mappings.map_pieces(gpa, host, size) }.unwrap();
+            unsafe { mappings.map_chunked(gpa, host, size) }.unwrap();
             let (mut expected, mut places, mut done) = (Vec::new(), Vec::new(), 0);
             for piece in pieces {
                 expected.push(("map", gpa + done, usize::try_from(*piece).unwrap()));

@@ -5,33 +5,33 @@
 //! runs.
 
 mod backend;
+mod constraints;
 mod container;
+mod dma_ranges;
 mod iommufd;
 mod mappings;
-mod reach;
-mod windows;
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 pub use self::backend::{Backend, BackendChoice, IommuOptions};
+pub use self::constraints::{DmaConstraintError, DmaConstraints, Reserved};
 use self::container::ContainerSpace;
+pub use self::dma_ranges::DmaRanges;
 use self::iommufd::IommufdSpace;
 use self::mappings::Mappings;
-pub use self::reach::Reach;
-pub use self::windows::{DmaWindows, Reserved, WindowError};
 use super::assign::{AssignError, Assignment};
 use super::host::Host;
 use super::memlock::{self, Memlock, MemlockTooLow, UserMemlockTooLow};
-use super::sys::{DeviceFile, IoctlError, IommuInfo};
+use super::uapi::{DeviceFile, IoctlError, IommuInfo};
 
 /// RAM that couldn't be mapped for DMA.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     /// It lies where devices can't have it.
     #[error(transparent)]
-    Window(#[from] WindowError),
+    Window(#[from] DmaConstraintError),
     /// It may not be pinned.
     #[error(transparent)]
     Memlock(#[from] MemlockTooLow),
@@ -90,7 +90,7 @@ pub struct Iommu {
     mappings: Mappings,
     attached: Attached,
     info: IommuInfo,
-    windows: DmaWindows,
+    constraints: DmaConstraints,
 }
 
 impl Iommu {
@@ -105,7 +105,7 @@ impl Iommu {
         assignments: &[Assignment],
         options: IommuOptions,
     ) -> Result<Self, AssignError> {
-        let mut windows = DmaWindows::of(host, assignments)?;
+        let mut constraints = DmaConstraints::of(host, assignments)?;
         let (attached, dma, info) = match Backend::choose(host, assignments, options)? {
             Backend::Iommufd => {
                 let space = IommufdSpace::open(host, assignments, options)?;
@@ -119,8 +119,8 @@ impl Iommu {
             }
         };
         let info = info.map_err(AssignError::Setup)?;
-        windows.limit_to(&info);
-        Ok(Self { mappings: Mappings::new(dma), attached, info, windows })
+        constraints.limit_to(&info);
+        Ok(Self { mappings: Mappings::new(dma), attached, info, constraints })
     }
 
     /// A device that is attached, or whose group is: its driver opens it now if it hasn't before.
@@ -173,8 +173,8 @@ impl Iommu {
     }
 
     /// Where RAM can be.
-    pub fn windows(&self) -> &DmaWindows {
-        &self.windows
+    pub fn constraints(&self) -> &DmaConstraints {
+        &self.constraints
     }
 
     /// Lets the devices reach `size` bytes of the guest's RAM at `host` as IOVA = `gpa`. The kernel
@@ -183,16 +183,16 @@ impl Iommu {
     ///
     /// # Safety
     ///
-    /// As for [`VfioOps::vfio_dma_map`](super::sys::VfioOps::vfio_dma_map), until this is dropped.
+    /// As for [`VfioOps::vfio_dma_map`](super::uapi::VfioOps::vfio_dma_map), until this is dropped.
     ///
     /// # Errors
     ///
     /// If it can't be mapped there, or not at all. What was mapped before stays.
     pub unsafe fn map(&mut self, gpa: u64, host: NonNull<u8>, size: u64) -> Result<(), MapError> {
-        self.windows.check(gpa, size)?;
+        self.constraints.check(gpa, size)?;
         let before = self.mappings.size();
         // SAFETY: passed on.
-        unsafe { self.mappings.map_pieces(gpa, host, size) }.map_err(|source| {
+        unsafe { self.mappings.map_chunked(gpa, host, size) }.map_err(|source| {
             let pinned = Pinned { before, others: self.pinned_by_others() };
             mapping(Memlock::current(), pinned, gpa, size, source)
         })

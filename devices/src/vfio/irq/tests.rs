@@ -1,8 +1,8 @@
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 
-use super::super::sys::IrqInfo;
 use super::super::testing::{Call, FakeDevice};
+use super::super::uapi::IrqInfo;
 use super::*;
 
 const EDGE: IrqInfo = IrqInfo { count: 1, eventfd: true, maskable: false, automasked: false };

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::super::sys::{DeviceCalls, IoctlError, RegionInfo};
+use super::super::uapi::{DeviceCalls, IoctlError, RegionInfo};
 use super::capability::{self, Capability, CapabilityId};
 use super::image::Image;
 use crate::ratelimit::LogLimit;

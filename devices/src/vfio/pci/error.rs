@@ -1,7 +1,7 @@
 //! What can go wrong with a PCI function that is to be a guest's.
 
 use super::super::irq::IrqError;
-use super::super::sys::{DeviceInfo, IoctlError};
+use super::super::uapi::{DeviceInfo, IoctlError};
 use super::config::ConfigError;
 use crate::pci::BarError;
 

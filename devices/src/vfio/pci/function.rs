@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::super::cause::chain;
+use super::super::error_chain::chain;
 use super::super::quiesce::Quiesced;
-use super::super::sys::DeviceCalls;
+use super::super::uapi::DeviceCalls;
 use super::capability::{self, Capability};
 use super::config::ConfigSpace;
 use super::error::FunctionError;

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use super::super::cause::chain;
+use super::super::error_chain::chain;
 use super::super::irq::{AssignedIrq, IrqError};
-use super::super::sys::DeviceCalls;
+use super::super::uapi::DeviceCalls;
 use super::capability;
 use super::config::ConfigSpace;
 use super::messages::Messages;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::sys::{DeviceCalls, IoctlError, IrqAction};
+use super::super::uapi::{DeviceCalls, IoctlError, IrqAction};
 use crate::irq::MsiRouter;
 use crate::pci::{Delivery, Vectors};
 use crate::ratelimit::LogLimit;

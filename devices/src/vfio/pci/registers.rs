@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::super::region::{AccessError, Region};
-use super::super::sys::{DeviceCalls, IoctlError};
+use super::super::uapi::{DeviceCalls, IoctlError};
 use super::image::Image;
 use crate::bus::MemorySlots;
 use crate::pci::{Bar, BarError, Bars, Space, TablePlace, Window};

@@ -5,12 +5,12 @@ use std::io;
 use boot::fdt::host::HostError;
 
 use super::super::assign::AssignError;
-use super::super::descriptors::TooFewDescriptors;
-use super::super::foreseen::ForeseeError;
+use super::super::fd_limit::FdLimitTooLow;
 use super::super::irq::IrqError;
 use super::super::node::NodeError;
 use super::super::quiesce::QuiesceError;
-use super::super::sys::{DeviceInfo, IoctlError};
+use super::super::uapi::{DeviceInfo, IoctlError};
+use super::super::unbound::UnboundError;
 
 /// What went wrong with a device.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum DeviceError {
     Assign(#[from] AssignError),
     /// What it will be can't be foreseen.
     #[error(transparent)]
-    Foresee(#[from] ForeseeError),
+    Foresee(#[from] UnboundError),
     /// The firmware described it by other means than a device tree.
     #[error("{name} can't be assigned: the host's device tree has no node for it")]
     NoNode {
@@ -101,7 +101,7 @@ pub enum DeviceError {
         name: String,
         /// How many, and how many there can be.
         #[source]
-        source: TooFewDescriptors,
+        source: FdLimitTooLow,
     },
     /// It was given another number of places than it has.
     #[error("{name} has {wanted} {what}, and was given places for {found}")]

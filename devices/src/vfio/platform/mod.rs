@@ -30,16 +30,16 @@ pub use self::error::DeviceError;
 pub use self::nodes::drafts;
 use super::assign::Assignment;
 use super::bindings::{self, Binding};
-use super::cause::chain;
-use super::descriptors;
-use super::foreseen::Foreseen;
+use super::error_chain::chain;
+use super::fd_limit;
 use super::host::HostDevice;
 use super::iommu::Iommu;
 use super::irq::AssignedIrq;
 use super::node::{Draft, GuestNodes, NodeOptions};
 use super::quiesce::Quiesced;
 use super::region::{Region, Registers, TrappedRegion, host_page_size};
-use super::sys::DeviceCalls;
+use super::uapi::DeviceCalls;
+use super::unbound::UnboundDevice;
 use crate::bus::MemorySlots;
 use crate::bus::SharedDevice;
 use crate::irq::{InterruptController, Spi};
@@ -135,7 +135,7 @@ impl PlatformDevice {
     ) -> Result<Self, DeviceError> {
         let (name, page_size) = (device.name(), host_page_size());
         let node = nodes::node_of(tree, device)?;
-        let calls = Foreseen::platform(tree, device, &node, page_size)?;
+        let calls = UnboundDevice::platform(tree, device, &node, page_size)?;
         Self::new(name, Arc::new(calls), draft, options, page_size)
     }
 
@@ -153,7 +153,7 @@ impl PlatformDevice {
             return Err(DeviceError::Strange { name: name.to_owned(), info });
         }
         // A trigger and a resample eventfd.
-        descriptors::allow(u64::from(info.irqs).saturating_mul(2))
+        fd_limit::reserve(u64::from(info.irqs).saturating_mul(2))
             .map_err(|source| DeviceError::Descriptors { name: name.to_owned(), source })?;
         let mappable = options.mmap.then_some(page_size);
         let regions = (0..info.regions)

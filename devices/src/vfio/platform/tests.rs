@@ -6,8 +6,8 @@ use boot::fdt::Value;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::node::{Clock, NodeOptions};
-use super::super::sys::{IrqInfo, RegionInfo};
 use super::super::testing::{Call, FakeDevice};
+use super::super::uapi::{IrqInfo, RegionInfo};
 use super::*;
 
 const PAGE: u64 = 0x1_0000;
@@ -295,7 +295,7 @@ fn what_is_no_platform_device_is_refused() {
             unreachable!()
         }
     }
-    use super::super::sys::{DeviceInfo, IoctlError, IrqAction, Mapping};
+    use super::super::uapi::{DeviceInfo, IoctlError, IrqAction, Mapping};
     let (draft, options) = (draft("x"), DeviceOptions::default());
     let error = PlatformDevice::new("1.dev", Arc::new(Other), draft, options, PAGE).unwrap_err();
     assert!(matches!(error, DeviceError::Strange { .. }), "{error}");

@@ -5,7 +5,7 @@ use std::io;
 use super::super::assign::AssignError;
 use super::super::quiesce::QuiesceError;
 use super::super::region::AccessError;
-use super::super::sys::IoctlError;
+use super::super::uapi::IoctlError;
 
 /// Why a device couldn't be tested.
 #[derive(Debug, thiserror::Error)]

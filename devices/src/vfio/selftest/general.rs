@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{DmaBuffer, SelfTest, SelfTestError, TestReport};
-use crate::vfio::cause::chain;
+use crate::vfio::error_chain::chain;
 use crate::vfio::region::Registers;
 
 /// How long a device is listened to for interrupts that nobody asked for.
@@ -112,7 +112,7 @@ fn map_in_blocks(test: &mut SelfTest, block: u64) -> Result<String, SelfTestErro
 /// A free, aligned GiB of IOVA.
 fn gibibyte(test: &SelfTest) -> Result<u64, SelfTestError> {
     let places = (1..1024).map(|number| number * MAPPED);
-    let mut free = places.filter(|iova| test.iommu().windows().check(*iova, MAPPED).is_ok());
+    let mut free = places.filter(|iova| test.iommu().constraints().check(*iova, MAPPED).is_ok());
     free.next().ok_or(SelfTestError::NoIova { size: MAPPED })
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::super::sys::{DeviceCalls, IoctlError, IrqAction, IrqInfo};
+use super::super::uapi::{DeviceCalls, IoctlError, IrqAction, IrqInfo};
 use super::SelfTestError;
 
 /// One interrupt.

@@ -27,7 +27,7 @@ use super::bindings::{self, Binding};
 use super::host::Host;
 use super::iommu::{Iommu, IommuOptions};
 use super::region::{Region, host_page_size};
-use super::sys::{DeviceCalls, DeviceInfo, IoctlError};
+use super::uapi::{DeviceCalls, DeviceInfo, IoctlError};
 
 /// Blocks of memory begin this far apart: what lies between is mapped nowhere.
 const SPACING: u64 = 16 << 20;
@@ -140,8 +140,8 @@ impl SelfTest {
     pub fn hole(&mut self, size: u64) -> Result<u64, SelfTestError> {
         let mut iova = self.next_iova;
         while let Some(end) = iova.checked_add(size).filter(|end| *end <= END) {
-            let windows = self.iommu.windows();
-            if windows.check(iova, size).is_ok() && windows.reaches(iova, size) {
+            let constraints = self.iommu.constraints();
+            if constraints.check(iova, size).is_ok() && constraints.reaches(iova, size) {
                 self.next_iova = end.next_multiple_of(SPACING).saturating_add(SPACING);
                 return Ok(iova);
             }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::super::cause::chain;
-use super::super::descriptors;
-use super::super::sys::{DeviceCalls, IrqAction, RegionInfo};
+use super::super::error_chain::chain;
+use super::super::fd_limit;
+use super::super::uapi::{DeviceCalls, IrqAction, RegionInfo};
 use super::general::{self, QUIET};
 use super::{SelfTest, SelfTestError, TestReport};
 use crate::vfio::region::Registers;
@@ -110,7 +110,7 @@ fn interrupts(calls: &dyn DeviceCalls, index: u32, name: &str, report: &mut Test
     if count == 0 {
         return;
     }
-    if let Err(error) = descriptors::allow(count.into()) {
+    if let Err(error) = fd_limit::reserve(count.into()) {
         return report.add(name, Err(format!("{error} ({})", error.help().unwrap_or_default())));
     }
     let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
@@ -157,8 +157,8 @@ fn quiet(eventfds: &[EventFd]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sys::IrqInfo;
     use super::super::super::testing::{Call, FakeFunction};
+    use super::super::super::uapi::IrqInfo;
     use super::*;
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::tempfile::TempFile;
 
-use super::super::sys::{
+use super::super::uapi::{
     DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
 };
 

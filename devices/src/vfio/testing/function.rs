@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::tempfile::TempFile;
 
-use super::super::sys::{IrqInfo, RegionInfo};
+use super::super::uapi::{IrqInfo, RegionInfo};
 use super::FakeDevice;
 
 /// Regions lie this far apart in the file.

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::super::host::{Attributes, Hung, WriteError};
+use super::super::driver_binding::{AttributeWriter, HungWrite, WriteError};
 use super::FakeHost;
 
 /// Drivers as sysfs lets them be bound and unbound.
@@ -19,9 +19,9 @@ pub(crate) struct FakeKernel<'a> {
     pub(crate) refuses: Vec<(&'static str, &'static str)>,
     /// Groups that devices get with their driver.
     pub(crate) groups: BTreeMap<&'static str, u32>,
-    /// Attributes (the end of their path) that can't be written, with the error number.
+    /// AttributeWriter (the end of their path) that can't be written, with the error number.
     pub(crate) denied: Vec<(&'static str, i32)>,
-    /// Attributes (the end of their path) that are never done being written.
+    /// AttributeWriter (the end of their path) that are never done being written.
     pub(crate) hangs: Vec<&'static str>,
     writes: Mutex<Vec<(String, String)>>,
 }
@@ -72,7 +72,7 @@ impl<'a> FakeKernel<'a> {
     }
 }
 
-impl Attributes for FakeKernel<'_> {
+impl AttributeWriter for FakeKernel<'_> {
     fn write(&self, path: &Path, value: &str) -> Result<(), WriteError> {
         let below = path.strip_prefix(self.host.path("sys")).unwrap().to_str().unwrap().to_owned();
         self.writes.lock().unwrap().push((below.clone(), value.to_owned()));
@@ -81,7 +81,7 @@ impl Attributes for FakeKernel<'_> {
         }
         if self.hangs.iter().any(|end| below.ends_with(end)) {
             let within = vec!["msleep".to_owned(), "p9_virtio_remove".to_owned()];
-            return Err(WriteError::Hung(Hung { pid: 7, seconds: 10, within }));
+            return Err(WriteError::Hung(HungWrite { pid: 7, seconds: 10, within }));
         }
         let parts: Vec<&str> = below.split('/').collect();
         let done = match parts[..] {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::sys::Lender;
+use super::super::uapi::RevocableMappings;
 use super::channel::Channel;
 use super::listen::Events;
 use super::message::{Command, Header, Kind, NOTICE_ID, Payload};
@@ -113,7 +113,7 @@ pub(super) struct Client {
     pub(super) events: Events,
     pub(super) bin: Bin,
     pub(super) ram: Mutex<Ram>,
-    pub(super) lender: Arc<Lender>,
+    pub(super) mappings: Arc<RevocableMappings>,
     /// A guest has the device: its failure is told in the log, and to nobody else.
     serving: AtomicBool,
     pub(super) patience: Patience,
@@ -123,7 +123,7 @@ impl Client {
     pub(super) fn new(name: &str, socket: Socket, patience: Patience) -> std::io::Result<Self> {
         let channel = Channel::new(socket);
         let events = Events::new(&channel)?;
-        let (twin, exchange, changed, bin, ram, lender, serving) = Default::default();
+        let (twin, exchange, changed, bin, ram, mappings, serving) = Default::default();
         let name = name.to_owned();
         Ok(Self {
             name,
@@ -134,7 +134,7 @@ impl Client {
             events,
             bin,
             ram,
-            lender,
+            mappings,
             serving,
             patience,
         })
@@ -261,7 +261,7 @@ impl Client {
     /// Ends the conversation: whoever waits for an answer is told so.
     pub(super) fn fail(&self, failure: Failure) {
         let told = failure.cause != Cause::Over && self.serving();
-        let mut withdrawn = Ok(());
+        let mut revoked = Ok(());
         {
             let mut exchange = lock(&self.exchange);
             if exchange.failure.is_some() {
@@ -271,7 +271,7 @@ impl Client {
             exchange.failure = Some(failure.clone());
             // Before the guest goes on: all of the device fails at once.
             if told {
-                withdrawn = self.lender.withdraw();
+                revoked = self.mappings.revoke();
             }
         }
         self.channel.shut_down();
@@ -285,7 +285,7 @@ impl Client {
                 "{name}: the device has failed: {why}; the guest reads ones from it from here on"
             );
         }
-        if let Err(error) = withdrawn {
+        if let Err(error) = revoked {
             log::error!(
                 "{}: memory that the server lent can't be taken from the guest, which may still \
                  reach it: {error}",

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-use super::super::sys::DeviceInfo;
+use super::super::uapi::DeviceInfo;
 use super::DEADLINE;
 use super::client::{Answer, Client};
 use super::device::UserDevice;

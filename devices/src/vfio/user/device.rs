@@ -16,7 +16,7 @@ use vfio_bindings::bindings::vfio::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::sys::{
+use super::super::uapi::{
     DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
 };
 use super::client::{Answer, CallError, Cause, Client, Failure, lock};
@@ -235,10 +235,10 @@ impl UserDevice {
         let (Some(file), Some(end)) = (file, region.offset.checked_add(range.end)) else {
             return Ok(Err(io::ErrorKind::Unsupported.into()));
         };
-        let (region, lender) = (region.clone(), self.client.lender.clone());
+        let (region, mappings) = (region.clone(), self.client.mappings.clone());
         self.look(&mut self.client.patience.begin(), move || {
             lending::check(&*file, end).map_err(io::Error::other)?;
-            Mapping::lent(&*file, &region, range, &lender)
+            Mapping::revocable(&*file, &region, range, &mappings)
         })
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use super::super::sys::IoctlError;
+use super::super::uapi::IoctlError;
 use super::DEADLINE;
 use super::client::{CallError, Cause, Failure};
 use super::message::Command;

@@ -10,7 +10,7 @@ use vfio_bindings::bindings::vfio::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::sys::IrqAction;
+use super::super::uapi::IrqAction;
 use super::client::{CallError, lock};
 use super::device::UserDevice;
 use super::enable;
@@ -40,7 +40,7 @@ impl UserDevice {
         }
     }
 
-    /// Does to an interrupt what [`DeviceCalls::set_irq`](super::super::sys::DeviceCalls::set_irq)
+    /// Does to an interrupt what [`DeviceCalls::set_irq`](super::super::uapi::DeviceCalls::set_irq)
     /// asks for.
     pub(super) fn try_set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), CallError> {
         let wait = &mut self.client.patience.begin();

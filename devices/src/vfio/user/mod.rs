@@ -1,7 +1,7 @@
 //! Devices of other processes: the client of the vfio-user protocol.
 //!
 //! A server offers a PCI device on a UNIX socket, in VFIO's own terms: [`UserDevice`] is
-//! [`DeviceCalls`](super::sys::DeviceCalls) by messages, so that whatever hands a host's PCI function
+//! [`DeviceCalls`](super::uapi::DeviceCalls) by messages, so that whatever hands a host's PCI function
 //! to a guest hands on such a device too.
 //!
 //! The server is not trusted with this process: every message it sends is bounded, checked and

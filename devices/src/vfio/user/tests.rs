@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::tempdir::TempDir;
 
-use super::super::sys::{DeviceCalls, IrqAction, RegionInfo};
+use super::super::uapi::{DeviceCalls, IrqAction, RegionInfo};
 use super::connect::ConnectOptions;
 use super::device::UserDevice;
 use super::error::UserError;

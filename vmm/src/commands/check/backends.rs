@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use devices::vfio::assign::may_open;
-use devices::vfio::sys::{Container, VfioError};
+use devices::vfio::uapi::{Container, VfioError};
 
 use super::Premises;
 use super::finding::Finding;

@@ -8,7 +8,7 @@ use devices::vfio::host::HostDevice;
 use devices::vfio::pci::capability::{self, Capability, CapabilityId};
 use devices::vfio::pci::{BarSheet, Image, PciFunction, PciOptions};
 use devices::vfio::region::host_page_size;
-use devices::vfio::sys::DeviceCalls;
+use devices::vfio::uapi::DeviceCalls;
 use serde::Serialize;
 
 use super::pci_ids::PciIds;

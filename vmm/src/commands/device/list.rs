@@ -1,5 +1,6 @@
 //! `strait device list`.
 
+use devices::vfio::driver_binding::BindRecords;
 use devices::vfio::host::{Bus, Host, HostDevice, Usage};
 use serde::Serialize;
 
@@ -79,7 +80,7 @@ impl Line {
         let members = members.unwrap_or_default().into_iter().map(|member| member.name);
         let shares_with = members.filter(|name| name != device.name()).collect();
         let (name, bus, driver) = (device.name().to_owned(), device.bus().name(), device.driver()?);
-        let driver_before = host.record(device)?.and_then(|record| record.driver);
+        let driver_before = BindRecords::of(host).read(device)?.and_then(|record| record.driver);
         let what = match device.pci_identity()? {
             Some(identity) => Some(names.describe(identity)),
             None => device.compatible()?.into_iter().next(),

@@ -1,7 +1,7 @@
 //! `strait device`: the host's devices, before any guest is involved.
 
+mod driver_binding;
 mod function;
-mod handover;
 mod host_node;
 mod list;
 mod pci_ids;
@@ -10,7 +10,8 @@ mod show;
 mod standing;
 mod test;
 
-use devices::vfio::host::{Host, Wanted};
+use devices::vfio::driver_binding::BindOptions;
+use devices::vfio::host::Host;
 use log::LevelFilter;
 use serde::Serialize;
 
@@ -18,8 +19,8 @@ use crate::cli::{DeviceOptions, DeviceVerb};
 use crate::error::Error;
 use crate::{logger, output};
 
+pub use driver_binding::BindGuard;
 pub use function::FunctionSheet;
-pub use handover::Borrowed;
 
 /// Does what is asked for, and returns the exit status.
 ///
@@ -46,11 +47,11 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
         }
         DeviceVerb::Bind(names) => {
             let (group, force, owner) = (options.group, options.force, options.owner);
-            let outcome = handover::bind(&host, names, &Wanted { group, force, owner })?;
+            let outcome = driver_binding::bind(&host, names, &BindOptions { group, force, owner })?;
             print(json, &outcome, || outcome.to_text())?;
         }
         DeviceVerb::Unbind(names) => {
-            let outcome = handover::unbind(&host, names, options.group)?;
+            let outcome = driver_binding::unbind(&host, names, options.group)?;
             print(json, &outcome, || outcome.to_text())?;
         }
         DeviceVerb::Test(name) => {

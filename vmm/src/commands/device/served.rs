@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use devices::vfio::sys::{DeviceCalls, IoctlError, RegionInfo};
+use devices::vfio::uapi::{DeviceCalls, IoctlError, RegionInfo};
 use devices::vfio::user::{ConnectOptions, UserDevice};
 use serde::Serialize;
 

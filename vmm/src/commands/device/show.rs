@@ -7,11 +7,12 @@ use boot::fdt;
 use boot::fdt::host::{HostNode, HostTree};
 use boot::layout::Ram;
 use devices::vfio::assign::{self, DeviceRef};
-use devices::vfio::foreseen::Foreseen;
+use devices::vfio::driver_binding::BindRecords;
 use devices::vfio::host::{Bus, Host, HostDevice, Usage};
 use devices::vfio::iommu::{Iommu, IommuOptions};
 use devices::vfio::region::host_page_size;
-use devices::vfio::sys::{DeviceCalls, IrqInfo, RegionInfo};
+use devices::vfio::uapi::{DeviceCalls, IrqInfo, RegionInfo};
+use devices::vfio::unbound::UnboundDevice;
 use serde::Serialize;
 
 use super::function::{self, FunctionSheet};
@@ -149,7 +150,7 @@ impl Sheet {
             bus: device.bus().name(),
             path: device.path().display().to_string(),
             driver: device.driver()?,
-            driver_before: host.record(&device)?.and_then(|record| record.driver),
+            driver_before: BindRecords::of(host).read(&device)?.and_then(|record| record.driver),
             group: Group::of(host, &device)?,
             standing: Standing::of(host, &Usage::of(host), &device)?,
             what: function::identity(&device)?,
@@ -178,12 +179,12 @@ impl Sheet {
         options: IommuOptions,
     ) -> Result<(), Error> {
         if device.bus() == Bus::Pci && !device.is_bridge()? {
-            let calls = Arc::new(Foreseen::pci(device)?);
+            let calls = Arc::new(UnboundDevice::pci(device)?);
             self.foreseen = Some(Vfio::foreseen(&calls)?);
             self.function = Some(FunctionSheet::of(calls, &self.name, device.pci_config()?)?);
         } else if let Some(node) = node {
             let tree = HostTree::system()?;
-            let calls = Foreseen::platform(&tree, device, node, host_page_size())?;
+            let calls = UnboundDevice::platform(&tree, device, node, host_page_size())?;
             self.foreseen = Some(Vfio::foreseen(&calls)?);
             self.guest_node = Some(guest_source(&self.path, options)?);
         }
@@ -294,7 +295,7 @@ impl Group {
 }
 
 impl Vfio {
-    fn of(calls: &dyn DeviceCalls) -> Result<Self, devices::vfio::sys::IoctlError> {
+    fn of(calls: &dyn DeviceCalls) -> Result<Self, devices::vfio::uapi::IoctlError> {
         let info = calls.info()?;
         let regions = (0..info.regions).map(|index| {
             let region = match calls.region_info(index) {
@@ -332,7 +333,7 @@ impl Vfio {
     }
 
     /// What a device that isn't bound will have.
-    fn foreseen(calls: &Foreseen) -> Result<Self, Error> {
+    fn foreseen(calls: &UnboundDevice) -> Result<Self, Error> {
         let known = Self::of(calls).map_err(|e| Error::chain(&e))?;
         Ok(Self { reset: None, ..known })
     }

@@ -19,7 +19,7 @@ use devices::pci::HostBridge;
 
 use crate::assigned::Assigned;
 use crate::cli::{ConsoleKind, RunOptions};
-use crate::commands::device::Borrowed;
+use crate::commands::device::BindGuard;
 use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::events::{self, Sources};
@@ -44,7 +44,7 @@ pub fn run(options: &RunOptions) -> Result<Ending, Error> {
     logger::init(options.log_level);
     // From here on a signal ends the run in order, and what is borrowed is given back.
     let mut signals = Signals::new()?;
-    let borrow = || Borrowed::take(&options.device_names(), options.force);
+    let borrow = || BindGuard::take(&options.device_names(), options.force);
     let borrowed = options.bind.then(borrow).transpose();
     let ending = borrowed.and_then(|borrowed| {
         let ending = run_guest(options, started, &mut signals);

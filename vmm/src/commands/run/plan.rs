@@ -12,7 +12,7 @@ use boot::file::{BootFile, Role};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
 use boot::layout::{BootLayout, DTB_MAX, Ram};
-use devices::vfio::descriptors;
+use devices::vfio::fd_limit;
 
 use crate::allocator::Places;
 use crate::assigned::Assigned;
@@ -97,10 +97,10 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     // Before anything is opened, then with all that is known.
     let devices = options.vfio_platform.len() + options.vfio_pci.len() + options.vfio_user.len();
     let run = descriptors_of_run(options.cpus);
-    descriptors::allow(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
+    fd_limit::reserve(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let assigned = Assigned::plan(options, ram, &mut places)?;
     if !assigned.is_empty() {
-        descriptors::allow(run.saturating_add(assigned.functions().most_descriptors()))?;
+        fd_limit::reserve(run.saturating_add(assigned.functions().most_descriptors()))?;
         check_vcpus(options.cpus)?;
     }
     let newcomers = assigned.functions().newcomers();

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::super::super::quiesce::Quiesced;
-use super::super::super::sys::IoctlError;
+use super::super::super::uapi::IoctlError;
 use super::super::capability::{self, CapabilityId};
 use super::super::error::FunctionError;
 use super::{COMMAND, PciFunction, byte_at};

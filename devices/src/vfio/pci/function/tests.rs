@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::super::sys::IrqInfo;
 use super::super::super::testing::{Call, FakeDevice, FakeFunction};
+use super::super::super::uapi::IrqInfo;
 use super::*;
 use crate::irq::Spi;
 use crate::pci::testing::FakeMsiRouter;

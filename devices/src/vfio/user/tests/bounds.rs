@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::super::sys::DeviceCalls;
+use super::super::super::uapi::DeviceCalls;
 use super::super::patience::Patience;
 use super::super::received::aside;
 use super::super::testing::{Act, HASTY, PATIENT, Server, words};

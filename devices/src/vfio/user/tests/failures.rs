@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::super::sys::{DeviceCalls, IrqAction};
+use super::super::super::uapi::{DeviceCalls, IrqAction};
 use super::super::connect::ConnectOptions;
 use super::super::device::UserDevice;
 use super::super::testing::{Act, HASTY, Manner, PATIENT, Request, message, receive, words};

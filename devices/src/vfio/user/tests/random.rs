@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::super::sys::{DeviceCalls, IrqAction};
+use super::super::super::uapi::{DeviceCalls, IrqAction};
 use super::super::device::UserDevice;
 use super::super::testing::{Act, HASTY, PATIENT, Server, message, words};
 use super::requests::with_twin;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::super::sys::{DeviceCalls, IrqAction};
+use super::super::super::uapi::{DeviceCalls, IrqAction};
 use super::super::testing::{Act, Request, Server, message, receive};
 use super::{BAR0, eventually, server_but};
 

@@ -2,7 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use devices::vfio::host::{Handover, HandoverError, Host, IommuGroup, Owner, Sysfs, Wanted};
+use devices::vfio::driver_binding::{BindError, BindOptions, DriverBinding, Owner, Sysfs};
+use devices::vfio::host::{Host, IommuGroup};
 use serde::Serialize;
 
 use super::standing::File;
@@ -32,9 +33,9 @@ struct Step {
 /// # Errors
 ///
 /// One can't be; then none is.
-pub fn bind(host: &Host, names: &[String], wanted: &Wanted) -> Result<Outcome, Error> {
-    let bound = Handover::new(host, &Sysfs).bind(names, wanted)?;
-    let closed = wanted.owner.and_then(|owner| closed_to(host, owner));
+pub fn bind(host: &Host, names: &[String], options: &BindOptions) -> Result<Outcome, Error> {
+    let bound = DriverBinding::new(host, &Sysfs).bind(names, options)?;
+    let closed = options.owner.and_then(|owner| closed_to(host, owner));
     let mut steps = Vec::new();
     for bound in bound {
         steps.push(Step {
@@ -59,7 +60,7 @@ pub fn bind(host: &Host, names: &[String], wanted: &Wanted) -> Result<Outcome, E
 ///
 /// One can't be; the others are.
 pub fn unbind(host: &Host, names: &[String], group: bool) -> Result<Outcome, Error> {
-    let released = Handover::new(host, &Sysfs).unbind(names, group)?;
+    let released = DriverBinding::new(host, &Sysfs).unbind(names, group)?;
     let steps = released.into_iter().map(|released| Step {
         name: released.device.name().to_owned(),
         driver: released.driver,
@@ -75,7 +76,7 @@ pub fn unbind(host: &Host, names: &[String], group: bool) -> Result<Outcome, Err
 fn in_use(group: &IommuGroup) -> Option<String> {
     let members = group.members().ok()?;
     let busy: Vec<String> =
-        members.iter().filter(|m| !m.yields()).map(|m| m.name.clone()).collect();
+        members.iter().filter(|m| !m.leaves_dma_to_vfio()).map(|m| m.name.clone()).collect();
     (!busy.is_empty()).then(|| {
         format!("its IOMMU group is shared with {}, which the host uses: --group", busy.join(", "))
     })
@@ -129,12 +130,12 @@ impl Step {
 ///
 /// A strait that is killed (SIGKILL) can give nothing back: `strait device unbind` does it then,
 /// from what is remembered in /run/strait.
-pub struct Borrowed {
+pub struct BindGuard {
     host: Host,
     names: Vec<String>,
 }
 
-impl Borrowed {
+impl BindGuard {
     /// Binds those of these devices that aren't bound; those of descriptors are. With `force`, also
     /// those that the host uses.
     ///
@@ -143,26 +144,27 @@ impl Borrowed {
     /// One can't be; then none is.
     pub fn take(names: &[&str], force: bool) -> Result<Self, Error> {
         let host = Host::default();
-        let wanted = Wanted { force, ..Wanted::default() };
-        let bound = Handover::new(&host, &Sysfs).bind(names, &wanted).inspect_err(|error| {
-            // The run ends by the signal then, and says nothing more.
-            if matches!(error, HandoverError::Hung { .. }) && signals::is_end_pending() {
-                log::error!("{error}");
-            }
-        })?;
+        let options = BindOptions { force, ..BindOptions::default() };
+        let bound =
+            DriverBinding::new(&host, &Sysfs).bind(names, &options).inspect_err(|error| {
+                // The run ends by the signal then, and says nothing more.
+                if matches!(error, BindError::Hung { .. }) && signals::is_end_pending() {
+                    log::error!("{error}");
+                }
+            })?;
         let changed = bound.iter().filter(|bound| !bound.already);
         let names = changed.map(|bound| bound.device.path().display().to_string()).collect();
         Ok(Self { host, names })
     }
 }
 
-impl Drop for Borrowed {
+impl Drop for BindGuard {
     fn drop(&mut self) {
         let names = std::mem::take(&mut self.names);
         if names.is_empty() {
             return;
         }
-        if let Err(error) = Handover::new(&self.host, &Sysfs).unbind(&names, false) {
+        if let Err(error) = DriverBinding::new(&self.host, &Sysfs).unbind(&names, false) {
             log::error!("{}", Error::from(error).told());
         }
     }

@@ -4,21 +4,21 @@
 use std::fs;
 
 /// So many are taken to be open already where the limit is far away: then they aren't counted.
-const USUAL: u64 = 128;
+const ASSUMED_OPEN: u64 = 128;
 
 /// The limit is lower than what is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{needed} file descriptors are needed, and this process may have {limit} open (RLIMIT_NOFILE)"
 )]
-pub struct TooFewDescriptors {
+pub struct FdLimitTooLow {
     /// How many, those that are open already included.
     pub needed: u64,
     /// The hard limit.
     pub limit: u64,
 }
 
-impl TooFewDescriptors {
+impl FdLimitTooLow {
     /// What mends it.
     pub fn help(&self) -> Option<String> {
         let Self { needed, .. } = self;
@@ -32,31 +32,31 @@ impl TooFewDescriptors {
 /// # Errors
 ///
 /// The hard limit is lower.
-pub fn allow(more: u64) -> Result<(), TooFewDescriptors> {
+pub fn reserve(more: u64) -> Result<(), FdLimitTooLow> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes one `rlimit`.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
         return Ok(());
     }
-    if more.saturating_add(USUAL) <= limit.rlim_cur {
+    if more.saturating_add(ASSUMED_OPEN) <= limit.rlim_cur {
         return Ok(());
     }
     let needed = more.saturating_add(open().unwrap_or(limit.rlim_cur));
     let Some(raised) = raised(needed, limit)? else { return Ok(()) };
     // SAFETY: reads one `rlimit`. Up to the hard limit this is anyone's.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } != 0 {
-        return Err(TooFewDescriptors { needed, limit: limit.rlim_cur });
+        return Err(FdLimitTooLow { needed, limit: limit.rlim_cur });
     }
     Ok(())
 }
 
 /// What the limit is to be so that `needed` descriptors can be open; `None` if it is high enough.
-fn raised(needed: u64, limit: libc::rlimit) -> Result<Option<libc::rlimit>, TooFewDescriptors> {
+fn raised(needed: u64, limit: libc::rlimit) -> Result<Option<libc::rlimit>, FdLimitTooLow> {
     if needed <= limit.rlim_cur {
         return Ok(None);
     }
     if needed > limit.rlim_max {
-        return Err(TooFewDescriptors { needed, limit: limit.rlim_max });
+        return Err(FdLimitTooLow { needed, limit: limit.rlim_max });
     }
     Ok(Some(libc::rlimit { rlim_cur: limit.rlim_max, ..limit }))
 }
@@ -80,9 +80,9 @@ mod tests {
         assert_eq!(soft(32, limit(32, 64)), Ok(None));
         assert_eq!(soft(33, limit(32, 64)), Ok(Some(64)));
         assert_eq!(soft(64, limit(32, 64)), Ok(Some(64)));
-        assert_eq!(soft(65, limit(32, 64)), Err(TooFewDescriptors { needed: 65, limit: 64 }));
+        assert_eq!(soft(65, limit(32, 64)), Err(FdLimitTooLow { needed: 65, limit: 64 }));
         assert_eq!(soft(9, limit(8, libc::RLIM_INFINITY)), Ok(Some(libc::RLIM_INFINITY)));
-        let error = TooFewDescriptors { needed: 65, limit: 64 };
+        let error = FdLimitTooLow { needed: 65, limit: 64 };
         assert!(error.to_string().contains("65") && error.to_string().contains("64"));
         assert!(error.help().unwrap().contains("ulimit -n 65"));
     }
@@ -91,7 +91,7 @@ mod tests {
     fn what_is_open_is_counted() {
         let before = open().unwrap();
         assert!(before >= 3);
-        allow(1).unwrap();
-        assert!(matches!(allow(u64::MAX), Err(error) if error.needed == u64::MAX));
+        reserve(1).unwrap();
+        assert!(matches!(reserve(u64::MAX), Err(error) if error.needed == u64::MAX));
     }
 }

@@ -2,7 +2,7 @@
 //! get can be looked at before anything on the host is changed.
 //!
 //! It answers [`DeviceCalls`] as VFIO's driver for its bus does for a device of its kind. What only
-//! VFIO can add is [`UNKNOWN`]; nothing can be done with it, and its registers are memory.
+//! VFIO can add is [`UNKNOWN_UNTIL_BOUND`]; nothing can be done with it, and its registers are memory.
 
 mod pci;
 mod platform;
@@ -17,18 +17,18 @@ use std::os::unix::fs::FileExt;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::host::ReadError;
-use super::sys::{DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo};
+use super::uapi::{DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo};
 
 /// What is unknown of such a device.
-pub const UNKNOWN: &str =
+pub const UNKNOWN_UNTIL_BOUND: &str =
     "whether VFIO can reset it, and what its IOMMU can map, only shows once it is bound";
 
 /// Regions begin at multiples of this in the file that stands for them: the largest page there is.
-const APART: u64 = 1 << 16;
+const REGION_ALIGNMENT: u64 = 1 << 16;
 
 /// Why a device can't be foreseen.
 #[derive(Debug, thiserror::Error)]
-pub enum ForeseeError {
+pub enum UnboundError {
     /// Sysfs can't be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -45,7 +45,7 @@ pub enum ForeseeError {
 
 /// A device that VFIO doesn't have yet.
 #[derive(Debug)]
-pub struct Foreseen {
+pub struct UnboundDevice {
     info: DeviceInfo,
     regions: Vec<RegionInfo>,
     irqs: Vec<IrqInfo>,
@@ -53,21 +53,23 @@ pub struct Foreseen {
     file: File,
 }
 
-impl Foreseen {
+impl UnboundDevice {
     /// A device with these regions, whose offsets are given here, and these interrupts.
     fn new(
         name: &str,
         info: DeviceInfo,
         mut regions: Vec<RegionInfo>,
         irqs: Vec<IrqInfo>,
-    ) -> Result<Self, ForeseeError> {
+    ) -> Result<Self, UnboundError> {
         let mut end = 0_u64;
         for region in &mut regions {
             region.offset = end;
-            end = end.saturating_add(region.size.div_ceil(APART).saturating_mul(APART));
+            end = end.saturating_add(
+                region.size.div_ceil(REGION_ALIGNMENT).saturating_mul(REGION_ALIGNMENT),
+            );
         }
         let file = memory_file(end)
-            .map_err(|source| ForeseeError::Memory { name: name.to_owned(), source })?;
+            .map_err(|source| UnboundError::Memory { name: name.to_owned(), source })?;
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let info = DeviceInfo { regions: number(regions.len()), irqs: number(irqs.len()), ..info };
         Ok(Self { info, regions, irqs, file })
@@ -96,7 +98,7 @@ fn at<T>(all: &[T], index: u32) -> Option<&T> {
     usize::try_from(index).ok().and_then(|index| all.get(index))
 }
 
-impl DeviceCalls for Foreseen {
+impl DeviceCalls for UnboundDevice {
     fn info(&self) -> Result<DeviceInfo, IoctlError> {
         Ok(self.info)
     }

@@ -1,4 +1,5 @@
-//! Mappings of a file that somebody else may give up: they become memory of strait's own.
+//! Mappings of a file that its server may stop serving (vfio-user): revoked, they become anonymous
+//! memory.
 
 use std::fs::File;
 use std::io;
@@ -7,88 +8,88 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How much may be lent in all, in bytes: once it is withdrawn, a guest can fill as much of this
+/// How much may be mapped in all, in bytes: once it is revoked, a guest can fill as much of this
 /// host's memory.
-const MOST_BYTES: usize = 64 << 30;
+const MAX_BYTES: usize = 64 << 30;
 
-/// How many mappings may be lent: each is one of this process's, and one of KVM's memory slots.
-const MOST_MAPPINGS: usize = 256;
+/// How many mappings there may be: each is one of this process's, and one of KVM's memory slots.
+const MAX_MAPPINGS: usize = 256;
 
-/// How much of a withdrawn mapping reads as ones, in bytes from its start, and how much of all of
-/// them: so much memory is filled. The rest reads as zeros.
-const ONES: usize = 2 << 20;
-const ALL_ONES: usize = 16 << 20;
+/// How much of a revoked mapping reads as ones, in bytes from its start, and how much of all of them:
+/// so much memory is written. The rest reads as zeros.
+const MAX_ONES_EACH: usize = 2 << 20;
+const MAX_ONES: usize = 16 << 20;
 
-/// Keeps account of mappings that are lent, so that they can be withdrawn: their addresses stay
-/// valid, and what is there reads as ones.
+/// The mappings of one file, which can be revoked: their addresses stay valid, and they read as ones,
+/// as a PCI device that is gone does.
 #[derive(Debug, Default)]
-pub struct Lender(Mutex<Account>);
+pub struct RevocableMappings(Mutex<State>);
 
 #[derive(Debug, Default)]
-struct Account {
+struct State {
     /// Address and size of each mapping.
-    lent: Vec<(usize, usize)>,
-    withdrawn: bool,
+    mappings: Vec<(usize, usize)>,
+    revoked: bool,
 }
 
-impl Lender {
-    fn account(&self) -> MutexGuard<'_, Account> {
+impl RevocableMappings {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a mapping into account.
+    /// Adds a mapping; replaces it at once if the others have been revoked.
     pub(super) fn add(&self, address: NonNull<u8>, size: usize) -> io::Result<()> {
-        let mut account = self.account();
-        let all = account.lent.iter().fold(size, |sum, (_, size)| sum.saturating_add(*size));
-        if account.lent.len() >= MOST_MAPPINGS {
-            return Err(io::Error::other(format!("more than {MOST_MAPPINGS} areas are lent")));
+        let mut state = self.state();
+        let all = state.mappings.iter().fold(size, |sum, (_, size)| sum.saturating_add(*size));
+        if state.mappings.len() >= MAX_MAPPINGS {
+            return Err(io::Error::other(format!("more than {MAX_MAPPINGS} areas are mapped")));
         }
-        if all > MOST_BYTES {
-            let gib = MOST_BYTES >> 30;
-            return Err(io::Error::other(format!("more than {gib} GiB are lent")));
+        if all > MAX_BYTES {
+            let gib = MAX_BYTES >> 30;
+            return Err(io::Error::other(format!("more than {gib} GiB are mapped")));
         }
         let mapping = (address.as_ptr().expose_provenance(), size);
-        if account.withdrawn {
+        if state.revoked {
             replace(&[mapping])?;
         }
-        account.lent.push(mapping);
+        state.mappings.push(mapping);
         Ok(())
     }
 
-    /// Forgets a mapping and has it undone, while it can't be withdrawn.
-    pub(super) fn remove(&self, address: NonNull<u8>, undo: impl FnOnce() -> i32) -> i32 {
-        let mut account = self.account();
-        account.lent.retain(|(lent, _)| *lent != address.addr().get());
-        undo()
+    /// Removes a mapping and calls `unmap`, while it can't be revoked.
+    pub(super) fn remove(&self, address: NonNull<u8>, unmap: impl FnOnce() -> i32) -> i32 {
+        let mut state = self.state();
+        state.mappings.retain(|(mapped, _)| *mapped != address.addr().get());
+        unmap()
     }
 
-    /// Withdraws all mappings, and those to come.
+    /// Revokes all mappings, and those to come.
     ///
     /// # Errors
     ///
-    /// The kernel doesn't let some be replaced: these may stay as they are.
-    pub fn withdraw(&self) -> io::Result<()> {
-        let mut account = self.account();
-        account.withdrawn = true;
-        replace(&account.lent)
+    /// `mmap(2)` refuses to replace some, which stay as they are.
+    pub fn revoke(&self) -> io::Result<()> {
+        let mut state = self.state();
+        state.revoked = true;
+        replace(&state.mappings)
     }
 }
 
-/// Puts memory that begins with ones in the place of these mappings, each by one mapping.
+/// Replaces each of these mappings by one of memory that begins with ones.
 ///
-/// Of one file and shared, so that nothing of it counts towards what the host has promised
+/// They are shared mappings of one memfd, so that none of it counts as committed memory
 /// (Documentation/mm/overcommit-accounting.rst) before it is used.
-fn replace(lent: &[(usize, usize)]) -> io::Result<()> {
-    if lent.is_empty() {
+fn replace(mappings: &[(usize, usize)]) -> io::Result<()> {
+    if mappings.is_empty() {
         return Ok(());
     }
-    let ones = ONES.min(ALL_ONES / lent.len());
+    let ones = MAX_ONES_EACH.min(MAX_ONES / mappings.len());
     let (file, mut offset, mut result) = (memory()?, 0u64, Ok(()));
-    for (address, size) in lent {
-        // One that can't be replaced doesn't keep the others.
+    for (address, size) in mappings {
+        // A failure doesn't stop the others.
         let replaced = fill(&file, offset, *size, ones).and_then(|()| {
             let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-            // SAFETY: a mapping that is ours until it is removed, which the account's lock keeps
+            // SAFETY: a mapping that is ours until it is removed, which the lock keeps
             // from happening; it is accessed as memory that may change at any time.
             let placed = unsafe {
                 let place = std::ptr::with_exposed_provenance_mut(*address);
@@ -148,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn a_large_mapping_is_withdrawn_by_one_mapping() {
+    fn a_large_mapping_is_replaced_by_one_mapping() {
         const SIZE: u64 = 16 << 30;
-        let (file, lender) = (memory().unwrap(), Arc::new(Lender::default()));
+        let (file, revocable) = (memory().unwrap(), Arc::new(RevocableMappings::default()));
         file.set_len(SIZE).unwrap();
-        let large = Mapping::lent(&file, &region(SIZE), 0..SIZE, &lender).unwrap();
-        let small = Mapping::lent(&file, &region(SIZE), 0..0x1000, &lender).unwrap();
+        let large = Mapping::revocable(&file, &region(SIZE), 0..SIZE, &revocable).unwrap();
+        let small = Mapping::revocable(&file, &region(SIZE), 0..0x1000, &revocable).unwrap();
         large.write(0x1_0000, 7);
-        lender.withdraw().unwrap();
+        revocable.revoke().unwrap();
         let start = large.address().addr().get();
         assert_eq!(mappings(start, start + usize::try_from(SIZE).unwrap()), 1);
         assert_eq!(large.read(0x1_0000), u64::MAX);
@@ -165,37 +166,37 @@ mod tests {
         // Each is memory of its own.
         small.write(0, 1);
         assert_eq!(large.read(0), u64::MAX);
-        // What is lent afterwards is withdrawn at once.
-        let late = Mapping::lent(&file, &region(SIZE), 0x1000..0x3000, &lender).unwrap();
+        // What is mapped afterwards is replaced at once.
+        let late = Mapping::revocable(&file, &region(SIZE), 0x1000..0x3000, &revocable).unwrap();
         assert_eq!(late.read(0x1ff8), u64::MAX);
     }
 
     #[test]
-    fn what_is_lent_has_bounds() {
-        let (file, lender) = (memory().unwrap(), Arc::new(Lender::default()));
+    fn the_number_and_size_of_mappings_have_limits() {
+        let (file, revocable) = (memory().unwrap(), Arc::new(RevocableMappings::default()));
         file.set_len(65 << 30).unwrap();
-        let lent = |range| Mapping::lent(&file, &region(65 << 30), range, &lender);
-        let error = lent(0..65 << 30).unwrap_err();
+        let map = |range| Mapping::revocable(&file, &region(65 << 30), range, &revocable);
+        let error = map(0..65 << 30).unwrap_err();
         assert!(error.to_string().contains("64 GiB"), "{error}");
-        let half = lent(0..32 << 30).unwrap();
-        let _other = lent(0..32 << 30).unwrap();
-        lent(0..0x1000).unwrap_err();
+        let half = map(0..32 << 30).unwrap();
+        let _other = map(0..32 << 30).unwrap();
+        map(0..0x1000).unwrap_err();
         drop(half);
-        let all: Vec<_> = (1..MOST_MAPPINGS).map(|_| lent(0..0x1000).unwrap()).collect();
-        let error = lent(0..0x1000).unwrap_err();
+        let all: Vec<_> = (1..MAX_MAPPINGS).map(|_| map(0..0x1000).unwrap()).collect();
+        let error = map(0..0x1000).unwrap_err();
         assert!(error.to_string().contains("256 areas"), "{error}");
-        lender.withdraw().unwrap();
+        revocable.revoke().unwrap();
         assert!(all.iter().all(|mapping| mapping.read(0xff8) == u64::MAX));
     }
 
     #[test]
-    fn what_cannot_be_withdrawn_is_told_and_keeps_nothing_else() {
-        let (file, lender) = (memory().unwrap(), Arc::new(Lender::default()));
+    fn a_failure_to_replace_one_is_reported_and_the_others_are_replaced() {
+        let (file, revocable) = (memory().unwrap(), Arc::new(RevocableMappings::default()));
         file.set_len(0x1000).unwrap();
         // No page begins here: the kernel refuses.
-        lender.0.lock().unwrap().lent.push((0x1001, 0x1000));
-        let mapping = Mapping::lent(&file, &region(0x1000), 0..0x1000, &lender).unwrap();
-        let error = lender.withdraw().unwrap_err();
+        revocable.0.lock().unwrap().mappings.push((0x1001, 0x1000));
+        let mapping = Mapping::revocable(&file, &region(0x1000), 0..0x1000, &revocable).unwrap();
+        let error = revocable.revoke().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         assert_eq!(mapping.read(0), u64::MAX);
     }

@@ -18,9 +18,9 @@ mod device;
 mod dma;
 mod group;
 mod iommufd;
-mod lender;
 mod mapping;
 mod region;
+mod revocable;
 
 use std::ffi::{c_int, c_uint, c_ulong};
 use std::io;
@@ -33,9 +33,9 @@ pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo};
 pub(super) use dma::refusal;
 pub use group::{Group, GroupStatus};
 pub use iommufd::{Ioas, Iommufd};
-pub use lender::Lender;
 pub use mapping::Mapping;
 pub use region::RegionInfo;
+pub use revocable::RevocableMappings;
 pub use vfio_ioctls::{VfioError, VfioOps};
 
 /// A request that the kernel refused.

@@ -9,7 +9,7 @@ const GIB: u64 = 1 << 30;
 
 /// A platform device and a PCI function of which the root and the PCI host have these
 /// `dma-ranges`: address, address above, size, of two cells each.
-fn windows(root: &[u64], pci: &[u64]) -> DmaWindows {
+fn constraints(root: &[u64], pci: &[u64]) -> DmaConstraints {
     let fake = FakeHost::with_vfio();
     fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
     fake.behind_iommu("platform", "1.dma");
@@ -48,26 +48,26 @@ fn windows(root: &[u64], pci: &[u64]) -> DmaWindows {
     }
     fake.mkdir("sys/kernel/iommu_groups/4/devices");
     let wanted = ["1.dma", "0000:00:05.0"].map(DeviceRef::from);
-    DmaWindows::of(&fake.host(), &preflight(&fake.host(), &wanted).unwrap()).unwrap()
+    DmaConstraints::of(&fake.host(), &preflight(&fake.host(), &wanted).unwrap()).unwrap()
 }
 
 #[test]
 fn buses_without_limits_let_ram_be_anywhere() {
-    let windows = windows(&[], &[]);
-    assert_eq!(windows.check_ram(GIB, 1 << 40), Ok(vec![]));
-    assert!(windows.reaches(0, 1 << 40));
+    let constraints = constraints(&[], &[]);
+    assert_eq!(constraints.check_ram(GIB, 1 << 40), Ok(vec![]));
+    assert!(constraints.reaches(0, 1 << 40));
 }
 
 #[test]
 fn ram_that_a_device_reaches_in_part_is_told_of() {
     // The lower 2 GiB: boards have such masters.
-    let windows = windows(&[0, 0, 2 * GIB], &[0, 0, 1 << 40]);
-    assert_eq!(windows.check_ram(GIB, GIB), Ok(vec![]));
-    let parts = windows.check_ram(GIB, 2 * GIB).unwrap();
+    let constraints = constraints(&[0, 0, 2 * GIB], &[0, 0, 1 << 40]);
+    assert_eq!(constraints.check_ram(GIB, GIB), Ok(vec![]));
+    let parts = constraints.check_ram(GIB, 2 * GIB).unwrap();
     let [reach] = parts.as_slice() else { panic!("{parts:?}") };
     let text = "the bus / lets 1.dma address 0x0-0x7fffffff only (its dma-ranges)";
     assert_eq!(reach.to_string(), text);
-    assert!(windows.reaches(GIB, GIB) && !windows.reaches(GIB, GIB + 1));
+    assert!(constraints.reaches(GIB, GIB) && !constraints.reaches(GIB, GIB + 1));
 }
 
 #[test]
@@ -80,22 +80,22 @@ fn ram_of_which_a_device_reaches_too_little_is_refused_with_what_fits() {
         (&[0, 0, GIB + 255 * MIB], Some("--memory 255M")),
     ];
     for (ranges, help) in cases {
-        let error = windows(ranges, &[]).check_ram(GIB, 2 * GIB).unwrap_err();
-        assert!(matches!(error, WindowError::OutOfReach { .. }), "{error}");
+        let error = constraints(ranges, &[]).check_ram(GIB, 2 * GIB).unwrap_err();
+        assert!(matches!(error, DmaConstraintError::OutOfReach { .. }), "{error}");
         assert!(error.to_string().contains("1.dma"), "{error}");
         let said = error.help().unwrap();
         assert_eq!(said.contains("--memory"), help.is_some(), "{said}");
         assert!(said.contains(help.unwrap_or("0x40000000")), "{said}");
     }
-    let windows = windows(&[0, 0, GIB + 255 * MIB], &[]);
-    assert_eq!(windows.check_ram(GIB, 255 * MIB), Ok(vec![]));
+    let constraints = constraints(&[0, 0, GIB + 255 * MIB], &[]);
+    assert_eq!(constraints.check_ram(GIB, 255 * MIB), Ok(vec![]));
 }
 
 #[test]
 fn all_of_ram_must_be_within_a_pci_function_s_reach() {
-    let windows = windows(&[], &[0, 0, 2 * GIB]);
-    assert_eq!(windows.check_ram(GIB, GIB), Ok(vec![]));
-    let error = windows.check_ram(GIB, GIB + MIB).unwrap_err();
+    let constraints = constraints(&[], &[0, 0, 2 * GIB]);
+    assert_eq!(constraints.check_ram(GIB, GIB), Ok(vec![]));
+    let error = constraints.check_ram(GIB, GIB + MIB).unwrap_err();
     assert!(error.to_string().contains("/pcie lets 0000:00:05.0 address 0x0-0x7fffffff"));
     assert!(error.help().unwrap().contains("--memory 1024M"), "{error}");
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::super::host::{HostDevice, ReadError};
 use super::super::pci::Image;
 use super::super::pci::capability::{self, Capability, CapabilityId};
-use super::super::sys::{DeviceInfo, IrqInfo, RegionInfo};
-use super::{ForeseeError, Foreseen};
+use super::super::uapi::{DeviceInfo, IrqInfo, RegionInfo};
+use super::{UnboundDevice, UnboundError};
 
 /// VFIO's regions of a function: BARs 0 to 5, the ROM, the configuration space, and VGA's
 /// (`VFIO_PCI_NUM_REGIONS`).
@@ -28,13 +28,13 @@ const STATUS_CAP_LIST: u8 = 1 << 4;
 /// How much of its configuration space anybody may read, in bytes.
 const HEADER: usize = 64;
 
-impl Foreseen {
+impl UnboundDevice {
     /// A PCI function of this host.
     ///
     /// # Errors
     ///
     /// Sysfs can't be read, or there is no memory to stand for its registers.
-    pub fn pci(device: &HostDevice) -> Result<Self, ForeseeError> {
+    pub fn pci(device: &HostDevice) -> Result<Self, UnboundError> {
         let config = readable(device.pci_config()?);
         let resources = resources(&read(&device.path().join("resource"))?);
         let image = Image::new(config.clone());
@@ -46,7 +46,7 @@ impl Foreseen {
         foreseen
             .file
             .write_all_at(&config, place)
-            .map_err(|source| ForeseeError::Memory { name: device.name().to_owned(), source })?;
+            .map_err(|source| UnboundError::Memory { name: device.name().to_owned(), source })?;
         Ok(foreseen)
     }
 }

@@ -20,7 +20,7 @@ const IOAS_IOVA_RANGES: Request =
     Request::iommufd("IOMMU_IOAS_IOVA_RANGES", IOMMUFD_CMD_IOAS_IOVA_RANGES);
 /// How many IOVA ranges an address space is taken to have at most: the reserved windows of its
 /// devices cut it into a handful. More is taken for nonsense.
-const MOST_RANGES: u32 = 1 << 16;
+const MAX_RANGES: u32 = 1 << 16;
 
 impl Request {
     /// The request `_IO(IOMMUFD_TYPE, command)`.
@@ -117,7 +117,7 @@ impl Ioas {
                     return Ok(IommuInfo { alignment, iova_ranges, ..Default::default() });
                 }
                 // Tells how many there are.
-                Err(error) if error.is(libc::EMSGSIZE) && query.num_iovas <= MOST_RANGES => {
+                Err(error) if error.is(libc::EMSGSIZE) && query.num_iovas <= MAX_RANGES => {
                     let count = usize::try_from(query.num_iovas).unwrap_or(0);
                     ranges = vec![iommu_iova_range::default(); count.max(ranges.len() + 1)];
                 }
@@ -128,7 +128,7 @@ impl Ioas {
 
     /// Asks for as many ranges as there is room for.
     fn query(&self, ranges: &mut [iommu_iova_range]) -> Result<iommu_ioas_iova_ranges, IoctlError> {
-        let num_iovas = u32::try_from(ranges.len()).ok().filter(|count| *count <= MOST_RANGES);
+        let num_iovas = u32::try_from(ranges.len()).ok().filter(|count| *count <= MAX_RANGES);
         let num_iovas = num_iovas.ok_or_else(|| {
             IOAS_IOVA_RANGES.refused(io::ErrorKind::InvalidData, "the kernel has too many ranges")
         })?;

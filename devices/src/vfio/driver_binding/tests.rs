@@ -1,4 +1,4 @@
-use super::super::super::testing::{FakeHost, FakeKernel};
+use super::super::testing::{FakeHost, FakeKernel};
 use super::*;
 
 const DMA: &str = "2c0a0000.dma";
@@ -25,23 +25,23 @@ fn two() -> FakeHost {
 fn devices_go_to_vfio_and_back_to_what_they_had() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
-    let handover = Handover::new(&host, &kernel);
-    let bound = handover.bind(&[DMA, AMBA], &Wanted::default()).unwrap();
+    let binding = DriverBinding::new(&host, &kernel);
+    let bound = binding.bind(&[DMA, AMBA], &BindOptions::default()).unwrap();
     let found: Vec<_> = bound.iter().map(|b| (b.before.as_deref(), b.already)).collect();
     assert_eq!(found, [(Some("dma-pl330"), false), (None, false)]);
     assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
 
-    let again = handover.bind(&[DMA], &Wanted::default()).unwrap();
+    let again = binding.bind(&[DMA], &BindOptions::default()).unwrap();
     assert!(again[0].already);
-    let released = handover.unbind(&[DMA, AMBA], false).unwrap();
+    let released = binding.unbind(&[DMA, AMBA], false).unwrap();
     let now: Vec<_> = released.iter().map(|r| r.driver.as_deref()).collect();
     assert_eq!(now, [Some("dma-pl330"), None]);
     for name in [DMA, AMBA] {
         let device = host.find(name).unwrap().unwrap();
         assert_eq!(device.driver_override().unwrap().filter(|d| !d.is_empty()), None);
-        assert_eq!(host.record(&device).unwrap(), None);
+        assert_eq!(BindRecords::of(&host).read(&device).unwrap(), None);
     }
-    assert!(handover.unbind(&[DMA], false).unwrap()[0].already);
+    assert!(binding.unbind(&[DMA], false).unwrap()[0].already);
 }
 
 #[test]
@@ -49,9 +49,9 @@ fn an_override_from_before_comes_back() {
     let fake = two();
     fake.write(format!("sys/devices/platform/{DMA}/driver_override"), "dma-pl330\n");
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
-    let handover = Handover::new(&host, &kernel);
-    handover.bind(&[DMA], &Wanted::default()).unwrap();
-    handover.unbind(&[DMA], false).unwrap();
+    let binding = DriverBinding::new(&host, &kernel);
+    binding.bind(&[DMA], &BindOptions::default()).unwrap();
+    binding.unbind(&[DMA], false).unwrap();
     let device = host.find(DMA).unwrap().unwrap();
     assert_eq!(device.driver_override().unwrap(), some("dma-pl330"));
     assert_eq!(device.driver().unwrap(), some("dma-pl330"));
@@ -64,7 +64,7 @@ fn a_device_bound_by_hand_goes_to_the_driver_that_wants_it() {
     fake.mkdir("sys/bus/platform/drivers/dma-pl330");
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.natural.insert(DMA, "dma-pl330");
-    let released = Handover::new(&host, &kernel).unbind(&[DMA], false).unwrap();
+    let released = DriverBinding::new(&host, &kernel).unbind(&[DMA], false).unwrap();
     assert_eq!(released[0].driver, some("dma-pl330"));
 }
 
@@ -85,13 +85,14 @@ fn a_failure_undoes_what_was_done_before() {
         let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
         break_it(&mut kernel);
         let second = if expected.contains("no device") { "2c0f0000.dma" } else { AMBA };
-        let error =
-            Handover::new(&host, &kernel).bind(&[DMA, second], &Wanted::default()).unwrap_err();
+        let error = DriverBinding::new(&host, &kernel)
+            .bind(&[DMA, second], &BindOptions::default())
+            .unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert!(error.help().is_some(), "{error}");
         assert_eq!(drivers(&fake), [some("dma-pl330"), None], "{expected}");
         let first = host.find(DMA).unwrap().unwrap();
-        assert_eq!(host.record(&first).unwrap(), None, "{expected}");
+        assert_eq!(BindRecords::of(&host).read(&first).unwrap(), None, "{expected}");
     }
 }
 
@@ -101,8 +102,9 @@ fn a_refusal_for_want_of_a_reset_is_told_as_such() {
     fake.write("sys/module/vfio_platform/parameters/reset_required", "Y\n");
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.refuses.push(("vfio-platform", DMA));
-    let error = Handover::new(&host, &kernel).bind(&[DMA], &Wanted::default()).unwrap_err();
-    assert!(matches!(error, HandoverError::Assign(AssignError::ResetRequired { .. })), "{error}");
+    let error =
+        DriverBinding::new(&host, &kernel).bind(&[DMA], &BindOptions::default()).unwrap_err();
+    assert!(matches!(error, BindError::Assign(AssignError::ResetRequired { .. })), "{error}");
     assert_eq!(drivers(&fake)[0], some("dma-pl330"), "given back");
 }
 
@@ -112,15 +114,17 @@ fn what_can_never_be_assigned_is_not_touched() {
     fake.device("platform", DMA, Some("dma-pl330"), None);
     let host = fake.host();
     let kernel = FakeKernel::new(&fake);
-    let error = Handover::new(&host, &kernel).bind(&[DMA], &Wanted::default()).unwrap_err();
-    assert!(matches!(error, HandoverError::Assign(AssignError::NoGroup { .. })), "{error}");
+    let error =
+        DriverBinding::new(&host, &kernel).bind(&[DMA], &BindOptions::default()).unwrap_err();
+    assert!(matches!(error, BindError::Assign(AssignError::NoGroup { .. })), "{error}");
 
     let bare = FakeHost::new();
     bare.device("platform", DMA, Some("dma-pl330"), Some(3));
     let host = bare.host();
     let bare_kernel = FakeKernel::new(&bare);
-    let error = Handover::new(&host, &bare_kernel).bind(&[DMA], &Wanted::default()).unwrap_err();
-    assert!(matches!(error, HandoverError::Assign(AssignError::NoVfioDriver { .. })), "{error}");
+    let error =
+        DriverBinding::new(&host, &bare_kernel).bind(&[DMA], &BindOptions::default()).unwrap_err();
+    assert!(matches!(error, BindError::Assign(AssignError::NoVfioDriver { .. })), "{error}");
     assert!(kernel.writes().is_empty() && bare_kernel.writes().is_empty());
 }
 
@@ -134,12 +138,13 @@ fn a_group_is_taken_whole_though_it_comes_with_the_driver() {
     fake.write("sys/devices/pci/0000:00:01.0/class", "0x060400\n");
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.groups.insert(DMA, 7);
-    let handover = Handover::new(&host, &kernel);
-    let bound = handover.bind(&[DMA], &Wanted { group: true, ..Wanted::default() }).unwrap();
+    let binding = DriverBinding::new(&host, &kernel);
+    let bound =
+        binding.bind(&[DMA], &BindOptions { group: true, ..BindOptions::default() }).unwrap();
     let names: Vec<_> = bound.iter().map(|bound| bound.device.name()).collect();
     assert_eq!(names, [DMA, AMBA], "and not the bridge");
     assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
-    handover.unbind(&[AMBA], true).unwrap();
+    binding.unbind(&[AMBA], true).unwrap();
     assert_eq!(drivers(&fake), [None, some("dma-pl330")]);
 }
 
@@ -150,8 +155,8 @@ fn a_group_whose_other_device_refuses_is_left_as_it_was() {
     fake.device("amba", AMBA, Some("dma-pl330"), Some(7));
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.refuses.push(("vfio-amba", AMBA));
-    Handover::new(&host, &kernel)
-        .bind(&[DMA], &Wanted { group: true, ..Wanted::default() })
+    DriverBinding::new(&host, &kernel)
+        .bind(&[DMA], &BindOptions { group: true, ..BindOptions::default() })
         .unwrap_err();
     assert_eq!(drivers(&fake), [some("dma-pl330"), some("dma-pl330")]);
 }
@@ -162,30 +167,30 @@ fn one_that_was_killed_half_way_is_repaired() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let device = host.find(DMA).unwrap().unwrap();
-    let record = Record { driver: some("dma-pl330"), driver_override: None };
-    Ledger::of(&host).write(&device, &record).unwrap();
+    let record = BindRecord { driver: some("dma-pl330"), driver_override: None };
+    BindRecords::of(&host).write(&device, &record).unwrap();
     kernel.write(&device.path().join("driver_override"), "vfio-platform").unwrap();
     kernel.write(&device.path().join("driver/unbind"), DMA).unwrap();
-    let released = Handover::new(&host, &kernel).unbind(&[DMA], false).unwrap();
+    let released = DriverBinding::new(&host, &kernel).unbind(&[DMA], false).unwrap();
     assert_eq!(released[0].driver, some("dma-pl330"));
-    assert_eq!(host.record(&device).unwrap(), None);
+    assert_eq!(BindRecords::of(&host).read(&device).unwrap(), None);
 }
 
 #[test]
 fn a_driver_that_is_gone_is_named_and_remembered() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
-    let handover = Handover::new(&host, &kernel);
-    handover.bind(&[DMA], &Wanted::default()).unwrap();
+    let binding = DriverBinding::new(&host, &kernel);
+    binding.bind(&[DMA], &BindOptions::default()).unwrap();
     std::fs::remove_dir(fake.path("sys/bus/platform/drivers/dma-pl330")).unwrap();
-    let error = handover.unbind(&[DMA], false).unwrap_err();
+    let error = binding.unbind(&[DMA], false).unwrap_err();
     assert_eq!(
         error.help().unwrap(),
         "modprobe dma-pl330 && strait device unbind 2c0a0000.dma",
         "{error}"
     );
     fake.mkdir("sys/bus/platform/drivers/dma-pl330");
-    assert_eq!(handover.unbind(&[DMA], false).unwrap()[0].driver, some("dma-pl330"));
+    assert_eq!(binding.unbind(&[DMA], false).unwrap()[0].driver, some("dma-pl330"));
 }
 
 /// A device whose disk is mounted.
@@ -201,8 +206,8 @@ fn mounted() -> FakeHost {
 fn what_the_host_uses_is_refused_before_anything_is_done() {
     let fake = mounted();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
-    let handover = Handover::new(&host, &kernel);
-    let error = handover.bind(&[AMBA, DMA], &Wanted::default()).unwrap_err();
+    let binding = DriverBinding::new(&host, &kernel);
+    let error = binding.bind(&[AMBA, DMA], &BindOptions::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "2c0a0000.dma can't be taken: the host uses it: sda is mounted on /mnt"
@@ -210,8 +215,8 @@ fn what_the_host_uses_is_refused_before_anything_is_done() {
     let help = error.help().unwrap();
     assert!(help.starts_with("umount /mnt\nor --force, "), "{help}");
     assert!(kernel.writes().is_empty(), "not even the other one is touched");
-    let wanted = Wanted { force: true, ..Wanted::default() };
-    handover.bind(&[AMBA, DMA], &wanted).unwrap();
+    let options = BindOptions { force: true, ..BindOptions::default() };
+    binding.bind(&[AMBA, DMA], &options).unwrap();
     assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
 }
 
@@ -220,10 +225,10 @@ fn a_member_of_the_group_that_the_host_uses_is_refused_too() {
     let fake = mounted();
     fake.device("pci", "0000:00:05.0", Some("driver"), Some(3));
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
-    let handover = Handover::new(&host, &kernel);
-    let group = Wanted { group: true, ..Wanted::default() };
-    let error = handover.bind(&["0000:00:05.0"], &group).unwrap_err();
-    assert!(matches!(&error, HandoverError::UsedByHost { name, .. } if name == DMA), "{error}");
+    let binding = DriverBinding::new(&host, &kernel);
+    let group = BindOptions { group: true, ..BindOptions::default() };
+    let error = binding.bind(&["0000:00:05.0"], &group).unwrap_err();
+    assert!(matches!(&error, BindError::UsedByHost { name, .. } if name == DMA), "{error}");
     assert!(kernel.writes().is_empty());
 }
 
@@ -233,8 +238,9 @@ fn a_bridge_is_not_touched() {
     fake.device("pci", "0000:00:01.0", Some("pcieport"), Some(3));
     fake.write("sys/devices/pci/0000:00:01.0/class", "0x060400\n");
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
-    let error = Handover::new(&host, &kernel).bind(&["00:01.0"], &Wanted::default()).unwrap_err();
-    assert!(matches!(error, HandoverError::Assign(AssignError::Bridge { .. })), "{error}");
+    let error =
+        DriverBinding::new(&host, &kernel).bind(&["00:01.0"], &BindOptions::default()).unwrap_err();
+    assert!(matches!(error, BindError::Assign(AssignError::Bridge { .. })), "{error}");
     assert!(kernel.writes().is_empty());
 }
 
@@ -243,7 +249,8 @@ fn a_driver_that_hangs_is_left_alone_and_what_was_before_is_remembered() {
     let fake = two();
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.hangs.push("2c0a0000.dma/driver/unbind");
-    let error = Handover::new(&host, &kernel).bind(&[AMBA, DMA], &Wanted::default()).unwrap_err();
+    let error =
+        DriverBinding::new(&host, &kernel).bind(&[AMBA, DMA], &BindOptions::default()).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("process 7") && text.contains("p9_virtio_remove"), "{text}");
     assert!(error.help().unwrap().ends_with("strait device unbind 2c0a0000.dma"));
@@ -251,7 +258,10 @@ fn a_driver_that_hangs_is_left_alone_and_what_was_before_is_remembered() {
     assert!(last.0.ends_with("driver/unbind"), "{last:?}");
     assert_eq!(drivers(&fake)[1], None, "the other one is given back");
     let device = host.find(DMA).unwrap().unwrap();
-    assert_eq!(host.record(&device).unwrap().and_then(|r| r.driver), some("dma-pl330"));
+    assert_eq!(
+        BindRecords::of(&host).read(&device).unwrap().and_then(|r| r.driver),
+        some("dma-pl330")
+    );
 }
 
 /// Whoever runs the test: the one to whom files can be given.
@@ -266,7 +276,7 @@ fn an_owner_stays_one_when_the_device_is_given_back_and_taken_again() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
-    let handover = Handover::new(&host, &kernel);
+    let binding = DriverBinding::new(&host, &kernel);
     let mode = || fake.path("dev/vfio/3").metadata().unwrap().mode() & 0o777;
     let close = || {
         let closed = std::fs::Permissions::from_mode(0o600);
@@ -274,15 +284,17 @@ fn an_owner_stays_one_when_the_device_is_given_back_and_taken_again() {
     };
     close();
     let owner = Some(me());
-    handover.bind(&[DMA], &Wanted { owner, ..Wanted::default() }).unwrap();
+    binding.bind(&[DMA], &BindOptions { owner, ..BindOptions::default() }).unwrap();
     assert_eq!(mode(), 0o660);
-    handover.unbind(&[DMA], false).unwrap();
+    binding.unbind(&[DMA], false).unwrap();
     close();
-    handover.bind(&[DMA], &Wanted::default()).unwrap();
+    binding.bind(&[DMA], &BindOptions::default()).unwrap();
     assert_eq!(mode(), 0o660, "as it was");
     // One that is bound can still get one.
     close();
-    assert!(handover.bind(&[DMA], &Wanted { owner, ..Wanted::default() }).unwrap()[0].already);
+    assert!(
+        binding.bind(&[DMA], &BindOptions { owner, ..BindOptions::default() }).unwrap()[0].already
+    );
     assert_eq!(mode(), 0o660);
 }
 
@@ -290,13 +302,13 @@ fn an_owner_stays_one_when_the_device_is_given_back_and_taken_again() {
 fn what_is_bound_already_needs_nothing_written() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
-    let handover = Handover::new(&host, &kernel);
-    handover.bind(&[DMA], &Wanted::default()).unwrap();
+    let binding = DriverBinding::new(&host, &kernel);
+    binding.bind(&[DMA], &BindOptions::default()).unwrap();
     let writes = kernel.writes().len();
     // Where nothing can be remembered, as for a user without privileges.
     std::fs::remove_dir_all(fake.path("run")).unwrap();
     fake.write("run", "");
-    assert!(handover.bind(&[DMA], &Wanted::default()).unwrap()[0].already);
+    assert!(binding.bind(&[DMA], &BindOptions::default()).unwrap()[0].already);
     assert_eq!(kernel.writes().len(), writes);
-    assert!(handover.bind(&[DMA, AMBA], &Wanted::default()).is_err());
+    assert!(binding.bind(&[DMA, AMBA], &BindOptions::default()).is_err());
 }

@@ -3,60 +3,61 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::super::super::assign::AssignError;
-use super::super::{Bus, HostUse, Hung, Process, ReadError, RecordError, named};
+use super::super::assign::AssignError;
+use super::super::host::{Bus, HostUse, Process, ReadError, named};
+use super::{BindRecordError, HungWrite};
 
 /// Why a device's driver couldn't be changed, and what to type.
 #[derive(Debug, thiserror::Error)]
-pub enum HandoverError {
-    /// It can't be assigned whatever its driver.
+pub enum BindError {
+    /// It can't be assigned, whatever its driver.
     #[error(transparent)]
     Assign(#[from] AssignError),
-    /// The kernel refused a step.
+    /// A sysfs attribute couldn't be written.
     #[error("{name} can't change its driver: {} doesn't take {value:?}", path.display())]
     Write {
         /// The device.
         name: String,
         /// The attribute.
         path: PathBuf,
-        /// What was written.
+        /// The value.
         value: String,
-        /// What the kernel answered.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The kernel doesn't come back from a step.
+    /// The write of a sysfs attribute doesn't return.
     #[error("{name} can't change its driver: {value:?} was written to {}, and {hung}", path.display())]
     Hung {
         /// The device.
         name: String,
         /// The attribute.
         path: PathBuf,
-        /// What was written.
+        /// The value.
         value: String,
-        /// What is known of why.
-        hung: Hung,
+        /// The write.
+        hung: HungWrite,
     },
-    /// The host uses it.
+    /// The host uses the device.
     #[error("{name} can't be taken: the host uses it: {}", list(uses))]
     UsedByHost {
         /// The device.
         name: String,
-        /// What for.
+        /// The uses.
         uses: Vec<HostUse>,
     },
-    /// Its files can't be given to a user.
+    /// The owner of its files can't be changed.
     #[error("{name}: {} can't be given to its owner", path.display())]
     Owner {
         /// The device.
         name: String,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of `chown(2)` or `chmod(2)`.
         #[source]
         source: io::Error,
     },
-    /// The driver was asked, and left the device alone.
+    /// The driver was told to probe the device, and didn't bind to it.
     #[error("{driver} doesn't take {name}{}", now.as_ref().map_or(String::new(), |now|
         format!(": its driver is {now}")))]
     NotTaken {
@@ -64,23 +65,23 @@ pub enum HandoverError {
         name: String,
         /// The driver.
         driver: String,
-        /// The driver that it has instead.
+        /// The driver it is bound to instead.
         now: Option<String>,
     },
-    /// Somebody has it open, and the kernel would wait for them.
+    /// A process has it open through VFIO, and unbinding it would wait for that process.
     #[error("{name} can't be taken from VFIO: another process uses {}{}", path.display(),
         named(users))]
     InUse {
         /// The device.
         name: String,
-        /// Those processes, as far as they can be seen.
+        /// Those processes that this user can see.
         users: Vec<Process>,
-        /// The file that tells.
+        /// The file that shows it.
         path: PathBuf,
-        /// The files by which that process can have it.
+        /// The files through which a process can have it open.
         files: Vec<PathBuf>,
     },
-    /// The driver it had is gone.
+    /// Its driver before isn't in the kernel any more.
     #[error("{name} can't be given back: the host's kernel has no driver {driver} any more")]
     DriverGone {
         /// The device.
@@ -90,21 +91,23 @@ pub enum HandoverError {
         /// Its bus.
         bus: Bus,
     },
-    /// What was can't be remembered or recalled.
+    /// The record of its driver can't be read or written.
     #[error(transparent)]
-    Record(#[from] RecordError),
-    /// The host can't be looked at.
+    BindRecord(#[from] BindRecordError),
+    /// Sysfs can't be read.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
-impl HandoverError {
-    /// What mends it.
+impl BindError {
+    /// The remedy.
     #[cold]
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),
-            Self::Write { source, .. } | Self::Record(RecordError { source, .. }) => denied(source),
+            Self::Write { source, .. } | Self::BindRecord(BindRecordError { source, .. }) => {
+                denied(source)
+            }
             Self::Owner { source, .. } => denied(source),
             Self::Hung { name, .. } => Some(format!(
                 "dmesg | tail, which may have the driver's own words; once what it waits for is over: \
@@ -137,12 +140,12 @@ fn denied(source: &io::Error) -> Option<String> {
     }
 }
 
-/// What the host uses a device for.
+/// The uses of a device, for a message.
 fn list(uses: &[HostUse]) -> String {
     uses.iter().map(|of| of.what.as_str()).collect::<Vec<_>>().join("; ")
 }
 
-/// How that is ended, or passed over.
+/// The commands that end the uses, or the option that ignores them.
 fn end(uses: &[HostUse]) -> String {
     let ends: Vec<&str> = uses.iter().filter_map(|of| of.end.as_deref()).collect();
     let anyway = "--force, if the host can do without and what isn't written yet may be lost";

@@ -1,72 +1,74 @@
-//! Changing a device's driver to VFIO's and back.
+//! Binding devices to VFIO's drivers, and back to the drivers they had.
 //!
 //! The driver core's interface (`Documentation/ABI/testing/sysfs-bus-platform`, `sysfs-bus-pci`,
 //! `Documentation/driver-api/driver-model/binding.rst`): `driver_override` names the one driver that
-//! may have a device, `driver/unbind` takes it from its driver, `drivers_probe` offers it to those
-//! that may. None of them says whether a driver took it: that is looked at afterwards.
+//! may bind to a device, `driver/unbind` unbinds it, `drivers_probe` has the drivers that match probe
+//! it. None of them reports whether a driver bound: the `driver` link shows that afterwards.
 //!
-//! What was there before is written down first ([`Record`]), so that a process that is killed
-//! half-way leaves a device that [`Handover::unbind`] restores.
+//! The binding before is recorded first ([`BindRecord`]), so that [`DriverBinding::unbind`] can restore
+//! the device of a process that was killed half-way.
 //!
-//! What the host itself uses ([`Usage`]) is refused before anything is written, and a write that the
-//! kernel doesn't come back from is given up: nothing more is tried on that device then, since the
-//! kernel has it locked.
+//! Devices that the host uses ([`Usage`]) are refused before anything is written. A write that doesn't
+//! return is abandoned: nothing more is written to that device, since the kernel holds its lock.
 
 mod error;
+mod record;
+mod sysfs_write;
 
 use std::path::{Path, PathBuf};
 
-pub use error::HandoverError;
+pub use error::BindError;
+pub use record::{BindRecord, BindRecordError, BindRecords, Owner};
+pub use sysfs_write::{AttributeWriter, HungWrite, Sysfs, WriteError};
 
-use super::super::assign::{self, AssignError};
-use super::super::sys::{DeviceFile, Iommufd};
-use super::record::Ledger;
-use super::{Attributes, Bus, Host, HostDevice, OpenFiles, Owner, Record, Usage, WriteError};
+use super::assign::{self, AssignError};
+use super::host::{Bus, Host, HostDevice, OpenFiles, Usage};
+use super::uapi::{DeviceFile, Iommufd};
 
-/// How devices are to be given to VFIO.
+/// How devices are to be bound to VFIO.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// With all devices of their IOMMU groups.
+pub struct BindOptions {
+    /// Bind all devices of their IOMMU groups.
     pub group: bool,
-    /// Also those that the host uses.
+    /// Bind also those that the host uses.
     pub force: bool,
-    /// Whose their files are to be, now and whenever they are given to VFIO again.
+    /// The owner of their files, now and whenever they are bound to VFIO again.
     pub owner: Option<Owner>,
 }
 
-/// A device that VFIO's driver has now.
+/// A device that is bound to VFIO's driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bound {
+pub struct BoundDevice {
     /// The device.
     pub device: HostDevice,
     /// The driver before.
     pub before: Option<String>,
-    /// It was VFIO's already: nothing was done.
+    /// It was bound to it already: nothing was written.
     pub already: bool,
 }
 
-/// A device that VFIO's driver has no longer.
+/// A device that is no longer bound to VFIO's driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Released {
+pub struct ReleasedDevice {
     /// The device.
     pub device: HostDevice,
     /// Its driver now.
     pub driver: Option<String>,
-    /// It wasn't VFIO's: nothing was done.
+    /// It wasn't bound to it: nothing was written.
     pub already: bool,
 }
 
-/// Changes drivers on a host.
-pub struct Handover<'a> {
+/// Changes the drivers of a host's devices.
+pub struct DriverBinding<'a> {
     host: &'a Host,
-    sysfs: &'a dyn Attributes,
-    ledger: Ledger,
+    sysfs: &'a dyn AttributeWriter,
+    records: BindRecords,
 }
 
-impl<'a> Handover<'a> {
-    /// On this host, by writing to these attributes.
-    pub fn new(host: &'a Host, sysfs: &'a dyn Attributes) -> Self {
-        Self { host, sysfs, ledger: Ledger::of(host) }
+impl<'a> DriverBinding<'a> {
+    /// Changes drivers on this host by this writer.
+    pub fn new(host: &'a Host, sysfs: &'a dyn AttributeWriter) -> Self {
+        Self { host, sysfs, records: BindRecords::of(host) }
     }
 
     /// Binds these devices to VFIO's drivers. All of them or none: what was done is undone when one
@@ -75,26 +77,26 @@ impl<'a> Handover<'a> {
     ///
     /// # Errors
     ///
-    /// The first thing that stood in the way.
+    /// Of the first device that couldn't be bound.
     #[cold]
     pub fn bind<S: AsRef<str>>(
         &self,
         names: &[S],
-        wanted: &Wanted,
-    ) -> Result<Vec<Bound>, HandoverError> {
+        options: &BindOptions,
+    ) -> Result<Vec<BoundDevice>, BindError> {
         let devices = self.devices(names)?;
         let with_vfio = devices.iter().all(|device| matches!(device.is_with_vfio(), Ok(true)));
-        if with_vfio && !wanted.group && wanted.owner.is_none() {
+        if with_vfio && !options.group && options.owner.is_none() {
             return devices.into_iter().map(|device| self.take(device)).collect();
         }
-        let _lock = self.ledger.lock()?;
+        let _lock = self.records.lock()?;
         let mut bound = Vec::new();
-        self.bind_all(devices, wanted, &mut bound).inspect_err(|_| self.undo(&bound))?;
+        self.bind_all(devices, options, &mut bound).inspect_err(|_| self.undo(&bound))?;
         Ok(bound)
     }
 
-    /// Gives these devices back to the drivers they had, with all devices of their groups where
-    /// `group`. One that fails doesn't keep the others.
+    /// Binds these devices to the drivers they had, with all devices of their groups where `group`. A
+    /// failure doesn't stop the others.
     ///
     /// # Errors
     ///
@@ -104,9 +106,9 @@ impl<'a> Handover<'a> {
         &self,
         names: &[S],
         group: bool,
-    ) -> Result<Vec<Released>, HandoverError> {
+    ) -> Result<Vec<ReleasedDevice>, BindError> {
         let mut devices = self.devices(names)?;
-        let _lock = self.ledger.lock()?;
+        let _lock = self.records.lock()?;
         if group {
             for member in devices.clone().iter().map(|device| self.host.members_with(device)) {
                 add_new(&mut devices, member?);
@@ -116,7 +118,7 @@ impl<'a> Handover<'a> {
         results.into_iter().collect()
     }
 
-    fn devices<S: AsRef<str>>(&self, names: &[S]) -> Result<Vec<HostDevice>, HandoverError> {
+    fn devices<S: AsRef<str>>(&self, names: &[S]) -> Result<Vec<HostDevice>, BindError> {
         let mut devices = Vec::new();
         for name in names.iter().map(S::as_ref) {
             let found = self.host.find(name)?;
@@ -130,20 +132,20 @@ impl<'a> Handover<'a> {
     fn bind_all(
         &self,
         mut devices: Vec<HostDevice>,
-        wanted: &Wanted,
-        bound: &mut Vec<Bound>,
-    ) -> Result<(), HandoverError> {
-        if wanted.group {
+        options: &BindOptions,
+        bound: &mut Vec<BoundDevice>,
+    ) -> Result<(), BindError> {
+        if options.group {
             for device in devices.clone() {
                 add_new(&mut devices, self.host.members_with(&device)?);
             }
         }
-        let usage = (!wanted.force).then(|| Usage::of(self.host));
-        let check = |device: &HostDevice, all: &[HostDevice]| -> Result<(), HandoverError> {
+        let usage = (!options.force).then(|| Usage::of(self.host));
+        let check = |device: &HostDevice, all: &[HostDevice]| -> Result<(), BindError> {
             self.check(device)?;
             match usage.as_ref().map(|usage| usage.of_device(device, all)) {
                 Some(uses) if !uses.is_empty() => {
-                    Err(HandoverError::UsedByHost { name: device.name().to_owned(), uses })
+                    Err(BindError::UsedByHost { name: device.name().to_owned(), uses })
                 }
                 _ => Ok(()),
             }
@@ -152,8 +154,8 @@ impl<'a> Handover<'a> {
         let mut next = 0;
         while let Some(device) = devices.get(next).cloned() {
             bound.push(self.take(device.clone())?);
-            self.give_files(&device, wanted.owner)?;
-            if wanted.group {
+            self.give_files(&device, options.owner)?;
+            if options.group {
                 // A platform device may have got its group just with the driver.
                 let known = devices.len();
                 add_new(&mut devices, self.host.members_with(&device)?);
@@ -166,7 +168,7 @@ impl<'a> Handover<'a> {
     }
 
     /// Checks that a device can be taken, before anything is done to it.
-    fn check(&self, device: &HostDevice) -> Result<(), HandoverError> {
+    fn check(&self, device: &HostDevice) -> Result<(), BindError> {
         let (name, bus) = (device.name().to_owned(), device.bus());
         if device.is_with_vfio()? {
             return Ok(());
@@ -183,33 +185,33 @@ impl<'a> Handover<'a> {
         Ok(())
     }
 
-    /// Gives a bound device's files to `owner`, or else to the one that is remembered.
-    fn give_files(&self, device: &HostDevice, owner: Option<Owner>) -> Result<(), HandoverError> {
-        let Some(to) = owner.or_else(|| self.ledger.owner(device)) else { return Ok(()) };
+    /// Makes a bound device's files `owner`'s, or else the recorded owner's.
+    fn give_files(&self, device: &HostDevice, owner: Option<Owner>) -> Result<(), BindError> {
+        let Some(to) = owner.or_else(|| self.records.owner(device)) else { return Ok(()) };
         for path in self.host.files_of(device) {
-            to.take(&path).map_err(|source| HandoverError::Owner {
+            to.chown(&path).map_err(|source| BindError::Owner {
                 name: device.name().to_owned(),
                 path,
                 source,
             })?;
         }
-        Ok(owner.map_or(Ok(()), |owner| self.ledger.write_owner(device, owner))?)
+        Ok(owner.map_or(Ok(()), |owner| self.records.write_owner(device, owner))?)
     }
 
-    /// Binds one device; as it was before if that fails, unless the kernel still has it locked.
+    /// Binds one device; restores it if that fails, unless a write is still under way.
     #[cold]
-    fn take(&self, device: HostDevice) -> Result<Bound, HandoverError> {
+    fn take(&self, device: HostDevice) -> Result<BoundDevice, BindError> {
         let before = device.driver()?;
         if before.as_deref() == Some(device.bus().vfio_driver()) {
-            return Ok(Bound { device, before, already: true });
+            return Ok(BoundDevice { device, before, already: true });
         }
-        // An override that names VFIO's driver is what somebody left who was interrupted.
+        // An override that names VFIO's driver is left from an interrupted bind.
         let mut driver_override = device.driver_override()?;
         driver_override = driver_override.filter(|driver| driver != device.bus().vfio_driver());
-        self.ledger.write(&device, &Record { driver: before.clone(), driver_override })?;
+        self.records.write(&device, &BindRecord { driver: before.clone(), driver_override })?;
         match self.change(&device, before.is_some()) {
-            Ok(()) => Ok(Bound { device, before, already: false }),
-            Err(error @ HandoverError::Hung { .. }) => Err(error),
+            Ok(()) => Ok(BoundDevice { device, before, already: false }),
+            Err(error @ BindError::Hung { .. }) => Err(error),
             Err(error) => {
                 self.give_back_or_log(&device);
                 Err(error)
@@ -217,8 +219,8 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Has VFIO's driver, and no other, take a device.
-    fn change(&self, device: &HostDevice, bound: bool) -> Result<(), HandoverError> {
+    /// Unbinds a device and has VFIO's driver probe it.
+    fn change(&self, device: &HostDevice, bound: bool) -> Result<(), BindError> {
         let driver = device.bus().vfio_driver();
         self.write(device, device.path().join("driver_override"), driver)?;
         if bound {
@@ -234,10 +236,10 @@ impl<'a> Handover<'a> {
         if platform && self.host.flag("vfio_platform", "reset_required")? == Some(true) {
             return Err(AssignError::ResetRequired { name }.into());
         }
-        Err(HandoverError::NotTaken { name, driver: driver.to_owned(), now })
+        Err(BindError::NotTaken { name, driver: driver.to_owned(), now })
     }
 
-    fn undo(&self, bound: &[Bound]) {
+    fn undo(&self, bound: &[BoundDevice]) {
         let changed = bound.iter().rev().filter(|bound| !bound.already);
         changed.for_each(|bound| self.give_back_or_log(&bound.device));
     }
@@ -249,19 +251,19 @@ impl<'a> Handover<'a> {
     }
 
     #[cold]
-    fn give_back(&self, device: &HostDevice) -> Result<Released, HandoverError> {
+    fn give_back(&self, device: &HostDevice) -> Result<ReleasedDevice, BindError> {
         let vfio = device.bus().vfio_driver();
-        let record = self.ledger.read(device)?;
+        let record = self.records.read(device)?;
         let now = device.driver()?;
         let ours = |driver: &Option<String>| driver.as_deref() == Some(vfio);
         if record.is_none() && !ours(&now) && !ours(&device.driver_override()?) {
-            return Ok(Released { device: device.clone(), driver: now, already: true });
+            return Ok(ReleasedDevice { device: device.clone(), driver: now, already: true });
         }
         if ours(&now) {
             self.check_unused(device)?;
         }
         let before = record.as_ref().and_then(|record| record.driver_override.as_deref());
-        // A line end alone clears it.
+        // A newline alone clears it.
         self.write(device, device.path().join("driver_override"), before.unwrap_or("\n"))?;
         if ours(&now) {
             self.write(device, device.path().join("driver/unbind"), device.name())?;
@@ -269,13 +271,12 @@ impl<'a> Handover<'a> {
         if device.driver()?.is_none() {
             self.restore(device, record.as_ref())?;
         }
-        self.ledger.remove(device)?;
-        Ok(Released { device: device.clone(), driver: device.driver()?, already: false })
+        self.records.remove(device)?;
+        Ok(ReleasedDevice { device: device.clone(), driver: device.driver()?, already: false })
     }
 
-    /// Binds a device without a driver to the one it had, or where that isn't known, to the one that
-    /// wants it.
-    fn restore(&self, device: &HostDevice, record: Option<&Record>) -> Result<(), HandoverError> {
+    /// Binds a device without a driver to the one it had, or if there is no record, to one that matches.
+    fn restore(&self, device: &HostDevice, record: Option<&BindRecord>) -> Result<(), BindError> {
         let Some(record) = record else {
             return self.write(device, self.bus(device).join("drivers_probe"), device.name());
         };
@@ -283,25 +284,25 @@ impl<'a> Handover<'a> {
         let directory = self.bus(device).join("drivers").join(driver);
         let (name, driver) = (device.name().to_owned(), driver.clone());
         if !directory.exists() {
-            return Err(HandoverError::DriverGone { name, driver, bus: device.bus() });
+            return Err(BindError::DriverGone { name, driver, bus: device.bus() });
         }
         let written = self.write(device, directory.join("bind"), device.name());
         match device.driver()? {
-            // Perhaps by somebody who asked for it before, and was only answered now.
+            // Also by a write that was abandoned and has returned meanwhile.
             now if now.as_deref() == Some(&*driver) => Ok(()),
-            now => written.and(Err(HandoverError::NotTaken { name, driver, now })),
+            now => written.and(Err(BindError::NotTaken { name, driver, now })),
         }
     }
 
-    /// Checks that nobody has the device or its group in use: the kernel would wait for them.
-    fn check_unused(&self, device: &HostDevice) -> Result<(), HandoverError> {
+    /// Checks that no process has the device or its group open: unbinding would wait for it.
+    fn check_unused(&self, device: &HostDevice) -> Result<(), BindError> {
         let Some(group) = device.group()? else { return Ok(()) };
         let path = self.host.group_node(group);
         let users = OpenFiles::of(self.host).users_by_vfio(self.host, device);
         if !users.is_empty() {
             let (name, files) = (device.name().to_owned(), self.host.files_of(device));
             let path = files.first().cloned().unwrap_or(path);
-            return Err(HandoverError::InUse { name, users, path, files });
+            return Err(BindError::InUse { name, users, path, files });
         }
         let path = if self.host.is_group_busy(device) {
             path
@@ -315,7 +316,7 @@ impl<'a> Handover<'a> {
             }
         };
         let (name, files) = (device.name().to_owned(), self.host.files_of(device));
-        Err(HandoverError::InUse { name, users, path, files })
+        Err(BindError::InUse { name, users, path, files })
     }
 
     fn bus(&self, device: &HostDevice) -> PathBuf {
@@ -327,21 +328,21 @@ impl<'a> Handover<'a> {
         device: &HostDevice,
         path: impl AsRef<Path>,
         value: &str,
-    ) -> Result<(), HandoverError> {
+    ) -> Result<(), BindError> {
         let path = path.as_ref();
         self.sysfs.write(path, value).map_err(|error| {
             let (name, path) = (device.name().to_owned(), path.to_owned());
             let value = value.trim_end().to_owned();
             match error {
-                WriteError::Refused(source) => HandoverError::Write { name, path, value, source },
-                WriteError::Hung(hung) => HandoverError::Hung { name, path, value, hung },
+                WriteError::Refused(source) => BindError::Write { name, path, value, source },
+                WriteError::Hung(hung) => BindError::Hung { name, path, value, hung },
             }
         })
     }
 }
 
-/// Whether somebody has bound a device to an iommufd, for hosts without files of groups. Its own file
-/// doesn't tell until it is to be bound once more.
+/// Whether a process has bound a device to an iommufd, for hosts without group files. Only an attempt
+/// to bind it shows that.
 fn is_bound(cdev: &Path, iommufd: &Path) -> bool {
     let (Ok(device), Ok(iommufd)) = (DeviceFile::open(cdev), Iommufd::open(iommufd)) else {
         return false;
@@ -349,7 +350,7 @@ fn is_bound(cdev: &Path, iommufd: &Path) -> bool {
     device.bind(&iommufd).is_err_and(|error| error.is(libc::EINVAL))
 }
 
-/// Adds those of `more` that aren't there yet.
+/// Adds those of `more` that aren't among `devices`.
 fn add_new(devices: &mut Vec<HostDevice>, more: Vec<HostDevice>) {
     for device in more {
         if !devices.contains(&device) {

@@ -6,7 +6,7 @@ use super::{IoctlError, Request};
 
 /// The most that a structure with its capabilities may take, in bytes: thousands of ranges. More
 /// is taken for nonsense.
-const LIMIT: usize = 1 << 20;
+const MAX_ANSWER: usize = 1 << 20;
 
 /// The capabilities of a structure, of which `bytes` are all, from the one at `first`: the identity
 /// of each and what there is from its header on. A chain that breaks ends where it breaks.
@@ -28,14 +28,14 @@ pub(super) fn capabilities(bytes: &[u8], first: u32) -> impl Iterator<Item = (u3
 /// least `least`, and the structure's first field, `argsz`, set accordingly.
 pub(super) fn room(request: Request, wanted: u32, least: usize) -> Result<Vec<u64>, IoctlError> {
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-    if wanted > LIMIT {
+    if wanted > MAX_ANSWER {
         return Err(
             request.refused(io::ErrorKind::InvalidData, "the kernel's answer is larger than 1 MiB")
         );
     }
     // Of u64, for the structure's alignment.
     let mut words = vec![0u64; wanted.max(least).div_ceil(8)];
-    #[expect(clippy::cast_possible_truncation, reason = "bounded by LIMIT")]
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by MAX_ANSWER")]
     let size = (words.len() * 8) as u32;
     if let Some(first) = words.first_mut() {
         *first = pair(size, 0);

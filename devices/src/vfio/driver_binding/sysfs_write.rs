@@ -1,9 +1,11 @@
-//! A write by a process of its own.
+//! Writes to sysfs attributes, each by a child process.
 //!
-//! A driver's `remove` may wait for ever for whoever uses its device, deaf to all signals. A thread
-//! that waits so keeps its process from ending; a child doesn't keep its parent.
+//! A driver's `remove` may wait without end for the users of its device, and no signal ends that wait. A
+//! thread in it would keep strait from exiting; a child process doesn't. The trait lets what changes
+//! drivers be tested without a kernel.
 
 use std::ffi::CString;
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -11,63 +13,122 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{Hung, WriteError};
 use crate::stop;
 
-/// How often it is looked whether a signal has come.
-const LOOK: Duration = Duration::from_millis(100);
+/// How long a driver may take to probe or remove a device. Those of disks and network cards take a
+/// second or two.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a signal has to wait for a write that is under way: most take less.
-const COURTESY: Duration = Duration::from_secs(1);
+/// How often the stop flag is read while a write is under way.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How many of the kernel's functions are told.
-const SHOWN: usize = 6;
+/// How long a write may still take once strait is to stop: most take less.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 
-/// Where the child has the pipe by which it answers.
-const ANSWER: RawFd = 3;
+/// How many functions of the kernel's stack are reported.
+const MAX_FUNCTIONS: usize = 6;
 
-/// Writes, and waits for so long, or less when a signal asks this process to end.
+/// The child's descriptor of the pipe by which it reports the result.
+const RESULT_FD: RawFd = 3;
+
+/// Why an attribute couldn't be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// `open(2)` or `write(2)` failed.
+    #[error(transparent)]
+    Refused(#[from] io::Error),
+    /// The write hasn't returned in time.
+    #[error("{0}")]
+    Hung(HungWrite),
+}
+
+/// A write that hasn't returned: a child process waits for it in the kernel, possibly unkillable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HungWrite {
+    /// The child process.
+    pub pid: u32,
+    /// How long strait has waited, in seconds.
+    pub seconds: u64,
+    /// The functions of the kernel in which it waits, innermost first; empty where the kernel doesn't
+    /// tell.
+    pub within: Vec<String>,
+}
+
+impl fmt::Display for HungWrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, seconds, within } = self;
+        write!(f, "the kernel hasn't answered process {pid} for {seconds} s")?;
+        match &within[..] {
+            [] => Ok(()),
+            within => write!(f, ", which waits in {}", within.join(" < ")),
+        }
+    }
+}
+
+/// Writes sysfs attributes.
+pub trait AttributeWriter {
+    /// Writes `value` to the attribute at `path` by one `write(2)`, as sysfs requires.
+    ///
+    /// # Errors
+    ///
+    /// As from `open(2)` and `write(2)`, with the error of the driver core or of a driver; or the write
+    /// doesn't return in time.
+    fn write(&self, path: &Path, value: &str) -> Result<(), WriteError>;
+}
+
+/// The attributes of the running kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sysfs;
+
+impl AttributeWriter for Sysfs {
+    #[cold]
+    fn write(&self, path: &Path, value: &str) -> Result<(), WriteError> {
+        write(path, value, WRITE_TIMEOUT)
+    }
+}
+
+/// Writes by a child process, and waits for it until `timeout`, or less once strait is to stop.
 ///
 /// Where this process may have no child or no pipe (`pids.max`, `RLIMIT_NPROC`, `RLIMIT_NOFILE`) it
-/// writes itself: devices are given back within limits too.
-pub(super) fn write(path: &Path, value: &str, patience: Duration) -> Result<(), WriteError> {
-    let Ok((answer, end)) = io::pipe() else { return write_here(path, value) };
+/// writes itself, so that devices are given back under such limits too.
+fn write(path: &Path, value: &str, timeout: Duration) -> Result<(), WriteError> {
+    let Ok((result, sender)) = io::pipe() else { return write_here(path, value) };
     let name = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)?;
     // SAFETY: the child makes system calls on what was made before, and ends.
     match unsafe { libc::fork() } {
         ..0 => write_here(path, value),
         // SAFETY: this is the child.
-        0 => unsafe { child(&name, value.as_bytes(), end.as_raw_fd()) },
+        0 => unsafe { child(&name, value.as_bytes(), sender.as_raw_fd()) },
         pid => {
-            drop(end);
-            wait(pid, answer, patience)
+            drop(sender);
+            wait(pid, result, timeout)
         }
     }
 }
 
-/// Writes without a child, for as long as it takes.
+/// Writes by this process, without a timeout.
 fn write_here(path: &Path, value: &str) -> Result<(), WriteError> {
     Ok(OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())?)
 }
 
-/// What the child does: it writes, and answers with the error number or 0.
+/// Writes and reports the error number, or 0, through `result`.
 ///
 /// # Safety
 ///
-/// To be called in a child of `fork` only. It makes nothing but system calls, since another thread of
-/// the parent may hold any lock.
-unsafe fn child(path: &CString, value: &[u8], answer: RawFd) -> ! {
+/// Only in a child of `fork`. It makes system calls only, since another thread of the parent may have
+/// held any lock.
+unsafe fn child(path: &CString, value: &[u8], result: RawFd) -> ! {
     let all = u32::MAX;
     // SAFETY: the paths are C strings, `value` and `errno` are as long as is said. What is closed is
     // the child's own. `_exit` runs nothing of the parent's.
     unsafe {
-        // Nothing that somebody else waits to be closed stays open with the child: pipes, locks.
-        libc::dup2(answer, ANSWER);
+        // Closes what others wait to see closed: pipes, locked files.
+        libc::dup2(result, RESULT_FD);
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
         for fd in libc::STDIN_FILENO..=libc::STDERR_FILENO {
             libc::dup2(null, fd);
         }
-        libc::syscall(libc::SYS_close_range, ANSWER.unsigned_abs() + 1, all, 0);
+        libc::syscall(libc::SYS_close_range, RESULT_FD.unsigned_abs() + 1, all, 0);
         let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         let written = match fd {
             ..0 => -1,
@@ -75,20 +136,21 @@ unsafe fn child(path: &CString, value: &[u8], answer: RawFd) -> ! {
         };
         let errno = if written < 0 { *libc::__errno_location() } else { 0 };
         let bytes = errno.to_ne_bytes();
-        libc::write(ANSWER, bytes.as_ptr().cast(), bytes.len());
+        libc::write(RESULT_FD, bytes.as_ptr().cast(), bytes.len());
         libc::_exit(0)
     }
 }
 
-fn wait(pid: libc::pid_t, mut answer: PipeReader, patience: Duration) -> Result<(), WriteError> {
+/// Waits for the child's result.
+fn wait(pid: libc::pid_t, mut result: PipeReader, timeout: Duration) -> Result<(), WriteError> {
     let started = Instant::now();
     loop {
-        if is_readable(answer.as_raw_fd(), LOOK.min(patience)) {
+        if is_readable(result.as_raw_fd(), POLL_INTERVAL.min(timeout)) {
             let mut errno = [0; 4];
-            let read = answer.read_exact(&mut errno);
-            // SAFETY: it is our child, about to end; no status is wanted.
+            let read = result.read_exact(&mut errno);
+            // SAFETY: it is our child, about to end; no status is options.
             unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
-            // A child that was killed has not answered.
+            // A child that was killed has reported nothing.
             read.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))?;
             return match i32::from_ne_bytes(errno) {
                 0 => Ok(()),
@@ -96,9 +158,9 @@ fn wait(pid: libc::pid_t, mut answer: PipeReader, patience: Duration) -> Result<
             };
         }
         let waited = started.elapsed();
-        if waited >= patience || (waited >= COURTESY && stop::is_requested()) {
+        if waited >= timeout || (waited >= STOP_GRACE && stop::is_requested()) {
             let (pid, seconds) = (pid.unsigned_abs(), waited.as_secs());
-            return Err(WriteError::Hung(Hung { pid, seconds, within: within(pid) }));
+            return Err(WriteError::Hung(HungWrite { pid, seconds, within: within(pid) }));
         }
     }
 }
@@ -129,7 +191,7 @@ fn functions(stack: &str) -> Vec<String> {
         let name = line.split_once("] ")?.1.split(['+', ' ']).next()?;
         (!name.is_empty()).then(|| name.to_owned())
     };
-    stack.lines().filter_map(name).take(SHOWN).collect()
+    stack.lines().filter_map(name).take(MAX_FUNCTIONS).collect()
 }
 
 #[cfg(test)]
@@ -138,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory that goes with the test.
+    /// A directory that is removed with the test.
     struct Scratch(std::path::PathBuf);
 
     impl Scratch {
@@ -156,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_there_and_what_is_refused_is_told() {
+    fn a_write_reaches_the_file_or_returns_the_error() {
         let scratch = Scratch::new("writes");
         let file = scratch.0.join("attribute");
         fs::write(&file, "").unwrap();
@@ -171,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_hangs_is_given_up_and_explained() {
+    fn a_write_that_hangs_is_abandoned_and_explained() {
         let scratch = Scratch::new("hangs");
         // The kernel lets nobody open a pipe for writing that nobody reads.
         let pipe = scratch.0.join("pipe");
@@ -191,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_is_told_by_its_functions() {
+    fn a_stack_is_reported_by_its_functions() {
         let stack = "[<0>] msleep+0x2c/0x40\n[<0>] p9_virtio_remove+0x98/0x150 [9pnet_virtio]\n";
         assert_eq!(functions(stack), ["msleep", "p9_virtio_remove"]);
         for nonsense in ["", "\n", "[<0>] ", "msleep"] {

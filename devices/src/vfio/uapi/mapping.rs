@@ -7,14 +7,14 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::{Lender, RegionInfo};
+use super::{RegionInfo, RevocableMappings};
 
 /// A device's registers in this process's memory, unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     address: NonNull<u8>,
     size: usize,
-    lender: Option<Arc<Lender>>,
+    revocable: Option<Arc<RevocableMappings>>,
 }
 
 // SAFETY: the memory belongs to the mapping alone, wherever it is used from, and isn't accessed from
@@ -48,24 +48,23 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { address, size, lender: None })
+        Ok(Self { address, size, revocable: None })
     }
 
-    /// As [`new`](Self::new), of a file whose owner this `lender` stands for: once that withdraws
-    /// the mapping, it is memory of ones.
+    /// As [`new`](Self::new), for a file whose mappings can be revoked together.
     ///
     /// # Errors
     ///
-    /// As from [`new`](Self::new); more would be lent than a lender may.
-    pub fn lent(
+    /// As from [`new`](Self::new); the limits of [`RevocableMappings`] would be exceeded.
+    pub fn revocable(
         file: &impl AsRawFd,
         region: &RegionInfo,
         range: Range<u64>,
-        lender: &Arc<Lender>,
+        mappings: &Arc<RevocableMappings>,
     ) -> io::Result<Self> {
         let mut mapping = Self::new(file, region, range)?;
-        lender.add(mapping.address, mapping.size)?;
-        mapping.lender = Some(lender.clone());
+        mappings.add(mapping.address, mapping.size)?;
+        mapping.revocable = Some(mappings.clone());
         Ok(mapping)
     }
 
@@ -80,8 +79,8 @@ impl Drop for Mapping {
         // SAFETY: mapped by `new` with this size; whoever handed the memory on (a KVM slot)
         // promised that the guest runs no more.
         let unmap = || unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
-        match &self.lender {
-            Some(lender) => lender.remove(self.address, unmap),
+        match &self.revocable {
+            Some(mappings) => mappings.remove(self.address, unmap),
             None => unmap(),
         };
     }

@@ -7,13 +7,13 @@
 use boot::fdt::host::{HostNode, HostTree, Sense};
 
 use super::super::host::{Bus, HostDevice};
-use super::super::sys::{DeviceInfo, IrqInfo, RegionInfo};
-use super::{ForeseeError, Foreseen};
+use super::super::uapi::{DeviceInfo, IrqInfo, RegionInfo};
+use super::{UnboundDevice, UnboundError};
 
 /// How many interrupts an AMBA device has at most (`AMBA_NR_IRQS`).
 const AMBA_INTERRUPTS: usize = 9;
 
-impl Foreseen {
+impl UnboundDevice {
     /// The platform or AMBA device with this node.
     ///
     /// # Errors
@@ -24,7 +24,7 @@ impl Foreseen {
         device: &HostDevice,
         node: &HostNode,
         page_size: u64,
-    ) -> Result<Self, ForeseeError> {
+    ) -> Result<Self, UnboundError> {
         let amba = device.bus() == Bus::Amba;
         let (regions, interrupts) =
             if amba { (1, AMBA_INTERRUPTS) } else { (usize::MAX, usize::MAX) };
@@ -68,13 +68,13 @@ fn irqs(tree: &HostTree, device: &HostDevice, node: &HostNode) -> impl Iterator<
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sys::DeviceCalls;
     use super::super::super::testing::FakeHost;
+    use super::super::super::uapi::DeviceCalls;
     use super::*;
 
     /// A device on this bus whose node has three registers, the last of which the CPU can't reach,
     /// and a level, an edge, and an interrupt of no known controller's.
-    fn foreseen(bus: &str) -> Foreseen {
+    fn foreseen(bus: &str) -> UnboundDevice {
         let fake = FakeHost::new();
         fake.device(bus, "1.dev", None, None);
         let cells = |cells: &[u32]| cells.iter().flat_map(|c| c.to_be_bytes()).collect::<Vec<_>>();
@@ -97,7 +97,7 @@ mod tests {
         let device = fake.host().find("1.dev").unwrap().unwrap();
         let tree = HostTree::at(&fake.host().device_tree()).unwrap();
         let node = tree.node(&device.of_node().unwrap().unwrap()).unwrap();
-        Foreseen::platform(&tree, &device, &node, 0x1000).unwrap()
+        UnboundDevice::platform(&tree, &device, &node, 0x1000).unwrap()
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::{Host, ReservedRegion};
-use super::super::sys::IommuInfo;
-use super::reach::{self, Extent, Reach, list};
+use super::super::uapi::IommuInfo;
+use super::dma_ranges::{self, Coverage, DmaRanges, list};
 
 /// A window of IOVAs that a group can't have mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,19 +18,19 @@ pub struct Reserved {
 
 /// Which IOVAs can be mapped for all of the assigned devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DmaWindows {
+pub struct DmaConstraints {
     reserved: Vec<Reserved>,
     /// `None`: unknown, so anything.
     ranges: Option<Vec<RangeInclusive<u64>>>,
     /// The smallest page in bytes; 1 if unknown.
     page: u64,
     /// What the devices can address at all.
-    reaches: Vec<Reach>,
+    reaches: Vec<DmaRanges>,
 }
 
 /// RAM lies where devices can't have it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WindowError {
+pub enum DmaConstraintError {
     /// Over a reserved window.
     #[error(
         "the guest's RAM at {:#x}-{:#x} can't be mapped for DMA: {:#x}-{:#x} is reserved ({}) for {}",
@@ -60,7 +60,7 @@ pub enum WindowError {
         /// The RAM (GPA).
         ram: RangeInclusive<u64>,
         /// What the device can address.
-        reach: Reach,
+        reach: DmaRanges,
     },
     /// Not made of whole pages.
     #[error(
@@ -77,7 +77,7 @@ pub enum WindowError {
     },
 }
 
-impl WindowError {
+impl DmaConstraintError {
     /// What mends it, where less RAM would.
     pub fn help(&self) -> Option<String> {
         let (ram, end) = match self {
@@ -105,7 +105,7 @@ impl WindowError {
     }
 }
 
-impl DmaWindows {
+impl DmaConstraints {
     /// What sysfs says of these devices' groups, and the device tree of their buses. Reads only; [`Iommu::open`](super::Iommu::open)
     /// learns the IOMMU's own limits in addition.
     ///
@@ -125,7 +125,7 @@ impl DmaWindows {
             let binding = regions.into_iter().filter(ReservedRegion::binding);
             reserved.extend(binding.map(|region| Reserved { region, devices: devices.clone() }));
         }
-        let reaches = reach::of(host, assignments)?;
+        let reaches = dma_ranges::of(host, assignments)?;
         Ok(Self { reserved, ranges: None, page: 1, reaches })
     }
 
@@ -143,7 +143,7 @@ impl DmaWindows {
     /// Whether all devices can address `size` bytes at `iova`, mapped or not.
     pub fn reaches(&self, iova: u64, size: u64) -> bool {
         let range = iova..=iova.saturating_add(size.saturating_sub(1));
-        self.reaches.iter().all(|reach| reach.of_ram(&range) == Extent::All)
+        self.reaches.iter().all(|reach| reach.coverage(&range) == Coverage::Full)
     }
 
     /// Checks that `size` bytes at `gpa` can be the guest's RAM: they can be mapped, and every device
@@ -153,16 +153,16 @@ impl DmaWindows {
     /// # Errors
     ///
     /// What is in the way, and whose it is.
-    pub fn check_ram(&self, gpa: u64, size: u64) -> Result<Vec<&Reach>, WindowError> {
+    pub fn check_ram(&self, gpa: u64, size: u64) -> Result<Vec<&DmaRanges>, DmaConstraintError> {
         self.check(gpa, size)?;
         let ram = gpa..=gpa.saturating_add(size.saturating_sub(1));
         let mut parts = Vec::new();
         for reach in &self.reaches {
-            match reach.of_ram(&ram) {
-                Extent::All => {}
-                Extent::Enough => parts.push(reach),
-                Extent::TooLittle => {
-                    return Err(WindowError::OutOfReach { ram, reach: reach.clone() });
+            match reach.coverage(&ram) {
+                Coverage::Full => {}
+                Coverage::Partial => parts.push(reach),
+                Coverage::Insufficient => {
+                    return Err(DmaConstraintError::OutOfReach { ram, reach: reach.clone() });
                 }
             }
         }
@@ -174,32 +174,32 @@ impl DmaWindows {
     /// # Errors
     ///
     /// What is in the way, and whose it is.
-    pub fn check(&self, gpa: u64, size: u64) -> Result<(), WindowError> {
+    pub fn check(&self, gpa: u64, size: u64) -> Result<(), DmaConstraintError> {
         if size == 0 {
             return Ok(());
         }
         let page = self.page.max(1);
         if !gpa.is_multiple_of(page) || !size.is_multiple_of(page) {
-            return Err(WindowError::Misaligned { gpa, size, page });
+            return Err(DmaConstraintError::Misaligned { gpa, size, page });
         }
         let ram = gpa..=gpa.saturating_add(size - 1);
         let in_the_way = self.reserved.iter().find(|Reserved { region, .. }| {
             region.start <= *ram.end() && *ram.start() <= region.end
         });
         if let Some(window) = in_the_way {
-            return Err(WindowError::Reserved { ram, window: window.clone() });
+            return Err(DmaConstraintError::Reserved { ram, window: window.clone() });
         }
         let Some(ranges) = &self.ranges else { return Ok(()) };
         let around = |r: &RangeInclusive<u64>| r.contains(ram.start()) && r.contains(ram.end());
         if ranges.iter().any(around) {
             return Ok(());
         }
-        Err(WindowError::OutOfRange { ram, ranges: ranges.clone() })
+        Err(DmaConstraintError::OutOfRange { ram, ranges: ranges.clone() })
     }
 }
 
 #[cfg(test)]
-mod reach_tests;
+mod dma_ranges_tests;
 
 #[cfg(test)]
 mod tests {
@@ -209,7 +209,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn windows(regions: &str) -> DmaWindows {
+    fn constraints(regions: &str) -> DmaConstraints {
         let fake = FakeHost::with_vfio();
         fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
         fake.device("platform", "2.dma", Some("vfio-platform"), Some(3));
@@ -219,12 +219,12 @@ mod tests {
         let host = fake.host();
         let assignments =
             preflight(&host, &["1.dma", "2.dma", "3.dma"].map(DeviceRef::from)).unwrap();
-        DmaWindows::of(&host, &assignments).unwrap()
+        DmaConstraints::of(&host, &assignments).unwrap()
     }
 
     #[test]
     fn ram_is_kept_off_reserved_windows() {
-        let windows = windows(
+        let constraints = constraints(
             "0x8000000 0x80fffff msi\n0x80000000 0x8000ffff direct\n\
              0x50000000 0x5fffffff direct-relaxable\n",
         );
@@ -241,9 +241,9 @@ mod tests {
             (0x7fff_f000, u64::MAX, Some(0x8000_0000)),
         ];
         for (gpa, size, expected) in cases {
-            let start = match windows.check(gpa, size) {
+            let start = match constraints.check(gpa, size) {
                 Ok(()) => None,
-                Err(WindowError::Reserved { window, .. }) => Some(window.region.start),
+                Err(DmaConstraintError::Reserved { window, .. }) => Some(window.region.start),
                 Err(other) => panic!("{other}"),
             };
             assert_eq!(start, expected, "{gpa:#x} {size:#x}");
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn the_error_names_the_window_and_whose_it_is() {
-        let error = windows("0x80000000 0x800fffff msi\n").check(GIB, 2 * GIB).unwrap_err();
+        let error = constraints("0x80000000 0x800fffff msi\n").check(GIB, 2 * GIB).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the guest's RAM at 0x40000000-0xbfffffff can't be mapped for DMA: \
@@ -260,28 +260,28 @@ mod tests {
         );
         let help = "give the guest less memory: 1024 MiB fit at 0x40000000";
         assert_eq!(error.help().as_deref(), Some(help));
-        let below = windows("0x40000000 0x400fffff msi\n").check(GIB, GIB).unwrap_err();
+        let below = constraints("0x40000000 0x400fffff msi\n").check(GIB, GIB).unwrap_err();
         assert_eq!(below.help(), None);
     }
 
     #[test]
     fn ram_stays_within_one_iova_range_and_whole_pages() {
-        let mut windows = windows("");
+        let mut constraints = constraints("");
         let ranges = Some(vec![0..=0x7ff_ffff, 0x810_0000..=0xffff_ffff]);
         let info = IommuInfo { alignment: 0x1000, iova_ranges: ranges, ..Default::default() };
-        windows.limit_to(&info);
-        assert_eq!(windows.check(GIB, 3 * GIB), Ok(()));
-        let beyond = windows.check(GIB, 3 * GIB + 0x1000).unwrap_err();
+        constraints.limit_to(&info);
+        assert_eq!(constraints.check(GIB, 3 * GIB), Ok(()));
+        let beyond = constraints.check(GIB, 3 * GIB + 0x1000).unwrap_err();
         assert_eq!(
             beyond.help().as_deref(),
             Some("give the guest less memory: 3072 MiB fit at 0x40000000")
         );
         assert!(beyond.to_string().ends_with("the IOMMU maps 0x0-0x7ffffff, 0x8100000-0xffffffff"));
-        assert!(windows.check(4 * GIB, GIB).unwrap_err().help().is_none());
-        assert!(windows.check(0, 0x900_0000).is_err());
+        assert!(constraints.check(4 * GIB, GIB).unwrap_err().help().is_none());
+        assert!(constraints.check(0, 0x900_0000).is_err());
         for (gpa, size) in [(GIB + 0x800, 0x1000), (GIB, 0x1800)] {
-            let misaligned = WindowError::Misaligned { gpa, size, page: 0x1000 };
-            assert_eq!(windows.check(gpa, size), Err(misaligned));
+            let misaligned = DmaConstraintError::Misaligned { gpa, size, page: 0x1000 };
+            assert_eq!(constraints.check(gpa, size), Err(misaligned));
         }
     }
 }
