@@ -1,13 +1,19 @@
 //! `cargo model test`: every test, unit and system.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::artifacts;
+use crate::harness::TIMES;
 use crate::setup::Model;
 use crate::setup::test_tools::TestTools;
+use crate::setup::workspace;
 
 /// The environment variable that lets system tests take their time.
 pub const SOAK: &str = "STRAIT_SOAK";
@@ -17,6 +23,9 @@ pub const SHRINKWRAP: &str = "STRAIT_SHRINKWRAP";
 
 /// The environment variable that names the directory of compiled device trees of boards.
 const BOARDS: &str = "STRAIT_BOARDS";
+
+/// How many of the slowest system tests are named at the end.
+const SLOWEST: usize = 20;
 
 /// Runs the tests whose names contain `filter`, or all; `soak` makes long stories long.
 ///
@@ -31,7 +40,9 @@ pub fn run(
 ) -> Result<ExitCode, Box<dyn Error>> {
     let started = Instant::now();
     let mut sum = Tally::default();
-    for (name, mut command) in parts(model, tools, soak) {
+    let times = workspace::target_dir().join("test-times");
+    fs::write(&times, "")?;
+    for (name, mut command) in parts(model, tools, &times, soak) {
         println!("\n== {name}");
         if let Some(filter) = filter {
             command.args(["--", filter]);
@@ -40,6 +51,9 @@ pub fn run(
         let part = tally(&mut command)?;
         println!("== {name}: {part}, {}", seconds(part_started.elapsed()));
         sum.add(&part);
+    }
+    for (test, time) in slowest(&fs::read_to_string(&times)?) {
+        println!("  {:5.1} s  {test}", time.as_secs_f64());
     }
     println!("\nall tests: {}", seconds(started.elapsed()));
     println!("{} passed, {} failed", sum.passed, sum.failed);
@@ -51,15 +65,28 @@ pub fn run(
 }
 
 /// The cargo commands that run the tests, with what to call them.
-fn parts(model: &Model, tools: &TestTools, soak: bool) -> Vec<(&'static str, Command)> {
+fn parts(
+    model: &Model,
+    tools: &TestTools,
+    times: &Path,
+    soak: bool,
+) -> Vec<(&'static str, Command)> {
     let toolchain = &model.toolchain;
     let mut here = toolchain.cargo("test");
     here.arg("--no-fail-fast");
     let mut arm = toolchain.cargo_for_target("test");
     arm.args(["--no-fail-fast", "--package", "boot", "--package", "arch", "--package", "vmm"]);
     let mut system = toolchain.cargo("test");
-    system.args(["--no-fail-fast", "--package", "tests", "--features", "system", "--test", "*"]);
-    system.env(artifacts::VARIABLE, &model.description);
+    system.args([
+        "--no-fail-fast",
+        "--package",
+        "tests",
+        "--features",
+        "system",
+        "--test",
+        "system",
+    ]);
+    system.env(artifacts::VARIABLE, &model.description).env(TIMES, times);
     if let Some(directory) = &tools.shrinkwrap {
         system.env(SHRINKWRAP, directory);
     }
@@ -80,6 +107,18 @@ fn parts(model: &Model, tools: &TestTools, soak: bool) -> Vec<(&'static str, Com
     }
     parts.push(("system tests in the model", system));
     parts
+}
+
+/// The system tests whose hosts ran longest, and how long, of lines as [`TIMES`] says.
+fn slowest(lines: &str) -> Vec<(&str, Duration)> {
+    let mut sums = BTreeMap::<&str, Duration>::new();
+    for (time, test) in lines.lines().filter_map(|line| line.split_once(' ')) {
+        *sums.entry(test).or_default() += Duration::from_millis(time.parse().unwrap_or_default());
+    }
+    let mut slowest: Vec<_> = sums.into_iter().collect();
+    slowest.sort_by_key(|(_, time)| Reverse(*time));
+    slowest.truncate(SLOWEST);
+    slowest
 }
 
 /// How a number of tests went.
@@ -164,6 +203,13 @@ mod tests {
         }
         assert_eq!(tally, Tally { passed: 12, failed: 2, broken: false });
         assert!(!tally.is_good());
+    }
+
+    #[test]
+    fn the_hosts_of_a_test_are_added_up_and_the_slowest_comes_first() {
+        let lines = "1000 a\n2500 b::c\n2000 a\nnonsense\n";
+        let seconds = Duration::from_secs_f64;
+        assert_eq!(slowest(lines), [("a", seconds(3.0)), ("b::c", seconds(2.5))]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub use interrupts::Interrupts;
 pub use overlay::overlay;
 pub use process::Process;
 pub use steady::SteadyState;
-pub use transcript::Transcript;
+pub use transcript::{TIMES, Transcript};
 pub use uart::Uart;
 
 /// The two ways to an IOMMU, as `--iommu` has them; without it, strait takes the first here.

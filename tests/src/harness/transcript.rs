@@ -14,12 +14,17 @@ use super::failure::Failure;
 /// The environment variable that names the directory of transcripts.
 const DIRECTORY: &str = "STRAIT_TRANSCRIPTS";
 
+/// The environment variable that names a file to which each host appends, when it is switched off,
+/// for how many milliseconds it ran and the name of its test.
+pub const TIMES: &str = "STRAIT_TEST_TIMES";
+
 /// Everything said by the host, by its programs and by the harness, line by line.
 ///
 /// It is written to a file as it happens, so that even a run that is killed leaves it behind;
 /// the file of a story that ends well is removed.
 pub struct Transcript {
     start: Instant,
+    test: String,
     path: PathBuf,
     failed: AtomicBool,
     state: Mutex<State>,
@@ -39,19 +44,14 @@ impl Transcript {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let directory = std::env::var_os(DIRECTORY)
             .map_or_else(|| std::env::temp_dir().join("strait-transcripts"), PathBuf::from);
-        let thread = std::thread::current();
-        let story: String = thread
-            .name()
-            .unwrap_or("story")
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-            .collect();
+        let test = std::thread::current().name().unwrap_or("main").to_owned();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = directory.join(format!("{story}-{}-{number}.log", std::process::id()));
+        let file = test.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let path = directory.join(format!("{file}-{}-{number}.log", std::process::id()));
         // A transcript that can't be kept on disk is still printed.
         let file = fs::create_dir_all(&directory).and_then(|()| File::create(&path)).ok();
         let state = Mutex::new(State { file, ..State::default() });
-        Self { start: Instant::now(), path, failed: AtomicBool::new(false), state }
+        Self { start: Instant::now(), test, path, failed: AtomicBool::new(false), state }
     }
 
     /// Notes bytes said by `speaker`; lines are stamped when they end.
@@ -86,6 +86,12 @@ impl Transcript {
     /// Ends the transcript: shows it, and where it is kept, if the story failed or is panicking;
     /// else removes the file.
     pub(super) fn end(&self) {
+        if let Some(times) = std::env::var_os(TIMES) {
+            let line = format!("{} {}\n", self.start.elapsed().as_millis(), self.test);
+            let file = File::options().create(true).append(true).open(times);
+            // The times are for information: a test doesn't fail for want of them.
+            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+        }
         if self.failed.load(Ordering::Relaxed) || std::thread::panicking() {
             eprintln!("{}transcript: {}", self.text(), self.path.display());
         } else {

@@ -42,7 +42,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     };
     check("format", toolchain.fmt().args(["--all", "--", "--check"]))?;
     let mut all = toolchain.clippy_for_target();
-    check("clippy for arm64", all.args(["--workspace", "--all-targets"]).args(DENY))?;
+    check(
+        "clippy for arm64",
+        all.args(["--workspace", "--all-targets", "--features", "tests/system"]).args(DENY),
+    )?;
     if !machine.is_arm {
         check("clippy for this machine", toolchain.clippy().arg("--all-targets").args(DENY))?;
     }
