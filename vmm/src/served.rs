@@ -6,7 +6,7 @@ use arch::{GuestRam, layout};
 use devices::stop;
 use devices::vfio::pci::PciFunction;
 use devices::vfio::region::host_page_size;
-use devices::vfio::user::{ConnectOptions, UserDevice};
+use devices::vfio::user::UserDevice;
 
 use crate::cli::UserOptions;
 use crate::error::Error;
@@ -31,8 +31,7 @@ impl Served {
             check_different(wanted.get(..index).unwrap_or_default(), options)?;
             stop::check()?;
             let name = options.path.display().to_string();
-            let connect = ConnectOptions { peer: options.peer, ..ConnectOptions::default() };
-            let device = Arc::new(UserDevice::connect(&options.path, &connect)?);
+            let device = Arc::new(UserDevice::connect(&options.path, options.peer)?);
             let page_size = host_page_size();
             let function = PciFunction::open(device.clone(), &name, options.function, page_size)
                 .map_err(|error| {

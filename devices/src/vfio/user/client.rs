@@ -15,7 +15,6 @@ use super::patience::{Patience, Wait};
 use super::ram::Ram;
 use super::received::{Bin, Received};
 use super::socket::{Socket, WireError};
-use crate::stop;
 
 /// Why the conversation is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,12 +222,6 @@ impl Client {
             }
             if let Some(failure) = &exchange.failure {
                 return Err(CallError::Over(failure.clone()));
-            }
-            if !self.serving() && stop::is_requested() {
-                drop(exchange);
-                self.fail(Failure::new(Cause::Over, "strait is to end"));
-                exchange = lock(&self.exchange);
-                continue;
             }
             let Some(step) = wait.next() else {
                 drop(exchange);

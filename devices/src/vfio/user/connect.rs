@@ -2,9 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::Duration;
 
 use super::super::uapi::DeviceInfo;
 use super::DEADLINE;
@@ -16,43 +14,30 @@ use super::patience::{Patience, Wait};
 use super::socket::Socket;
 use super::trust::{self, Peer};
 use super::version::{self, Agreement, OURS};
+use crate::stop;
 
 /// The listening thread's stack in bytes: it keeps payloads on the heap.
 const STACK: usize = 64 << 10;
 
-/// How to connect to a server.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectOptions {
-    /// Whose server it may be.
-    pub peer: Peer,
-    /// Once this is set, nothing is waited for any more until a guest has the device.
-    pub stop: Option<Arc<AtomicBool>>,
-}
-
 impl UserDevice {
-    /// Connects to the server whose socket is at `path`, agrees on a version with it and asks what
-    /// its device is.
+    /// Connects to the server whose socket is at `path`, which may be `peer`'s, agrees on a version
+    /// with it and asks what its device is. Nothing is waited for once
+    /// [strait is to end](stop::is_requested), until a guest has the device.
     ///
     /// # Errors
     ///
-    /// There is no server, it is a stranger's, it is none of a PCI device, or it doesn't answer in
-    /// time.
+    /// There is no server, it is a stranger's, it is none of a PCI device, it doesn't answer in time,
+    /// or strait is to end.
     #[cold]
-    pub fn connect(path: &Path, options: &ConnectOptions) -> Result<Self, UserError> {
+    pub fn connect(path: &Path, peer: Peer) -> Result<Self, UserError> {
         let socket = Socket::connect(path).map_err(|error| UserError::connecting(path, error))?;
-        trust::check(path, &socket, options.peer)?;
-        Self::over(path, socket, DEADLINE, options)
+        trust::check(path, &socket, peer)?;
+        Self::over(path, socket, Patience::new(DEADLINE, stop::is_requested))
     }
 
-    pub(super) fn over(
-        path: &Path,
-        socket: Socket,
-        whole: Duration,
-        options: &ConnectOptions,
-    ) -> Result<Self, UserError> {
+    pub(super) fn over(path: &Path, socket: Socket, patience: Patience) -> Result<Self, UserError> {
         let host = |source| UserError::Host { path: path.to_owned(), source };
         let name = path.display().to_string();
-        let patience = Patience::new(whole, options.stop.clone());
         let client = Arc::new(Client::new(&name, socket, patience).map_err(host)?);
         let listening = client.clone();
         let listener = thread::Builder::new()

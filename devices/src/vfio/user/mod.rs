@@ -37,7 +37,6 @@ mod version;
 
 use std::time::Duration;
 
-pub use self::connect::ConnectOptions;
 pub use self::device::UserDevice;
 pub use self::error::UserError;
 pub use self::trust::Peer;

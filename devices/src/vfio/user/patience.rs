@@ -5,8 +5,7 @@
 //! own is taken from a budget that grows back slowly, so that a server which answers each at the last
 //! moment is given up as one that doesn't answer is.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::client::lock;
@@ -42,7 +41,7 @@ struct Budget {
 pub(super) struct Patience {
     whole: Duration,
     budget: Mutex<Budget>,
-    stop: Option<Arc<AtomicBool>>,
+    is_asked_to_stop: fn() -> bool,
 }
 
 /// An operation that waits for a server, by itself or for all of its messages.
@@ -56,10 +55,11 @@ pub(super) struct Wait<'a> {
 }
 
 impl Patience {
-    /// For `whole` until a guest has the device, or until `stop` is set.
-    pub(super) fn new(whole: Duration, stop: Option<Arc<AtomicBool>>) -> Self {
+    /// For `whole` until a guest has the device, or until strait is to end, which
+    /// [`stop::is_requested`](crate::stop::is_requested) tells, or another in its place.
+    pub(super) fn new(whole: Duration, is_asked_to_stop: fn() -> bool) -> Self {
         let budget = Budget { phase: Phase::Opening, left: whole, since: Instant::now() };
-        Self { whole, budget: Mutex::new(budget), stop }
+        Self { whole, budget: Mutex::new(budget), is_asked_to_stop }
     }
 
     fn step(&self) -> Duration {
@@ -89,8 +89,7 @@ impl Patience {
 
     /// Nothing is to be waited for, since strait is to end before a guest has the device.
     pub(super) fn is_stopped(&self) -> bool {
-        let set = self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
-        set && self.budget().phase == Phase::Opening
+        self.budget().phase == Phase::Opening && (self.is_asked_to_stop)()
     }
 
     /// Begins an operation.
@@ -141,6 +140,8 @@ impl Wait<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     const WHOLE: Duration = Duration::from_secs(5);
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn all_that_comes_before_a_guest_shares_a_budget() {
-        let patience = Patience::new(WHOLE, None);
+        let patience = Patience::new(WHOLE, || false);
         for _ in 0..49 {
             patience.begin().waited(STEP);
         }
@@ -173,7 +174,7 @@ mod tests {
 
     #[test]
     fn short_waits_of_a_guest_cost_nothing_and_long_ones_add_up() {
-        let patience = Patience::new(WHOLE, None);
+        let patience = Patience::new(WHOLE, || false);
         patience.serve();
         for _ in 0..1000 {
             patience.begin().waited(STEP);
@@ -195,7 +196,7 @@ mod tests {
 
     #[test]
     fn at_the_end_little_is_left_for_all_of_it() {
-        let patience = Patience::new(WHOLE, None);
+        let patience = Patience::new(WHOLE, || false);
         patience.serve();
         let (mut going_on, mut alone) = (patience.begin(), patience.alone());
         patience.hurry();
@@ -210,11 +211,11 @@ mod tests {
 
     #[test]
     fn a_stop_ends_what_comes_before_a_guest() {
-        let stop = Arc::new(AtomicBool::new(false));
-        let patience = Patience::new(WHOLE, Some(stop.clone()));
+        static STOP: AtomicBool = AtomicBool::new(false);
+        let patience = Patience::new(WHOLE, || STOP.load(Ordering::Relaxed));
         let mut wait = patience.begin();
         assert_eq!(wait.next(), Some(STEP));
-        stop.store(true, Ordering::Relaxed);
+        STOP.store(true, Ordering::Relaxed);
         assert_eq!(wait.next(), None);
         assert!(patience.is_stopped());
         patience.serve();
@@ -223,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_time_that_strait_itself_is_stopped_hardly_counts() {
-        let patience = Patience::new(WHOLE, None);
+        let patience = Patience::new(WHOLE, || false);
         let mut wait = patience.begin();
         wait.waited(Duration::from_secs(3600));
         assert_eq!(exhaust(&mut wait, STEP), WHOLE - 2 * STEP);

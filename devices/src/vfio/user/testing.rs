@@ -5,16 +5,15 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::connect::ConnectOptions;
 use super::device::UserDevice;
 use super::error::UserError;
+use super::patience::Patience;
 use super::socket::Socket;
 
 /// How long the client waits for a server that is to answer, on a busy machine too.
@@ -103,8 +102,8 @@ pub(super) struct Server {
     pub(super) board: Arc<Mutex<Board>>,
     pub(super) stream: UnixStream,
     client: Option<UnixStream>,
-    /// Ends the client's waiting.
-    pub(super) stop: Option<Arc<AtomicBool>>,
+    /// Whether the client is to wait no more.
+    pub(super) is_asked_to_stop: fn() -> bool,
 }
 
 /// The version data of a server that takes 3 descriptors and 16 bytes at once.
@@ -123,7 +122,7 @@ impl Server {
         let board = Arc::new(Mutex::new(Board::default()));
         let (served, shared) = (stream.try_clone().unwrap(), board.clone());
         thread::spawn(move || serve(&served, &shared, Box::new(manner)));
-        Self { board, stream, client: Some(client), stop: None }
+        Self { board, stream, client: Some(client), is_asked_to_stop: || false }
     }
 
     /// Connects a client to it.
@@ -134,8 +133,8 @@ impl Server {
     /// Connects a client that waits no longer than this.
     pub(super) fn connect_for(&mut self, deadline: Duration) -> Result<UserDevice, UserError> {
         let socket = Socket::over(self.client.take().unwrap()).unwrap();
-        let options = ConnectOptions { stop: self.stop.clone(), ..ConnectOptions::default() };
-        UserDevice::over(Path::new("/run/test.sock"), socket, deadline, &options)
+        let patience = Patience::new(deadline, self.is_asked_to_stop);
+        UserDevice::over(Path::new("/run/test.sock"), socket, patience)
     }
 }
 

@@ -11,10 +11,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::tempdir::TempDir;
 
 use super::super::uapi::{DeviceCalls, IrqAction, RegionInfo};
-use super::connect::ConnectOptions;
 use super::device::UserDevice;
 use super::error::UserError;
 use super::testing::{Act, HASTY, PATIENT, Request, Server, message, words};
+use super::trust::Peer;
 
 mod bounds;
 mod failures;
@@ -379,7 +379,7 @@ fn paths_without_a_server_are_told_apart() {
         (at(&"long".repeat(30)), "shorter path"),
     ];
     for (path, help) in cases {
-        let error = UserDevice::connect(&path, &ConnectOptions::default()).unwrap_err();
+        let error = UserDevice::connect(&path, Peer::Own).unwrap_err();
         assert!(error.help().unwrap().contains(help), "{}: {error:?}", path.display());
     }
     // Whoever waits already doesn't keep strait waiting.

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use devices::vfio::uapi::{DeviceCalls, IoctlError, RegionInfo};
-use devices::vfio::user::{ConnectOptions, UserDevice};
+use devices::vfio::user::UserDevice;
 use serde::Serialize;
 
 use crate::cli::{Size, UserOptions};
@@ -66,8 +66,7 @@ impl Offer {
     /// There is none, or it doesn't answer as it should.
     pub fn of(options: &UserOptions) -> Result<Self, Error> {
         let path = &options.path;
-        let connect = ConnectOptions { peer: options.peer, ..ConnectOptions::default() };
-        let device = UserDevice::connect(path, &connect)?;
+        let device = UserDevice::connect(path, options.peer)?;
         let socket = path.display().to_string();
         Self::ask(&device, socket).map_err(|error| {
             Error::chain(&error)

@@ -4,15 +4,18 @@ use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::super::uapi::DeviceCalls;
+use super::super::device::UserDevice;
 use super::super::patience::Patience;
 use super::super::received::aside;
-use super::super::testing::{Act, HASTY, PATIENT, Server, words};
+use super::super::socket::Socket;
+use super::super::testing::{Act, HASTY, PATIENT, SMALL, Server, receive, words};
 use super::{BAR0, server_but};
 
 /// A server that answers as usual, but each time so late.
@@ -65,23 +68,68 @@ fn the_end_has_one_budget() {
     device.failure().unwrap();
 }
 
+/// Of each use its own: what asks for the end after some time, and what tells that it was asked for.
+macro_rules! stop {
+    () => {{
+        static STOP: AtomicBool = AtomicBool::new(false);
+        let after = |wait: Duration| {
+            STOP.store(false, Ordering::Relaxed);
+            thread::spawn(move || {
+                thread::sleep(wait);
+                STOP.store(true, Ordering::Relaxed);
+            })
+        };
+        (after, || STOP.load(Ordering::Relaxed))
+    }};
+}
+
 #[test]
 fn a_stop_ends_the_opening() {
-    let stop = Arc::new(AtomicBool::new(false));
+    let (stop_after, is_asked_to_stop) = stop!();
     for command in [1, 4] {
         let mut server = server_but(command, |_| Act::Ignore);
-        server.stop = Some(stop.clone());
-        let (ended, started) = (stop.clone(), Instant::now());
-        let stopping = thread::spawn(move || {
-            thread::sleep(HASTY / 10);
-            ended.store(true, Ordering::Relaxed);
-        });
+        server.is_asked_to_stop = is_asked_to_stop;
+        let (started, stopping) = (Instant::now(), stop_after(HASTY / 10));
         let error = server.connect().unwrap_err();
         assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
         assert!(error.to_string().contains("was told to end"), "{error}");
         stopping.join().unwrap();
-        stop.store(false, Ordering::Relaxed);
     }
+}
+
+#[test]
+fn a_stop_ends_a_send_that_the_server_blocks() {
+    let (stop_after, is_asked_to_stop) = stop!();
+    let (server, client) = UnixStream::pair().unwrap();
+    let filling = client.try_clone().unwrap();
+    let socket = Socket::over(client).unwrap();
+    let serving = thread::spawn(move || {
+        for payload in [SMALL.to_vec(), words(&[16, 3, 9, 5])] {
+            let request = receive(&server).unwrap();
+            (&mut &server).write_all(&request.answer(&payload)).unwrap();
+        }
+        server
+    });
+    let patience = Patience::new(PATIENT, is_asked_to_stop);
+    let device = UserDevice::over(Path::new("/x"), socket, patience).unwrap();
+    let _server = serving.join().unwrap();
+    // It reads no more, so there is no room for the next request.
+    while (&mut &filling).write(&[0; 4096]).is_ok() {}
+    let (started, stopping) = (Instant::now(), stop_after(HASTY / 10));
+    let error = device.reset().unwrap_err();
+    assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+    assert!(error.source.to_string().contains("was told to end"), "{}", error.source);
+    stopping.join().unwrap();
+}
+
+#[test]
+fn a_stop_ends_the_wait_for_a_server_s_file() {
+    let (stop_after, is_asked_to_stop) = stop!();
+    let patience = Patience::new(PATIENT, is_asked_to_stop);
+    let (started, stopping) = (Instant::now(), stop_after(HASTY / 10));
+    let looked = aside(&mut patience.begin(), || thread::sleep(2 * PATIENT)).unwrap();
+    assert!(looked.is_none() && started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+    stopping.join().unwrap();
 }
 
 /// A socket whose last close takes half a minute: it lingers, and what it has sent is read by nobody.
@@ -149,7 +197,7 @@ fn a_connection_with_descriptors_that_nobody_took_is_left_at_once() {
 
 #[test]
 fn what_takes_too_long_aside_goes_on_alone() {
-    let patience = Patience::new(HASTY, None);
+    let patience = Patience::new(HASTY, || false);
     let started = Instant::now();
     assert_eq!(aside(&mut patience.begin(), || 7).unwrap(), Some(7));
     let hanging = aside(&mut patience.begin(), || thread::sleep(PATIENT)).unwrap();

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::super::uapi::{DeviceCalls, IrqAction};
-use super::super::connect::ConnectOptions;
 use super::super::device::UserDevice;
+use super::super::patience::Patience;
 use super::super::testing::{Act, HASTY, Manner, PATIENT, Request, message, receive, words};
 use super::{BAR0, eventually, lending, memory, server_but};
 
@@ -75,7 +75,7 @@ fn is_said(why: &str, failure: &str) -> bool {
 }
 
 /// How long to wait for a server that goes wrong in this way.
-fn patience(why: &str) -> Duration {
+fn deadline(why: &str) -> Duration {
     let silent = ["doesn't answer", "neither reads nor writes"];
     if silent.iter().any(|silent| why.contains(silent)) { HASTY } else { PATIENT }
 }
@@ -84,7 +84,7 @@ fn patience(why: &str) -> Duration {
 fn a_server_that_goes_wrong_leaves_a_failed_device() {
     for (why, act) in nonsense() {
         let mut server = server_but(9, act);
-        let device = server.connect_for(patience(why)).unwrap();
+        let device = server.connect_for(deadline(why)).unwrap();
         device.serve_guest().unwrap();
         let started = Instant::now();
         let mut data = [0; 4];
@@ -120,7 +120,7 @@ fn before_a_guest_has_it_a_failure_is_an_error() {
             continue;
         }
         let mut server = server_but(9, act);
-        let device = server.connect_for(patience(why)).unwrap();
+        let device = server.connect_for(deadline(why)).unwrap();
         let error = device.read(&BAR0, 0, &mut [0; 4]).unwrap_err();
         assert!(is_said(why, &error.to_string()), "{why}: {error}");
         device.set_vectors(2, 0, &[None]).unwrap_err();
@@ -189,8 +189,8 @@ fn a_server_that_reads_nothing_is_given_up() {
         }
         stream
     });
-    let device =
-        UserDevice::over(Path::new("/x"), socket, HASTY, &ConnectOptions::default()).unwrap();
+    let patience = Patience::new(HASTY, || false);
+    let device = UserDevice::over(Path::new("/x"), socket, patience).unwrap();
     let _stream = serving.join().unwrap();
     device.serve_guest().unwrap();
     // Ends of INTx interrupts, of which it is told without waiting for an answer.
