@@ -1,7 +1,6 @@
 //! The PCI functions a guest is given, whatever is behind them: opened while planning, attached
 //! while building, taken back at the end.
 
-use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use arch::gic::Gic;
 use devices::irq::MsiRouter;
 use devices::pci::{Bdf, Function, Newcomer, Seat};
 use devices::stop;
+use devices::vfio::host::{Host, InterruptEntry, InterruptTable};
 use devices::vfio::pci::{Attachment, InUse, PciFunction};
 use devices::vfio::quiesce::Quiesced;
 use serde::Serialize;
@@ -179,7 +179,7 @@ impl Watch {
         if self.0.is_empty() {
             return Vec::new();
         }
-        let table = fs::read_to_string("/proc/interrupts").unwrap_or_default();
+        let table = Host::default().interrupts();
         let reports = self.0.iter().map(|(name, function)| {
             let (interrupts, vectors) = match look(function) {
                 None => ("busy", 0),
@@ -209,20 +209,15 @@ fn look(function: &Mutex<PciFunction>) -> Option<InUse> {
 
 /// The counts of a function's interrupts in `/proc/interrupts`, on all CPUs, in order of vector:
 /// VFIO calls them `vfio-msix[3](0000:05:00.0)`, and a line `vfio-intx(0000:05:00.0)`.
-fn fired(table: &str, name: &str) -> Vec<u64> {
-    let mut lines = table.lines();
-    let cpus = lines.next().map_or(0, |header| header.split_whitespace().count());
+fn fired(table: &InterruptTable, name: &str) -> Vec<u64> {
     let of_function = format!("({name})");
-    let mut counts: Vec<(u32, u64)> = Vec::new();
-    for line in lines {
-        let mut words = line.split_whitespace();
-        let called = words.next_back().and_then(|word| word.strip_suffix(&of_function));
-        let Some(called) = called.and_then(|word| word.strip_prefix("vfio-")) else { continue };
-        let vector = called.split_once('[').and_then(|(_, rest)| rest.strip_suffix(']'));
-        let vector = vector.and_then(|number| number.parse().ok()).unwrap_or(0);
-        let numbers = words.skip(1).take(cpus).filter_map(|word| word.parse::<u64>().ok());
-        counts.push((vector, numbers.fold(0, u64::saturating_add)));
-    }
+    let count = |entry: InterruptEntry<'_>| {
+        let called = entry.handlers().find_map(|handler| handler.strip_suffix(&of_function))?;
+        let vector = called.strip_prefix("vfio-")?.split_once('[');
+        let vector = vector.and_then(|(_, number)| number.strip_suffix(']')?.parse().ok());
+        Some((vector.unwrap_or(0_u32), entry.count))
+    };
+    let mut counts: Vec<_> = table.entries().filter_map(count).collect();
     counts.sort_unstable();
     counts.into_iter().map(|(_, count)| count).collect()
 }
@@ -242,11 +237,9 @@ mod tests {
  53:          1          1     GICv3  36 Level     vfio-intx(0000:00:07.0)
 Err:          0
 ";
-        assert_eq!(fired(table, "0000:00:05.0"), [7, 3]);
-        assert_eq!(fired(table, "0000:00:07.0"), [2]);
-        assert_eq!(fired(table, "0000:00:08.0"), [0; 0]);
-        for nonsense in ["", "CPU0\n", "CPU0\nvfio-msix[(x)\n(x)\nvfio-(x)"] {
-            assert!(fired(nonsense, "x").iter().all(|count| *count == 0), "{nonsense:?}");
-        }
+        let table = InterruptTable::from(table.to_owned());
+        assert_eq!(fired(&table, "0000:00:05.0"), [7, 3]);
+        assert_eq!(fired(&table, "0000:00:07.0"), [2]);
+        assert_eq!(fired(&table, "0000:00:08.0"), [0; 0]);
     }
 }

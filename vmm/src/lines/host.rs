@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use devices::vfio::host::Host;
+use devices::vfio::host::{Host, InterruptEntry};
 
 /// The first SPI at a GIC (Arm GIC Architecture Specification, IHI 0069, 2.2.1).
 const FIRST_SPI: u32 = 32;
@@ -48,30 +48,13 @@ fn spis(property: &[u8]) -> Vec<u32> {
 /// The lines that VFIO has requested, or has had requested, by their numbers at the GIC.
 #[cold]
 pub fn table() -> BTreeMap<u32, HostLine> {
-    let text = fs::read_to_string("/proc/interrupts").unwrap_or_default();
     let masked =
         |irq: u32| depth(&fs::read_to_string(format!("/sys/kernel/debug/irq/irqs/{irq}")).ok()?);
-    let mut table = BTreeMap::new();
-    for (irq, number, count) in parse(&text) {
-        table.insert(number, HostLine { count, masked: masked(irq) });
-    }
-    table
-}
-
-/// VFIO's lines of `/proc/interrupts` (Documentation/filesystems/proc.rst): the host's number, the
-/// one at the GIC, the count on all CPUs.
-fn parse(text: &str) -> Vec<(u32, u32, u64)> {
-    let mut lines = text.lines();
-    let cpus = lines.next().map_or(0, |header| header.split_whitespace().count());
-    let line = |line: &str| -> Option<(u32, u32, u64)> {
-        let (irq, rest) = line.split_once(':').filter(|_| line.contains(VFIO))?;
-        let mut words = rest.split_whitespace();
-        let mut count = 0_u64;
-        for _ in 0..cpus {
-            count = count.saturating_add(words.next()?.parse().ok()?);
-        }
-        let _controller = words.next()?;
-        Some((irq.trim().parse().ok()?, words.next()?.parse().ok()?, count))
+    let table = Host::default().interrupts();
+    let lines = table.entries().filter(|entry| entry.handlers().any(|name| name.starts_with(VFIO)));
+    let line = |entry: InterruptEntry<'_>| {
+        let line = HostLine { count: entry.count, masked: masked(entry.irq) };
+        Some((u32::try_from(entry.number).ok()?, line))
     };
     lines.filter_map(line).collect()
 }
@@ -95,22 +78,6 @@ mod tests {
             assert!(spis(&cells(other)).is_empty(), "{other:?}");
         }
         assert!(spis(&[0; 13]).is_empty(), "a cell is cut off");
-    }
-
-    #[test]
-    fn vfio_s_lines_are_found_by_their_number_at_the_gic() {
-        let text = "\
-           CPU0       CPU1
- 11:       2404       2296     GICv3  27 Level     arch_timer
- 44:         10          3     GICv3 208 Level     vfio-irq[44](2c0a0000.dma)
- 52:          7          0     GICv3 216 Level     vfio-irq[52](vfio-amba-00241330)
- 53:          1          0     GICv3 217 Level     2c0d0000.dma
-Err:          0
-";
-        assert_eq!(parse(text), [(44, 208, 13), (52, 216, 7)]);
-        for nonsense in ["", "CPU0\n", "CPU0 CPU1\n 3: 1 vfio-irq[3](x)\n", "CPU0\nvfio-irq[\n"] {
-            assert_eq!(parse(nonsense), [], "{nonsense:?}");
-        }
     }
 
     #[test]

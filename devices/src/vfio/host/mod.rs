@@ -6,6 +6,7 @@
 mod cdev;
 mod device;
 mod group;
+mod interrupts;
 mod processes;
 mod usage;
 
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 pub use cdev::{Cdev, DeviceNumber};
 pub use device::{Bus, HostDevice, PciIdentity};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
+pub use interrupts::{InterruptEntry, InterruptTable};
 pub(crate) use processes::named;
 pub use processes::{OpenFiles, Process};
 pub use usage::{HostUse, Usage};
