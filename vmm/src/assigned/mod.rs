@@ -274,7 +274,8 @@ fn open_devices(
     let tree = HostTree::system()?;
     let devices = assignments.iter().map(|assignment| &assignment.device);
     let nodes = devices.zip(wanted.iter().map(|options| &options.device.node));
-    let drafts = platform::drafts(&tree, &nodes.collect::<Vec<_>>())?;
+    let nodes = nodes.collect::<Vec<_>>();
+    let drafts = platform::drafts(&Host::default(), &tree, &nodes)?;
     let opened = assignments.iter().zip(wanted).zip(drafts);
     let opened = opened.map(|((assignment, options), draft)| {
         stop::check()?;

@@ -116,7 +116,7 @@ fn foresee_devices(
     let tree = HostTree::system()?;
     let options = wanted.iter().map(|options| &options.device);
     let nodes: Vec<_> = devices.iter().zip(options.clone().map(|options| &options.node)).collect();
-    let drafts = platform::drafts(&tree, &nodes)?;
+    let drafts = platform::drafts(&Host::default(), &tree, &nodes)?;
     let all = devices.iter().zip(options).zip(drafts);
     all.map(|((device, options), draft)| {
         Ok(PlatformDevice::foresee(&tree, device, draft, options.clone())?)

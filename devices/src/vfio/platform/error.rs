@@ -1,5 +1,6 @@
 //! What can go wrong with an assigned device once it can be assigned.
 
+use std::fmt;
 use std::io;
 
 use boot::fdt::host::HostError;
@@ -11,6 +12,47 @@ use super::super::node::NodeError;
 use super::super::quiesce::QuiesceError;
 use super::super::uapi::{DeviceInfo, IoctlError};
 use super::super::unbound::UnboundError;
+
+/// Who has requested an interrupt on the host.
+#[derive(Debug)]
+pub enum InterruptHolder {
+    /// A device's driver.
+    Device {
+        /// The device.
+        device: String,
+        /// Its driver.
+        driver: String,
+        /// That is VFIO's, which requests it for a guest.
+        by_vfio: bool,
+    },
+    /// A handler of this name, whose device isn't known.
+    Handler(String),
+}
+
+impl fmt::Display for InterruptHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device { device, by_vfio: true, .. } => {
+                write!(f, "{device}, which another guest has")
+            }
+            Self::Device { device, driver, .. } => write!(f, "{device} (driver {driver})"),
+            Self::Handler(name) => write!(f, "{name} (/proc/interrupts)"),
+        }
+    }
+}
+
+impl InterruptHolder {
+    /// What has it give the interrupt up.
+    fn help(&self) -> String {
+        match self {
+            Self::Device { by_vfio: true, .. } => "end that guest first".to_owned(),
+            Self::Device { device, .. } => {
+                format!("where the host can do without {device}: strait device bind {device}")
+            }
+            Self::Handler(_) => "end what uses it on the host, or its driver".to_owned(),
+        }
+    }
+}
 
 /// What went wrong with a device.
 #[derive(Debug, thiserror::Error)]
@@ -37,18 +79,43 @@ pub enum DeviceError {
     },
     /// Two devices have one interrupt.
     #[error(
-        "{name} can't be assigned beside {other}: both have interrupt {interrupt} of {controller}, \
-         which VFIO gives to one only"
+        "{name} can't be assigned beside {other}: both have interrupt {interrupt}, which VFIO gives \
+         to one only"
     )]
     SharedInterrupt {
         /// The device.
         name: String,
         /// The other device, which is to be assigned too.
         other: String,
-        /// The interrupt, as the controller numbers it.
+        /// The interrupt, as its controller numbers it, and the controller's path in the host's
+        /// device tree.
         interrupt: String,
-        /// The controller's path in the host's device tree.
-        controller: String,
+    },
+    /// A device has an interrupt twice.
+    #[error(
+        "{name} can't be assigned: its node {node} lists interrupt {interrupt} twice, which VFIO can \
+         request only once"
+    )]
+    RepeatedInterrupt {
+        /// The device.
+        name: String,
+        /// Its node's path in the host's device tree.
+        node: String,
+        /// The interrupt and its controller.
+        interrupt: String,
+    },
+    /// Another device has requested its interrupt.
+    #[error(
+        "{name} can't be assigned: its interrupt {interrupt} is also that of {holder}, and VFIO \
+         can't share it"
+    )]
+    HeldInterrupt {
+        /// The device.
+        name: String,
+        /// The interrupt and its controller.
+        interrupt: String,
+        /// Who has it.
+        holder: InterruptHolder,
     },
     /// Its node in the host's device tree is malformed.
     #[error("{name} can't be assigned: its device tree node can't be read")]
@@ -176,6 +243,10 @@ impl DeviceError {
             Self::SameNode { name, other } | Self::SharedInterrupt { name, other, .. } => {
                 Some(format!("--vfio-platform {other} or --vfio-platform {name}, not both"))
             }
+            Self::RepeatedInterrupt { .. } => {
+                Some("a host device tree whose node lists it once".to_owned())
+            }
+            Self::HeldInterrupt { holder, .. } => Some(holder.help()),
             Self::Quiesce { name, .. } | Self::Reset { name, .. } => Some(format!(
                 "power-cycle the board, or let the guest have the device as it is: \
                  --vfio-platform {name},quiesce=off"

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 
 use boot::fdt::host::HostTree;
 
-pub use self::error::DeviceError;
+pub use self::error::{DeviceError, InterruptHolder};
 pub use self::nodes::drafts;
 use super::assign::Assignment;
 use super::bindings::{self, Binding};

@@ -76,6 +76,17 @@ impl FakeHost {
         }
     }
 
+    /// Changes the driver of a device, to none with `None`.
+    pub(crate) fn rebind(&self, bus: &str, name: &str, driver: Option<&str>) {
+        let link = format!("sys/devices/{bus}/{name}/driver");
+        fs::remove_file(self.path(&link)).unwrap();
+        if let Some(driver) = driver {
+            let driver = format!("sys/bus/{bus}/drivers/{driver}");
+            self.mkdir(&driver);
+            self.link(link, driver);
+        }
+    }
+
     /// Gives a device a file of its own, as kernels with CONFIG_VFIO_DEVICE_CDEV do.
     pub(crate) fn cdev(&self, bus: &str, name: &str, index: u32) {
         let device = Path::new("sys/devices").join(bus).join(name);
