@@ -15,6 +15,7 @@ use crate::console::{Input, Progress};
 use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::exit_reason::Ending;
+use crate::limits::UnpinnedMemory;
 use crate::output;
 use crate::signals::{Request, Signals};
 use crate::silence::Silence;
@@ -35,6 +36,8 @@ pub struct Sources<'a> {
     pub clock: AlarmClock,
     /// What watches for a console that stays silent.
     pub silence: Option<Silence>,
+    /// What tells of too little memory for a guest whose RAM isn't pinned.
+    pub memory: Option<UnpinnedMemory>,
 }
 
 /// What event data names the source by.
@@ -62,7 +65,7 @@ pub fn run(mut sources: Sources<'_>, recorder: Option<&Recorder>) -> Result<Opti
     let failed = |e: event_manager::Error| Error::new(format!("the event loop failed: {e}"));
     let timer = sources.timeout.map(start_timer).transpose()?;
     let ending = Rc::new(RefCell::new(None));
-    let mut silence = sources.silence.take();
+    let (mut silence, mut memory) = (sources.silence.take(), sources.memory.take());
     let mut manager = EventManager::<Desk<'_>>::new().map_err(failed)?;
     manager.add_subscriber(Desk { sources, timer, recorder, ending: ending.clone() });
     loop {
@@ -72,10 +75,13 @@ pub fn run(mut sources: Sources<'_>, recorder: Option<&Recorder>) -> Result<Opti
                 End::Here(ending) => Some(ending),
             });
         }
-        let wait = silence.as_ref().map_or(FOR_EVER, Silence::wait_ms);
+        let waits =
+            [silence.as_ref().map(Silence::wait_ms), memory.as_ref().map(UnpinnedMemory::wait_ms)];
+        let wait = waits.into_iter().flatten().min().unwrap_or(FOR_EVER);
         let events = manager.run_with_timeout(wait).map_err(failed)?;
         silence = silence.and_then(Silence::look);
-        // The end of the wait for a word from the guest comes once in a run, and isn't its doing.
+        memory = memory.and_then(UnpinnedMemory::look);
+        // The end of each of these waits comes once in a run, and isn't the guest's doing.
         if let Some(recorder) = recorder.filter(|_| events > 0) {
             recorder.count_wakeup();
         }

@@ -261,7 +261,8 @@ fn within(group: &str, program: &str) -> String {
 #[test]
 fn limits_of_control_groups() -> Story {
     const GROUP: &str = "/sys/fs/cgroup/job";
-    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    let board = Board::new().file("k/off", payload::power_off());
+    let host = board.file("k/wait", payload::wait()).boot()?;
     host.sh("mount -t cgroup2 none /sys/fs/cgroup; cd /sys/fs/cgroup && \
              echo '+memory +pids +cpuset' > cgroup.subtree_control && mkdir job")?;
     let set = |file: &str, value: &str| host.sh(&format!("echo {value} > {GROUP}/{file}"));
@@ -283,6 +284,16 @@ fn limits_of_control_groups() -> Story {
     let file = format!("{GROUP}/memory.max");
     complains(&check(&host, &strait, "")?, &[("memory cgroup", "blocks", &file)]);
     refused(&["256M of guest RAM can't be pinned", &format!("{file} leaves"), "MemoryMax="])?;
+    // A guest without devices is told that it may be killed, before and while it runs.
+    for (options, status) in [("--dry-run", 0), ("--timeout 1", 124)] {
+        let answer = host.run(&format!("{strait} run --kernel /k/wait {options}"))?;
+        let (errors, told) = (&answer.errors, format!("and {file} leaves 1"));
+        assert!(
+            errors.contains(&told) && errors.contains("0 bytes of swap"),
+            "{options}: {errors}"
+        );
+        assert_eq!(answer.status, status, "{options}: {errors}");
+    }
     set("memory.max", "400M")?;
     set("memory.high", "100M")?;
     let high = format!("{GROUP}/memory.high");

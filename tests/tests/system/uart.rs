@@ -63,8 +63,11 @@ fn of_two_uarts_with_one_interrupt_either_can_be_a_guest_s_but_not_both() -> Sto
     uart.send("a line from outside\n")?;
     assert_eq!(guest.finish()?, (0, "a line from outside\n".into()));
     assert!(interrupts(&mut guest)? > 0);
-    assert_eq!(guest.power_off()?, 0);
     host.bind(SHARED_UART)?;
+    let other = host.run(&format!("strait run --kernel /k/model --vfio-platform {SHARED_UART}"))?;
+    let told = format!("is also that of {UART}, which another guest has");
+    assert!(other.status == 1 && other.errors.contains(&told), "{}", other.errors);
+    assert_eq!(guest.power_off()?, 0);
     let mut guest = host.guest(&format!("--vfio-platform {SHARED_UART}"))?;
     guest.sh("stty -F /dev/ttyAMA0 115200 raw -echo && seq 1 1000 >/dev/ttyAMA0")?;
     assert_eq!(guest.power_off()?, 0);

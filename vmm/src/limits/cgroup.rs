@@ -23,6 +23,13 @@ const MEMORY: Names = Names {
 /// As `memory.max`, but what exceeds it is slowed down rather than killed.
 const MEMORY_HIGH: Names = Names { limit: ["memory.high", "memory.high"], ..MEMORY };
 
+/// Of the older hierarchies, none limits swap alone.
+const SWAP: Names = Names {
+    controller: "memory",
+    limit: ["memory.swap.max", "memory.swap.max"],
+    used: ["memory.swap.current", "memory.swap.current"],
+};
+
 const PIDS: Names = Names {
     controller: "pids",
     limit: ["pids.max", "pids.max"],
@@ -93,6 +100,11 @@ impl Groups {
     /// How much memory they may use without being slowed down, in bytes.
     pub fn unthrottled_memory(&self) -> Option<Limit> {
         self.tightest(&MEMORY_HIGH)
+    }
+
+    /// How much of the host's swap they may use, in bytes.
+    pub fn swap(&self) -> Option<Limit> {
+        self.tightest(&SWAP)
     }
 
     /// How many tasks they may have.
@@ -170,7 +182,7 @@ fn limit(group: &Path, version: usize, names: &Names) -> Option<Limit> {
     let text = fs::read_to_string(&file).ok()?;
     let limit = text.trim().parse().ok().filter(|limit| *limit < UNLIMITED)?;
     let mut used = number(names.used.get(version)?)?;
-    if names.controller == MEMORY.controller {
+    if names.used == MEMORY.used {
         let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
         let kinds = RECLAIMABLE.get(version)?;
         used = used.saturating_sub(kinds.iter().filter_map(|kind| field(&stat, kind)).sum());
@@ -247,6 +259,9 @@ mod tests {
         assert_eq!(memory.left(), 600);
         let outer = Limit { file: file("ci/memory.high"), limit: 950, used: 400 };
         assert_eq!(groups.unthrottled_memory(), Some(outer));
+        assert_eq!(groups.swap(), None);
+        hierarchy.group("ci", &[("memory.swap.max", "300"), ("memory.swap.current", "100")]);
+        assert_eq!(groups.swap().map(|limit| limit.left()), Some(200));
         let tasks = Limit { file: file("ci/job/pids.max"), limit: 3, used: 1 };
         assert_eq!(groups.tasks(), Some(tasks));
     }

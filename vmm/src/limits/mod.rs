@@ -7,6 +7,7 @@ mod cgroup;
 mod rlimit;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use devices::vfio::region::host_page_size;
 
@@ -39,7 +40,10 @@ pub fn check_reservation(ram: u64, shared: bool) -> Result<(), Error> {
 /// What this process has of a resource already.
 fn own_use(resource: Resource) -> u64 {
     match resource {
-        Resource::AddressSpace => rlimit::own_address_space(host_page_size()),
+        Resource::AddressSpace => {
+            let [address_space, _] = rlimit::own_memory(host_page_size());
+            address_space
+        }
         _ => 0,
     }
 }
@@ -67,7 +71,7 @@ fn check_resource(resource: Resource, limit: u64, used: u64, ram: u64) -> Result
 /// They don't.
 #[cold]
 pub fn check_pinning(ram: u64) -> Result<(), Error> {
-    check_available(ram, available())?;
+    check_available(ram, meminfo("MemAvailable"))?;
     let GroupMemory { error, slow, .. } = group_memory(ram);
     if let Some(slow) = slow {
         log::warn!("{}", slow.told());
@@ -107,11 +111,80 @@ fn check_available(ram: u64, available: Option<u64>) -> Result<(), Error> {
     .help("a smaller --memory, or free some: `free -m`"))
 }
 
-/// `MemAvailable` of /proc/meminfo in bytes (Documentation/filesystems/proc.rst).
-fn available() -> Option<u64> {
+/// A field of /proc/meminfo in bytes (Documentation/filesystems/proc.rst).
+fn meminfo(name: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// How long after its start a guest is asked after by [`UnpinnedMemory`]: later than a start that is
+/// measured, and before a guest has touched much.
+const UNPINNED_DELAY: Duration = Duration::from_millis(100);
+
+/// Tells once, soon after a guest's start, if the control groups of this process have less memory than
+/// the guest's RAM, which isn't pinned: the host gives it page by page, and kills this process at the
+/// first that is too many.
+pub struct UnpinnedMemory {
+    ram: u64,
+    at: Instant,
+}
+
+impl UnpinnedMemory {
+    /// For a guest with `ram` bytes that starts now.
+    pub fn new(ram: u64) -> Self {
+        Self { ram, at: Instant::now() + UNPINNED_DELAY }
+    }
+
+    /// How long to wait before the next [`look`](Self::look), in ms.
+    pub fn wait_ms(&self) -> i32 {
+        let left = self.at.saturating_duration_since(Instant::now()).as_millis();
+        // One more, for what is cut off.
+        i32::try_from(left.saturating_add(1)).unwrap_or(i32::MAX)
+    }
+
+    /// Looks, and tells; `None` when that is done.
+    pub fn look(self) -> Option<Self> {
+        if Instant::now() < self.at {
+            return Some(self);
+        }
+        warn_unpinned(self.ram);
+        None
+    }
+}
+
+/// Tells if the control groups of this process have too little memory for `ram` bytes that aren't
+/// pinned.
+#[cold]
+pub fn warn_unpinned(ram: u64) {
+    let groups = Groups::own();
+    let Some(mut limit) = groups.memory() else { return };
+    // What the guest has touched of it already isn't counted twice.
+    let [_, own] = rlimit::own_memory(host_page_size());
+    limit.used = limit.used.saturating_sub(own);
+    let swap = meminfo("SwapFree").unwrap_or(0);
+    let swap = groups.swap().map_or(swap, |limit| limit.left().min(swap));
+    if let Err(error) = check_unpinned(ram, &limit, swap) {
+        log::warn!("{}", error.told());
+    }
+}
+
+fn check_unpinned(ram: u64, limit: &Limit, swap: u64) -> Result<(), Error> {
+    let needed = all_of(ram);
+    if needed <= limit.left().saturating_add(swap) {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "{} of guest RAM take {}, and {} leaves {} of {}, with {} of swap: the host kills this process \
+         when the guest uses more",
+        Size::from(ram),
+        mebibytes(needed),
+        limit.file.display(),
+        mebibytes(limit.left()),
+        mebibytes(limit.limit),
+        mebibytes(swap)
+    ))
+    .help(raise_memory(limit, needed, "MemoryMax")))
 }
 
 /// All that a guest with this much pinned RAM takes, in bytes.
@@ -268,6 +341,30 @@ mod tests {
         let slow = too_slow(256 * MIB, tight()).unwrap();
         assert!(slow.report().contains("slows"), "{}", slow.report());
         assert!(too_slow(256 * MIB, None).is_none());
+    }
+
+    #[test]
+    fn ram_that_is_not_pinned_may_be_in_swap() {
+        let limit = group("/c/memory.max", 300 * MIB, 200 * MIB).unwrap();
+        check_unpinned(256 * MIB, &limit, 161 * MIB).unwrap();
+        let report = check_unpinned(256 * MIB, &limit, 160 * MIB).unwrap_err().report();
+        for part in [
+            "256M of guest RAM take 261M, and /c/memory.max leaves 100M of 300M, with 160M of swap",
+            "kills this process",
+            "help: echo 461M | sudo tee /c/memory.max",
+        ] {
+            assert!(report.contains(part), "{part}: {report}");
+        }
+    }
+
+    #[test]
+    fn a_guest_is_asked_after_once() {
+        let check = UnpinnedMemory::new(0);
+        assert!((50..=101).contains(&check.wait_ms()));
+        assert!(check.look().is_some_and(|check| check.wait_ms() > 1));
+        let due = UnpinnedMemory { ram: 0, at: Instant::now() };
+        assert_eq!(due.wait_ms(), 1);
+        assert!(due.look().is_none());
     }
 
     #[test]

@@ -65,13 +65,13 @@ impl Resource {
     }
 }
 
-/// How many bytes of address space this process uses (`/proc/self/statm`, its first number in
-/// pages).
+/// How many bytes of address space this process uses, and how many of memory.
 #[cold]
-pub fn own_address_space(page_size: u64) -> u64 {
+pub fn own_memory(page_size: u64) -> [u64; 2] {
     let text = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = text.split_whitespace().next().and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0).saturating_mul(page_size)
+    // In pages: address space, resident, …
+    let mut pages = text.split_whitespace().map(|pages| pages.parse::<u64>().unwrap_or(0));
+    [pages.next(), pages.next()].map(|pages| pages.unwrap_or(0).saturating_mul(page_size))
 }
 
 /// The threads of this process's user, if they are limited: root's and those of a process with
@@ -110,7 +110,8 @@ mod tests {
     fn limits_are_those_of_the_process() {
         assert!(Resource::Files.limit().is_some_and(|limit| limit > 0));
         assert!(Resource::Files.hard_limit() >= Resource::Files.limit());
-        assert!(own_address_space(4096) > 4096);
+        let [address_space, memory] = own_memory(4096);
+        assert!(address_space > memory && memory > 4096);
     }
 
     #[test]

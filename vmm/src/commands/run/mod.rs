@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::events::{self, Sources};
 use crate::exit_reason::Ending;
 use crate::irqfds::KvmWiring;
+use crate::limits::UnpinnedMemory;
 use crate::lines::Lines;
 use crate::signals::{self, Signals};
 use crate::silence::Silence;
@@ -74,6 +75,9 @@ fn run_guest(
     }
     if options.dry_run {
         let description = Description::of(&plan, &core, &tree);
+        if plan.assigned.backend().is_none() && plan.assigned.obstacles().is_empty() {
+            limits::warn_unpinned(plan.ram.size);
+        }
         let text = if options.json { description.to_json()? } else { description.to_string() };
         output::print(&format!("{}\n", text.trim_end()))?;
         return Ok(Ending::Planned);
@@ -120,6 +124,7 @@ fn run_guest(
         timeout: plan.timeout,
         input: board.input,
         clock: board.clock,
+        memory: plan.assigned.backend().is_none().then(|| UnpinnedMemory::new(plan.ram.size)),
         silence: (plan.console == ConsoleKind::Stdio).then(|| Silence::new(board.spoke, shorter)),
     };
     plan.assigned.arm()?;
