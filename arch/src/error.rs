@@ -58,10 +58,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// Makes the error of a failed ioctl.
-    pub(crate) fn kvm(action: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Self {
-        let action = action.into();
-        move |e| Self::Kvm { action, source: io::Error::from_raw_os_error(e.errno()) }
+    /// The error of a failed ioctl.
+    pub(crate) fn kvm(action: impl Into<String>, error: kvm_ioctls::Error) -> Self {
+        Self::Kvm { action: action.into(), source: io_error(error) }
     }
 
     /// What the person can do about it.
@@ -92,4 +91,9 @@ impl Error {
             Self::Kvm { .. } | Self::Missing(_) | Self::NoGic(_) => None,
         }
     }
+}
+
+/// The same error as std has it.
+pub(crate) fn io_error(error: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
 }

@@ -7,6 +7,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use crate::error::io_error;
+
 /// A vCPU's exit to the VMM, parsed (Documentation/virt/kvm/api.rst, section 5).
 #[derive(Debug)]
 pub enum Exit<'a> {
@@ -27,9 +29,10 @@ pub enum Exit<'a> {
     /// The guest accesses what no memory slot covers, with an instruction whose syndrome does not
     /// tell what it transfers (`KVM_EXIT_ARM_NISV`: pairs, vectors, write-back).
     Undecodable,
-    /// The host can't give the guest what it accesses in a memory slot: a device's registers whose
-    /// mapping faults (`KVM_RUN` fails with `EFAULT`). The guest has not gone on.
-    Unbacked {
+    /// The host can't give the guest what it accesses in a memory slot, such as a device's registers
+    /// whose mapping faults (`KVM_EXIT_MEMORY_FAULT`, or `KVM_RUN` fails with `EFAULT`). The access
+    /// is made again by the next run.
+    MemoryFault {
         /// Guest physical address, where KVM tells.
         gpa: Option<u64>,
     },
@@ -39,10 +42,11 @@ pub enum Exit<'a> {
     Reset,
     /// KVM gives up on the guest (`KVM_SYSTEM_EVENT_CRASH`).
     Crash,
-    /// A signal, or the request of [`Vcpu::kick`](crate::Vcpu).
+    /// A signal, or the request of [`ImmediateExit`](crate::ImmediateExit).
     Interrupted,
-    /// The guest can't run on: what KVM says of it.
-    Broken(String),
+    /// The guest can't run on: what KVM says of it (`KVM_EXIT_FAIL_ENTRY`, `KVM_EXIT_INTERNAL_ERROR`,
+    /// and exits that strait doesn't know).
+    Failed(String),
 }
 
 /// Runs the vCPU until it exits.
@@ -55,13 +59,13 @@ pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
         Ok(exit) => Ok(parse(exit)),
         Err(e) => match e.errno() {
             libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
-            libc::EFAULT => Ok(Exit::Unbacked { gpa: None }),
+            libc::EFAULT => Ok(Exit::MemoryFault { gpa: None }),
             // What kernels before 5.5, which have no KVM_EXIT_ARM_NISV, do instead.
-            libc::ENOSYS => Ok(Exit::Broken(
+            libc::ENOSYS => Ok(Exit::Failed(
                 "the guest accessed memory-mapped I/O with an instruction that KVM can't decode"
                     .into(),
             )),
-            errno => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io_error(e)),
         },
     }
 }
@@ -75,12 +79,11 @@ fn parse(exit: VcpuExit<'_>) -> Exit<'_> {
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Exit::Crash,
         VcpuExit::Unsupported(KVM_EXIT_ARM_NISV) => Exit::Undecodable,
         VcpuExit::Intr => Exit::Interrupted,
-        VcpuExit::FailEntry(reason, cpu) => Exit::Broken(format!(
+        VcpuExit::FailEntry(reason, cpu) => Exit::Failed(format!(
             "the hardware refused to enter the guest on host CPU {cpu} (reason {reason:#x})"
         )),
-        VcpuExit::InternalError => Exit::Broken("KVM met an internal error".into()),
-        // What newer kernels say of the same.
-        VcpuExit::MemoryFault { gpa, .. } => Exit::Unbacked { gpa: Some(gpa) },
-        other => Exit::Broken(format!("KVM reported an exit strait does not know: {other:?}")),
+        VcpuExit::InternalError => Exit::Failed("KVM met an internal error".into()),
+        VcpuExit::MemoryFault { gpa, .. } => Exit::MemoryFault { gpa: Some(gpa) },
+        other => Exit::Failed(format!("KVM reported an exit strait does not know: {other:?}")),
     }
 }

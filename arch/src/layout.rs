@@ -9,9 +9,7 @@
 //!    0808_0000  | GICv3 ITS                128 KiB |
 //!    080a_0000  | GICv3 redistributors             | 128 KiB a vCPU, 123 of them
 //!    0900_0000  +----------------------------------+
-//!               | serial, RTC, panic device        | 64 KiB apart
-//!    0a00_0000  +----------------------------------+
-//!               | virtio-mmio                      | 4 KiB a slot
+//!               | serial, RTC, pvpanic             | 64 KiB apart
 //!    0c00_0000  +----------------------------------+
 //!               | assigned platform devices        |
 //!    2000_0000  +----------------------------------+
@@ -27,7 +25,7 @@
 //! ```
 //!
 //! RAM starts at 1 GiB so that a 32-bit DMA master reaches 3 GiB of it, and runs on without a
-//! gap at 4 GiB. Everything else is below RAM, but for 64-bit registers of PCI functions.
+//! gap at 4 GiB. Everything else is below RAM, but for 64-bit BARs of PCI functions.
 
 use std::ops::Range;
 
@@ -47,7 +45,7 @@ pub const GIC_REDIST: Range<u64> = 0x080a_0000..0x0900_0000;
 pub const GIC_REDIST_SIZE: u64 = 0x2_0000;
 
 /// The vCPUs whose redistributors fit: 123.
-pub const MAX_CPUS: u64 = (GIC_REDIST.end - GIC_REDIST.start) / GIC_REDIST_SIZE;
+pub const MAX_GICV3_CPUS: u64 = (GIC_REDIST.end - GIC_REDIST.start) / GIC_REDIST_SIZE;
 
 /// The serial console, an ns16550a.
 pub const SERIAL: Range<u64> = 0x0900_0000..0x0900_1000;
@@ -55,19 +53,13 @@ pub const SERIAL: Range<u64> = 0x0900_0000..0x0900_1000;
 /// The real-time clock, a PL031.
 pub const RTC: Range<u64> = 0x0901_0000..0x0901_1000;
 
-/// The panic device (pvpanic).
-pub const PANIC: Range<u64> = 0x0902_0000..0x0902_1000;
-
-/// virtio-mmio slots.
-pub const VIRTIO: Range<u64> = 0x0a00_0000..0x0c00_0000;
+/// The paravirtual panic device, pvpanic.
+pub const PVPANIC: Range<u64> = 0x0902_0000..0x0902_1000;
 
 /// Assigned platform devices.
 pub const PLATFORM: Range<u64> = 0x0c00_0000..0x2000_0000;
 
-/// PCI memory windows and ECAM.
-pub const PCI: Range<u64> = 0x2000_0000..0x4000_0000;
-
-/// PCI memory for 32-bit registers.
+/// PCI memory for 32-bit BARs.
 pub const PCI_MMIO32: Range<u64> = 0x2000_0000..0x3f00_0000;
 
 /// PCI I/O ports.
@@ -76,18 +68,19 @@ pub const PCI_IO: Range<u64> = 0x3f00_0000..0x3f01_0000;
 /// PCI configuration space of one bus.
 pub const PCI_ECAM: Range<u64> = 0x3f10_0000..0x3f20_0000;
 
-/// The smallest window for 64-bit registers that is worth having.
-const PCI_MMIO64_LEAST: u64 = 4 << 30;
+/// The smallest window for 64-bit BARs that is worth having, in bytes.
+const MIN_PCI_MMIO64_SIZE: u64 = 4 << 30;
 
-/// PCI memory for 64-bit registers, in a guest with `bits` bits of physical address in which nothing
+/// PCI memory for 64-bit BARs, in a guest with `bits` bits of physical address in which nothing
 /// is at or above `above` (GPA): the top half, or the top quarter, and so on, whatever is free of
 /// other things. `None` where not even 4 GiB are.
 ///
-/// The largest register that fits is as large as the window, which is aligned to its size.
+/// The largest BAR that fits is as large as the window, which is aligned to its size.
 pub fn pci_mmio64(above: u64, bits: u32) -> Option<Range<u64>> {
     let end = 1u64.checked_shl(bits)?;
     let sizes = std::iter::successors(Some(end / 2), |size| Some(size / 2));
-    let free = sizes.take_while(|size| *size >= PCI_MMIO64_LEAST).find(|size| end - size >= above);
+    let free =
+        sizes.take_while(|size| *size >= MIN_PCI_MMIO64_SIZE).find(|size| end - size >= above);
     free.map(|size| end - size..end)
 }
 
@@ -100,8 +93,6 @@ pub mod spi {
     pub const SERIAL: u32 = 0;
     /// The real-time clock's.
     pub const RTC: u32 = 1;
-    /// The first virtio-mmio slot's.
-    pub const VIRTIO: u32 = 16;
     /// The first of the assigned devices'.
     pub const PLATFORM: u32 = 64;
     /// One past the last that a GIC can have (IHI 0069H, 2.2 "INTIDs": SPIs are 32 to 1019).
@@ -110,19 +101,16 @@ pub mod spi {
 
 // The map is in order and nothing overlaps.
 const _: () = {
-    let windows = [
-        GIC_DIST, GICV2_CPU, GIC_ITS, GIC_REDIST, SERIAL, RTC, PANIC, VIRTIO, PLATFORM, PCI_MMIO32,
+    let mut windows: &[Range<u64>] = &[
+        GIC_DIST, GICV2_CPU, GIC_ITS, GIC_REDIST, SERIAL, RTC, PVPANIC, PLATFORM, PCI_MMIO32,
         PCI_IO, PCI_ECAM,
     ];
-    let mut i = 0;
-    while i < windows.len() {
-        assert!(windows[i].start < windows[i].end);
-        let next = if i + 1 < windows.len() { windows[i + 1].start } else { RAM_START };
-        assert!(windows[i].end <= next);
-        i += 1;
+    while let [window, above @ ..] = windows {
+        let next = if let [next, ..] = above { next.start } else { RAM_START };
+        assert!(window.start < window.end && window.end <= next);
+        windows = above;
     }
     assert!(RAM_START.is_multiple_of(0x4000_0000));
-    assert!(PCI.start == PCI_MMIO32.start && PCI_ECAM.end <= PCI.end && PCI.end <= RAM_START);
     // PCI Express 3.0, 7.2.2: aligned to its size, 1 MiB a bus.
     assert!(PCI_ECAM.start.is_multiple_of(1 << 20) && PCI_ECAM.end - PCI_ECAM.start == 1 << 20);
 };
@@ -134,7 +122,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     #[test]
-    fn registers_of_64_bits_are_at_the_top_where_nothing_else_is() {
+    fn bars_of_64_bits_are_at_the_top_where_nothing_else_is() {
         for (above, bits, expected) in [
             (2 * GIB, 40, Some(512 * GIB..1024 * GIB)),
             (512 * GIB, 40, Some(512 * GIB..1024 * GIB)),

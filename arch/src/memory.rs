@@ -12,7 +12,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use crate::{Error, layout::RAM_START};
 
 /// Host memory is aligned to this, so that KVM and the IOMMU can map it in 2 MiB blocks.
-const BLOCK: usize = 2 << 20;
+const BLOCK_SIZE: usize = 2 << 20;
 
 /// The guest's RAM, mapped into this process.
 ///
@@ -49,7 +49,7 @@ impl GuestRam {
     /// As for [`new`](Self::new), or the host has no such files.
     #[cold]
     pub fn shared(size: u64) -> Result<Self, Error> {
-        let file = memory_file(size).map_err(|source| Error::MapRam { size, source })?;
+        let file = memfd(size).map_err(|source| Error::MapRam { size, source })?;
         Self::reserve(size, Some(file))
     }
 
@@ -58,10 +58,10 @@ impl GuestRam {
         let invalid = || failed(io::ErrorKind::InvalidInput.into());
         let bytes = usize::try_from(size).map_err(|_| invalid())?;
         let host = reserve(bytes).map_err(failed)?;
-        let mut flags = FLAGS;
+        let mut flags = MAP_FLAGS;
         if let Some(file) = &file {
             flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-            show_file(file, host, bytes, flags).map_err(failed)?;
+            map_file(file, host, bytes, flags).map_err(failed)?;
         }
         // SAFETY: `host` is the start of a mapping of `bytes` bytes with these protections and
         // flags, made above; nobody else knows it and it is never unmapped.
@@ -100,20 +100,20 @@ impl GuestRam {
     }
 }
 
-const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+const MAP_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// Maps `size` bytes at a multiple of [`BLOCK`]. For good: RAM lives as long as the process, since
+/// Maps `size` bytes at a multiple of [`BLOCK_SIZE`]. For good: RAM lives as long as the process, since
 /// vCPUs and devices may reach it to the very end.
 fn reserve(size: usize) -> io::Result<NonNull<u8>> {
-    let padded = size.checked_add(BLOCK).ok_or(io::ErrorKind::InvalidInput)?;
+    let padded = size.checked_add(BLOCK_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that
     // exists.
-    let start = unsafe { libc::mmap(ptr::null_mut(), padded, libc::PROT_NONE, FLAGS, -1, 0) };
+    let start = unsafe { libc::mmap(ptr::null_mut(), padded, libc::PROT_NONE, MAP_FLAGS, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let skip = start.addr().next_multiple_of(BLOCK) - start.addr();
-    // SAFETY: skip < BLOCK, so skip + size stays within the mapping of size + BLOCK bytes.
+    let skip = start.addr().next_multiple_of(BLOCK_SIZE) - start.addr();
+    // SAFETY: skip < BLOCK_SIZE, so skip + size stays within the mapping of size + BLOCK_SIZE bytes.
     let aligned = unsafe { start.byte_add(skip) };
     // SAFETY: the range lies within the mapping just made, which nobody uses yet. What is left
     // around it stays inaccessible and catches overruns.
@@ -125,7 +125,7 @@ fn reserve(size: usize) -> io::Result<NonNull<u8>> {
 
 /// A file in memory of this size, for good (`memfd_create(2)`).
 #[cold]
-fn memory_file(size: u64) -> io::Result<File> {
+fn memfd(size: u64) -> io::Result<File> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the name is a C string.
     let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) };
@@ -143,9 +143,9 @@ fn memory_file(size: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Puts a file in the place of `size` bytes that were [reserved](reserve) at `host`.
+/// Maps a file over `size` bytes that were [reserved](reserve) at `host`.
 #[cold]
-fn show_file(file: &File, host: NonNull<u8>, size: usize, flags: i32) -> io::Result<()> {
+fn map_file(file: &File, host: NonNull<u8>, size: usize, flags: i32) -> io::Result<()> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = flags | libc::MAP_FIXED;
     // SAFETY: the range was reserved for this, and nobody uses it yet.
@@ -157,28 +157,28 @@ fn show_file(file: &File, host: NonNull<u8>, size: usize, flags: i32) -> io::Res
     Ok(())
 }
 
-/// While it lives, this process is given small pages.
+/// While it lives, this process has no transparent huge pages.
 ///
-/// For filling RAM with little: clearing a huge page for a kernel of some pages takes a tenth of the
-/// time in which such a guest starts. What the guest touches later comes in huge pages again, and
-/// khugepaged may gather what is small.
+/// For loading a small kernel: clearing a huge page for some 4 KiB of it takes a tenth of the time in
+/// which such a guest starts. What the guest touches later comes in huge pages again, and khugepaged
+/// may collapse the others.
 #[derive(Debug)]
-pub struct SmallPages(());
+pub struct HugePagesDisabled(());
 
-impl SmallPages {
-    /// Small pages from here on, if `used` bytes from the start of RAM don't fill a huge one.
-    pub fn for_little(used: u64) -> Option<Self> {
+impl HugePagesDisabled {
+    /// Disables them, if `used` bytes from the start of RAM don't fill one.
+    pub fn for_small(used: u64) -> Option<Self> {
         // SAFETY: PR_GET_THP_DISABLE takes no pointer (prctl(2)).
         let disabled = unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) } != 0;
         // Whoever started us may have disabled them for good.
-        (used <= BLOCK as u64 && !disabled).then(|| {
+        (used <= BLOCK_SIZE as u64 && !disabled).then(|| {
             set_huge_pages(false);
             Self(())
         })
     }
 }
 
-impl Drop for SmallPages {
+impl Drop for HugePagesDisabled {
     fn drop(&mut self) {
         set_huge_pages(true);
     }

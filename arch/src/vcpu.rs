@@ -1,4 +1,4 @@
-//! A vCPU: creation, first registers, running.
+//! A vCPU: creation, boot registers, running.
 
 use std::io;
 use std::mem::offset_of;
@@ -7,23 +7,25 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
-    KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE,
+    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT,
+    KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
+    KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE,
     KVM_REG_ARM64, KVM_REG_ARM64_SVE, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_REG_SIZE_U512,
     kvm_device_attr, kvm_regs, kvm_vcpu_events, kvm_vcpu_init, user_pt_regs,
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::cpus::PMU_PPI;
+use crate::cpu::PMU_PPI;
+use crate::error::io_error;
 use crate::exit::{self, Exit};
-use crate::{Error, Features, Vm};
+use crate::{CpuFeatures, Error, Vm};
 
-/// Where the boot vCPU starts (Documentation/arch/arm64/booting.rst, section 4).
+/// The registers with which the boot vCPU enters the kernel (Documentation/arch/arm64/booting.rst, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Boot {
-    /// The kernel's first instruction (GPA).
+pub struct BootRegisters {
+    /// pc: the kernel's first instruction (GPA).
     pub entry: u64,
-    /// The device tree (GPA), handed over in x0.
+    /// x0: the device tree (GPA).
     pub dtb: u64,
 }
 
@@ -33,7 +35,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     index: u64,
     mpidr: u64,
-    features: Features,
+    features: CpuFeatures,
 }
 
 impl Vcpu {
@@ -42,25 +44,24 @@ impl Vcpu {
     /// # Errors
     ///
     /// KVM refused.
-    pub(crate) fn new(vm: &Vm, index: u64, features: Features) -> Result<Self, Error> {
-        let fd = vm.fd().create_vcpu(index).map_err(Error::kvm(format!("create vCPU {index}")))?;
+    pub(crate) fn new(vm: &Vm, index: u64, features: CpuFeatures) -> Result<Self, Error> {
+        let fd = vm.fd().create_vcpu(index).map_err(|e| refused("create", index, e))?;
         let mut init = kvm_vcpu_init::default();
         vm.fd()
             .get_preferred_target(&mut init)
-            .map_err(Error::kvm("tell the host CPU's type (KVM_ARM_PREFERRED_TARGET)"))?;
-        init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-        init.features[0] |= features.bits();
+            .map_err(|e| Error::kvm("tell the host CPU's type (KVM_ARM_PREFERRED_TARGET)", e))?;
+        init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2 | feature_bits(features);
         if index > 0 {
             init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
         }
-        fd.vcpu_init(&init).map_err(Error::kvm(format!("initialise vCPU {index}")))?;
+        fd.vcpu_init(&init).map_err(|e| refused("initialise", index, e))?;
         if features.sve {
             // With all vector lengths that the host has (api.rst, 4.119 KVM_ARM_VCPU_FINALIZE).
             fd.vcpu_finalize(&KVM_ARM_VCPU_SVE.cast_signed())
-                .map_err(Error::kvm(format!("give vCPU {index} SVE")))?;
+                .map_err(|e| refused("finalize the SVE of", index, e))?;
         }
-        let mpidr = read_register(&fd, MPIDR_EL1)
-            .map_err(Error::kvm(format!("read MPIDR_EL1 of vCPU {index}")))?;
+        let mpidr =
+            read_register(&fd, MPIDR_EL1).map_err(|e| refused("read MPIDR_EL1 of", index, e))?;
         Ok(Self { fd, index, mpidr, features })
     }
 
@@ -81,14 +82,14 @@ impl Vcpu {
     /// # Errors
     ///
     /// KVM refused.
-    pub fn set_boot(&self, boot: Boot) -> Result<(), Error> {
-        for (name, id, value) in [
-            ("pc", core_register(offset_of!(user_pt_regs, pc)), boot.entry),
-            ("x0", core_register(offset_of!(user_pt_regs, regs)), boot.dtb),
+    pub fn set_boot_registers(&self, boot: BootRegisters) -> Result<(), Error> {
+        for (action, id, value) in [
+            ("set pc of", core_register(offset_of!(user_pt_regs, pc)), boot.entry),
+            ("set x0 of", core_register(offset_of!(user_pt_regs, regs)), boot.dtb),
         ] {
             self.fd
                 .set_one_reg(id, &value.to_le_bytes())
-                .map_err(Error::kvm(format!("set {name} of vCPU {}", self.index)))?;
+                .map_err(|e| refused(action, self.index, e))?;
         }
         Ok(())
     }
@@ -106,7 +107,7 @@ impl Vcpu {
         let mut bytes = [0; 64];
         self.fd
             .get_one_reg(SVE_VLS, &mut bytes)
-            .map_err(Error::kvm(format!("tell the vector lengths of vCPU {}", self.index)))?;
+            .map_err(|e| refused("tell the vector lengths of", self.index, e))?;
         Ok(lengths(&bytes))
     }
 
@@ -117,7 +118,7 @@ impl Vcpu {
     ///
     /// KVM refused.
     pub fn init_pmu(&self) -> Result<(), Error> {
-        let refused = || Error::kvm(format!("start the PMU of vCPU {}", self.index));
+        let refused = |e| refused("start the PMU of", self.index, e);
         let intid: u32 = PMU_PPI + 16;
         let mut attr = kvm_device_attr {
             group: KVM_ARM_VCPU_PMU_V3_CTRL,
@@ -125,10 +126,10 @@ impl Vcpu {
             addr: (&raw const intid).addr() as u64,
             flags: 0,
         };
-        self.fd.set_device_attr(&attr).map_err(refused())?;
+        self.fd.set_device_attr(&attr).map_err(refused)?;
         attr.attr = u64::from(KVM_ARM_VCPU_PMU_V3_INIT);
         attr.addr = 0;
-        self.fd.set_device_attr(&attr).map_err(refused())
+        self.fd.set_device_attr(&attr).map_err(refused)
     }
 
     /// Runs guest code until something needs the VMM.
@@ -150,10 +151,11 @@ impl Vcpu {
     pub fn abort_access(&self) -> io::Result<()> {
         let mut events = kvm_vcpu_events::default();
         events.exception.ext_dabt_pending = 1;
-        self.fd.set_vcpu_events(&events).map_err(|e| io::Error::from_raw_os_error(e.errno()))
+        self.fd.set_vcpu_events(&events).map_err(io_error)
     }
 
-    /// The means to make this vCPU leave guest code from another thread.
+    /// KVM's `immediate_exit` of this vCPU (api.rst, 5 "The kvm_run structure"), by which another
+    /// thread makes it leave guest code.
     pub fn immediate_exit(&mut self) -> ImmediateExit {
         ImmediateExit(NonNull::from(&mut self.fd.get_kvm_run().immediate_exit).cast())
     }
@@ -185,6 +187,26 @@ impl AsRawFd for Vcpu {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// The error of what KVM refused to do with vCPU `index`.
+fn refused(action: &str, index: u64, error: kvm_ioctls::Error) -> Error {
+    Error::kvm(format!("{action} vCPU {index}"), error)
+}
+
+/// The features as `KVM_ARM_VCPU_INIT` takes them (api.rst, 4.82).
+fn feature_bits(features: CpuFeatures) -> u32 {
+    let mut bits = 0;
+    if features.sve {
+        bits |= 1 << KVM_ARM_VCPU_SVE;
+    }
+    if features.pauth {
+        bits |= 1 << KVM_ARM_VCPU_PTRAUTH_ADDRESS | 1 << KVM_ARM_VCPU_PTRAUTH_GENERIC;
+    }
+    if features.pmu {
+        bits |= 1 << KVM_ARM_VCPU_PMU_V3;
+    }
+    bits
 }
 
 /// MPIDR_EL1 is op0=3 op1=0 CRn=0 CRm=0 op2=5 (Arm ARM D19.2.102).
@@ -220,6 +242,12 @@ fn read_register(fd: &VcpuFd, id: u64) -> Result<u64, kvm_ioctls::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_are_bits_for_kvm() {
+        let none = CpuFeatures::default();
+        assert_eq!((feature_bits(CpuFeatures::ALL), feature_bits(none)), (0b111_1000, 0));
+    }
 
     #[test]
     fn vector_lengths_are_multiples_of_128_bits() {

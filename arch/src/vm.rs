@@ -1,4 +1,4 @@
-//! The virtual machine: KVM's VM with its memory slots and interrupt wires.
+//! The virtual machine: KVM's VM with its memory slots and irqfds.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,8 +17,9 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
+use crate::error::io_error;
 use crate::layout::RAM_START;
-use crate::{Error, Features, GuestRam, Vcpu};
+use crate::{CpuFeatures, Error, GuestRam, Vcpu};
 
 /// The bits of guest physical address that KVM gives a VM of type 0
 /// (Documentation/virt/kvm/api.rst, 4.2 KVM_CREATE_VM).
@@ -29,7 +30,7 @@ ioctl_iowr_nr!(KVM_CREATE_DEVICE, 0xae, 0xe0, kvm_create_device);
 
 /// KVM's memory slots in use.
 #[derive(Debug, Default)]
-struct Slots {
+struct MemorySlots {
     /// By their GPA: size in bytes and number.
     mapped: BTreeMap<u64, (u64, u32)>,
     /// Numbers that were used and are free again.
@@ -42,14 +43,13 @@ struct Slots {
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
-    slots: Mutex<Slots>,
+    slots: Mutex<MemorySlots>,
     /// The RAM that slot 0 shows; kept for as long as the VM is.
     ram: OnceLock<GuestRam>,
     vfio: Mutex<Option<DeviceFd>>,
-    max_cpus: u64,
-    address_bits: u32,
-    /// The bits of guest physical address that this VM has.
-    own_bits: u32,
+    max_vcpus: u64,
+    max_ipa_bits: u32,
+    ipa_bits: u32,
 }
 
 impl Vm {
@@ -59,27 +59,24 @@ impl Vm {
     ///
     /// KVM can't be opened, refused, lacks something, or can't address that much RAM.
     pub fn new(ram_size: u64) -> Result<Self, Error> {
-        let kvm =
-            Kvm::new().map_err(|e| Error::OpenKvm(io::Error::from_raw_os_error(e.errno())))?;
+        let kvm = Kvm::new().map_err(|e| Error::OpenKvm(io_error(e)))?;
         let limit = u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
-        let address_bits = if limit == 0 { DEFAULT_IPA_BITS } else { limit };
-        let ipa_type = vm_type(ram_size, address_bits)?;
-        let fd = kvm.create_vm_with_type(ipa_type).map_err(Error::kvm("create a VM"))?;
+        let max_ipa_bits = if limit == 0 { DEFAULT_IPA_BITS } else { limit };
+        let ipa_bits = ipa_bits(ram_size, max_ipa_bits)?;
+        // A VM of type 0 has the default.
+        let vm_type = if ipa_bits == DEFAULT_IPA_BITS { 0 } else { ipa_bits.into() };
+        let fd = kvm.create_vm_with_type(vm_type).map_err(|e| Error::kvm("create a VM", e))?;
         // Else an access that KVM can't decode ends the VM; where it is missing, it does.
         let cap = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
         if let Err(e) = fd.enable_cap(&cap) {
             log::info!("this host's KVM can't report undecodable accesses: {e}");
         }
-        let max_cpus = kvm.get_max_vcpus() as u64;
-        let own_bits = match u32::try_from(ipa_type) {
-            Ok(0) | Err(_) => DEFAULT_IPA_BITS,
-            Ok(bits) => bits,
-        };
+        let max_vcpus = kvm.get_max_vcpus() as u64;
         let (slots, ram, vfio) = Default::default();
-        Ok(Self { fd, slots, ram, vfio, max_cpus, address_bits, own_bits })
+        Ok(Self { fd, slots, ram, vfio, max_vcpus, max_ipa_bits, ipa_bits })
     }
 
-    /// Shows `ram` to the guest at [`RAM_START`] and keeps it.
+    /// Makes `ram` appear in the guest at [`RAM_START`], and owns it from here on.
     ///
     /// # Errors
     ///
@@ -87,7 +84,7 @@ impl Vm {
     pub fn add_ram(&self, ram: GuestRam) -> Result<(), Error> {
         let size = ram.size() as u64;
         // SAFETY: the VM owns the RAM from here on, and RAM is never unmapped.
-        unsafe { self.map(RAM_START, ram.host_address(), size) }
+        unsafe { self.map_memory(RAM_START, ram.host_address(), size) }
             .map_err(|source| Error::Kvm { action: "map guest RAM".into(), source })?;
         // There is one RAM; a second would have overlapped it above.
         let _ = self.ram.set(ram);
@@ -99,9 +96,9 @@ impl Vm {
     /// # Errors
     ///
     /// The host can't have as many, or KVM refused.
-    pub fn create_vcpus(&self, count: u64, features: Features) -> Result<Vec<Vcpu>, Error> {
-        if count > self.max_cpus {
-            let limit = self.max_cpus;
+    pub fn create_vcpus(&self, count: u64, features: CpuFeatures) -> Result<Vec<Vcpu>, Error> {
+        if count > self.max_vcpus {
+            let limit = self.max_vcpus;
             return Err(Error::TooManyCpus { asked: count, limit, who: "this host's KVM" });
         }
         (0..count).map(|index| Vcpu::new(self, index, features)).collect()
@@ -109,19 +106,19 @@ impl Vm {
 
     /// The bits of guest physical address that this host's KVM can give a VM
     /// (`KVM_CAP_ARM_VM_IPA_SIZE`).
-    pub fn address_bits(&self) -> u32 {
-        self.address_bits
+    pub fn max_ipa_bits(&self) -> u32 {
+        self.max_ipa_bits
     }
 
     /// The bits of guest physical address that this VM has.
-    pub fn own_address_bits(&self) -> u32 {
-        self.own_bits
+    pub fn ipa_bits(&self) -> u32 {
+        self.ipa_bits
     }
 
     /// The features of its CPUs that the host offers guests.
-    pub fn features(&self) -> Features {
+    pub fn features(&self) -> CpuFeatures {
         let has = |cap| self.fd.check_extension(cap);
-        Features {
+        CpuFeatures {
             sve: has(Cap::ArmSve),
             // KVM has both or neither (`kvm_arm_vcpu_init`).
             pauth: has(Cap::ArmPtrAuthAddress) && has(Cap::ArmPtrAuthGeneric),
@@ -134,12 +131,12 @@ impl Vm {
     /// # Safety
     ///
     /// The memory must stay mapped in this process for as long as the guest can run, or until it is
-    /// [unmapped](Self::unmap).
+    /// [unmapped](Self::unmap_memory).
     ///
     /// # Errors
     ///
     /// KVM refused: misaligned, overlapping, or out of slots.
-    pub unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
+    pub unsafe fn map_memory(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
         let mut slots = self.slots.lock().map_err(|_| io::ErrorKind::Other)?;
         let number = slots.free.last().copied().unwrap_or(slots.next);
         let region = kvm_userspace_memory_region {
@@ -151,21 +148,21 @@ impl Vm {
         };
         // SAFETY: the caller guarantees that the memory outlives the guest or its unmapping; the
         // number is that of no slot in use, so none is replaced.
-        unsafe { self.fd.set_user_memory_region(region) }.map_err(os_error)?;
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(io_error)?;
         if slots.free.pop().is_none() {
-            slots.next += 1;
+            slots.next = slots.next.saturating_add(1);
         }
         slots.mapped.insert(gpa, (size, number));
         Ok(())
     }
 
-    /// Undoes a [`map`](Self::map) of exactly these addresses: the guest's accesses exit from here
-    /// on.
+    /// Undoes a [`map_memory`](Self::map_memory) of exactly these addresses: the guest's accesses
+    /// exit from here on.
     ///
     /// # Errors
     ///
     /// `NotFound` if there is none, or what KVM refused.
-    pub fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
+    pub fn unmap_memory(&self, gpa: u64, size: u64) -> io::Result<()> {
         let mut slots = self.slots.lock().map_err(|_| io::ErrorKind::Other)?;
         let mapped = slots.mapped.get(&gpa).filter(|(mapped, _)| *mapped == size);
         let Some((_, number)) = mapped.copied() else {
@@ -174,20 +171,20 @@ impl Vm {
         // A size of 0 deletes the slot (Documentation/virt/kvm/api.rst, 4.35).
         let region = kvm_userspace_memory_region { slot: number, ..Default::default() };
         // SAFETY: nothing is mapped.
-        unsafe { self.fd.set_user_memory_region(region) }.map_err(os_error)?;
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(io_error)?;
         slots.mapped.remove(&gpa);
         slots.free.push(number);
         Ok(())
     }
 
     /// Makes every signal of `trigger` an edge on what `gsi` is routed to: on that SPI, or a message
-    /// of [`Routes`](crate::Routes); after the GIC is initialised.
+    /// of [`GsiRoutes`](crate::GsiRoutes) (api.rst, 4.75 KVM_IRQFD); after the GIC is initialised.
     ///
     /// # Errors
     ///
     /// KVM refused.
-    pub fn connect_edge(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
-        self.fd.register_irqfd(trigger, gsi).map_err(os_error)
+    pub fn register_irqfd(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
+        self.fd.register_irqfd(trigger, gsi).map_err(io_error)
     }
 
     /// Makes the line of a level-triggered SPI high or low; after the GIC is initialised.
@@ -195,28 +192,30 @@ impl Vm {
     /// # Errors
     ///
     /// KVM refused.
-    pub fn set_line(&self, spi: u32, high: bool) -> io::Result<()> {
+    pub fn set_irq_line(&self, spi: u32, high: bool) -> io::Result<()> {
         // The type in bits 24 to 31, the INTID in 0 to 15 (Documentation/virt/kvm/api.rst, 4.25
         // KVM_IRQ_LINE).
         let line = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (spi + 32);
-        self.fd.set_irq_line(line, high).map_err(os_error)
+        self.fd.set_irq_line(line, high).map_err(io_error)
     }
 
-    /// Undoes [`connect_edge`](Self::connect_edge); signals are counted by the eventfd from here on.
-    pub(crate) fn disconnect(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
-        self.fd.unregister_irqfd(trigger, gsi).map_err(os_error)
+    /// Undoes [`register_irqfd`](Self::register_irqfd); signals are counted by the eventfd from here
+    /// on.
+    pub(crate) fn unregister_irqfd(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
+        self.fd.unregister_irqfd(trigger, gsi).map_err(io_error)
     }
 
-    /// How many GSI routes KVM takes, which is the first number that is no GSI too.
-    pub(crate) fn route_limit(&self) -> u32 {
+    /// How many GSI routes KVM takes, which is the first number that is no GSI too
+    /// (`KVM_CAP_IRQ_ROUTING`).
+    pub(crate) fn max_gsi_routes(&self) -> u32 {
         u32::try_from(self.fd.check_extension_int(Cap::IrqRouting)).unwrap_or(0)
     }
 
     /// Replaces the GSI routing table.
-    pub(crate) fn set_routing(&self, entries: &[kvm_irq_routing_entry]) -> io::Result<()> {
+    pub(crate) fn set_gsi_routing(&self, entries: &[kvm_irq_routing_entry]) -> io::Result<()> {
         let table = KvmIrqRouting::from_entries(entries)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        self.fd.set_gsi_routing(&table).map_err(os_error)
+        self.fd.set_gsi_routing(&table).map_err(io_error)
     }
 
     /// Makes a signal of `trigger` assert `spi` until the guest ends the interrupt, which
@@ -225,8 +224,13 @@ impl Vm {
     /// # Errors
     ///
     /// KVM refused.
-    pub fn connect_level(&self, spi: u32, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
-        self.fd.register_irqfd_with_resample(trigger, resample, spi).map_err(os_error)
+    pub fn register_resample_irqfd(
+        &self,
+        spi: u32,
+        trigger: &EventFd,
+        resample: &EventFd,
+    ) -> io::Result<()> {
+        self.fd.register_irqfd_with_resample(trigger, resample, spi).map_err(io_error)
     }
 
     /// Tells KVM of a VFIO group or device in the VM's use
@@ -244,10 +248,9 @@ impl Vm {
                     type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
                     ..Default::default()
                 };
-                let created = self
-                    .fd
-                    .create_device(&mut device)
-                    .map_err(Error::kvm("create its VFIO device (is CONFIG_KVM_VFIO on?)"))?;
+                let created = self.fd.create_device(&mut device).map_err(|e| {
+                    Error::kvm("create its VFIO device (is CONFIG_KVM_VFIO on?)", e)
+                })?;
                 none.insert(created)
             }
         };
@@ -258,7 +261,7 @@ impl Vm {
             addr: (&raw const fd).addr() as u64,
             flags: 0,
         };
-        device.set_device_attr(&attr).map_err(Error::kvm("take a file of VFIO"))
+        device.set_device_attr(&attr).map_err(|e| Error::kvm("take a file of VFIO", e))
     }
 
     pub(crate) fn fd(&self) -> &VmFd {
@@ -286,9 +289,9 @@ impl AsFd for Vm {
     }
 }
 
-/// The VM type whose guest physical addresses reach the end of RAM: 0 for KVM's default of 40
-/// bits, else the number of bits.
-fn vm_type(ram_size: u64, limit: u32) -> Result<u64, Error> {
+/// The bits of guest physical address that reach the end of RAM, of the `limit` that there are, and
+/// at least KVM's default.
+fn ipa_bits(ram_size: u64, limit: u32) -> Result<u32, Error> {
     let end = RAM_START.saturating_add(ram_size);
     let needed = u64::BITS - (end - 1).leading_zeros();
     let bits = needed.max(DEFAULT_IPA_BITS.min(limit));
@@ -296,11 +299,7 @@ fn vm_type(ram_size: u64, limit: u32) -> Result<u64, Error> {
         let max = (1u64 << limit.min(63)).saturating_sub(RAM_START);
         return Err(Error::IpaSize { end, bits: limit, max });
     }
-    Ok(if bits == DEFAULT_IPA_BITS { 0 } else { u64::from(bits) })
-}
-
-fn os_error(e: kvm_ioctls::Error) -> io::Error {
-    io::Error::from_raw_os_error(e.errno())
+    Ok(bits)
 }
 
 #[cfg(test)]
@@ -310,28 +309,28 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     #[test]
-    fn ram_that_fits_40_bits_gets_the_default_vm_type() {
-        assert_eq!(vm_type(GIB, 40).unwrap(), 0);
-        assert_eq!(vm_type(1023 * GIB, 48).unwrap(), 0);
+    fn ram_that_fits_40_bits_gets_the_default() {
+        assert_eq!(ipa_bits(GIB, 40).unwrap(), DEFAULT_IPA_BITS);
+        assert_eq!(ipa_bits(1023 * GIB, 48).unwrap(), DEFAULT_IPA_BITS);
     }
 
     #[test]
     fn more_ram_gets_more_bits_where_the_host_has_them() {
-        assert_eq!(vm_type(1024 * GIB, 48).unwrap(), 41);
+        assert_eq!(ipa_bits(1024 * GIB, 48).unwrap(), 41);
         assert!(matches!(
-            vm_type(1024 * GIB, 40),
+            ipa_bits(1024 * GIB, 40),
             Err(Error::IpaSize { bits: 40, max, .. }) if max == 1023 * GIB
         ));
     }
 
     #[test]
-    fn a_host_with_fewer_than_40_bits_says_so_in_the_type() {
-        assert_eq!(vm_type(GIB, 36).unwrap(), 36);
-        assert!(vm_type(64 * GIB, 36).is_err());
+    fn a_host_with_fewer_than_40_bits_gives_all_it_has() {
+        assert_eq!(ipa_bits(GIB, 36).unwrap(), 36);
+        assert!(ipa_bits(64 * GIB, 36).is_err());
     }
 
     #[test]
     fn ram_without_end_is_refused() {
-        assert!(vm_type(u64::MAX, 52).is_err());
+        assert!(ipa_bits(u64::MAX, 52).is_err());
     }
 }

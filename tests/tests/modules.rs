@@ -14,7 +14,7 @@ const KNOWN: &[&[&str]] = &[
     &["boot/src/initrd/content.rs", "boot/src/initrd/cpio.rs", "boot/src/initrd/gzip.rs"],
     &["boot/src/kernel/mod.rs", "boot/src/layout.rs"],
     &["devices/src/pci/bridge.rs", "devices/src/pci/ecam.rs", "devices/src/pci/window.rs"],
-    &["devices/src/vfio/bench/mod.rs", "devices/src/vfio/bindings/mod.rs"],
+    &["devices/src/vfio/bindings/mod.rs", "devices/src/vfio/selftest/mod.rs"],
     &["devices/src/vfio/node/account.rs", "devices/src/vfio/node/copies.rs"],
     &["devices/src/vfio/node/draft.rs", "devices/src/vfio/node/finish.rs"],
     &[

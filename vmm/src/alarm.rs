@@ -73,7 +73,7 @@ struct KvmLine {
 
 impl IrqLine for KvmLine {
     fn set(&self, high: bool) {
-        if let Err(error) = self.vm.set_line(self.spi, high) {
+        if let Err(error) = self.vm.set_irq_line(self.spi, high) {
             log::error!("KVM doesn't take the RTC's interrupt: {error}");
         }
     }

@@ -67,7 +67,7 @@ impl Places {
         let mut taken = vec![
             (gic, Cow::Borrowed("the interrupt controller")),
             (layout::RTC, "the RTC".into()),
-            (layout::PANIC, "the panic device".into()),
+            (layout::PVPANIC, "the panic device".into()),
             (ram.base..ram.end(), "RAM".into()),
         ];
         if serial {

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use arch::gic::Gic;
-use arch::{Msi, Routes, Vm};
+use arch::{GsiRoutes, Msi, Vm};
 use devices::bus::MemorySlots;
 use devices::irq::{Gsi, InterruptController, MsiMessage, MsiRouter, Spi};
 use devices::ratelimit::LogLimit;
@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// A VM as devices see it, also while it runs.
 pub struct KvmWiring {
     vm: Arc<Vm>,
-    routes: Routes,
+    routes: GsiRoutes,
     log: LogLimit,
 }
 
@@ -23,17 +23,17 @@ impl KvmWiring {
     /// The wiring of a VM with this interrupt controller: one for all of its devices.
     pub fn new(vm: Arc<Vm>, gic: &Gic) -> Self {
         let log = LogLimit::new(Cow::Borrowed("KVM"));
-        Self { routes: Routes::new(vm.clone(), gic.spis()), vm, log }
+        Self { routes: GsiRoutes::new(vm.clone(), gic.spis()), vm, log }
     }
 }
 
 impl InterruptController for KvmWiring {
     fn connect_edge(&self, spi: Spi, trigger: &EventFd) -> io::Result<()> {
-        self.vm.connect_edge(spi.0, trigger)
+        self.vm.register_irqfd(spi.0, trigger)
     }
 
     fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
-        self.vm.connect_level(spi.0, trigger, resample)
+        self.vm.register_resample_irqfd(spi.0, trigger, resample)
     }
 }
 
@@ -55,16 +55,16 @@ impl MsiRouter for KvmWiring {
 }
 
 fn msi(MsiMessage { address, data, requester }: MsiMessage) -> Msi {
-    Msi { address, data, device: requester }
+    Msi { address, data, device_id: requester }
 }
 
 impl MemorySlots for KvmWiring {
     unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
-        // SAFETY: the caller guarantees what `Vm::map` asks for.
-        unsafe { self.vm.map(gpa, host, size) }
+        // SAFETY: the caller guarantees what `Vm::map_memory` asks for.
+        unsafe { self.vm.map_memory(gpa, host, size) }
     }
 
     fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
-        self.vm.unmap(gpa, size)
+        self.vm.unmap_memory(gpa, size)
     }
 }

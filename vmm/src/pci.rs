@@ -74,7 +74,7 @@ impl PciPlan {
         if !gic.has_its() {
             log::warn!("{}", without_messages(gic));
         }
-        let memory64 = layout::pci_mmio64(self.above, vm.own_address_bits());
+        let memory64 = layout::pci_mmio64(self.above, vm.ipa_bits());
         if memory64.is_none() {
             log::info!("the guest has no room for a PCI window above 4 GiB");
         }

@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use arch::stats::Counters;
-use arch::{Vcpu, Vm};
+use arch::{KvmStats, Vcpu, Vm};
 use devices::bus::Bus;
 use devices::vfio::iommu::Backend;
 use serde::Serialize;
@@ -70,8 +69,8 @@ pub struct Recorder {
 
 #[derive(Default)]
 struct KvmCounters {
-    vm: Option<Counters>,
-    vcpus: Vec<Counters>,
+    vm: Option<KvmStats>,
+    vcpus: Vec<KvmStats>,
 }
 
 #[derive(Serialize)]
@@ -262,8 +261,8 @@ fn unwritable(path: &Path, e: &io::Error) -> Error {
 impl KvmCounters {
     fn open(vm: &Vm, vcpus: &[Vcpu]) -> Self {
         let open = || -> io::Result<Self> {
-            let vcpus = vcpus.iter().map(Counters::of).collect::<io::Result<_>>()?;
-            Ok(Self { vm: Some(Counters::of(vm)?), vcpus })
+            let vcpus = vcpus.iter().map(KvmStats::open).collect::<io::Result<_>>()?;
+            Ok(Self { vm: Some(KvmStats::open(vm)?), vcpus })
         };
         open().unwrap_or_else(|e| {
             log::info!("this host's KVM has no counters for statistics: {e}");
@@ -279,7 +278,7 @@ impl KvmCounters {
     }
 }
 
-fn named(counters: &Counters) -> BTreeMap<&str, u64> {
+fn named(counters: &KvmStats) -> BTreeMap<&str, u64> {
     counters
         .read()
         .inspect_err(|e| log::warn!("KVM's counters can't be read: {e}"))

@@ -66,11 +66,11 @@ pub fn root(parts: Parts<'_>) -> Node {
         .child(alias::node(parts.aliases))
         .child(chosen(&parts))
         .child(arch::memory_node(parts.ram_size))
-        .child(arch::cpus_node(parts.vcpus))
+        .child(arch::cpus_node(parts.vcpus.iter().map(Vcpu::affinity)))
         .child(arch::psci_node())
-        .child(arch::timer_node(parts.gic));
+        .child(arch::timer_node(parts.gic.ppi_cpu_mask()));
     if parts.pmu {
-        root = root.child(arch::pmu_node(parts.gic));
+        root = root.child(arch::pmu_node(parts.gic.ppi_cpu_mask()));
     }
     let clocks = Node::new("clocks").label("clocks").child(apb_clock()).with_children(parts.clocks);
     root = root.child(parts.gic.node()).child(clocks);
@@ -80,7 +80,7 @@ pub fn root(parts: Parts<'_>) -> Node {
     }
     let rtc = rtc::node(layout::RTC.start, size(&layout::RTC), Spi(layout::spi::RTC), APB_CLOCK);
     root.child(rtc)
-        .child(pvpanic::node(layout::PANIC.start, size(&layout::PANIC)))
+        .child(pvpanic::node(layout::PVPANIC.start, size(&layout::PVPANIC)))
         .with_children(parts.assigned)
         .with_children(parts.pci)
 }

@@ -1,6 +1,6 @@
 //! `--cpu-features` and `--gic`.
 
-use arch::Features;
+use arch::CpuFeatures;
 
 /// Which interrupt controller a guest gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,8 +60,8 @@ pub(super) fn gic(text: &str) -> Result<GicChoice, String> {
 }
 
 /// Parses `-NAME[,-NAME…]`: all features but these; `NAME` has one of those before it back.
-pub(super) fn features(text: &str) -> Result<Features, String> {
-    let mut features = Features::ALL;
+pub(super) fn features(text: &str) -> Result<CpuFeatures, String> {
+    let mut features = CpuFeatures::ALL;
     for word in text.split(',') {
         let (name, has) = word.strip_prefix('-').map_or((word, true), |name| (name, false));
         let name = name.strip_prefix('+').unwrap_or(name);
@@ -99,8 +99,11 @@ mod tests {
 
     #[test]
     fn features_are_left_out_by_name() {
-        assert_eq!(features("-sve,-pauth"), Ok(Features { pmu: true, ..Features::default() }));
-        assert_eq!(features("-pmu,pmu"), Ok(Features::ALL));
+        assert_eq!(
+            features("-sve,-pauth"),
+            Ok(CpuFeatures { pmu: true, ..CpuFeatures::default() })
+        );
+        assert_eq!(features("-pmu,pmu"), Ok(CpuFeatures::ALL));
         for text in ["", "-", "sme", "-sve,", "--sve"] {
             assert!(features(text).is_err(), "{text}");
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use arch::Features;
+use arch::CpuFeatures;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::{BackendChoice, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
@@ -132,7 +132,7 @@ pub struct RunOptions {
     /// Bind also those that the host uses.
     pub force: bool,
     /// What the vCPUs may have of the host's.
-    pub cpu_features: Features,
+    pub cpu_features: CpuFeatures,
     /// The interrupt controller.
     pub gic: GicChoice,
     /// Where the serial console is.
@@ -177,7 +177,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         vfio_user: Vec::new(),
         bind: false,
         force: false,
-        cpu_features: Features::ALL,
+        cpu_features: CpuFeatures::ALL,
         gic: GicChoice::default(),
         console: ConsoleKind::Stdio,
         timeout: None,

@@ -19,11 +19,11 @@ pub fn findings(ram: u64) -> Vec<Finding> {
         .filter(|version| version.is_offered(&vm))
         .map(|version| version.to_string())
         .collect();
-    let gic = match Version::of_host(&vm) {
+    let gic = match Version::newest(&vm) {
         Ok(_) => Finding::fine("interrupt controller", offered.join(", ")),
         Err(error) => Finding::error("interrupt controller", &Kind::ALL, Error::from(error)),
     };
-    let bits = vm.address_bits();
+    let bits = vm.max_ipa_bits();
     let cpu = match cpu_features(&vm) {
         Ok(text) => Finding::fine("CPU features", text),
         Err(error) => Finding::error("CPU features", &Kind::ALL, Error::from(error)),

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arch::gic::{Gic, Version};
-use arch::{Boot, Features, GuestRam, SmallPages, Vcpu, Vm, layout};
+use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, Vcpu, Vm, layout};
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
@@ -38,7 +38,7 @@ pub struct Core {
     /// Its interrupt controller.
     pub gic: Gic,
     /// What the vCPUs have of the host's.
-    pub features: Features,
+    pub features: CpuFeatures,
     /// Its PCI host, if it has one.
     pub pci: Option<HostBridge>,
 }
@@ -101,7 +101,7 @@ fn add_its(plan: &MachinePlan, vm: &Vm, gic: &mut Gic) -> Result<(), Error> {
 
 fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
     let version = match plan.gic.version {
-        GicVersion::Auto => Version::of_host(vm)?,
+        GicVersion::Auto => Version::newest(vm)?,
         GicVersion::V2 => Version::V2,
         GicVersion::V3 => Version::V3,
     };
@@ -131,7 +131,7 @@ pub fn board(console: ConsoleKind, core: &Core, doorbell: &Arc<Doorbell>) -> Res
     let spoke = Arc::new(AtomicBool::new(false));
     if console == ConsoleKind::Stdio {
         let (interrupt, drained) = (eventfd()?, eventfd()?);
-        vm.connect_edge(layout::spi::SERIAL, &interrupt).map_err(|e| {
+        vm.register_irqfd(layout::spi::SERIAL, &interrupt).map_err(|e| {
             Error::new(format!("KVM can't connect the serial port's interrupt: {e}"))
         })?;
         let output = Box::new(Console { spoke: spoke.clone() });
@@ -143,7 +143,7 @@ pub fn board(console: ConsoleKind, core: &Core, doorbell: &Arc<Doorbell>) -> Res
     core.gic.set_level_sensitive([layout::spi::RTC])?;
     let clock = AlarmClock::new(vm, doorbell);
     bus.add("rtc", layout::RTC, clock.rtc())?;
-    bus.add("pvpanic", layout::PANIC, Arc::new(Mutex::new(PvPanic::default())))?;
+    bus.add("pvpanic", layout::PVPANIC, Arc::new(Mutex::new(PvPanic::default())))?;
     Ok(Board { bus, spoke, input, clock })
 }
 
@@ -221,7 +221,7 @@ pub fn load(
         .write_slice(dtb, GuestAddress(boot.dtb))
         .map_err(|e| Error::new(format!("the device tree can't be put into guest RAM: {e}")))?;
     if let Some(vcpu) = vcpus.first() {
-        vcpu.set_boot(Boot { entry: boot.kernel.entry, dtb: boot.dtb })?;
+        vcpu.set_boot_registers(BootRegisters { entry: boot.kernel.entry, dtb: boot.dtb })?;
     }
     Ok(())
 }
@@ -243,13 +243,13 @@ pub fn ram(plan: &MachinePlan) -> Result<GuestRam, Error> {
 
 /// Small pages while RAM is filled, where they suffice. With an assigned device all of RAM is
 /// pinned, and best in as few pieces as can be.
-pub fn pages(plan: &MachinePlan) -> Option<SmallPages> {
+pub fn pages(plan: &MachinePlan) -> Option<HugePagesDisabled> {
     if !plan.assigned.is_empty() {
         return None;
     }
     let BootLayout { kernel, dtb, initrd } = &plan.boot;
     let end = initrd.as_ref().map_or(*dtb, |initrd| initrd.end).max(kernel.end);
-    SmallPages::for_little(end.saturating_sub(layout::RAM_START))
+    HugePagesDisabled::for_small(end.saturating_sub(layout::RAM_START))
 }
 
 fn seed() -> Result<Seed, Error> {

@@ -213,12 +213,12 @@ impl Property {
 fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<Place> {
     let mut map: Vec<(Range<u64>, String)> = core
         .gic
-        .ranges()
+        .frames()
         .into_iter()
         .map(|(what, range)| (range, what.to_owned()))
         .chain([
             (layout::RTC, "RTC (PL031)".to_owned()),
-            (layout::PANIC, "panic device (pvpanic)".to_owned()),
+            (layout::PVPANIC, "panic device (pvpanic)".to_owned()),
         ])
         .collect();
     if plan.console == ConsoleKind::Stdio {

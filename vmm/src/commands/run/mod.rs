@@ -267,7 +267,7 @@ impl Run {
                     Exits::count(&exits.undecodable);
                     vcpu.abort_access().err().map(|e| run_failed(index, &e))
                 }
-                Ok(Exit::Unbacked { gpa }) => self.trap_functions(gpa, &mut faults),
+                Ok(Exit::MemoryFault { gpa }) => self.trap_functions(gpa, &mut faults),
                 Ok(exit) => {
                     faults = 0;
                     self.take(exit, &exits)
@@ -309,7 +309,7 @@ impl Run {
         Some(match exit {
             Exit::PowerOff => Ending::PowerOff,
             Exit::Reset => Ending::Reset,
-            Exit::Broken(why) => Ending::Failed(Error::new(format!("the guest stopped: {why}"))),
+            Exit::Failed(why) => Ending::Failed(Error::new(format!("the guest stopped: {why}"))),
             _ => Ending::Crash,
         })
     }

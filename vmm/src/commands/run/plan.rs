@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use arch::Features;
-use arch::layout::{MAX_CPUS, RAM_START};
+use arch::CpuFeatures;
+use arch::layout::{MAX_GICV3_CPUS, RAM_START};
 use boot::cmdline::Cmdline;
 use boot::fdt::overlay::Overlay;
 use boot::file::{BootFile, Role};
@@ -44,7 +44,7 @@ pub struct MachinePlan {
     /// The kernel command line.
     pub cmdline: Cmdline,
     /// What of the host's CPUs its vCPUs may have.
-    pub features: Features,
+    pub features: CpuFeatures,
     /// Which interrupt controller.
     pub gic: GicChoice,
     /// Where the console is.
@@ -67,12 +67,12 @@ pub struct MachinePlan {
 ///
 /// Whatever can't work, as far as it can be known without changing anything.
 pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
-    if options.cpus > MAX_CPUS {
+    if options.cpus > MAX_GICV3_CPUS {
         return Err(Error::usage(format!(
-            "--cpus {}: a guest has at most {MAX_CPUS}",
+            "--cpus {}: a guest has at most {MAX_GICV3_CPUS}",
             options.cpus
         ))
-        .help(format!("--cpus {MAX_CPUS}")));
+        .help(format!("--cpus {MAX_GICV3_CPUS}")));
     }
     let ram = ram(options.memory)?;
     limits::check_reservation(ram.size, !options.vfio_user.is_empty())?;

@@ -1,4 +1,4 @@
-//! GSI routing: which interrupt of the guest an irqfd's number is.
+//! GSI routing: which interrupt of the guest the GSI of an irqfd is.
 //!
 //! KVM's own table takes GSI n to SPI n. Message-signalled interrupts need entries of their own, and
 //! setting a table replaces the whole of it, so the SPIs are put in again
@@ -17,15 +17,15 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::Vm;
 
-/// A message to the guest's ITS.
+/// A message-signalled interrupt to the guest's ITS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Msi {
-    /// The doorbell (GPA).
+    /// The doorbell, GITS_TRANSLATER (GPA).
     pub address: u64,
     /// The EventID.
     pub data: u32,
     /// The DeviceID.
-    pub device: u32,
+    pub device_id: u32,
 }
 
 /// The routes of a VM's message-signalled interrupts.
@@ -34,12 +34,12 @@ pub struct Msi {
 /// can: a route that was given back keeps its entry, and who comes with the same message (a vector
 /// that was masked and is unmasked) gets it without the table being set.
 #[derive(Debug)]
-pub struct Routes {
+pub struct GsiRoutes {
     vm: Arc<Vm>,
     table: Mutex<Table>,
 }
 
-impl Routes {
+impl GsiRoutes {
     /// No routes yet, in a VM whose GIC has `spis` SPIs.
     pub fn new(vm: Arc<Vm>, spis: u32) -> Self {
         Self { vm, table: Mutex::new(Table { spis, ..Table::default() }) }
@@ -55,14 +55,14 @@ impl Routes {
     pub fn connect(&self, trigger: &EventFd, msi: Msi) -> io::Result<u32> {
         let mut table = self.lock();
         if table.limit == 0 {
-            table.limit = self.vm.route_limit();
+            table.limit = self.vm.max_gsi_routes();
         }
-        let Taken { gsi, replaced } = table.take(msi)?;
+        let Allocated { gsi, replaced } = table.allocate(msi)?;
         if let Some(before) = replaced {
             self.set(&table).inspect_err(|_| table.restore(gsi, before))?;
         }
         // The entry can't change before the irqfd looks it up: the GSI is this caller's.
-        self.vm.connect_edge(gsi, trigger).inspect_err(|_| table.free(gsi))?;
+        self.vm.register_irqfd(gsi, trigger).inspect_err(|_| table.release(gsi))?;
         Ok(gsi)
     }
 
@@ -89,13 +89,13 @@ impl Routes {
     ///
     /// What KVM refused.
     pub fn disconnect(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
-        self.vm.disconnect(gsi, trigger)?;
-        self.lock().free(gsi);
+        self.vm.unregister_irqfd(gsi, trigger)?;
+        self.lock().release(gsi);
         Ok(())
     }
 
     fn set(&self, table: &Table) -> io::Result<()> {
-        self.vm.set_routing(&table.entries())
+        self.vm.set_gsi_routing(&table.entries())
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -108,36 +108,35 @@ impl Routes {
 struct Table {
     /// GSIs 0 to `spis` - 1 are SPIs; messages follow.
     spis: u32,
-    /// How many entries KVM takes, which is the first number that is no GSI too
-    /// (`KVM_CAP_IRQ_ROUTING`).
+    /// [`Vm::max_gsi_routes`], once it was asked for.
     limit: u32,
     /// In order of GSI from `spis` on.
     messages: Vec<Msi>,
-    /// Those GSIs of messages that nobody uses.
+    /// GSIs of messages whose routes were given back.
     free: BTreeSet<u32>,
 }
 
-/// A GSI that was taken.
+/// A GSI that was allocated.
 #[derive(Debug, PartialEq, Eq)]
-struct Taken {
+struct Allocated {
     gsi: u32,
     /// The table has changed: what the entry was, if there was one.
     replaced: Option<Option<Msi>>,
 }
 
 impl Table {
-    /// Takes a GSI for `msi`, one that is this already if there is.
-    fn take(&mut self, msi: Msi) -> io::Result<Taken> {
+    /// Allocates a GSI for `msi`: a free one that is routed to it already, if there is.
+    fn allocate(&mut self, msi: Msi) -> io::Result<Allocated> {
         let same = self.free.iter().find(|gsi| self.get(**gsi) == Some(msi)).copied();
         if let Some(gsi) = same {
             self.free.remove(&gsi);
-            return Ok(Taken { gsi, replaced: None });
+            return Ok(Allocated { gsi, replaced: None });
         }
         let next = u32::try_from(self.messages.len()).ok().and_then(|n| self.spis.checked_add(n));
         if let Some(gsi) = next.filter(|gsi| *gsi < self.limit) {
             // Rather a new one than one whose message may come again.
             self.messages.push(msi);
-            return Ok(Taken { gsi, replaced: Some(None) });
+            return Ok(Allocated { gsi, replaced: Some(None) });
         }
         let Some(gsi) = self.free.pop_first() else {
             let most = self.limit.saturating_sub(self.spis);
@@ -145,15 +144,15 @@ impl Table {
                 format!("KVM has {most} routes for message-signalled interrupts, all in use");
             return Err(io::Error::new(io::ErrorKind::StorageFull, full));
         };
-        Ok(Taken { gsi, replaced: Some(self.replace(gsi, msi)) })
+        Ok(Allocated { gsi, replaced: Some(self.replace(gsi, msi)) })
     }
 
-    /// Takes back that a GSI was taken: the table was not set, so its entry is what it was.
+    /// Undoes an allocation whose table KVM didn't take: the entry is what it was.
     fn restore(&mut self, gsi: u32, before: Option<Msi>) {
         match before {
             Some(before) => {
                 self.replace(gsi, before);
-                self.free(gsi);
+                self.release(gsi);
             }
             None => {
                 // New ones are the last.
@@ -162,7 +161,7 @@ impl Table {
         }
     }
 
-    fn free(&mut self, gsi: u32) {
+    fn release(&mut self, gsi: u32) {
         if self.get(gsi).is_some() {
             self.free.insert(gsi);
         }
@@ -198,13 +197,13 @@ fn spi_entry(spi: u32) -> kvm_irq_routing_entry {
     }
 }
 
-fn message_entry(gsi: u32, Msi { address, data, device }: Msi) -> kvm_irq_routing_entry {
+fn message_entry(gsi: u32, Msi { address, data, device_id }: Msi) -> kvm_irq_routing_entry {
     #[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
     let msi = kvm_irq_routing_msi {
         address_lo: address as u32,
         address_hi: (address >> 32) as u32,
         data,
-        __bindgen_anon_1: kvm_irq_routing_msi__bindgen_ty_1 { devid: device },
+        __bindgen_anon_1: kvm_irq_routing_msi__bindgen_ty_1 { devid: device_id },
     };
     kvm_irq_routing_entry {
         gsi,
@@ -220,7 +219,7 @@ mod tests {
     use super::*;
 
     fn msi(data: u32) -> Msi {
-        Msi { address: 0x1_0808_0040, data, device: 0x10 }
+        Msi { address: 0x1_0808_0040, data, device_id: 0x10 }
     }
 
     fn table() -> Table {
@@ -231,9 +230,12 @@ mod tests {
     fn messages_have_the_gsis_behind_the_spis() {
         let mut table = table();
         for n in 0..4 {
-            assert_eq!(table.take(msi(n)).unwrap(), Taken { gsi: 96 + n, replaced: Some(None) });
+            assert_eq!(
+                table.allocate(msi(n)).unwrap(),
+                Allocated { gsi: 96 + n, replaced: Some(None) }
+            );
         }
-        let error = table.take(msi(4)).unwrap_err();
+        let error = table.allocate(msi(4)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert!(error.to_string().contains("4 routes"), "{error}");
     }
@@ -241,44 +243,44 @@ mod tests {
     #[test]
     fn a_message_that_comes_again_leaves_the_table_as_it_is() {
         let mut table = table();
-        let first = table.take(msi(0)).unwrap().gsi;
-        let second = table.take(msi(1)).unwrap().gsi;
-        table.free(first);
-        table.free(second);
-        assert_eq!(table.take(msi(1)).unwrap(), Taken { gsi: second, replaced: None });
+        let first = table.allocate(msi(0)).unwrap().gsi;
+        let second = table.allocate(msi(1)).unwrap().gsi;
+        table.release(first);
+        table.release(second);
+        assert_eq!(table.allocate(msi(1)).unwrap(), Allocated { gsi: second, replaced: None });
         // Another has a new one while there are.
-        assert_eq!(table.take(msi(2)).unwrap().gsi, 98);
-        assert_eq!(table.take(msi(3)).unwrap().gsi, 99);
-        let taken = table.take(msi(4)).unwrap();
-        assert_eq!(taken, Taken { gsi: first, replaced: Some(Some(msi(0))) });
-        assert!(table.take(msi(5)).is_err());
+        assert_eq!(table.allocate(msi(2)).unwrap().gsi, 98);
+        assert_eq!(table.allocate(msi(3)).unwrap().gsi, 99);
+        let taken = table.allocate(msi(4)).unwrap();
+        assert_eq!(taken, Allocated { gsi: first, replaced: Some(Some(msi(0))) });
+        assert!(table.allocate(msi(5)).is_err());
         // The same message twice is two routes.
-        table.free(98);
-        assert_eq!(table.take(msi(4)).unwrap().gsi, 98);
+        table.release(98);
+        assert_eq!(table.allocate(msi(4)).unwrap().gsi, 98);
     }
 
     #[test]
     fn a_table_that_was_not_set_is_as_it_was() {
         let mut table = table();
-        let Taken { gsi, replaced } = table.take(msi(0)).unwrap();
+        let Allocated { gsi, replaced } = table.allocate(msi(0)).unwrap();
         table.restore(gsi, replaced.unwrap());
         assert!(table.messages.is_empty() && table.free.is_empty());
-        (0..4).for_each(|n| assert!(table.take(msi(n)).is_ok()));
-        table.free(97);
-        let Taken { gsi, replaced } = table.take(msi(9)).unwrap();
+        (0..4).for_each(|n| assert!(table.allocate(msi(n)).is_ok()));
+        table.release(97);
+        let Allocated { gsi, replaced } = table.allocate(msi(9)).unwrap();
         assert_eq!(gsi, 97);
         table.restore(gsi, replaced.unwrap());
-        assert_eq!(table.take(msi(1)).unwrap(), Taken { gsi: 97, replaced: None });
+        assert_eq!(table.allocate(msi(1)).unwrap(), Allocated { gsi: 97, replaced: None });
     }
 
     #[test]
     fn only_messages_can_be_freed_and_replaced() {
         let mut table = table();
-        table.free(3);
-        table.free(200);
+        table.release(3);
+        table.release(200);
         assert!(table.free.is_empty());
         assert_eq!((table.replace(3, msi(0)), table.replace(96, msi(0))), (None, None));
-        table.take(msi(0)).unwrap();
+        table.allocate(msi(0)).unwrap();
         assert_eq!(table.replace(96, msi(1)), Some(msi(0)));
         assert_eq!(table.get(96), Some(msi(1)));
     }
@@ -286,7 +288,7 @@ mod tests {
     #[test]
     fn the_table_has_the_spis_and_the_messages() {
         let mut table = table();
-        table.take(msi(7)).unwrap();
+        table.allocate(msi(7)).unwrap();
         let entries = table.entries();
         assert_eq!(entries.len(), 97);
         for (spi, entry) in (0..96).zip(&entries) {

@@ -24,24 +24,19 @@ const MAX_NAME: usize = 1024;
 
 /// The counters of a VM or of a vCPU.
 #[derive(Debug)]
-pub struct Counters {
+pub struct KvmStats {
     file: File,
-    values: Vec<Counter>,
+    /// Their names, and where each is in the file.
+    counters: Vec<(String, u64)>,
 }
 
-#[derive(Debug)]
-struct Counter {
-    name: String,
-    offset: u64,
-}
-
-impl Counters {
+impl KvmStats {
     /// Opens the counters of a VM or vCPU.
     ///
     /// # Errors
     ///
     /// The host's kernel (before 5.14) has none, or describes them in a way that makes no sense.
-    pub fn of(object: &impl AsRawFd) -> io::Result<Self> {
+    pub fn open(object: &impl AsRawFd) -> io::Result<Self> {
         // SAFETY: KVM_GET_STATS_FD takes no argument; an object that is no VM or vCPU refuses it.
         let fd = unsafe { ioctl(object, number::KVM_GET_STATS_FD()) };
         if fd < 0 {
@@ -49,8 +44,8 @@ impl Counters {
         }
         // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
-        let values = describe(&file)?;
-        Ok(Self { file, values })
+        let counters = describe(&file)?;
+        Ok(Self { file, counters })
     }
 
     /// Reads the counters that are a single number, by name.
@@ -60,17 +55,17 @@ impl Counters {
     /// The descriptor can't be read.
     pub fn read(&self) -> io::Result<Vec<(&str, u64)>> {
         let mut bytes = [0; 8];
-        self.values
+        self.counters
             .iter()
-            .map(|counter| {
-                self.file.read_exact_at(&mut bytes, counter.offset)?;
-                Ok((counter.name.as_str(), u64::from_le_bytes(bytes)))
+            .map(|(name, offset)| {
+                self.file.read_exact_at(&mut bytes, *offset)?;
+                Ok((name.as_str(), u64::from_le_bytes(bytes)))
             })
             .collect()
     }
 }
 
-fn describe(file: &File) -> io::Result<Vec<Counter>> {
+fn describe(file: &File) -> io::Result<Vec<(String, u64)>> {
     let mut header = [0; HEADER_SIZE];
     file.read_exact_at(&mut header, 0)?;
     let field = |index: usize| u32_at(&header, index * 4);
@@ -94,7 +89,7 @@ fn describe(file: &File) -> io::Result<Vec<Counter>> {
         let name = descriptor.get(DESCRIPTOR_SIZE..).unwrap_or_default();
         let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
         let name = String::from_utf8_lossy(name.get(..end).unwrap_or_default()).into_owned();
-        counters.push(Counter { name, offset });
+        counters.push((name, offset));
     }
     Ok(counters)
 }
