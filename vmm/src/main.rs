@@ -27,7 +27,6 @@ mod served;
 mod signals;
 mod silence;
 mod stats;
-mod table;
 mod terminal;
 mod tree;
 mod unused;

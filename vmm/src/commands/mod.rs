@@ -2,4 +2,5 @@
 
 pub mod check;
 pub mod device;
+mod print;
 pub mod run;

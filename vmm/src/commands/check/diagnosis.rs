@@ -1,10 +1,12 @@
 //! The sum of the findings: which kinds of device can be assigned.
 
+use std::fmt::{self, Display, Formatter};
+
 use serde::Serialize;
 
 use super::finding::{Finding, Level};
 use super::kind::{Kind, Present};
-use crate::table::Table;
+use crate::commands::print::Table;
 
 /// All findings, and what follows from them.
 #[derive(Debug, Serialize)]
@@ -43,9 +45,10 @@ impl Diagnosis {
         }
         Self { assignable, kinds: kinds.into(), findings }
     }
+}
 
-    /// As a person reads it.
-    pub fn to_text(&self) -> String {
+impl Display for Diagnosis {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let mut table = Table::default();
         for finding in &self.findings {
             table.row([finding.level.name(), finding.subject, &finding.text]);
@@ -63,7 +66,7 @@ impl Diagnosis {
         } else {
             "no device can be assigned on this host"
         };
-        format!("{}\n{}\n{verdict}\n", table.to_text(), kinds.to_text())
+        writeln!(f, "{table}\n{kinds}\n{verdict}")
     }
 }
 
@@ -99,7 +102,7 @@ mod tests {
         let both = diagnosis(vec![platform()], &[Kind::Platform, Kind::Pci]);
         assert!(both.assignable);
         assert_eq!(both.findings[0].level, Level::Degraded);
-        let text = both.to_text();
+        let text = both.to_string();
         for line in [
             "degraded  driver  not there\n",
             "platform   1  can't be assigned: driver\n",
@@ -114,7 +117,7 @@ mod tests {
         let alone = diagnosis(vec![platform()], &[Kind::Platform]);
         assert!(!alone.assignable, "servers are no devices of the host");
         assert_eq!(alone.findings[0].level, Level::Blocks);
-        assert!(alone.to_text().ends_with("\nno device can be assigned on this host\n"));
+        assert!(alone.to_string().ends_with("\nno device can be assigned on this host\n"));
         assert!(!diagnosis(vec![blocked(&Kind::ALL)], &[Kind::Pci]).assignable);
         assert!(!diagnosis(Vec::new(), &[]).assignable);
     }
@@ -124,6 +127,6 @@ mod tests {
         let degraded = Finding::degraded("pages", "large", "smaller ones");
         let diagnosis = diagnosis(vec![degraded], &[Kind::Amba]);
         assert!(diagnosis.assignable);
-        assert!(diagnosis.to_text().starts_with("degraded  pages  large\n"));
+        assert!(diagnosis.to_string().starts_with("degraded  pages  large\n"));
     }
 }

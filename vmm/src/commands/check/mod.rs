@@ -19,8 +19,8 @@ use log::LevelFilter;
 
 use self::diagnosis::Diagnosis;
 use self::kind::Present;
+use super::print::print;
 use crate::cli::CheckOptions;
-use crate::commands::device::print;
 use crate::error::Error;
 use crate::logger;
 
@@ -52,6 +52,6 @@ pub fn run(options: &CheckOptions) -> Result<u8, Error> {
     findings.extend(memory::findings(&premises, options.memory));
     findings.extend(limits::findings(options.memory));
     let diagnosis = Diagnosis::of(findings, &present);
-    print(options.json, &diagnosis, || diagnosis.to_text())?;
+    print(options.json, &diagnosis)?;
     Ok(u8::from(!diagnosis.assignable))
 }

@@ -1,5 +1,6 @@
 //! `strait device bind` and `unbind`, and what `strait run --bind` does around a run.
 
+use std::fmt::{self, Display, Formatter};
 use std::os::unix::fs::MetadataExt;
 
 use devices::vfio::driver_binding::{BindError, BindOptions, DriverBinding, Owner, Sysfs};
@@ -98,15 +99,14 @@ fn closed_to(host: &Host, owner: Owner) -> Option<String> {
     closed.then(|| format!("user {} also needs: sudo chmod 666 {}", owner.user, ways.join(" ")))
 }
 
-impl Outcome {
-    /// A line for each device.
-    pub fn to_text(&self) -> String {
-        self.0.iter().map(Step::to_text).collect()
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|step| writeln!(f, "{step}"))
     }
 }
 
-impl Step {
-    fn to_text(&self) -> String {
+impl Display for Step {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let driver = self.driver.as_deref().map_or_else(
             || "it has no driver".to_owned(),
             |driver| format!("its driver is {driver}"),
@@ -121,7 +121,7 @@ impl Step {
             files => format!("; {}", File::list(files)),
         };
         let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
-        format!("{}: {driver}{before}{files}{note}\n", self.name)
+        write!(f, "{}: {driver}{before}{files}{note}", self.name)
     }
 }
 

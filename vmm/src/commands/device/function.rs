@@ -1,6 +1,6 @@
 //! What is known of a PCI function: what of it a guest gets, and what not.
 
-use std::fmt::{self, Write};
+use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
 use devices::pci::Bar;
@@ -93,28 +93,21 @@ impl FunctionSheet {
             self.capabilities.push(CapabilityLine { hidden, ..line });
         }
     }
+}
 
-    /// As a person reads it.
-    pub fn to_text(&self) -> String {
-        let mut text = String::new();
-        // Writing into a String can't fail.
-        let _ = self.write(&mut text);
-        text
-    }
-
-    /// Writes it as a person reads it.
-    pub fn write(&self, text: &mut String) -> fmt::Result {
+impl Display for FunctionSheet {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let line = self.pin.map(|pin| format!("INT{pin}"));
         let kinds = [(self.msi, "MSI"), (self.msix, "MSI-X")];
         let messages = kinds.iter().filter(|(count, _)| *count != 0);
         let messages = messages.map(|(count, name)| format!("{name} with {count} vectors"));
         let all: Vec<String> = line.into_iter().chain(messages).collect();
         let all = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
-        writeln!(text, "interrupts of a guest: {all}")?;
-        self.bars.iter().try_for_each(|bar| writeln!(text, "{bar}"))?;
+        writeln!(f, "interrupts of a guest: {all}")?;
+        self.bars.iter().try_for_each(|bar| writeln!(f, "{bar}"))?;
         for CapabilityLine { offset, name, hidden, id, .. } in &self.capabilities {
             let fate = hidden.map(|why| format!(", hidden: {why}")).unwrap_or_default();
-            writeln!(text, "capability at {offset:#05x}: {name} ({id:#04x}){fate}")?;
+            writeln!(f, "capability at {offset:#05x}: {name} ({id:#04x}){fate}")?;
         }
         Ok(())
     }
@@ -145,8 +138,8 @@ impl BarLine {
     }
 }
 
-impl fmt::Display for BarLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Display for BarLine {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { bar, kind, size, prefetchable, mapped } = self;
         let name = if *bar == 6 { String::new() } else { format!("BAR {bar}: ") };
         let prefetchable = if *prefetchable { " prefetchable" } else { "" };

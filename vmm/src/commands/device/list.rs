@@ -1,13 +1,15 @@
 //! `strait device list`.
 
+use std::fmt::{self, Display, Formatter};
+
 use devices::vfio::driver_binding::BindRecords;
 use devices::vfio::host::{Bus, Host, HostDevice, Usage};
 use serde::Serialize;
 
 use super::pci_ids::PciIds;
 use super::standing::Standing;
+use crate::commands::print::Table;
 use crate::error::Error;
-use crate::table::Table;
 
 /// The devices behind an IOMMU.
 #[derive(Debug, Serialize)]
@@ -50,11 +52,13 @@ impl List {
         }
         Ok(Self(lines))
     }
+}
 
-    /// The list as a person reads it.
-    pub fn to_text(&self) -> String {
+impl Display for List {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return "no device of this host is behind an IOMMU (strait check says more)\n".into();
+            return f
+                .write_str("no device of this host is behind an IOMMU (strait check says more)");
         }
         let mut table = Table::new(["NAME", "BUS", "DRIVER", "GROUP", "DEVICE", "STATE"]);
         for line in &self.0 {
@@ -64,7 +68,7 @@ impl List {
             let state = line.state_text();
             table.row([line.name.as_str(), line.bus, driver, &group, what, &state]);
         }
-        table.to_text()
+        table.fmt(f)
     }
 }
 

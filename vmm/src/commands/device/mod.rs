@@ -13,11 +13,11 @@ mod test;
 use devices::vfio::driver_binding::BindOptions;
 use devices::vfio::host::Host;
 use log::LevelFilter;
-use serde::Serialize;
 
+use super::print::print;
 use crate::cli::{DeviceOptions, DeviceVerb};
 use crate::error::Error;
-use crate::{logger, output};
+use crate::logger;
 
 pub use driver_binding::BindGuard;
 pub use function::FunctionSheet;
@@ -35,45 +35,30 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
     match &options.verb {
         DeviceVerb::List => {
             let list = list::List::of(&host)?;
-            print(json, &list, || list.to_text())?;
+            print(json, &list)?;
         }
         DeviceVerb::Show(name) => {
             let sheet = show::Sheet::of(&host, name, options.iommu)?;
-            print(json, &sheet, || sheet.to_text())?;
+            print(json, &sheet)?;
         }
         DeviceVerb::ShowServed(options) => {
             let offer = served::Offer::of(options)?;
-            print(json, &offer, || offer.to_text())?;
+            print(json, &offer)?;
         }
         DeviceVerb::Bind(names) => {
             let (group, force, owner) = (options.group, options.force, options.owner);
             let outcome = driver_binding::bind(&host, names, &BindOptions { group, force, owner })?;
-            print(json, &outcome, || outcome.to_text())?;
+            print(json, &outcome)?;
         }
         DeviceVerb::Unbind(names) => {
             let outcome = driver_binding::unbind(&host, names, options.group)?;
-            print(json, &outcome, || outcome.to_text())?;
+            print(json, &outcome)?;
         }
         DeviceVerb::Test(name) => {
             let verdict = test::run(&host, name, options.iommu)?;
-            print(json, &verdict, || verdict.to_text())?;
+            print(json, &verdict)?;
             return Ok(u8::from(!verdict.passed()));
         }
     }
     Ok(0)
-}
-
-/// Prints a report as JSON or as text.
-#[cold]
-pub fn print(
-    json: bool,
-    report: &impl Serialize,
-    text: impl FnOnce() -> String,
-) -> Result<(), Error> {
-    let text = if json {
-        serde_json::to_string_pretty(report).map_err(|e| Error::chain(&e))? + "\n"
-    } else {
-        text()
-    };
-    output::print(&text)
 }

@@ -1,6 +1,6 @@
 //! `strait device show --vfio-user PATH`: what a server offers.
 
-use std::fmt::{self, Write};
+use std::fmt::{self, Display, Formatter};
 
 use devices::vfio::uapi::{DeviceCalls, IoctlError, RegionInfo};
 use devices::vfio::user::UserDevice;
@@ -108,42 +108,36 @@ impl Offer {
         }
         Ok(offer)
     }
+}
 
-    /// The offer as a person reads it.
-    pub fn to_text(&self) -> String {
-        let mut text = String::new();
-        // Writing into a String can't fail.
-        let _ = self.write(&mut text);
-        text
-    }
-
-    fn write(&self, text: &mut String) -> fmt::Result {
+impl Display for Offer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { socket, version, identity, class, .. } = self;
-        writeln!(text, "{socket}: a PCI device over vfio-user {version}")?;
+        writeln!(f, "{socket}: a PCI device over vfio-user {version}")?;
         let reset = if self.reset { "can be reset" } else { "can't be reset" };
-        writeln!(text, "{identity}, class {class}, {reset}")?;
+        writeln!(f, "{identity}, class {class}, {reset}")?;
         for region in &self.regions {
             let size = Size::from(region.size);
-            write!(text, "  {}: {size}", region.name)?;
+            write!(f, "  {}: {size}", region.name)?;
             match (region.readable, region.writable) {
                 // Some servers leave it open of the configuration space, which all can access.
                 _ if region.index == CONFIG => {}
                 (true, true) => {}
-                (true, false) => write!(text, ", can't be written")?,
-                (false, true) => write!(text, ", can't be read")?,
-                (false, false) => write!(text, ", can't be accessed")?,
+                (true, false) => write!(f, ", can't be written")?,
+                (false, true) => write!(f, ", can't be read")?,
+                (false, false) => write!(f, ", can't be accessed")?,
             }
             if region.index != CONFIG && region.mappable.is_empty() {
-                write!(text, ", traps")?;
+                write!(f, ", traps")?;
             }
             for [first, last] in &region.mappable {
-                write!(text, ", {first:#x}-{last:#x} mapped")?;
+                write!(f, ", {first:#x}-{last:#x} mapped")?;
             }
-            writeln!(text)?;
+            writeln!(f)?;
         }
         for irq in &self.interrupts {
             let how = if irq.eventfd { "" } else { ", without an eventfd" };
-            writeln!(text, "  {}: {}{how}", irq.name, irq.count)?;
+            writeln!(f, "  {}: {}{how}", irq.name, irq.count)?;
         }
         Ok(())
     }

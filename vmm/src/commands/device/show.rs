@@ -1,6 +1,6 @@
 //! `strait device show`.
 
-use std::fmt::{self, Write};
+use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
 use boot::fdt;
@@ -213,50 +213,44 @@ impl Sheet {
         self.guest_node = Some(guest_source(&self.path, options)?);
         Ok(())
     }
+}
 
-    /// The sheet as a person reads it.
-    pub fn to_text(&self) -> String {
-        let mut text = String::new();
-        // Writing into a String can't fail.
-        let _ = self.write(&mut text);
-        text
-    }
-
-    fn write(&self, text: &mut String) -> fmt::Result {
-        writeln!(text, "{} on the {} bus: {}", self.name, self.bus, self.path)?;
+impl Display for Sheet {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} on the {} bus: {}", self.name, self.bus, self.path)?;
         let before = self.driver_before.as_ref().map(|driver| format!(" (before: {driver})"));
         let driver = self.driver.as_deref().unwrap_or("none");
-        writeln!(text, "driver: {driver}{}", before.unwrap_or_default())?;
-        self.what.as_ref().map_or(Ok(()), |what| writeln!(text, "it is: {what}"))?;
+        writeln!(f, "driver: {driver}{}", before.unwrap_or_default())?;
+        self.what.as_ref().map_or(Ok(()), |what| writeln!(f, "it is: {what}"))?;
         match &self.group {
-            Some(group) => group.write(text)?,
-            None => writeln!(text, "IOMMU group: none yet")?,
+            Some(group) => write!(f, "{group}")?,
+            None => writeln!(f, "IOMMU group: none yet")?,
         }
-        writeln!(text, "state: {}", self.standing.to_text(&self.name))?;
+        writeln!(f, "state: {}", self.standing.to_text(&self.name))?;
         match &self.standing.files[..] {
             [] => (),
-            files => writeln!(text, "files: {}", File::list(files))?,
+            files => writeln!(f, "files: {}", File::list(files))?,
         }
         for vfio in [&self.vfio, &self.foreseen] {
-            vfio.as_ref().map_or(Ok(()), |vfio| vfio.write(text))?;
+            vfio.as_ref().map_or(Ok(()), |vfio| write!(f, "{vfio}"))?;
         }
-        self.iommu.as_ref().map_or(Ok(()), |iommu| iommu.write(text))?;
-        self.function.as_ref().map_or(Ok(()), |function| function.write(text))?;
+        self.iommu.as_ref().map_or(Ok(()), |iommu| write!(f, "{iommu}"))?;
+        self.function.as_ref().map_or(Ok(()), |function| write!(f, "{function}"))?;
         if let Some(coherent) = self.dma_coherent {
             let whether = if coherent { "is" } else { "isn't" };
-            writeln!(text, "the device {whether} dma-coherent")?;
+            writeln!(f, "the device {whether} dma-coherent")?;
         }
         for (whose, node) in [("on the host", &self.host_node), ("in a guest", &self.guest_node)] {
             if let Some(node) = node {
-                writeln!(text, "\nnode {whose}:\n{}", node.trim_end())?;
+                writeln!(f, "\nnode {whose}:\n{}", node.trim_end())?;
             }
         }
         let told = matches!(self.standing.state, State::UsedByHost | State::InUse);
         if let Some(reason) = self.standing.reason.as_ref().filter(|_| !told) {
-            writeln!(text, "\nVFIO tells nothing of it: {reason}")?;
+            writeln!(f, "\nVFIO tells nothing of it: {reason}")?;
         }
         match &self.standing.help {
-            Some(help) => writeln!(text, "  help: {help}"),
+            Some(help) => writeln!(f, "  help: {help}"),
             None => Ok(()),
         }
     }
@@ -279,16 +273,18 @@ impl Group {
                 .collect(),
         }))
     }
+}
 
-    fn write(&self, text: &mut String) -> fmt::Result {
+impl Display for Group {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let kind = self.domain_type.as_deref().unwrap_or("unknown");
-        writeln!(text, "IOMMU group: {}, type {kind}", self.number)?;
+        writeln!(f, "IOMMU group: {}, type {kind}", self.number)?;
         for Member { name, bus, driver } in &self.members {
-            writeln!(text, "  {name} ({bus}, driver {})", driver.as_deref().unwrap_or("none"))?;
+            writeln!(f, "  {name} ({bus}, driver {})", driver.as_deref().unwrap_or("none"))?;
         }
         for Window { start, end, kind } in &self.reserved {
             let kind = kind.as_deref().unwrap_or_default();
-            writeln!(text, "  reserved: {start:#x}-{end:#x} ({kind})")?;
+            writeln!(f, "  reserved: {start:#x}-{end:#x} ({kind})")?;
         }
         Ok(())
     }
@@ -337,8 +333,10 @@ impl Vfio {
         let known = Self::of(calls).map_err(|e| Error::chain(&e))?;
         Ok(Self { reset: None, ..known })
     }
+}
 
-    fn write(&self, text: &mut String) -> fmt::Result {
+impl Display for Vfio {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let flags = words([
             (self.platform, "platform"),
             (self.amba, "AMBA"),
@@ -346,9 +344,9 @@ impl Vfio {
             (self.reset == Some(true), "reset"),
         ]);
         if self.reset.is_none() {
-            writeln!(text, "{}", caveat())?;
+            writeln!(f, "{}", caveat())?;
         } else {
-            writeln!(text, "VFIO: {flags}")?;
+            writeln!(f, "VFIO: {flags}")?;
         }
         for (index, region) in self.regions.iter().enumerate().filter(|(_, r)| r.size != 0) {
             let flags = words([
@@ -356,7 +354,7 @@ impl Vfio {
                 (region.writable, "writable"),
                 (region.mappable, "mappable"),
             ]);
-            writeln!(text, "  region {index}: {:#x} bytes, {flags}", region.size)?;
+            writeln!(f, "  region {index}: {:#x} bytes, {flags}", region.size)?;
         }
         for (index, irq) in self.interrupts.iter().enumerate().filter(|(_, irq)| irq.count != 0) {
             let flags = words([
@@ -365,7 +363,7 @@ impl Vfio {
                 (irq.automasked, "level (automasked)"),
                 (!irq.automasked, "edge"),
             ]);
-            writeln!(text, "  interrupt {index}: count {}, {flags}", irq.count)?;
+            writeln!(f, "  interrupt {index}: count {}, {flags}", irq.count)?;
         }
         Ok(())
     }
@@ -390,26 +388,28 @@ impl IommuFacts {
             enforces_coherency: iommu.enforces_coherency()?,
         })
     }
+}
 
-    fn write(&self, text: &mut String) -> fmt::Result {
-        writeln!(text, "IOMMU ({}):", self.backend)?;
+impl Display for IommuFacts {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "IOMMU ({}):", self.backend)?;
         match &self.page_sizes {
             Some(sizes) => {
                 let sizes: Vec<_> =
                     sizes.iter().map(|size| Size::from(*size).to_string()).collect();
-                writeln!(text, "  pages of {}", sizes.join(", "))?;
+                writeln!(f, "  pages of {}", sizes.join(", "))?;
             }
-            None => writeln!(text, "  pages of {} and larger", Size::from(self.alignment))?,
+            None => writeln!(f, "  pages of {} and larger", Size::from(self.alignment))?,
         }
         if let Some(enforces) = self.enforces_coherency {
             let enforces = if enforces { "made" } else { "not made" };
-            writeln!(text, "  accesses of the device are {enforces} coherent by it")?;
+            writeln!(f, "  accesses of the device are {enforces} coherent by it")?;
         }
         for Window { start, end, .. } in self.iova_ranges.iter().flatten() {
-            writeln!(text, "  IOVA: {start:#x}-{end:#x}")?;
+            writeln!(f, "  IOVA: {start:#x}-{end:#x}")?;
         }
         match self.mappings_left {
-            Some(left) => writeln!(text, "  mappings left: {left}"),
+            Some(left) => writeln!(f, "  mappings left: {left}"),
             None => Ok(()),
         }
     }

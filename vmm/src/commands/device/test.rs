@@ -1,14 +1,14 @@
 //! `strait device test`.
 
-use std::fmt::Write;
+use std::fmt::{self, Display, Formatter};
 
 use devices::vfio::host::Host;
 use devices::vfio::iommu::IommuOptions;
 use devices::vfio::selftest::{SelfTest, TestReport};
 use serde::Serialize;
 
+use crate::commands::print::Table;
 use crate::error::Error;
-use crate::table::Table;
 
 /// What came of a device's test.
 #[derive(Debug, Serialize)]
@@ -76,30 +76,7 @@ impl Verdict {
         self.passed
     }
 
-    /// The verdict as a person reads it.
-    pub fn to_text(&self) -> String {
-        let mut text = format!("{}: {} test ({})\n", self.name, self.test, self.iommu);
-        let word = |passed| if passed { "pass" } else { "FAIL" };
-        let mut checks = Table::default();
-        for check in &self.checks {
-            checks.row([
-                format!("  {}", word(check.passed)),
-                check.what.clone(),
-                check.detail.clone(),
-            ]);
-        }
-        text += &checks.to_text();
-        if !self.channels.is_empty() {
-            text.push('\n');
-            text += &self.channel_table();
-        }
-        // Writing into a String can't fail.
-        let _ =
-            writeln!(text, "\n{}: {}", self.name, if self.passed { "passed" } else { "FAILED" });
-        text
-    }
-
-    fn channel_table(&self) -> String {
+    fn channel_table(&self) -> Table {
         let mut table =
             Table::new(["  CHANNEL", "TRANSFERS", "BYTES", "INTERRUPTS", "MB/S", "RESULT"]);
         for row in &self.channels {
@@ -113,7 +90,24 @@ impl Verdict {
                 row.failure.clone().unwrap_or_else(|| "pass".to_owned()),
             ]);
         }
-        table.to_text()
+        table
+    }
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {} test ({})", self.name, self.test, self.iommu)?;
+        let word = |passed| if passed { "pass" } else { "FAIL" };
+        let mut checks = Table::default();
+        for check in &self.checks {
+            let passed = format!("  {}", word(check.passed));
+            checks.row([&passed, &check.what, &check.detail]);
+        }
+        write!(f, "{checks}")?;
+        if !self.channels.is_empty() {
+            write!(f, "\n{}", self.channel_table())?;
+        }
+        writeln!(f, "\n{}: {}", self.name, if self.passed { "passed" } else { "FAILED" })
     }
 }
 
@@ -141,7 +135,7 @@ mod tests {
         let verdict = Verdict::of("1.dma", "container", report);
         assert!(!verdict.passed());
         assert_eq!(
-            verdict.to_text(),
+            verdict.to_string(),
             "1.dma: PL330 test (container)\n\
              \x20 pass  interrupts  8 of them\n\
              \n\

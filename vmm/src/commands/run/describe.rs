@@ -14,7 +14,6 @@ use serde::Serialize;
 use crate::assigned::{Obstacle, Placed, caveat};
 use crate::cli::{ConsoleKind, Size};
 use crate::commands::device::FunctionSheet;
-use crate::error::Error;
 use crate::pci::{self, Seated};
 
 use super::build::Core;
@@ -140,16 +139,6 @@ impl Description {
             devices: devices.iter().map(|placed| Device::of(placed, tree)).collect(),
             device_tree: fdt::to_dts(tree),
         }
-    }
-
-    /// As JSON.
-    ///
-    /// # Errors
-    ///
-    /// None is known.
-    pub fn to_json(&self) -> Result<String, Error> {
-        serde_json::to_string_pretty(self)
-            .map_err(|e| Error::new(format!("the plan can't be written as JSON: {e}")))
     }
 }
 
@@ -356,7 +345,7 @@ impl Display for PciHost {
         writeln!(f, "PCI functions:")?;
         for PciFunction { address, name, sheet, .. } in &self.functions {
             writeln!(f, "  {address}  {name}")?;
-            sheet.to_text().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
+            sheet.to_string().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
         }
         self.without_messages.iter().try_for_each(|why| writeln!(f, "  {why}"))
     }

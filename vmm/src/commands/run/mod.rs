@@ -20,6 +20,7 @@ use devices::pci::HostBridge;
 use crate::assigned::Assigned;
 use crate::cli::{ConsoleKind, RunOptions};
 use crate::commands::device::BindGuard;
+use crate::commands::print::print;
 use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::events::{self, Sources};
@@ -78,8 +79,7 @@ fn run_guest(
         if plan.assigned.backend().is_none() && plan.assigned.obstacles().is_empty() {
             limits::warn_unpinned(plan.ram.size);
         }
-        let text = if options.json { description.to_json()? } else { description.to_string() };
-        output::print(&format!("{}\n", text.trim_end()))?;
+        print(options.json, &description)?;
         return Ok(Ending::Planned);
     }
     if let Some(path) = &options.stats {

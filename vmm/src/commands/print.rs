@@ -1,4 +1,26 @@
-//! Text in columns.
+//! How commands' answers are printed: each is one value, which is printed as JSON or as text.
+
+use std::fmt::{self, Display, Formatter};
+
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::output;
+
+/// Prints an answer as JSON or as text.
+///
+/// # Errors
+///
+/// Standard output can't be written.
+#[cold]
+pub fn print(json: bool, answer: &(impl Serialize + Display)) -> Result<(), Error> {
+    let text = if json {
+        serde_json::to_string_pretty(answer).map_err(|e| Error::chain(&e))?
+    } else {
+        answer.to_string()
+    };
+    output::print(&format!("{}\n", text.trim_end()))
+}
 
 /// Rows of cells, printed so that the columns line up.
 #[derive(Debug, Default)]
@@ -18,10 +40,11 @@ impl Table {
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
+}
 
-    /// The rows as lines; the last cell of each is as long as it is.
-    #[cold]
-    pub fn to_text(&self) -> String {
+/// The rows as lines; the last cell of each is as long as it is.
+impl Display for Table {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let mut widths: Vec<usize> = Vec::new();
         for row in &self.rows {
             widths.resize(widths.len().max(row.len()), 0);
@@ -29,16 +52,12 @@ impl Table {
                 *width = (*width).max(cell.chars().count());
             }
         }
-        let mut text = String::new();
         for row in &self.rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                line.push_str(&format!("{cell:width$}  "));
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
+            let cells = row.iter().zip(&widths);
+            let line: String = cells.map(|(cell, width)| format!("{cell:width$}  ")).collect();
+            writeln!(f, "{}", line.trim_end())?;
         }
-        text
+        Ok(())
     }
 }
 
@@ -52,7 +71,7 @@ mod tests {
         table.row(["a", "platform", "fine"]);
         table.row(["longer", "pci", ""]);
         assert_eq!(
-            table.to_text(),
+            table.to_string(),
             "NAME    BUS       STATE\na       platform  fine\nlonger  pci\n"
         );
     }
