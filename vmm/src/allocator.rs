@@ -1,4 +1,4 @@
-//! Where things are in the guest's address space, and which interrupts are whose.
+//! Allocates the guest's physical addresses and shared peripheral interrupts.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,23 +12,23 @@ use devices::irq::Spi;
 const REGION_ALIGNMENT: u64 = 64 << 10;
 
 /// Larger regions are aligned so that KVM can map them in blocks of this size.
-const BLOCK: u64 = 2 << 20;
+const MAX_ALIGNMENT: u64 = 2 << 20;
 
 /// The address space that every KVM VM has, in bytes (Documentation/virt/kvm/api.rst, 4.2
 /// KVM_CREATE_VM: 40 bits unless asked for otherwise).
 const ADDRESSES: u64 = 1 << 40;
 
-/// What has been given away of the guest's address space and interrupts.
+/// The guest physical addresses and SPIs that are allocated.
 #[derive(Debug)]
-pub struct Places {
-    taken: Vec<(Range<u64>, Cow<'static, str>)>,
+pub struct Allocator {
+    allocated: Vec<(Range<u64>, Cow<'static, str>)>,
     next_spi: u32,
 }
 
-/// Why something can't be where it should.
+/// Why addresses can't be allocated.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlaceError {
-    /// Something else is there.
+pub enum AllocError {
+    /// They overlap something else.
     #[error("it would be at {}, where {other} is, at {}", show(range), show(other_range))]
     Taken {
         /// Where it should be (GPA).
@@ -38,7 +38,7 @@ pub enum PlaceError {
         /// Where that is (GPA).
         other_range: Range<u64>,
     },
-    /// There is no such address.
+    /// They are beyond what a guest can address.
     #[error("{start:#x} and {size:#x} bytes from there are beyond what a guest can address")]
     Beyond {
         /// Where it should be (GPA).
@@ -46,7 +46,7 @@ pub enum PlaceError {
         /// Its size in bytes.
         size: u64,
     },
-    /// A mapped region isn't at a page.
+    /// A mapped region doesn't begin at a page.
     #[error("{start:#x} is no multiple of the host's pages of {page:#x} bytes")]
     Misaligned {
         /// Where it should be (GPA).
@@ -54,110 +54,112 @@ pub enum PlaceError {
         /// The size of the host's pages in bytes.
         page: u64,
     },
-    /// Nothing is left.
+    /// No free addresses are left.
     #[error("nothing of that size is free between {}", show(&layout::PLATFORM))]
     Full,
 }
 
-impl Places {
+impl Allocator {
     /// The machine without assigned devices, with this RAM, and with or without its serial port.
     pub fn new(ram: Ram, serial: bool) -> Self {
         // All that either GIC takes: which it is isn't known while planning.
         let gic = layout::GIC_DIST.start..layout::GIC_REDIST.end;
-        let mut taken = vec![
+        let mut allocated = vec![
             (gic, Cow::Borrowed("the interrupt controller")),
             (layout::RTC, "the RTC".into()),
             (layout::PVPANIC, "the panic device".into()),
             (ram.base..ram.end(), "RAM".into()),
         ];
         if serial {
-            taken.push((layout::SERIAL, "the serial console".into()));
+            allocated.push((layout::SERIAL, "the serial console".into()));
         }
-        Self { taken, next_spi: layout::spi::PLATFORM }
+        Self { allocated, next_spi: layout::spi::PLATFORM }
     }
 
-    /// Takes what a PCI host needs, but for its window for 64-bit registers, which goes
-    /// [above](Self::end) all else. Before anything else is taken.
-    pub fn take_pci(&mut self) {
-        self.taken.extend([
+    /// Reserves what a PCI host needs, but for its window for 64-bit registers, which goes
+    /// [above](Self::end) all else. Before anything else is reserved.
+    pub fn reserve_pci(&mut self) {
+        self.allocated.extend([
             (layout::PCI_MMIO32, "the PCI host's memory window".into()),
             (layout::PCI_IO, "the PCI host's I/O window".into()),
             (layout::PCI_ECAM, "the PCI host's configuration space".into()),
         ]);
     }
 
-    /// Above everything that is taken (GPA).
+    /// The first address (GPA) above everything that is allocated.
     pub fn end(&self) -> u64 {
-        self.taken.iter().map(|(range, _)| range.end).max().unwrap_or_default()
+        self.allocated.iter().map(|(range, _)| range.end).max().unwrap_or_default()
     }
 
-    /// The SPIs up to the last one given away.
+    /// How many SPIs there are up to the last one allocated.
     pub fn spi_count(&self) -> u32 {
         self.next_spi.min(layout::spi::END)
     }
 
-    /// Takes `size` bytes at `start` (GPA) for what is called `name`; `page` is what `start` must
+    /// Reserves `size` bytes at `start` (GPA) for what is called `name`; `page` is what `start` must
     /// be a multiple of, where that matters.
     ///
     /// # Errors
     ///
-    /// They can't be had.
-    pub fn take(
+    /// They overlap something, are misaligned or beyond what a guest can address.
+    pub fn reserve(
         &mut self,
         start: u64,
         size: u64,
         page: Option<u64>,
         name: String,
-    ) -> Result<(), PlaceError> {
+    ) -> Result<(), AllocError> {
         if let Some(page) = page.filter(|page| !start.is_multiple_of(*page)) {
-            return Err(PlaceError::Misaligned { start, page });
+            return Err(AllocError::Misaligned { start, page });
         }
         let end = start.checked_add(size.max(1)).filter(|end| *end <= ADDRESSES);
-        let range = start..end.ok_or(PlaceError::Beyond { start, size })?;
-        if let Some((other_range, other)) = self.taken_in(&range) {
+        let range = start..end.ok_or(AllocError::Beyond { start, size })?;
+        if let Some((other_range, other)) = self.overlapping(&range) {
             let (other, other_range) = (other.to_string(), other_range.clone());
-            return Err(PlaceError::Taken { range, other, other_range });
+            return Err(AllocError::Taken { range, other, other_range });
         }
-        self.taken.push((range, name.into()));
+        self.allocated.push((range, name.into()));
         Ok(())
     }
 
-    /// Takes `size` bytes anywhere for what is called `name`, and says where (GPA).
+    /// Allocates `size` bytes for what is called `name`; returns their address (GPA).
     ///
     /// # Errors
     ///
-    /// Nothing is left.
-    pub fn take_any(&mut self, size: u64, name: String) -> Result<u64, PlaceError> {
-        let alignment =
-            size.checked_next_power_of_two().unwrap_or(BLOCK).clamp(REGION_ALIGNMENT, BLOCK);
+    /// No free addresses are left.
+    pub fn allocate(&mut self, size: u64, name: String) -> Result<u64, AllocError> {
+        let alignment = size
+            .checked_next_power_of_two()
+            .unwrap_or(MAX_ALIGNMENT)
+            .clamp(REGION_ALIGNMENT, MAX_ALIGNMENT);
         let room =
-            size.max(1).checked_next_multiple_of(REGION_ALIGNMENT).ok_or(PlaceError::Full)?;
+            size.max(1).checked_next_multiple_of(REGION_ALIGNMENT).ok_or(AllocError::Full)?;
         let mut start = layout::PLATFORM.start;
         loop {
             let end = start.checked_add(room).filter(|end| *end <= layout::PLATFORM.end);
-            let range = start..end.ok_or(PlaceError::Full)?;
-            let Some((taken, _)) = self.taken_in(&range) else {
-                self.taken.push((range, name.into()));
+            let range = start..end.ok_or(AllocError::Full)?;
+            let Some((taken, _)) = self.overlapping(&range) else {
+                self.allocated.push((range, name.into()));
                 return Ok(start);
             };
-            start = taken.end.checked_next_multiple_of(alignment).ok_or(PlaceError::Full)?;
+            start = taken.end.checked_next_multiple_of(alignment).ok_or(AllocError::Full)?;
         }
     }
 
-    /// The next free interrupt.
-    pub fn spi(&mut self) -> Option<Spi> {
+    /// Allocates the next SPI.
+    pub fn allocate_spi(&mut self) -> Option<Spi> {
         let spi = Some(Spi(self.next_spi)).filter(|spi| spi.0 < layout::spi::END);
         self.next_spi = self.next_spi.saturating_add(1);
         spi
     }
 
-    /// What overlaps this range.
-    fn taken_in(&self, range: &Range<u64>) -> Option<&(Range<u64>, Cow<'static, str>)> {
-        self.taken.iter().find(|(taken, _)| taken.start < range.end && range.start < taken.end)
+    /// What is allocated that overlaps this range.
+    fn overlapping(&self, range: &Range<u64>) -> Option<&(Range<u64>, Cow<'static, str>)> {
+        self.allocated.iter().find(|(taken, _)| taken.start < range.end && range.start < taken.end)
     }
 }
 
-/// Both ends of a range, the last within it.
+/// A range by its first and its last address.
 fn show(range: &Range<u64>) -> String {
     format!("{:#x}-{:#x}", range.start, range.end.saturating_sub(1))
 }
@@ -170,28 +172,28 @@ mod tests {
 
     #[test]
     fn regions_are_placed_apart_and_aligned() {
-        let mut places = Places::new(RAM, true);
+        let mut allocator = Allocator::new(RAM, true);
         let sizes = [0x1000, 0x1000, 0x2_0000, 0x50_0000, 0, 1];
         let mut taken: Vec<Range<u64>> = Vec::new();
         for size in sizes {
-            let gpa = places.take_any(size, String::new()).unwrap();
+            let gpa = allocator.allocate(size, String::new()).unwrap();
             assert!(gpa.is_multiple_of(REGION_ALIGNMENT), "{gpa:#x}");
             let range = gpa..gpa + size.max(1).next_multiple_of(REGION_ALIGNMENT);
             assert!(taken.iter().all(|r| r.end <= range.start || range.end <= r.start));
             assert!(layout::PLATFORM.start <= range.start && range.end <= layout::PLATFORM.end);
             taken.push(range);
         }
-        assert!(places.take_any(1 << 30, String::new()) == Err(PlaceError::Full));
-        assert!(places.take_any(u64::MAX, String::new()) == Err(PlaceError::Full));
+        assert!(allocator.allocate(1 << 30, String::new()) == Err(AllocError::Full));
+        assert!(allocator.allocate(u64::MAX, String::new()) == Err(AllocError::Full));
     }
 
     #[test]
     fn what_is_placed_anywhere_avoids_what_has_its_place() {
-        let mut places = Places::new(RAM, true);
+        let mut allocator = Allocator::new(RAM, true);
         let first = layout::PLATFORM.start;
-        places.take(first + 0x1000, 0x1000, Some(0x1000), "fixed".into()).unwrap();
+        allocator.reserve(first + 0x1000, 0x1000, Some(0x1000), "fixed".into()).unwrap();
         // Not even in the same page of a host with large ones.
-        assert_eq!(places.take_any(0x1000, String::new()), Ok(first + REGION_ALIGNMENT));
+        assert_eq!(allocator.allocate(0x1000, String::new()), Ok(first + REGION_ALIGNMENT));
     }
 
     #[test]
@@ -207,60 +209,61 @@ mod tests {
             (0x0c00_0800, 0x1000, "another"),
         ];
         for (start, size, expected) in cases {
-            let mut places = Places::new(RAM, true);
-            places.take(0x0c00_0000, 0x1000, None, "another".into()).unwrap();
-            let error = places.take(start, size, None, "new".into()).unwrap_err();
-            let PlaceError::Taken { other, .. } = &error else { panic!("{error}") };
+            let mut allocator = Allocator::new(RAM, true);
+            allocator.reserve(0x0c00_0000, 0x1000, None, "another".into()).unwrap();
+            let error = allocator.reserve(start, size, None, "new".into()).unwrap_err();
+            let AllocError::Taken { other, .. } = &error else { panic!("{error}") };
             assert_eq!(other, expected);
             assert!(error.to_string().contains(&format!("{start:#x}-")), "{error}");
         }
         for start in [0x2c0a_0000, 0x8000_0000, 0, 0x0c00_1000] {
-            let mut places = Places::new(RAM, true);
-            places.take(0x0c00_0000, 0x1000, None, "another".into()).unwrap();
-            places.take(start, 0x1000, Some(0x1000), "new".into()).unwrap();
+            let mut allocator = Allocator::new(RAM, true);
+            allocator.reserve(0x0c00_0000, 0x1000, None, "another".into()).unwrap();
+            allocator.reserve(start, 0x1000, Some(0x1000), "new".into()).unwrap();
         }
-        Places::new(RAM, false).take(0x0900_0000, 0x1000, None, "new".into()).unwrap();
+        Allocator::new(RAM, false).reserve(0x0900_0000, 0x1000, None, "new".into()).unwrap();
     }
 
     #[test]
     fn a_pci_host_s_windows_are_its_own() {
         for start in [0x2000_0000, 0x2c0a_0000, 0x3f00_ffff, 0x3f10_0000] {
-            let mut places = Places::new(RAM, true);
-            places.take(start, 1, None, "new".into()).unwrap();
-            let mut places = Places::new(RAM, true);
-            places.take_pci();
-            let error = places.take(start, 1, None, "new".into()).unwrap_err();
+            let mut allocator = Allocator::new(RAM, true);
+            allocator.reserve(start, 1, None, "new".into()).unwrap();
+            let mut allocator = Allocator::new(RAM, true);
+            allocator.reserve_pci();
+            let error = allocator.reserve(start, 1, None, "new".into()).unwrap_err();
             assert!(error.to_string().contains("the PCI host's"), "{error}");
         }
     }
 
     #[test]
     fn the_end_is_above_ram_and_whatever_is_above_that() {
-        let mut places = Places::new(RAM, true);
-        assert_eq!((places.end(), places.spi_count()), (RAM.end(), layout::spi::PLATFORM));
-        places.take(1 << 39, 0x1000, None, "new".into()).unwrap();
-        let spi = places.spi().unwrap();
-        assert_eq!((places.end(), places.spi_count()), ((1 << 39) + 0x1000, spi.0 + 1));
+        let mut allocator = Allocator::new(RAM, true);
+        assert_eq!((allocator.end(), allocator.spi_count()), (RAM.end(), layout::spi::PLATFORM));
+        allocator.reserve(1 << 39, 0x1000, None, "new".into()).unwrap();
+        let spi = allocator.allocate_spi().unwrap();
+        assert_eq!((allocator.end(), allocator.spi_count()), ((1 << 39) + 0x1000, spi.0 + 1));
     }
 
     #[test]
     fn addresses_that_cannot_be_are_refused() {
-        let mut places = Places::new(RAM, true);
-        let take =
-            |places: &mut Places, start, size, page| places.take(start, size, page, "new".into());
+        let mut allocator = Allocator::new(RAM, true);
+        let reserve = |allocator: &mut Allocator, start, size, page| {
+            allocator.reserve(start, size, page, "new".into())
+        };
         for (start, size) in [(u64::MAX, 1), (u64::MAX, 0), (1 << 40, 1), ((1 << 40) - 1, 2)] {
-            let error = take(&mut places, start, size, None);
-            assert_eq!(error, Err(PlaceError::Beyond { start, size }));
+            let error = reserve(&mut allocator, start, size, None);
+            assert_eq!(error, Err(AllocError::Beyond { start, size }));
         }
-        let error = take(&mut places, 0x2c0a_1000, 0x1_0000, Some(0x1_0000));
-        assert_eq!(error, Err(PlaceError::Misaligned { start: 0x2c0a_1000, page: 0x1_0000 }));
+        let error = reserve(&mut allocator, 0x2c0a_1000, 0x1_0000, Some(0x1_0000));
+        assert_eq!(error, Err(AllocError::Misaligned { start: 0x2c0a_1000, page: 0x1_0000 }));
     }
 
     #[test]
     fn interrupts_come_to_an_end() {
-        let mut places = Places::new(RAM, true);
-        let count = std::iter::from_fn(|| places.spi()).count();
+        let mut allocator = Allocator::new(RAM, true);
+        let count = std::iter::from_fn(|| allocator.allocate_spi()).count();
         assert_eq!(u32::try_from(count), Ok(layout::spi::END - layout::spi::PLATFORM));
-        assert_eq!(places.spi(), None);
+        assert_eq!(allocator.allocate_spi(), None);
     }
 }

@@ -14,7 +14,7 @@ use crate::alarm::AlarmClock;
 use crate::console::{Input, Progress};
 use crate::doorbell::Doorbell;
 use crate::error::Error;
-use crate::exit_reason::Ending;
+use crate::exit_reason::ExitReason;
 use crate::limits::UnpinnedMemory;
 use crate::output;
 use crate::signals::{Request, Signals};
@@ -61,7 +61,10 @@ const FOR_EVER: i32 = -1;
 /// # Errors
 ///
 /// The host is out of descriptors.
-pub fn run(mut sources: Sources<'_>, recorder: Option<&Recorder>) -> Result<Option<Ending>, Error> {
+pub fn run(
+    mut sources: Sources<'_>,
+    recorder: Option<&Recorder>,
+) -> Result<Option<ExitReason>, Error> {
     let failed = |e: event_manager::Error| Error::new(format!("the event loop failed: {e}"));
     let timer = sources.timeout.map(start_timer).transpose()?;
     let ending = Rc::new(RefCell::new(None));
@@ -97,7 +100,7 @@ fn start_timer(after: Duration) -> Result<TimerFd, Error> {
 
 enum End {
     ByVcpu,
-    Here(Ending),
+    Here(ExitReason),
 }
 
 /// The one subscriber: takes events of all sources.
@@ -147,7 +150,7 @@ impl Desk<'_> {
     fn take_signals(&mut self, ops: &mut EventOps) {
         while let Some(request) = self.sources.signals.next() {
             match request {
-                Request::End(number) => self.end(End::Here(Ending::Signal(number))),
+                Request::End(number) => self.end(End::Here(ExitReason::Signal(number))),
                 Request::Stats => self.write_stats(),
                 Request::Continued => {
                     if let Some((input, _)) = &mut self.sources.input {
@@ -218,7 +221,7 @@ impl Desk<'_> {
                     let _ = ops.remove(Events::with_data(&drained, token::DRAINED, EventSet::IN));
                 }
             }
-            Progress::Leave => self.end(End::Here(Ending::Left)),
+            Progress::Leave => self.end(End::Here(ExitReason::Left)),
         }
     }
 
@@ -242,7 +245,7 @@ impl MutEventSubscriber for Desk<'_> {
         fds.extend(drained.map(|fd| (fd, token::DRAINED)));
         for (fd, token) in fds {
             if let Err(e) = ops.add(Events::with_data_raw(fd, token, EventSet::IN)) {
-                self.end(End::Here(Ending::Failed(Error::new(format!(
+                self.end(End::Here(ExitReason::Failed(Error::new(format!(
                     "the event loop can't listen: {e}"
                 )))));
             }
@@ -258,7 +261,7 @@ impl MutEventSubscriber for Desk<'_> {
             token::SIGNALS => self.take_signals(ops),
             token::TIMEOUT => {
                 let after = self.sources.timeout.unwrap_or_default();
-                self.end(End::Here(Ending::Timeout(after)));
+                self.end(End::Here(ExitReason::Timeout(after)));
             }
             token::INPUT => self.take_input(ops),
             token::DRAINED => self.resume_input(ops),

@@ -1,4 +1,4 @@
-//! How a run ends.
+//! Why a run ended.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::error::Error;
 
 /// Why the guest no longer runs.
 #[derive(Debug)]
-pub enum Ending {
+pub enum ExitReason {
     /// It powered itself off.
     PowerOff,
     /// It asked for a reset.
@@ -25,7 +25,7 @@ pub enum Ending {
     Failed(Error),
 }
 
-impl Ending {
+impl ExitReason {
     /// The exit status that says so.
     pub fn exit_status(&self) -> u8 {
         match self {
@@ -38,7 +38,7 @@ impl Ending {
         }
     }
 
-    /// Whether the guest wanted it: nobody is in a hurry then.
+    /// Whether the guest ended it itself: its last output may take its time then.
     pub fn is_by_guest(&self) -> bool {
         matches!(self, Self::PowerOff | Self::Reset | Self::Crash)
     }
@@ -58,7 +58,7 @@ impl Ending {
     }
 
     /// What a person is told, where the run didn't end as they are used to.
-    pub fn text(&self) -> Option<String> {
+    pub fn message(&self) -> Option<String> {
         Some(match self {
             Self::PowerOff | Self::Left | Self::Planned | Self::Failed(_) => return None,
             Self::Reset => "the guest asked for a reset".to_owned(),
@@ -85,20 +85,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ending_that_is_not_0_is_told_in_words() {
-        for (ending, text) in [
-            (Ending::Reset, "the guest asked for a reset"),
-            (Ending::Crash, "the guest crashed"),
-            (Ending::Timeout(Duration::from_secs(8)), "the guest still ran after 8 s"),
-            (Ending::Timeout(Duration::from_millis(1500)), "the guest still ran after 1.5 s"),
-            (Ending::Signal(15), "ended by signal 15 (SIGTERM)"),
-            (Ending::Signal(31), "ended by signal 31"),
+    fn a_reason_with_another_status_than_0_has_a_message() {
+        for (reason, text) in [
+            (ExitReason::Reset, "the guest asked for a reset"),
+            (ExitReason::Crash, "the guest crashed"),
+            (ExitReason::Timeout(Duration::from_secs(8)), "the guest still ran after 8 s"),
+            (ExitReason::Timeout(Duration::from_millis(1500)), "the guest still ran after 1.5 s"),
+            (ExitReason::Signal(15), "ended by signal 15 (SIGTERM)"),
+            (ExitReason::Signal(31), "ended by signal 31"),
         ] {
-            assert_eq!(ending.text().as_deref(), Some(text));
-            assert_ne!(ending.exit_status(), 0);
+            assert_eq!(reason.message().as_deref(), Some(text));
+            assert_ne!(reason.exit_status(), 0);
         }
-        for ending in [Ending::PowerOff, Ending::Left, Ending::Planned] {
-            assert_eq!((ending.text(), ending.exit_status()), (None, 0));
+        for reason in [ExitReason::PowerOff, ExitReason::Left, ExitReason::Planned] {
+            assert_eq!((reason.message(), reason.exit_status()), (None, 0));
         }
     }
 }

@@ -15,7 +15,7 @@ use devices::vfio::quiesce::Quiesced;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::irqfds::KvmWiring;
+use crate::irqfds::Irqfds;
 
 /// How many times, a millisecond apart, statistics look whether a vCPU has done with a function.
 const LOOKS: u32 = 100;
@@ -87,17 +87,21 @@ impl Functions {
     /// # Errors
     ///
     /// An interrupt of one can't reach the guest.
-    pub fn attach(
+    ///
+    /// # Safety
+    ///
+    /// No vCPU runs after `self` is dropped.
+    pub unsafe fn attach(
         &self,
         seats: impl IntoIterator<Item = Seat>,
         gic: &Gic,
-        wiring: &Arc<KvmWiring>,
+        irqfds: &Arc<Irqfds>,
     ) -> Result<(), Error> {
         for (given, seat) in self.0.iter().zip(seats) {
-            let router = gic.has_its().then(|| wiring.clone() as Arc<dyn MsiRouter>);
-            let attachment = Attachment { seat, slots: wiring.clone(), router };
-            // SAFETY: the run drops `self` only after all vCPU threads are gone.
-            unsafe { given.lock().attach(attachment, &**wiring)? };
+            let router = gic.has_its().then(|| irqfds.clone() as Arc<dyn MsiRouter>);
+            let attachment = Attachment { seat, slots: irqfds.clone(), router };
+            // SAFETY: the caller lets no vCPU outlive the function.
+            unsafe { given.lock().attach(attachment, &**irqfds)? };
         }
         Ok(())
     }

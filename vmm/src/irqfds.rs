@@ -13,21 +13,21 @@ use devices::ratelimit::LogLimit;
 use vmm_sys_util::eventfd::EventFd;
 
 /// A VM as devices see it, also while it runs.
-pub struct KvmWiring {
+pub struct Irqfds {
     vm: Arc<Vm>,
     routes: GsiRoutes,
     log: LogLimit,
 }
 
-impl KvmWiring {
-    /// The wiring of a VM with this interrupt controller: one for all of its devices.
+impl Irqfds {
+    /// The irqfds of a VM with this interrupt controller: one for all of its devices.
     pub fn new(vm: Arc<Vm>, gic: &Gic) -> Self {
         let log = LogLimit::new(Cow::Borrowed("KVM"));
         Self { routes: GsiRoutes::new(vm.clone(), gic.spis()), vm, log }
     }
 }
 
-impl InterruptController for KvmWiring {
+impl InterruptController for Irqfds {
     fn connect_edge(&self, spi: Spi, trigger: &EventFd) -> io::Result<()> {
         self.vm.register_irqfd(spi.0, trigger)
     }
@@ -37,7 +37,7 @@ impl InterruptController for KvmWiring {
     }
 }
 
-impl MsiRouter for KvmWiring {
+impl MsiRouter for Irqfds {
     fn connect(&self, trigger: &EventFd, message: MsiMessage) -> io::Result<Gsi> {
         self.routes.connect(trigger, msi(message)).map(Gsi)
     }
@@ -58,7 +58,7 @@ fn msi(MsiMessage { address, data, requester }: MsiMessage) -> Msi {
     Msi { address, data, device_id: requester }
 }
 
-impl MemorySlots for KvmWiring {
+impl MemorySlots for Irqfds {
     unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
         // SAFETY: the caller guarantees what `Vm::map_memory` asks for.
         unsafe { self.vm.map_memory(gpa, host, size) }

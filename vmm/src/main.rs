@@ -87,11 +87,11 @@ unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<OsString> {
 fn execute(command: Command) -> Result<u8, Error> {
     match command {
         Command::Run(options) => {
-            let ending = run::run(&options)?;
-            if let Some(text) = ending.text() {
-                output::say(&format!("strait: {text}\n"));
+            let reason = run::run(&options)?;
+            if let Some(message) = reason.message() {
+                output::say(&format!("strait: {message}\n"));
             }
-            Ok(ending.exit_status())
+            Ok(reason.exit_status())
         }
         Command::Device(options) => device::run(&options),
         Command::Check(options) => check::run(&options),

@@ -8,7 +8,7 @@ use boot::fdt::Node;
 use devices::bus::Bus;
 use devices::pci::{self, Apertures, Function, HostBridge, Intx, Newcomer, Seat};
 
-use crate::allocator::Places;
+use crate::allocator::Allocator;
 use crate::error::Error;
 
 /// The functions that a guest is given, with their seats.
@@ -35,7 +35,7 @@ impl PciPlan {
     ///
     /// A function can't be where it is wanted, or there are no more interrupts.
     #[cold]
-    pub fn new(newcomers: Vec<Newcomer>, places: &mut Places) -> Result<Self, Error> {
+    pub fn new(newcomers: Vec<Newcomer>, allocator: &mut Allocator) -> Result<Self, Error> {
         let wanted: Vec<_> = newcomers.iter().map(|newcomer| newcomer.address).collect();
         let addresses = pci::assign(&wanted).map_err(|(index, error)| {
             let name = newcomers.get(index).map_or("", |newcomer| newcomer.name.as_str());
@@ -45,7 +45,7 @@ impl PciPlan {
         let seated =
             newcomers.into_iter().zip(addresses).map(|(Newcomer { name, pin, .. }, bdf)| {
                 let intx = pin.map(|pin| {
-                    places.spi().map(|spi| Intx { pin, spi }).ok_or_else(|| {
+                    allocator.allocate_spi().map(|spi| Intx { pin, spi }).ok_or_else(|| {
                 Error::new(format!(
                     "{name} can't be assigned: the guest's interrupt controller has no more \
                      interrupts"
@@ -55,7 +55,7 @@ impl PciPlan {
                 Ok(Seated { seat: Seat { bdf, intx: intx.transpose()? }, name })
             });
         let functions = seated.collect::<Result<Vec<_>, Error>>()?;
-        Ok(Self { functions, above: places.end() })
+        Ok(Self { functions, above: allocator.end() })
     }
 
     /// The functions, in the order given.
@@ -149,10 +149,10 @@ mod tests {
 
     #[test]
     fn each_function_has_a_seat_and_each_pin_an_interrupt() {
-        let mut places = Places::new(RAM, true);
+        let mut allocator = Allocator::new(RAM, true);
         let newcomers =
             vec![newcomer("a", None, 1), newcomer("b", Some("02.0"), 0), newcomer("c", None, 2)];
-        let plan = PciPlan::new(newcomers, &mut places).unwrap();
+        let plan = PciPlan::new(newcomers, &mut allocator).unwrap();
         let seats: Vec<_> = plan
             .functions()
             .iter()
@@ -168,20 +168,20 @@ mod tests {
             ("c", "00:03.0".to_owned(), Some((2, Spi(first + 1)))),
         ];
         assert_eq!(seats, expected);
-        assert_eq!(places.spi_count(), first + 2);
+        assert_eq!(allocator.spi_count(), first + 2);
     }
 
     #[test]
     fn a_function_without_a_seat_is_named_with_what_mends_it() {
-        let mut places = Places::new(RAM, true);
+        let mut allocator = Allocator::new(RAM, true);
         let newcomers = vec![newcomer("a", Some("02.0"), 1), newcomer("b", Some("02.0"), 1)];
-        let report = PciPlan::new(newcomers, &mut places).err().unwrap().report();
+        let report = PciPlan::new(newcomers, &mut allocator).err().unwrap().report();
         assert!(report.contains("b can't be") && report.contains("00:02.0"), "{report}");
         assert!(report.contains("help: another addr="), "{report}");
-        while places.spi().is_some() {}
+        while allocator.allocate_spi().is_some() {}
         let report =
-            PciPlan::new(vec![newcomer("a", None, 1)], &mut places).err().unwrap().report();
+            PciPlan::new(vec![newcomer("a", None, 1)], &mut allocator).err().unwrap().report();
         assert!(report.contains("no more interrupts"), "{report}");
-        assert!(PciPlan::new(vec![newcomer("a", None, 0)], &mut places).is_ok());
+        assert!(PciPlan::new(vec![newcomer("a", None, 0)], &mut allocator).is_ok());
     }
 }

@@ -14,7 +14,7 @@ use devices::vfio::iommu::Backend;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::exit_reason::Ending;
+use crate::exit_reason::ExitReason;
 use crate::functions::{self, Watch};
 use crate::lines::{self, Lines};
 use crate::unused::{Evidence, Unused};
@@ -168,7 +168,7 @@ impl Recorder {
     ///
     /// The file can't be written.
     #[cold]
-    pub fn write(&self, ending: Option<&Ending>) -> Result<(), Error> {
+    pub fn write(&self, ending: Option<&ExitReason>) -> Result<(), Error> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         *spare = [None, None];
         let report = self.report(ending);
@@ -193,7 +193,7 @@ impl Recorder {
         });
     }
 
-    fn report(&self, ending: Option<&Ending>) -> Report<'_> {
+    fn report(&self, ending: Option<&ExitReason>) -> Report<'_> {
         type Counter = fn(&Exits) -> &AtomicU64;
         let counters: [(&'static str, Counter); 5] = [
             ("mmio_read", |exits| &exits.mmio_read),
@@ -206,8 +206,8 @@ impl Recorder {
             self.exits.iter().map(|exits| counter(exits).load(Ordering::Relaxed)).sum()
         };
         Report {
-            ending: ending.map(Ending::name),
-            exit_status: ending.map(Ending::exit_status),
+            ending: ending.map(ExitReason::name),
+            exit_status: ending.map(ExitReason::exit_status),
             elapsed: self.elapsed(),
             first_instruction: self.first_instruction.get().copied(),
             exits: counters.into_iter().map(|(name, counter)| (name, sum(counter))).collect(),

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use devices::bus::Bus;
 
-use crate::assigned::{Assigned, Placed};
+use crate::assigned::{AssignedDevice, AssignedDevices};
 use crate::functions::Watch;
 
 /// The devices and functions of which it isn't told yet.
@@ -36,10 +36,10 @@ pub struct Evidence<'a, E, F> {
 
 impl Unused {
     /// Watches these devices.
-    pub fn of(assigned: &Assigned) -> Self {
-        let functions = assigned.functions().idents();
+    pub fn of(assigned: &AssignedDevices) -> Self {
+        let functions = assigned.functions.idents();
         let functions = functions.into_iter().map(|(name, ident)| Device::function(name, &ident));
-        Self(Mutex::new(assigned.devices().iter().map(Device::of).chain(functions).collect()))
+        Self(Mutex::new(assigned.platform.iter().map(Device::of).chain(functions).collect()))
     }
 
     /// Tells of those that have not been used so far, each once.
@@ -64,7 +64,7 @@ impl Unused {
 }
 
 impl Device {
-    fn of(placed: &Placed) -> Self {
+    fn of(placed: &AssignedDevice) -> Self {
         let name = placed.name().to_owned();
         let driver = match placed.kernel_option() {
             Some(option) => format!("{}, {option}", placed.compatible()),

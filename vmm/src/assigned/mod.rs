@@ -1,17 +1,16 @@
-//! The devices a guest is given: opened while planning, handed over while building, taken back at
+//! The devices that a guest is given: opened while planning, attached while building, released at
 //! the end.
 
-mod placed;
+mod device;
 mod unbound;
 
-use arch::gic::Gic;
-use arch::{GuestRam, Vm, layout};
+use std::sync::Arc;
+
 use boot::fdt::Node;
 use boot::fdt::host::HostTree;
 use boot::layout::Ram;
-use devices::bus::Bus;
 use devices::stop;
-use devices::vfio::assign::{self, AssignError, Assignment, DeviceRef};
+use devices::vfio::assign::{self, Assignment, Found};
 use devices::vfio::host::{Host, HostDevice};
 use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
 use devices::vfio::memlock::Memlock;
@@ -19,48 +18,68 @@ use devices::vfio::node::{Alias, alias};
 use devices::vfio::pci::PciFunction;
 use devices::vfio::platform::{self, PlatformDevice};
 use devices::vfio::region::host_page_size;
+use devices::vfio::unbound::UnboundDevice;
 
-pub use self::placed::Placed;
-use self::placed::place;
-pub use self::unbound::{Obstacle, caveat};
-use crate::allocator::Places;
+pub use self::device::AssignedDevice;
+pub use self::unbound::{Obstacle, unbound_note};
+use crate::allocator::Allocator;
 use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions};
 use crate::error::Error;
 use crate::functions::Functions;
-use crate::irqfds::KvmWiring;
 use crate::limits;
 use crate::lines::Wire;
 use crate::served::Served;
 use crate::tree;
 
-/// The devices of a guest, with their places in it.
+/// The devices of a guest.
 #[derive(Default)]
-pub struct Assigned {
-    // Dropped in this order: devices are stopped before the IOMMU lets go of RAM.
-    devices: Vec<Placed>,
-    functions: Functions,
-    served: Served,
-    /// The guest's aliases, the machine's own among them.
-    aliases: Vec<Alias>,
-    iommu: Option<Iommu>,
-    /// What stands in the way of a run, where the devices weren't opened but foreseen.
-    obstacles: Vec<Obstacle>,
+pub struct AssignedDevices {
+    // Dropped in this order: devices are stopped before the IOMMU's mappings of RAM are removed.
+    /// Platform devices, in the order given.
+    pub platform: Vec<AssignedDevice>,
+    /// PCI functions: the host's in the order given, then those of vfio-user servers.
+    pub functions: Functions,
+    /// The servers of the latter.
+    pub served: Served,
+    /// The guest's aliases: the machine's own, and those of the devices.
+    pub aliases: Vec<Alias>,
+    /// The IOMMU's mappings; `None` without devices of the host.
+    pub iommu: Option<Iommu>,
+    /// What stands in the way of a run, where devices are planned that aren't bound to VFIO.
+    pub obstacles: Vec<Obstacle>,
 }
 
-impl Assigned {
-    /// Opens the devices and PCI functions, the host's and those of other processes, checks that
-    /// `ram` can be mapped for them, and gives the devices places. For a dry run, those of the host
-    /// that can't be had as things are, are [foreseen](Self::foresee).
+/// Which devices of the host a guest is given.
+pub struct Selection<'a> {
+    /// Those of the platform and AMBA buses.
+    pub platform: &'a [PlatformOptions],
+    /// PCI functions.
+    pub pci: &'a [PciOptions],
+    /// How their DMA is mapped.
+    pub iommu: IommuOptions,
+    /// Plan also those that can't be opened as things are, because they aren't bound to VFIO above
+    /// all: from their nodes and sysfs.
+    pub unbound: bool,
+}
+
+impl AssignedDevices {
+    /// Opens the devices and PCI functions, the host's and those of vfio-user servers, checks that
+    /// `ram` can be mapped for their DMA, and allocates their addresses and interrupts. For a dry
+    /// run, those of the host needn't be bound.
     ///
     /// # Errors
     ///
-    /// A device can't be assigned, it or RAM can't be where it is wanted.
-    pub fn plan(options: &RunOptions, ram: Ram, places: &mut Places) -> Result<Self, Error> {
-        let (devices, functions) = (&options.vfio_platform, &options.vfio_pci);
-        let of_host = if options.dry_run { Self::foresee } else { Self::of_host };
-        let mut assigned = of_host(devices, functions, options.iommu, ram, places)?;
+    /// A device can't be assigned, or it or RAM can't have the address that is asked for.
+    pub fn plan(options: &RunOptions, ram: Ram, allocator: &mut Allocator) -> Result<Self, Error> {
+        let selection = Selection {
+            platform: &options.vfio_platform,
+            pci: &options.vfio_pci,
+            iommu: options.iommu,
+            unbound: options.dry_run,
+        };
+        let mut assigned = Self::of_host(&selection, ram, allocator)?;
         assigned.served = Served::connect(&options.vfio_user, &mut assigned.functions)?;
-        let aliases = assigned.devices.iter().flat_map(|placed| placed.aliases.iter().cloned());
+        let aliases = assigned.platform.iter().flat_map(|device| device.nodes.aliases.clone());
         let own = tree::own_aliases(options.console == ConsoleKind::Stdio);
         assigned.aliases = alias::all(&own, aliases.collect()).map_err(|error| {
             Error::usage(error.to_string())
@@ -69,175 +88,115 @@ impl Assigned {
         Ok(assigned)
     }
 
-    /// As [`plan`](Self::plan), for the host's own only, by this way to the IOMMU.
+    /// As [`plan`](Self::plan), for devices of the host only.
     ///
     /// # Errors
     ///
     /// As for [`plan`](Self::plan).
     pub fn of_host(
-        wanted: &[PlatformOptions],
-        functions: &[PciOptions],
-        options: IommuOptions,
+        selection: &Selection<'_>,
         ram: Ram,
-        places: &mut Places,
+        allocator: &mut Allocator,
     ) -> Result<Self, Error> {
-        if wanted.is_empty() && functions.is_empty() {
+        let Selection { platform, pci, iommu, unbound } = *selection;
+        if platform.is_empty() && pci.is_empty() {
             return Ok(Self::default());
         }
         let host = Host::default();
-        let assignments = assign::preflight(&host, which(wanted, functions))?;
-        check_buses(assignments.iter().map(|assignment| &assignment.device), wanted.len())?;
-        let iommu = Iommu::open(&host, &assignments, options)?;
-        Self::opened(iommu, &assignments, wanted, functions, ram, places)
-    }
-
-    /// The devices of these assignments, whose groups are attached: first those that the device tree
-    /// describes, then PCI functions.
-    fn opened(
-        iommu: Iommu,
-        assignments: &[Assignment],
-        wanted: &[PlatformOptions],
-        functions: &[PciOptions],
-        ram: Ram,
-        places: &mut Places,
-    ) -> Result<Self, Error> {
-        let (described, enumerated) = assignments.split_at(wanted.len().min(assignments.len()));
-        for reach in iommu.constraints().check_ram(ram.base, ram.size)? {
-            log::warn!(
-                "{reach}: the guest's kernel copies what its driver has elsewhere; less --memory \
-                 avoids that"
-            );
+        let mut obstacles = Vec::new();
+        let which = platform.iter().map(|device| &device.which);
+        let which = which.chain(pci.iter().map(|function| &function.which));
+        let mut devices = Vec::new();
+        for Found { device, assessed } in assign::survey(&host, which)? {
+            devices.push((device, unbound::accept(assessed, unbound, &mut obstacles)?));
         }
-        Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
-        limits::check_pinning(ram.size)?;
-
-        let functions = open_functions(&iommu, enumerated, functions)?;
-        let devices = if wanted.is_empty() {
-            Vec::new()
+        for (index, (device, _)) in devices.iter().enumerate() {
+            assign::check_bus(device, index >= platform.len())?;
+        }
+        let assignments = devices.iter().filter_map(|(_, assignment)| assignment.clone());
+        let assignments: Vec<Assignment> = assignments.collect();
+        let iommu = if obstacles.is_empty() {
+            let opened = Iommu::open(&host, &assignments, iommu);
+            unbound::accept(opened, unbound, &mut obstacles)?
         } else {
-            place(open_devices(&iommu, described, wanted)?, wanted, places)?
+            None
         };
-        Ok(Self { devices, functions, iommu: Some(iommu), ..Self::default() })
-    }
-
-    /// What stands in the way of a run; only a dry run goes on then.
-    pub fn obstacles(&self) -> &[Obstacle] {
-        &self.obstacles
+        match &iommu {
+            Some(iommu) => check_memory(iommu, ram)?,
+            None => obstacles.extend(unbound::memory(&host, &assignments, ram)),
+        }
+        let (described, enumerated) = devices.split_at(platform.len().min(devices.len()));
+        let functions = open_functions(iommu.as_ref(), enumerated, pci)?;
+        let opened = open_platform(iommu.as_ref(), described, platform)?;
+        let platform = device::place(opened, platform, allocator)?;
+        Ok(Self { platform, functions, iommu, obstacles, ..Self::default() })
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.devices.is_empty() && self.functions.is_empty()
+        self.platform.is_empty() && self.functions.is_empty()
     }
 
-    /// The PCI functions in the order given.
-    pub fn functions(&self) -> &Functions {
-        &self.functions
-    }
-
-    /// The servers of those functions that other processes have, which are the last.
-    pub fn served(&self) -> &Served {
-        &self.served
-    }
-
-    /// The devices in the order given.
-    pub fn devices(&self) -> &[Placed] {
-        &self.devices
-    }
-
-    /// The way to the IOMMU; `None` without devices.
+    /// What maps their DMA; `None` without devices of the host.
     pub fn backend(&self) -> Option<Backend> {
         self.iommu.as_ref().map(Iommu::backend)
     }
 
     /// Their nodes.
     pub fn nodes(&self) -> Vec<Node> {
-        self.devices.iter().map(|placed| placed.top.clone()).collect()
+        self.platform.iter().map(|device| device.nodes.top()).collect()
     }
 
     /// The clocks to which the nodes refer.
     pub fn clocks(&self) -> Vec<Node> {
-        self.devices.iter().flat_map(|placed| placed.clocks.iter().cloned()).collect()
+        self.platform.iter().flat_map(|device| device.nodes.clocks.iter().cloned()).collect()
     }
 
-    /// The guest's aliases: the machine's own, and those of the devices.
-    pub fn aliases(&self) -> &[Alias] {
-        &self.aliases
-    }
-
-    /// Their interrupt lines, to be watched.
+    /// Their interrupt lines, for statistics.
     pub fn wires(&self) -> Vec<Wire> {
-        self.devices.iter().flat_map(Placed::wires).collect()
+        self.platform.iter().flat_map(AssignedDevice::wires).collect()
     }
 
-    /// Hands the devices over: stops what they were doing, lets them reach `ram`, shows their
-    /// registers to the guest and connects their interrupts. The GIC must be complete. PCI functions
-    /// are [attached](Functions::attach) by themselves afterwards.
+    /// Stops what the devices of the host were doing, before RAM is mapped for their DMA.
     ///
     /// # Errors
     ///
-    /// A device does not stop, or the host refused a step.
-    pub fn attach(
-        &mut self,
-        vm: &Vm,
-        gic: &Gic,
-        wiring: &KvmWiring,
-        ram: &GuestRam,
-        bus: &mut Bus,
-    ) -> Result<(), Error> {
-        for placed in &self.devices {
+    /// One does not stop.
+    pub fn quiesce(&self) -> Result<(), Error> {
+        for AssignedDevice { device, .. } in &self.platform {
             stop::check()?;
-            let quiesced = placed.device.quiesce()?;
-            log::info!("{}: {quiesced}", placed.device.name());
+            let quiesced = device.quiesce()?;
+            log::info!("{}: {quiesced}", device.name());
         }
-        self.functions.quiesce()?;
-        self.served.lend(ram)?;
-        if let Some(iommu) = &mut self.iommu {
-            // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
-            // affected by what is written into it.
-            unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
-            for file in iommu.files() {
-                vm.add_vfio_file(file)?;
-            }
-        }
-        for placed in &mut self.devices {
-            // SAFETY: the run drops `self` only after all vCPU threads are gone.
-            let traps = unsafe { placed.device.map_regions(wiring, &placed.gpas)? };
-            for trap in traps {
-                bus.add(placed.device.name(), trap.gpa..trap.gpa + trap.size, trap.device)?;
-            }
-            gic.set_level_sensitive(placed.level_spis())?;
-            placed.device.connect_irqs(wiring, &placed.spis)?;
-        }
-        Ok(())
+        self.functions.quiesce()
     }
 
-    /// Lets the devices' interrupts through: the last step before the guest runs.
+    /// Enables the devices' interrupts: the last step before the guest runs.
     ///
     /// # Errors
     ///
     /// VFIO refused.
     pub fn arm(&mut self) -> Result<(), Error> {
-        for placed in &mut self.devices {
+        for AssignedDevice { device, .. } in &mut self.platform {
             stop::check()?;
-            placed.device.arm()?;
+            device.arm()?;
         }
         self.served.begin()?;
         self.functions.arm();
         Ok(())
     }
 
-    /// The run is ending: nothing waits long for a device any more.
-    pub fn hurry(&self) {
+    /// Shortens the deadline of servers' answers: the run is ending.
+    pub fn shorten_deadline(&self) {
         self.served.hurry();
     }
 
     /// Takes the devices back; no vCPU runs any more.
     pub fn release(mut self) {
         self.functions.release();
-        for placed in &mut self.devices {
-            match placed.device.release() {
-                Ok(quiesced) => log::info!("{}: {quiesced}", placed.device.name()),
+        for AssignedDevice { device, .. } in &mut self.platform {
+            match device.release() {
+                Ok(quiesced) => log::info!("{}: {quiesced}", device.name()),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
                 Err(error) => log::error!("{}", Error::from(error).told()),
             }
@@ -245,56 +204,64 @@ impl Assigned {
     }
 }
 
-/// The devices that are meant, PCI functions last.
-fn which<'a>(
-    wanted: &'a [PlatformOptions],
-    functions: &'a [PciOptions],
-) -> impl Iterator<Item = &'a DeviceRef> {
-    let described = wanted.iter().map(|device| &device.which);
-    described.chain(functions.iter().map(|function| &function.which))
+/// Checks that RAM can be mapped for the DMA of all devices, and pinned.
+fn check_memory(iommu: &Iommu, ram: Ram) -> Result<(), Error> {
+    for reach in iommu.constraints().check_ram(ram.base, ram.size)? {
+        log::warn!(
+            "{reach}: the guest's kernel copies what its driver has elsewhere; less --memory \
+             avoids that"
+        );
+    }
+    Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
+    limits::check_pinning(ram.size)
 }
 
-/// Checks that the devices are on the buses that their options are for: PCI, but for the first
-/// `described`.
-fn check_buses<'a>(
-    devices: impl Iterator<Item = &'a HostDevice>,
-    described: usize,
-) -> Result<(), AssignError> {
-    devices
-        .enumerate()
-        .try_for_each(|(index, device)| assign::check_bus(device, index >= described))
-}
+/// A device of the host, and its assignment if it can be opened.
+type Selected = (HostDevice, Option<Assignment>);
 
-/// Opens platform devices.
-fn open_devices(
-    iommu: &Iommu,
-    assignments: &[Assignment],
+/// Opens platform devices; without an IOMMU, describes them from their nodes.
+fn open_platform(
+    iommu: Option<&Iommu>,
+    devices: &[Selected],
     wanted: &[PlatformOptions],
 ) -> Result<Vec<PlatformDevice>, Error> {
+    if devices.is_empty() {
+        return Ok(Vec::new());
+    }
     let tree = HostTree::system()?;
-    let devices = assignments.iter().map(|assignment| &assignment.device);
-    let nodes = devices.zip(wanted.iter().map(|options| &options.device.node));
-    let nodes = nodes.collect::<Vec<_>>();
+    let options = wanted.iter().map(|options| &options.device);
+    let nodes = devices.iter().map(|(device, _)| device);
+    let nodes: Vec<_> = nodes.zip(options.clone().map(|options| &options.node)).collect();
     let drafts = platform::drafts(&Host::default(), &tree, &nodes)?;
-    let opened = assignments.iter().zip(wanted).zip(drafts);
-    let opened = opened.map(|((assignment, options), draft)| {
+    let opened = devices.iter().zip(options).zip(drafts);
+    let opened = opened.map(|(((device, assignment), options), draft)| {
         stop::check()?;
-        Ok(PlatformDevice::open(iommu, assignment, draft, options.device.clone())?)
+        Ok(match (iommu, assignment) {
+            (Some(iommu), Some(assignment)) => {
+                PlatformDevice::open(iommu, assignment, draft, options.clone())?
+            }
+            _ => PlatformDevice::foresee(&tree, device, draft, options.clone())?,
+        })
     });
     opened.collect()
 }
 
-/// Opens PCI functions.
+/// Opens PCI functions; without an IOMMU, describes them from sysfs.
 fn open_functions(
-    iommu: &Iommu,
-    assignments: &[Assignment],
+    iommu: Option<&Iommu>,
+    devices: &[Selected],
     wanted: &[PciOptions],
 ) -> Result<Functions, Error> {
     let mut functions = Functions::default();
-    for (assignment, options) in assignments.iter().zip(wanted) {
+    for ((device, assignment), options) in devices.iter().zip(wanted) {
         stop::check()?;
-        let (name, calls) = (assignment.name(), iommu.open_device(assignment)?);
-        let function = PciFunction::open(calls, name, options.function, host_page_size())?;
+        let (name, options_of, page) = (device.name(), options.function, host_page_size());
+        let function = match (iommu, assignment) {
+            (Some(iommu), Some(assignment)) => {
+                PciFunction::open(iommu.open_device(assignment)?, name, options_of, page)?
+            }
+            _ => PciFunction::open(Arc::new(UnboundDevice::pci(device)?), name, options_of, page)?,
+        };
         functions.add(name, function, options.address);
     }
     Ok(functions)

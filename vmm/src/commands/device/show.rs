@@ -18,8 +18,8 @@ use serde::Serialize;
 use super::function::{self, FunctionSheet};
 use super::host_node;
 use super::standing::{File, Standing, State};
-use crate::allocator::Places;
-use crate::assigned::{Assigned, caveat};
+use crate::allocator::Allocator;
+use crate::assigned::{AssignedDevices, Selection, unbound_note};
 use crate::cli::{PlatformOptions, Size};
 use crate::error::Error;
 
@@ -344,7 +344,7 @@ impl Display for Vfio {
             (self.reset == Some(true), "reset"),
         ]);
         if self.reset.is_none() {
-            writeln!(f, "{}", caveat())?;
+            writeln!(f, "{}", unbound_note())?;
         } else {
             writeln!(f, "VFIO: {flags}")?;
         }
@@ -431,7 +431,8 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
 /// The nodes that a guest would get for it.
 fn guest_source(path: &str, iommu: IommuOptions) -> Result<String, Error> {
     let options = PlatformOptions::new(path.into());
-    let assigned = Assigned::foresee(&[options], &[], iommu, RAM, &mut Places::new(RAM, true))?;
+    let selection = Selection { platform: &[options], pci: &[], iommu, unbound: true };
+    let assigned = AssignedDevices::of_host(&selection, RAM, &mut Allocator::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))
 }

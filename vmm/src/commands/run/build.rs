@@ -10,15 +10,16 @@ use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, Vcpu, Vm, la
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
-use boot::layout::{BootLayout, DTB_MAX, LayoutError};
+use boot::layout::{DTB_MAX, LayoutError};
 use devices::bus::Bus;
 use devices::pci::HostBridge;
 use devices::pvpanic::PvPanic;
 use devices::serial::Serial;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::alarm::AlarmClock;
+use crate::assigned::AssignedDevices;
 use crate::cli::{ConsoleKind, GicVersion, ItsChoice};
 use crate::console::{Console, Input};
 use crate::doorbell::Doorbell;
@@ -152,7 +153,7 @@ pub fn board(console: ConsoleKind, core: &Core, doorbell: &Arc<Doorbell>) -> Res
 /// # Errors
 ///
 /// The host has no randomness to give, or an overlay doesn't fit the tree.
-pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
+pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Result<Node, Error> {
     let mut root = tree::root(tree::Parts {
         vcpus: &core.vcpus,
         gic: &core.gic,
@@ -161,9 +162,9 @@ pub fn tree(plan: &MachinePlan, core: &Core) -> Result<Node, Error> {
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,
         console: plan.console == ConsoleKind::Stdio,
-        assigned: plan.assigned.nodes(),
-        clocks: plan.assigned.clocks(),
-        aliases: plan.assigned.aliases(),
+        assigned: assigned.nodes(),
+        clocks: assigned.clocks(),
+        aliases: &assigned.aliases,
         pci: core.pci.as_ref().map(|bridge| pci::node(bridge, &core.gic)),
         seed: seed()?,
     });
@@ -200,56 +201,45 @@ pub fn dump_dtb(path: &Path, dtb: &[u8]) -> Result<(), Error> {
     })
 }
 
-/// Puts kernel, initrd and device tree into RAM, and points the boot vCPU at them.
+/// Reserves RAM and puts kernel, initrd and device tree into it: without assigned devices in small
+/// pages, where they suffice. With one all of RAM is pinned, and best in as few pieces as can be.
 ///
 /// # Errors
 ///
-/// A file can't be read, or KVM refused.
-pub fn load(
-    boot: &BootLayout,
+/// The host has no room for it, or a file can't be read.
+pub fn ram(
+    plan: &MachinePlan,
     kernel: Kernel,
     initrd: Option<Initrd>,
     dtb: &[u8],
-    memory: &GuestMemoryMmap,
-    vcpus: &[Vcpu],
-) -> Result<(), Error> {
-    kernel.load_into(memory, boot.kernel.load)?;
+    assigned: &AssignedDevices,
+) -> Result<GuestRam, Error> {
+    let size = plan.ram.size;
+    // vfio-user servers map RAM by its file.
+    let ram =
+        if assigned.served.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?;
+    let boot = &plan.boot;
+    let end = boot.initrd.as_ref().map_or(boot.dtb, |initrd| initrd.end).max(boot.kernel.end);
+    let used = end.saturating_sub(layout::RAM_START);
+    let _small = assigned.is_empty().then(|| HugePagesDisabled::for_small(used)).flatten();
+    kernel.load_into(ram.memory(), boot.kernel.load)?;
     if let (Some(initrd), Some(range)) = (initrd, &boot.initrd) {
-        initrd.load_into(memory, range.start)?;
+        initrd.load_into(ram.memory(), range.start)?;
     }
-    memory
+    ram.memory()
         .write_slice(dtb, GuestAddress(boot.dtb))
         .map_err(|e| Error::new(format!("the device tree can't be put into guest RAM: {e}")))?;
-    if let Some(vcpu) = vcpus.first() {
-        vcpu.set_boot_registers(BootRegisters { entry: boot.kernel.entry, dtb: boot.dtb })?;
-    }
-    Ok(())
+    Ok(ram)
 }
 
-/// Reserves RAM.
+/// Points the boot vCPU at kernel and device tree.
 ///
 /// # Errors
 ///
-/// The host has no room for it.
-pub fn ram(plan: &MachinePlan) -> Result<GuestRam, Error> {
-    let size = plan.ram.size;
-    // A server maps the very RAM.
-    Ok(if plan.assigned.served().is_empty() {
-        GuestRam::new(size)
-    } else {
-        GuestRam::shared(size)
-    }?)
-}
-
-/// Small pages while RAM is filled, where they suffice. With an assigned device all of RAM is
-/// pinned, and best in as few pieces as can be.
-pub fn pages(plan: &MachinePlan) -> Option<HugePagesDisabled> {
-    if !plan.assigned.is_empty() {
-        return None;
-    }
-    let BootLayout { kernel, dtb, initrd } = &plan.boot;
-    let end = initrd.as_ref().map_or(*dtb, |initrd| initrd.end).max(kernel.end);
-    HugePagesDisabled::for_small(end.saturating_sub(layout::RAM_START))
+/// KVM refused.
+pub fn set_boot(plan: &MachinePlan, core: &Core) -> Result<(), Error> {
+    let boot = BootRegisters { entry: plan.boot.kernel.entry, dtb: plan.boot.dtb };
+    Ok(core.vcpus.first().map_or(Ok(()), |vcpu| vcpu.set_boot_registers(boot))?)
 }
 
 fn seed() -> Result<Seed, Error> {

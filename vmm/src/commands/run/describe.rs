@@ -11,13 +11,13 @@ use devices::vfio::iommu::Backend;
 use devices::vfio::node::{Account, Fate};
 use serde::Serialize;
 
-use crate::assigned::{Obstacle, Placed, caveat};
+use crate::assigned::{AssignedDevice, AssignedDevices, Obstacle, unbound_note};
 use crate::cli::{ConsoleKind, Size};
 use crate::commands::device::FunctionSheet;
 use crate::pci::{self, Seated};
 
 use super::build::Core;
-use super::plan::MachinePlan;
+use super::plan::{MachinePlan, Opened};
 
 /// The machine that would run.
 #[derive(Debug, Serialize)]
@@ -119,8 +119,8 @@ struct Property {
 
 impl Description {
     /// Of the machine that would run with this device tree.
-    pub fn of(plan: &MachinePlan, core: &Core, tree: &Node) -> Self {
-        let devices = plan.assigned.devices();
+    pub fn of(plan: &MachinePlan, opened: &Opened, core: &Core, tree: &Node) -> Self {
+        let (kernel, assigned) = (&opened.kernel, &opened.assigned);
         Self {
             vcpus: plan.cpus,
             gic: core.gic.version().to_string(),
@@ -128,23 +128,23 @@ impl Description {
             cpu_features: core.features.names().collect(),
             sve_lengths: sve_lengths(core),
             memory: plan.ram.size,
-            kernel: plan.kernel.name().to_string(),
-            packaging: plan.kernel.packaging().to_string(),
+            kernel: kernel.name().to_string(),
+            packaging: kernel.packaging().to_string(),
             cmdline: plan.cmdline.as_str().to_owned(),
-            memory_map: memory_map(plan, core),
-            interrupts: interrupts(plan),
-            iommu: plan.assigned.backend().map(Backend::name),
-            obstacles: plan.assigned.obstacles().to_vec(),
-            pci: core.pci.as_ref().map(|_| PciHost::of(plan, core)),
-            devices: devices.iter().map(|placed| Device::of(placed, tree)).collect(),
+            memory_map: memory_map(plan, assigned, core),
+            interrupts: interrupts(plan, assigned),
+            iommu: assigned.backend().map(Backend::name),
+            obstacles: assigned.obstacles.clone(),
+            pci: core.pci.as_ref().map(|_| PciHost::of(plan, assigned, core)),
+            devices: assigned.platform.iter().map(|device| Device::of(device, tree)).collect(),
             device_tree: fdt::to_dts(tree),
         }
     }
 }
 
 impl PciHost {
-    fn of(plan: &MachinePlan, core: &Core) -> Self {
-        let functions = plan.pci.functions().iter().zip(plan.assigned.functions().iter());
+    fn of(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Self {
+        let functions = plan.pci.functions().iter().zip(assigned.functions.iter());
         let functions = functions.map(|(Seated { name, seat }, function)| PciFunction {
             address: seat.bdf.to_string(),
             name: name.clone(),
@@ -158,8 +158,8 @@ impl PciHost {
 
 impl Device {
     /// A device with its node in the tree, in which an overlay may have changed it.
-    fn of(placed: &Placed, tree: &Node) -> Self {
-        let label = placed.node().get_label();
+    fn of(placed: &AssignedDevice, tree: &Node) -> Self {
+        let label = placed.nodes.device.get_label();
         let tops = tree.children().iter();
         // Below the root, or below a bus of its own.
         let node = tops.flat_map(|top| [top].into_iter().chain(top.children()));
@@ -177,8 +177,8 @@ impl Device {
             binding: placed.binding(),
             regions: regions.collect(),
             interrupts: interrupts.collect(),
-            properties: placed.account().iter().map(Property::of).collect(),
-            node: fdt::subtree_to_dts(node.unwrap_or_else(|| placed.node())),
+            properties: placed.nodes.account.iter().map(Property::of).collect(),
+            node: fdt::subtree_to_dts(node.unwrap_or(&placed.nodes.device)),
         }
     }
 }
@@ -199,7 +199,7 @@ impl Property {
     }
 }
 
-fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<Place> {
+fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Vec<Place> {
     let mut map: Vec<(Range<u64>, String)> = core
         .gic
         .frames()
@@ -213,7 +213,7 @@ fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<Place> {
     if plan.console == ConsoleKind::Stdio {
         map.push((layout::SERIAL, "serial console (ns16550a)".to_owned()));
     }
-    for device in plan.assigned.devices() {
+    for device in &assigned.platform {
         for (index, (range, mapped)) in device.regions().enumerate() {
             map.push((range, format!("{} region {index}, {}", device.name(), access(mapped))));
         }
@@ -243,13 +243,13 @@ fn memory_map(plan: &MachinePlan, core: &Core) -> Vec<Place> {
     places.collect()
 }
 
-fn interrupts(plan: &MachinePlan) -> Vec<Interrupt> {
+fn interrupts(plan: &MachinePlan, assigned: &AssignedDevices) -> Vec<Interrupt> {
     let mut interrupts = Vec::new();
     if plan.console == ConsoleKind::Stdio {
         let (what, trigger) = ("serial".to_owned(), trigger_name(Trigger::Edge));
         interrupts.push(Interrupt { spi: layout::spi::SERIAL, what, trigger });
     }
-    for device in plan.assigned.devices() {
+    for device in &assigned.platform {
         for (index, (spi, trigger)) in device.irqs().enumerate() {
             let what = format!("{} interrupt {index}", device.name());
             interrupts.push(Interrupt { spi: spi.0, what, trigger: trigger_name(trigger) });
@@ -295,7 +295,7 @@ impl Display for Description {
             writeln!(f, "\nIOMMU: {iommu}")?;
         }
         if !self.obstacles.is_empty() {
-            writeln!(f, "\n{}", caveat())?;
+            writeln!(f, "\n{}", unbound_note())?;
         }
         for Obstacle { what, help } in &self.obstacles {
             writeln!(f, "  {what}")?;

@@ -14,8 +14,8 @@ use boot::kernel::Kernel;
 use boot::layout::{BootLayout, DTB_MAX, Ram};
 use devices::vfio::fd_limit;
 
-use crate::allocator::Places;
-use crate::assigned::Assigned;
+use crate::allocator::Allocator;
+use crate::assigned::AssignedDevices;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
 use crate::limits;
@@ -29,17 +29,13 @@ const RAM_GRANULE: u64 = 64 << 10;
 /// its server's socket and the memory that it lends.
 const DESCRIPTORS_OF_DEVICE: u64 = 2;
 
-/// What a machine will be: checked, with its files open.
+/// What a machine will be.
 pub struct MachinePlan {
     /// vCPUs.
     pub cpus: u64,
     /// RAM, in guest physical addresses.
     pub ram: Ram,
-    /// The kernel.
-    pub kernel: Kernel,
-    /// The initial RAM disk.
-    pub initrd: Option<Initrd>,
-    /// Where they and the device tree go.
+    /// Where kernel, initrd and device tree go.
     pub boot: BootLayout,
     /// The kernel command line.
     pub cmdline: Cmdline,
@@ -49,8 +45,6 @@ pub struct MachinePlan {
     pub gic: GicChoice,
     /// Where the console is.
     pub console: ConsoleKind,
-    /// The devices it is given.
-    pub assigned: Assigned,
     /// The PCI functions it is given.
     pub pci: PciPlan,
     /// How many SPIs its interrupt controller needs.
@@ -61,12 +55,22 @@ pub struct MachinePlan {
     pub timeout: Option<Duration>,
 }
 
+/// What was opened while planning.
+pub struct Opened {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The initial RAM disk.
+    pub initrd: Option<Initrd>,
+    /// The devices that the guest is given.
+    pub assigned: AssignedDevices,
+}
+
 /// Resolves options against the host.
 ///
 /// # Errors
 ///
 /// Whatever can't work, as far as it can be known without changing anything.
-pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
+pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     if options.cpus > MAX_GICV3_CPUS {
         return Err(Error::usage(format!(
             "--cpus {}: a guest has at most {MAX_GICV3_CPUS}",
@@ -90,40 +94,38 @@ pub fn resolve(options: &RunOptions) -> Result<MachinePlan, Error> {
     let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)?;
     let overlays =
         options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
-    let mut places = Places::new(ram, options.console == ConsoleKind::Stdio);
+    let mut allocator = Allocator::new(ram, options.console == ConsoleKind::Stdio);
     if !options.vfio_pci.is_empty() || !options.vfio_user.is_empty() {
-        places.take_pci();
+        allocator.reserve_pci();
     }
     // Before anything is opened, then with all that is known.
     let devices = options.vfio_platform.len() + options.vfio_pci.len() + options.vfio_user.len();
     let run = descriptors_of_run(options.cpus);
     fd_limit::reserve(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
-    let assigned = Assigned::plan(options, ram, &mut places)?;
+    let assigned = AssignedDevices::plan(options, ram, &mut allocator)?;
     if !assigned.is_empty() {
-        fd_limit::reserve(run.saturating_add(assigned.functions().most_descriptors()))?;
+        fd_limit::reserve(run.saturating_add(assigned.functions.most_descriptors()))?;
         check_vcpus(options.cpus)?;
     }
-    let newcomers = assigned.functions().newcomers();
+    let newcomers = assigned.functions.newcomers();
     let pci = match newcomers.as_slice() {
         [] => PciPlan::default(),
-        _ => PciPlan::new(newcomers, &mut places)?,
+        _ => PciPlan::new(newcomers, &mut allocator)?,
     };
-    Ok(MachinePlan {
+    let plan = MachinePlan {
         cpus: options.cpus,
         ram,
-        kernel,
-        initrd,
         boot,
         cmdline,
         features: options.cpu_features,
         gic: options.gic,
         console: options.console,
-        assigned,
         pci,
-        spis: places.spi_count(),
+        spis: allocator.spi_count(),
         overlays,
         timeout: options.timeout,
-    })
+    };
+    Ok((plan, Opened { kernel, initrd, assigned }))
 }
 
 /// How many descriptors a run takes beside its devices' when all of it is planned: KVM, the VM and its

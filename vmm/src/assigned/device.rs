@@ -1,30 +1,29 @@
-//! A device's places in the guest: where its registers are, and which interrupts are its.
+//! A device's addresses and interrupts in the guest.
 
 use std::ops::Range;
 
-use boot::fdt::Node;
 use devices::irq::{Spi, Trigger};
-use devices::vfio::node::{Account, Alias, GuestNodes};
+use devices::vfio::node::GuestNodes;
 use devices::vfio::platform::PlatformDevice;
 
-use crate::allocator::{PlaceError, Places};
+use crate::allocator::{AllocError, Allocator};
 use crate::cli::{PlatformOptions, RegionAddress};
 use crate::error::Error;
 use crate::lines::Wire;
 
-/// A device with its places in the guest.
-pub struct Placed {
-    pub(super) device: PlatformDevice,
-    pub(super) gpas: Vec<u64>,
-    pub(super) spis: Vec<Spi>,
-    node: Node,
-    pub(super) top: Node,
-    pub(super) clocks: Vec<Node>,
-    pub(super) aliases: Vec<Alias>,
-    account: Vec<Account>,
+/// A platform device with its addresses and interrupts in the guest.
+pub struct AssignedDevice {
+    /// The device.
+    pub device: PlatformDevice,
+    /// Where each of its regions is (GPA).
+    pub gpas: Vec<u64>,
+    /// The SPI of each of its interrupts.
+    pub spis: Vec<Spi>,
+    /// What the guest's device tree has of it.
+    pub nodes: GuestNodes,
 }
 
-impl Placed {
+impl AssignedDevice {
     /// Its name in sysfs.
     pub fn name(&self) -> &str {
         self.device.name()
@@ -43,7 +42,7 @@ impl Placed {
         self.spis.iter().zip(self.device.irqs()).map(|(spi, irq)| (*spi, irq.trigger()))
     }
 
-    /// What is known of this kind of device.
+    /// The name of its binding.
     pub fn binding(&self) -> Option<&'static str> {
         self.device.binding().map(|binding| binding.name())
     }
@@ -58,16 +57,6 @@ impl Placed {
         self.device.binding().and_then(|binding| binding.kernel_option())
     }
 
-    /// Its node.
-    pub fn node(&self) -> &Node {
-        &self.node
-    }
-
-    /// What became of each property of the host's node.
-    pub fn account(&self) -> &[Account] {
-        &self.account
-    }
-
     pub(super) fn wires(&self) -> impl Iterator<Item = Wire> {
         self.spis.iter().zip(self.device.irqs()).enumerate().map(|(index, (spi, irq))| {
             let (fired, resample) = irq.eventfds();
@@ -76,45 +65,45 @@ impl Placed {
         })
     }
 
-    pub(super) fn level_spis(&self) -> impl Iterator<Item = u32> {
+    /// The SPIs of its level-triggered interrupts.
+    pub fn level_spis(&self) -> impl Iterator<Item = u32> {
         self.irqs().filter(|(_, trigger)| *trigger == Trigger::Level).map(|(spi, _)| spi.0)
     }
 }
 
-/// Gives each device its places: first those that are wanted somewhere, then the others, which go
-/// where there is room.
+/// Allocates each device's addresses and interrupts: first the addresses that a person chose, then
+/// the others, wherever they fit.
 pub(super) fn place(
     devices: Vec<PlatformDevice>,
     wanted: &[PlatformOptions],
-    places: &mut Places,
-) -> Result<Vec<Placed>, Error> {
+    allocator: &mut Allocator,
+) -> Result<Vec<AssignedDevice>, Error> {
     let mut all = Vec::with_capacity(devices.len());
     for (device, options) in devices.iter().zip(wanted) {
-        all.push(fixed_addresses(device, options, places)?);
+        all.push(fixed_addresses(device, options, allocator)?);
     }
     let mut placed = Vec::with_capacity(devices.len());
     for (device, fixed) in devices.into_iter().zip(all) {
-        let gpas = free_addresses(&device, &fixed, places)?;
-        let spis = device.irqs().iter().map(|_| places.spi()).collect::<Option<Vec<_>>>();
+        let gpas = free_addresses(&device, &fixed, allocator)?;
+        let spis =
+            device.irqs().iter().map(|_| allocator.allocate_spi()).collect::<Option<Vec<_>>>();
         let spis = spis.ok_or_else(|| {
             Error::new(format!(
                 "{} can't be assigned: the guest's interrupt controller has no more interrupts",
                 device.name()
             ))
         })?;
-        let made = device.node(&gpas, &spis)?;
-        let top = made.top();
-        let GuestNodes { device: node, clocks, aliases, account, .. } = made;
-        placed.push(Placed { device, gpas, spis, node, top, clocks, aliases, account });
+        let nodes = device.node(&gpas, &spis)?;
+        placed.push(AssignedDevice { device, gpas, spis, nodes });
     }
     Ok(placed)
 }
 
-/// Takes the places that a person wants for regions.
+/// Reserves the addresses that a person chose for regions.
 fn fixed_addresses(
     device: &PlatformDevice,
     options: &PlatformOptions,
-    places: &mut Places,
+    allocator: &mut Allocator,
 ) -> Result<Vec<Option<u64>>, Error> {
     let name = device.name();
     let regions = device.regions();
@@ -132,8 +121,8 @@ fn fixed_addresses(
         };
         if let Some(gpa) = gpa {
             let page = region.areas().first().map(|_| device.page_size());
-            places
-                .take(gpa, region.size(), page, format!("region {index} of {name}"))
+            allocator
+                .reserve(gpa, region.size(), page, format!("region {index} of {name}"))
                 .map_err(|error| misplaced(name, index, &error))?;
         }
         gpas.push(gpa);
@@ -141,21 +130,21 @@ fn fixed_addresses(
     Ok(gpas)
 }
 
-/// Finds places for the other regions.
+/// Allocates addresses for the other regions.
 fn free_addresses(
     device: &PlatformDevice,
     fixed: &[Option<u64>],
-    places: &mut Places,
+    allocator: &mut Allocator,
 ) -> Result<Vec<u64>, Error> {
     let name = device.name();
     let regions = device.regions().iter().zip(fixed).enumerate();
-    let places = regions.map(|(index, (region, fixed))| match fixed {
+    let gpas = regions.map(|(index, (region, fixed))| match fixed {
         Some(gpa) => Ok(*gpa),
-        None => places
-            .take_any(region.size(), format!("region {index} of {name}"))
+        None => allocator
+            .allocate(region.size(), format!("region {index} of {name}"))
             .map_err(|error| misplaced(name, index, &error)),
     });
-    places.collect()
+    gpas.collect()
 }
 
 /// Where a region is on the host, by physical address.
@@ -174,11 +163,11 @@ fn host_address(device: &PlatformDevice, index: usize) -> Result<u64, Error> {
     }
 }
 
-fn misplaced(name: &str, index: usize, error: &PlaceError) -> Error {
+fn misplaced(name: &str, index: usize, error: &AllocError) -> Error {
     let help = match error {
-        PlaceError::Misaligned { .. } => "addr=auto, or mmap=off: then accesses to it trap",
-        PlaceError::Full => "addr=host where its address on the host is free in the guest",
-        PlaceError::Taken { .. } | PlaceError::Beyond { .. } => {
+        AllocError::Misaligned { .. } => "addr=auto, or mmap=off: then accesses to it trap",
+        AllocError::Full => "addr=host where its address on the host is free in the guest",
+        AllocError::Taken { .. } | AllocError::Beyond { .. } => {
             "addr=auto; strait run --dry-run shows what is where"
         }
     };

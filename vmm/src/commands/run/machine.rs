@@ -1,0 +1,156 @@
+//! A machine that is ready to run: its vCPUs and its devices.
+
+use std::sync::Arc;
+
+use arch::gic::Gic;
+use arch::{GuestRam, Vcpu, Vm, layout};
+use devices::bus::Bus;
+use devices::pci::HostBridge;
+
+use super::build::Core;
+use super::vcpus::{VcpuContext, VcpuThreads};
+use crate::assigned::AssignedDevices;
+use crate::error::Error;
+use crate::events::{self, Sources};
+use crate::exit_reason::ExitReason;
+use crate::irqfds::Irqfds;
+use crate::pci;
+use crate::stats::Recorder;
+
+/// It owns its vCPUs and its devices, so that no vCPU runs after a device is gone whose regions the
+/// guest has mapped.
+pub struct Machine {
+    vcpus: Vec<Vcpu>,
+    bus: Arc<Bus>,
+    bridge: Option<Arc<HostBridge>>,
+    assigned: AssignedDevices,
+    gic: Gic,
+    vm: Arc<Vm>,
+}
+
+impl Machine {
+    /// Hands the assigned devices over: stops what they were doing, maps `ram` for their DMA and
+    /// their regions into the guest, puts what traps on `bus`, and connects their interrupts.
+    ///
+    /// # Errors
+    ///
+    /// A device does not stop, or the host refused a step.
+    pub fn new(
+        core: Core,
+        ram: GuestRam,
+        mut assigned: AssignedDevices,
+        mut bus: Bus,
+    ) -> Result<Self, Error> {
+        let Core { vm, vcpus, gic, pci, .. } = core;
+        let irqfds = Arc::new(Irqfds::new(vm.clone(), &gic));
+        assigned.quiesce()?;
+        assigned.served.lend(&ram)?;
+        if let Some(iommu) = &mut assigned.iommu {
+            // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
+            // affected by what is written into it.
+            unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
+            for file in iommu.files() {
+                vm.add_vfio_file(file)?;
+            }
+        }
+        for assigned in &mut assigned.platform {
+            let level_spis: Vec<_> = assigned.level_spis().collect();
+            let device = &mut assigned.device;
+            // SAFETY: vCPUs run in `run` only, which ends after them; the machine drops its devices
+            // after that.
+            let traps = unsafe { device.map_regions(&*irqfds, &assigned.gpas)? };
+            for trap in traps {
+                bus.add(device.name(), trap.gpa..trap.gpa + trap.size, trap.device)?;
+            }
+            gic.set_level_sensitive(level_spis)?;
+            device.connect_irqs(&*irqfds, &assigned.spis)?;
+        }
+        let mut bridge = None;
+        if let Some(host) = pci {
+            let functions = &assigned.functions;
+            // SAFETY: as for platform devices.
+            unsafe { functions.attach(host.seats().to_vec(), &gic, &irqfds)? };
+            bridge = Some(pci::attach(host, functions.shared(), &gic, &mut bus)?);
+        }
+        vm.add_ram(ram)?;
+        Ok(Self { vcpus, bus: Arc::new(bus), bridge, assigned, gic, vm })
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// Its vCPUs; none once it has [run](Self::run).
+    pub fn vcpus(&self) -> &[Vcpu] {
+        &self.vcpus
+    }
+
+    /// Its interrupt controller.
+    pub fn gic(&self) -> &Gic {
+        &self.gic
+    }
+
+    /// What traps.
+    pub fn bus(&self) -> &Arc<Bus> {
+        &self.bus
+    }
+
+    /// The assigned devices.
+    pub fn assigned(&self) -> &AssignedDevices {
+        &self.assigned
+    }
+
+    /// Enables the assigned devices' interrupts: the last step before it [runs](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// VFIO refused.
+    pub fn arm(&mut self) -> Result<(), Error> {
+        self.assigned.arm()
+    }
+
+    /// Runs the vCPUs, once, to the end of the run; they are gone when this returns.
+    ///
+    /// # Errors
+    ///
+    /// The host failed.
+    pub fn run(
+        &mut self,
+        sources: Sources<'_>,
+        recorder: Option<Arc<Recorder>>,
+    ) -> Result<ExitReason, Error> {
+        let context = Arc::new(VcpuContext::new(
+            self.bus.clone(),
+            self.bridge.take(),
+            sources.doorbell.clone(),
+            recorder.clone(),
+        ));
+        let threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &context)?;
+        let result = events::run(sources, recorder.as_deref());
+        // A vCPU that waits for a server's answer can't be stopped.
+        self.assigned.shorten_deadline();
+        drop(threads);
+        // The threads are gone: theirs is all there is.
+        let by_vcpu = Arc::into_inner(context).and_then(VcpuContext::into_exit_reason);
+        let reason = match (result?, by_vcpu) {
+            (Some(reason), _) | (None, Some(reason)) => reason,
+            (None, None) => ExitReason::Failed(Error::new("the guest stopped for no known reason")),
+        };
+        if let Some(Err(error)) = recorder.map(|recorder| recorder.write(Some(&reason))) {
+            // Why the guest ended matters more.
+            log::error!("{}", error.told());
+        }
+        match reason {
+            ExitReason::Failed(error) => Err(error),
+            reason => Ok(reason),
+        }
+    }
+
+    /// Releases the assigned devices.
+    pub fn release(self) {
+        // It holds what traps of the devices.
+        drop(self.bus);
+        self.assigned.release();
+    }
+}
