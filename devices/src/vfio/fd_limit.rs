@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use super::remedy;
+
 /// So many are taken to be open already where the limit is far away: then they aren't counted.
 const ASSUMED_OPEN: u64 = 128;
 
@@ -21,8 +23,7 @@ pub struct FdLimitTooLow {
 impl FdLimitTooLow {
     /// What mends it.
     pub fn help(&self) -> Option<String> {
-        let Self { needed, .. } = self;
-        Some(format!("ulimit -n {needed} by root, or sudo prlimit --pid $$ --nofile={needed}"))
+        Some(remedy::open_files(self.needed))
     }
 }
 

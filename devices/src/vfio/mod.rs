@@ -26,6 +26,7 @@ pub mod pci;
 pub mod platform;
 pub mod quiesce;
 pub mod region;
+pub mod remedy;
 pub mod selftest;
 pub mod uapi;
 pub mod unbound;

@@ -10,7 +10,7 @@ use boot::fdt::Node;
 use boot::fdt::host::HostTree;
 use boot::layout::Ram;
 use devices::stop;
-use devices::vfio::assign::{self, Assignment, Found};
+use devices::vfio::assign::{self, AssessedDevice, Assignment};
 use devices::vfio::host::{Host, HostDevice};
 use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
 use devices::vfio::memlock::Memlock;
@@ -107,7 +107,7 @@ impl AssignedDevices {
         let which = platform.iter().map(|device| &device.which);
         let which = which.chain(pci.iter().map(|function| &function.which));
         let mut devices = Vec::new();
-        for Found { device, assessed } in assign::survey(&host, which)? {
+        for AssessedDevice { device, assessed } in assign::assess_all(&host, which)? {
             devices.push((device, unbound::accept(assessed, unbound, &mut obstacles)?));
         }
         for (index, (device, _)) in devices.iter().enumerate() {

@@ -1,41 +1,40 @@
-//! Why a device can't be assigned, and what to type.
+//! Why a device can't be assigned, and the remedy.
 
 use std::io;
 use std::os::fd::RawFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use boot::fdt::host::HostError;
 
-use super::super::host::{
-    Bus, DeviceNumber, GroupMember, Host, HostDevice, OpenFiles, Process, ReadError, named,
-};
+use super::super::host::{Bus, GroupMember, Process, ReadError, list_users};
 use super::super::inherited::InheritedError;
+use super::super::remedy;
 use super::super::uapi::IoctlError;
+use super::files::{ClosedFile, VfioFile, list_closed, permit};
 
 /// Why a device can't be assigned.
 #[derive(Debug, thiserror::Error)]
 pub enum AssignError {
     /// No device was named.
     #[error("there is no device to assign")]
-    Nothing,
-    /// No bus has it.
+    NoDevices,
+    /// No bus has a device of this name.
     #[error("there is no device {name} on the host's platform, AMBA or PCI bus")]
-    NoDevice {
-        /// The name that was asked for.
+    NotFound {
+        /// The name.
         name: String,
-        /// Names like it.
-        near: Vec<String>,
+        /// Similar names.
+        similar: Vec<String>,
         /// Devices behind an IOMMU.
         candidates: Vec<String>,
     },
-    /// It was named twice.
+    /// A device was named twice.
     #[error("{name} can't be assigned twice to one guest")]
-    Twice {
+    Duplicate {
         /// The device.
         name: String,
     },
-    /// It was named by the option for devices of other buses.
+    /// A device was named by the option for devices of other buses.
     #[error("{name} can't be assigned by this option: it is on the {bus} bus")]
     OtherBus {
         /// The device.
@@ -43,15 +42,15 @@ pub enum AssignError {
         /// Its bus.
         bus: Bus,
     },
-    /// It is a bridge.
+    /// The device is a PCI bridge.
     #[error("{name} can't be assigned: it is a bridge, and what is behind it needs it on the host")]
     Bridge {
         /// The bridge.
         name: String,
     },
-    /// It has a driver, and not VFIO's.
+    /// The device is bound to another driver than VFIO's.
     #[error("{name} can't be assigned: its driver is {driver}, not {}", bus.vfio_driver())]
-    OwnDriver {
+    OtherDriver {
         /// The device.
         name: String,
         /// Its bus.
@@ -59,7 +58,7 @@ pub enum AssignError {
         /// Its driver.
         driver: String,
     },
-    /// It has no driver.
+    /// The device is bound to no driver.
     #[error("{name} can't be assigned: it is bound to no driver, and must be to {}",
         bus.vfio_driver())]
     Unbound {
@@ -68,7 +67,7 @@ pub enum AssignError {
         /// Its bus.
         bus: Bus,
     },
-    /// It has no driver, for VFIO's wants a reset function.
+    /// The device is bound to no driver, since VFIO's requires a reset function.
     #[error(
         "{name} can't be assigned: vfio-platform refuses it, for the host's kernel knows no \
         way to reset it"
@@ -77,7 +76,7 @@ pub enum AssignError {
         /// The device.
         name: String,
     },
-    /// The kernel has no VFIO driver for its bus.
+    /// The kernel has no VFIO driver for the device's bus.
     #[error("{name} can't be assigned: the host's kernel has no {} driver", bus.vfio_driver())]
     NoVfioDriver {
         /// The device.
@@ -85,13 +84,13 @@ pub enum AssignError {
         /// Its bus.
         bus: Bus,
     },
-    /// It is behind no IOMMU.
+    /// The device is behind no IOMMU.
     #[error("{name} can't be assigned: it is in no IOMMU group, so nothing would confine its DMA")]
     NoGroup {
         /// The device.
         name: String,
     },
-    /// Its group was made up.
+    /// The device's group is VFIO's own, without an IOMMU (`enable_unsafe_noiommu_mode`).
     #[error(
         "{name} can't be assigned: its group {group} has no IOMMU, so nothing would confine \
         its DMA"
@@ -102,7 +101,7 @@ pub enum AssignError {
         /// Its group.
         group: u32,
     },
-    /// Others of its group are in use on the host.
+    /// The device's group isn't viable: the host uses other devices of it.
     #[error(
         "{name} can't be assigned: its IOMMU group {group} is shared with {}",
         with_drivers(members)
@@ -112,86 +111,59 @@ pub enum AssignError {
         name: String,
         /// Its group.
         group: u32,
-        /// Those in use.
+        /// Those that the host uses.
         members: Vec<GroupMember>,
     },
-    /// The kernel takes the group for in use, and sysfs doesn't tell by whom.
+    /// The kernel says that the host uses the group, and sysfs doesn't show by which device.
     #[error("{name} can't be assigned: another driver of the host uses its IOMMU group {group}")]
     GroupInUse {
         /// The device.
         name: String,
         /// Its group.
         group: u32,
-        /// What the kernel refused, if it refused anything.
+        /// The request that was refused, if one was.
         #[source]
         source: Option<IoctlError>,
     },
-    /// There are no VFIO containers.
-    #[error("{name} can't be assigned: there is no {}", path.display())]
-    NoContainer {
+    /// A file in `/dev` is missing.
+    #[error("{name} can't be assigned: there is no {}{file}", path.display())]
+    NoFile {
         /// The device.
         name: String,
-        /// The container's file.
+        /// The file's path.
         path: PathBuf,
+        /// Which file it is.
+        file: VfioFile,
     },
-    /// The group has no file.
-    #[error("{name} can't be assigned: there is no {}, the file of its IOMMU group",
-        path.display())]
-    NoGroupNode {
-        /// The device.
-        name: String,
-        /// The group's file.
-        path: PathBuf,
-        /// The `major:minor` it should have; `None` if the kernel has no such group.
-        number: Option<String>,
-    },
-    /// There is no iommufd.
-    #[error("{name} can't be assigned: there is no {}", path.display())]
-    NoIommufd {
-        /// The device.
-        name: String,
-        /// The iommufd's file.
-        path: PathBuf,
-    },
-    /// The device has no file of its own.
+    /// The device has no file of its own, which iommufd needs.
     #[error("{name} can't be assigned through iommufd: the host's kernel makes no file for it")]
     NoCdev {
         /// The device.
         name: String,
     },
-    /// The device's own file isn't there.
-    #[error("{name} can't be assigned: there is no {}, its file", path.display())]
-    NoCdevNode {
-        /// The device.
-        name: String,
-        /// The file.
-        path: PathBuf,
-        /// What would identify it.
-        number: DeviceNumber,
-    },
-    /// Files may not be opened.
-    #[error("{name} can't be assigned: user {uid} may not open {}", closed_files(closed))]
+    /// This user may not open files.
+    #[error("{name} can't be assigned: user {uid} may not open {}", list_closed(closed))]
     NotPermitted {
         /// The device.
         name: String,
-        /// The files: all of those that the way to the IOMMU takes.
+        /// All files that can't be opened of those that are needed.
         closed: Vec<ClosedFile>,
-        /// Who asked.
+        /// The user.
         uid: u32,
-        /// What the kernel answered.
+        /// The error of `open(2)` or `faccessat(2)`.
         #[source]
         source: io::Error,
     },
-    /// Somebody has the device, or another one of its group.
-    #[error("{name} can't be assigned: another process uses {}{}", path.display(), named(users))]
+    /// Another process has the device open, or another device of its group.
+    #[error("{name} can't be assigned: another process uses {}{}", path.display(), list_users(users))]
     Busy {
         /// The device.
         name: String,
-        /// Those processes, as far as they can be seen.
+        /// The processes that this user can see.
         users: Vec<Process>,
-        /// The file that was to be opened.
+        /// The file that couldn't be opened.
         path: PathBuf,
-        /// The files by which that process can have it.
+        /// The files through which a process can have the device open.
         files: Vec<PathBuf>,
     },
     /// A file can't be opened for another reason.
@@ -201,28 +173,25 @@ pub enum AssignError {
         name: String,
         /// The file.
         path: PathBuf,
-        /// What the kernel answered.
+        /// The error of `open(2)`.
         #[source]
         source: io::Error,
     },
-    /// Interrupts aren't isolated, and VFIO insists.
+    /// Message-signalled interrupts aren't isolated, which VFIO requires.
     #[error(
         "{name} can't be assigned: the host can't keep devices from sending each other's \
-        message-signalled interrupts, and {module} isn't told to go on without"
+        message-signalled interrupts, and {module} doesn't allow that"
     )]
     UnsafeInterrupts {
         /// The device.
         name: String,
-        /// The part of the kernel that insists.
+        /// The module with the parameter `allow_unsafe_interrupts`.
         module: &'static str,
-        /// What the kernel answered.
+        /// The request that was refused.
         #[source]
         source: IoctlError,
     },
-    /// The container speaks another protocol.
-    #[error("the host's VFIO has another interface version than 0, which this program knows")]
-    ApiVersion,
-    /// The container has no fitting IOMMU model.
+    /// The container has no type 1 IOMMU model.
     #[error("the host's kernel has no type 1 IOMMU model for VFIO")]
     NoType1,
     /// The container or the iommufd refused a request.
@@ -233,8 +202,8 @@ pub enum AssignError {
     Inherited(#[from] InheritedError),
     /// An inherited descriptor is bound already.
     #[error(
-        "{name} can't be assigned: descriptor {fd} is bound to an iommufd already, and so somebody \
-        else's"
+        "{name} can't be assigned: descriptor {fd} is bound to an iommufd already, and so another \
+        process's"
     )]
     AlreadyBound {
         /// The device.
@@ -245,27 +214,27 @@ pub enum AssignError {
     /// Descriptors are inherited, and a container was asked for.
     #[error("descriptors of devices and of an iommufd can't be used with a container")]
     InheritedWithContainer,
-    /// The group refused a request.
+    /// The group or the device can't be attached to the container or the IOAS.
     #[error("{name} can't be assigned: its IOMMU group {group} can't be attached")]
     Attach {
         /// The device.
         name: String,
         /// Its group.
         group: u32,
-        /// What the kernel answered.
+        /// The request that was refused.
         #[source]
         source: IoctlError,
     },
-    /// The device's own VFIO driver refused.
+    /// The device's VFIO driver can't open it.
     #[error("{name} can't be assigned: its VFIO driver can't open it")]
     OpenDevice {
         /// The device.
         name: String,
-        /// What the kernel answered.
+        /// The request that was refused.
         #[source]
         source: IoctlError,
     },
-    /// The host can't be looked at.
+    /// Sysfs can't be read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The host's device tree can't be read, or is malformed.
@@ -273,29 +242,14 @@ pub enum AssignError {
     Tree(#[from] HostError),
 }
 
-/// A file that may not be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClosedFile {
-    /// Where it is.
-    pub path: PathBuf,
-    /// The device to which it gives access; `None` for the container and the iommufd, which give
-    /// access to nothing by themselves.
-    pub device: Option<String>,
-    /// Whose it is.
-    pub owner: u32,
-    /// Its permissions.
-    pub mode: u32,
-}
-
 impl AssignError {
-    /// Whether the device that a person means is there, and may be had once this is mended: what it
-    /// would be to a guest can be foreseen then.
+    /// Whether the remedy would make the device assignable, so that a run with it can be planned.
     pub fn can_be_mended(&self) -> bool {
         !matches!(
             self,
-            Self::Nothing
-                | Self::NoDevice { .. }
-                | Self::Twice { .. }
+            Self::NoDevices
+                | Self::NotFound { .. }
+                | Self::Duplicate { .. }
                 | Self::OtherBus { .. }
                 | Self::Bridge { .. }
                 | Self::Inherited(_)
@@ -305,106 +259,81 @@ impl AssignError {
         )
     }
 
-    /// Why a file that leads to a device (the container, the group, the iommufd, its own) couldn't
-    /// be opened.
-    #[cold]
-    pub(crate) fn opening(
-        host: &Host,
-        device: &HostDevice,
-        group: u32,
-        path: &Path,
-        source: io::Error,
-    ) -> Self {
-        let (name, path) = (device.name().to_owned(), path.to_owned());
-        match source.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO) => {
-                Self::missing(host, device, group, path)
-            }
-            Some(libc::EACCES | libc::EPERM) => {
-                // SAFETY: takes nothing and never fails.
-                let uid = unsafe { libc::geteuid() };
-                let (owner, mode) =
-                    path.metadata().map_or((0, 0), |node| (node.uid(), node.mode() & 0o7777));
-                let shared = path == host.container_node() || path == host.iommufd_node();
-                let own = (!shared).then(|| name.clone());
-                let closed = vec![ClosedFile { path, device: own, owner, mode }];
-                Self::NotPermitted { name, closed, uid, source }
-            }
-            Some(libc::EBUSY) => Self::busy(host, device, path),
-            _ => Self::Open { name, path, source },
-        }
-    }
-
-    /// Somebody has the device or its group.
-    #[cold]
-    pub(crate) fn busy(host: &Host, device: &HostDevice, path: PathBuf) -> Self {
-        let users = OpenFiles::of(host).users_by_vfio(host, device);
-        let mut files = host.files_of(device);
-        if files.is_empty() {
-            files.push(path.clone());
-        }
-        Self::Busy { name: device.name().to_owned(), users, path, files }
-    }
-
-    /// A file isn't there.
-    fn missing(host: &Host, device: &HostDevice, group: u32, path: PathBuf) -> Self {
-        let name = device.name().to_owned();
-        if path == host.container_node() {
-            return Self::NoContainer { name, path };
-        }
-        if path == host.iommufd_node() {
-            return Self::NoIommufd { name, path };
-        }
-        match host.cdev(device).ok().flatten().filter(|cdev| cdev.path == path) {
-            Some(cdev) => Self::NoCdevNode { name, path, number: cdev.number },
-            None => Self::NoGroupNode { name, path, number: host.group_node_number(group) },
-        }
-    }
-
-    /// The files that are closed to this user, where it is only that.
-    pub(crate) fn closed(&self) -> Option<&[ClosedFile]> {
-        match self {
-            Self::NotPermitted { closed, .. } => Some(closed),
-            _ => None,
-        }
-    }
-
-    /// This error, which a user is told of together with `other` where both are about files that are
-    /// closed; else the one that permission alone doesn't mend.
-    pub(crate) fn joined(mut self, other: Self) -> Self {
-        match (&mut self, other) {
-            (Self::NotPermitted { closed, .. }, Self::NotPermitted { closed: more, .. }) => {
-                let new: Vec<_> = more.into_iter().filter(|file| !closed.contains(file)).collect();
-                closed.extend(new);
-                self
-            }
-            (Self::NotPermitted { .. }, other) => other,
-            _ => self,
-        }
-    }
-
     /// Whether the kernel lacks what is needed, whoever asks.
-    pub(crate) fn is_absence(&self) -> bool {
-        matches!(
-            self,
-            Self::NoContainer { .. }
-                | Self::NoGroupNode { number: None, .. }
-                | Self::NoIommufd { .. }
-                | Self::NoCdev { .. }
-        )
+    pub(crate) fn is_kernel_lacking(&self) -> bool {
+        let Self::NoFile { file, .. } = self else { return matches!(self, Self::NoCdev { .. }) };
+        matches!(file, VfioFile::Container | VfioFile::Iommufd | VfioFile::Group(None))
+    }
+
+    /// The remedy: what to type, or what to look at.
+    #[cold]
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::NotFound { similar, candidates, .. } => alternatives(similar, candidates),
+            Self::Duplicate { .. } => "name each device once".to_owned(),
+            Self::OtherBus { name, bus: Bus::Pci } => format!("--vfio-pci {name}"),
+            Self::OtherBus { name, .. } => format!("--vfio-platform {name}"),
+            Self::Bridge { .. } => "strait device list".to_owned(),
+            Self::OtherDriver { name, .. } | Self::Unbound { name, .. } => remedy::bind(name),
+            Self::ResetRequired { name } => {
+                format!("{}; {}", remedy::RESET_REQUIRED, remedy::bind(name))
+            }
+            Self::NoVfioDriver { bus, .. } => {
+                remedy::load_module(bus.vfio_driver(), bus.vfio_option())
+            }
+            Self::NoGroup { .. } => remedy::BEHIND_IOMMU.to_owned(),
+            Self::NoIommu { .. } => {
+                "echo N > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, and see that \
+                 the device is behind an IOMMU"
+                    .to_owned()
+            }
+            Self::NotViable { name, .. } => format!("strait device bind --group {name}"),
+            Self::GroupInUse { group, .. } => {
+                format!("ls -l /sys/kernel/iommu_groups/{group}/devices/*/driver")
+            }
+            Self::NoFile { path, file, .. } => match file {
+                VfioFile::Container => remedy::CONTAINER.to_owned(),
+                VfioFile::Iommufd => remedy::IOMMUFD.to_owned(),
+                VfioFile::Group(None) => "the host's kernel needs CONFIG_VFIO_GROUP".to_owned(),
+                VfioFile::Group(Some(number)) | VfioFile::Device(number) => {
+                    remedy::create_node(path, *number)
+                }
+            },
+            Self::NoCdev { .. } => remedy::DEVICE_CDEV.to_owned(),
+            Self::NotPermitted { closed, uid, .. } => permit(*uid, closed),
+            Self::Busy { files, .. } => remedy::show_users(files),
+            Self::UnsafeInterrupts { module, .. } => remedy::allow_unsafe_interrupts(module),
+            Self::Inherited(error) => return error.help(),
+            Self::AlreadyBound { .. } => {
+                "whoever starts strait opens the device's file anew, and leaves \
+                VFIO_DEVICE_BIND_IOMMUFD to strait"
+                    .to_owned()
+            }
+            Self::InheritedWithContainer => "--iommu iommufd".to_owned(),
+            Self::NoType1 => remedy::load_module("vfio_iommu_type1", "CONFIG_VFIO_IOMMU_TYPE1"),
+            Self::Attach { .. } | Self::OpenDevice { .. } => remedy::KERNEL_LOG.to_owned(),
+            Self::NoDevices | Self::Open { .. } | Self::Setup(_) | Self::Read(_) => return None,
+            Self::Tree(error) => return error.help(),
+        })
     }
 }
 
-/// Files that are closed, and why.
-fn closed_files(closed: &[ClosedFile]) -> String {
-    let file = |file: &ClosedFile| {
-        let ClosedFile { path, owner, mode, .. } = file;
-        format!("{}, which is user {owner}'s with mode {mode:04o}", path.display())
-    };
-    closed.iter().map(file).collect::<Vec<_>>().join(", nor ")
+/// Names similar to one that no device has, or else the devices that there are.
+fn alternatives(similar: &[String], candidates: &[String]) -> String {
+    const MAX_SHOWN: usize = 8;
+    if !similar.is_empty() {
+        return format!("did you mean {}?", similar.join(" or "));
+    }
+    let shown =
+        candidates.iter().take(MAX_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match candidates.len() {
+        0 => "no device of these buses is behind an IOMMU on this host".to_owned(),
+        1..=MAX_SHOWN => format!("behind an IOMMU are: {shown}"),
+        count => format!("behind an IOMMU are: {shown} and {} more", count - MAX_SHOWN),
+    }
 }
 
-/// Devices with their drivers.
+/// Devices with their drivers, for a message.
 fn with_drivers(members: &[GroupMember]) -> String {
     let member =
         |m: &GroupMember| format!("{} (driver {})", m.name, m.driver.as_deref().unwrap_or("none"));

@@ -1,33 +1,29 @@
-//! The pre-flight: from what the host says, either a device can be assigned, or exactly why not.
+//! The preflight checks: from sysfs, whether a device can be assigned, or exactly why not.
 
+mod access;
 mod error;
-mod help;
-mod suggest;
+mod files;
 
-use std::ffi::CString;
-use std::io;
 use std::os::fd::RawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 
-pub use error::{AssignError, ClosedFile};
-pub use help::udev_rules;
+pub use error::AssignError;
+pub use files::{ClosedFile, VfioFile, may_open};
 
 use super::host::{Bus, Host, HostDevice, IommuGroup};
 use super::inherited::InheritedFd;
 
-/// Which device a person means.
+/// How the command line names a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceRef {
-    /// The one that sysfs calls so, or at this path below sysfs.
+    /// By its name in sysfs, or its path below `/sys`.
     Name(String),
-    /// The one whose own file (`/dev/vfio/devices/vfioN`) somebody else opened as this descriptor.
+    /// By an inherited descriptor of its own file (`/dev/vfio/devices/vfioN`).
     Descriptor(RawFd),
 }
 
 impl DeviceRef {
-    /// The name or path by which it is meant, if it is.
+    /// The name or path, if it is named so.
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Name(name) => Some(name),
@@ -42,14 +38,14 @@ impl From<&str> for DeviceRef {
     }
 }
 
-/// A device that can be assigned, as far as can be seen without opening it.
+/// A device that can be assigned, as far as sysfs shows.
 #[derive(Clone, Debug)]
 pub struct Assignment {
     /// The device.
     pub device: HostDevice,
     /// The number of its IOMMU group.
     pub group: u32,
-    /// Its own file, where somebody else opened that.
+    /// Its own file, if that is inherited.
     pub inherited: Option<Arc<InheritedFd>>,
 }
 
@@ -60,12 +56,12 @@ impl Assignment {
     }
 }
 
-/// Checks that a device is on the PCI bus, or that it isn't, as the option has it by which it was
-/// named.
+/// Checks that a device is on the PCI bus if `pci`, else that it is on another one: each has an option
+/// of its own.
 ///
 /// # Errors
 ///
-/// It isn't so.
+/// [`AssignError::OtherBus`].
 pub fn check_bus(device: &HostDevice, pci: bool) -> Result<(), AssignError> {
     let (name, bus) = (device.name().to_owned(), device.bus());
     if (bus == Bus::Pci) == pci { Ok(()) } else { Err(AssignError::OtherBus { name, bus }) }
@@ -73,48 +69,47 @@ pub fn check_bus(device: &HostDevice, pci: bool) -> Result<(), AssignError> {
 
 /// Checks that all of these devices can be assigned together. Reads the host and changes nothing.
 ///
-/// Whether this process may open what it has to is a question to
-/// [`Backend::choose`](super::iommu::Backend::choose); what only shows when the devices are opened (a
-/// group in use elsewhere, interrupts that aren't isolated) is left to
+/// Permissions are checked by [`Backend::choose`](super::iommu::Backend::choose). What only opening the
+/// devices shows (a group that another process has open, interrupts that aren't isolated) is left to
 /// [`Iommu::open`](super::iommu::Iommu::open).
 ///
 /// # Errors
 ///
-/// The first thing that stands in the way.
+/// Of the first device that can't be assigned.
 pub fn preflight<'a>(
     host: &Host,
     wanted: impl IntoIterator<Item = &'a DeviceRef>,
 ) -> Result<Vec<Assignment>, AssignError> {
-    survey(host, wanted)?.into_iter().map(|found| found.assessed).collect()
+    assess_all(host, wanted)?.into_iter().map(|device| device.assessed).collect()
 }
 
-/// A device that a person means, whether or not it can be assigned as things are.
+/// A device, and whether it can be assigned at the moment.
 #[derive(Debug)]
-pub struct Found {
+pub struct AssessedDevice {
     /// The device.
     pub device: HostDevice,
-    /// Its assignment, or the first thing that stands in the way.
+    /// Its assignment, or why there is none.
     pub assessed: Result<Assignment, AssignError>,
 }
 
-/// Finds all of these devices and looks at each as [`preflight`] does.
+/// Finds all of these devices and checks each as [`preflight`] does.
 ///
 /// # Errors
 ///
-/// One isn't there, or is meant twice.
-pub fn survey<'a>(
+/// A device isn't found, or is named twice.
+pub fn assess_all<'a>(
     host: &Host,
     wanted: impl IntoIterator<Item = &'a DeviceRef>,
-) -> Result<Vec<Found>, AssignError> {
-    let mut all: Vec<Found> = Vec::new();
+) -> Result<Vec<AssessedDevice>, AssignError> {
+    let mut all: Vec<AssessedDevice> = Vec::new();
     for which in wanted {
         let (device, inherited) = find(host, which)?;
         if all.iter().any(|other| other.device.path() == device.path()) {
-            return Err(AssignError::Twice { name: device.name().to_owned() });
+            return Err(AssignError::Duplicate { name: device.name().to_owned() });
         }
         let assessed = assess(host, device.clone());
         let assessed = assessed.map(|assignment| Assignment { inherited, ..assignment });
-        all.push(Found { device, assessed });
+        all.push(AssessedDevice { device, assessed });
     }
     Ok(all)
 }
@@ -138,12 +133,12 @@ fn find(
 ///
 /// # Errors
 ///
-/// The first thing that stands in the way.
+/// Why it can't be assigned.
 pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError> {
     if device.is_bridge()? {
         return Err(AssignError::Bridge { name: device.name().to_owned() });
     }
-    // Before the driver: without an IOMMU, VFIO's would be bound in vain.
+    // Before the driver: without an IOMMU, binding VFIO's is no remedy.
     let no_group = || AssignError::NoGroup { name: device.name().to_owned() };
     if !device.behind_iommu()? {
         return Err(no_group());
@@ -160,14 +155,15 @@ pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError
 /// The error of a name that no device has.
 #[cold]
 pub(super) fn no_device(host: &Host, name: &str) -> AssignError {
-    let find = |name: &String| host.find(name).ok().flatten();
-    // Bridges are never assigned.
-    let mut names = host.device_names();
-    names.retain(|name| find(name).is_some_and(|device| !matches!(device.is_bridge(), Ok(true))));
-    let behind_iommu =
-        |name: &&String| find(name).is_some_and(|device| matches!(device.behind_iommu(), Ok(true)));
-    let candidates = names.iter().filter(behind_iommu).cloned().collect();
-    AssignError::NoDevice { name: name.to_owned(), near: suggest::near(name, &names), candidates }
+    let mut devices: Vec<_> = Bus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)).collect();
+    devices.retain(|device| !matches!(device.is_bridge(), Ok(true)));
+    devices.sort_by(|a, b| a.name().cmp(b.name()));
+    let names = |devices: &[HostDevice]| -> Vec<String> {
+        devices.iter().map(|d| d.name().to_owned()).collect()
+    };
+    let similar = similar(name, &names(&devices));
+    devices.retain(|device| matches!(device.behind_iommu(), Ok(true)));
+    AssignError::NotFound { name: name.to_owned(), similar, candidates: names(&devices) }
 }
 
 /// Checks that the device is bound to VFIO's driver for its bus.
@@ -181,19 +177,19 @@ fn check_driver(host: &Host, device: &HostDevice) -> Result<(), AssignError> {
         return Err(AssignError::NoVfioDriver { name, bus });
     }
     if let Some(driver) = driver {
-        return Err(AssignError::OwnDriver { name, bus, driver });
+        return Err(AssignError::OtherDriver { name, bus, driver });
     }
-    // vfio-platform was asked and refused: that is what `reset_required` does to a device for which
-    // the kernel has no reset function. vfio-amba never asks for one.
-    let asked = device.driver_override()?.as_deref() == Some(bus.vfio_driver());
-    if asked && bus == Bus::Platform && host.flag("vfio_platform", "reset_required")? == Some(true)
+    // vfio-platform has probed the device and refused it: with `reset_required` it does so if the
+    // kernel has no reset function for the device. vfio-amba requires none.
+    let probed = device.driver_override()?.as_deref() == Some(bus.vfio_driver());
+    if probed && bus == Bus::Platform && host.flag("vfio_platform", "reset_required")? == Some(true)
     {
         return Err(AssignError::ResetRequired { name });
     }
     Err(AssignError::Unbound { name, bus })
 }
 
-/// Checks that no other device of the group is left to a driver that does DMA.
+/// Checks that the group is viable: no device of it is bound to a driver that does DMA.
 fn check_members(device: &HostDevice, group: &IommuGroup) -> Result<(), AssignError> {
     let mut members = group.members()?;
     members.retain(|member| !member.leaves_dma_to_vfio());
@@ -203,18 +199,19 @@ fn check_members(device: &HostDevice, group: &IommuGroup) -> Result<(), AssignEr
     Err(AssignError::NotViable { name: device.name().to_owned(), group: group.number(), members })
 }
 
-/// Whether this process may open the file for reading and writing.
-///
-/// # Errors
-///
-/// As from `faccessat(2)`.
-pub fn may_open(path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mode = libc::R_OK | libc::W_OK;
-    // SAFETY: a NUL-terminated path; the call changes nothing.
-    let returned =
-        unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) };
-    if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Up to three of `names`, those most similar to `name`: that begin with it, or differ in the fewest
+/// characters and in at most three.
+fn similar(name: &str, names: &[String]) -> Vec<String> {
+    let distance = |other: &String| match !name.is_empty() && other.starts_with(name) {
+        true => 0,
+        false => strsim::levenshtein(name, other),
+    };
+    let mut similar: Vec<_> = names.iter().map(|other| (distance(other), other)).collect();
+    similar.retain(|(distance, other)| *distance <= 3 && *distance < other.len());
+    similar.sort();
+    let least = similar.first().map_or(0, |(distance, _)| *distance);
+    similar.retain(|(distance, _)| *distance == least);
+    similar.into_iter().take(3).map(|(_, other)| other.clone()).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 use std::fs::OpenOptions;
+use std::io;
 use std::os::fd::AsRawFd;
 
 use super::super::iommu::{Backend, IommuOptions};
+use super::super::remedy;
 use super::super::testing::FakeHost;
 use super::*;
 
@@ -123,7 +125,7 @@ fn a_kernel_without_the_driver_is_named() {
         &fake,
         &[DMA],
         "2c0a0000.dma can't be assigned: the host's kernel has no vfio-amba driver",
-        "modprobe vfio-amba, which is there if the kernel was built with CONFIG_VFIO_AMBA",
+        "modprobe vfio-amba (CONFIG_VFIO_AMBA)",
     );
 }
 
@@ -215,7 +217,7 @@ fn missing_files_in_dev_are_named() {
         &fake,
         &[DMA],
         "2c0a0000.dma can't be assigned: there is no /dev/vfio/3, the file of its IOMMU group",
-        "mknod /dev/vfio/3 c 240 0; in a container, let it have that device",
+        "mknod /dev/vfio/3 c 240 0; in a container, give it access to that device",
     );
     remove("sys/class/vfio/3/dev");
     assert!(refusal(&fake, &[DMA]).1.contains("CONFIG_VFIO_GROUP"));
@@ -246,7 +248,7 @@ fn a_refused_open_says_who_and_what() {
         assert_eq!((owner, mode & 0o400), (uid, 0o400), "made by this very user");
     }
     assert!(matches!(opening(libc::EIO), AssignError::Open { .. }));
-    assert!(matches!(opening(libc::ENODEV), AssignError::NoGroupNode { .. }));
+    assert!(matches!(opening(libc::ENODEV), AssignError::NoFile { .. }));
 }
 
 /// The refusal of files to this user.
@@ -291,7 +293,7 @@ fn all_files_that_are_closed_are_named_and_mended_at_once() {
 
 #[test]
 fn the_rules_for_udev_are_complete() {
-    let rules = udev_rules(1000);
+    let rules = remedy::udev_rules(1000);
     for part in [
         r#"'SUBSYSTEM=="vfio", OWNER="1000"'"#,
         r#"'SUBSYSTEM=="vfio-dev", OWNER="1000"'"#,
@@ -335,7 +337,7 @@ fn an_inherited_descriptor_names_the_device_whose_file_it_is() {
     assert_eq!(assignments[0].inherited.as_ref().unwrap().fd(), null.as_raw_fd());
     for again in [inherited(), DeviceRef::from(DMA)] {
         let error = preflight(&fake.host(), &[inherited(), again]).unwrap_err();
-        assert!(matches!(error, AssignError::Twice { .. }), "{error}");
+        assert!(matches!(error, AssignError::Duplicate { .. }), "{error}");
     }
     fake.write(format!("sys/devices/platform/{DMA}/driver_override"), "(null)\n");
     std::fs::remove_file(fake.path(format!("sys/devices/platform/{DMA}/driver"))).unwrap();
@@ -351,5 +353,22 @@ fn one_device_by_two_names_is_refused() {
     for again in [DMA, path.to_str().unwrap()] {
         let (error, _) = refusal(&fake, &[DMA, again]);
         assert_eq!(error, "2c0a0000.dma can't be assigned twice to one guest");
+    }
+}
+
+#[test]
+fn only_the_most_similar_names_are_suggested() {
+    let names = ["2c0a0000.dma", "2c0b0000.dma", "9000000.serial", "x"].map(str::to_owned);
+    let cases: [(&str, &[&str]); 7] = [
+        ("2c0a000.dma", &["2c0a0000.dma"]),
+        ("2c0c0000.dma", &["2c0a0000.dma", "2c0b0000.dma"]),
+        ("2c0", &["2c0a0000.dma", "2c0b0000.dma"]),
+        ("2c0b", &["2c0b0000.dma"]),
+        ("9000000.uart", &[]),
+        ("", &[]),
+        ("gpu", &[]),
+    ];
+    for (name, expected) in cases {
+        assert_eq!(similar(name, &names), expected, "{name}");
     }
 }

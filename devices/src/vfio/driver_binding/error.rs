@@ -4,7 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::super::assign::AssignError;
-use super::super::host::{Bus, HostUse, Process, ReadError, named};
+use super::super::host::{Bus, HostUse, Process, ReadError, list_users};
+use super::super::remedy;
 use super::{BindRecordError, HungWrite};
 
 /// Why a device's driver couldn't be changed, and what to type.
@@ -70,7 +71,7 @@ pub enum BindError {
     },
     /// A process has it open through VFIO, and unbinding it would wait for that process.
     #[error("{name} can't be taken from VFIO: another process uses {}{}", path.display(),
-        named(users))]
+        list_users(users))]
     InUse {
         /// The device.
         name: String,
@@ -110,14 +111,13 @@ impl BindError {
             }
             Self::Owner { source, .. } => denied(source),
             Self::Hung { name, .. } => Some(format!(
-                "dmesg | tail, which may have the driver's own words; once what it waits for is over: \
-                 strait device unbind {name}"
+                "{}; once the driver has what it waits for: strait device unbind {name}",
+                remedy::KERNEL_LOG
             )),
             Self::UsedByHost { uses, .. } => Some(end(uses)),
-            Self::NotTaken { .. } => Some("dmesg has the driver's own words".to_owned()),
+            Self::NotTaken { .. } => Some(remedy::KERNEL_LOG.to_owned()),
             Self::InUse { files, .. } => {
-                let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
-                Some(format!("fuser -v {}, and end that process first", files.join(" ")))
+                Some(format!("{}, and end that process first", remedy::show_users(files)))
             }
             Self::DriverGone { name, driver, .. } => {
                 Some(format!("modprobe {driver} && strait device unbind {name}"))
@@ -136,7 +136,7 @@ fn denied(source: &io::Error) -> Option<String> {
             "sysfs or /run is read-only here: run it on the host rather than in a container"
                 .to_owned(),
         ),
-        _ => Some("dmesg has the kernel's own words".to_owned()),
+        _ => Some(remedy::KERNEL_LOG.to_owned()),
     }
 }
 

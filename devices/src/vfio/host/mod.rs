@@ -18,7 +18,7 @@ pub use cdev::{Cdev, DeviceNumber};
 pub use device::{Bus, HostDevice, PciIdentity};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
 pub use interrupts::{InterruptEntry, InterruptTable};
-pub(crate) use processes::named;
+pub(crate) use processes::list_users;
 pub use processes::{OpenFiles, Process};
 pub use usage::{HostUse, Usage};
 
@@ -88,10 +88,10 @@ impl Host {
         self.dev.join("vfio").join(group.to_string())
     }
 
-    /// The `major:minor` of a VFIO group's file; `None` if the kernel has no such group.
-    pub fn group_node_number(&self, group: u32) -> Option<String> {
+    /// The device number of a VFIO group's file; `None` if the kernel has no such group.
+    pub fn group_node_number(&self, group: u32) -> Option<DeviceNumber> {
         let path = self.sysfs.join("class/vfio").join(group.to_string()).join("dev");
-        read_line(&path).ok().flatten()
+        DeviceNumber::parse(&read_line(&path).ok().flatten()?)
     }
 
     /// The device with this name on any [`Bus`] (of a PCI device, the domain 0000 may be left out), or at this path below `/sys` (anything with a `/`);
@@ -142,25 +142,14 @@ impl Host {
         Ok(bus.zip(name).map(|(bus, name)| HostDevice::new(name, bus, path.clone())))
     }
 
-    /// The names of all devices, sorted. What can't be read is left
-    /// out: the names are for suggestions.
-    pub fn device_names(&self) -> Vec<String> {
-        let mut names: Vec<String> =
-            Bus::ALL.into_iter().flat_map(|bus| self.names_on(bus)).collect();
-        names.sort_unstable();
-        names
-    }
-
     /// All devices on a bus, sorted by name. What can't be read is left out.
     pub fn devices_on(&self, bus: Bus) -> Vec<HostDevice> {
-        let mut names = self.names_on(bus);
-        names.sort_unstable();
-        names.iter().filter_map(|name| self.find_on(bus, name).ok().flatten()).collect()
-    }
-
-    fn names_on(&self, bus: Bus) -> Vec<String> {
         let entries = fs::read_dir(self.bus(bus).join("devices")).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let devices = names.filter_map(|name| self.find_on(bus, &name).ok().flatten());
+        let mut devices: Vec<_> = devices.collect();
+        devices.sort_by(|a, b| a.name().cmp(b.name()));
+        devices
     }
 
     /// The IOMMU group of this number.

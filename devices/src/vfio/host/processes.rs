@@ -24,7 +24,7 @@ impl fmt::Display for Process {
 }
 
 /// Processes, after what they use.
-pub(crate) fn named(users: &[Process]) -> String {
+pub(crate) fn list_users(users: &[Process]) -> String {
     let names: Vec<_> = users.iter().map(ToString::to_string).collect();
     if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
 }
@@ -100,9 +100,8 @@ impl OpenFiles {
     /// The processes that have this device or another of its group through VFIO, by the group's file or
     /// a device's own.
     pub fn users_by_vfio(&self, host: &Host, device: &HostDevice) -> Vec<Process> {
-        let number = device.group().ok().flatten();
-        let group = number.and_then(|group| host.group_node_number(group));
-        let group = group.as_deref().and_then(DeviceNumber::parse);
+        let group = device.group().ok().flatten();
+        let group = group.and_then(|group| host.group_node_number(group));
         let members = host.members_with(device).unwrap_or_default();
         let devices = members.into_iter().chain([device.clone()]);
         let cdevs = devices.filter_map(|device| host.cdev(&device).ok().flatten());

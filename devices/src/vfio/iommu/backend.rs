@@ -87,7 +87,9 @@ impl Backend {
             (Ok(()), _) => Ok(Self::Iommufd),
             (Err(_), Ok(())) => Ok(Self::Container),
             // A kernel that has one of the two only: that is the one to mend.
-            (Err(iommufd), Err(container)) if container.is_absence() && !iommufd.is_absence() => {
+            (Err(iommufd), Err(container))
+                if container.is_kernel_lacking() && !iommufd.is_kernel_lacking() =>
+            {
                 Err(iommufd)
             }
             (Err(iommufd), Err(container)) => Err(nearer(iommufd, container)),
@@ -167,7 +169,7 @@ fn check_all(host: &Host, files: &[(&Assignment, PathBuf)]) -> Result<(), Assign
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::assign::{ClosedFile, DeviceRef, preflight};
+    use super::super::super::assign::{ClosedFile, DeviceRef, VfioFile, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
 
@@ -229,7 +231,7 @@ mod tests {
         assert_eq!(choose(&fake, BackendChoice::Iommufd).unwrap(), Backend::Iommufd);
         remove("dev/vfio/4");
         let error = choose(&fake, BackendChoice::Container).unwrap_err();
-        assert!(matches!(error, AssignError::NoGroupNode { .. }), "{error}");
+        assert!(matches!(error, AssignError::NoFile { file: VfioFile::Group(_), .. }), "{error}");
         remove("dev/vfio/devices/vfio4");
         let error = choose(&fake, BackendChoice::Iommufd).unwrap_err();
         let node = fake.path("dev/vfio/devices/vfio4").display().to_string();
@@ -254,12 +256,12 @@ mod tests {
         remove("dev/vfio/devices/vfio4");
         // A kernel without groups, and with files of devices.
         let error = choose(&fake, BackendChoice::Auto).unwrap_err();
-        assert!(matches!(error, AssignError::NoCdevNode { .. }), "{error}");
+        assert!(matches!(error, AssignError::NoFile { file: VfioFile::Device(_), .. }), "{error}");
         // The other way round.
         fake.write("sys/class/vfio/4/dev", "240:0\n");
         remove("sys/devices/platform/2.dma/vfio-dev/vfio4/dev");
         let error = choose(&fake, BackendChoice::Auto).unwrap_err();
-        assert!(matches!(error, AssignError::NoGroupNode { .. }), "{error}");
+        assert!(matches!(error, AssignError::NoFile { file: VfioFile::Group(_), .. }), "{error}");
     }
 
     #[test]

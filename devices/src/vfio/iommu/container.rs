@@ -39,7 +39,7 @@ impl ContainerSpace {
             attached.map_err(|error| attaching(host, assignment, error))?;
             groups.push((assignment.group, group));
         }
-        let container = container.ok_or(AssignError::Nothing)?;
+        let container = container.ok_or(AssignError::NoDevices)?;
         Ok(Self { groups, container })
     }
 
@@ -81,7 +81,6 @@ fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError
 fn open_container(host: &Host, assignment: &Assignment) -> Result<Container, AssignError> {
     Container::open().map_err(|error| match error {
         VfioError::OpenContainer(error) => opening(host, assignment, &host.container_node(), error),
-        VfioError::VfioApiVersion => AssignError::ApiVersion,
         VfioError::VfioExtension => AssignError::NoType1,
         other => AssignError::Setup(refusal(other)),
     })

@@ -33,7 +33,7 @@ impl IommufdSpace {
         assignments: &[Assignment],
         options: IommuOptions,
     ) -> Result<Self, AssignError> {
-        let first = assignments.first().ok_or(AssignError::Nothing)?;
+        let first = assignments.first().ok_or(AssignError::NoDevices)?;
         let iommufd = match options.iommufd {
             Some(fd) => InheritedFd::iommufd(host, fd)?,
             None => {

@@ -270,7 +270,7 @@ mod tests {
     fn no_device_needs_no_iommu() {
         let options = IommuOptions::default();
         let opened = Iommu::open(&FakeHost::with_vfio().host(), &[], options);
-        assert!(matches!(opened, Err(AssignError::Nothing)));
+        assert!(matches!(opened, Err(AssignError::NoDevices)));
     }
 
     #[test]

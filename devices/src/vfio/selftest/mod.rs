@@ -63,7 +63,7 @@ impl SelfTest {
     pub fn open(host: &Host, name: &str, options: IommuOptions) -> Result<Self, SelfTestError> {
         let mut assignments = assign::preflight(host, &[DeviceRef::from(name)])?;
         let iommu = Iommu::open(host, &assignments, options)?;
-        let assignment = assignments.pop().ok_or(AssignError::Nothing)?;
+        let assignment = assignments.pop().ok_or(AssignError::NoDevices)?;
         let calls: Arc<dyn DeviceCalls> = iommu.open_device(&assignment)?;
         let told = |source| SelfTestError::Untold { source };
         let info = calls.info().map_err(told)?;

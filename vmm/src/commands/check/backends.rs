@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use devices::vfio::assign::may_open;
+use devices::vfio::remedy;
 use devices::vfio::uapi::{Container, VfioError};
 
 use super::Premises;
@@ -106,11 +107,7 @@ impl Way {
         if lost.is_empty() {
             return Finding::fine(subject, format!("{text}; not needed beside {}", other.subject));
         }
-        let help = format!(
-            "echo Y | sudo tee /sys/module/{module}/parameters/allow_unsafe_interrupts, or boot \
-             the host with {module}.allow_unsafe_interrupts=1"
-        );
-        Finding::blocks(subject, &lost, text, help)
+        Finding::blocks(subject, &lost, text, remedy::allow_unsafe_interrupts(module))
     }
 }
 
@@ -126,10 +123,7 @@ fn iommufd(premises: &Premises) -> Result<String, Obstacle> {
     // VFIO takes numbers for devices' files only if it makes any (`vfio_cdev_init` in the kernel).
     let numbers = fs::read_to_string(premises.proc.join("devices")).unwrap_or_default();
     if !numbers.lines().any(|line| line.split_whitespace().nth(1) == Some("vfio-dev")) {
-        return Err(Obstacle::new(
-            "VFIO makes no files for devices",
-            "build the host's kernel with CONFIG_VFIO_DEVICE_CDEV; if that is so, modprobe vfio",
-        ));
+        return Err(Obstacle::new("VFIO makes no files for devices", remedy::DEVICE_CDEV));
     }
     Ok(path.display().to_string())
 }
@@ -137,11 +131,7 @@ fn iommufd(premises: &Premises) -> Result<String, Obstacle> {
 fn container(premises: &Premises) -> Result<String, Obstacle> {
     let path = premises.host.container_node();
     let missing = |error: io::Error| {
-        Obstacle::new(
-            format!("{} can't be opened: {error}", path.display()),
-            "modprobe vfio, which is there if the kernel was built with CONFIG_VFIO and \
-             CONFIG_VFIO_CONTAINER; in a container, let it have /dev/vfio",
-        )
+        Obstacle::new(format!("{} can't be opened: {error}", path.display()), remedy::CONTAINER)
     };
     openable(&path, missing)?;
     match Container::open() {
@@ -157,7 +147,7 @@ fn container(premises: &Premises) -> Result<String, Obstacle> {
         }
         Err(error) => Err(Obstacle::new(
             format!("{} can't be used: {error}", path.display()),
-            "dmesg has the kernel's own words",
+            remedy::KERNEL_LOG,
         )),
     }
 }
@@ -167,13 +157,9 @@ fn container(premises: &Premises) -> Result<String, Obstacle> {
 fn openable(path: &Path, otherwise: impl FnOnce(io::Error) -> Obstacle) -> Result<(), Obstacle> {
     may_open(path).map_err(|error| {
         if error.raw_os_error() == Some(libc::EPERM) {
-            let path = path.display();
             return Obstacle::new(
-                format!("this process may not open {path}, whoever runs it"),
-                format!(
-                    "a container or service must be let have {path} (docker --device {path}, \
-                     systemd DeviceAllow={path})"
-                ),
+                format!("this process may not open {}, whoever runs it", path.display()),
+                remedy::allow_in_container(&[path.display().to_string()]),
             );
         }
         if error.kind() != io::ErrorKind::PermissionDenied {
@@ -181,7 +167,7 @@ fn openable(path: &Path, otherwise: impl FnOnce(io::Error) -> Obstacle) -> Resul
         }
         Obstacle::new(
             format!("this user may not open {}", path.display()),
-            format!("sudo chmod 666 {}: it gives access to nothing by itself", path.display()),
+            remedy::permit_all(&[path.display().to_string()]),
         )
     })
 }

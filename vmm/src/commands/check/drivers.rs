@@ -3,6 +3,7 @@
 use std::fs;
 
 use devices::vfio::host::{Bus, HostDevice};
+use devices::vfio::remedy;
 
 use super::Premises;
 use super::finding::Finding;
@@ -40,8 +41,6 @@ pub fn findings(premises: &Premises, present: &Present) -> Vec<Finding> {
 /// asks for one (`vfio_amba_probe` in the kernel).
 pub fn reset_required(premises: &Premises, present: &Present) -> Result<Finding, Error> {
     const SUBJECT: &str = "reset_required";
-    const HELP: &str = "boot the host with vfio_platform.reset_required=0, or where it is a module: modprobe -r \
-         vfio-platform; modprobe vfio-platform reset_required=0";
     match premises.host.flag("vfio_platform", "reset_required")? {
         Some(true) => {}
         Some(false) => return Ok(Finding::fine(SUBJECT, "off")),
@@ -62,9 +61,9 @@ pub fn reset_required(premises: &Premises, present: &Present) -> Result<Finding,
         without.join(", ")
     );
     Ok(if without.len() == present.count(Kind::Platform) {
-        Finding::blocks(SUBJECT, &[Kind::Platform], text, HELP)
+        Finding::blocks(SUBJECT, &[Kind::Platform], text, remedy::RESET_REQUIRED)
     } else {
-        Finding::degraded(SUBJECT, text, HELP)
+        Finding::degraded(SUBJECT, text, remedy::RESET_REQUIRED)
     })
 }
 

@@ -1,5 +1,7 @@
 //! The limits of this process and of its control groups.
 
+use devices::vfio::remedy;
+
 use super::finding::Finding;
 use super::kind::Kind;
 use crate::cli::Size;
@@ -79,7 +81,7 @@ fn files(limit: Option<u64>) -> Finding {
         Some(limit) if limit < FILES => Finding::degraded(
             SUBJECT,
             format!("at most {limit}: devices with many interrupts can't have all of them"),
-            "sudo prlimit --pid $$ --nofile=4096, or LimitNOFILE=4096 in a systemd unit",
+            remedy::open_files(4 * FILES),
         ),
         Some(limit) => Finding::fine(SUBJECT, format!("at most {limit}")),
         None => Finding::fine(SUBJECT, "no limit"),

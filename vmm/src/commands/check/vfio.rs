@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use devices::vfio::assign::{may_open, udev_rules};
+use devices::vfio::assign::may_open;
 use devices::vfio::host::{Bus, Host, HostDevice};
+use devices::vfio::remedy;
 
 use super::Premises;
 use super::backends::{self, Backends};
@@ -53,13 +54,7 @@ fn iommu(host: &Host, present: &Present) -> Finding {
         iommus.join(", ")
     );
     if platform + amba + pci == 0 {
-        return Finding::blocks(
-            SUBJECT,
-            &Kind::OF_HOST,
-            text,
-            "the device's node in the host's device tree needs an iommus property, a PCI host \
-             bridge's an iommu-map",
-        );
+        return Finding::blocks(SUBJECT, &Kind::OF_HOST, text, remedy::BEHIND_IOMMU);
     }
     Finding::fine(SUBJECT, text)
 }
@@ -113,7 +108,7 @@ fn devices(host: &Host, works: &Backends) -> Result<Finding, Error> {
     }
     let text = format!("this user may not open {}", texts(false));
     // SAFETY: takes nothing and never fails.
-    let help = udev_rules(unsafe { libc::geteuid() });
+    let help = remedy::udev_rules(unsafe { libc::geteuid() });
     let closed = |kind: &Kind| {
         let mut of_kind = bound.iter().filter(|files| files.kind == *kind).peekable();
         of_kind.peek().is_some() && of_kind.all(|files| !files.open)
