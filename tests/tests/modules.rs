@@ -17,14 +17,6 @@ const KNOWN: &[&[&str]] = &[
     &["devices/src/vfio/bindings/mod.rs", "devices/src/vfio/selftest/mod.rs"],
     &["devices/src/vfio/node/account.rs", "devices/src/vfio/node/copies.rs"],
     &["devices/src/vfio/node/draft.rs", "devices/src/vfio/node/finish.rs"],
-    &[
-        "devices/src/vfio/user/channel.rs",
-        "devices/src/vfio/user/client.rs",
-        "devices/src/vfio/user/listen.rs",
-        "devices/src/vfio/user/patience.rs",
-        "devices/src/vfio/user/received.rs",
-        "devices/src/vfio/user/socket.rs",
-    ],
 ];
 
 /// A module: its crate, and the names that lead to it.

@@ -89,14 +89,14 @@ impl Drop for Mapping {
 #[cfg(test)]
 impl Mapping {
     /// Reads 8 bytes as a guest does.
-    pub(in super::super) fn read(&self, offset: usize) -> u64 {
+    pub(crate) fn read(&self, offset: usize) -> u64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.size);
         // SAFETY: within the mapping and aligned.
         unsafe { self.address.add(offset).cast().read_volatile() }
     }
 
     /// Writes 8 bytes as a guest does.
-    pub(in super::super) fn write(&self, offset: usize, value: u64) {
+    pub(crate) fn write(&self, offset: usize, value: u64) {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.size);
         // SAFETY: within the mapping and aligned.
         unsafe { self.address.add(offset).cast().write_volatile(value) }

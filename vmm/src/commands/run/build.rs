@@ -217,7 +217,7 @@ pub fn ram(
     let size = plan.ram.size;
     // vfio-user servers map RAM by its file.
     let ram =
-        if assigned.served.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?;
+        if assigned.vfio_user.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?;
     let boot = &plan.boot;
     let end = boot.initrd.as_ref().map_or(boot.dtb, |initrd| initrd.end).max(boot.kernel.end);
     let used = end.saturating_sub(layout::RAM_START);

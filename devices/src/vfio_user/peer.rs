@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::error::UserError;
+use super::error::VfioUserError;
 
 /// Writable by others, and only for one's own files there (inode(7)).
 const OTHERS_WRITE: u32 = 0o002;
@@ -41,15 +41,15 @@ impl Peer {
 }
 
 /// Checks whose server is at the other end of `socket`, which was reached by `path`.
-pub(super) fn check(path: &Path, socket: &impl AsRawFd, peer: Peer) -> Result<(), UserError> {
+pub(super) fn check(path: &Path, socket: &impl AsRawFd, peer: Peer) -> Result<(), VfioUserError> {
     if peer == Peer::Any {
         return Ok(());
     }
-    let host = |source| UserError::Host { path: path.to_owned(), source };
+    let host = |source| VfioUserError::Host { path: path.to_owned(), source };
     let credentials = credentials(socket).map_err(host)?;
     if !peer.includes(credentials.uid) {
         let (user, process) = (credentials.uid, credentials.pid);
-        return Err(UserError::Stranger { path: path.to_owned(), user, process });
+        return Err(VfioUserError::Stranger { path: path.to_owned(), user, process });
     }
     check_directories(path, peer).map_err(host)?
 }
@@ -73,7 +73,7 @@ fn credentials(socket: &impl AsRawFd) -> io::Result<libc::ucred> {
 
 /// Checks that no stranger could have put this socket in another's place: nobody else's directory is
 /// on the way to it, and none in which others may rename.
-fn check_directories(path: &Path, peer: Peer) -> io::Result<Result<(), UserError>> {
+fn check_directories(path: &Path, peer: Peer) -> io::Result<Result<(), VfioUserError>> {
     let path = path.canonicalize()?;
     for directory in path.ancestors().skip(1) {
         let about = fs::metadata(directory)?;
@@ -81,11 +81,11 @@ fn check_directories(path: &Path, peer: Peer) -> io::Result<Result<(), UserError
         let at = || (path.clone(), directory.to_owned());
         if !peer.includes(owner) {
             let (path, directory) = at();
-            return Ok(Err(UserError::StrangeDirectory { path, directory, user: owner }));
+            return Ok(Err(VfioUserError::StrangeDirectory { path, directory, user: owner }));
         }
         if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
             let (path, directory) = at();
-            return Ok(Err(UserError::OpenDirectory { path, directory }));
+            return Ok(Err(VfioUserError::OpenDirectory { path, directory }));
         }
     }
     Ok(Ok(()))

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::super::uapi::{DeviceCalls, IrqAction};
-use super::super::device::UserDevice;
-use super::super::patience::Patience;
-use super::super::testing::{Act, HASTY, Manner, PATIENT, Request, message, receive, words};
+use super::super::budget::TimeBudget;
+use super::super::device::VfioUserDevice;
+use super::super::testing::{Act, LONG, Manner, Request, SHORT, message, receive, words};
 use super::{BAR0, eventually, lending, memory, server_but};
+use crate::vfio::uapi::{DeviceCalls, IrqAction};
 
 /// What servers do to a read of 4 bytes when they go wrong, and what is said of it.
 fn nonsense() -> Vec<(&'static str, Manner)> {
@@ -77,7 +77,7 @@ fn is_said(why: &str, failure: &str) -> bool {
 /// How long to wait for a server that goes wrong in this way.
 fn deadline(why: &str) -> Duration {
     let silent = ["doesn't answer", "neither reads nor writes"];
-    if silent.iter().any(|silent| why.contains(silent)) { HASTY } else { PATIENT }
+    if silent.iter().any(|silent| why.contains(silent)) { SHORT } else { LONG }
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_server_that_goes_wrong_leaves_a_failed_device() {
     for (why, act) in nonsense() {
         let mut server = server_but(9, act);
         let device = server.connect_for(deadline(why)).unwrap();
-        device.serve_guest().unwrap();
+        device.start_guest().unwrap();
         let started = Instant::now();
         let mut data = [0; 4];
         device.read(&BAR0, 0, &mut data).unwrap();
@@ -94,7 +94,7 @@ fn a_server_that_goes_wrong_leaves_a_failed_device() {
             eventually(|| device.failure());
             device.read(&BAR0, 0, &mut data).unwrap();
         }
-        assert!(started.elapsed() < PATIENT, "{why}");
+        assert!(started.elapsed() < LONG, "{why}");
         assert_eq!(data, [0xff; 4], "{why}");
         let failure = device.failure().unwrap();
         assert!(is_said(why, &failure), "{why}: {failure}");
@@ -109,7 +109,7 @@ fn a_server_that_goes_wrong_leaves_a_failed_device() {
             device.reset().unwrap();
             device.unmap_dma(0, 1).unwrap();
         }
-        assert!(started.elapsed() < PATIENT, "{why}");
+        assert!(started.elapsed() < LONG, "{why}");
     }
 }
 
@@ -124,7 +124,7 @@ fn before_a_guest_has_it_a_failure_is_an_error() {
         let error = device.read(&BAR0, 0, &mut [0; 4]).unwrap_err();
         assert!(is_said(why, &error.to_string()), "{why}: {error}");
         device.set_vectors(2, 0, &[None]).unwrap_err();
-        assert!(is_said(why, &device.serve_guest().unwrap_err()));
+        assert!(is_said(why, &device.start_guest().unwrap_err()));
     }
 }
 
@@ -139,7 +139,7 @@ fn what_a_dead_server_lent_becomes_ones() {
     let gone = device.map(&info, 0..0x4000).unwrap();
     first.write(0, 1);
     drop(gone);
-    device.serve_guest().unwrap();
+    device.start_guest().unwrap();
     server.stream.shutdown(std::net::Shutdown::Both).unwrap();
     eventually(|| (rest.read(0x2ff8) == u64::MAX).then_some(()));
     assert_eq!(first.read(0), u64::MAX);
@@ -155,7 +155,7 @@ fn what_a_dead_server_lent_becomes_ones() {
 fn in_a_hurry_nobody_waits_long() {
     let mut server = server_but(9, |_| Act::Ignore);
     let device = Arc::new(server.connect().unwrap());
-    device.serve_guest().unwrap();
+    device.start_guest().unwrap();
     let started = Instant::now();
     let waiting: Vec<_> = (0..4)
         .map(|_| {
@@ -167,12 +167,12 @@ fn in_a_hurry_nobody_waits_long() {
             })
         })
         .collect();
-    thread::sleep(HASTY / 10);
-    device.hurry();
+    thread::sleep(SHORT / 10);
+    device.shorten_deadline();
     for thread in waiting {
         assert_eq!(thread.join().unwrap(), [0xff; 4]);
     }
-    assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
     // The server is told, too.
     (&server.stream).read_to_end(&mut Vec::new()).unwrap();
 }
@@ -189,10 +189,10 @@ fn a_server_that_reads_nothing_is_given_up() {
         }
         stream
     });
-    let patience = Patience::new(HASTY, || false);
-    let device = UserDevice::over(Path::new("/x"), socket, patience).unwrap();
+    let budget = TimeBudget::new(SHORT, || false);
+    let device = VfioUserDevice::over(Path::new("/x"), socket, budget).unwrap();
     let _stream = serving.join().unwrap();
-    device.serve_guest().unwrap();
+    device.start_guest().unwrap();
     // Ends of INTx interrupts, of which it is told without waiting for an answer.
     let resample = EventFd::new(EFD_NONBLOCK).unwrap();
     device.set_irq(0, IrqAction::SetUnmask(&resample)).unwrap();

@@ -4,15 +4,15 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use super::super::uapi::IoctlError;
-use super::DEADLINE;
+use super::REPLY_TIMEOUT;
 use super::client::{CallError, Cause, Failure};
 use super::message::Command;
 use super::version::{OURS, Version};
+use crate::vfio::uapi::IoctlError;
 
 /// A device of another process that can't be had.
 #[derive(Debug, thiserror::Error)]
-pub enum UserError {
+pub enum VfioUserError {
     /// There is no connection to be had.
     #[error("no server can be reached at {}", path.display())]
     Connect {
@@ -37,7 +37,7 @@ pub enum UserError {
         why: String,
     },
     /// It doesn't answer.
-    #[error("the server at {} doesn't answer within {} s", path.display(), DEADLINE.as_secs())]
+    #[error("the server at {} doesn't answer within {} s", path.display(), REPLY_TIMEOUT.as_secs())]
     Silent {
         /// The socket.
         path: PathBuf,
@@ -116,7 +116,7 @@ pub enum UserError {
     },
 }
 
-impl UserError {
+impl VfioUserError {
     /// Why there is no connection.
     #[cold]
     pub(super) fn connecting(path: &Path, source: io::Error) -> Self {

@@ -5,69 +5,18 @@
 //! also tells the server when the guest has ended an INTx interrupt.
 
 use std::io;
-use std::os::fd::AsRawFd;
-use std::sync::Mutex;
 
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_INTX_IRQ_INDEX,
 };
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::epoll::EpollEvent;
 
-use super::channel::Channel;
-use super::client::{Answer, Awaited, Client, Failure, lock};
+use super::budget::Wait;
+use super::channel::{Channel, SOCKET, TWIN};
+use super::client::{Answer, Awaited, Client, Failure};
 use super::message::{Command, Header, Kind, MOST_PAYLOAD, NOTICE_ID, Payload};
-use super::patience::Wait;
 use super::socket::WireError;
-
-const SOCKET: u64 = 0;
-const UNMASK: u64 = 1;
-const TWIN: u64 = 2;
-
-/// What the listening thread waits for.
-#[derive(Debug)]
-pub(super) struct Events {
-    epoll: Epoll,
-    /// Signalled at the guest's end of an INTx interrupt.
-    unmask: Mutex<Option<EventFd>>,
-}
-
-impl Events {
-    pub(super) fn new(channel: &Channel) -> io::Result<Self> {
-        let events = Self { epoll: Epoll::new()?, unmask: Mutex::default() };
-        events.add(channel, SOCKET)?;
-        Ok(events)
-    }
-
-    pub(super) fn add_twin(&self, channel: &Channel) -> io::Result<()> {
-        self.add(channel, TWIN)
-    }
-
-    fn add(&self, file: &impl AsRawFd, token: u64) -> io::Result<()> {
-        let interest = EpollEvent::new(EventSet::IN, token);
-        self.epoll.ctl(ControlOperation::Add, file.as_raw_fd(), interest)
-    }
-
-    /// Waits for this, too; `None` for no more.
-    pub(super) fn set_unmask(&self, unmask: Option<&EventFd>) -> io::Result<()> {
-        let mut current = lock(&self.unmask);
-        if let Some(before) = current.take() {
-            let nothing = EpollEvent::default();
-            self.epoll.ctl(ControlOperation::Delete, before.as_raw_fd(), nothing)?;
-        }
-        if let Some(unmask) = unmask {
-            let unmask = unmask.try_clone()?;
-            self.add(&unmask, UNMASK)?;
-            *current = Some(unmask);
-        }
-        Ok(())
-    }
-
-    /// Whether it was signalled. Nothing is there to be read if it was another's wake-up.
-    fn is_unmasked(&self) -> bool {
-        lock(&self.unmask).as_ref().is_some_and(|unmask| unmask.read().is_ok())
-    }
-}
+use crate::sync::lock;
 
 impl Client {
     /// Listens until the conversation is over.
@@ -82,7 +31,7 @@ impl Client {
     /// Waits for something to happen, and takes care of it.
     fn attend(&self) -> Result<(), Failure> {
         let mut events = [EpollEvent::default(); 3];
-        let count = match self.events.epoll.wait(-1, &mut events) {
+        let count = match self.events.wait(&mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(error) => return Err(WireError::from(error).into()),
@@ -113,7 +62,7 @@ impl Client {
 
     /// Receives a message and does what it asks for.
     fn receive(&self, channel: &Channel) -> Result<(), Failure> {
-        let (wait, mut files) = (&mut self.patience.alone(), Vec::new());
+        let (wait, mut files) = (&mut self.budget.alone(), Vec::new());
         let head = channel
             .receive_header(&mut files, &self.bin, wait)
             .map_err(|error| self.wire_failure(error))?;

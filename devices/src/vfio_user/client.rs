@@ -2,19 +2,19 @@
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::uapi::RevocableMappings;
-use super::channel::Channel;
-use super::listen::Events;
+use super::budget::{TimeBudget, Wait};
+use super::channel::{Channel, Events};
+use super::dma::Ram;
+use super::fds::{FdCloser, ReceivedFd};
 use super::message::{Command, Header, Kind, NOTICE_ID, Payload};
-use super::patience::{Patience, Wait};
-use super::ram::Ram;
-use super::received::{Bin, Received};
 use super::socket::{Socket, WireError};
+use crate::sync::lock;
+use crate::vfio::uapi::RevocableMappings;
 
 /// Why the conversation is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub(super) enum CallError {
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) payload: Vec<u8>,
-    pub(super) files: Vec<Received>,
+    pub(super) files: Vec<ReceivedFd>,
 }
 
 /// A request that waits for its answer.
@@ -110,16 +110,16 @@ pub(super) struct Client {
     pub(super) exchange: Mutex<Exchange>,
     changed: Condvar,
     pub(super) events: Events,
-    pub(super) bin: Bin,
+    pub(super) bin: FdCloser,
     pub(super) ram: Mutex<Ram>,
     pub(super) mappings: Arc<RevocableMappings>,
     /// A guest has the device: its failure is told in the log, and to nobody else.
     serving: AtomicBool,
-    pub(super) patience: Patience,
+    pub(super) budget: TimeBudget,
 }
 
 impl Client {
-    pub(super) fn new(name: &str, socket: Socket, patience: Patience) -> std::io::Result<Self> {
+    pub(super) fn new(name: &str, socket: Socket, budget: TimeBudget) -> std::io::Result<Self> {
         let channel = Channel::new(socket);
         let events = Events::new(&channel)?;
         let (twin, exchange, changed, bin, ram, mappings, serving) = Default::default();
@@ -135,12 +135,12 @@ impl Client {
             ram,
             mappings,
             serving,
-            patience,
+            budget,
         })
     }
 
     /// Takes a connection of the server's making for its own requests.
-    pub(super) fn take_twin(&self, file: Received) -> std::io::Result<()> {
+    pub(super) fn take_twin(&self, file: ReceivedFd) -> std::io::Result<()> {
         let twin = Channel::new(Socket::received(file)?);
         let twin = self.twin.get_or_init(|| twin);
         self.events.add_twin(twin)
@@ -167,7 +167,7 @@ impl Client {
         answer
     }
 
-    /// Waits until no other request is under way, which that one's patience limits.
+    /// Waits until no other request is under way, which that one's budget limits.
     fn take_turn(&self, command: Command, most: usize) -> Result<u16, CallError> {
         let exchange = lock(&self.exchange);
         let waits = |exchange: &mut Exchange| exchange.busy && exchange.failure.is_none();
@@ -209,7 +209,7 @@ impl Client {
             }
             exchange.busy = true;
         }
-        let mut wait = self.patience.alone();
+        let mut wait = self.budget.alone();
         self.send_unmasked(&mut wait);
         self.end_turn(&mut wait);
     }
@@ -238,7 +238,7 @@ impl Client {
 
     /// What has come of waiting for as long as was allowed.
     pub(super) fn late(&self, why: String) -> Failure {
-        if self.patience.is_stopped() {
+        if self.budget.is_stopped() {
             return Failure::new(Cause::Over, "strait was told to end");
         }
         Failure::new(Cause::Silent, why)
@@ -289,8 +289,8 @@ impl Client {
     }
 
     /// From here on a server that doesn't answer is given up soon.
-    pub(super) fn hurry(&self) {
-        self.patience.hurry();
+    pub(super) fn shorten_deadline(&self) {
+        self.budget.shorten_deadline();
     }
 
     /// Ends the conversation from this side.
@@ -314,7 +314,7 @@ impl Client {
 
     /// From here on a guest has the device.
     pub(super) fn serve(&self) {
-        self.patience.serve();
+        self.budget.serve();
         self.serving.store(true, Ordering::Relaxed);
     }
 
@@ -327,9 +327,4 @@ impl Client {
         lock(&self.exchange).answer = Some(answer);
         self.changed.notify_all();
     }
-}
-
-/// What a thread that panicked has left is as good as it was.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

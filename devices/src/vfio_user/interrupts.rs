@@ -10,14 +10,15 @@ use vfio_bindings::bindings::vfio::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::uapi::IrqAction;
-use super::client::{CallError, lock};
-use super::device::UserDevice;
+use super::budget::Wait;
+use super::client::CallError;
+use super::device::VfioUserDevice;
 use super::enable;
 use super::message::{Command, Payload};
-use super::patience::Wait;
+use crate::sync::lock;
+use crate::vfio::uapi::IrqAction;
 
-impl UserDevice {
+impl VfioUserDevice {
     /// Sends a `VFIO_USER_DEVICE_SET_IRQS` whose data are these eventfds.
     fn set_irqs(
         &self,
@@ -40,10 +41,10 @@ impl UserDevice {
         }
     }
 
-    /// Does to an interrupt what [`DeviceCalls::set_irq`](super::super::uapi::DeviceCalls::set_irq)
+    /// Does to an interrupt what [`DeviceCalls::set_irq`](crate::vfio::uapi::DeviceCalls::set_irq)
     /// asks for.
     pub(super) fn try_set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), CallError> {
-        let wait = &mut self.client.patience.begin();
+        let wait = &mut self.client.budget.begin();
         let host = |error: io::Error| CallError::Refused(error.raw_os_error().unwrap_or(libc::EIO));
         let trigger = VFIO_IRQ_SET_ACTION_TRIGGER;
         match action {
@@ -70,7 +71,7 @@ impl UserDevice {
         start: u32,
         triggers: &[Option<&EventFd>],
     ) -> Result<(), CallError> {
-        let wait = &mut self.client.patience.begin();
+        let wait = &mut self.client.budget.begin();
         let flags = VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_EVENTFD;
         let mut first = start;
         for alike in triggers.chunk_by(|a, b| a.is_some() == b.is_some()) {
@@ -105,7 +106,7 @@ impl UserDevice {
 
 /// The device, while it is waited for.
 struct Asked<'a, 'b> {
-    device: &'a UserDevice,
+    device: &'a VfioUserDevice,
     wait: &'a mut Wait<'b>,
 }
 

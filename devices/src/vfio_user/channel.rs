@@ -1,14 +1,18 @@
 //! A connection on which several threads send, one message after the other.
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::client::lock;
+use super::budget::Wait;
+use super::fds::{FdCloser, ReceivedFd};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
 use super::message::{HEADER_SIZE, Header, Payload};
-use super::patience::Wait;
-use super::received::{Bin, Received};
 use super::socket::{Socket, WireError};
+use crate::sync::lock;
 
 /// A connection.
 #[derive(Debug)]
@@ -60,8 +64,8 @@ impl Channel {
     /// Receives a message's header, and the descriptors that come along.
     pub(super) fn receive_header(
         &self,
-        files: &mut Vec<Received>,
-        bin: &Bin,
+        files: &mut Vec<ReceivedFd>,
+        bin: &FdCloser,
         wait: &mut Wait<'_>,
     ) -> Result<[u8; HEADER_SIZE], WireError> {
         let mut head = [0; HEADER_SIZE];
@@ -73,8 +77,8 @@ impl Channel {
     pub(super) fn receive_payload(
         &self,
         size: usize,
-        files: &mut Vec<Received>,
-        bin: &Bin,
+        files: &mut Vec<ReceivedFd>,
+        bin: &FdCloser,
         wait: &mut Wait<'_>,
     ) -> Result<Vec<u8>, WireError> {
         let mut payload = vec![0; size];
@@ -91,5 +95,59 @@ impl Channel {
 impl AsRawFd for Channel {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+}
+
+pub(super) const SOCKET: u64 = 0;
+const UNMASK: u64 = 1;
+pub(super) const TWIN: u64 = 2;
+
+/// What the listening thread waits for.
+#[derive(Debug)]
+pub(super) struct Events {
+    epoll: Epoll,
+    /// Signalled at the guest's end of an INTx interrupt.
+    unmask: Mutex<Option<EventFd>>,
+}
+
+impl Events {
+    pub(super) fn new(channel: &Channel) -> io::Result<Self> {
+        let events = Self { epoll: Epoll::new()?, unmask: Mutex::default() };
+        events.add(channel, SOCKET)?;
+        Ok(events)
+    }
+
+    pub(super) fn add_twin(&self, channel: &Channel) -> io::Result<()> {
+        self.add(channel, TWIN)
+    }
+
+    fn add(&self, file: &impl AsRawFd, token: u64) -> io::Result<()> {
+        let interest = EpollEvent::new(EventSet::IN, token);
+        self.epoll.ctl(ControlOperation::Add, file.as_raw_fd(), interest)
+    }
+
+    /// Waits for this, too; `None` for no more.
+    pub(super) fn set_unmask(&self, unmask: Option<&EventFd>) -> io::Result<()> {
+        let mut current = lock(&self.unmask);
+        if let Some(before) = current.take() {
+            let nothing = EpollEvent::default();
+            self.epoll.ctl(ControlOperation::Delete, before.as_raw_fd(), nothing)?;
+        }
+        if let Some(unmask) = unmask {
+            let unmask = unmask.try_clone()?;
+            self.add(&unmask, UNMASK)?;
+            *current = Some(unmask);
+        }
+        Ok(())
+    }
+
+    /// Waits until something happens.
+    pub(super) fn wait(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        self.epoll.wait(-1, events)
+    }
+
+    /// Whether it was signalled. Nothing is there to be read if it was another's wake-up.
+    pub(super) fn is_unmasked(&self) -> bool {
+        lock(&self.unmask).as_ref().is_some_and(|unmask| unmask.read().is_ok())
     }
 }

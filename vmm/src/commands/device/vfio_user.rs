@@ -1,12 +1,12 @@
-//! `strait device show --vfio-user PATH`: what a server offers.
+//! `strait device show --vfio-user PATH`: what a server says of its device.
 
 use std::fmt::{self, Display, Formatter};
 
 use devices::vfio::uapi::{DeviceCalls, IoctlError, RegionInfo};
-use devices::vfio::user::UserDevice;
+use devices::vfio_user::VfioUserDevice;
 use serde::Serialize;
 
-use crate::cli::{Size, UserOptions};
+use crate::cli::{Size, VfioUserOptions};
 use crate::error::Error;
 
 /// What the regions of a PCI device are, by index (`VFIO_PCI_BAR0_REGION_INDEX` and the following in
@@ -21,11 +21,11 @@ const CONFIG: u32 = 7;
 const INTERRUPTS: [&str; 5] = ["INTx", "MSI", "MSI-X", "errors", "requests to release it"];
 
 /// More regions or interrupts than any device has.
-const MOST: u32 = 64;
+const MAX_INDICES: u32 = 64;
 
 /// What a server says of its device.
 #[derive(Debug, Serialize)]
-pub struct Offer {
+pub struct ServerInfo {
     socket: String,
     /// Of the protocol.
     version: String,
@@ -58,15 +58,15 @@ struct Interrupt {
     eventfd: bool,
 }
 
-impl Offer {
+impl ServerInfo {
     /// Asks the server at the path of these options.
     ///
     /// # Errors
     ///
     /// There is none, or it doesn't answer as it should.
-    pub fn of(options: &UserOptions) -> Result<Self, Error> {
+    pub fn of(options: &VfioUserOptions) -> Result<Self, Error> {
         let path = &options.path;
-        let device = UserDevice::connect(path, options.peer)?;
+        let device = VfioUserDevice::connect(path, options.peer)?;
         let socket = path.display().to_string();
         Self::ask(&device, socket).map_err(|error| {
             Error::chain(&error)
@@ -74,7 +74,7 @@ impl Offer {
         })
     }
 
-    fn ask(device: &UserDevice, socket: String) -> Result<Self, IoctlError> {
+    fn ask(device: &VfioUserDevice, socket: String) -> Result<Self, IoctlError> {
         let info = device.info()?;
         let mut head = [0; 16];
         let config = device.region_info(CONFIG)?;
@@ -83,7 +83,7 @@ impl Offer {
             .map_err(|source| IoctlError { request: "VFIO_USER_REGION_READ", source })?;
         let [v0, v1, d0, d1, .., programming, sub, base, _, _, _, _] = head;
         let (vendor, number) = (u16::from_le_bytes([v0, v1]), u16::from_le_bytes([d0, d1]));
-        let mut offer = Self {
+        let mut server = Self {
             socket,
             version: device.version().to_string(),
             identity: format!("{vendor:04x}:{number:04x}"),
@@ -92,25 +92,25 @@ impl Offer {
             regions: Vec::new(),
             interrupts: Vec::new(),
         };
-        for index in 0..info.regions.min(MOST) {
+        for index in 0..info.regions.min(MAX_INDICES) {
             let region = device.region_info(index)?;
             if region.size != 0 {
-                offer.regions.push(Region::of(&region));
+                server.regions.push(Region::of(&region));
             }
         }
-        for index in 0..info.irqs.min(MOST) {
+        for index in 0..info.irqs.min(MAX_INDICES) {
             let irq = device.irq_info(index)?;
             if irq.count != 0 {
                 let name = name(&INTERRUPTS, "interrupt", index);
                 let (count, eventfd) = (irq.count, irq.eventfd);
-                offer.interrupts.push(Interrupt { index, name, count, eventfd });
+                server.interrupts.push(Interrupt { index, name, count, eventfd });
             }
         }
-        Ok(offer)
+        Ok(server)
     }
 }
 
-impl Display for Offer {
+impl Display for ServerInfo {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { socket, version, identity, class, .. } = self;
         writeln!(f, "{socket}: a PCI device over vfio-user {version}")?;

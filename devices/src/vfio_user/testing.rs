@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::device::UserDevice;
-use super::error::UserError;
-use super::patience::Patience;
+use super::budget::TimeBudget;
+use super::device::VfioUserDevice;
+use super::error::VfioUserError;
 use super::socket::Socket;
 
 /// How long the client waits for a server that is to answer, on a busy machine too.
-pub(super) const PATIENT: Duration = Duration::from_secs(20);
+pub(super) const LONG: Duration = Duration::from_secs(20);
 
 /// How long it waits for one that isn't.
-pub(super) const HASTY: Duration = Duration::from_secs(1);
+pub(super) const SHORT: Duration = Duration::from_secs(1);
 
 /// A request as it came.
 pub(super) struct Request {
@@ -126,15 +126,18 @@ impl Server {
     }
 
     /// Connects a client to it.
-    pub(super) fn connect(&mut self) -> Result<UserDevice, UserError> {
-        self.connect_for(PATIENT)
+    pub(super) fn connect(&mut self) -> Result<VfioUserDevice, VfioUserError> {
+        self.connect_for(LONG)
     }
 
     /// Connects a client that waits no longer than this.
-    pub(super) fn connect_for(&mut self, deadline: Duration) -> Result<UserDevice, UserError> {
+    pub(super) fn connect_for(
+        &mut self,
+        deadline: Duration,
+    ) -> Result<VfioUserDevice, VfioUserError> {
         let socket = Socket::over(self.client.take().unwrap()).unwrap();
-        let patience = Patience::new(deadline, self.is_asked_to_stop);
-        UserDevice::over(Path::new("/run/test.sock"), socket, patience)
+        let budget = TimeBudget::new(deadline, self.is_asked_to_stop);
+        VfioUserDevice::over(Path::new("/run/test.sock"), socket, budget)
     }
 }
 

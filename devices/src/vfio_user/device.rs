@@ -16,34 +16,35 @@ use vfio_bindings::bindings::vfio::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::uapi::{
+use super::budget::Wait;
+use super::client::{Answer, CallError, Cause, Client, Failure};
+use super::error::refusal;
+use super::fds::{ReceivedFd, run_with_deadline};
+use super::message::{Command, Payload, Reader};
+use super::region_file;
+use super::version::{Agreement, OURS, Version};
+use crate::sync::lock;
+use crate::vfio::uapi::{
     DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
 };
-use super::client::{Answer, CallError, Cause, Client, Failure, lock};
-use super::error::refusal;
-use super::lending;
-use super::message::{Command, Payload, Reader};
-use super::patience::Wait;
-use super::received::{Received, aside};
-use super::version::{Agreement, OURS, Version};
 
 /// The most that a region's description may take, in bytes: hundreds of areas.
 const MOST_REGION_INFO: u32 = 8192;
 
 /// A PCI device that another process serves; the connection ends when this is dropped.
 #[derive(Debug)]
-pub struct UserDevice {
+pub struct VfioUserDevice {
     pub(super) client: Arc<Client>,
     listener: Option<JoinHandle<()>>,
     pub(super) agreement: Agreement,
     pub(super) info: DeviceInfo,
     /// The files of regions that can be mapped, by index.
-    files: Mutex<BTreeMap<u32, Arc<Received>>>,
+    files: Mutex<BTreeMap<u32, Arc<ReceivedFd>>>,
     /// The messages that its own registers say are on, by index.
     pub(super) enabled: Mutex<Option<u32>>,
 }
 
-impl UserDevice {
+impl VfioUserDevice {
     /// The device at the other end, of which nothing is known yet.
     pub(super) fn new(client: Arc<Client>, listener: JoinHandle<()>) -> Self {
         let (agreement, listener) = (Agreement::NONE, Some(listener));
@@ -78,7 +79,7 @@ impl UserDevice {
 
     /// Makes known that `size` bytes of this process at `host` are those of a file, from its start:
     /// a server that is lent memory in there gets the file to map, and needs no messages.
-    pub fn back_ram(&self, file: File, host: NonNull<u8>, size: u64) {
+    pub fn set_ram_file(&self, file: File, host: NonNull<u8>, size: u64) {
         lock(&self.client.ram).back(file, host, size);
     }
 
@@ -87,15 +88,15 @@ impl UserDevice {
     /// # Errors
     ///
     /// Why it has failed already.
-    pub fn serve_guest(&self) -> Result<(), String> {
+    pub fn start_guest(&self) -> Result<(), String> {
         self.client.serve();
         self.failure().map_or(Ok(()), Err)
     }
 
-    /// From here on a tenth of the [deadline](super::DEADLINE) is left for all that is asked, whoever
+    /// From here on a tenth of the [deadline](super::REPLY_TIMEOUT) is left for all that is asked, whoever
     /// waits: the run is ending.
-    pub fn hurry(&self) {
-        self.client.hurry();
+    pub fn shorten_deadline(&self) {
+        self.client.shorten_deadline();
     }
 
     fn call(
@@ -170,7 +171,7 @@ impl UserDevice {
         &self,
         wait: &mut Wait<'_>,
         index: u32,
-    ) -> Result<(RegionInfo, Option<Received>), CallError> {
+    ) -> Result<(RegionInfo, Option<ReceivedFd>), CallError> {
         let command = Command::GetRegionInfo;
         let mut request = Payload::default().u32(MOST_REGION_INFO).u32(0).u32(index).u32(0);
         request = request.u64(0).u64(0);
@@ -193,7 +194,7 @@ impl UserDevice {
         wait: &mut Wait<'_>,
         look: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, CallError> {
-        let failure = match aside(wait, look) {
+        let failure = match run_with_deadline(wait, look) {
             Ok(Some(seen)) => return Ok(seen),
             Ok(None) => self.client.late("the server's file can't be looked at in time".to_owned()),
             Err(error) => Failure::new(Cause::Kernel, format!("strait has no thread: {error}")),
@@ -205,7 +206,7 @@ impl UserDevice {
     /// What the server says of a region; it is mappable only if its file can be mapped so that the
     /// guest's accesses to it always end well.
     fn try_region_info(&self, index: u32) -> Result<RegionInfo, CallError> {
-        let mut wait = self.client.patience.begin();
+        let mut wait = self.client.budget.begin();
         let (mut info, file) = self.ask_region(&mut wait, index)?;
         let Some(file) = file.filter(|_| info.mappable) else {
             info.mappable = false;
@@ -218,7 +219,7 @@ impl UserDevice {
         let checked = if !info.readable || !info.writable {
             Err("is of a region that can't be both read and written".to_owned())
         } else {
-            self.look(&mut wait, move || lending::check(&*looked, end))?
+            self.look(&mut wait, move || region_file::check(&*looked, end))?
         };
         match checked {
             Ok(()) => drop(lock(&self.files).insert(index, file)),
@@ -236,8 +237,8 @@ impl UserDevice {
             return Ok(Err(io::ErrorKind::Unsupported.into()));
         };
         let (region, mappings) = (region.clone(), self.client.mappings.clone());
-        self.look(&mut self.client.patience.begin(), move || {
-            lending::check(&*file, end).map_err(io::Error::other)?;
+        self.look(&mut self.client.budget.begin(), move || {
+            region_file::check(&*file, end).map_err(io::Error::other)?;
             Mapping::revocable(&*file, &region, range, &mappings)
         })
     }
@@ -251,7 +252,7 @@ impl Agreement {
     const NONE: Self = Self { version: OURS, most_fds: 1, most_data: 8, twin: None };
 }
 
-impl DeviceCalls for UserDevice {
+impl DeviceCalls for VfioUserDevice {
     fn info(&self) -> Result<DeviceInfo, IoctlError> {
         Ok(self.info)
     }
@@ -263,7 +264,7 @@ impl DeviceCalls for UserDevice {
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
         let command = Command::GetIrqInfo;
         let request = Payload::default().u32(16).u32(0).u32(index).u32(0);
-        let wait = &mut self.client.patience.begin();
+        let wait = &mut self.client.budget.begin();
         let answer = self.call(wait, command, &request, 64).and_then(|answer| {
             let mut reader = Reader(&answer.payload);
             let mut fields = || Some((reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?));
@@ -297,13 +298,13 @@ impl DeviceCalls for UserDevice {
 
     fn reset(&self) -> Result<(), IoctlError> {
         *lock(&self.enabled) = None;
-        let wait = &mut self.client.patience.begin();
+        let wait = &mut self.client.budget.begin();
         let done = self.call(wait, Command::Reset, &Payload::default(), 0).map(drop);
         self.forgive(done, ()).map_err(|error| refusal(Command::Reset, error))
     }
 
     fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let wait = &mut self.client.patience.begin();
+        let wait = &mut self.client.budget.begin();
         let read = self.try_read(wait, region.index, offset, data).map(|()| true);
         let read = self.forgive(read, false);
         if !read.map_err(|error| refusal(Command::RegionRead, error).source)? {
@@ -313,7 +314,7 @@ impl DeviceCalls for UserDevice {
     }
 
     fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()> {
-        let wait = &mut self.client.patience.begin();
+        let wait = &mut self.client.budget.begin();
         self.forgive(self.try_write(wait, region.index, offset, data), ())
             .map_err(|error| refusal(Command::RegionWrite, error).source)
     }
@@ -325,7 +326,7 @@ impl DeviceCalls for UserDevice {
 }
 
 /// DMA, by messages instead of an IOMMU.
-impl UserDevice {
+impl VfioUserDevice {
     /// Lets the server reach the `size` bytes at the host address `host` as IOVA `iova`, for reading
     /// and writing.
     ///
@@ -352,7 +353,7 @@ impl UserDevice {
         let offset = file.as_ref().map_or(0, |(_, offset)| *offset);
         let fds = file.as_ref().map(|(file, _)| file.as_raw_fd());
         let payload = Payload::default().u32(32).u32(flags).u64(offset).u64(iova).u64(size);
-        let wait = &mut self.client.patience.begin();
+        let wait = &mut self.client.budget.begin();
         let mapped = self.client.call(wait, Command::DmaMap, &payload, fds.as_slice(), 0).map(drop);
         mapped.map_err(|error| {
             lock(&self.client.ram).take_back(iova, size);
@@ -367,14 +368,14 @@ impl UserDevice {
     /// The server refuses it, or is gone.
     pub fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
         let payload = Payload::default().u32(24).u32(0).u64(iova).u64(size);
-        let wait = &mut self.client.patience.begin();
+        let wait = &mut self.client.budget.begin();
         let unmapped = self.call(wait, Command::DmaUnmap, &payload, 24).map(drop);
         lock(&self.client.ram).take_back(iova, size);
         self.forgive(unmapped, ()).map_err(|error| refusal(Command::DmaUnmap, error))
     }
 }
 
-impl Drop for UserDevice {
+impl Drop for VfioUserDevice {
     fn drop(&mut self) {
         self.client.hang_up();
         if let Some(listener) = self.listener.take() {

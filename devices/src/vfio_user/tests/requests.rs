@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::super::uapi::{DeviceCalls, IrqAction};
 use super::super::testing::{Act, Request, Server, message, receive};
 use super::{BAR0, eventually, server_but};
+use crate::vfio::uapi::{DeviceCalls, IrqAction};
 
 /// The payload of a request for memory, without data.
 fn span(at: u64, size: u64) -> Vec<u8> {
@@ -130,7 +130,7 @@ fn a_server_with_a_connection_of_its_own_asks_at_any_time() {
     let mut bytes = [5u8; 64];
     // SAFETY: the array outlives the device, and nothing else looks at it meanwhile.
     unsafe { device.map_dma(0x1000, NonNull::from(&mut bytes).cast(), 64).unwrap() };
-    device.serve_guest().unwrap();
+    device.start_guest().unwrap();
     let asking = std::thread::spawn(move || {
         for id in 0..1000u16 {
             let answer = ask(&twin, id, 11, &span(0x1020, 32));
@@ -155,7 +155,7 @@ fn a_server_with_a_connection_of_its_own_asks_at_any_time() {
 fn a_server_that_closes_its_own_connection_is_gone() {
     let (mut server, twin) = twin_server();
     let device = server.connect().unwrap();
-    device.serve_guest().unwrap();
+    device.start_guest().unwrap();
     drop(twin);
     let failure = eventually(|| device.failure());
     assert!(failure.contains("closed the connection"), "{failure}");

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::super::uapi::DeviceCalls;
-use super::super::device::UserDevice;
-use super::super::patience::Patience;
-use super::super::received::aside;
+use super::super::budget::TimeBudget;
+use super::super::device::VfioUserDevice;
+use super::super::fds::run_with_deadline;
 use super::super::socket::Socket;
-use super::super::testing::{Act, HASTY, PATIENT, SMALL, Server, receive, words};
+use super::super::testing::{Act, LONG, SHORT, SMALL, Server, receive, words};
 use super::{BAR0, server_but};
+use crate::vfio::uapi::DeviceCalls;
 
 /// A server that answers as usual, but each time so late.
 fn late(by: Duration) -> Server {
@@ -29,42 +29,42 @@ fn late(by: Duration) -> Server {
 #[test]
 fn opening_a_device_has_one_budget() {
     // Each answer is in time, all of them aren't.
-    let mut server = late(HASTY / 8);
+    let mut server = late(SHORT / 8);
     let started = Instant::now();
-    let device = server.connect_for(HASTY).unwrap();
+    let device = server.connect_for(SHORT).unwrap();
     let failed = (0..100).find(|_| device.region_info(0).is_err()).unwrap();
     let took = started.elapsed();
-    assert!(failed < 50 && took < PATIENT, "{failed} in {took:?}");
+    assert!(failed < 50 && took < LONG, "{failed} in {took:?}");
     assert!(device.failure().unwrap().contains("doesn't answer VFIO_USER_DEVICE_GET_REGION_INFO"));
 }
 
 #[test]
 fn a_guest_s_access_of_many_messages_has_one_budget() {
-    let mut server = late(HASTY / 8);
-    let device = server.connect_for(HASTY).unwrap();
-    device.serve_guest().unwrap();
+    let mut server = late(SHORT / 8);
+    let device = server.connect_for(SHORT).unwrap();
+    device.start_guest().unwrap();
     let started = Instant::now();
     device.set_vectors(2, 0, &[None; 2000]).unwrap();
     // 8 bytes each.
     device.read(&BAR0, 0, &mut [0; 4096]).unwrap();
-    assert!(started.elapsed() < PATIENT, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
     device.failure().unwrap();
 }
 
 #[test]
 fn the_end_has_one_budget() {
     // A tenth of the whole for all of it.
-    let mut server = late(PATIENT / 100);
+    let mut server = late(LONG / 100);
     let device = server.connect().unwrap();
-    device.serve_guest().unwrap();
-    device.hurry();
+    device.start_guest().unwrap();
+    device.shorten_deadline();
     let started = Instant::now();
     for _ in 0..100 {
         let _ = device.reset();
         let _ = device.set_vectors(2, 0, &[None; 100]);
     }
     let took = started.elapsed();
-    assert!(took < PATIENT, "{took:?}");
+    assert!(took < LONG, "{took:?}");
     device.failure().unwrap();
 }
 
@@ -89,9 +89,9 @@ fn a_stop_ends_the_opening() {
     for command in [1, 4] {
         let mut server = server_but(command, |_| Act::Ignore);
         server.is_asked_to_stop = is_asked_to_stop;
-        let (started, stopping) = (Instant::now(), stop_after(HASTY / 10));
+        let (started, stopping) = (Instant::now(), stop_after(SHORT / 10));
         let error = server.connect().unwrap_err();
-        assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+        assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
         assert!(error.to_string().contains("was told to end"), "{error}");
         stopping.join().unwrap();
     }
@@ -110,14 +110,14 @@ fn a_stop_ends_a_send_that_the_server_blocks() {
         }
         server
     });
-    let patience = Patience::new(PATIENT, is_asked_to_stop);
-    let device = UserDevice::over(Path::new("/x"), socket, patience).unwrap();
+    let budget = TimeBudget::new(LONG, is_asked_to_stop);
+    let device = VfioUserDevice::over(Path::new("/x"), socket, budget).unwrap();
     let _server = serving.join().unwrap();
     // It reads no more, so there is no room for the next request.
     while (&mut &filling).write(&[0; 4096]).is_ok() {}
-    let (started, stopping) = (Instant::now(), stop_after(HASTY / 10));
+    let (started, stopping) = (Instant::now(), stop_after(SHORT / 10));
     let error = device.reset().unwrap_err();
-    assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
     assert!(error.source.to_string().contains("was told to end"), "{}", error.source);
     stopping.join().unwrap();
 }
@@ -125,10 +125,10 @@ fn a_stop_ends_a_send_that_the_server_blocks() {
 #[test]
 fn a_stop_ends_the_wait_for_a_server_s_file() {
     let (stop_after, is_asked_to_stop) = stop!();
-    let patience = Patience::new(PATIENT, is_asked_to_stop);
-    let (started, stopping) = (Instant::now(), stop_after(HASTY / 10));
-    let looked = aside(&mut patience.begin(), || thread::sleep(2 * PATIENT)).unwrap();
-    assert!(looked.is_none() && started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+    let budget = TimeBudget::new(LONG, is_asked_to_stop);
+    let (started, stopping) = (Instant::now(), stop_after(SHORT / 10));
+    let looked = run_with_deadline(&mut budget.begin(), || thread::sleep(2 * LONG)).unwrap();
+    assert!(looked.is_none() && started.elapsed() < LONG / 2, "{:?}", started.elapsed());
     stopping.join().unwrap();
 }
 
@@ -174,7 +174,7 @@ fn descriptors_whose_close_lingers_hold_nobody() {
     let failure = device.failure().unwrap();
     assert!(failure.contains("more descriptors than can be closed"), "{failure}");
     drop(device);
-    assert!(started.elapsed() < PATIENT, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
 }
 
 #[test]
@@ -192,15 +192,15 @@ fn a_connection_with_descriptors_that_nobody_took_is_left_at_once() {
     let _ = server.stream.send_with_fd(&[0u8; 64][..], socket.as_raw_fd());
     drop(socket);
     drop(device);
-    assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
 }
 
 #[test]
 fn what_takes_too_long_aside_goes_on_alone() {
-    let patience = Patience::new(HASTY, || false);
+    let budget = TimeBudget::new(SHORT, || false);
     let started = Instant::now();
-    assert_eq!(aside(&mut patience.begin(), || 7).unwrap(), Some(7));
-    let hanging = aside(&mut patience.begin(), || thread::sleep(PATIENT)).unwrap();
+    assert_eq!(run_with_deadline(&mut budget.begin(), || 7).unwrap(), Some(7));
+    let hanging = run_with_deadline(&mut budget.begin(), || thread::sleep(LONG)).unwrap();
     assert_eq!(hanging, None);
-    assert!(started.elapsed() < PATIENT, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
 }

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::tempdir::TempDir;
 
-use super::super::uapi::{DeviceCalls, IrqAction, RegionInfo};
-use super::device::UserDevice;
-use super::error::UserError;
-use super::testing::{Act, HASTY, PATIENT, Request, Server, message, words};
-use super::trust::Peer;
+use super::device::VfioUserDevice;
+use super::error::VfioUserError;
+use super::peer::Peer;
+use super::testing::{Act, LONG, Request, SHORT, Server, message, words};
+use crate::vfio::uapi::{DeviceCalls, IrqAction, RegionInfo};
 
 mod bounds;
 mod failures;
@@ -118,7 +118,7 @@ fn a_refusal_is_one_whatever_follows_it() {
             Act::Lend(bytes, memory(16, 0))
         });
         let device = server.connect().unwrap();
-        device.serve_guest().unwrap();
+        device.start_guest().unwrap();
         let error = device.read(&BAR0, 4, &mut [0; 4]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         let error = device.write(&BAR0, 4, &[0; 4]).unwrap_err();
@@ -311,7 +311,7 @@ fn ram_is_lent_by_its_file_or_by_messages() {
     let device = server.connect().unwrap();
     let mut bytes = vec![0u8; 0x4000];
     let host = NonNull::from(bytes.as_mut_slice()).cast::<u8>();
-    device.back_ram(memory(0x2000, 0), host, 0x2000);
+    device.set_ram_file(memory(0x2000, 0), host, 0x2000);
     // SAFETY: within the vector, which outlives the device.
     let (second, third) = unsafe { (host.add(0x1000), host.add(0x2000)) };
     // SAFETY: as above; nothing else looks at the bytes while they are lent.
@@ -359,7 +359,7 @@ fn a_server_that_cannot_be_spoken_to_is_told_from_others() {
         ("makes no sense", server_but(4, |request| Act::Send(request.answer(&[0; 15])))),
     ];
     for (expected, mut server) in cases {
-        let deadline = if expected.contains("within") { HASTY } else { PATIENT };
+        let deadline = if expected.contains("within") { SHORT } else { LONG };
         let error = server.connect_for(deadline).unwrap_err();
         assert!(error.to_string().contains(expected), "{expected}: {error}");
         assert!(error.help().is_some(), "{expected}");
@@ -379,7 +379,7 @@ fn paths_without_a_server_are_told_apart() {
         (at(&"long".repeat(30)), "shorter path"),
     ];
     for (path, help) in cases {
-        let error = UserDevice::connect(&path, Peer::Own).unwrap_err();
+        let error = VfioUserDevice::connect(&path, Peer::Own).unwrap_err();
         assert!(error.help().unwrap().contains(help), "{}: {error:?}", path.display());
     }
     // Whoever waits already doesn't keep strait waiting.
@@ -391,7 +391,7 @@ fn paths_without_a_server_are_told_apart() {
     let error = loop {
         match super::socket::Socket::connect(&at("busy")) {
             Ok(socket) => waiting.push(socket),
-            Err(error) => break UserError::connecting(&at("busy"), error),
+            Err(error) => break VfioUserError::connecting(&at("busy"), error),
         }
         assert!(waiting.len() < 16);
     };

@@ -11,11 +11,11 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::super::uapi::{DeviceCalls, IrqAction};
-use super::super::device::UserDevice;
-use super::super::testing::{Act, HASTY, PATIENT, Server, message, words};
+use super::super::device::VfioUserDevice;
+use super::super::testing::{Act, LONG, SHORT, Server, message, words};
 use super::requests::with_twin;
 use super::{BAR0, memory};
+use crate::vfio::uapi::{DeviceCalls, IrqAction};
 
 /// xorshift64*, for bytes that are the same each time.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ impl Random {
 }
 
 /// Calls everything once; what comes of it is the server's business.
-fn exercise(device: &UserDevice) {
+fn exercise(device: &VfioUserDevice) {
     let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
     for index in 0..9 {
         if let Ok(info) = device.region_info(index) {
@@ -203,12 +203,12 @@ fn whatever_a_server_sends_nothing_panics_or_waits_for_ever() {
             }
         });
         let started = Instant::now();
-        if let Ok(device) = server.connect_for(HASTY / 4) {
+        if let Ok(device) = server.connect_for(SHORT / 4) {
             if seed % 2 == 0 {
-                let _ = device.serve_guest();
+                let _ = device.start_guest();
             }
             exercise(&device);
         }
-        assert!(started.elapsed() < PATIENT, "seed {seed}: {:?}", started.elapsed());
+        assert!(started.elapsed() < LONG, "seed {seed}: {:?}", started.elapsed());
     }
 }

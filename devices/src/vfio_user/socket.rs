@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use super::budget::Wait;
+use super::fds::{FdCloser, ReceivedFd};
 use super::message::MOST_FDS;
-use super::patience::Wait;
-use super::received::{Bin, Received};
 
 /// The size of as many descriptors as may come with a message, in bytes.
 #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
@@ -49,7 +49,7 @@ impl From<io::Error> for WireError {
 ///
 /// Closed where nobody waits: descriptors that the server sent and nobody took are closed with it.
 #[derive(Debug)]
-pub(super) struct Socket(Received);
+pub(super) struct Socket(ReceivedFd);
 
 impl ScmSocket for Socket {
     fn socket_fd(&self) -> RawFd {
@@ -91,14 +91,14 @@ impl Socket {
         if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self(Received::new(fd, &Bin::default())))
+        Ok(Self(ReceivedFd::new(fd, &FdCloser::default())))
     }
 
     /// A connection that somebody else made.
     #[cfg(test)]
     pub(super) fn over(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self(Received::new(stream.into(), &Bin::default())))
+        Ok(Self(ReceivedFd::new(stream.into(), &FdCloser::default())))
     }
 
     /// A socket that the server has made, if it is one as this is.
@@ -106,7 +106,7 @@ impl Socket {
     /// # Errors
     ///
     /// It is something else.
-    pub(super) fn received(file: Received) -> io::Result<Self> {
+    pub(super) fn received(file: ReceivedFd) -> io::Result<Self> {
         for (option, expected) in
             [(libc::SO_DOMAIN, libc::AF_UNIX), (libc::SO_TYPE, libc::SOCK_STREAM)]
         {
@@ -154,8 +154,8 @@ impl Socket {
     pub(super) fn receive(
         &self,
         buffer: &mut [u8],
-        files: &mut Vec<Received>,
-        bin: &Bin,
+        files: &mut Vec<ReceivedFd>,
+        bin: &FdCloser,
         wait: &mut Wait<'_>,
     ) -> Result<(), WireError> {
         let mut at = 0;
@@ -181,8 +181,8 @@ impl Socket {
     fn receive_some(
         &self,
         buffer: &mut [u8],
-        files: &mut Vec<Received>,
-        bin: &Bin,
+        files: &mut Vec<ReceivedFd>,
+        bin: &FdCloser,
     ) -> io::Result<(usize, bool)> {
         // Of u64, for the alignment of a cmsghdr.
         let mut control = [0u64; 8 + MOST_FDS];
@@ -209,7 +209,7 @@ impl Socket {
                     let fds = libc::CMSG_DATA(header).cast::<RawFd>();
                     files.extend((0..size / size_of::<RawFd>()).map(|index| {
                         let fd = fds.add(index).read_unaligned();
-                        Received::new(OwnedFd::from_raw_fd(fd), bin)
+                        ReceivedFd::new(OwnedFd::from_raw_fd(fd), bin)
                     }));
                 }
                 header = libc::CMSG_NXTHDR(&raw const message, header);

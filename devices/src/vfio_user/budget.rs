@@ -8,7 +8,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::client::lock;
+use crate::sync::lock;
 
 /// In how many steps the whole is waited for: the time during which strait itself is stopped
 /// (Ctrl-Z) counts as two.
@@ -38,7 +38,7 @@ struct Budget {
 
 /// How long a server may still keep strait waiting.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct TimeBudget {
     whole: Duration,
     budget: Mutex<Budget>,
     is_asked_to_stop: fn() -> bool,
@@ -47,14 +47,14 @@ pub(super) struct Patience {
 /// An operation that waits for a server, by itself or for all of its messages.
 #[derive(Debug)]
 pub(super) struct Wait<'a> {
-    patience: &'a Patience,
+    budget: &'a TimeBudget,
     /// What it may wait of its own.
     own: Duration,
     /// It has nothing else.
     alone: bool,
 }
 
-impl Patience {
+impl TimeBudget {
     /// For `whole` until a guest has the device, or until strait is to end, which
     /// [`stop::is_requested`](crate::stop::is_requested) tells, or another in its place.
     pub(super) fn new(whole: Duration, is_asked_to_stop: fn() -> bool) -> Self {
@@ -79,7 +79,7 @@ impl Patience {
     }
 
     /// The run is ending.
-    pub(super) fn hurry(&self) {
+    pub(super) fn shorten_deadline(&self) {
         let mut budget = self.budget();
         if budget.phase != Phase::Ending {
             budget.phase = Phase::Ending;
@@ -96,43 +96,43 @@ impl Patience {
     pub(super) fn begin(&self) -> Wait<'_> {
         let mut budget = self.budget();
         if budget.phase != Phase::Serving {
-            return Wait { patience: self, own: Duration::ZERO, alone: false };
+            return Wait { budget: self, own: Duration::ZERO, alone: false };
         }
         let now = Instant::now();
         let grown = now.saturating_duration_since(budget.since) / REGROWTH;
         budget.left = budget.left.saturating_add(grown).min(self.whole);
         budget.since = now;
-        Wait { patience: self, own: self.step(), alone: false }
+        Wait { budget: self, own: self.step(), alone: false }
     }
 
     /// Begins what nobody else waits for.
     pub(super) fn alone(&self) -> Wait<'_> {
-        Wait { patience: self, own: self.whole, alone: true }
+        Wait { budget: self, own: self.whole, alone: true }
     }
 }
 
 impl Wait<'_> {
     /// For how long to wait next before asking again; `None` for no longer at all.
     pub(super) fn next(&mut self) -> Option<Duration> {
-        if self.patience.is_stopped() {
+        if self.budget.is_stopped() {
             return None;
         }
-        let budget = self.patience.budget();
+        let budget = self.budget.budget();
         if budget.phase == Phase::Ending {
-            let own = if self.alone { self.patience.whole / ENDING_PART } else { Duration::ZERO };
+            let own = if self.alone { self.budget.whole / ENDING_PART } else { Duration::ZERO };
             self.own = self.own.min(own);
         }
         let left = if self.alone { self.own } else { self.own.saturating_add(budget.left) };
-        Some(left.min(self.patience.step())).filter(|left| !left.is_zero())
+        Some(left.min(self.budget.step())).filter(|left| !left.is_zero())
     }
 
     /// So long was waited.
     pub(super) fn waited(&mut self, long: Duration) {
-        let long = long.min(self.patience.step().saturating_mul(2));
+        let long = long.min(self.budget.step().saturating_mul(2));
         let beyond = long.saturating_sub(self.own);
         self.own = self.own.saturating_sub(long);
         if !self.alone {
-            let mut budget = self.patience.budget();
+            let mut budget = self.budget.budget();
             budget.left = budget.left.saturating_sub(beyond);
         }
     }
@@ -161,71 +161,71 @@ mod tests {
 
     #[test]
     fn all_that_comes_before_a_guest_shares_a_budget() {
-        let patience = Patience::new(WHOLE, || false);
+        let budget = TimeBudget::new(WHOLE, || false);
         for _ in 0..49 {
-            patience.begin().waited(STEP);
+            budget.begin().waited(STEP);
         }
-        assert_eq!(exhaust(&mut patience.begin(), STEP), STEP);
-        assert_eq!(patience.begin().next(), None);
+        assert_eq!(exhaust(&mut budget.begin(), STEP), STEP);
+        assert_eq!(budget.begin().next(), None);
         // A guest's accesses have one of their own.
-        patience.serve();
-        assert_eq!(exhaust(&mut patience.begin(), STEP), WHOLE + STEP);
+        budget.serve();
+        assert_eq!(exhaust(&mut budget.begin(), STEP), WHOLE + STEP);
     }
 
     #[test]
     fn short_waits_of_a_guest_cost_nothing_and_long_ones_add_up() {
-        let patience = Patience::new(WHOLE, || false);
-        patience.serve();
+        let budget = TimeBudget::new(WHOLE, || false);
+        budget.serve();
         for _ in 0..1000 {
-            patience.begin().waited(STEP);
+            budget.begin().waited(STEP);
         }
         for _ in 0..25 {
-            let mut wait = patience.begin();
+            let mut wait = budget.begin();
             wait.waited(STEP);
             wait.waited(2 * STEP);
         }
-        let left = exhaust(&mut patience.begin(), STEP);
+        let left = exhaust(&mut budget.begin(), STEP);
         assert!(left < 3 * STEP, "{left:?}");
         // It grows back, slowly.
-        patience.budget().since -= Duration::from_secs(20);
-        let left = exhaust(&mut patience.begin(), STEP);
+        budget.budget().since -= Duration::from_secs(20);
+        let left = exhaust(&mut budget.begin(), STEP);
         assert!((20 * STEP..23 * STEP).contains(&left), "{left:?}");
-        patience.budget().since -= Duration::from_secs(2000);
-        assert_eq!(exhaust(&mut patience.begin(), STEP), WHOLE + STEP);
+        budget.budget().since -= Duration::from_secs(2000);
+        assert_eq!(exhaust(&mut budget.begin(), STEP), WHOLE + STEP);
     }
 
     #[test]
     fn at_the_end_little_is_left_for_all_of_it() {
-        let patience = Patience::new(WHOLE, || false);
-        patience.serve();
-        let (mut going_on, mut alone) = (patience.begin(), patience.alone());
-        patience.hurry();
+        let budget = TimeBudget::new(WHOLE, || false);
+        budget.serve();
+        let (mut going_on, mut alone) = (budget.begin(), budget.alone());
+        budget.shorten_deadline();
         assert_eq!(exhaust(&mut going_on, STEP), 5 * STEP);
         assert_eq!(exhaust(&mut alone, STEP), 5 * STEP);
-        assert_eq!(patience.begin().next(), None);
-        // Neither a second hurry nor a guest changes that.
-        patience.hurry();
-        patience.serve();
-        assert_eq!(patience.begin().next(), None);
+        assert_eq!(budget.begin().next(), None);
+        // Neither a second shorten_deadline nor a guest changes that.
+        budget.shorten_deadline();
+        budget.serve();
+        assert_eq!(budget.begin().next(), None);
     }
 
     #[test]
     fn a_stop_ends_what_comes_before_a_guest() {
         static STOP: AtomicBool = AtomicBool::new(false);
-        let patience = Patience::new(WHOLE, || STOP.load(Ordering::Relaxed));
-        let mut wait = patience.begin();
+        let budget = TimeBudget::new(WHOLE, || STOP.load(Ordering::Relaxed));
+        let mut wait = budget.begin();
         assert_eq!(wait.next(), Some(STEP));
         STOP.store(true, Ordering::Relaxed);
         assert_eq!(wait.next(), None);
-        assert!(patience.is_stopped());
-        patience.serve();
-        assert!(!patience.is_stopped() && patience.begin().next().is_some());
+        assert!(budget.is_stopped());
+        budget.serve();
+        assert!(!budget.is_stopped() && budget.begin().next().is_some());
     }
 
     #[test]
     fn the_time_that_strait_itself_is_stopped_hardly_counts() {
-        let patience = Patience::new(WHOLE, || false);
-        let mut wait = patience.begin();
+        let budget = TimeBudget::new(WHOLE, || false);
+        let mut wait = budget.begin();
         wait.waited(Duration::from_secs(3600));
         assert_eq!(exhaust(&mut wait, STEP), WHOLE - 2 * STEP);
     }

@@ -5,14 +5,14 @@ use std::str::FromStr;
 
 use devices::pci::Bdf;
 use devices::vfio::pci::PciOptions as FunctionOptions;
-use devices::vfio::user::Peer;
+use devices::vfio_user::Peer;
 
 use super::once::Once;
 use super::pci;
 
 /// A PCI device of another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserOptions {
+pub struct VfioUserOptions {
     /// The socket on which its server listens.
     pub path: PathBuf,
     /// What is done with it.
@@ -33,7 +33,7 @@ fn peer(value: &str) -> Result<Peer, String> {
     }
 }
 
-impl FromStr for UserOptions {
+impl FromStr for VfioUserOptions {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -56,7 +56,7 @@ impl FromStr for UserOptions {
                     options.peer = peer(value)?;
                 }
                 "addr" | "mmap" | "reset" => {
-                    let UserOptions { function, address, .. } = &mut options;
+                    let VfioUserOptions { function, address, .. } = &mut options;
                     pci::take(function, address, &mut once, (key, value))?;
                 }
                 _ => {
@@ -82,7 +82,7 @@ mod tests {
             ("a,b,addr=03.1", "a,b", Bdf::new(0, 3, 1)),
             ("a=b,addr=1f.7", "a=b", Bdf::new(0, 31, 7)),
         ] {
-            let options: UserOptions = text.parse().unwrap();
+            let options: VfioUserOptions = text.parse().unwrap();
             assert_eq!((options.path, options.address), (path.into(), address), "{text}");
         }
         for (text, peer) in [
@@ -91,9 +91,9 @@ mod tests {
             ("a,peer=1000,addr=2.0", Peer::User(1000)),
             ("a,peer=0", Peer::User(0)),
         ] {
-            assert_eq!(text.parse::<UserOptions>().unwrap().peer, peer, "{text}");
+            assert_eq!(text.parse::<VfioUserOptions>().unwrap().peer, peer, "{text}");
         }
-        let function = "a,mmap=off,reset=off".parse::<UserOptions>().unwrap().function;
+        let function = "a,mmap=off,reset=off".parse::<VfioUserOptions>().unwrap().function;
         assert!(!function.mmap && !function.reset);
     }
 
@@ -111,7 +111,7 @@ mod tests {
             "a,peer=me",
             "a,peer=1,peer=2",
         ] {
-            assert!(text.parse::<UserOptions>().is_err(), "{text}");
+            assert!(text.parse::<VfioUserOptions>().is_err(), "{text}");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Instant;
 
-use super::patience::Wait;
+use super::budget::Wait;
 
 /// How many descriptors may wait to be closed.
 const MOST: usize = 64;
@@ -21,7 +21,7 @@ const STACK: usize = 64 << 10;
 
 /// Closes descriptors where nobody waits.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bin(Arc<Closing>);
+pub(super) struct FdCloser(Arc<Closing>);
 
 #[derive(Debug, Default)]
 struct Closing {
@@ -31,7 +31,7 @@ struct Closing {
     full: AtomicBool,
 }
 
-impl Bin {
+impl FdCloser {
     /// Whether the server has more descriptors waiting to be closed than it may.
     pub(super) fn is_full(&self) -> bool {
         self.0.full.load(Ordering::Relaxed)
@@ -60,24 +60,24 @@ fn closing_thread() -> Option<SyncSender<OwnedFd>> {
 
 /// A descriptor that a server sent, closed where nobody waits.
 #[derive(Debug)]
-pub(super) struct Received {
+pub(super) struct ReceivedFd {
     fd: Option<OwnedFd>,
-    bin: Bin,
+    bin: FdCloser,
 }
 
-impl Received {
-    pub(super) fn new(fd: OwnedFd, bin: &Bin) -> Self {
+impl ReceivedFd {
+    pub(super) fn new(fd: OwnedFd, bin: &FdCloser) -> Self {
         Self { fd: Some(fd), bin: bin.clone() }
     }
 }
 
-impl AsRawFd for Received {
+impl AsRawFd for ReceivedFd {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 }
 
-impl Drop for Received {
+impl Drop for ReceivedFd {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
             self.bin.close(fd);
@@ -90,7 +90,7 @@ impl Drop for Received {
 /// # Errors
 ///
 /// There can't be a thread.
-pub(super) fn aside<T: Send + 'static>(
+pub(super) fn run_with_deadline<T: Send + 'static>(
     wait: &mut Wait<'_>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Option<T>> {
