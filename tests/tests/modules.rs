@@ -10,7 +10,6 @@ const CRATES: [&str; 4] = ["arch", "boot", "devices", "vmm"];
 
 /// The circles that are still there, each as its files in order. Whoever mends one takes it out.
 const KNOWN: &[&[&str]] = &[
-    &["boot/src/fdt/blob.rs", "boot/src/fdt/phandle.rs", "boot/src/fdt/writer.rs"],
     &["boot/src/initrd/content.rs", "boot/src/initrd/cpio.rs", "boot/src/initrd/gzip.rs"],
     &["boot/src/kernel/mod.rs", "boot/src/layout.rs"],
     &["devices/src/pci/bridge.rs", "devices/src/pci/ecam.rs", "devices/src/pci/window.rs"],
