@@ -5,8 +5,8 @@ mod scratch;
 
 use std::fs;
 
-use boot::file::FileError;
-use boot::initrd::{Initrd, InitrdError};
+use boot::file::{FileError, FileFault};
+use boot::initrd::{Initrd, InitrdError, InitrdFault};
 use files::{
     RAM, assert_loaded, cpio, gzip, image, padded_cpio, ram, uimage, with_magic, zboot, zstd,
 };
@@ -16,6 +16,15 @@ use scratch::Scratch;
 fn open(content: &[u8], is_root: bool) -> Result<Initrd, InitrdError> {
     let scratch = Scratch::new();
     Initrd::open(&scratch.write("initrd", content), is_root)
+}
+
+/// What is wrong with a file with this content, if it is refused for that.
+fn fault(content: &[u8]) -> Option<InitrdFault> {
+    match open(content, false) {
+        Ok(_) => None,
+        Err(InitrdError::Content { fault, .. }) => Some(fault),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// Two of them, one behind the other.
@@ -133,13 +142,13 @@ fn what_is_no_initrd_is_refused_by_the_name_of_what_it_is() {
 
 #[test]
 fn what_linux_does_not_decompress_is_refused() {
-    let xz = |check: u8| open(&with_magic(0, &[0xfd, b'7', b'z', b'X', b'Z', 0, 0, check]), false);
-    assert!(xz(0).is_ok() && xz(1).is_ok());
+    let xz = |check: u8| fault(&with_magic(0, &[0xfd, b'7', b'z', b'X', b'Z', 0, 0, check]));
+    assert!(xz(0).is_none() && xz(1).is_none());
     for check in [4, 10] {
-        assert!(matches!(xz(check), Err(InitrdError::XzCheck { .. })), "{check}");
+        assert!(matches!(xz(check), Some(InitrdFault::XzCheck)), "{check}");
     }
-    let lz4 = open(&with_magic(0, b"\x04\x22\x4d\x18"), false);
-    assert!(matches!(lz4, Err(InitrdError::Lz4Frame { .. })), "{lz4:?}");
+    let lz4 = fault(&with_magic(0, b"\x04\x22\x4d\x18"));
+    assert!(matches!(lz4, Some(InitrdFault::Lz4Frame)), "{lz4:?}");
 }
 
 #[test]
@@ -159,22 +168,22 @@ fn what_is_cut_off_is_refused() {
     let packed = gzip(&archive);
     let (mut wrong, mut missed) = (0, 0);
     for length in (20..packed.len()).step_by(97) {
-        match open(&packed[..length], false) {
-            Err(InitrdError::CutOff { .. }) => (),
-            Ok(_) => missed += 1,
-            Err(_) => wrong += 1,
+        match fault(&packed[..length]) {
+            Some(InitrdFault::CutOff { .. }) => (),
+            None => missed += 1,
+            Some(_) => wrong += 1,
         }
     }
     assert_eq!(wrong, 0);
     assert!(missed <= 5, "{missed} of {} were taken for whole", packed.len() / 97);
     for length in (200..archive.len() - 8).step_by(997) {
-        let error = open(&archive[..length], false).unwrap_err();
-        assert!(matches!(error, InitrdError::CutOff { .. }), "{length}: {error}");
+        let fault = fault(&archive[..length]);
+        assert!(matches!(fault, Some(InitrdFault::CutOff { .. })), "{length}: {fault:?}");
     }
     let mut broken = both(archive.clone(), b"more");
     broken[50_116..50_120].fill(b'x');
-    let error = open(&broken, false).unwrap_err();
-    assert!(matches!(error, InitrdError::Damaged { .. }), "{error}");
+    let fault = fault(&broken);
+    assert!(matches!(fault, Some(InitrdFault::Damaged { .. })), "{fault:?}");
     let mut broken = packed.clone();
     broken[4000..4100].fill(0xff);
     // Its trailer is there: that it can't be unpacked is the guest's to find.
@@ -188,7 +197,9 @@ fn a_file_that_shrinks_is_an_error_not_a_short_load() {
     scratch.write("initrd", padded_cpio(6000));
     let expected = fs::metadata(scratch.path().join("initrd")).unwrap().len();
     match initrd.load_into(&ram(), RAM) {
-        Err(FileError::Shrunk { found, .. }) => assert_eq!(found, expected),
+        Err(FileError { fault: FileFault::Shrunk { found, .. }, .. }) => {
+            assert_eq!(found, expected);
+        }
         other => panic!("{other:?}"),
     }
 }

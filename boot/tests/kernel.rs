@@ -6,9 +6,10 @@ mod scratch;
 use std::path::Path;
 
 #[cfg(target_arch = "aarch64")]
-use boot::file::FileError;
+use boot::file::FileFault;
 use boot::initrd::Initrd;
-use boot::kernel::{Kernel, KernelError, Packaging, Placement};
+use boot::kernel::{Kernel, KernelError, KernelFault, Packaging};
+use boot::layout::Placement;
 use files::{RAM, RAM_SIZE, gzip, image, image_with_stub, uimage, with_magic, zboot, zstd};
 #[cfg(target_arch = "aarch64")]
 use files::{assert_loaded, ram};
@@ -191,7 +192,10 @@ fn big_endian_kernels_are_refused_however_they_are_packed() {
     for file in [big.clone(), gzip(&big), zboot("zstd", &zstd(&big))] {
         let scratch = Scratch::new();
         let error = Kernel::open(&scratch.write("Image", file)).unwrap_err();
-        assert!(matches!(error, KernelError::BigEndian { .. }), "{error}");
+        assert!(
+            matches!(error, KernelError::Content { fault: KernelFault::BigEndian, .. }),
+            "{error}"
+        );
     }
 }
 
@@ -223,7 +227,10 @@ fn compressed_kernels_that_end_early_or_are_damaged_say_so() {
     ] {
         let scratch = Scratch::new();
         let error = Kernel::open(&scratch.write("vmlinuz", file)).unwrap_err();
-        assert!(matches!(error, KernelError::Unpack { .. }), "{error}");
+        assert!(
+            matches!(error, KernelError::Content { fault: KernelFault::Unpack { .. }, .. }),
+            "{error}"
+        );
         assert!(error.to_string().ends_with(&format!("can't be unpacked: {text}")), "{error}");
     }
 }
@@ -254,13 +261,14 @@ fn files_that_shrink_and_memory_that_ends_are_errors_not_short_loads() {
     let kernel = Kernel::open(&scratch.write("Image", image(10_000, 10_000))).unwrap();
     scratch.write("Image", image(6000, 6000));
     let result = kernel.load_into(&ram(), RAM);
-    let Err(FileError::Shrunk { expected: 10_000, found: 6000, .. }) = result else {
-        panic!("{result:?}");
+    let fault = result.unwrap_err().fault;
+    let FileFault::Shrunk { expected: 10_000, found: 6000 } = fault else {
+        panic!("{fault:?}");
     };
     for packed in [image(10_000, 10_000), gzip(&image(10_000, 10_000))] {
         let kernel = Kernel::open(&scratch.write("Image", packed)).unwrap();
         let error = kernel.load_into(&ram(), RAM + RAM_SIZE - 9999).unwrap_err();
-        assert!(matches!(error, FileError::Memory { .. }), "{error:?}");
+        assert!(matches!(error.fault, FileFault::Memory { .. }), "{error:?}");
     }
 }
 

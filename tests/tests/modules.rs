@@ -10,8 +10,6 @@ const CRATES: [&str; 4] = ["arch", "boot", "devices", "vmm"];
 
 /// The circles that are still there, each as its files in order. Whoever mends one takes it out.
 const KNOWN: &[&[&str]] = &[
-    &["boot/src/initrd/content.rs", "boot/src/initrd/cpio.rs", "boot/src/initrd/gzip.rs"],
-    &["boot/src/kernel/mod.rs", "boot/src/layout.rs"],
     &["devices/src/pci/bridge.rs", "devices/src/pci/ecam.rs", "devices/src/pci/window.rs"],
     &["devices/src/vfio/bindings/mod.rs", "devices/src/vfio/selftest/mod.rs"],
     &["devices/src/vfio/node/account.rs", "devices/src/vfio/node/copies.rs"],

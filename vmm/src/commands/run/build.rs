@@ -10,7 +10,7 @@ use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, Vcpu, Vm, la
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
-use boot::layout::{DTB_MAX, LayoutError};
+use boot::layout::{LayoutError, MAX_DTB_SIZE};
 use devices::bus::Bus;
 use devices::pci::HostBridge;
 use devices::pvpanic::PvPanic;
@@ -182,7 +182,7 @@ pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Resu
 pub fn dtb(tree: &Node) -> Result<Vec<u8>, Error> {
     let dtb = fdt::to_blob(tree)?;
     let size = dtb.len() as u64;
-    if size > DTB_MAX {
+    if size > MAX_DTB_SIZE {
         return Err(LayoutError::DtbTooLarge { size }.into());
     }
     Ok(dtb)
