@@ -1,5 +1,4 @@
 //! Files for a guest, made here, and RAM to load them into.
-#![allow(dead_code, reason = "each test uses some of it")]
 
 use std::io::Write;
 

@@ -1,9 +1,8 @@
 //! What a node's place in the host's tree means: addresses, coherence, clocks.
 
-mod scratch;
-
 use boot::fdt::host::{BusCells, BusRange, DmaReach, HostTree, Ranges};
-use scratch::Scratch;
+
+use crate::support::scratch::Scratch;
 
 fn cells(cells: &[u32]) -> Vec<u8> {
     cells.iter().flat_map(|cell| cell.to_be_bytes()).collect()

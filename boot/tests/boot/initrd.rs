@@ -1,16 +1,15 @@
 //! Initrd files, made here: what Linux takes is loaded, the rest is refused by name.
 
-mod files;
-mod scratch;
-
 use std::fs;
 
 use boot::file::{FileError, FileFault};
 use boot::initrd::{Initrd, InitrdError, InitrdFault};
-use files::{
+
+use crate::support::files::{
     RAM, assert_loaded, cpio, gzip, image, padded_cpio, ram, uimage, with_magic, zboot, zstd,
 };
-use scratch::Scratch;
+use crate::support::random::Xorshift;
+use crate::support::scratch::Scratch;
 
 /// What becomes of a file with this content.
 fn open(content: &[u8], is_root: bool) -> Result<Initrd, InitrdError> {
@@ -153,18 +152,10 @@ fn what_linux_does_not_decompress_is_refused() {
 
 #[test]
 fn what_is_cut_off_is_refused() {
-    let noise = |seed: u64| -> Vec<u8> {
-        let mut state = seed;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()[4]
-        };
-        (0..50_000).map(|_| next()).collect()
-    };
+    let mut random = Xorshift(1 << 40);
+    let noise: Vec<u8> = (0..50_000).map(|_| random.next().to_le_bytes()[4]).collect();
     let mut archive = cpio(50_000);
-    archive[116..50_116].copy_from_slice(&noise(1 << 40));
+    archive[116..50_116].copy_from_slice(&noise);
     let packed = gzip(&archive);
     let (mut wrong, mut missed) = (0, 0);
     for length in (20..packed.len()).step_by(97) {
@@ -207,13 +198,7 @@ fn a_file_that_shrinks_is_an_error_not_a_short_load() {
 #[test]
 fn no_initrd_however_mangled_makes_opening_it_panic() {
     let scratch = Scratch::new();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = |bound: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        usize::try_from(state >> 33).unwrap() % bound
-    };
+    let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
     let (plain, padded, memory) = (cpio(600), padded_cpio(600), ram());
     for file in [
         both(plain.clone(), &gzip(&padded)),
@@ -222,13 +207,8 @@ fn no_initrd_however_mangled_makes_opening_it_panic() {
         both(padded.clone(), &plain),
     ] {
         for _ in 0..400 {
-            let mut mangled = file.clone();
-            for _ in 0..1 + random(4) {
-                let at = if random(2) == 0 { random(256) } else { random(mangled.len()) };
-                mangled[at] = random(256).to_le_bytes()[0];
-            }
-            mangled.truncate(if random(4) == 0 { random(mangled.len()) } else { mangled.len() });
-            match Initrd::open(&scratch.write("mangled", &mangled), random(2) == 0) {
+            let mangled = random.mangled(&file);
+            match Initrd::open(&scratch.write("mangled", &mangled), random.below(2) == 0) {
                 Ok(initrd) => initrd.load_into(&memory, RAM).unwrap(),
                 Err(error) => drop((error.to_string(), error.help())),
             }

@@ -1,13 +1,12 @@
 //! The host's tree, read from directories as sysfs has them.
 
-mod scratch;
-
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use boot::fdt::host::{BusCells, HostError, HostTree, PROPERTY_MAX, Sense};
 use boot::fdt::{Node, Value, subtree_to_dts};
-use scratch::Scratch;
+
+use crate::support::scratch::Scratch;
 
 /// The system model's tree in small: a bus with a DMA controller and its clock.
 fn board() -> Scratch {

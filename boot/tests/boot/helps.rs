@@ -1,8 +1,5 @@
 //! The commands that errors about kernels and initrds advise, typed as they are.
 
-mod files;
-mod scratch;
-
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +7,9 @@ use std::process::Command;
 
 use boot::initrd::{Initrd, InitrdError};
 use boot::kernel::Kernel;
-use files::{gzip, image_with_stub, padded_cpio};
-use scratch::Scratch;
+
+use crate::support::files::{gzip, image_with_stub, padded_cpio};
+use crate::support::scratch::Scratch;
 
 /// The packages that have the tools.
 const TOOLS: &str = "these tests need cpio lz4 lzop mkbootimg u-boot-tools unzip xz-utils zip zstd";

@@ -1,8 +1,5 @@
 //! Kernel files, made here, opened, placed and loaded.
 
-mod files;
-mod scratch;
-
 use std::path::Path;
 
 #[cfg(target_arch = "aarch64")]
@@ -10,10 +7,14 @@ use boot::file::FileFault;
 use boot::initrd::Initrd;
 use boot::kernel::{Kernel, KernelError, KernelFault, Packaging};
 use boot::layout::Placement;
-use files::{RAM, RAM_SIZE, gzip, image, image_with_stub, uimage, with_magic, zboot, zstd};
+
+use crate::support::files::{
+    RAM, RAM_SIZE, gzip, image, image_with_stub, uimage, with_magic, zboot, zstd,
+};
 #[cfg(target_arch = "aarch64")]
-use files::{assert_loaded, ram};
-use scratch::Scratch;
+use crate::support::files::{assert_loaded, ram};
+use crate::support::random::Xorshift;
+use crate::support::scratch::Scratch;
 
 #[test]
 fn every_packaging_is_recognised_placed_and_loaded() {
@@ -275,25 +276,14 @@ fn files_that_shrink_and_memory_that_ends_are_errors_not_short_loads() {
 #[test]
 fn no_file_however_mangled_makes_reading_it_panic() {
     let plain = image_with_stub(8192, 0x4000, 8192);
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = |bound: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        usize::try_from(state >> 33).unwrap() % bound
-    };
+    let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
     let scratch = Scratch::new();
     let mut accepted = 0;
     for file in
         [plain.clone(), gzip(&plain), zboot("gzip", &gzip(&plain)), zboot("zstd", &zstd(&plain))]
     {
         for _ in 0..300 {
-            let mut mangled = file.clone();
-            for _ in 0..1 + random(4) {
-                let at = if random(2) == 0 { random(256) } else { random(mangled.len()) };
-                mangled[at] = random(256).to_le_bytes()[0];
-            }
-            mangled.truncate(if random(4) == 0 { random(mangled.len()) } else { mangled.len() });
+            let mangled = random.mangled(&file);
             match Kernel::open(&scratch.write("mangled", &mangled)) {
                 Ok(kernel) => {
                     accepted += 1;

@@ -1,34 +1,15 @@
 //! Trees as blobs and as source, judged by an independent reader and by dtc.
 
-mod dtb;
-
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::process::{Command, Stdio};
 
 use boot::fdt::{
     BlobError, Cell, FIRST_PHANDLE, Label, Node, Value, from_blob, is_node_name, is_property_name,
     to_blob, to_dts,
 };
-use dtb::Parsed;
 
-/// Runs dtc, which must be installed: it is the judge.
-fn dtc(from: &str, to: &str, input: &[u8]) -> Vec<u8> {
-    let mut child = Command::new("dtc")
-        .args(["-q", "-I", from, "-O", to])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("these tests need dtc: apt install device-tree-compiler");
-    let mut stdin = child.stdin.take().unwrap();
-    let input = input.to_vec();
-    let writer = std::thread::spawn(move || stdin.write_all(&input));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
+use crate::support::dtb::Parsed;
+use crate::support::dtc::dtc;
+use crate::support::random::Xorshift;
 
 /// Asserts that `parsed` says what `node` does, whatever the phandles are.
 fn assert_same(node: &Node, parsed: &Parsed, phandles: &BTreeMap<Label, u32>) {
@@ -76,8 +57,8 @@ fn phandles(node: &Node, parsed: &Parsed, into: &mut BTreeMap<Label, u32>) {
 /// Asserts that blob and source both are the tree, to the reader and to dtc.
 fn assert_faithful(root: &Node) {
     let blob = to_blob(root).unwrap();
-    let compiled = dtc("dts", "dtb", to_dts(root).as_bytes());
-    let through_dtc = dtc("dtb", "dtb", &blob);
+    let compiled = dtc(&["-I", "dts", "-O", "dtb"], to_dts(root).as_bytes());
+    let through_dtc = dtc(&["-I", "dtb", "-O", "dtb"], &blob);
     for blob in [&blob, &compiled, &through_dtc] {
         let parsed = Parsed::read(blob);
         let mut numbers = BTreeMap::new();
@@ -90,21 +71,8 @@ fn assert_faithful(root: &Node) {
     }
 }
 
-/// Marsaglia's xorshift64: the same trees in every run.
-struct Xorshift(u64);
-
+/// Trees at random.
 impl Xorshift {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).unwrap() % bound
-    }
-
-    fn word(&mut self) -> u32 {
-        u32::try_from(self.below(1 << 16) << 16 | self.below(1 << 16)).unwrap()
-    }
-
     fn name(&mut self, first: &[u8], rest: &[u8], longest: usize) -> String {
         let mut name = String::from(char::from(first[self.below(first.len())]));
         for _ in 0..self.below(longest) {
