@@ -15,7 +15,7 @@ use std::thread;
 use board::{Device, Unflattened, dtc, guest_nodes, guest_tree};
 use boot::fdt::host::HostNode;
 use boot::fdt::{Cell, FIRST_PHANDLE, Node, Value, from_blob, to_blob};
-use devices::vfio::node::{Disposition, PropertyReport};
+use devices::vfio::node::{Account, Fate};
 
 /// How many boards and how many vendors are the least that shows anything.
 const BOARDS: usize = 25;
@@ -88,7 +88,7 @@ fn check_board(name: &str, blob: &[u8]) -> Found {
 fn check_guest(board: &Unflattened, place: &str, devices: &[Device<'_>]) -> usize {
     let nodes = guest_nodes(&board.tree, devices);
     for ((host, _), nodes) in devices.iter().zip(&nodes) {
-        check_properties(&format!("{place}: {}", host.name()), host, &nodes.properties);
+        check_account(&format!("{place}: {}", host.name()), host, &nodes.account);
     }
     let tree = guest_tree(&nodes);
     let blob = to_blob(&tree).unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -106,27 +106,23 @@ fn check_guest(board: &Unflattened, place: &str, devices: &[Device<'_>]) -> usiz
             || line.contains("dma-ranges")
     });
     assert_eq!(broken, None, "{place}");
-    let reports = nodes.iter().flat_map(|nodes| &nodes.properties);
-    reports.filter(|report| matches!(report.disposition, Disposition::Linked(_))).count()
+    let accounts = nodes.iter().flat_map(|nodes| &nodes.account);
+    accounts.filter(|account| matches!(account.fate, Fate::Linked(_))).count()
 }
 
 /// Each property of the host's is accounted for once, and nothing that it doesn't have.
-fn check_properties(place: &str, host: &HostNode, properties: &[PropertyReport]) {
+fn check_account(place: &str, host: &HostNode, account: &[Account]) {
     let mut expected = BTreeSet::new();
     let gone: BTreeSet<&str> =
-        properties.iter().filter(|a| a.property.is_none()).map(|a| a.node.as_str()).collect();
+        account.iter().filter(|a| a.property.is_none()).map(|a| a.node.as_str()).collect();
     collect(host, "", &gone, &mut expected);
     let mut seen = BTreeSet::new();
-    for PropertyReport { node, property, disposition } in properties {
+    for Account { node, property, fate } in account {
         let Some(property) = property else { continue };
         let path = (node.clone(), property.clone());
         assert!(seen.insert(path.clone()), "{place}: {path:?} twice");
-        assert_eq!(
-            *disposition == Disposition::Made,
-            !expected.contains(&path),
-            "{place}: {path:?} {disposition:?}"
-        );
-        if let Disposition::Dropped(reason) = disposition {
+        assert_eq!(*fate == Fate::Made, !expected.contains(&path), "{place}: {path:?} {fate:?}");
+        if let Fate::Dropped(reason) = fate {
             assert!(reason.len() > 10 && !reason.contains("no use for it"), "{place}: {path:?}");
         }
     }

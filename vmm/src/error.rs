@@ -110,8 +110,8 @@ from_helpful! {
     devices::vfio::iommu::MapError,
     devices::vfio::iommu::DmaConstraintError,
     devices::vfio::pci::FunctionError,
-    devices::vfio::platform::PlatformError,
-    devices::vfio_user::VfioUserError,
+    devices::vfio::platform::DeviceError,
+    devices::vfio::user::UserError,
 }
 
 impl From<std::io::Error> for Error {

@@ -1,5 +1,5 @@
-//! The PCI functions a guest is given, whatever is behind them: opened while planning, attached
-//! while building, taken back at the end.
+//! The PCI functions a guest is given: opened while planning, attached while building, taken back at
+//! the end.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
@@ -7,35 +7,60 @@ use std::time::Duration;
 
 use arch::gic::Gic;
 use devices::irq::MsiRouter;
-use devices::pci::{Bdf, Function, Newcomer, Seat};
+use devices::pci::{Bdf, Function, InterruptPin, Intx, Slot, SlotAllocator, SlotError};
 use devices::stop;
 use devices::vfio::host::{Host, InterruptEntry, InterruptTable};
 use devices::vfio::pci::{Attachment, InUse, PciFunction};
 use devices::vfio::quiesce::Quiesced;
 use serde::Serialize;
 
+use crate::allocator::Allocator;
 use crate::error::Error;
 use crate::irqfds::Irqfds;
 
-/// How many times, a millisecond apart, statistics look whether a vCPU has done with a function.
-const LOOKS: u32 = 100;
+/// How many times, a millisecond apart, statistics try to lock a function that a vCPU holds.
+const LOCK_ATTEMPTS: u32 = 100;
+
+/// A function that is open, before it has its slot.
+pub struct OpenFunction {
+    /// Its name.
+    pub name: String,
+    /// The function.
+    pub function: PciFunction,
+    /// The address that is asked for, if any.
+    pub address: Option<Bdf>,
+}
+
+/// A function in its slot of the guest's bus.
+pub struct AssignedFunction {
+    /// Its name.
+    pub name: String,
+    /// Its slot.
+    pub slot: Slot,
+    function: Arc<Mutex<PciFunction>>,
+}
 
 /// The functions, in the order given.
 #[derive(Default)]
-pub struct Functions(Vec<Given>);
-
-/// A function, and where it is wanted on the guest's bus.
-struct Given {
-    name: String,
-    function: Arc<Mutex<PciFunction>>,
-    address: Option<Bdf>,
-}
+pub struct Functions(Vec<AssignedFunction>);
 
 impl Functions {
-    /// Adds a function, wanted at this address if at any.
-    pub fn add(&mut self, name: &str, function: PciFunction, address: Option<Bdf>) {
-        let function = Arc::new(Mutex::new(function));
-        self.0.push(Given { name: name.to_owned(), function, address });
+    /// Allocates slots, and an interrupt of its own to each function that has a pin.
+    ///
+    /// # Errors
+    ///
+    /// A function can't have the address that is asked for, or there are no more addresses or
+    /// interrupts.
+    pub fn place(open: Vec<OpenFunction>, allocator: &mut Allocator) -> Result<Self, Error> {
+        let mut slots = SlotAllocator::default();
+        for OpenFunction { name, address, .. } in &open {
+            reserve(name, *address, &mut slots)?;
+        }
+        let place = |OpenFunction { name, function, address }| {
+            let slot = allocate(&name, address, function.pin(), &mut slots, allocator)?;
+            Ok(AssignedFunction { name, slot, function: Arc::new(Mutex::new(function)) })
+        };
+        open.into_iter().map(place).collect::<Result<_, Error>>().map(Self)
     }
 
     /// Whether there are none.
@@ -43,29 +68,14 @@ impl Functions {
         self.0.is_empty()
     }
 
-    /// How many descriptors they can take while the guest runs: one for each vector.
-    pub fn most_descriptors(&self) -> u64 {
-        self.iter().map(|function| u64::from(function.interrupts().most_eventfds())).sum()
+    /// The number of descriptors that they can take while the guest runs: one for each vector.
+    pub fn max_descriptors(&self) -> u64 {
+        self.iter().map(|function| u64::from(function.lock().interrupts().max_eventfds())).sum()
     }
 
-    /// What they need of the guest's PCI host.
-    pub fn newcomers(&self) -> Vec<Newcomer> {
-        let newcomer = |given: &Given| Newcomer {
-            name: given.name.clone(),
-            address: given.address,
-            pin: given.lock().pin(),
-        };
-        self.0.iter().map(newcomer).collect()
-    }
-
-    /// Each of them, to be looked at.
-    pub fn iter(&self) -> impl Iterator<Item = MutexGuard<'_, PciFunction>> {
-        self.0.iter().map(Given::lock)
-    }
-
-    /// As the PCI host has them, in order.
-    pub fn shared(&self) -> Vec<Arc<Mutex<dyn Function>>> {
-        self.0.iter().map(|given| given.function.clone() as Arc<Mutex<dyn Function>>).collect()
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &AssignedFunction> {
+        self.0.iter()
     }
 
     /// Stops what they were doing. Before guest RAM is mapped for DMA.
@@ -77,12 +87,12 @@ impl Functions {
         self.0.iter().try_for_each(|given| {
             stop::check()?;
             let quiesced = given.lock().quiesce()?;
-            given.tell(quiesced);
+            given.log(quiesced);
             Ok(())
         })
     }
 
-    /// Attaches them in these seats, which are in the same order. The GIC must be complete.
+    /// Attaches them to the guest. The GIC must be complete.
     ///
     /// # Errors
     ///
@@ -91,22 +101,17 @@ impl Functions {
     /// # Safety
     ///
     /// No vCPU runs after `self` is dropped.
-    pub unsafe fn attach(
-        &self,
-        seats: impl IntoIterator<Item = Seat>,
-        gic: &Gic,
-        irqfds: &Arc<Irqfds>,
-    ) -> Result<(), Error> {
-        for (given, seat) in self.0.iter().zip(seats) {
+    pub unsafe fn attach(&self, gic: &Gic, irqfds: &Arc<Irqfds>) -> Result<(), Error> {
+        for function in &self.0 {
             let router = gic.has_its().then(|| irqfds.clone() as Arc<dyn MsiRouter>);
-            let attachment = Attachment { seat, slots: irqfds.clone(), router };
+            let attachment = Attachment { slot: function.slot, slots: irqfds.clone(), router };
             // SAFETY: the caller lets no vCPU outlive the function.
-            unsafe { given.lock().attach(attachment, &**irqfds)? };
+            unsafe { function.lock().attach(attachment, &**irqfds)? };
         }
         Ok(())
     }
 
-    /// Lets their lines through: the last step before the guest runs.
+    /// Arms their interrupt lines: the last step before the guest runs.
     pub fn arm(&self) {
         self.0.iter().for_each(|given| given.lock().arm());
     }
@@ -116,22 +121,22 @@ impl Functions {
         for given in &self.0 {
             let released = given.lock().release();
             match released {
-                Ok(quiesced) => given.tell(quiesced),
+                Ok(quiesced) => given.log(quiesced),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
                 Err(error) => log::error!("{}", Error::from(error).told()),
             }
         }
     }
 
-    /// What a guest's driver knows each by, with its name.
-    pub fn idents(&self) -> Vec<(String, String)> {
-        let ident = |given: &Given| {
+    /// The name of each, and the ids by which a guest's driver finds it.
+    pub fn ids(&self) -> Vec<(String, String)> {
+        let ids = |given: &AssignedFunction| {
             let function = given.lock();
-            let image = function.image();
-            let (vendor, device, class) = (image.u16(0), image.u16(2), image.u32(8) >> 8);
+            let config = function.snapshot();
+            let (vendor, device, class) = (config.u16(0), config.u16(2), config.u32(8) >> 8);
             (given.name.clone(), format!("{vendor:04x}:{device:04x}, class {class:06x}"))
         };
-        self.0.iter().map(ident).collect()
+        self.0.iter().map(ids).collect()
     }
 
     /// Watches their interrupts.
@@ -141,14 +146,50 @@ impl Functions {
     }
 }
 
-impl Given {
-    fn lock(&self) -> MutexGuard<'_, PciFunction> {
+impl AssignedFunction {
+    /// The function itself.
+    pub fn lock(&self) -> MutexGuard<'_, PciFunction> {
         self.function.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, quiesced: Quiesced) {
+    /// The function as the PCI host has it.
+    pub fn shared(&self) -> Arc<Mutex<dyn Function>> {
+        self.function.clone()
+    }
+
+    fn log(&self, quiesced: Quiesced) {
         log::info!("{}: {quiesced}", self.name);
     }
+}
+
+/// Reserves the address that is asked for, if any.
+fn reserve(name: &str, address: Option<Bdf>, slots: &mut SlotAllocator) -> Result<(), Error> {
+    address.map_or(Ok(()), |bdf| slots.reserve(bdf)).map_err(|error| no_slot(name, &error))
+}
+
+/// Allocates the slot of a function with this pin.
+fn allocate(
+    name: &str,
+    address: Option<Bdf>,
+    pin: Option<InterruptPin>,
+    slots: &mut SlotAllocator,
+    allocator: &mut Allocator,
+) -> Result<Slot, Error> {
+    let bdf = slots.allocate(address).map_err(|error| no_slot(name, &error))?;
+    let mut intx = None;
+    if let Some(pin) = pin {
+        let spi = allocator.allocate_spi().ok_or_else(|| {
+            Error::new(format!(
+                "{name} can't be assigned: the guest's interrupt controller has no more interrupts"
+            ))
+        })?;
+        intx = Some(Intx { pin, spi });
+    }
+    Ok(Slot { bdf, intx })
+}
+
+fn no_slot(name: &str, error: &SlotError) -> Error {
+    Error::new(format!("{name} can't be a function of the guest: {error}")).maybe_help(error.help())
 }
 
 /// The functions' interrupts as statistics tell of them.
@@ -201,7 +242,7 @@ impl Watch {
 /// What interrupts the guest, unless a vCPU keeps the function: the event loop, which looks here,
 /// waits for no server.
 fn look(function: &Mutex<PciFunction>) -> Option<InUse> {
-    for _ in 0..LOOKS {
+    for _ in 0..LOCK_ATTEMPTS {
         match function.try_lock() {
             Ok(function) => return Some(function.in_use()),
             Err(TryLockError::Poisoned(function)) => return Some(function.into_inner().in_use()),
@@ -228,7 +269,66 @@ fn fired(table: &InterruptTable, name: &str) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use arch::layout::{self, RAM_START};
+    use boot::layout::Ram;
+    use devices::irq::Spi;
+
     use super::*;
+
+    const RAM: Ram = Ram { base: RAM_START, size: 1 << 30 };
+
+    /// The slots of functions that ask for these addresses, with these interrupt pins.
+    fn slots(
+        functions: &[(&str, Option<&str>, u8)],
+        allocator: &mut Allocator,
+    ) -> Result<Vec<Slot>, Error> {
+        let mut slots = SlotAllocator::default();
+        let address = |text: Option<&str>| text.map(|text| text.parse::<Bdf>().unwrap());
+        for (name, wanted, _) in functions {
+            reserve(name, address(*wanted), &mut slots)?;
+        }
+        let allocate = |(name, wanted, pin): &(&str, Option<&str>, u8)| {
+            let pin = InterruptPin::from_register(*pin);
+            allocate(name, address(*wanted), pin, &mut slots, allocator)
+        };
+        functions.iter().map(allocate).collect()
+    }
+
+    #[test]
+    fn each_function_has_a_slot_and_each_pin_an_interrupt() {
+        let mut allocator = Allocator::new(RAM, true);
+        let functions = [("a", None, 1), ("b", Some("02.0"), 0), ("c", None, 2)];
+        let slots = slots(&functions, &mut allocator).unwrap();
+        let slots: Vec<_> = slots
+            .iter()
+            .map(|Slot { bdf, intx }| {
+                (bdf.to_string(), intx.map(|intx| (intx.pin.number(), intx.spi)))
+            })
+            .collect();
+        let first = layout::spi::PLATFORM;
+        let expected = [
+            ("00:01.0".to_owned(), Some((1, Spi(first)))),
+            ("00:02.0".to_owned(), None),
+            ("00:03.0".to_owned(), Some((2, Spi(first + 1)))),
+        ];
+        assert_eq!(slots, expected);
+        assert_eq!(allocator.spi_count(), first + 2);
+    }
+
+    #[test]
+    fn a_function_without_a_slot_is_named_with_what_mends_it() {
+        let mut allocator = Allocator::new(RAM, true);
+        let report = |functions: &[(&str, Option<&str>, u8)], allocator: &mut Allocator| {
+            slots(functions, allocator).unwrap_err().report()
+        };
+        let same = report(&[("a", Some("02.0"), 1), ("b", Some("02.0"), 1)], &mut allocator);
+        assert!(same.contains("b can't be") && same.contains("00:02.0"), "{same}");
+        assert!(same.contains("help: another addr="), "{same}");
+        while allocator.allocate_spi().is_some() {}
+        let full = report(&[("a", None, 1)], &mut allocator);
+        assert!(full.contains("no more interrupts"), "{full}");
+        assert!(slots(&[("a", None, 0)], &mut allocator).is_ok());
+    }
 
     #[test]
     fn a_function_s_counts_are_found_by_vector() {

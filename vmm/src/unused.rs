@@ -37,7 +37,7 @@ pub struct Evidence<'a, E, F> {
 impl Unused {
     /// Watches these devices.
     pub fn of(assigned: &AssignedDevices) -> Self {
-        let functions = assigned.functions.idents();
+        let functions = assigned.functions.ids();
         let functions = functions.into_iter().map(|(name, ident)| Device::function(name, &ident));
         Self(Mutex::new(assigned.platform.iter().map(Device::of).chain(functions).collect()))
     }

@@ -1,9 +1,7 @@
-//! Where a function is on its bus, and how it is named.
+//! The address of a function, and its interrupt pin.
 
 use std::fmt;
 use std::str::FromStr;
-
-use crate::irq::Spi;
 
 /// A function's address: bus, device and function number (PCI Local Bus 3.0, 3.2.2.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -12,7 +10,7 @@ pub struct Bdf {
     devfn: u8,
 }
 
-/// What is no address of a function.
+/// A text that isn't the address of a function.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no address of a PCI function")]
 pub struct AddressError(pub String);
@@ -30,8 +28,8 @@ impl Bdf {
         (device < 32 && function < 8).then_some(Self { bus, devfn: device << 3 | function })
     }
 
-    /// The function with this number on a bus: device and function in one, as configuration
-    /// addresses have them.
+    /// The function with this device and function number in one, as configuration addresses have
+    /// them.
     pub fn from_devfn(bus: u8, devfn: u8) -> Self {
         Self { bus, devfn }
     }
@@ -56,8 +54,7 @@ impl Bdf {
         self.devfn
     }
 
-    /// What it calls itself in transactions (PCI Express 3.0, 2.2.6.2), and so the DeviceID of its
-    /// messages.
+    /// Its requester ID (PCI Express 3.0, 2.2.6.2), which is the DeviceID of its messages.
     pub fn requester_id(self) -> u16 {
         u16::from_be_bytes([self.bus, self.devfn])
     }
@@ -91,9 +88,9 @@ impl FromStr for Bdf {
 
 /// An interrupt pin, INTA to INTD (PCI Local Bus 3.0, 6.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Pin(u8);
+pub struct InterruptPin(u8);
 
-impl Pin {
+impl InterruptPin {
     /// The pin with this number in the interrupt pin register: 1 to 4; 0 is none.
     pub fn from_register(value: u8) -> Option<Self> {
         (1..=4).contains(&value).then_some(Self(value))
@@ -106,7 +103,7 @@ impl Pin {
 }
 
 /// `INTA` to `INTD`.
-impl fmt::Display for Pin {
+impl fmt::Display for InterruptPin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             1 => "INTA",
@@ -115,24 +112,6 @@ impl fmt::Display for Pin {
             _ => "INTD",
         })
     }
-}
-
-/// Where a function's interrupt pin leads: to an SPI of its own, a level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Intx {
-    /// The pin.
-    pub pin: Pin,
-    /// The guest's SPI.
-    pub spi: Spi,
-}
-
-/// A function's place behind the bridge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat {
-    /// Its address in the guest.
-    pub bdf: Bdf,
-    /// Where its interrupt pin leads, if it has one.
-    pub intx: Option<Intx>,
 }
 
 #[cfg(test)]
@@ -169,10 +148,11 @@ mod tests {
 
     #[test]
     fn pins_are_a_to_d() {
-        let pins: Vec<_> = (0..=255).filter_map(Pin::from_register).map(Pin::number).collect();
+        let pins: Vec<_> =
+            (0..=255).filter_map(InterruptPin::from_register).map(InterruptPin::number).collect();
         assert_eq!(pins, [1, 2, 3, 4]);
         let names: Vec<_> =
-            (1..=4).filter_map(Pin::from_register).map(|pin| pin.to_string()).collect();
+            (1..=4).filter_map(InterruptPin::from_register).map(|pin| pin.to_string()).collect();
         assert_eq!(names, ["INTA", "INTB", "INTC", "INTD"]);
     }
 }

@@ -1,61 +1,62 @@
-//! What of the guest's address space leads to the host bridge, and what of it to which function.
+//! The host bridge's part of the guest's address space, and the BARs that it forwards to.
 
 use std::ops::Range;
 
-use super::function::{Space, Window};
+use super::bars::{AddressSpace, BarRange};
 
 /// The guest physical addresses that are the host bridge's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Apertures {
     /// Configuration space of bus 0: 1 MiB.
     pub ecam: Range<u64>,
-    /// For registers of 32 address bits.
+    /// For 32-bit memory BARs.
     pub memory32: Range<u64>,
-    /// For registers of 64 address bits.
+    /// For 64-bit memory BARs.
     pub memory64: Option<Range<u64>>,
     /// I/O ports, from 0: 64 KiB.
     pub io: Range<u64>,
 }
 
 impl Apertures {
-    /// Whether the bridge may forward what a register decodes.
-    pub(super) fn contain(&self, window: &Window) -> bool {
-        let within =
-            |outer: &Range<u64>| outer.start <= window.range.start && window.range.end <= outer.end;
-        match window.space {
-            Space::Memory => within(&self.memory32) || self.memory64.as_ref().is_some_and(within),
-            Space::Io => within(&(0..self.io.end.saturating_sub(self.io.start))),
+    /// Whether the bridge may forward the accesses that a BAR decodes.
+    pub(super) fn contain(&self, BarRange { space, range, .. }: &BarRange) -> bool {
+        let within = |outer: &Range<u64>| outer.start <= range.start && range.end <= outer.end;
+        match space {
+            AddressSpace::Memory => {
+                within(&self.memory32) || self.memory64.as_ref().is_some_and(within)
+            }
+            AddressSpace::Io => within(&(0..self.io.end.saturating_sub(self.io.start))),
         }
     }
 }
 
-/// A window that a function decodes.
+/// The range of a function's BAR.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Decoded {
+pub(super) struct FunctionBar {
     /// The function, by its number on the bus.
     pub(super) devfn: u8,
-    pub(super) window: Window,
+    pub(super) bar: BarRange,
 }
 
-/// Which of the windows `wanted` the bridge forwards: those within its apertures that overlap none
-/// that it forwards already. Who is there stays there, as in `current`; a newcomer waits.
+/// The `decoded` BARs that the bridge forwards: those within its apertures that overlap none that is
+/// forwarded already. Those in `current` come first, so that no BAR takes another's place.
 pub(super) fn arbitrate(
     apertures: &Apertures,
-    wanted: &[Decoded],
-    current: &[Decoded],
-) -> Vec<Decoded> {
-    let (stay, come): (Vec<_>, Vec<_>) = wanted.iter().partition(|one| current.contains(one));
-    let mut accepted: Vec<Decoded> = Vec::with_capacity(wanted.len());
-    for decoded in stay.into_iter().chain(come) {
-        let free = accepted.iter().all(|other| !overlap(&other.window, &decoded.window));
-        if free && apertures.contain(&decoded.window) {
-            accepted.push(decoded.clone());
+    decoded: &[FunctionBar],
+    current: &[FunctionBar],
+) -> Vec<FunctionBar> {
+    let (old, new): (Vec<_>, Vec<_>) = decoded.iter().partition(|one| current.contains(one));
+    let mut accepted: Vec<FunctionBar> = Vec::with_capacity(decoded.len());
+    for one in old.into_iter().chain(new) {
+        let free = accepted.iter().all(|other| !overlap(&other.bar, &one.bar));
+        if free && apertures.contain(&one.bar) {
+            accepted.push(one.clone());
         }
     }
     accepted
 }
 
-fn overlap(a: &Window, b: &Window) -> bool {
+fn overlap(a: &BarRange, b: &BarRange) -> bool {
     a.space == b.space && a.range.start < b.range.end && b.range.start < a.range.end
 }
 
@@ -72,16 +73,19 @@ mod tests {
         }
     }
 
-    fn memory(devfn: u8, start: u64, end: u64) -> Decoded {
-        Decoded { devfn, window: Window { bar: 0, space: Space::Memory, range: start..end } }
+    fn memory(devfn: u8, start: u64, end: u64) -> FunctionBar {
+        FunctionBar {
+            devfn,
+            bar: BarRange { bar: 0, space: AddressSpace::Memory, range: start..end },
+        }
     }
 
-    fn io(devfn: u8, start: u64, end: u64) -> Decoded {
-        Decoded { devfn, window: Window { bar: 1, space: Space::Io, range: start..end } }
+    fn io(devfn: u8, start: u64, end: u64) -> FunctionBar {
+        FunctionBar { devfn, bar: BarRange { bar: 1, space: AddressSpace::Io, range: start..end } }
     }
 
     #[test]
-    fn only_what_lies_within_the_apertures_is_forwarded() {
+    fn only_bars_within_the_apertures_are_forwarded() {
         let apertures = apertures();
         for (decoded, forwarded) in [
             (memory(8, 0x2000_0000, 0x2000_1000), true),
@@ -108,11 +112,11 @@ mod tests {
             assert_eq!(accepted.len(), usize::from(forwarded), "{decoded:x?}");
         }
         let none = Apertures { memory64: None, ..apertures };
-        assert!(!none.contain(&memory(8, 1 << 39, (1 << 39) + 0x1000).window));
+        assert!(!none.contain(&memory(8, 1 << 39, (1 << 39) + 0x1000).bar));
     }
 
     #[test]
-    fn who_is_there_stays_and_a_newcomer_waits() {
+    fn a_bar_that_is_forwarded_stays_and_others_wait() {
         let apertures = apertures();
         let one = memory(8, 0x2000_0000, 0x2000_2000);
         let over = memory(0, 0x2000_1000, 0x2000_3000);
@@ -121,19 +125,19 @@ mod tests {
         let port = io(8, 0x2000, 0x3000);
         let all = [over.clone(), one.clone(), beside.clone(), port.clone()];
         let current = [one.clone()];
-        // The newcomer that comes first gets what is free: the one before all the others.
+        // Of new ones the first gets the addresses.
         assert_eq!(arbitrate(&apertures, &all, &[]), [over.clone(), port.clone()]);
         assert_eq!(arbitrate(&apertures, &all, &current), [one, beside, port.clone()]);
-        // Who leaves makes room.
+        // A BAR that is moved away makes room.
         let left = [over.clone(), port.clone()];
         assert_eq!(arbitrate(&apertures, &left, &current), [over, port]);
     }
 
     #[test]
-    fn registers_of_one_function_can_not_overlap_either() {
+    fn bars_of_one_function_can_not_overlap_either() {
         let one = memory(8, 0x2000_0000, 0x2000_2000);
         let mut other = one.clone();
-        other.window.bar = 6;
+        other.bar.bar = 6;
         assert_eq!(arbitrate(&apertures(), &[one.clone(), other], &[]), [one]);
     }
 }

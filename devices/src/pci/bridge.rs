@@ -1,65 +1,113 @@
 //! The guest's host bridge: bus 0 with the functions on it.
 //!
-//! Three kinds of lock, so that a function that is slow to answer keeps nobody waiting but those who
-//! ask it: each function has its own; where windows lead is looked up under one that is held for no
-//! longer than that; and one that is held while windows move, which is taken when a guest moves
-//! some and not otherwise. A function's lock is taken under the last, never the other way.
+//! There are three kinds of lock, so that a slow function delays only its own users: each function
+//! has one; a read-write lock on the forwarded BARs is held for a lookup only; and one is held while
+//! the guest moves BARs. A function's lock is taken while the last is held, never the other way round.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::address::{Bdf, Seat};
-use super::apertures::{Apertures, Decoded, arbitrate};
-use super::ecam::Ecam;
-use super::function::{Function, Space, Window};
-use super::window::Forwarder;
-use crate::bus::SharedDevice;
+use super::address::Bdf;
+use super::apertures::{Apertures, FunctionBar, arbitrate};
+use super::bars::{AddressSpace, BarRange};
+use super::config::{HEADER_TYPE, HEADER_TYPE_MFD, read};
 
-/// The bridge's own place on its bus.
-const OWN_DEVFN: u8 = 0;
-
-/// The header type register, and its bit for a device of several functions (PCI Local Bus 3.0,
-/// 6.2.1).
-const HEADER_TYPE: u16 = 0x0e;
-const MULTI_FUNCTION: u8 = 0x80;
+/// The bridge's own number on its bus.
+const BRIDGE_DEVFN: u8 = 0;
 
 /// The bridge's configuration space as far as it isn't zero: the generic PCI Express host bridge
 /// that Red Hat gave ids to (1b36:0008), of class 06 (bridge), subclass 00 (host).
-const OWN_HEADER: [u8; 12] = [0x36, 0x1b, 0x08, 0x00, 0, 0, 0, 0, 0, 0, 0x00, 0x06];
+const BRIDGE_HEADER: [u8; 12] = [0x36, 0x1b, 0x08, 0x00, 0, 0, 0, 0, 0, 0, 0x00, 0x06];
 
-/// A function behind the bridge.
-struct Installed {
+/// A PCI function behind the guest's host bridge.
+///
+/// It keeps its own configuration space and tells what its BARs decode, which the guest may place
+/// anywhere. The bridge decides which of these ranges it forwards, and only those may the function
+/// map into the guest: see [`forward`](Self::forward). Trapped accesses come through the bridge.
+pub trait Function: Send {
+    /// Its name, for messages.
+    fn name(&self) -> &str;
+
+    /// The guest reads 1, 2 or 4 bytes of configuration space at `offset` (below 4096), aligned to
+    /// their number.
+    fn read_config(&mut self, offset: u16, data: &mut [u8]);
+
+    /// The guest writes 1, 2 or 4 bytes of configuration space at `offset` (below 4096), aligned to
+    /// their number. Afterwards the bridge asks for the [decoded ranges](Self::decoded), and if they
+    /// have changed it [forwards](Self::forward) anew, before the guest's write is done.
+    fn write_config(&mut self, offset: u16, data: &[u8]);
+
+    /// The ranges that its BARs decode at present: none while the command register's decoding is
+    /// disabled.
+    fn decoded(&self) -> Vec<BarRange>;
+
+    /// Whether a BAR decodes this range at present, which is checked at each trapped access.
+    fn decodes(&self, range: &BarRange) -> bool {
+        self.decoded().contains(range)
+    }
+
+    /// From here on the bridge forwards these ranges, some or all of the
+    /// [decoded ones](Self::decoded). Their mappable parts are mapped into the guest when this
+    /// returns, and nothing else is.
+    ///
+    /// Not forwarded is a range outside the bridge's apertures (on RAM, the interrupt controller,
+    /// another device), or over another BAR.
+    fn forward(&mut self, ranges: &[BarRange]);
+
+    /// Unmaps everything from the guest, so that all accesses trap, until it is to
+    /// [forward](Self::forward) other ranges: the host can't back the mapping. Whether anything was
+    /// mapped.
+    fn trap(&mut self) -> bool;
+
+    /// The guest reads 1, 2, 4 or 8 bytes at `offset` of a BAR, by a trap. They lie within the BAR's
+    /// size, at any alignment.
+    fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// The guest writes 1, 2, 4 or 8 bytes at `offset` of a BAR, by a trap. They lie within the
+    /// BAR's size, at any alignment.
+    fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]);
+}
+
+/// A slot with its function.
+struct OccupiedSlot {
     function: Arc<Mutex<dyn Function>>,
-    /// What it decoded when the bridge last arranged windows; taken under the function's lock.
-    known: Mutex<Vec<Window>>,
-    /// That a window isn't forwarded has been logged.
+    /// The ranges that it decoded when the bridge last arranged them; locked under the function's
+    /// lock.
+    known: Mutex<Vec<BarRange>>,
+    /// That a BAR isn't forwarded has been logged.
     warned: AtomicBool,
 }
 
-/// The host bridge: to be found by `pci-host-ecam-generic`
+/// The host bridge, as `pci-host-ecam-generic` describes it
 /// (Documentation/devicetree/bindings/pci/host-generic-pci.yaml).
 ///
-/// What a function decodes is forwarded to it if it lies within the bridge's [`Apertures`] and
-/// overlaps no other window that is forwarded: wherever a guest puts a BAR, it doesn't get over RAM
-/// or another device.
+/// A function's BAR is forwarded to if it lies within the bridge's [`Apertures`] and overlaps no
+/// other BAR that is: wherever a guest places it, it never covers RAM or another device.
 pub struct HostBridge {
     apertures: Apertures,
-    seats: Vec<Seat>,
-    functions: BTreeMap<u8, Installed>,
-    /// What is forwarded, in order of space and address.
-    routes: RwLock<Vec<Decoded>>,
-    /// Held while windows move.
+    /// By device and function number.
+    slots: BTreeMap<u8, OccupiedSlot>,
+    /// In order of space and address.
+    forwarded: RwLock<Vec<FunctionBar>>,
+    /// Held while BARs move.
     moving: Mutex<()>,
 }
 
 impl HostBridge {
-    /// A bridge with room for functions in these seats, all on bus 0.
+    /// A bridge with functions at these addresses, all on bus 0, which decode nothing yet.
     #[cold]
-    pub fn new(apertures: Apertures, seats: Vec<Seat>) -> Self {
-        let (functions, routes, moving) = Default::default();
-        Self { apertures, seats, functions, routes, moving }
+    pub fn new(
+        apertures: Apertures,
+        functions: impl IntoIterator<Item = (Bdf, Arc<Mutex<dyn Function>>)>,
+    ) -> Self {
+        let occupied = |(bdf, function): (Bdf, _)| {
+            let (known, warned) = Default::default();
+            (bdf.devfn(), OccupiedSlot { function, known, warned })
+        };
+        let slots = functions.into_iter().map(occupied).collect();
+        let (forwarded, moving) = Default::default();
+        Self { apertures, slots, forwarded, moving }
     }
 
     /// Its part of the guest's address space.
@@ -67,167 +115,133 @@ impl HostBridge {
         &self.apertures
     }
 
-    /// The functions' seats.
-    pub fn seats(&self) -> &[Seat] {
-        &self.seats
-    }
-
-    /// Puts a function in a seat, before the guest runs.
-    #[cold]
-    pub fn install(&mut self, bdf: Bdf, function: Arc<Mutex<dyn Function>>) {
-        let (known, warned) = Default::default();
-        self.functions.insert(bdf.devfn(), Installed { function, known, warned });
-        self.arrange(bdf.devfn());
-    }
-
-    /// What the guest reaches it by: a name, the addresses (GPA) and the device for the bus.
-    #[cold]
-    pub fn devices(self: &Arc<Self>) -> Vec<(&'static str, Range<u64>, Arc<dyn SharedDevice>)> {
-        let forwarder = |space, first| -> Arc<dyn SharedDevice> {
-            Arc::new(Forwarder::new(self.clone(), space, first))
-        };
-        let Apertures { ecam, memory32, memory64, io } = &self.apertures;
-        let memory = |range: &Range<u64>| forwarder(Space::Memory, range.start);
-        let mut devices: Vec<(_, _, Arc<dyn SharedDevice>)> = vec![
-            ("PCI configuration", ecam.clone(), Arc::new(Ecam::new(self.clone()))),
-            ("PCI memory", memory32.clone(), memory(memory32)),
-            ("PCI I/O", io.clone(), forwarder(Space::Io, 0)),
-        ];
-        devices.extend(
-            memory64.iter().map(|range| ("PCI 64-bit memory", range.clone(), memory(range))),
-        );
-        devices
-    }
-
     /// The guest reads 1, 2 or 4 bytes of a function's configuration space, aligned; all ones where
     /// there is no function.
     pub(super) fn read_config(&self, devfn: u8, register: u16, data: &mut [u8]) {
-        if devfn == OWN_DEVFN {
-            super::register::read(&OWN_HEADER, register.into(), data);
+        if devfn == BRIDGE_DEVFN {
+            read(&BRIDGE_HEADER, register.into(), data);
             return;
         }
-        let Some(installed) = self.functions.get(&devfn) else {
+        let Some(occupied) = self.slots.get(&devfn) else {
             data.fill(0xff);
             return;
         };
-        installed.lock().read_config(register, data);
-        // Which functions a device has here may be another matter than on the host.
+        occupied.lock().read_config(register, data);
+        // The device may have other functions here than on the host.
         for (byte, at) in data.iter_mut().zip(register..) {
             if at == HEADER_TYPE {
-                let several = if self.has_siblings(devfn) { MULTI_FUNCTION } else { 0 };
-                *byte = *byte & !MULTI_FUNCTION | several;
+                let several = if self.has_siblings(devfn) { HEADER_TYPE_MFD } else { 0 };
+                *byte = *byte & !HEADER_TYPE_MFD | several;
             }
         }
     }
 
     /// The guest writes 1, 2 or 4 bytes of a function's configuration space, aligned.
     pub(super) fn write_config(&self, devfn: u8, register: u16, data: &[u8]) {
-        let Some(installed) = self.functions.get(&devfn) else { return };
-        let mut function = installed.lock();
+        let Some(occupied) = self.slots.get(&devfn) else { return };
+        let mut function = occupied.lock();
         function.write_config(register, data);
-        let moved = *lock(&installed.known) != function.windows();
+        let moved = *lock(&occupied.known) != function.decoded();
         drop(function);
         if moved {
-            self.arrange(devfn);
+            self.arrange(occupied);
         }
     }
 
-    /// Lets all of the guest's accesses to functions trap, until windows move: the host can't give it
-    /// something that is mapped. Answers whether anything was mapped.
+    /// Unmaps all functions from the guest, so that its accesses trap, until BARs move: the host
+    /// can't back a mapping. Whether anything was mapped.
     #[cold]
     pub fn trap(&self) -> bool {
-        self.functions.values().filter(|installed| installed.lock().trap()).count() != 0
+        self.slots.values().filter(|occupied| occupied.lock().trap()).count() != 0
     }
 
     /// The guest accesses `len` bytes at an address that the bridge forwards: does `access` with the
-    /// function, its BAR and the offset in that; `false` where there is none.
+    /// function, its BAR and the offset in that. `false` where there is none.
     ///
-    /// Where the address leads is decided under the function's lock: another vCPU may have closed or
-    /// moved the window since it was looked up.
+    /// Whether the BAR is there is checked under the function's lock: another vCPU may have disabled
+    /// or moved it since it was looked up.
     pub(super) fn access(
         &self,
-        space: Space,
+        space: AddressSpace,
         address: u64,
         len: usize,
         access: impl FnOnce(&mut dyn Function, u8, u64),
     ) -> bool {
-        let Some((decoded, offset)) = self.find(space, address, len) else { return false };
-        let Some(installed) = self.functions.get(&decoded.devfn) else { return false };
-        let mut function = installed.lock();
-        let decodes = function.decodes(&decoded.window);
+        let Some((FunctionBar { devfn, bar }, offset)) = self.find(space, address, len) else {
+            return false;
+        };
+        let Some(occupied) = self.slots.get(&devfn) else { return false };
+        let mut function = occupied.lock();
+        let decodes = function.decodes(&bar);
         if decodes {
-            access(&mut *function, decoded.window.bar, offset);
+            access(&mut *function, bar.bar, offset);
         }
         decodes
     }
 
-    /// The function with the window in which an access lies wholly, and the offset in that.
-    fn find(&self, space: Space, address: u64, len: usize) -> Option<(Decoded, u64)> {
-        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
-        let at = routes.partition_point(|Decoded { window, .. }| {
-            (window.space, window.range.end) <= (space, address)
+    /// The BAR that covers all of an access, and the offset in it.
+    fn find(&self, space: AddressSpace, address: u64, len: usize) -> Option<(FunctionBar, u64)> {
+        let forwarded = self.forwarded.read().unwrap_or_else(PoisonError::into_inner);
+        let at = forwarded.partition_point(|FunctionBar { bar, .. }| {
+            (bar.space, bar.range.end) <= (space, address)
         });
-        let decoded = routes.get(at)?;
-        let window = &decoded.window;
-        let offset = address.checked_sub(window.range.start)?;
+        let found = forwarded.get(at)?;
+        let bar = &found.bar;
+        let offset = address.checked_sub(bar.range.start)?;
         let end = address.checked_add(u64::try_from(len).ok()?)?;
-        let within = window.space == space && end <= window.range.end;
-        within.then(|| (decoded.clone(), offset))
+        let within = bar.space == space && end <= bar.range.end;
+        within.then(|| (found.clone(), offset))
     }
 
-    /// Forwards what is to be forwarded now that this function decodes something else.
+    /// Decides anew which BARs are forwarded, after those of one function have changed.
     #[cold]
-    fn arrange(&self, devfn: u8) {
+    fn arrange(&self, changed: &OccupiedSlot) {
         let _moving = lock(&self.moving);
-        if let Some(installed) = self.functions.get(&devfn) {
-            // As of now: another vCPU may have moved windows since, and would then not come here.
-            let function = installed.lock();
-            *lock(&installed.known) = function.windows();
+        {
+            // As of now: another vCPU may have moved BARs since, and would then not come here.
+            let function = changed.lock();
+            *lock(&changed.known) = function.decoded();
         }
-        let known = |(devfn, installed): (&u8, &Installed)| {
-            let windows = lock(&installed.known).clone();
-            let devfn = *devfn;
-            windows.into_iter().map(move |window| Decoded { devfn, window })
+        let bars = |(devfn, occupied): (&u8, &OccupiedSlot)| {
+            let (devfn, known) = (*devfn, lock(&occupied.known).clone());
+            known.into_iter().map(move |bar| FunctionBar { devfn, bar })
         };
-        let wanted: Vec<Decoded> = self.functions.iter().flat_map(known).collect();
-        let before = self.routes.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut after = arbitrate(&self.apertures, &wanted, &before);
-        after.sort_by_key(|Decoded { window, .. }| (window.space, window.range.start));
+        let decoded: Vec<FunctionBar> = self.slots.iter().flat_map(bars).collect();
+        let before = self.forwarded.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut after = arbitrate(&self.apertures, &decoded, &before);
+        after.sort_by_key(|FunctionBar { bar, .. }| (bar.space, bar.range.start));
 
-        // What stays: who gives something up does so before another takes it.
-        let between: Vec<Decoded> =
-            after.iter().filter(|decoded| before.contains(decoded)).cloned().collect();
-        self.forward(&before, &between);
-        after.clone_into(&mut self.routes.write().unwrap_or_else(PoisonError::into_inner));
-        self.forward(&between, &after);
-        wanted
-            .iter()
-            .filter(|decoded| !after.contains(decoded))
-            .for_each(|decoded| self.warn(decoded));
+        // First only those that stay, so that addresses are given up before another takes them.
+        let stay: Vec<FunctionBar> =
+            after.iter().filter(|bar| before.contains(bar)).cloned().collect();
+        self.forward(&before, &stay);
+        after.clone_into(&mut self.forwarded.write().unwrap_or_else(PoisonError::into_inner));
+        self.forward(&stay, &after);
+        decoded.iter().filter(|bar| !after.contains(bar)).for_each(|bar| self.warn(bar));
     }
 
-    /// Tells those functions for which something changes what is forwarded.
-    fn forward(&self, before: &[Decoded], after: &[Decoded]) {
-        for (devfn, installed) in &self.functions {
-            let (before, after) = (of(before, *devfn), of(after, *devfn));
+    /// Tells the functions for which it changes which of their BARs are forwarded.
+    fn forward(&self, before: &[FunctionBar], after: &[FunctionBar]) {
+        for (devfn, occupied) in &self.slots {
+            let (before, after) = (bars_of(before, *devfn), bars_of(after, *devfn));
             if before != after {
-                installed.lock().forward(&after);
+                occupied.lock().forward(&after);
             }
         }
     }
 
     #[cold]
-    fn warn(&self, Decoded { devfn, window: Window { bar, space, range } }: &Decoded) {
-        let Some(installed) = self.functions.get(devfn) else { return };
-        if !installed.warned.swap(true, Ordering::Relaxed) {
+    fn warn(&self, FunctionBar { devfn, bar: BarRange { bar, space, range } }: &FunctionBar) {
+        let Some(occupied) = self.slots.get(devfn) else { return };
+        if !occupied.warned.swap(true, Ordering::Relaxed) {
             let space = match space {
-                Space::Memory => "memory",
-                Space::Io => "ports",
+                AddressSpace::Memory => "memory",
+                AddressSpace::Io => "ports",
             };
             log::warn!(
                 "{}: BAR {bar} at {:#x}-{:#x} ({space}) does not answer: that is not the host \
                  bridge's to forward, or another BAR is there",
-                installed.lock().name(),
+                occupied.lock().name(),
                 range.start,
                 range.end.saturating_sub(1)
             );
@@ -237,19 +251,19 @@ impl HostBridge {
     /// Whether the device has other functions.
     fn has_siblings(&self, devfn: u8) -> bool {
         let first = devfn & !7;
-        self.functions.range(first..=first | 7).count() > 1
+        self.slots.range(first..=first | 7).count() > 1
     }
 }
 
-impl Installed {
+impl OccupiedSlot {
     fn lock(&self) -> MutexGuard<'_, dyn Function + 'static> {
         self.function.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The windows of one function.
-fn of(all: &[Decoded], devfn: u8) -> Vec<Window> {
-    all.iter().filter(|one| one.devfn == devfn).map(|one| one.window.clone()).collect()
+/// The BARs of one function.
+fn bars_of(all: &[FunctionBar], devfn: u8) -> Vec<BarRange> {
+    all.iter().filter(|one| one.devfn == devfn).map(|one| one.bar.clone()).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

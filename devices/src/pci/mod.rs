@@ -1,34 +1,31 @@
-//! PCI Express as a guest sees it: a host bridge, its windows, and the functions behind it.
+//! PCI Express as a guest sees it: a host bridge, its apertures, and the functions behind it.
 //!
-//! What is behind a function (a device of the host through VFIO, one of another process through
-//! vfio-user) is not known here: it is a [`Function`]. What every function has, and none can be
-//! trusted with, is modelled here: base address registers ([`Bars`]), message-signalled interrupts
-//! ([`Msi`], [`Msix`]) and their way to the guest ([`Vectors`]).
+//! What implements a function (a device of the host through VFIO, one of another process through
+//! vfio-user) is not known here: it is a [`Function`]. What no function can be trusted with is
+//! emulated here: base address registers ([`Bars`]) and message-signalled interrupts ([`Msi`],
+//! [`Msix`]) with their routes to the guest ([`MsiVectors`]).
 
 mod address;
 mod apertures;
 mod bars;
 mod bridge;
-mod ecam;
-mod function;
-mod message;
+pub mod config;
+mod mmio;
 mod msi;
 mod msix;
 mod node;
-mod register;
-mod seats;
+mod slots;
 #[cfg(test)]
 pub(crate) mod testing;
 mod vectors;
-mod window;
 
-pub use address::{AddressError, Bdf, Intx, Pin, Seat};
+pub use address::{AddressError, Bdf, InterruptPin};
 pub use apertures::Apertures;
-pub use bars::{Bar, BarError, Bars};
-pub use bridge::HostBridge;
-pub use function::{Function, Space, Window};
-pub use message::{Delivery, Effect};
+pub use bars::{AddressSpace, Bar, BarError, BarRange, Bars, ROM, rom_size};
+pub use bridge::{Function, HostBridge};
+pub use config::ConfigSnapshot;
 pub use msi::Msi;
-pub use msix::{Msix, TablePlace};
-pub use seats::{Newcomer, SeatError, assign};
-pub use vectors::Vectors;
+pub use msix::{Msix, MsixArea};
+pub use node::host_node;
+pub use slots::{Intx, Slot, SlotAllocator, SlotError};
+pub use vectors::{MsiState, MsiVectors};

@@ -1,10 +1,10 @@
 //! The MSI-X capability with its table (PCI Local Bus 3.0, 6.8.2).
 
-use super::message::{Delivery, Effect, effects};
-use super::register::{change, merge};
+use super::config::{change, merge, read};
+use super::vectors::MsiState;
 use crate::irq::MsiMessage;
 
-/// Bits of message control: on; all vectors masked; the last vector's number.
+/// Bits of message control: enabled; all vectors masked; the last vector's number.
 const ENABLE: u32 = 1 << 15;
 const FUNCTION_MASK: u32 = 1 << 14;
 const LAST_VECTOR: u32 = (1 << 11) - 1;
@@ -14,19 +14,19 @@ const ENTRY: u64 = 16;
 /// The vector is masked: in vector control.
 const VECTOR_MASK: u32 = 1;
 
-/// Where the table or the pending bits are in a BAR.
+/// The part of a BAR that is the table, or the pending bit array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TablePlace {
+pub struct MsixArea {
     /// Which BAR: 0 to 5 (6 and 7 are reserved).
     pub bar: u8,
-    /// The offset in it, in bytes.
+    /// Its offset in the BAR, in bytes.
     pub offset: u64,
     /// Its size in bytes.
     pub size: u64,
 }
 
-impl TablePlace {
-    /// The offset in it of an access of `len` bytes at `offset` of BAR `bar` that lies within.
+impl MsixArea {
+    /// The offset in it of an access of `len` bytes at `offset` of BAR `bar`, if it covers all of it.
     pub fn find(&self, bar: u8, offset: u64, len: usize) -> Option<u64> {
         let within = offset.checked_sub(self.offset).filter(|_| bar == self.bar)?;
         let end = within.checked_add(u64::try_from(len).ok()?)?;
@@ -35,9 +35,6 @@ impl TablePlace {
 }
 
 /// The MSI-X capability of a function, its table and its pending bits, as its guest programs them.
-///
-/// A write says what it [changed](Effect); nothing is done here. Whoever has the device keeps what a
-/// masked vector signals, and says so when its pending bits are read.
 #[derive(Debug)]
 pub struct Msix {
     /// The three dwords of the structure.
@@ -58,7 +55,7 @@ impl Msix {
     pub const SIZE: u16 = 12;
 
     /// The capability whose structure (id, next, message control; table; pending bits) reads so on
-    /// the device; it is off. `requester` is the function's requester ID in the guest.
+    /// the device; it is disabled. `requester` is the function's requester ID in the guest.
     pub fn new(structure: [u32; 3], requester: u16) -> Self {
         let [first, table, pending] = structure;
         let structure = [first & !((ENABLE | FUNCTION_MASK) << 16), table, pending];
@@ -66,61 +63,58 @@ impl Msix {
         Self { structure, entries: vec![RESET; vectors], requester: u32::from(requester) }
     }
 
-    /// How many vectors there are: 1 to 2048.
+    /// The number of vectors: 1 to 2048.
     pub fn capacity(&self) -> u16 {
         u16::try_from(self.entries.len()).unwrap_or(u16::MAX)
     }
 
-    /// Where the table is.
-    pub fn table(&self) -> TablePlace {
+    /// The table.
+    pub fn table(&self) -> MsixArea {
         let [_, table, _] = self.structure;
-        place(table, u64::from(self.capacity()) * ENTRY)
+        area(table, u64::from(self.capacity()) * ENTRY)
     }
 
-    /// Where the pending bits are: in quadwords.
-    pub fn pending_bits(&self) -> TablePlace {
+    /// The pending bit array, which is made of quadwords.
+    pub fn pending_bits(&self) -> MsixArea {
         let [.., pending] = self.structure;
-        place(pending, u64::from(self.capacity()).div_ceil(64) * 8)
+        area(pending, u64::from(self.capacity()).div_ceil(64) * 8)
     }
 
     /// Reads 1, 2 or 4 bytes at `offset` of the structure, aligned.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
-        super::register::read(
-            self.structure.map(u32::to_le_bytes).as_flattened(),
-            offset.into(),
-            data,
-        );
+        read(self.structure.map(u32::to_le_bytes).as_flattened(), offset.into(), data);
     }
 
-    /// Writes 1, 2 or 4 bytes at `offset` of the structure, aligned. All but two bits is read-only.
-    pub fn write(&mut self, offset: u16, data: &[u8]) -> Vec<Effect> {
-        if offset >= 4 {
-            return Vec::new();
-        }
-        let before = self.deliveries();
+    /// Writes 1, 2 or 4 bytes at `offset` of the structure, aligned: all but two bits are read-only.
+    /// Whether its [state](MsiState) has changed.
+    pub fn write(&mut self, offset: u16, data: &[u8]) -> bool {
         let [control, ..] = &mut self.structure;
-        let new = merge(*control, usize::from(offset), data);
-        *control = change(*control, new, (ENABLE | FUNCTION_MASK) << 16);
-        effects(before.as_deref(), self.deliveries().as_deref())
+        if offset >= 4 {
+            return false;
+        }
+        let before = *control;
+        let new = merge(before, usize::from(offset), data);
+        *control = change(before, new, (ENABLE | FUNCTION_MASK) << 16);
+        *control != before && (*control | before) >> 16 & ENABLE != 0
     }
 
     /// Reads at `offset` of the table.
     pub fn read_table(&self, offset: u64, data: &mut [u8]) {
         let entry = self.entries.get(index(offset / ENTRY));
         let dwords = entry.map_or([0; 4], |Entry(dwords)| *dwords).map(u32::to_le_bytes);
-        super::register::read(dwords.as_flattened(), offset % ENTRY, data);
+        read(dwords.as_flattened(), offset % ENTRY, data);
     }
 
-    /// Writes 4 or 8 bytes at `offset` of the table, aligned; software makes no others (6.8.2), and
-    /// they are ignored.
-    pub fn write_table(&mut self, offset: u64, data: &[u8]) -> Vec<Effect> {
-        let vector = index(offset / ENTRY);
+    /// Writes 4 or 8 bytes at `offset` of the table, aligned; software makes no other accesses
+    /// (6.8.2), and they are ignored. Answers the vector whose message has changed.
+    pub fn write_table(&mut self, offset: u64, data: &[u8]) -> Option<u16> {
         let size = data.len() as u64;
-        let aligned = matches!(size, 4 | 8) && offset.is_multiple_of(size);
-        let before = self.delivery(vector).filter(|_| aligned);
-        let (Some(before), Some(Entry(dwords))) = (before, self.entries.get_mut(vector)) else {
-            return Vec::new();
-        };
+        if !matches!(size, 4 | 8) || !offset.is_multiple_of(size) {
+            return None;
+        }
+        let vector = u16::try_from(offset / ENTRY).ok()?;
+        let before = self.message(vector);
+        let Entry(dwords) = self.entries.get_mut(usize::from(vector))?;
         let first = index(offset % ENTRY / 4);
         for (dword, bytes) in dwords.iter_mut().skip(first).zip(data.as_chunks().0) {
             *dword = u32::from_le_bytes(*bytes);
@@ -129,61 +123,54 @@ impl Msix {
         // A dword's address; the rest of vector control is reserved.
         *address &= !0b11;
         *control &= VECTOR_MASK;
-        let after = self.delivery(vector).filter(|after| self.is_enabled() && *after != before);
-        let effect = after.zip(u16::try_from(vector).ok());
-        effect.map(|(delivery, vector)| Effect::Delivery { vector, delivery }).into_iter().collect()
+        (self.has(ENABLE) && self.message(vector) != before).then_some(vector)
     }
 
-    /// Reads at `offset` of the pending bits, which can't be written; `pending` tells whether a
-    /// vector has signalled while it was masked.
+    /// Reads at `offset` of the pending bit array, which is read-only. `pending` tells whether a
+    /// vector was signalled while it was masked.
     pub fn read_pending(&self, offset: u64, data: &mut [u8], pending: impl Fn(u16) -> bool) {
         for (byte, offset) in data.iter_mut().zip(offset..) {
-            let held = |bit: &u64| {
-                let vector = offset.checked_mul(8).and_then(|first| first.checked_add(*bit));
-                let vector = vector.and_then(|vector| u16::try_from(vector).ok());
-                vector.is_some_and(|vector| self.is_held(vector) && pending(vector))
+            let first = offset.checked_mul(8).and_then(|first| u16::try_from(first).ok());
+            let held = |bit: &u16| {
+                let vector = first.and_then(|first| first.checked_add(*bit));
+                vector
+                    .filter(|vector| *vector < self.enabled_vectors())
+                    .is_some_and(|vector| self.message(vector).is_none() && pending(vector))
             };
             *byte = (0..8).filter(held).fold(0, |bits, bit| bits | 1 << bit);
         }
     }
 
-    /// As a reset of the function does.
-    pub fn reset(&mut self) -> Vec<Effect> {
-        let effects = self.write(2, &[0, 0]);
+    /// Resets it, as a reset of the function does.
+    pub fn reset(&mut self) {
+        self.write(2, &[0, 0]);
         self.entries.fill(RESET);
-        effects
     }
 
-    fn is_enabled(&self) -> bool {
-        self.structure[0] >> 16 & ENABLE != 0
-    }
-
-    /// Whether signals of a vector are kept back.
-    fn is_held(&self, vector: u16) -> bool {
-        self.is_enabled() && self.delivery(vector.into()) == Some(Delivery::Masked)
-    }
-
-    /// What a vector's signals are while it is on.
-    fn delivery(&self, vector: usize) -> Option<Delivery> {
-        let Entry([address, upper, data, control]) = *self.entries.get(vector)?;
-        let masked = control & VECTOR_MASK != 0 || self.structure[0] >> 16 & FUNCTION_MASK != 0;
-        let address = u64::from(upper) << 32 | u64::from(address);
-        let message = MsiMessage { address, data, requester: self.requester };
-        Some(if masked { Delivery::Masked } else { Delivery::To(message) })
-    }
-
-    /// What each vector's signals are; `None` while it is off.
-    fn deliveries(&self) -> Option<Vec<Delivery>> {
-        let all = (0..self.entries.len()).filter_map(|vector| self.delivery(vector));
-        self.is_enabled().then(|| all.collect())
+    fn has(&self, bit: u32) -> bool {
+        let [control, ..] = self.structure;
+        control >> 16 & bit != 0
     }
 }
 
-/// What a register says of the place of something of `size` bytes: the offset, and the BAR in the
-/// low bits (6.8.2.4).
-fn place(register: u32, size: u64) -> TablePlace {
+impl MsiState for Msix {
+    fn enabled_vectors(&self) -> u16 {
+        if self.has(ENABLE) { self.capacity() } else { 0 }
+    }
+
+    fn message(&self, vector: u16) -> Option<MsiMessage> {
+        let Entry([address, upper, data, control]) = *self.entries.get(usize::from(vector))?;
+        let masked = control & VECTOR_MASK != 0 || self.has(FUNCTION_MASK);
+        let address = u64::from(upper) << 32 | u64::from(address);
+        (!masked).then_some(MsiMessage { address, data, requester: self.requester })
+    }
+}
+
+/// The area of `size` bytes that a register locates: its offset, with the BAR's number in the low
+/// bits (6.8.2.4).
+fn area(register: u32, size: u64) -> MsixArea {
     let [low, ..] = register.to_le_bytes();
-    TablePlace { bar: low & 0b111, offset: u64::from(register & !0b111), size }
+    MsixArea { bar: low & 0b111, offset: u64::from(register & !0b111), size }
 }
 
 fn index(number: u64) -> usize {

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use boot::fdt::{Cell, Label, Node};
 
-use super::address::{Intx, Seat};
 use super::apertures::Apertures;
-use super::bridge::HostBridge;
+use super::config::halves;
+use super::slots::{Intx, Slot};
 use crate::irq::Trigger;
 
 /// The space codes of an address' first cell, `phys.hi`: I/O, 32-bit memory, 64-bit memory
@@ -27,42 +27,45 @@ const SPI: u32 = 0;
 /// The requester IDs of a bus.
 const REQUESTERS: u32 = 0x100;
 
-impl HostBridge {
-    /// Its node. `gic` is the label of the interrupt controller, whose node has two address cells;
-    /// `its` that of the ITS, without which functions have no message-signalled interrupts.
-    ///
-    /// It says `dma-coherent`, for on the host all of these functions are: VFIO takes no device whose
-    /// IOMMU can't make its accesses coherent, and maps all memory so (Linux,
-    /// `drivers/vfio/vfio_main.c`, IOMMU_CAP_CACHE_COHERENCY); a function of another process is as
-    /// coherent as that process.
-    #[cold]
-    pub fn node(&self, gic: &str, its: Option<&str>) -> Node {
-        let Apertures { ecam, memory32, memory64, io } = self.apertures();
-        let mut ranges = Vec::new();
-        ranges.extend(range(IO, 0, io));
-        ranges.extend(range(MEMORY32, memory32.start, memory32));
-        if let Some(memory64) = memory64 {
-            ranges.extend(range(MEMORY64, memory64.start, memory64));
-        }
-        let node = Node::at("pcie", ecam.start)
-            .label("pcie")
-            .string("compatible", "pci-host-ecam-generic")
-            .string("device_type", "pci")
-            .reg([(ecam.start, ecam.end.saturating_sub(ecam.start))])
-            .cells("bus-range", [0, 0])
-            .u32("linux,pci-domain", 0)
-            .u32("#address-cells", 3)
-            .u32("#size-cells", 2)
-            .cells("ranges", ranges)
-            .flag("dma-coherent");
-        with_messages(with_pins(node, self.seats(), gic), its)
+/// The node of a host bridge with these apertures and slots. `gic` is the label of the interrupt
+/// controller, whose node has two address cells; `its` that of the ITS, without which functions have
+/// no message-signalled interrupts.
+///
+/// It has `dma-coherent`, as all of these functions are on the host: VFIO takes no device whose IOMMU
+/// can't make its accesses coherent, and maps all memory so (Linux, `drivers/vfio/vfio_main.c`,
+/// IOMMU_CAP_CACHE_COHERENCY); a function of another process is as coherent as that process.
+#[cold]
+pub fn host_node(
+    apertures: &Apertures,
+    slots: impl Iterator<Item = Slot>,
+    gic: &str,
+    its: Option<&str>,
+) -> Node {
+    let Apertures { ecam, memory32, memory64, io } = apertures;
+    let mut ranges = Vec::new();
+    ranges.extend(range(IO, 0, io));
+    ranges.extend(range(MEMORY32, memory32.start, memory32));
+    if let Some(memory64) = memory64 {
+        ranges.extend(range(MEMORY64, memory64.start, memory64));
     }
+    let node = Node::at("pcie", ecam.start)
+        .label("pcie")
+        .string("compatible", "pci-host-ecam-generic")
+        .string("device_type", "pci")
+        .reg([(ecam.start, ecam.end.saturating_sub(ecam.start))])
+        .cells("bus-range", [0, 0])
+        .u32("linux,pci-domain", 0)
+        .u32("#address-cells", 3)
+        .u32("#size-cells", 2)
+        .cells("ranges", ranges)
+        .flag("dma-coherent");
+    with_msi(with_pins(node, slots, gic), its)
 }
 
-/// Adds where interrupt pins lead, if any function has one.
-fn with_pins(node: Node, seats: &[Seat], gic: &str) -> Node {
-    let lines = seats.iter().filter_map(|seat| Some((seat, seat.intx?)));
-    let map: Vec<Cell> = lines.flat_map(|(seat, intx)| line(seat, intx, gic)).collect();
+/// Adds the wiring of interrupt pins, if any function has one.
+fn with_pins(node: Node, slots: impl Iterator<Item = Slot>, gic: &str) -> Node {
+    let lines = slots.filter_map(|slot| Some((slot, slot.intx?)));
+    let map: Vec<Cell> = lines.flat_map(|(slot, intx)| line(slot, intx, gic)).collect();
     if map.is_empty() {
         return node;
     }
@@ -73,8 +76,8 @@ fn with_pins(node: Node, seats: &[Seat], gic: &str) -> Node {
 
 /// An entry of `interrupt-map`: the function's address and pin, and the controller, its address
 /// (none) and interrupt.
-fn line(seat: &Seat, Intx { pin, spi }: Intx, gic: &str) -> [Cell; 10] {
-    let function = u32::from(seat.bdf.requester_id()) << 8;
+fn line(slot: Slot, Intx { pin, spi }: Intx, gic: &str) -> [Cell; 10] {
+    let function = u32::from(slot.bdf.requester_id()) << 8;
     let own = [function, 0, 0, u32::from(pin.number())].map(Cell::U32);
     let parent = [0, 0, SPI, spi.0, Trigger::Level.dt_flags()].map(Cell::U32);
     let [hi, mid, lo, pin] = own;
@@ -85,7 +88,7 @@ fn line(seat: &Seat, Intx { pin, spi }: Intx, gic: &str) -> [Cell; 10] {
 
 /// Adds that a function's requester ID is its DeviceID at the ITS
 /// (Documentation/devicetree/bindings/pci/pci-msi.txt).
-fn with_messages(node: Node, its: Option<&str>) -> Node {
+fn with_msi(node: Node, its: Option<&str>) -> Node {
     let Some(its) = its else { return node };
     let its = Cell::Ref(Label::new(its));
     node.cells("msi-map", [Cell::U32(0), its, Cell::U32(0), Cell::U32(REQUESTERS)])
@@ -93,13 +96,9 @@ fn with_messages(node: Node, its: Option<&str>) -> Node {
 
 /// An entry of `ranges`: bus addresses of a space from `first`, where the CPU has `range`.
 fn range(space: u32, first: u64, range: &Range<u64>) -> [u32; 7] {
-    let halves = |number: u64| {
-        #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-        [(number >> 32) as u32, number as u32]
-    };
-    let [bus_hi, bus_lo] = halves(first);
-    let [cpu_hi, cpu_lo] = halves(range.start);
-    let [size_hi, size_lo] = halves(range.end.saturating_sub(range.start));
+    let [bus_lo, bus_hi] = halves(first);
+    let [cpu_lo, cpu_hi] = halves(range.start);
+    let [size_lo, size_hi] = halves(range.end.saturating_sub(range.start));
     [space, bus_hi, bus_lo, cpu_hi, cpu_lo, size_hi, size_lo]
 }
 
@@ -107,26 +106,32 @@ fn range(space: u32, first: u64, range: &Range<u64>) -> [u32; 7] {
 mod tests {
     use boot::fdt::subtree_to_dts;
 
-    use super::super::address::{Bdf, Pin};
+    use super::super::address::InterruptPin;
     use super::*;
     use crate::irq::Spi;
 
-    fn bridge(memory64: Option<Range<u64>>) -> HostBridge {
-        let seat = |text: &str, intx: Option<(u8, u32)>| Seat {
-            bdf: text.parse::<Bdf>().unwrap(),
-            intx: intx
-                .map(|(pin, spi)| Intx { pin: Pin::from_register(pin).unwrap(), spi: Spi(spi) }),
-        };
+    /// The source of a host bridge's node.
+    fn source(
+        memory64: Option<Range<u64>>,
+        slots: &[(&str, Option<(u8, u32)>)],
+        its: Option<&str>,
+    ) -> String {
+        let slots = slots.iter().map(|(bdf, intx)| {
+            let pin = |pin| InterruptPin::from_register(pin).unwrap();
+            let intx = intx.map(|(number, spi)| Intx { pin: pin(number), spi: Spi(spi) });
+            Slot { bdf: bdf.parse().unwrap(), intx }
+        });
         let apertures = Apertures {
             ecam: 0x3f10_0000..0x3f20_0000,
             memory32: 0x2000_0000..0x3f00_0000,
             memory64,
             io: 0x3f00_0000..0x3f01_0000,
         };
-        let seats =
-            vec![seat("01.0", Some((1, 64))), seat("02.0", None), seat("1f.1", Some((2, 65)))];
-        HostBridge::new(apertures, seats)
+        subtree_to_dts(&host_node(&apertures, slots, "gic", its))
     }
+
+    const SLOTS: [(&str, Option<(u8, u32)>); 3] =
+        [("01.0", Some((1, 64))), ("02.0", None), ("1f.1", Some((2, 65)))];
 
     /// What the source says of a property, with single spaces.
     fn property(dts: &str, name: &str) -> Option<String> {
@@ -137,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_node_says_where_all_is() {
-        let dts = subtree_to_dts(&bridge(Some(1 << 39..1 << 40)).node("gic", Some("its")));
+        let dts = source(Some(1 << 39..1 << 40), &SLOTS, Some("its"));
         assert!(dts.contains("pcie@3f100000 {") && dts.contains("dma-coherent;"), "{dts}");
         for (name, value) in [
             ("reg", "<0x0 0x3f100000 0x0 0x100000>"),
@@ -162,11 +167,10 @@ mod tests {
 
     #[test]
     fn what_there_is_not_is_not_described() {
-        let dts = subtree_to_dts(&bridge(None).node("gic", None));
+        let dts = source(None, &SLOTS, None);
         assert_eq!(property(&dts, "msi-map"), None);
         assert!(!dts.contains("0x3000000"), "{dts}");
-        let bridge = HostBridge::new(bridge(None).apertures().clone(), Vec::new());
-        let dts = subtree_to_dts(&bridge.node("gic", Some("its")));
+        let dts = source(None, &[], Some("its"));
         assert!(!dts.contains("interrupt"), "{dts}");
     }
 }

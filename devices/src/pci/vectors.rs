@@ -1,14 +1,13 @@
-//! A function's vectors on their way to the guest: eventfds and routes.
+//! The vectors of MSI and MSI-X: an eventfd each, and its MSI route to the guest.
 //!
 //! # Why no interrupt is lost while a vector is masked
 //!
-//! The device signals a vector's eventfd whatever the guest has masked. While the vector is masked
-//! the eventfd has no route: what is signalled stays in the eventfd's count, which is the vector's
-//! pending bit. Being unmasked connects it, and the count, if there is one, becomes one message:
-//! several signals are one, as with a pending bit. A signal that comes while the route is made or
-//! taken away is either counted or delivered, for the kernel takes the count and lets go of the
-//! eventfd in one step (`eventfd_ctx_remove_wait_queue`), and looks at the count when it takes hold
-//! of it (`kvm_irqfd_assign` polls).
+//! The device signals a vector's eventfd whether or not the guest has masked the vector. A masked
+//! vector's eventfd has no route: signals accumulate in its count, which is the vector's pending bit.
+//! Unmasking makes the route, and a count that isn't zero becomes one message, as a pending bit does.
+//! A signal while a route is made or removed is either counted or delivered: the kernel reads the
+//! count and detaches from the eventfd in one step (`eventfd_ctx_remove_wait_queue`), and checks the
+//! count when it attaches (`kvm_irqfd_assign` polls).
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -16,14 +15,21 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::message::Delivery;
 use crate::irq::{Gsi, MsiMessage, MsiRouter};
 
-/// The vectors of a function that has [`Msi`](super::Msi) or [`Msix`](super::Msix).
+/// The state of an MSI or MSI-X capability ([`Msi`](super::Msi), [`Msix`](super::Msix)).
+pub trait MsiState {
+    /// The number of vectors in use, from 0 on; 0 while the capability is disabled.
+    fn enabled_vectors(&self) -> u16;
+
+    /// The message of a vector in use; `None` while it is masked.
+    fn message(&self, vector: u16) -> Option<MsiMessage>;
+}
+
+/// The vectors of a function, each with its eventfd and its route.
 ///
-/// Their eventfds are made when they are first asked for: a function may have 2048 vectors and use
-/// one.
-pub struct Vectors {
+/// Eventfds are made on demand: a function may have 2048 vectors and use one.
+pub struct MsiVectors {
     router: Arc<dyn MsiRouter>,
     vectors: Vec<Vector>,
 }
@@ -31,83 +37,64 @@ pub struct Vectors {
 #[derive(Default)]
 struct Vector {
     trigger: Option<EventFd>,
-    connected: Option<(Gsi, MsiMessage)>,
+    route: Option<(Gsi, MsiMessage)>,
 }
 
-impl Vectors {
-    /// As many vectors, all masked, whose messages go to `router`.
+impl MsiVectors {
+    /// `count` masked vectors, whose messages go to `router`.
     pub fn new(router: Arc<dyn MsiRouter>, count: u16) -> Self {
         Self { router, vectors: (0..count).map(|_| Vector::default()).collect() }
     }
 
-    /// What the device is to signal for a vector.
-    ///
-    /// # Errors
-    ///
-    /// There is no such vector (`InvalidInput`), or no eventfd could be made.
-    pub fn trigger(&mut self, vector: u16) -> io::Result<&EventFd> {
-        self.get(vector)?.trigger()
+    /// The number of vectors.
+    pub fn count(&self) -> u16 {
+        u16::try_from(self.vectors.len()).unwrap_or(u16::MAX)
     }
 
-    /// The vectors that the device has something to signal for, and that.
+    /// The eventfds of the vectors that have one: those that have been unmasked at least once.
     pub fn triggers(&self) -> impl Iterator<Item = (u16, &EventFd)> {
         let all = (0u16..).zip(&self.vectors);
         all.filter_map(|(number, vector)| Some((number, vector.trigger.as_ref()?)))
     }
 
-    /// Makes the signals of a vector this from here on.
+    /// Sets the message of a vector, or masks it.
     ///
     /// # Errors
     ///
-    /// There is no such vector, no eventfd could be made, or the route was refused: it is as it was,
-    /// a masked one still masked.
-    pub fn deliver(&mut self, vector: u16, delivery: Delivery) -> io::Result<()> {
-        let router = self.router.clone();
-        let vector = self.get(vector)?;
-        let message = match delivery {
-            Delivery::Masked => {
-                vector.disconnect(&*router);
-                return Ok(());
-            }
-            Delivery::To(message) => message,
+    /// There is no such vector (`InvalidInput`), no eventfd could be made, or the route was refused:
+    /// the vector is unchanged.
+    pub fn set(&mut self, vector: u16, message: Option<MsiMessage>) -> io::Result<()> {
+        let vector =
+            self.vectors.get_mut(usize::from(vector)).ok_or(io::ErrorKind::InvalidInput)?;
+        let Some(message) = message else {
+            vector.disconnect(&*self.router);
+            return Ok(());
         };
-        let route = match vector.connected {
-            Some((_, connected)) if connected == message => return Ok(()),
-            Some((route, _)) => {
-                router.redirect(route, message)?;
-                route
+        let gsi = match vector.route {
+            Some((_, current)) if current == message => return Ok(()),
+            Some((gsi, _)) => {
+                self.router.redirect(gsi, message)?;
+                gsi
             }
-            None => router.connect(vector.trigger()?, message)?,
+            None => self.router.connect(vector.trigger()?, message)?,
         };
-        vector.connected = Some((route, message));
+        vector.route = Some((gsi, message));
         Ok(())
     }
 
-    /// Whether a masked vector has been signalled.
+    /// Whether a masked vector was signalled.
     pub fn is_pending(&self, vector: u16) -> bool {
         let vector = self.vectors.get(usize::from(vector));
-        let trigger = vector.filter(|vector| vector.connected.is_none());
-        trigger.and_then(|vector| vector.trigger.as_ref()).is_some_and(is_signalled)
-    }
-
-    /// Disconnects all vectors and forgets what is pending. The eventfds stay, and must not be
-    /// signalled any more for this to have a lasting effect.
-    pub fn disable(&mut self) {
-        for vector in &mut self.vectors {
-            vector.disconnect(&*self.router);
-            // Fails if there was nothing.
-            let _ = vector.trigger.as_ref().map(EventFd::read);
-        }
-    }
-
-    fn get(&mut self, vector: u16) -> io::Result<&mut Vector> {
-        self.vectors.get_mut(usize::from(vector)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        let masked = vector.filter(|vector| vector.route.is_none());
+        masked.and_then(|vector| vector.trigger.as_ref()).is_some_and(is_signalled)
     }
 }
 
-impl Drop for Vectors {
+impl Drop for MsiVectors {
     fn drop(&mut self) {
-        self.disable();
+        for vector in &mut self.vectors {
+            vector.disconnect(&*self.router);
+        }
     }
 }
 
@@ -120,13 +107,13 @@ impl Vector {
     }
 
     fn disconnect(&mut self, router: &dyn MsiRouter) {
-        if let (Some((route, _)), Some(trigger)) = (self.connected.take(), &self.trigger) {
-            router.disconnect(route, trigger);
+        if let (Some((gsi, _)), Some(trigger)) = (self.route.take(), &self.trigger) {
+            router.disconnect(gsi, trigger);
         }
     }
 }
 
-/// Whether an eventfd has a count, which stays.
+/// Whether an eventfd's count isn't zero; it stays.
 fn is_signalled(eventfd: &EventFd) -> bool {
     let mut poll = libc::pollfd { fd: eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: `poll` is one pollfd; with a timeout of 0 nothing blocks.

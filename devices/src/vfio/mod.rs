@@ -30,6 +30,7 @@ pub mod remedy;
 pub mod selftest;
 pub mod uapi;
 pub mod unbound;
+pub mod user;
 
 #[cfg(test)]
 mod testing;

@@ -11,9 +11,7 @@ use boot::fdt::host::{HostNode, HostTree};
 use boot::fdt::{Node, from_blob};
 use devices::irq::{Spi, Trigger};
 use devices::vfio::bindings;
-use devices::vfio::node::{
-    GuestNodes, HostDeviceNode, NodeBuilder, NodeError, NodeOptions, PhandleMap, alias,
-};
+use devices::vfio::node::{Copies, Draft, Given, GuestNodes, NodeError, NodeOptions, alias};
 
 /// The rate in Hz that clocks get whose rates nobody knows.
 pub const SOME_RATE: u32 = 100_000_000;
@@ -72,13 +70,13 @@ pub type Device<'a> = (&'a HostNode, &'a str);
 pub fn guest_nodes(tree: &HostTree, devices: &[Device<'_>]) -> Vec<GuestNodes> {
     let rates = PathBuf::from("/nonexistent");
     let options = NodeOptions { rates, ..NodeOptions::default() };
-    let given = devices.iter().map(|(node, name)| HostDeviceNode { node, name, options: &options });
-    let given: Vec<HostDeviceNode<'_>> = given.collect();
-    let phandles = Arc::new(PhandleMap::of(tree, &given).unwrap());
+    let given = devices.iter().map(|(node, name)| Given { node, name, options: &options });
+    let given: Vec<Given<'_>> = given.collect();
+    let copies = Arc::new(Copies::of(tree, &given).unwrap());
     let (mut gpa, mut spi) = (0x0c00_0000_u64, 64);
     let mut nodes = Vec::new();
     for given in &given {
-        let builder = refined(tree, &phandles, given);
+        let draft = refined(tree, &copies, given);
         let cells = tree.bus_cells(given.node).unwrap();
         let reg = given.node.reg(cells).unwrap_or_default();
         let mut regions = Vec::new();
@@ -89,21 +87,21 @@ pub fn guest_nodes(tree: &HostTree, devices: &[Device<'_>]) -> Vec<GuestNodes> {
         let count = u32::try_from(tree.interrupts(given.node).unwrap_or_default().len()).unwrap();
         let irqs: Vec<_> = (spi..spi + count).map(|n| (Spi(n), Trigger::Level)).collect();
         spi += count;
-        nodes.push(builder.build(&regions, &irqs));
+        nodes.push(draft.finish(&regions, &irqs));
     }
     nodes
 }
 
-/// A device's builder, with rates for the clocks that lack them, as the help says.
-fn refined(tree: &HostTree, phandles: &Arc<PhandleMap>, given: &HostDeviceNode<'_>) -> NodeBuilder {
+/// A device's draft, with rates for the clocks that lack them, as the help says.
+fn refined(tree: &HostTree, copies: &Arc<Copies>, given: &Given<'_>) -> Draft {
     let mut options = given.options.clone();
     for _ in 0..2 {
-        let mut builder = NodeBuilder::of(tree, phandles, given).unwrap();
-        if let Some(binding) = bindings::find(&builder.compatible) {
-            binding.refine(&mut builder);
+        let mut draft = Draft::of(tree, copies, given).unwrap();
+        if let Some(binding) = bindings::find(&draft.compatible) {
+            binding.refine(&mut draft);
         }
-        match builder.apply(&options).and_then(|()| builder.check()) {
-            Ok(()) => return builder,
+        match draft.apply(&options).and_then(|()| draft.check()) {
+            Ok(()) => return draft,
             Err(NodeError::UnknownRates { clocks }) => {
                 options.clock_rates = clocks.into_iter().map(|clock| (clock, SOME_RATE)).collect();
             }

@@ -18,7 +18,6 @@ mod manual;
 mod model;
 mod node;
 mod output;
-mod package;
 mod passed;
 mod pci;
 mod platform;

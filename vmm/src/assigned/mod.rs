@@ -25,11 +25,11 @@ pub use self::unbound::{Obstacle, unbound_note};
 use crate::allocator::Allocator;
 use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions};
 use crate::error::Error;
-use crate::functions::Functions;
+use crate::functions::{Functions, OpenFunction};
 use crate::limits;
 use crate::lines::Wire;
+use crate::served::Served;
 use crate::tree;
-use crate::vfio_user::VfioUserDevices;
 
 /// The devices of a guest.
 #[derive(Default)]
@@ -39,8 +39,8 @@ pub struct AssignedDevices {
     pub platform: Vec<AssignedDevice>,
     /// PCI functions: the host's in the order given, then those of vfio-user servers.
     pub functions: Functions,
-    /// Those of the servers.
-    pub vfio_user: VfioUserDevices,
+    /// The servers of the latter.
+    pub served: Served,
     /// The guest's aliases: the machine's own, and those of the devices.
     pub aliases: Vec<Alias>,
     /// The IOMMU's mappings; `None` without devices of the host.
@@ -77,8 +77,9 @@ impl AssignedDevices {
             iommu: options.iommu,
             unbound: options.dry_run,
         };
-        let mut assigned = Self::of_host(&selection, ram, allocator)?;
-        assigned.vfio_user = VfioUserDevices::connect(&options.vfio_user, &mut assigned.functions)?;
+        let (mut assigned, mut functions) = Self::of_host(&selection, ram, allocator)?;
+        assigned.served = Served::connect(&options.vfio_user, &mut functions)?;
+        assigned.functions = Functions::place(functions, allocator)?;
         let aliases = assigned.platform.iter().flat_map(|device| device.nodes.aliases.clone());
         let own = tree::own_aliases(options.console == ConsoleKind::Stdio);
         assigned.aliases = alias::all(&own, aliases.collect()).map_err(|error| {
@@ -88,7 +89,7 @@ impl AssignedDevices {
         Ok(assigned)
     }
 
-    /// As [`plan`](Self::plan), for devices of the host only.
+    /// As [`plan`](Self::plan), for devices of the host only; their PCI functions have no slots yet.
     ///
     /// # Errors
     ///
@@ -97,10 +98,10 @@ impl AssignedDevices {
         selection: &Selection<'_>,
         ram: Ram,
         allocator: &mut Allocator,
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, Vec<OpenFunction>), Error> {
         let Selection { platform, pci, iommu, unbound } = *selection;
         if platform.is_empty() && pci.is_empty() {
-            return Ok(Self::default());
+            return Ok((Self::default(), Vec::new()));
         }
         let host = Host::default();
         let mut obstacles = Vec::new();
@@ -129,7 +130,7 @@ impl AssignedDevices {
         let functions = open_functions(iommu.as_ref(), enumerated, pci)?;
         let opened = open_platform(iommu.as_ref(), described, platform)?;
         let platform = device::place(opened, platform, allocator)?;
-        Ok(Self { platform, functions, iommu, obstacles, ..Self::default() })
+        Ok((Self { platform, iommu, obstacles, ..Self::default() }, functions))
     }
 
     /// Whether there are none.
@@ -181,14 +182,14 @@ impl AssignedDevices {
             stop::check()?;
             device.arm()?;
         }
-        self.vfio_user.start_guest()?;
+        self.served.begin()?;
         self.functions.arm();
         Ok(())
     }
 
     /// Shortens the deadline of servers' answers: the run is ending.
     pub fn shorten_deadline(&self) {
-        self.vfio_user.shorten_deadline();
+        self.served.hurry();
     }
 
     /// Takes the devices back; no vCPU runs any more.
@@ -232,15 +233,15 @@ fn open_platform(
     let options = wanted.iter().map(|options| &options.device);
     let nodes = devices.iter().map(|(device, _)| device);
     let nodes: Vec<_> = nodes.zip(options.clone().map(|options| &options.node)).collect();
-    let builders = platform::node_builders(&Host::default(), &tree, &nodes)?;
-    let opened = devices.iter().zip(options).zip(builders);
-    let opened = opened.map(|(((device, assignment), options), builder)| {
+    let drafts = platform::drafts(&Host::default(), &tree, &nodes)?;
+    let opened = devices.iter().zip(options).zip(drafts);
+    let opened = opened.map(|(((device, assignment), options), draft)| {
         stop::check()?;
         Ok(match (iommu, assignment) {
             (Some(iommu), Some(assignment)) => {
-                PlatformDevice::open(iommu, assignment, builder, options.clone())?
+                PlatformDevice::open(iommu, assignment, draft, options.clone())?
             }
-            _ => PlatformDevice::open_unbound(&tree, device, builder, options.clone())?,
+            _ => PlatformDevice::foresee(&tree, device, draft, options.clone())?,
         })
     });
     opened.collect()
@@ -251,9 +252,8 @@ fn open_functions(
     iommu: Option<&Iommu>,
     devices: &[Selected],
     wanted: &[PciOptions],
-) -> Result<Functions, Error> {
-    let mut functions = Functions::default();
-    for ((device, assignment), options) in devices.iter().zip(wanted) {
+) -> Result<Vec<OpenFunction>, Error> {
+    let opened = devices.iter().zip(wanted).map(|((device, assignment), options)| {
         stop::check()?;
         let (name, options_of, page) = (device.name(), options.function, host_page_size());
         let function = match (iommu, assignment) {
@@ -262,7 +262,7 @@ fn open_functions(
             }
             _ => PciFunction::open(Arc::new(UnboundDevice::pci(device)?), name, options_of, page)?,
         };
-        functions.add(name, function, options.address);
-    }
-    Ok(functions)
+        Ok(OpenFunction { name: name.to_owned(), function, address: options.address })
+    });
+    opened.collect()
 }

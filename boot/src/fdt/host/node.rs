@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::HostError;
-use crate::fdt::value::Value;
+use crate::fdt::node::Value;
 
 /// A property: its name and its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

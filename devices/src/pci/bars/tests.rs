@@ -2,8 +2,8 @@ use super::*;
 
 const BOTH: u16 = COMMAND_IO | COMMAND_MEMORY;
 
-fn memory(size: u64, wide: bool, prefetchable: bool) -> Option<Bar> {
-    Some(Bar::Memory { size, wide, prefetchable })
+fn memory(size: u64, is_64: bool, prefetchable: bool) -> Option<Bar> {
+    Some(Bar::Memory { size, is_64, prefetchable })
 }
 
 /// A function with one of each kind.
@@ -79,28 +79,28 @@ fn windows_are_where_registers_decode_and_only_if_they_do() {
     ] {
         bars.write(offset, &value.to_le_bytes());
     }
-    assert_eq!(bars.windows(), []);
-    let window = |bar, space, start, size| Window { bar, space, range: start..start + size };
-    let io = window(1, Space::Io, 0x1000, 0x20);
+    assert_eq!(bars.decoded(), []);
+    let window = |bar, space, start, size| BarRange { bar, space, range: start..start + size };
+    let io = window(1, AddressSpace::Io, 0x1000, 0x20);
     bars.set_command(0xfff8 | COMMAND_IO);
-    assert_eq!(bars.windows(), std::slice::from_ref(&io));
+    assert_eq!(bars.decoded(), std::slice::from_ref(&io));
     let mut memory = vec![
-        window(0, Space::Memory, 0x2000_0000, 0x1000),
-        window(2, Space::Memory, 0x80_0000_0000, 1 << 34),
-        window(4, Space::Memory, 0x3000_0010, 0x10),
+        window(0, AddressSpace::Memory, 0x2000_0000, 0x1000),
+        window(2, AddressSpace::Memory, 0x80_0000_0000, 1 << 34),
+        window(4, AddressSpace::Memory, 0x3000_0010, 0x10),
     ];
     bars.set_command(COMMAND_MEMORY);
-    assert_eq!(bars.windows(), memory);
+    assert_eq!(bars.decoded(), memory);
     // The ROM has a bit of its own beside.
     bars.write(0x30, &[1]);
-    memory.push(window(6, Space::Memory, 0x2100_0000, 0x8000));
-    assert_eq!(bars.windows(), memory);
+    memory.push(window(6, AddressSpace::Memory, 0x2100_0000, 0x8000));
+    assert_eq!(bars.decoded(), memory);
     memory.insert(1, io);
     bars.set_command(BOTH);
-    assert_eq!(bars.windows(), memory);
+    assert_eq!(bars.decoded(), memory);
     bars.reset();
     bars.set_command(BOTH);
-    let zero: Vec<_> = bars.windows().iter().map(|window| window.range.start).collect();
+    let zero: Vec<_> = bars.decoded().iter().map(|window| window.range.start).collect();
     assert_eq!(zero, [0; 4]);
     assert_eq!(read32(&bars, 0x18), 0xc);
 }
@@ -112,7 +112,7 @@ fn addresses_at_the_very_end_do_not_wrap() {
         bars.write(offset, &[0xff; 4]);
     }
     bars.set_command(BOTH);
-    for Window { range, .. } in bars.windows() {
+    for BarRange { range, .. } in bars.decoded() {
         assert!(range.start < range.end, "{range:x?}");
     }
 }

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::super::bars::{Bar, Bars};
-use super::super::register;
+use super::super::config as register;
 use super::*;
 use crate::bus::Bus;
 
@@ -15,10 +15,10 @@ const IO: u64 = 0x3f00_0000;
 
 /// What all functions have mapped into the guest: whoever maps something over another fails.
 #[derive(Default)]
-struct Guest(Mutex<Vec<(String, Window)>>);
+struct Guest(Mutex<Vec<(String, BarRange)>>);
 
 impl Guest {
-    fn mapped(&self) -> Vec<(String, Window)> {
+    fn mapped(&self) -> Vec<(String, BarRange)> {
         let mut mapped = lock(&self.0).clone();
         mapped.sort_by_key(|(_, window)| (window.space, window.range.start));
         mapped
@@ -32,14 +32,14 @@ struct Fake {
     bars: Bars,
     command: u16,
     guest: Arc<Guest>,
-    forwarded: Vec<Window>,
+    forwarded: Vec<BarRange>,
     written: Vec<(u8, u64, Vec<u8>)>,
     forwards: Arc<AtomicUsize>,
 }
 
 impl Fake {
     fn new(name: &str, guest: &Arc<Guest>) -> Self {
-        let memory = |size, wide| Some(Bar::Memory { size, wide, prefetchable: false });
+        let memory = |size, wide| Some(Bar::Memory { size, is_64: wide, prefetchable: false });
         let bars = [
             memory(0x1000, false),
             Some(Bar::Io { size: 32 }),
@@ -87,11 +87,11 @@ impl Function for Fake {
         self.bars.write(offset, data);
     }
 
-    fn windows(&self) -> Vec<Window> {
-        self.bars.windows()
+    fn decoded(&self) -> Vec<BarRange> {
+        self.bars.decoded()
     }
 
-    fn forward(&mut self, windows: &[Window]) {
+    fn forward(&mut self, windows: &[BarRange]) {
         self.forwards.fetch_add(1, Ordering::Relaxed);
         let mut mapped = self.guest.0.lock().unwrap();
         mapped.retain(|(name, _)| *name != self.name);
@@ -138,15 +138,14 @@ impl Machine {
             memory64: Some(MEMORY64..1 << 40),
             io: IO..IO + (1 << 16),
         };
-        let mut bridge = HostBridge::new(apertures, Vec::new());
         let guest = Arc::default();
-        let install = |address: &&str| {
-            let function = Arc::new(Mutex::new(Fake::new(address, &guest)));
-            bridge.install(address.parse().unwrap(), function.clone());
-            function
-        };
-        let functions = addresses.iter().map(install).collect();
-        let (mut bus, bridge) = (Bus::default(), Arc::new(bridge));
+        let fake = |address: &&str| Arc::new(Mutex::new(Fake::new(address, &guest)));
+        let functions: Vec<_> = addresses.iter().map(fake).collect();
+        let slots = addresses.iter().zip(&functions).map(|(address, function)| {
+            let function: Arc<Mutex<dyn Function>> = function.clone();
+            (address.parse::<Bdf>().unwrap(), function)
+        });
+        let (mut bus, bridge) = (Bus::default(), Arc::new(HostBridge::new(apertures, slots)));
         for (name, range, device) in bridge.devices() {
             bus.add(name, range, device).unwrap();
         }
@@ -196,7 +195,7 @@ fn a_guest_finds_the_bridge_the_functions_and_nothing_else() {
 }
 
 #[test]
-fn a_device_has_several_functions_if_it_has_here() {
+fn a_device_is_multi_function_if_it_is_on_this_bus() {
     let machine = Machine::new(&["01.0", "02.0", "02.3"]);
     for (devfn, several) in [(0x08, 0x00), (0x10, 0x80), (0x13, 0x80)] {
         assert_eq!(machine.read(config(devfn) + 0xe, 1), several);
@@ -207,7 +206,7 @@ fn a_device_has_several_functions_if_it_has_here() {
 }
 
 #[test]
-fn bars_are_sized_placed_switched_on_and_moved() {
+fn bars_are_sized_placed_enabled_and_moved() {
     let machine = Machine::new(&["01.0"]);
     let at = config(8);
     machine.write(at + 0x10, 4, u64::MAX);
@@ -258,7 +257,7 @@ fn a_bar_over_anything_else_is_not_forwarded_until_it_is_moved() {
     machine.write(two + 0x18, 8, MEMORY32 + 0x1_0000);
     let mapped = names(&[("01.0", 0, MEMORY32), ("02.0", 0, MEMORY32 + 0x1_1000)]);
     assert_eq!(machine.mapped(), mapped);
-    // Who leaves makes room for who waits: over two of its own, of the other function.
+    // A BAR that is moved away makes room for one that waits: over two of its own, of the other function.
     machine.write(two + 0x10, 4, MEMORY32);
     let mapped = names(&[("01.0", 0, MEMORY32), ("02.0", 2, MEMORY32 + 0x1_0000)]);
     assert_eq!(machine.mapped(), mapped);
@@ -268,7 +267,7 @@ fn a_bar_over_anything_else_is_not_forwarded_until_it_is_moved() {
 }
 
 #[test]
-fn functions_are_bothered_only_when_something_of_theirs_moves() {
+fn functions_are_called_only_when_their_bars_move() {
     let machine = Machine::new(&["01.0", "02.0"]);
     let forwards = |index: usize| {
         let forwards = machine.functions[index].lock().unwrap().forwards.clone();
@@ -284,7 +283,7 @@ fn functions_are_bothered_only_when_something_of_theirs_moves() {
 }
 
 #[test]
-fn a_function_that_is_slow_stalls_no_other() {
+fn a_slow_function_delays_no_other() {
     let machine = Machine::new(&["01.0", "02.0"]);
     for (devfn, gpa) in [(0x08, MEMORY32), (0x10, MEMORY32 + 0x1000)] {
         machine.write(config(devfn) + 0x10, 4, gpa);
@@ -308,7 +307,7 @@ fn a_function_that_is_slow_stalls_no_other() {
 }
 
 #[test]
-fn vcpus_that_move_windows_at_once_leave_what_the_registers_say() {
+fn after_concurrent_moves_forwarded_ranges_are_those_of_the_registers() {
     let machine = Machine::new(&["01.0", "02.0"]);
     let moves = |devfn: u64, seed: u64| {
         let mut random = seed;
@@ -330,36 +329,36 @@ fn vcpus_that_move_windows_at_once_leave_what_the_registers_say() {
         machine.write(config(devfn) + 0x10, 4, MEMORY32 + (devfn << 16));
         machine.write(config(devfn) + 4, 2, 0b10);
         let function = function.lock().unwrap();
-        let windows: Vec<Window> = function.windows();
-        let expected: Vec<&Window> = windows.iter().filter(|window| window.bar == 0).collect();
+        let windows: Vec<BarRange> = function.decoded();
+        let expected: Vec<&BarRange> = windows.iter().filter(|window| window.bar == 0).collect();
         assert_eq!(function.forwarded.iter().collect::<Vec<_>>(), expected);
     }
 }
 
 #[test]
-fn an_access_reaches_no_function_that_has_stopped_decoding_meanwhile() {
+fn an_access_reaches_no_bar_that_was_disabled_meanwhile() {
     let machine = Machine::new(&["01.0"]);
     let at = config(8);
     machine.write(at + 0x10, 4, MEMORY32);
     machine.write(at + 4, 2, 0b10);
     assert_eq!(machine.read(MEMORY32 + 4, 1), 4);
     // Another vCPU's write has reached the function, and the bridge doesn't know yet.
-    let behind_its_back = |register: u16, value: u64| {
+    let without_the_bridge = |register: u16, value: u64| {
         let bytes = value.to_le_bytes();
         machine.functions[0].lock().unwrap().write_config(register, &bytes[..4]);
     };
     for (register, off, on) in [(0x10, MEMORY32 + 0x8000, MEMORY32), (4, 0, 0b10)] {
-        behind_its_back(register, off);
+        without_the_bridge(register, off);
         assert_eq!(machine.read(MEMORY32 + 4, 1), 0xff, "{register:#x}");
         machine.write(MEMORY32 + 4, 1, 7);
-        behind_its_back(register, on);
+        without_the_bridge(register, on);
         assert_eq!(machine.read(MEMORY32 + 4, 1), 4, "{register:#x}");
     }
     assert_eq!(machine.functions[0].lock().unwrap().written, []);
 }
 
 #[test]
-fn everything_traps_when_the_host_cant_give_what_is_mapped() {
+fn everything_traps_when_the_host_cant_back_a_mapping() {
     let machine = Machine::new(&["01.0", "02.0"]);
     let bridge = machine.bridge.clone();
     machine.write(config(0x10) + 0x10, 4, MEMORY32);

@@ -1,4 +1,4 @@
-//! The capabilities of a PCI function: which there are, which a guest can have, and the chain without
+//! The capabilities of a PCI function: which there are, which a guest can have, and the list without
 //! the others.
 //!
 //! Layouts and numbers: PCI Local Bus 3.0, 6.7 and appendix H; PCI Express Base 5.0, 7.5 to 7.9;
@@ -7,22 +7,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::image::Image;
+use crate::pci::ConfigSnapshot;
+use crate::pci::config::{
+    CAPABILITY_LIST, CFG_SPACE_SIZE as EXTENDED, STATUS, STATUS_CAP_LIST, STD_HEADER_SIZEOF,
+};
 
 mod length;
-
-/// The standard header's length in bytes: capabilities lie behind it.
-pub const HEADER: u16 = 0x40;
-
-/// Where the first standard capability's offset is.
-const POINTER: u16 = 0x34;
-
-/// `PCI_STATUS` and its bit that says that there are capabilities at all.
-const STATUS: u16 = 0x06;
-const STATUS_CAP_LIST: u16 = 1 << 4;
-
-/// Where extended configuration space, and the first extended capability, begins.
-const EXTENDED: u16 = 0x100;
 
 /// What a capability is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,12 +35,17 @@ pub const EXPRESS: CapabilityId = CapabilityId::Standard(0x10);
 /// Resets of conventional functions.
 pub const ADVANCED_FEATURES: CapabilityId = CapabilityId::Standard(0x13);
 
+/// Of the PCI Express capability (PCI Express Base 5.0, 7.5.3.2): the register of its version and the
+/// port's type, and an endpoint that is integrated in the root complex.
+pub(super) const EXPRESS_FLAGS: u16 = 0x02;
+pub(super) const ROOT_COMPLEX_ENDPOINT: u8 = 0x9;
+
 /// A capability of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
     /// What it is.
     pub id: CapabilityId,
-    /// Where it is in configuration space, in bytes.
+    /// Its offset in configuration space, in bytes.
     pub offset: u16,
     /// Why the guest doesn't have it, if it doesn't.
     pub hidden: Option<&'static str>,
@@ -177,17 +172,17 @@ impl CapabilityId {
     }
 }
 
-/// The standard capabilities of this configuration space, in the chain's order. A chain that leads
-/// astray ends there.
-fn standard(config: &Image) -> Vec<Capability> {
+/// The standard capabilities of this configuration space, in the list's order. A list ends where it
+/// leaves configuration space or comes back to an earlier capability.
+fn standard(config: &ConfigSnapshot) -> Vec<Capability> {
     if config.u16(STATUS) & STATUS_CAP_LIST == 0 {
         return Vec::new();
     }
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     // The lowest two bits are reserved (PCI 3.0, 6.7).
-    let mut offset = u16::from(config.u8(POINTER) & !3);
-    while (HEADER..EXTENDED).contains(&offset) && seen.insert(offset) {
+    let mut offset = u16::from(config.u8(CAPABILITY_LIST) & !3);
+    while (STD_HEADER_SIZEOF..EXTENDED).contains(&offset) && seen.insert(offset) {
         let id = config.u8(offset);
         if id == 0xff {
             break;
@@ -198,8 +193,8 @@ fn standard(config: &Image) -> Vec<Capability> {
     found
 }
 
-/// The extended capabilities, in the chain's order.
-fn extended(config: &Image) -> Vec<Capability> {
+/// The extended capabilities, likewise.
+fn extended(config: &ConfigSnapshot) -> Vec<Capability> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     let mut offset = EXTENDED;
@@ -226,24 +221,24 @@ fn next_of(header: u32) -> u16 {
 }
 
 /// All capabilities of this configuration space.
-pub fn all(config: &Image) -> Vec<Capability> {
+pub fn all(config: &ConfigSnapshot) -> Vec<Capability> {
     [standard(config), extended(config)].concat()
 }
 
-/// What a guest has behind the header, so that it finds no capability that it can't have, nor
-/// registers of one.
+/// The guest's view of configuration space behind the header, without hidden capabilities and their
+/// registers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Relinked {
-    /// What is the function's own. All else behind the header reads as zero and can't be written: of
-    /// what lies outside a capability's registers nobody knows what it does, and VFIO leaves those of
-    /// the capabilities that it hides itself (PASID, DPC, DOE …) open there.
+    /// The function's own registers. All else behind the header reads as zero and is read-only: what
+    /// lies outside the capabilities is undocumented, and VFIO leaves the registers of capabilities
+    /// that it hides itself (PASID, DPC, DOE …) accessible there.
     pub open: Vec<Range<u16>>,
-    /// Bytes that read so and can't be written, of all of configuration space.
+    /// Read-only bytes and their values, of all of configuration space.
     pub fixed: Vec<(u16, u8)>,
 }
 
-/// Leaves the hidden ones of these capabilities out of their chains.
-pub fn relink(config: &Image, capabilities: &[Capability]) -> Relinked {
+/// Removes the hidden ones of these capabilities from their lists.
+pub fn relink(config: &ConfigSnapshot, capabilities: &[Capability]) -> Relinked {
     let mut relinked = Relinked::default();
     for capability in capabilities.iter().filter(|c| c.hidden.is_none()) {
         let length = length::length(capability.id, config, capability.offset);
@@ -255,17 +250,17 @@ pub fn relink(config: &Image, capabilities: &[Capability]) -> Relinked {
         relinked.open.push(capability.offset..end.min(space));
     }
     let kept = |extended: bool| {
-        let of_chain = move |c: &&Capability| matches!(c.id, Extended(_)) == extended;
-        capabilities.iter().filter(of_chain).filter(|c| c.hidden.is_none())
+        let of_list = move |c: &&Capability| matches!(c.id, Extended(_)) == extended;
+        capabilities.iter().filter(of_list).filter(|c| c.hidden.is_none())
     };
 
-    let mut link = POINTER;
+    let mut link = CAPABILITY_LIST;
     for capability in kept(false) {
         relinked.fix(link, low_byte(capability.offset));
         relinked.fix(capability.offset, config.u8(capability.offset));
         link = capability.offset + 1;
     }
-    // Also where the chain was led astray.
+    // Also where the list had no proper end.
     relinked.fix(link, 0);
 
     let mut holder = EXTENDED;

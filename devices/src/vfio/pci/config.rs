@@ -1,50 +1,37 @@
 //! A function's configuration space as the guest sees it: the function's own registers through VFIO,
-//! which guards what could harm the host, but for what is fixed here.
+//! which guards what could harm the host, except for bytes that are fixed here.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
+
 use super::super::uapi::{DeviceCalls, IoctlError, RegionInfo};
-use super::capability::{self, Capability, CapabilityId};
-use super::image::Image;
+use super::capability::{self, Capability, CapabilityId, EXPRESS_FLAGS, ROOT_COMPLEX_ENDPOINT};
+use crate::pci::ConfigSnapshot;
+use crate::pci::config::{
+    CFG_SPACE_EXP_SIZE, HEADER_TYPE, HEADER_TYPE_MFD, INTERRUPT_PIN, STD_HEADER_SIZEOF,
+};
 use crate::ratelimit::LogLimit;
 
-/// VFIO's region that is the configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
-const REGION: u32 = 7;
-
-/// The largest there is, in bytes (PCI Express Base 5.0, 7.2).
-const LARGEST: u64 = 4096;
-
-/// The smallest that has all of a header.
-const SMALLEST: u64 = 64;
-
-/// `PCI_HEADER_TYPE`, without its bit for more functions.
-const HEADER_TYPE: u16 = 0x0e;
-const TYPE_MASK: u8 = 0x7f;
-
-/// `PCI_INTERRUPT_PIN`.
-const INTERRUPT_PIN: u16 = 0x3d;
-
-/// Of the PCI Express capability (PCI Express Base 5.0, 7.5.3): the register of its version and the
-/// port's type, an endpoint, and an endpoint that is part of the root complex.
-const EXPRESS_FLAGS: u16 = 0x02;
+/// Of the PCI Express capability's flags: the version, and the port type of an endpoint.
 const VERSION_MASK: u8 = 0x0f;
 const ENDPOINT: u8 = 0x0;
-const ROOT_COMPLEX_ENDPOINT: u8 = 0x9;
 
-/// Where its link registers are, and from version 2 on those of the second kind.
-const LINK: std::ops::Range<u16> = 0x0c..0x14;
-const LINK2: std::ops::Range<u16> = 0x2c..0x34;
+/// Its link registers, and from version 2 on those of the second kind.
+const LINK: Range<u16> = 0x0c..0x14;
+const LINK2: Range<u16> = 0x2c..0x34;
 
-/// A configuration space that can't be a function's that a guest can have.
+/// Why a configuration space can't be a guest's.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// VFIO doesn't tell of it.
-    #[error("VFIO doesn't tell of its configuration space")]
+    /// VFIO doesn't describe it.
+    #[error("VFIO doesn't describe its configuration space")]
     Info(#[source] IoctlError),
     /// It can't be read.
     #[error("its configuration space can't be read")]
     Read(#[source] std::io::Error),
-    /// It has another size than there is.
+    /// No configuration space has this size.
     #[error("its configuration space has {0:#x} bytes")]
     Size(u64),
     /// It is a bridge.
@@ -58,11 +45,11 @@ pub struct ConfigSpace {
     calls: Arc<dyn DeviceCalls>,
     region: RegionInfo,
     /// As it was when the function was opened.
-    image: Image,
+    snapshot: ConfigSnapshot,
     capabilities: Vec<Capability>,
     /// It has no interrupt pin in the guest.
     pinless: bool,
-    /// What reads so and can't be written, by offset.
+    /// The value of each byte that the guest can't write, by offset; `None` for one of the function.
     fixed: Vec<Option<u8>>,
     log: LogLimit,
 }
@@ -74,37 +61,37 @@ impl ConfigSpace {
     ///
     /// If it can't be read, or isn't an endpoint's.
     pub fn open(calls: Arc<dyn DeviceCalls>, name: &str) -> Result<Self, ConfigError> {
-        let region = calls.region_info(REGION).map_err(ConfigError::Info)?;
-        let size = usize::try_from(region.size.min(LARGEST)).unwrap_or_default();
-        if region.size < SMALLEST || !region.size.is_multiple_of(4) {
+        let region = calls.region_info(VFIO_PCI_CONFIG_REGION_INDEX).map_err(ConfigError::Info)?;
+        if region.size < STD_HEADER_SIZEOF.into() || !region.size.is_multiple_of(4) {
             return Err(ConfigError::Size(region.size));
         }
-        let mut bytes = vec![0; size];
+        let size = region.size.min(CFG_SPACE_EXP_SIZE.into());
+        let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
         calls.read(&region, 0, &mut bytes).map_err(ConfigError::Read)?;
-        let image = Image::new(bytes);
-        let header = image.u8(HEADER_TYPE) & TYPE_MASK;
+        let snapshot = ConfigSnapshot::new(bytes);
+        let header = snapshot.u8(HEADER_TYPE) & !HEADER_TYPE_MFD;
         if header != 0 {
             return Err(ConfigError::HeaderType(header));
         }
-        let capabilities = capability::all(&image);
+        let capabilities = capability::all(&snapshot);
         let (log, fixed) = (LogLimit::named(name), Vec::new());
         let pinless = false;
-        let mut config = Self { calls, region, image, capabilities, pinless, fixed, log };
-        config.settle();
+        let mut config = Self { calls, region, snapshot, capabilities, pinless, fixed, log };
+        config.fix_all();
         Ok(config)
     }
 
     /// As it was when the function was opened.
-    pub fn image(&self) -> &Image {
-        &self.image
+    pub fn snapshot(&self) -> &ConfigSnapshot {
+        &self.snapshot
     }
 
-    /// The function's capabilities, the hidden ones among them.
+    /// The function's capabilities, including hidden ones.
     pub fn capabilities(&self) -> &[Capability] {
         &self.capabilities
     }
 
-    /// Where a capability is that isn't hidden.
+    /// The offset of a capability that isn't hidden.
     pub fn find(&self, id: CapabilityId) -> Option<u16> {
         let found = self.capabilities.iter().find(|c| c.id == id && c.hidden.is_none());
         found.map(|capability| capability.offset)
@@ -114,42 +101,41 @@ impl ConfigSpace {
     pub fn hide(&mut self, id: CapabilityId, why: &'static str) {
         let of_kind = self.capabilities.iter_mut().filter(|c| c.id == id && c.hidden.is_none());
         of_kind.for_each(|capability| capability.hidden = Some(why));
-        self.settle();
+        self.fix_all();
     }
 
     /// The interrupt pin: 1 for INTA to 4 for INTD, 0 for none.
     pub fn interrupt_pin(&self) -> u8 {
-        if self.pinless { 0 } else { self.image.u8(INTERRUPT_PIN) }
+        if self.pinless { 0 } else { self.snapshot.u8(INTERRUPT_PIN) }
     }
 
-    /// Takes its interrupt pin away.
+    /// Hides its interrupt pin.
     pub fn drop_interrupt_pin(&mut self) {
         self.pinless = true;
-        self.settle();
+        self.fix_all();
     }
 
-    /// Fixes what the guest isn't to see or change.
-    fn settle(&mut self) {
-        let header = usize::from(capability::HEADER);
-        self.fixed = vec![None; header];
-        self.fixed.resize(usize::from(self.image.size()), Some(0));
-        let relinked = capability::relink(&self.image, &self.capabilities);
+    /// Fixes the bytes that the guest must not see or change.
+    fn fix_all(&mut self) {
+        self.fixed = vec![None; usize::from(STD_HEADER_SIZEOF)];
+        self.fixed.resize(usize::from(self.snapshot.size()), Some(0));
+        let relinked = capability::relink(&self.snapshot, &self.capabilities);
         for open in relinked.open {
             let open = usize::from(open.start)..usize::from(open.end);
             self.fixed.get_mut(open).into_iter().flatten().for_each(|byte| *byte = None);
         }
         relinked.fixed.into_iter().for_each(|(offset, value)| self.fix(offset, value));
-        self.leave_the_link();
+        self.hide_link();
         if self.pinless {
             self.fix(INTERRUPT_PIN, 0);
         }
     }
 
-    /// Makes an endpoint a part of the root complex, which has no link: on the guest's root bus
-    /// nothing is at the other end of one.
-    fn leave_the_link(&mut self) {
+    /// Makes an endpoint one that is integrated in the root complex, without a link: on the guest's
+    /// root bus a link would have no other end.
+    fn hide_link(&mut self) {
         let Some(express) = self.find(capability::EXPRESS) else { return };
-        let flags = self.image.u8(express + EXPRESS_FLAGS);
+        let flags = self.snapshot.u8(express + EXPRESS_FLAGS);
         if flags >> 4 != ENDPOINT {
             return;
         }
@@ -166,16 +152,15 @@ impl ConfigSpace {
         }
     }
 
-    /// Reads 1, 2 or 4 bytes at `offset`; all ones beyond its end, or if the function doesn't
-    /// answer.
+    /// Reads 1, 2 or 4 bytes at `offset`; all ones beyond its end, or if the read fails.
     pub fn read(&mut self, offset: u16, data: &mut [u8]) {
         let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
-        if !self.image.contains(offset, length) {
+        if !self.snapshot.contains(offset, length) {
             data.fill(0xff);
             return;
         }
         let read = self.calls.read(&self.region, u64::from(offset), data);
-        if !self.note("read from", offset, read) {
+        if self.log_failed("read from", offset, read) {
             data.fill(0xff);
         }
         for (byte, fixed) in data.iter_mut().zip(self.fixed.iter().skip(usize::from(offset))) {
@@ -190,31 +175,33 @@ impl ConfigSpace {
         u32::from_le_bytes(bytes)
     }
 
-    /// Writes 1, 2 or 4 bytes at `offset`, but for what is fixed.
+    /// Writes 1, 2 or 4 bytes at `offset`, except for fixed ones.
     pub fn write(&mut self, offset: u16, data: &[u8]) {
         let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
-        if !self.image.contains(offset, length) {
+        if !self.snapshot.contains(offset, length) {
             return;
         }
         let first = usize::from(offset);
         let open = |at: usize| self.fixed.get(first + at).is_some_and(Option::is_none);
         if (0..data.len()).all(open) {
             let written = self.calls.write(&self.region, u64::from(offset), data);
-            self.note("write to", offset, written);
+            self.log_failed("write to", offset, written);
             return;
         }
         let open: Vec<_> = (offset..).zip(data).enumerate().filter(|(at, _)| open(*at)).collect();
         for (_, (offset, byte)) in open {
             let written = self.calls.write(&self.region, u64::from(offset), &[*byte]);
-            self.note("write to", offset, written);
+            self.log_failed("write to", offset, written);
         }
     }
 
-    fn note(&self, what: &str, offset: u16, result: std::io::Result<()>) -> bool {
-        let Err(error) = result else { return true };
-        let place = "its configuration space at";
-        self.log.warn(format_args!("a {what} {place} {offset:#x} failed: {error}"));
-        false
+    /// Logs the failure of an access, if it is one.
+    fn log_failed(&self, what: &str, offset: u16, result: std::io::Result<()>) -> bool {
+        if let Err(error) = &result {
+            let place = "its configuration space at";
+            self.log.warn(format_args!("a {what} {place} {offset:#x} failed: {error}"));
+        }
+        result.is_err()
     }
 }
 

@@ -6,23 +6,20 @@ use std::sync::Arc;
 use super::super::error_chain::chain;
 use super::super::quiesce::Quiesced;
 use super::super::uapi::DeviceCalls;
+use super::bars::{BarInfo, VfioBars};
 use super::capability::{self, Capability};
 use super::config::ConfigSpace;
 use super::error::FunctionError;
 use super::interrupts::{InUse, Interrupts};
-use super::registers::{BarSheet, Registers, RegistersError};
 use crate::bus::MemorySlots;
 use crate::irq::{InterruptController, MsiRouter};
-use crate::pci::{Bars, Function, Msix, Pin, Seat, TablePlace, Window};
+use crate::pci::config::{COMMAND, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, STATUS};
+use crate::pci::{BarRange, Bars, ConfigSnapshot, Function, InterruptPin, Msix, MsixArea, Slot};
 
 mod reset;
 
-/// `PCI_COMMAND` and its bit for memory.
-const COMMAND: u16 = 0x04;
-const STATUS: u16 = 0x06;
-const MEMORY: u16 = 1 << 1;
-/// Those for ports, memory and bus mastering, one of which a driver sets.
-const ENABLING: u16 = 0b111;
+/// The command register's bits of which a driver sets at least one.
+const ENABLING: u16 = COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER;
 
 /// Of the power management capability (PCI Power Management 1.2, 3.2.4): the control register, and
 /// the bits of the state, 0 of which is D0.
@@ -46,11 +43,11 @@ impl Default for PciOptions {
 
 /// Where a function is attached to the guest.
 pub struct Attachment {
-    /// Its place behind the bridge.
-    pub seat: Seat,
-    /// What its BARs are mapped through.
+    /// Its slot behind the bridge.
+    pub slot: Slot,
+    /// Maps its BARs.
     pub slots: Arc<dyn MemorySlots>,
-    /// Where its messages go, if the guest's interrupt controller takes any.
+    /// Routes its messages, if the guest's interrupt controller takes any.
     pub router: Option<Arc<dyn MsiRouter>>,
 }
 
@@ -58,7 +55,7 @@ pub struct Attachment {
 pub struct PciFunction {
     // The interrupts are dropped, and so disarmed, first.
     interrupts: Interrupts,
-    registers: Registers,
+    bars: VfioBars,
     config: ConfigSpace,
     name: String,
     calls: Arc<dyn DeviceCalls>,
@@ -99,19 +96,15 @@ impl PciFunction {
         let mut config = ConfigSpace::open(calls.clone(), name)
             .map_err(|source| FunctionError::Config { name: name.to_owned(), source })?;
         let page_size = options.mmap.then_some(page_size);
-        let holes = tables(&config);
-        let registers = Registers::open(name, &calls, config.image(), page_size, &holes);
-        let registers = registers.map_err(|error| match error {
-            RegistersError::Unknown(source) => unknown(source),
-            RegistersError::Bar(source) => FunctionError::Bar { name: name.to_owned(), source },
-        })?;
+        let tables = msix_areas(&config);
+        let bars = VfioBars::open(name, &calls, config.snapshot(), page_size, &tables)?;
         let interrupts = Interrupts::open(calls.clone(), name, &mut config)
             .map_err(|source| FunctionError::Irq { name: name.to_owned(), source })?;
         let (name, can_reset) = (name.to_owned(), info.reset);
         let (powered, touched, enabled) = (true, false, false);
         Ok(Self {
             interrupts,
-            registers,
+            bars,
             config,
             name,
             calls,
@@ -124,18 +117,18 @@ impl PciFunction {
     }
 
     /// Its configuration space as it was when it was opened.
-    pub fn image(&self) -> &super::Image {
-        self.config.image()
+    pub fn snapshot(&self) -> &ConfigSnapshot {
+        self.config.snapshot()
     }
 
-    /// Its capabilities, those that the guest doesn't get among them.
+    /// Its capabilities, including those that the guest doesn't get.
     pub fn capabilities(&self) -> &[Capability] {
         self.config.capabilities()
     }
 
-    /// Its base address registers.
-    pub fn bars(&self) -> Vec<BarSheet> {
-        self.registers.sheet()
+    /// What its BARs are to the guest.
+    pub fn bars(&self) -> Vec<BarInfo> {
+        self.bars.info()
     }
 
     /// Its interrupts.
@@ -144,8 +137,8 @@ impl PciFunction {
     }
 
     /// Its interrupt pin, if it has a line that the guest can be given.
-    pub fn pin(&self) -> Option<Pin> {
-        Pin::from_register(self.config.interrupt_pin())
+    pub fn pin(&self) -> Option<InterruptPin> {
+        InterruptPin::from_register(self.config.interrupt_pin())
     }
 
     /// What interrupts the guest at present.
@@ -174,19 +167,19 @@ impl PciFunction {
         attachment: Attachment,
         gic: &dyn InterruptController,
     ) -> Result<(), FunctionError> {
-        let Attachment { seat, slots, router } = attachment;
+        let Attachment { slot, slots, router } = attachment;
         self.touched = true;
         // SAFETY: passed on.
-        unsafe { self.registers.map_through(slots) };
-        self.interrupts.route(router, seat.bdf.requester_id(), &mut self.config);
+        unsafe { self.bars.map_through(slots) };
+        self.interrupts.route(router, slot.bdf.requester_id(), &mut self.config);
         // As after power-up: VFIO has switched decoding on, and a guest that finds it so would have
         // the function decode addresses it has not given yet.
         self.write_command(0);
-        match (self.interrupts.intx(), seat.intx) {
+        match (self.interrupts.intx(), slot.intx) {
             (Some(line), Some(intx)) => line
                 .connect(gic, intx.spi)
                 .map_err(|source| FunctionError::Irq { name: self.name.clone(), source })?,
-            _ if self.interrupts.are_messages_lost(&self.config) => {
+            _ if self.interrupts.is_msi_hidden(&self.config) => {
                 return Err(FunctionError::NoInterrupt { name: self.name.clone() });
             }
             _ => {}
@@ -210,18 +203,18 @@ impl PciFunction {
         if !std::mem::take(&mut self.touched) {
             return Ok(Quiesced::Disabled);
         }
-        self.registers.forward(&[]);
+        self.bars.forward(&[]);
         self.quiesce()
     }
 
     /// The guest writes `value` to the command register.
     fn write_command(&mut self, value: u16) {
-        if value & MEMORY == 0 {
+        if value & COMMAND_MEMORY == 0 {
             // Before VFIO takes the memory away: a guest's access to it then is no one's.
-            self.registers.forward(&[]);
+            self.bars.forward(&[]);
         }
         self.config.write(COMMAND, &value.to_le_bytes());
-        self.registers.bars().set_command(value);
+        self.bars.registers.set_command(value);
     }
 
     /// The guest writes to the first dword of the status or the command register.
@@ -248,26 +241,12 @@ impl PciFunction {
         // Before VFIO takes the memory away.
         if byte_at(control, offset, data).is_some_and(|state| state & POWER_STATE != 0) {
             self.powered = false;
-            self.registers.forward(&[]);
+            self.bars.forward(&[]);
         }
         self.config.write(offset, data);
         let mut state = [0];
         self.config.read(control, &mut state);
         self.powered = state[0] & POWER_STATE == 0;
-    }
-
-    /// Reads of the MSI-X table and its pending bits; whether `bar` and `offset` are there.
-    fn read_tables(&self, bar: u8, offset: u64, data: &mut [u8]) -> bool {
-        let Some(msix) = self.interrupts.msix() else { return false };
-        if let Some(within) = msix.registers.table().find(bar, offset, data.len()) {
-            msix.registers.read_table(within, data);
-            return true;
-        }
-        let Some(within) = msix.registers.pending_bits().find(bar, offset, data.len()) else {
-            return false;
-        };
-        msix.registers.read_pending(within, data, |vector| self.interrupts.is_pending(vector));
-        true
     }
 }
 
@@ -278,39 +257,20 @@ impl Function for PciFunction {
 
     fn read_config(&mut self, offset: u16, data: &mut [u8]) {
         if Bars::covers(offset) {
-            self.registers.bars().read(offset, data);
+            self.bars.registers.read(offset, data);
             return;
         }
-        if let Some(msi) = self.interrupts.msi()
-            && let Some(within) = msi.within(offset, msi.registers.size())
-        {
-            msi.registers.read(within, data, |vector| self.interrupts.is_pending(vector));
-            return;
+        if !self.interrupts.read_config(offset, data) {
+            self.config.read(offset, data);
         }
-        if let Some(msix) = self.interrupts.msix()
-            && let Some(within) = msix.within(offset, Msix::SIZE)
-        {
-            msix.registers.read(within, data);
-            return;
-        }
-        self.config.read(offset, data);
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) {
         if Bars::covers(offset) {
-            self.registers.bars().write(offset, data);
+            self.bars.registers.write(offset, data);
             return;
         }
-        if let Some(msi) = self.interrupts.msi()
-            && let Some(within) = msi.within(offset, msi.registers.size())
-        {
-            self.interrupts.write_msi(within, data);
-            return;
-        }
-        if let Some(msix) = self.interrupts.msix()
-            && let Some(within) = msix.within(offset, Msix::SIZE)
-        {
-            self.interrupts.write_msix(within, data);
+        if self.interrupts.write_config(offset, data) {
             return;
         }
         if offset & !3 == COMMAND {
@@ -325,43 +285,36 @@ impl Function for PciFunction {
         }
     }
 
-    fn windows(&self) -> Vec<Window> {
-        if self.powered { self.registers.windows() } else { Vec::new() }
+    fn decoded(&self) -> Vec<BarRange> {
+        if self.powered { self.bars.registers.decoded() } else { Vec::new() }
     }
 
-    fn decodes(&self, window: &Window) -> bool {
-        self.powered && self.registers.decodes(window)
+    fn decodes(&self, range: &BarRange) -> bool {
+        self.powered && self.bars.registers.decodes(range)
     }
 
-    fn forward(&mut self, windows: &[Window]) {
-        // As of now: with memory turned off by another vCPU since the bridge asked, VFIO answers an
-        // access to what is mapped with a fault that ends the guest.
-        let mut windows = windows.to_vec();
-        let now = self.windows();
-        windows.retain(|window| now.contains(window));
-        self.registers.forward(&windows);
+    fn forward(&mut self, ranges: &[BarRange]) {
+        // As of now: another vCPU may have disabled memory since the bridge asked, and VFIO answers an
+        // access to a mapping then with a fault that ends the guest.
+        let mut ranges = ranges.to_vec();
+        let now = self.decoded();
+        ranges.retain(|range| now.contains(range));
+        self.bars.forward(&ranges);
     }
 
     fn trap(&mut self) -> bool {
-        self.registers.trap()
+        self.bars.trap()
     }
 
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
-        if !self.read_tables(bar, offset, data) {
-            self.registers.read(bar, offset, data);
+        if !self.interrupts.read_bar(bar, offset, data) {
+            self.bars.read(bar, offset, data);
         }
     }
 
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) {
-        let places = self.interrupts.msix().map(|msix| {
-            let (table, pending) = (msix.registers.table(), msix.registers.pending_bits());
-            (table.find(bar, offset, data.len()), pending.find(bar, offset, data.len()))
-        });
-        match places {
-            Some((Some(within), _)) => self.interrupts.write_table(within, data),
-            // Pending bits can't be written.
-            Some((_, Some(_))) => {}
-            _ => self.registers.write(bar, offset, data),
+        if !self.interrupts.write_bar(bar, offset, data) {
+            self.bars.write(bar, offset, data);
         }
     }
 }
@@ -379,16 +332,16 @@ fn byte_at(place: u16, offset: u16, data: &[u8]) -> Option<u8> {
     data.get(usize::from(place.checked_sub(offset)?)).copied()
 }
 
-/// Where the function's MSI-X table and pending bits are, also if its guest doesn't get MSI-X: the
-/// host uses them.
-fn tables(config: &ConfigSpace) -> Vec<TablePlace> {
+/// The function's MSI-X table and pending bits, also if its guest doesn't get MSI-X: the host uses
+/// them.
+fn msix_areas(config: &ConfigSpace) -> Vec<MsixArea> {
     let capabilities = config.capabilities().iter().filter(|c| c.id == capability::MSIX);
-    let places = capabilities.flat_map(|capability| {
-        let dword = |at| config.image().u32(capability.offset.saturating_add(at));
+    let areas = capabilities.flat_map(|capability| {
+        let dword = |at| config.snapshot().u32(capability.offset.saturating_add(at));
         let msix = Msix::new([dword(0), dword(4), dword(8)], 0);
         [msix.table(), msix.pending_bits()]
     });
-    places.collect()
+    areas.collect()
 }
 
 #[cfg(test)]

@@ -1,54 +1,53 @@
-//! A function's interrupts: one line (INTx), or messages (MSI or MSI-X), whichever the guest has
-//! turned on.
+//! A function's interrupts: its line (INTx), or MSI or MSI-X, whichever the guest has enabled.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use vfio_bindings::bindings::vfio::{
+    VFIO_PCI_INTX_IRQ_INDEX as INTX, VFIO_PCI_MSI_IRQ_INDEX as MSI, VFIO_PCI_MSIX_IRQ_INDEX as MSIX,
+};
 
 use super::super::error_chain::chain;
 use super::super::irq::{AssignedIrq, IrqError};
 use super::super::uapi::DeviceCalls;
 use super::capability;
 use super::config::ConfigSpace;
-use super::messages::Messages;
+use super::msi::VfioMsi;
 use crate::irq::{MsiRouter, Trigger};
-use crate::pci::{Effect, Msi, Msix};
+use crate::pci::{Msi, MsiState, MsiVectors, Msix};
 use crate::ratelimit::LogLimit;
 
-/// VFIO's indices of a function's interrupts (`VFIO_PCI_INTX_IRQ_INDEX` and so on).
-const INTX: u32 = 0;
-const MSI: u32 = 1;
-const MSIX: u32 = 2;
-
-/// Why a capability for messages is hidden.
+/// Why an MSI or MSI-X capability is hidden.
 const NO_ROUTER: &str = "the guest's interrupt controller takes no messages";
 const NO_VECTORS: &str = "VFIO can't deliver its messages";
 
-/// A capability and where it is in configuration space.
-#[derive(Debug)]
-pub struct Placed<T> {
-    /// Where, in bytes.
-    pub offset: u16,
-    /// The capability's registers.
-    pub registers: T,
+/// All vectors of a capability.
+const ALL: Range<u16> = 0..u16::MAX;
+
+/// A capability and its offset in configuration space.
+struct Placed<T> {
+    offset: u16,
+    registers: T,
 }
 
 impl<T> Placed<T> {
-    /// Where in the capability, which has `size` bytes, an access at `offset` of configuration
-    /// space is, if it begins there.
-    pub fn within(&self, offset: u16, size: u16) -> Option<u16> {
+    /// The offset in the capability, which has `size` bytes, of an access at `offset` of
+    /// configuration space that begins in it.
+    fn within(&self, offset: u16, size: u16) -> Option<u16> {
         offset.checked_sub(self.offset).filter(|within| *within < size)
     }
 }
 
-/// What interrupts the guest at present.
+/// The kind of interrupt that the guest uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InUse {
-    /// Nothing.
+    /// None.
     None,
     /// The line.
     Intx,
-    /// So many vectors of MSI.
+    /// MSI, with so many unmasked vectors.
     Msi(usize),
-    /// So many vectors of MSI-X.
+    /// MSI-X, with so many unmasked vectors.
     Msix(usize),
 }
 
@@ -59,8 +58,9 @@ pub struct Interrupts {
     msi: Option<Placed<Msi>>,
     msix: Option<Placed<Msix>>,
     router: Option<Arc<dyn MsiRouter>>,
-    messages: Option<Messages>,
-    /// The line may be let through when no messages are in use.
+    /// MSI or MSI-X while it is enabled.
+    active: Option<VfioMsi>,
+    /// The line is armed while neither MSI nor MSI-X is enabled.
     armed: bool,
     log: Arc<LogLimit>,
 }
@@ -91,9 +91,9 @@ impl Interrupts {
             }
         }
         let log = Arc::new(LogLimit::named(name));
-        let (router, messages, armed) = Default::default();
+        let (router, active, armed) = Default::default();
         let mut interrupts =
-            Self { calls, intx, msi: None, msix: None, router, messages, armed, log };
+            Self { calls, intx, msi: None, msix: None, router, active, armed, log };
         interrupts.read_capabilities(config, 0);
         Ok(interrupts)
     }
@@ -103,36 +103,34 @@ impl Interrupts {
         self.intx.as_ref()
     }
 
-    /// The MSI capability, if the guest has it.
-    pub fn msi(&self) -> Option<&Placed<Msi>> {
-        self.msi.as_ref()
+    /// The number of vectors of MSI; 0 if the guest doesn't have it.
+    pub fn msi_capacity(&self) -> u16 {
+        self.msi.as_ref().map_or(0, |msi| msi.registers.capacity())
     }
 
-    /// The MSI-X capability, if the guest has it.
-    pub fn msix(&self) -> Option<&Placed<Msix>> {
-        self.msix.as_ref()
+    /// The number of vectors of MSI-X; 0 if the guest doesn't have it.
+    pub fn msix_capacity(&self) -> u16 {
+        self.msix.as_ref().map_or(0, |msix| msix.registers.capacity())
     }
 
-    /// How many eventfds the guest can make it take beside its line's, which it has: one for each
-    /// vector of the kind that has more.
-    pub fn most_eventfds(&self) -> u16 {
-        let msi = self.msi.as_ref().map_or(0, |msi| msi.registers.capacity());
-        let msix = self.msix.as_ref().map_or(0, |msix| msix.registers.capacity());
-        msi.max(msix)
+    /// The number of eventfds, beside its line's, that the guest can make it take: one for each
+    /// vector.
+    pub fn max_eventfds(&self) -> u16 {
+        self.msi_capacity().max(self.msix_capacity())
     }
 
-    /// What interrupts the guest at present.
+    /// The kind of interrupt that the guest uses.
     pub fn in_use(&self) -> InUse {
-        match &self.messages {
-            Some(messages) if messages.index() == MSI => InUse::Msi(messages.in_use()),
-            Some(messages) => InUse::Msix(messages.in_use()),
+        match &self.active {
+            Some(active) if active.index() == MSI => InUse::Msi(active.in_use()),
+            Some(active) => InUse::Msix(active.in_use()),
             None if self.intx.as_ref().is_some_and(AssignedIrq::is_armed) => InUse::Intx,
             None => InUse::None,
         }
     }
 
-    /// Has messages go to `router` from here on, from `requester`, the function's requester ID in
-    /// the guest. Without a router their capabilities are hidden in `config`.
+    /// Routes messages to `router` from here on, from `requester`, the function's requester ID in
+    /// the guest. Without a router MSI and MSI-X are hidden in `config`.
     pub fn route(
         &mut self,
         router: Option<Arc<dyn MsiRouter>>,
@@ -147,106 +145,159 @@ impl Interrupts {
         self.read_capabilities(config, requester);
     }
 
-    /// Whether the function has messages and the guest gets none of them.
-    pub fn are_messages_lost(&self, config: &ConfigSpace) -> bool {
-        let messages = |id| id == capability::MSI || id == capability::MSIX;
-        let has = config.capabilities().iter().any(|capability| messages(capability.id));
+    /// Whether the function has MSI or MSI-X and the guest gets neither.
+    pub fn is_msi_hidden(&self, config: &ConfigSpace) -> bool {
+        let is_msi = |id| id == capability::MSI || id == capability::MSIX;
+        let has = config.capabilities().iter().any(|capability| is_msi(capability.id));
         has && self.msi.is_none() && self.msix.is_none()
     }
 
     fn read_capabilities(&mut self, config: &mut ConfigSpace, requester: u16) {
-        let place = |id| config.find(id);
-        let (msi, msix) = (place(capability::MSI), place(capability::MSIX));
-        self.msi = msi.map(|offset| {
+        self.msi = config.find(capability::MSI).map(|offset| {
             let registers = Msi::new(config.read_u32(offset), requester);
             Placed { offset, registers }
         });
-        self.msix = msix.map(|offset| {
+        self.msix = config.find(capability::MSIX).map(|offset| {
             let structure = [0, 4, 8].map(|at| config.read_u32(offset.saturating_add(at)));
             Placed { offset, registers: Msix::new(structure, requester) }
         });
     }
 
-    /// Lets the line through, unless messages are in use.
+    /// Arms the line, unless MSI or MSI-X is enabled.
     pub fn arm(&mut self) {
         self.armed = true;
-        self.settle();
+        self.sync();
     }
 
-    /// Stops all of them.
+    /// Disables all of them.
     pub fn disarm(&mut self) {
         self.armed = false;
-        self.messages = None;
-        self.settle();
+        self.active = None;
+        self.sync();
     }
 
-    /// As a reset of the function does: no messages are in use.
+    /// Resets MSI and MSI-X, as a reset of the function does.
     pub fn reset(&mut self) {
-        let effects = self.msi.as_mut().map(|msi| msi.registers.reset());
-        self.apply(MSI, effects);
-        let effects = self.msix.as_mut().map(|msix| msix.registers.reset());
-        self.apply(MSIX, effects);
+        if let Some(Placed { registers, .. }) = &mut self.msi {
+            let before = registers.enabled_vectors();
+            registers.reset();
+            self.apply(MSI, before, ALL);
+        }
+        if let Some(Placed { registers, .. }) = &mut self.msix {
+            let before = registers.enabled_vectors();
+            registers.reset();
+            self.apply(MSIX, before, ALL);
+        }
     }
 
-    /// Whether a vector of the messages in use was signalled while it was masked.
-    pub fn is_pending(&self, vector: u16) -> bool {
-        self.messages.as_ref().is_some_and(|messages| messages.is_pending(vector))
+    /// The guest reads configuration space. Whether that is within MSI or MSI-X.
+    pub fn read_config(&self, offset: u16, data: &mut [u8]) -> bool {
+        if let Some(msi) = &self.msi
+            && let Some(within) = msi.within(offset, msi.registers.size())
+        {
+            msi.registers.read(within, data, |vector| self.is_pending(vector));
+            return true;
+        }
+        if let Some(msix) = &self.msix
+            && let Some(within) = msix.within(offset, Msix::SIZE)
+        {
+            msix.registers.read(within, data);
+            return true;
+        }
+        false
     }
 
-    /// The guest writes into the MSI capability, at `offset` of it.
-    pub fn write_msi(&mut self, offset: u16, data: &[u8]) {
-        let effects = self.msi.as_mut().map(|msi| msi.registers.write(offset, data));
-        self.apply(MSI, effects);
+    /// The guest writes to configuration space. Whether that is within MSI or MSI-X.
+    pub fn write_config(&mut self, offset: u16, data: &[u8]) -> bool {
+        if let Some(msi) = &mut self.msi
+            && let Some(within) = msi.within(offset, msi.registers.size())
+        {
+            let before = msi.registers.enabled_vectors();
+            if msi.registers.write(within, data) {
+                self.apply(MSI, before, ALL);
+            }
+            return true;
+        }
+        if let Some(msix) = &mut self.msix
+            && let Some(within) = msix.within(offset, Msix::SIZE)
+        {
+            let before = msix.registers.enabled_vectors();
+            if msix.registers.write(within, data) {
+                self.apply(MSIX, before, ALL);
+            }
+            return true;
+        }
+        false
     }
 
-    /// The guest writes into the MSI-X capability, at `offset` of it.
-    pub fn write_msix(&mut self, offset: u16, data: &[u8]) {
-        let effects = self.msix.as_mut().map(|msix| msix.registers.write(offset, data));
-        self.apply(MSIX, effects);
+    /// The guest reads a BAR. Whether that is within the MSI-X table or its pending bits.
+    pub fn read_bar(&self, bar: u8, offset: u64, data: &mut [u8]) -> bool {
+        let Some(Placed { registers, .. }) = &self.msix else { return false };
+        if let Some(within) = registers.table().find(bar, offset, data.len()) {
+            registers.read_table(within, data);
+        } else if let Some(within) = registers.pending_bits().find(bar, offset, data.len()) {
+            registers.read_pending(within, data, |vector| self.is_pending(vector));
+        } else {
+            return false;
+        }
+        true
     }
 
-    /// The guest writes into the MSI-X table, at `offset` of it.
-    pub fn write_table(&mut self, offset: u64, data: &[u8]) {
-        let effects = self.msix.as_mut().map(|msix| msix.registers.write_table(offset, data));
-        self.apply(MSIX, effects);
+    /// The guest writes to a BAR. Whether that is within the MSI-X table or its pending bits, which
+    /// are read-only.
+    pub fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> bool {
+        let Some(Placed { registers, .. }) = &mut self.msix else { return false };
+        let Some(within) = registers.table().find(bar, offset, data.len()) else {
+            return registers.pending_bits().find(bar, offset, data.len()).is_some();
+        };
+        let before = registers.enabled_vectors();
+        if let Some(vector) = registers.write_table(within, data) {
+            self.apply(MSIX, before, vector..vector.saturating_add(1));
+        }
+        true
     }
 
-    /// Carries out what a write changed.
-    fn apply(&mut self, index: u32, effects: Option<Vec<Effect>>) {
-        let effects = effects.filter(|effects| !effects.is_empty());
-        for effect in effects.iter().flatten() {
-            match *effect {
-                // A driver that turns on both kinds gets what it asked for last (PCI 3.0, 6.8.2
-                // leaves it undefined).
-                Effect::Enabled { vectors } => self.enable(index, vectors),
-                Effect::Disabled => drop(self.messages.take_if(|m| m.index() == index)),
-                Effect::Delivery { vector, delivery } => {
-                    let messages = self.messages.as_mut().filter(|m| m.index() == index);
-                    let delivered = messages.map(|messages| messages.deliver(vector, delivery));
-                    if let Some(Err(error)) = delivered {
-                        let what = "can't reach the guest";
-                        self.log.error(format_args!("vector {vector} {what}: {error}"));
-                    }
+    /// Whether a vector in use was signalled while it was masked.
+    fn is_pending(&self, vector: u16) -> bool {
+        self.active.as_ref().is_some_and(|active| active.vectors.is_pending(vector))
+    }
+
+    /// Carries out a write to the capability of this VFIO index, of which `before` vectors were
+    /// enabled; the messages of `changed` may be others now.
+    fn apply(&mut self, index: u32, before: u16, mut changed: Range<u16>) {
+        let Self { calls, msi, msix, router, active, log, .. } = self;
+        let state: Option<&dyn MsiState> = match index {
+            MSI => msi.as_ref().map(|msi| &msi.registers as _),
+            _ => msix.as_ref().map(|msix| &msix.registers as _),
+        };
+        let enabled = state.map_or(0, MsiState::enabled_vectors);
+        let is_active = |active: &VfioMsi| active.index() == index;
+        if enabled != before {
+            // VFIO delivers one kind at a time, so the other must be disabled first. A driver that
+            // enables both gets the last (PCI 3.0, 6.8.2 leaves it undefined).
+            if enabled != 0 || active.as_ref().is_some_and(is_active) {
+                *active = None;
+            }
+            if let (Some(router), 1..) = (router, enabled) {
+                let vectors = MsiVectors::new(router.clone(), enabled);
+                *active = Some(VfioMsi::new(calls.clone(), index, vectors, log.clone()));
+            }
+            changed = ALL;
+        }
+        if let (Some(state), Some(active)) = (state, active.as_mut().filter(|a| is_active(a))) {
+            for vector in changed.start..changed.end.min(enabled) {
+                if let Err(error) = active.vectors.set(vector, state.message(vector)) {
+                    let what = "can't reach the guest";
+                    log.error(format_args!("vector {vector} {what}: {error}"));
                 }
             }
         }
-        if effects.is_some() {
-            self.settle();
-        }
-    }
-
-    fn enable(&mut self, index: u32, count: u16) {
-        // VFIO delivers one kind at a time: the others must be off before it turns these on.
-        self.messages = None;
-        if let Some(router) = &self.router {
-            let (calls, router, log) = (self.calls.clone(), router.clone(), self.log.clone());
-            self.messages = Some(Messages::new(calls, index, router, count, log));
-        }
+        self.sync();
     }
 
     /// Has VFIO deliver what is in use, and nothing else.
-    fn settle(&mut self) {
-        let wanted = self.armed && self.messages.is_none();
+    fn sync(&mut self) {
+        let wanted = self.armed && self.active.is_none();
         if let Some(intx) = &mut self.intx {
             if !wanted {
                 intx.disarm();
@@ -257,8 +308,7 @@ impl Interrupts {
                 self.log.error(format_args!("{}{help}", chain(&error)));
             }
         }
-        let settled = self.messages.as_mut().map(Messages::settle);
-        if let Some(Err(error)) = settled {
+        if let Some(Err(error)) = self.active.as_mut().map(VfioMsi::sync) {
             let cause = chain(&error);
             self.log.error(format_args!("its messages can't all be delivered: {cause}"));
         }

@@ -15,18 +15,16 @@
 //! in a guest ([`capability`]). Its DMA reaches RAM and nothing else, no other function's BARs
 //! either, and only while the guest's command register lets it master the bus.
 
+mod bars;
 pub mod capability;
 mod config;
 mod error;
 mod function;
-mod image;
 mod interrupts;
-mod messages;
-mod registers;
+mod msi;
 
+pub use bars::BarInfo;
 pub use config::ConfigError;
 pub use error::FunctionError;
 pub use function::{Attachment, PciFunction, PciOptions};
-pub use image::Image;
 pub use interrupts::{InUse, Interrupts};
-pub use registers::BarSheet;

@@ -56,13 +56,13 @@ impl InterruptHolder {
 
 /// What went wrong with a device.
 #[derive(Debug, thiserror::Error)]
-pub enum PlatformError {
+pub enum DeviceError {
     /// It can't be opened.
     #[error(transparent)]
     Assign(#[from] AssignError),
     /// What it will be can't be foreseen.
     #[error(transparent)]
-    Unbound(#[from] UnboundError),
+    Foresee(#[from] UnboundError),
     /// The firmware described it by other means than a device tree.
     #[error("{name} can't be assigned: the host's device tree has no node for it")]
     NoNode {
@@ -227,7 +227,7 @@ pub enum PlatformError {
     },
 }
 
-impl PlatformError {
+impl DeviceError {
     /// What mends it.
     pub fn help(&self) -> Option<String> {
         match self {
@@ -252,7 +252,7 @@ impl PlatformError {
                  --vfio-platform {name},quiesce=off"
             )),
             Self::Unknown { .. } => Some("dmesg has the driver's own words".to_owned()),
-            Self::Unbound(_)
+            Self::Foresee(_)
             | Self::Strange { .. }
             | Self::Count { .. }
             | Self::Misplaced { .. }

@@ -4,29 +4,19 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use vfio_bindings::bindings::vfio::{
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_REGIONS, VFIO_PCI_ROM_REGION_INDEX,
+};
+
 use super::super::host::{HostDevice, ReadError};
-use super::super::pci::Image;
 use super::super::pci::capability::{self, Capability, CapabilityId};
 use super::super::uapi::{DeviceInfo, IrqInfo, RegionInfo};
 use super::{UnboundDevice, UnboundError};
+use crate::pci::config::{INTERRUPT_PIN, STATUS, STATUS_CAP_LIST, STD_HEADER_SIZEOF};
+use crate::pci::{ConfigSnapshot, Msi, Msix};
 
-/// VFIO's regions of a function: BARs 0 to 5, the ROM, the configuration space, and VGA's
-/// (`VFIO_PCI_NUM_REGIONS`).
-const REGIONS: u32 = 9;
-const CONFIG: u32 = 7;
-
-/// Bits of a resource's flags (`include/linux/ioport.h`).
+/// Of a resource's flags (`include/linux/ioport.h`): it is memory.
 const IORESOURCE_MEM: u64 = 0x200;
-
-/// `PCI_INTERRUPT_PIN`.
-const INTERRUPT_PIN: u16 = 0x3d;
-
-/// `PCI_STATUS` and its bit that says that there are capabilities.
-const STATUS: usize = 0x06;
-const STATUS_CAP_LIST: u8 = 1 << 4;
-
-/// How much of its configuration space anybody may read, in bytes.
-const HEADER: usize = 64;
 
 impl UnboundDevice {
     /// A PCI function of this host.
@@ -37,11 +27,12 @@ impl UnboundDevice {
     pub fn pci(device: &HostDevice) -> Result<Self, UnboundError> {
         let config = readable(device.pci_config()?);
         let resources = resources(&read(&device.path().join("resource"))?);
-        let image = Image::new(config.clone());
+        let image = ConfigSnapshot::new(config.clone());
         let (regions, irqs) = (regions(&resources, config_size(device, &config)), irqs(&image));
         let info = DeviceInfo { pci: true, ..DeviceInfo::default() };
         let foreseen = Self::new(device.name(), info, regions, irqs)?;
-        let place = foreseen.regions.iter().find(|region| region.index == CONFIG);
+        let place =
+            foreseen.regions.iter().find(|region| region.index == VFIO_PCI_CONFIG_REGION_INDEX);
         let place = place.map_or(0, |region| region.offset);
         foreseen
             .file
@@ -57,10 +48,11 @@ fn read(path: &Path) -> Result<String, ReadError> {
 
 /// A configuration space without a chain of capabilities that this user isn't shown.
 fn readable(mut config: Vec<u8>) -> Vec<u8> {
-    if config.len() <= HEADER
-        && let Some(status) = config.get_mut(STATUS)
+    let [has_list, _] = STATUS_CAP_LIST.to_le_bytes();
+    if config.len() <= usize::from(STD_HEADER_SIZEOF)
+        && let Some(status) = config.get_mut(usize::from(STATUS))
     {
-        *status &= !STATUS_CAP_LIST;
+        *status &= !has_list;
     }
     config
 }
@@ -88,11 +80,11 @@ fn regions(resources: &[(u64, u64)], config: u64) -> Vec<RegionInfo> {
     let region = |index| {
         let of_resource = usize::try_from(index).ok().and_then(|index| resources.get(index));
         let (size, flags) = match index {
-            CONFIG => (config, 0),
-            ..CONFIG => of_resource.copied().unwrap_or_default(),
+            VFIO_PCI_CONFIG_REGION_INDEX => (config, 0),
+            ..VFIO_PCI_CONFIG_REGION_INDEX => of_resource.copied().unwrap_or_default(),
             _ => (0, 0),
         };
-        let is_rom = index == CONFIG - 1;
+        let is_rom = index == VFIO_PCI_ROM_REGION_INDEX;
         RegionInfo {
             index,
             size,
@@ -103,24 +95,23 @@ fn regions(resources: &[(u64, u64)], config: u64) -> Vec<RegionInfo> {
             ..RegionInfo::default()
         }
     };
-    (0..REGIONS).map(region).collect()
+    (0..VFIO_PCI_NUM_REGIONS).map(region).collect()
 }
 
 /// INTx, MSI, MSI-X, error, request (`vfio_pci_get_irq_count`).
-fn irqs(config: &Image) -> Vec<IrqInfo> {
+fn irqs(config: &ConfigSnapshot) -> Vec<IrqInfo> {
     let capabilities: Vec<Capability> = capability::all(config);
-    // The register of a capability that tells how many messages there are.
-    let control = |id: CapabilityId| {
+    let dwords = |id: CapabilityId| {
         let found = capabilities.iter().find(|capability| capability.id == id)?;
-        Some(config.u16(found.offset.saturating_add(2)))
+        Some([0, 4, 8].map(|at| config.u32(found.offset.saturating_add(at))))
     };
     let line = u32::from(config.u8(INTERRUPT_PIN) != 0);
-    let msi = control(capability::MSI).map_or(0, |control| 1 << (control >> 1 & 0b111));
-    let msix = control(capability::MSIX).map_or(0, |control| u32::from(control & 0x7ff) + 1);
+    let msi = dwords(capability::MSI).map_or(0, |[first, ..]| Msi::new(first, 0).capacity());
+    let msix = dwords(capability::MSIX).map_or(0, |dwords| Msix::new(dwords, 0).capacity());
     let message = |count| IrqInfo { count, eventfd: true, maskable: false, automasked: false };
     let intx = IrqInfo { count: line, eventfd: true, maskable: true, automasked: true };
-    let error = u32::from(control(capability::EXPRESS).is_some());
-    vec![intx, message(msi), message(msix), message(error), message(1)]
+    let error = u32::from(dwords(capability::EXPRESS).is_some());
+    vec![intx, message(msi.into()), message(msix.into()), message(error), message(1)]
 }
 
 #[cfg(test)]
@@ -144,15 +135,15 @@ mod tests {
     #[test]
     fn messages_are_counted_by_their_capabilities() {
         let mut config = vec![0; 256];
-        (config[6], config[0x34], config[0x3d]) = (STATUS_CAP_LIST, 0x40, 1);
+        (config[6], config[0x34], config[0x3d]) = (0x10, 0x40, 1);
         // MSI for 8, then MSI-X for 65.
         config[0x40..0x44].copy_from_slice(&[0x05, 0x50, 3 << 1, 0]);
         config[0x50..0x54].copy_from_slice(&[0x11, 0, 64, 0]);
         let counts = |config: &[u8]| -> Vec<u32> {
-            irqs(&Image::new(config.to_vec())).into_iter().map(|irq| irq.count).collect()
+            irqs(&ConfigSnapshot::new(config.to_vec())).into_iter().map(|irq| irq.count).collect()
         };
         assert_eq!(counts(&config), [1, 8, 65, 0, 1]);
-        config.truncate(HEADER);
+        config.truncate(0x40);
         assert_eq!(counts(&readable(config)), [1, 0, 0, 0, 1]);
     }
 }

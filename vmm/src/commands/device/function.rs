@@ -3,10 +3,10 @@
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
-use devices::pci::Bar;
+use devices::pci::{Bar, ConfigSnapshot, ROM};
 use devices::vfio::host::HostDevice;
 use devices::vfio::pci::capability::{self, Capability, CapabilityId};
-use devices::vfio::pci::{BarSheet, Image, PciFunction, PciOptions};
+use devices::vfio::pci::{BarInfo, PciFunction, PciOptions};
 use devices::vfio::region::host_page_size;
 use devices::vfio::uapi::DeviceCalls;
 use serde::Serialize;
@@ -66,7 +66,7 @@ impl FunctionSheet {
         let options = PciOptions { reset: false, ..PciOptions::default() };
         let function = PciFunction::open(calls, name, options, host_page_size())?;
         let mut sheet = Self::of_function(&function);
-        for capability in capability::all(&Image::new(hardware)) {
+        for capability in capability::all(&ConfigSnapshot::new(hardware)) {
             sheet.add_hardware(CapabilityLine::of(&capability));
         }
         sheet.capabilities.sort_by_key(|line| (line.extended, line.offset));
@@ -80,8 +80,8 @@ impl FunctionSheet {
             capabilities: function.capabilities().iter().map(CapabilityLine::of).collect(),
             bars: function.bars().iter().map(BarLine::of).collect(),
             pin: function.pin().map(|pin| char::from(b'@'.saturating_add(pin.number()))),
-            msi: interrupts.msi().map_or(0, |msi| msi.registers.capacity()),
-            msix: interrupts.msix().map_or(0, |msix| msix.registers.capacity()),
+            msi: interrupts.msi_capacity(),
+            msix: interrupts.msix_capacity(),
         }
     }
 
@@ -126,11 +126,11 @@ impl CapabilityLine {
 
 impl BarLine {
     /// That of a register.
-    pub fn of(sheet: &BarSheet) -> Self {
+    pub fn of(sheet: &BarInfo) -> Self {
         let (kind, prefetchable) = match sheet.kind {
-            _ if sheet.bar == 6 => ("ROM", false),
+            _ if sheet.bar == ROM => ("ROM", false),
             Bar::Io { .. } => ("I/O", false),
-            Bar::Memory { wide: true, prefetchable, .. } => ("64-bit memory", prefetchable),
+            Bar::Memory { is_64: true, prefetchable, .. } => ("64-bit memory", prefetchable),
             Bar::Memory { prefetchable, .. } => ("32-bit memory", prefetchable),
         };
         let mapped = sheet.mapped.iter().map(|area| [area.start, area.end]).collect();
@@ -141,7 +141,7 @@ impl BarLine {
 impl Display for BarLine {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { bar, kind, size, prefetchable, mapped } = self;
-        let name = if *bar == 6 { String::new() } else { format!("BAR {bar}: ") };
+        let name = if *bar == ROM { String::new() } else { format!("BAR {bar}: ") };
         let prefetchable = if *prefetchable { " prefetchable" } else { "" };
         write!(f, "{name}{kind}{prefetchable}, {size:#x} bytes, ")?;
         match mapped.as_slice() {
@@ -166,9 +166,9 @@ mod tests {
     fn bars_say_what_traps() {
         let bar = |bar, kind, mapped: &[[u64; 2]]| {
             let mapped = mapped.iter().map(|[start, end]| *start..*end).collect();
-            BarLine::of(&BarSheet { bar, kind, mapped }).to_string()
+            BarLine::of(&BarInfo { bar, kind, mapped }).to_string()
         };
-        let memory = |wide| Bar::Memory { size: 0x4000, wide, prefetchable: wide };
+        let memory = |wide| Bar::Memory { size: 0x4000, is_64: wide, prefetchable: wide };
         for (line, expected) in [
             (
                 bar(0, memory(true), &[[0, 0x2000], [0x3000, 0x4000]]),

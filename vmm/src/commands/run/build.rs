@@ -10,9 +10,9 @@ use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, Vcpu, Vm, la
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
-use boot::layout::{LayoutError, MAX_DTB_SIZE};
+use boot::layout::{DTB_MAX, LayoutError};
 use devices::bus::Bus;
-use devices::pci::HostBridge;
+use devices::pci::Apertures;
 use devices::pvpanic::PvPanic;
 use devices::serial::Serial;
 use vm_memory::{Bytes, GuestAddress};
@@ -40,8 +40,8 @@ pub struct Core {
     pub gic: Gic,
     /// What the vCPUs have of the host's.
     pub features: CpuFeatures,
-    /// Its PCI host, if it has one.
-    pub pci: Option<HostBridge>,
+    /// The apertures of its PCI host, if it has one.
+    pub pci: Option<Apertures>,
 }
 
 /// The emulated devices.
@@ -68,8 +68,7 @@ pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
     let vcpus = vm.create_vcpus(plan.cpus, features)?;
     let mut gic = Gic::new(&vm, version, plan.cpus, plan.spis)?;
     add_its(plan, &vm, &mut gic)?;
-    let wanted = Some(&plan.pci).filter(|pci| !pci.is_empty());
-    let pci = wanted.map(|pci| pci.host(&vm, &gic));
+    let pci = plan.pci.then(|| pci::apertures(plan.end, &vm, &gic));
     if features.pmu {
         for vcpu in &vcpus {
             vcpu.init_pmu()?;
@@ -83,7 +82,7 @@ pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
 fn add_its(plan: &MachinePlan, vm: &Vm, gic: &mut Gic) -> Result<(), Error> {
     match plan.gic.its {
         ItsChoice::Off => return Ok(()),
-        ItsChoice::Auto if plan.pci.is_empty() => return Ok(()),
+        ItsChoice::Auto if !plan.pci => return Ok(()),
         ItsChoice::Auto | ItsChoice::On => gic.add_its(vm)?,
     }
     if plan.gic.its == ItsChoice::On && !gic.has_its() {
@@ -165,7 +164,7 @@ pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Resu
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,
-        pci: core.pci.as_ref().map(|bridge| pci::node(bridge, &core.gic)),
+        pci: core.pci.as_ref().map(|pci| pci::node(pci, &assigned.functions, &core.gic)),
         seed: seed()?,
     });
     for without_effect in overlay::apply(&mut root, &plan.overlays)? {
@@ -182,7 +181,7 @@ pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Resu
 pub fn dtb(tree: &Node) -> Result<Vec<u8>, Error> {
     let dtb = fdt::to_blob(tree)?;
     let size = dtb.len() as u64;
-    if size > MAX_DTB_SIZE {
+    if size > DTB_MAX {
         return Err(LayoutError::DtbTooLarge { size }.into());
     }
     Ok(dtb)
@@ -217,7 +216,7 @@ pub fn ram(
     let size = plan.ram.size;
     // vfio-user servers map RAM by its file.
     let ram =
-        if assigned.vfio_user.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?;
+        if assigned.served.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?;
     let boot = &plan.boot;
     let end = boot.initrd.as_ref().map_or(boot.dtb, |initrd| initrd.end).max(boot.kernel.end);
     let used = end.saturating_sub(layout::RAM_START);

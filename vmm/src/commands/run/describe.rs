@@ -8,13 +8,13 @@ use boot::fdt::{self, Node};
 use devices::irq::Trigger;
 use devices::pci::Intx;
 use devices::vfio::iommu::Backend;
-use devices::vfio::node::{Disposition, PropertyReport};
+use devices::vfio::node::{Account, Fate};
 use serde::Serialize;
 
 use crate::assigned::{AssignedDevice, AssignedDevices, Obstacle, unbound_note};
 use crate::cli::{ConsoleKind, Size};
 use crate::commands::device::FunctionSheet;
-use crate::pci::{self, Seated};
+use crate::pci;
 
 use super::build::Core;
 use super::plan::{MachinePlan, Opened};
@@ -135,7 +135,7 @@ impl Description {
             interrupts: interrupts(plan, assigned),
             iommu: assigned.backend().map(Backend::name),
             obstacles: assigned.obstacles.clone(),
-            pci: core.pci.as_ref().map(|_| PciHost::of(plan, assigned, core)),
+            pci: core.pci.as_ref().map(|_| PciHost::of(assigned, core)),
             devices: assigned.platform.iter().map(|device| Device::of(device, tree)).collect(),
             device_tree: fdt::to_dts(tree),
         }
@@ -143,13 +143,12 @@ impl Description {
 }
 
 impl PciHost {
-    fn of(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Self {
-        let functions = plan.pci.functions().iter().zip(assigned.functions.iter());
-        let functions = functions.map(|(Seated { name, seat }, function)| PciFunction {
-            address: seat.bdf.to_string(),
-            name: name.clone(),
-            intx: seat.intx.map(|intx| intx.spi.0),
-            sheet: FunctionSheet::of_function(&function),
+    fn of(assigned: &AssignedDevices, core: &Core) -> Self {
+        let functions = assigned.functions.iter().map(|function| PciFunction {
+            address: function.slot.bdf.to_string(),
+            name: function.name.clone(),
+            intx: function.slot.intx.map(|intx| intx.spi.0),
+            sheet: FunctionSheet::of_function(&function.lock()),
         });
         let without_messages = (!core.gic.has_its()).then(|| pci::without_messages(&core.gic));
         Self { without_messages, functions: functions.collect() }
@@ -177,25 +176,25 @@ impl Device {
             binding: placed.binding(),
             regions: regions.collect(),
             interrupts: interrupts.collect(),
-            properties: placed.nodes.properties.iter().map(Property::of).collect(),
+            properties: placed.nodes.account.iter().map(Property::of).collect(),
             node: fdt::subtree_to_dts(node.unwrap_or(&placed.nodes.device)),
         }
     }
 }
 
 impl Property {
-    fn of(report: &PropertyReport) -> Self {
-        let (fate, reason) = match &report.disposition {
-            Disposition::Kept => ("kept", None),
-            Disposition::Linked(devices) => (
+    fn of(account: &Account) -> Self {
+        let (fate, reason) = match &account.fate {
+            Fate::Kept => ("kept", None),
+            Fate::Linked(devices) => (
                 "kept",
                 Some(format!("it refers to {}, which the guest has too", devices.join(", "))),
             ),
-            Disposition::Rewritten => ("rewritten", None),
-            Disposition::Made => ("made", None),
-            Disposition::Dropped(reason) => ("dropped", Some(reason.to_string())),
+            Fate::Rewritten => ("rewritten", None),
+            Fate::Made => ("made", None),
+            Fate::Dropped(reason) => ("dropped", Some(reason.to_string())),
         };
-        Self { path: report.path(), fate, reason }
+        Self { path: account.path(), fate, reason }
     }
 }
 
@@ -218,8 +217,7 @@ fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Ve
             map.push((range, format!("{} region {index}, {}", device.name(), access(mapped))));
         }
     }
-    if let Some(bridge) = &core.pci {
-        let apertures = bridge.apertures();
+    if let Some(apertures) = &core.pci {
         let parts = [
             (&apertures.memory32, "PCI memory"),
             (&apertures.io, "PCI I/O"),
@@ -232,10 +230,7 @@ fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Ve
     map.push((plan.ram.base..plan.ram.end(), "RAM".to_owned()));
     let boot = &plan.boot;
     map.push((boot.kernel.load..boot.kernel.end, "  kernel".to_owned()));
-    map.push((
-        boot.dtb..boot.dtb + boot::layout::MAX_DTB_SIZE,
-        "  device tree, at most".to_owned(),
-    ));
+    map.push((boot.dtb..boot.dtb + boot::layout::DTB_MAX, "  device tree, at most".to_owned()));
     map.extend(boot.initrd.clone().map(|range| (range, "  initrd".to_owned())));
     map.sort_by_key(|(range, _)| range.start);
     let places = map.into_iter().map(|(Range { start, end }, what)| Place {
@@ -258,9 +253,10 @@ fn interrupts(plan: &MachinePlan, assigned: &AssignedDevices) -> Vec<Interrupt> 
             interrupts.push(Interrupt { spi: spi.0, what, trigger: trigger_name(trigger) });
         }
     }
-    for Seated { name, seat } in plan.pci.functions() {
-        if let Some(Intx { pin, spi }) = seat.intx {
-            let (what, trigger) = (format!("{name} {pin}"), trigger_name(Trigger::Level));
+    for function in assigned.functions.iter() {
+        if let Some(Intx { pin, spi }) = function.slot.intx {
+            let what = format!("{} {pin}", function.name);
+            let trigger = trigger_name(Trigger::Level);
             interrupts.push(Interrupt { spi: spi.0, what, trigger });
         }
     }

@@ -44,7 +44,7 @@ impl Machine {
         let Core { vm, vcpus, gic, pci, .. } = core;
         let irqfds = Arc::new(Irqfds::new(vm.clone(), &gic));
         assigned.quiesce()?;
-        assigned.vfio_user.map_ram(&ram)?;
+        assigned.served.lend(&ram)?;
         if let Some(iommu) = &mut assigned.iommu {
             // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
             // affected by what is written into it.
@@ -66,11 +66,10 @@ impl Machine {
             device.connect_irqs(&*irqfds, &assigned.spis)?;
         }
         let mut bridge = None;
-        if let Some(host) = pci {
-            let functions = &assigned.functions;
+        if let Some(apertures) = pci {
             // SAFETY: as for platform devices.
-            unsafe { functions.attach(host.seats().to_vec(), &gic, &irqfds)? };
-            bridge = Some(pci::attach(host, functions.shared(), &gic, &mut bus)?);
+            unsafe { assigned.functions.attach(&gic, &irqfds)? };
+            bridge = Some(pci::attach(apertures, &assigned.functions, &gic, &mut bus)?);
         }
         vm.add_ram(ram)?;
         Ok(Self { vcpus, bus: Arc::new(bus), bridge, assigned, gic, vm })

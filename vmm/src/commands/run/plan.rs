@@ -11,7 +11,7 @@ use boot::fdt::overlay::Overlay;
 use boot::file::{BootFile, Role};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
-use boot::layout::{BootLayout, MAX_DTB_SIZE, Ram};
+use boot::layout::{BootLayout, DTB_MAX, Ram};
 use devices::vfio::fd_limit;
 
 use crate::allocator::Allocator;
@@ -19,7 +19,6 @@ use crate::assigned::AssignedDevices;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
 use crate::limits;
-use crate::pci::PciPlan;
 
 /// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
 /// mapped for DMA.
@@ -45,8 +44,10 @@ pub struct MachinePlan {
     pub gic: GicChoice,
     /// Where the console is.
     pub console: ConsoleKind,
-    /// The PCI functions it is given.
-    pub pci: PciPlan,
+    /// Whether it has a PCI host, for the functions it is given.
+    pub pci: bool,
+    /// Above everything in its address space but a PCI host's window for 64-bit BARs (GPA).
+    pub end: u64,
     /// How many SPIs its interrupt controller needs.
     pub spis: u32,
     /// What a person changes of the device tree.
@@ -91,7 +92,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     let initrd = options.initrd.as_deref().map(|path| Initrd::open(path, is_root)).transpose()?;
     let placement = kernel.placement(ram.base, ram.size)?;
     let initrd_size = initrd.as_ref().map(Initrd::size);
-    let boot = boot::layout::layout(ram, placement, MAX_DTB_SIZE, initrd_size)?;
+    let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)?;
     let overlays =
         options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
     let mut allocator = Allocator::new(ram, options.console == ConsoleKind::Stdio);
@@ -104,14 +105,9 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     fd_limit::reserve(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let assigned = AssignedDevices::plan(options, ram, &mut allocator)?;
     if !assigned.is_empty() {
-        fd_limit::reserve(run.saturating_add(assigned.functions.most_descriptors()))?;
+        fd_limit::reserve(run.saturating_add(assigned.functions.max_descriptors()))?;
         check_vcpus(options.cpus)?;
     }
-    let newcomers = assigned.functions.newcomers();
-    let pci = match newcomers.as_slice() {
-        [] => PciPlan::default(),
-        _ => PciPlan::new(newcomers, &mut allocator)?,
-    };
     let plan = MachinePlan {
         cpus: options.cpus,
         ram,
@@ -120,7 +116,8 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
         features: options.cpu_features,
         gic: options.gic,
         console: options.console,
-        pci,
+        pci: !assigned.functions.is_empty(),
+        end: allocator.end(),
         spis: allocator.spi_count(),
         overlays,
         timeout: options.timeout,
@@ -151,7 +148,7 @@ fn check_vcpus(wanted: u64) -> Result<(), Error> {
 
 /// Reads an overlay.
 fn overlay(path: &Path) -> Result<Overlay, Error> {
-    let blob = BootFile::open(Role::DtbOverlay, path)?.read_whole(MAX_DTB_SIZE)?;
+    let blob = BootFile::open(Role::DtbOverlay, path)?.read_whole(DTB_MAX)?;
     Ok(Overlay::read(path.display().to_string(), &blob)?)
 }
 

@@ -1,17 +1,14 @@
-//! How many bytes of configuration space a capability takes up.
+//! The lengths of capabilities.
 //!
-//! As VFIO has them (Linux: `drivers/vfio/pci/vfio_pci_config.c`), which guards no byte behind them:
-//! from there on a guest would read and write the hardware. The sources are those of
+//! They are VFIO's (Linux: `drivers/vfio/pci/vfio_pci_config.c`), which guards no byte behind a
+//! capability: there a guest would read and write the hardware. The sources are those of
 //! [`super`]'s layouts; the names in brackets are `include/uapi/linux/pci_regs.h`'s.
 
-use super::super::image::Image;
-use super::{ADVANCED_FEATURES, CapabilityId, EXPRESS, MSI, MSIX, PM};
+use super::{
+    ADVANCED_FEATURES, CapabilityId, EXPRESS, EXPRESS_FLAGS, MSI, MSIX, PM, ROOT_COMPLEX_ENDPOINT,
+};
+use crate::pci::{ConfigSnapshot, Msi, Msix};
 use CapabilityId::{Extended, Standard};
-
-/// Of the PCI Express capability (PCI Express Base 5.0, 7.5.3.2): the register of its version and the
-/// port's type, and an endpoint that is part of the root complex.
-const EXPRESS_FLAGS: u16 = 0x02;
-const ROOT_COMPLEX_ENDPOINT: u8 = 0x9;
 
 /// The least that a capability has: its number and the next one's place.
 const STANDARD_HEADER: u16 = 2;
@@ -19,7 +16,7 @@ const EXTENDED_HEADER: u16 = 4;
 
 /// The length in bytes of the capability of this number at `offset` of a function's configuration
 /// space. Of one whose length isn't known it is the header's.
-pub(super) fn length(id: CapabilityId, config: &Image, offset: u16) -> u16 {
+pub(super) fn length(id: CapabilityId, config: &ConfigSnapshot, offset: u16) -> u16 {
     let byte = |at: u16| config.u8(offset.saturating_add(at));
     let word = |at: u16| config.u16(offset.saturating_add(at));
     let dword = |at: u16| config.u32(offset.saturating_add(at));
@@ -29,7 +26,7 @@ pub(super) fn length(id: CapabilityId, config: &Image, offset: u16) -> u16 {
         PM => 8,
         // Vital product data: its address and its data register (PCI 3.0, appendix I).
         Standard(0x03) => 8,
-        MSI => msi(word(2)),
+        MSI => Msi::new(dword(0), 0).size(),
         // PCI-X: 8, and with error correction 24 (PCI-X 2.0, 7.2; the version in bits 13:12).
         Standard(0x07) => {
             if word(2) >> 12 & 0b11 == 0 {
@@ -43,7 +40,7 @@ pub(super) fn length(id: CapabilityId, config: &Image, offset: u16) -> u16 {
         // Debug port: where the registers are (EHCI 1.0, C.2).
         Standard(0x0a) => 4,
         EXPRESS => express(byte(EXPRESS_FLAGS)),
-        MSIX => 12,
+        MSIX => Msix::SIZE,
         // SATA: with the index and data pair in configuration space 16 (Serial ATA AHCI 1.3, 2.4).
         Standard(0x12) if byte(4) & 0xf == 0xf => 16,
         Standard(0x12) => 8,
@@ -63,18 +60,8 @@ pub(super) fn length(id: CapabilityId, config: &Image, offset: u16) -> u16 {
     known.max(least)
 }
 
-/// MSI, by its control register: 10 bytes, with a 64-bit address 4 more, with mask and pending bits
-/// 10 more (PCI 3.0, 6.8.1).
-fn msi(control: u16) -> u16 {
-    const WIDE: u16 = 1 << 7;
-    const MASKABLE: u16 = 1 << 8;
-    let wide = if control & WIDE != 0 { 4 } else { 0 };
-    let maskable = if control & MASKABLE != 0 { 10 } else { 0 };
-    10 + wide + maskable
-}
-
 /// PCI Express, by the low byte of its flags: up to the link registers of an endpoint, and without
-/// them if it is part of the root complex; from version 2 on, those of the second kind too (7.5.3).
+/// them if it is integrated in the root complex; from version 2 on, those of the second kind too (7.5.3).
 fn express(flags: u8) -> u16 {
     match (flags & 0xf, flags >> 4) {
         (0 | 1, ROOT_COMPLEX_ENDPOINT) => 0x0c,
@@ -111,7 +98,7 @@ mod tests {
         let mut image = vec![0; offset + 2];
         image.extend_from_slice(bytes);
         image.resize(4096, 0);
-        length(id, &Image::new(image), u16::try_from(offset).unwrap())
+        length(id, &ConfigSnapshot::new(image), u16::try_from(offset).unwrap())
     }
 
     #[test]

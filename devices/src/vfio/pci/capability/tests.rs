@@ -2,11 +2,11 @@ use super::*;
 
 /// A configuration space with these standard capabilities, at their offsets with their next, and
 /// these extended headers.
-fn config(size: usize, standard: &[(u16, u8, u8)], extended: &[(u16, u32)]) -> Image {
+fn config(size: usize, standard: &[(u16, u8, u8)], extended: &[(u16, u32)]) -> ConfigSnapshot {
     let mut bytes = vec![0; size];
     let mut put = |offset: u16, byte| bytes[usize::from(offset)] = byte;
     put(STATUS, 0x10);
-    put(POINTER, standard.first().map_or(0, |(offset, ..)| low_byte(*offset)));
+    put(CAPABILITY_LIST, standard.first().map_or(0, |(offset, ..)| low_byte(*offset)));
     for (offset, id, next) in standard {
         put(*offset, *id);
         put(*offset + 1, *next);
@@ -16,7 +16,7 @@ fn config(size: usize, standard: &[(u16, u8, u8)], extended: &[(u16, u32)]) -> I
             put(offset, byte);
         }
     }
-    Image::new(bytes)
+    ConfigSnapshot::new(bytes)
 }
 
 /// An extended capability's header.
@@ -25,16 +25,17 @@ fn header(id: u16, next: u16) -> u32 {
 }
 
 /// What a guest finds.
-fn after(config: &Image) -> Vec<Capability> {
+fn after(config: &ConfigSnapshot) -> Vec<Capability> {
     let relinked = relink(config, &all(config));
-    let open =
-        |offset| offset < HEADER || relinked.open.iter().any(|range| range.contains(&offset));
+    let open = |offset| {
+        offset < STD_HEADER_SIZEOF || relinked.open.iter().any(|range| range.contains(&offset))
+    };
     let byte = |offset| if open(offset) { config.u8(offset) } else { 0 };
     let mut bytes: Vec<u8> = (0..config.size()).map(byte).collect();
     for (offset, byte) in relinked.fixed {
         bytes[usize::from(offset)] = byte;
     }
-    all(&Image::new(bytes))
+    all(&ConfigSnapshot::new(bytes))
 }
 
 fn ids(capabilities: &[Capability]) -> Vec<CapabilityId> {
@@ -119,10 +120,10 @@ fn chains_that_lead_astray_end_there() {
 fn without_the_status_bit_or_extended_space_there_are_none() {
     let mut none = config(256, &[(0x40, 1, 0)], &[]);
     assert_eq!(all(&none).len(), 1);
-    none = Image::new((0..256).map(|o| if o == 6 { 0 } else { none.u8(o) }).collect());
+    none = ConfigSnapshot::new((0..256).map(|o| if o == 6 { 0 } else { none.u8(o) }).collect());
     assert_eq!(all(&none), []);
-    assert_eq!(all(&Image::new(vec![0xff; 4096])), []);
-    assert_eq!(all(&Image::new(Vec::new())), []);
+    assert_eq!(all(&ConfigSnapshot::new(vec![0xff; 4096])), []);
+    assert_eq!(all(&ConfigSnapshot::new(Vec::new())), []);
 }
 
 #[test]
@@ -136,7 +137,7 @@ fn whatever_bytes_there_are_nothing_hidden_is_found_afterwards() {
         });
         let mut bytes: Vec<u8> = bytes.collect();
         bytes[usize::from(STATUS)] = 0x10;
-        let config = Image::new(bytes);
+        let config = ConfigSnapshot::new(bytes);
         let hidden = after(&config).into_iter().find(|c| c.hidden.is_some());
         assert_eq!(hidden, None);
     }

@@ -7,10 +7,8 @@ use super::super::super::quiesce::Quiesced;
 use super::super::super::uapi::IoctlError;
 use super::super::capability::{self, CapabilityId};
 use super::super::error::FunctionError;
-use super::{COMMAND, PciFunction, byte_at};
-
-/// The command register's bit for mastering the bus.
-const MASTER: u16 = 1 << 2;
+use super::{PciFunction, byte_at};
+use crate::pci::config::{COMMAND, COMMAND_MASTER};
 
 /// How often a reset is tried that the host has no time for, and how long is waited in between.
 const RESET_TRIES: u32 = 20;
@@ -70,18 +68,18 @@ impl PciFunction {
     fn end_bus_mastering(&mut self) -> bool {
         let mut command = [0; 2];
         self.config.read(COMMAND, &mut command);
-        let value = u16::from_le_bytes(command) & !MASTER;
+        let value = u16::from_le_bytes(command) & !COMMAND_MASTER;
         self.config.write(COMMAND, &value.to_le_bytes());
         self.config.read(COMMAND, &mut command);
         // All ones: it isn't there any more.
-        u16::from_le_bytes(command) & MASTER != 0 && command != [0xff; 2]
+        u16::from_le_bytes(command) & COMMAND_MASTER != 0 && command != [0xff; 2]
     }
 
     /// Whether the guest has the function reset itself by this write.
     pub(super) fn is_reset(&mut self, offset: u16, data: &[u8]) -> bool {
         RESETS.into_iter().any(|(id, able_at, able, start_at, start)| {
             let Some(place) = self.config.find(id) else { return false };
-            let able = self.config.image().u8(place.saturating_add(able_at)) & able != 0;
+            let able = self.config.snapshot().u8(place.saturating_add(able_at)) & able != 0;
             let written = byte_at(place.saturating_add(start_at), offset, data);
             able && written.is_some_and(|byte| byte & start != 0)
         })
@@ -90,11 +88,11 @@ impl PciFunction {
     /// The guest has the function reset itself: its registers are as after power-up (PCI Express
     /// Base 5.0, 6.6.2).
     pub(super) fn reset_itself(&mut self, offset: u16, data: &[u8]) {
-        self.registers.forward(&[]);
+        self.bars.forward(&[]);
         self.interrupts.reset();
         // VFIO restores what the host needs, the command register too.
         self.config.write(offset, data);
-        self.registers.bars().reset();
+        self.bars.registers.reset();
         self.write_command(0);
     }
 }

@@ -99,9 +99,9 @@ fn guest_of(fake: &FakeFunction, routed: bool) -> Result<Guest, FunctionError> {
     let mut function = PciFunction::open(device.clone(), "x", PciOptions::default(), PAGE)?;
     let (slots, router) = (Arc::new(Slots::default()), Arc::new(FakeMsiRouter::new(8)));
     let intx = function.pin().map(|pin| Intx { pin, spi: Spi(70) });
-    let seat = Seat { bdf: Bdf::new(0, 1, 0).unwrap(), intx };
+    let slot = Slot { bdf: Bdf::new(0, 1, 0).unwrap(), intx };
     let messages: Arc<dyn MsiRouter> = router.clone();
-    let attachment = Attachment { seat, slots: slots.clone(), router: routed.then_some(messages) };
+    let attachment = Attachment { slot, slots: slots.clone(), router: routed.then_some(messages) };
     // SAFETY: there is no guest.
     unsafe { function.attach(attachment, &Gic) }?;
     function.arm();
@@ -122,7 +122,7 @@ impl Guest {
     /// Writes, and does the bridge's part, which forwards whatever is above 0x1000_0000.
     fn write(&mut self, offset: u16, data: &[u8]) {
         self.function.write_config(offset, data);
-        let mut windows = self.function.windows();
+        let mut windows = self.function.decoded();
         windows.retain(|window| window.range.start >= 0x1000_0000);
         self.function.forward(&windows);
     }
@@ -134,7 +134,7 @@ impl Guest {
     }
 
     fn table_page_is_never_mapped(&self) -> bool {
-        let window = self.function.windows().into_iter().find(|window| window.bar == 0);
+        let window = self.function.decoded().into_iter().find(|window| window.bar == 0);
         let start = window.map_or(u64::MAX, |window| window.range.start);
         let pages = [start.saturating_add(0x2000), start.saturating_add(0x3000)];
         !self
@@ -166,7 +166,7 @@ fn registers_are_mapped_where_the_guest_puts_them_but_for_the_table() {
     guest.write(0x10, &[0, 0, 0, 0x30]);
     guest.write(0x04, &[0x01]);
     assert_eq!(guest.slots.all(), [], "one byte is enough to turn it off");
-    let windows = guest.function.windows();
+    let windows = guest.function.decoded();
     assert_eq!(windows.iter().map(|window| window.bar).collect::<Vec<_>>(), [2], "ports");
 }
 
@@ -175,7 +175,7 @@ fn a_window_that_was_closed_meanwhile_is_not_mapped() {
     let mut guest = guest();
     guest.write(0x10, &[0, 0, 0, 0x20]);
     guest.write(0x04, &[0x02, 0]);
-    let stale = guest.function.windows();
+    let stale = guest.function.decoded();
     guest.write(0x04, &[0, 0]);
     guest.function.forward(&stale);
     assert_eq!(guest.slots.all(), []);
@@ -207,7 +207,7 @@ fn a_window_is_decoded_by_address_memory_bit_and_power() {
     let mut guest = guest();
     guest.write(0x10, &[0, 0, 0, 0x20]);
     guest.write(0x04, &[0x02, 0]);
-    let window = guest.function.windows()[0].clone();
+    let window = guest.function.decoded()[0].clone();
     assert!(guest.function.decodes(&window));
     let away: [(u16, [&[u8]; 2]); 3] = [
         (0x10, [&[0, 0, 0, 0x30], &[0, 0, 0, 0x20]]),
@@ -235,7 +235,7 @@ fn the_function_decodes_nothing_while_it_has_no_power() {
     guest.write(0x04, &[0x02, 0, 0, 0]);
     assert_eq!(guest.slots.all().len(), 1);
     guest.write(PM + 4, &[3, 0]);
-    assert_eq!((guest.slots.all(), guest.function.windows()), (vec![], vec![]));
+    assert_eq!((guest.slots.all(), guest.function.decoded()), (vec![], vec![]));
     guest.write(PM + 4, &[0, 0, 0, 0]);
     assert_eq!(guest.slots.all().len(), 1);
 }

@@ -1,0 +1,201 @@
+//! The finished node: places for registers and interrupts, and an account of what it was made of.
+
+use boot::fdt::host::{BusCells, BusRange};
+use boot::fdt::{Cell, Label, Node, Value, is_property_name};
+
+use super::account::{self, Account};
+use super::alias::{self, Alias};
+use super::draft::Draft;
+use super::subtree::child_clock;
+use super::windows::dma_ranges;
+use crate::irq::{Spi, Trigger};
+
+/// What an assigned device adds to the guest's tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestNodes {
+    /// The device.
+    pub device: Node,
+    /// The bus that it is on, without it, where that isn't the root.
+    pub bus: Option<Node>,
+    /// The clocks to which it refers; they belong into `/clocks`.
+    pub clocks: Vec<Node>,
+    /// What names it and the nodes below.
+    pub aliases: Vec<Alias>,
+    /// What became of each of the host's properties.
+    pub account: Vec<Account>,
+}
+
+impl GuestNodes {
+    /// What goes below the root: the device, or the bus with it.
+    pub fn top(&self) -> Node {
+        match self.bus.clone() {
+            Some(bus) => bus.child(self.device.clone()),
+            None => self.device.clone(),
+        }
+    }
+}
+
+impl Draft {
+    /// The finished nodes: `regions` are GPA and size in bytes of each region, `irqs` the SPI of
+    /// each interrupt and how it signals, both in VFIO's order, which is that of the host's node.
+    ///
+    /// Every cell count is that of the guest's root: two for an address and for a size, three for
+    /// an interrupt of the GIC (Documentation/devicetree/bindings/interrupt-controller/arm,gic-v3.yaml).
+    pub fn finish(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> GuestNodes {
+        let mut device = self.node(regions, irqs);
+        let mut reasons = self.reasons.clone();
+        for dropped in &self.drop {
+            remove(&mut device, dropped);
+            let (node, property) = dropped.rsplit_once('/').unwrap_or(("", dropped));
+            reasons.replace(node, property, format!("drop={dropped}"));
+            reasons.replace(dropped, "", format!("drop={dropped}"));
+        }
+        let own = self.clocks.iter().enumerate();
+        let own = own.map(|(index, clock)| (self.clock_label(index), clock));
+        let below = self.child_clocks.iter().enumerate();
+        let below = below.map(|(n, (_, clock))| (child_clock(&self.device_label(), n), clock));
+        // Without those to which nothing refers any more, since a person dropped what did.
+        let clocks = own
+            .chain(below)
+            .filter(|(label, _)| refers(&device, label))
+            .filter_map(|(label, clock)| clock.node(&label))
+            .collect();
+        let account = match &self.host {
+            Some(host) => account::account(&self.device, host, &device, &self.copies, &reasons),
+            None => Vec::new(),
+        };
+        let bus = self.bus();
+        let aliases = self.aliases_of(&device, bus.as_ref());
+        GuestNodes { device, bus, clocks, aliases, account }
+    }
+
+    /// A bus for the device that limits what it addresses, as its own does on the host: Linux looks
+    /// for that above the device (`of_dma_get_range`).
+    fn bus(&self) -> Option<Node> {
+        const CELLS: BusCells = BusCells { address: 2, size: 2 };
+        let reach = self.dma_reach.as_ref()?;
+        // A size of 2^64 can't be written, and is no limit.
+        let entries = reach.ranges.iter().map(|range| BusRange {
+            child: *range.start(),
+            parent: *range.start(),
+            size: (range.end() - range.start()).saturating_add(1),
+        });
+        let ranges = Some(dma_ranges(entries, CELLS)).filter(|ranges| !ranges.is_empty())?;
+        let label = self.device_label();
+        Some(
+            Node::new(format!("bus-{}", label.as_str().trim_start_matches('_')))
+                .string("compatible", "simple-bus")
+                .u32("#address-cells", CELLS.address)
+                .u32("#size-cells", CELLS.size)
+                .flag("ranges")
+                .cells("dma-ranges", ranges),
+        )
+    }
+
+    /// The aliases of the nodes that are there.
+    fn aliases_of(&self, device: &Node, bus: Option<&Node>) -> Vec<Alias> {
+        let chosen = self.own_aliases.iter().map(|name| (name, "", true));
+        let of_host = self.aliases.iter().map(|(name, below)| (name, below.as_str(), false));
+        // What a person chooses replaces the device's own.
+        let of_host =
+            of_host.filter(|(_, below, _)| !below.is_empty() || self.own_aliases.is_empty());
+        let there = chosen.chain(of_host).filter(|(name, below, _)| {
+            is_property_name(name) && alias::find(device, below).is_some()
+        });
+        let bus = bus.map(|bus| format!("/{}", bus.name())).unwrap_or_default();
+        let root = format!("{bus}/{}", device.name());
+        let alias = |(name, below, chosen): (&String, &str, bool)| Alias {
+            name: name.clone(),
+            path: if below.is_empty() { root.clone() } else { format!("{root}/{below}") },
+            chosen,
+        };
+        there.map(alias).collect()
+    }
+
+    fn device_label(&self) -> Label {
+        self.label.clone().unwrap_or_else(|| Label::new(&self.name))
+    }
+
+    fn clock_label(&self, index: usize) -> Label {
+        Label::new(format!("{}_clock{index}", self.device_label()))
+    }
+
+    /// The device's node, with all that a person may not want.
+    pub(super) fn node(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> Node {
+        let mut node = match regions.first() {
+            Some((gpa, _)) => Node::at(&self.name, *gpa),
+            None => Node::new(&*self.name),
+        };
+        node.set_label(Some(self.device_label()));
+        if let Some(phandle) = self.phandle {
+            node = node.phandle(phandle);
+        }
+        node = node.strings("compatible", &self.compatible);
+        if !regions.is_empty() {
+            node = node.reg(regions.iter().copied());
+        }
+        node = with_names(node, "reg-names", &self.reg_names, regions.len());
+        if !irqs.is_empty() {
+            const SPI: u32 = 0;
+            let cells = irqs.iter().flat_map(|(spi, trigger)| [SPI, spi.0, trigger.dt_flags()]);
+            node = node.cells("interrupts", cells);
+        }
+        node = with_names(node, "interrupt-names", &self.interrupt_names, irqs.len());
+        node = self.with_clocks(node);
+        if self.dma_coherent {
+            node = node.flag("dma-coherent");
+        }
+        for property in &self.properties {
+            node.set(&property.name, property.value.clone());
+        }
+        if let Some(windows) = &self.windows {
+            let gpas: Vec<u64> = regions.iter().map(|(gpa, _)| *gpa).collect();
+            node = node.cells("ranges", windows.cells(&gpas));
+        }
+        node.with_children(self.children.clone())
+    }
+
+    fn with_clocks(&self, node: Node) -> Node {
+        if self.clocks.is_empty() {
+            return node;
+        }
+        let clocks = self.clocks.iter().enumerate();
+        let cells = clocks.flat_map(|(index, clock)| clock.cells(&self.clock_label(index)));
+        let node = node.cells("clocks", cells);
+        // Clocks without names come last, so the names fit those that have one.
+        let names: Vec<String> = self.clocks.iter().map_while(|clock| clock.name.clone()).collect();
+        if names.is_empty() { node } else { node.strings("clock-names", names) }
+    }
+}
+
+/// Removes a property or a node by its path, if it is there.
+pub(super) fn remove(node: &mut Node, path: &str) -> bool {
+    if let Some((first, rest)) = path.split_once('/') {
+        let child = node.children_mut().iter_mut().find(|child| child.name() == first);
+        return child.is_some_and(|child| remove(child, rest));
+    }
+    if node.remove(path).is_some() {
+        return true;
+    }
+    let children = node.children().len();
+    node.children_mut().retain(|child| child.name() != path);
+    node.children().len() != children
+}
+
+/// Whether a property in or below `node` refers to `label`.
+fn refers(node: &Node, label: &Label) -> bool {
+    let here = node.properties().iter().any(|property| match &property.value {
+        Value::Cells(cells) => {
+            cells.iter().any(|cell| matches!(cell, Cell::Ref(other) if other == label))
+        }
+        _ => false,
+    });
+    here || node.children().iter().any(|child| refers(child, label))
+}
+
+/// Adds the names of the first `count` entries of a list, as far as the host has names: a list may
+/// have fewer, and those belong to its first entries (Linux `of_property_match_string`).
+fn with_names(node: Node, property: &str, names: &[String], count: usize) -> Node {
+    let names: Vec<&str> = names.iter().take(count).map(String::as_str).collect();
+    if names.is_empty() { node } else { node.strings(property, names) }
+}
