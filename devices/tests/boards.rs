@@ -15,7 +15,7 @@ use std::thread;
 use board::{Device, Unflattened, dtc, guest_nodes, guest_tree};
 use boot::fdt::host::HostNode;
 use boot::fdt::{Cell, FIRST_PHANDLE, Node, Value, from_blob, to_blob};
-use devices::vfio::node::{Account, Fate};
+use devices::vfio::node::{Disposition, PropertyReport};
 
 /// How many boards and how many vendors are the least that shows anything.
 const BOARDS: usize = 25;
@@ -88,7 +88,7 @@ fn check_board(name: &str, blob: &[u8]) -> Found {
 fn check_guest(board: &Unflattened, place: &str, devices: &[Device<'_>]) -> usize {
     let nodes = guest_nodes(&board.tree, devices);
     for ((host, _), nodes) in devices.iter().zip(&nodes) {
-        check_account(&format!("{place}: {}", host.name()), host, &nodes.account);
+        check_properties(&format!("{place}: {}", host.name()), host, &nodes.properties);
     }
     let tree = guest_tree(&nodes);
     let blob = to_blob(&tree).unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -106,23 +106,27 @@ fn check_guest(board: &Unflattened, place: &str, devices: &[Device<'_>]) -> usiz
             || line.contains("dma-ranges")
     });
     assert_eq!(broken, None, "{place}");
-    let accounts = nodes.iter().flat_map(|nodes| &nodes.account);
-    accounts.filter(|account| matches!(account.fate, Fate::Linked(_))).count()
+    let reports = nodes.iter().flat_map(|nodes| &nodes.properties);
+    reports.filter(|report| matches!(report.disposition, Disposition::Linked(_))).count()
 }
 
 /// Each property of the host's is accounted for once, and nothing that it doesn't have.
-fn check_account(place: &str, host: &HostNode, account: &[Account]) {
+fn check_properties(place: &str, host: &HostNode, properties: &[PropertyReport]) {
     let mut expected = BTreeSet::new();
     let gone: BTreeSet<&str> =
-        account.iter().filter(|a| a.property.is_none()).map(|a| a.node.as_str()).collect();
+        properties.iter().filter(|a| a.property.is_none()).map(|a| a.node.as_str()).collect();
     collect(host, "", &gone, &mut expected);
     let mut seen = BTreeSet::new();
-    for Account { node, property, fate } in account {
+    for PropertyReport { node, property, disposition } in properties {
         let Some(property) = property else { continue };
         let path = (node.clone(), property.clone());
         assert!(seen.insert(path.clone()), "{place}: {path:?} twice");
-        assert_eq!(*fate == Fate::Made, !expected.contains(&path), "{place}: {path:?} {fate:?}");
-        if let Fate::Dropped(reason) = fate {
+        assert_eq!(
+            *disposition == Disposition::Made,
+            !expected.contains(&path),
+            "{place}: {path:?} {disposition:?}"
+        );
+        if let Disposition::Dropped(reason) = disposition {
             assert!(reason.len() > 10 && !reason.contains("no use for it"), "{place}: {path:?}");
         }
     }

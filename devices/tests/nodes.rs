@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use board::{Device, Unflattened, dtc, guest_nodes, guest_tree};
 use boot::fdt::to_dts;
-use devices::vfio::node::{Account, Fate};
+use devices::vfio::node::{Disposition, PropertyReport};
 
 /// The words before a device's path.
 const DEVICE: &str = "// device: ";
@@ -28,24 +28,27 @@ fn pairs() -> Vec<PathBuf> {
 }
 
 /// What became of each property, as comments.
-fn comments(account: &[Account]) -> String {
+fn comments(properties: &[PropertyReport]) -> String {
     let mut text = String::new();
-    for (name, fate) in [("kept", Fate::Kept), ("rewritten", Fate::Rewritten), ("made", Fate::Made)]
-    {
-        for account in account.iter().filter(|account| account.fate == fate) {
-            text.push_str(&format!("// {name}: {}\n", account.path()));
+    for (name, disposition) in [
+        ("kept", Disposition::Kept),
+        ("rewritten", Disposition::Rewritten),
+        ("made", Disposition::Made),
+    ] {
+        for report in properties.iter().filter(|report| report.disposition == disposition) {
+            text.push_str(&format!("// {name}: {}\n", report.path()));
         }
     }
-    for account in account {
-        match &account.fate {
-            Fate::Linked(devices) => {
+    for report in properties {
+        match &report.disposition {
+            Disposition::Linked(devices) => {
                 let devices = devices.join(", ");
-                text.push_str(&format!("// kept: {}: refers to {devices}\n", account.path()));
+                text.push_str(&format!("// kept: {}: refers to {devices}\n", report.path()));
             }
-            Fate::Dropped(reason) => {
-                text.push_str(&format!("// dropped: {}: {reason}\n", account.path()));
+            Disposition::Dropped(reason) => {
+                text.push_str(&format!("// dropped: {}: {reason}\n", report.path()));
             }
-            Fate::Kept | Fate::Rewritten | Fate::Made => {}
+            Disposition::Kept | Disposition::Rewritten | Disposition::Made => {}
         }
     }
     text
@@ -67,7 +70,7 @@ fn guests_are_told_what_was_reviewed() {
             hosts.iter().map(|(node, name)| (node, name.as_str())).collect();
         let nodes = guest_nodes(&board.tree, &devices);
         assert!(!nodes.is_empty(), "{}", path.display());
-        let comments: Vec<String> = nodes.iter().map(|nodes| comments(&nodes.account)).collect();
+        let comments: Vec<String> = nodes.iter().map(|nodes| comments(&nodes.properties)).collect();
         let comments = comments.join("\n");
         let tree = guest_tree(&nodes);
         let found = format!("{comments}\n{}", to_dts(&tree));

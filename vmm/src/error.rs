@@ -110,7 +110,7 @@ from_helpful! {
     devices::vfio::iommu::MapError,
     devices::vfio::iommu::DmaConstraintError,
     devices::vfio::pci::FunctionError,
-    devices::vfio::platform::DeviceError,
+    devices::vfio::platform::PlatformError,
     devices::vfio::user::UserError,
 }
 

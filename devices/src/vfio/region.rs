@@ -45,7 +45,7 @@ pub enum AccessError {
 }
 
 /// The 32-bit registers of a device, little-endian, as bindings use them.
-pub trait Registers {
+pub trait RegisterAccess {
     /// Reads the register at `offset` bytes.
     ///
     /// # Errors
@@ -254,7 +254,7 @@ impl Region {
     }
 }
 
-impl Registers for Region {
+impl RegisterAccess for Region {
     fn read32(&self, offset: u64) -> Result<u32, AccessError> {
         let mut bytes = [0; 4];
         self.read(offset, &mut bytes)?;

@@ -11,7 +11,9 @@ use boot::fdt::host::{HostNode, HostTree};
 use boot::fdt::{Node, from_blob};
 use devices::irq::{Spi, Trigger};
 use devices::vfio::bindings;
-use devices::vfio::node::{Copies, Draft, Given, GuestNodes, NodeError, NodeOptions, alias};
+use devices::vfio::node::{
+    GuestNodes, HostDeviceNode, NodeBuilder, NodeError, NodeOptions, PhandleMap, alias,
+};
 
 /// The rate in Hz that clocks get whose rates nobody knows.
 pub const SOME_RATE: u32 = 100_000_000;
@@ -70,13 +72,13 @@ pub type Device<'a> = (&'a HostNode, &'a str);
 pub fn guest_nodes(tree: &HostTree, devices: &[Device<'_>]) -> Vec<GuestNodes> {
     let rates = PathBuf::from("/nonexistent");
     let options = NodeOptions { rates, ..NodeOptions::default() };
-    let given = devices.iter().map(|(node, name)| Given { node, name, options: &options });
-    let given: Vec<Given<'_>> = given.collect();
-    let copies = Arc::new(Copies::of(tree, &given).unwrap());
+    let given = devices.iter().map(|(node, name)| HostDeviceNode { node, name, options: &options });
+    let given: Vec<HostDeviceNode<'_>> = given.collect();
+    let phandles = Arc::new(PhandleMap::of(tree, &given).unwrap());
     let (mut gpa, mut spi) = (0x0c00_0000_u64, 64);
     let mut nodes = Vec::new();
     for given in &given {
-        let draft = refined(tree, &copies, given);
+        let builder = refined(tree, &phandles, given);
         let cells = tree.bus_cells(given.node).unwrap();
         let reg = given.node.reg(cells).unwrap_or_default();
         let mut regions = Vec::new();
@@ -87,21 +89,21 @@ pub fn guest_nodes(tree: &HostTree, devices: &[Device<'_>]) -> Vec<GuestNodes> {
         let count = u32::try_from(tree.interrupts(given.node).unwrap_or_default().len()).unwrap();
         let irqs: Vec<_> = (spi..spi + count).map(|n| (Spi(n), Trigger::Level)).collect();
         spi += count;
-        nodes.push(draft.finish(&regions, &irqs));
+        nodes.push(builder.build(&regions, &irqs));
     }
     nodes
 }
 
-/// A device's draft, with rates for the clocks that lack them, as the help says.
-fn refined(tree: &HostTree, copies: &Arc<Copies>, given: &Given<'_>) -> Draft {
+/// A device's builder, with rates for the clocks that lack them, as the help says.
+fn refined(tree: &HostTree, phandles: &Arc<PhandleMap>, given: &HostDeviceNode<'_>) -> NodeBuilder {
     let mut options = given.options.clone();
     for _ in 0..2 {
-        let mut draft = Draft::of(tree, copies, given).unwrap();
-        if let Some(binding) = bindings::find(&draft.compatible) {
-            binding.refine(&mut draft);
+        let mut builder = NodeBuilder::of(tree, phandles, given).unwrap();
+        if let Some(binding) = bindings::find(&builder.compatible) {
+            binding.refine(&mut builder);
         }
-        match draft.apply(&options).and_then(|()| draft.check()) {
-            Ok(()) => return draft,
+        match builder.apply(&options).and_then(|()| builder.check()) {
+            Ok(()) => return builder,
             Err(NodeError::UnknownRates { clocks }) => {
                 options.clock_rates = clocks.into_iter().map(|clock| (clock, SOME_RATE)).collect();
             }

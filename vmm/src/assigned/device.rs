@@ -49,7 +49,7 @@ impl AssignedDevice {
 
     /// What the guest's driver knows it by.
     pub fn compatible(&self) -> String {
-        self.device.draft().compatible.join(" ")
+        self.device.node_builder().compatible.join(" ")
     }
 
     /// The option of Linux' configuration that builds a driver for it, where that is known.
@@ -156,7 +156,7 @@ fn host_address(device: &PlatformDevice, index: usize) -> Result<u64, Error> {
         ))
         .help("addr=auto, or an address: addr=0x10000000")
     };
-    match device.draft().addresses.get(index) {
+    match device.node_builder().addresses.get(index) {
         Some(Ok(range)) => Ok(range.start),
         Some(Err(why)) => Err(unknown(why)),
         None => Err(unknown("the device tree has no entry for it in `reg`")),

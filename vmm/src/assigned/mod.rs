@@ -233,15 +233,15 @@ fn open_platform(
     let options = wanted.iter().map(|options| &options.device);
     let nodes = devices.iter().map(|(device, _)| device);
     let nodes: Vec<_> = nodes.zip(options.clone().map(|options| &options.node)).collect();
-    let drafts = platform::drafts(&Host::default(), &tree, &nodes)?;
-    let opened = devices.iter().zip(options).zip(drafts);
-    let opened = opened.map(|(((device, assignment), options), draft)| {
+    let builders = platform::node_builders(&Host::default(), &tree, &nodes)?;
+    let opened = devices.iter().zip(options).zip(builders);
+    let opened = opened.map(|(((device, assignment), options), builder)| {
         stop::check()?;
         Ok(match (iommu, assignment) {
             (Some(iommu), Some(assignment)) => {
-                PlatformDevice::open(iommu, assignment, draft, options.clone())?
+                PlatformDevice::open(iommu, assignment, builder, options.clone())?
             }
-            _ => PlatformDevice::foresee(&tree, device, draft, options.clone())?,
+            _ => PlatformDevice::open_unbound(&tree, device, builder, options.clone())?,
         })
     });
     opened.collect()

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use devices::vfio::assign::DeviceRef;
-use devices::vfio::platform::DeviceOptions;
+use devices::vfio::platform::PlatformDeviceOptions;
 
 use super::once::Once;
 use super::vfio::{device_ref, split};
@@ -14,7 +14,7 @@ pub struct PlatformOptions {
     /// Which one.
     pub which: DeviceRef,
     /// What is done with it.
-    pub device: DeviceOptions,
+    pub device: PlatformDeviceOptions,
     /// Where its regions go: one for all, or one for each.
     pub addresses: Vec<RegionAddress>,
 }
@@ -33,7 +33,7 @@ pub enum RegionAddress {
 impl PlatformOptions {
     /// A device with the defaults.
     pub fn new(which: DeviceRef) -> Self {
-        let device = DeviceOptions::default();
+        let device = PlatformDeviceOptions::default();
         Self { which, device, addresses: vec![RegionAddress::Auto] }
     }
 

@@ -9,9 +9,9 @@ mod primecell;
 
 use std::fmt;
 
-use super::node::Draft;
+use super::node::NodeBuilder;
 use super::quiesce::QuiesceError;
-use super::region::Registers;
+use super::region::RegisterAccess;
 use super::selftest::{SelfTest, SelfTestError, TestReport};
 
 /// What is known of a kind of device.
@@ -33,10 +33,10 @@ pub trait Binding: fmt::Debug + Sync {
     /// # Errors
     ///
     /// If the device isn't what it should be, or didn't stop.
-    fn quiesce(&self, regions: &[&dyn Registers]) -> Result<(), QuiesceError>;
+    fn quiesce(&self, regions: &[&dyn RegisterAccess]) -> Result<(), QuiesceError>;
 
     /// Makes of the generic node what a guest's driver needs.
-    fn refine(&self, draft: &mut Draft);
+    fn refine(&self, builder: &mut NodeBuilder);
 
     /// Drives the device without a guest and sees that it works; `None` where that isn't known for
     /// this kind of device.

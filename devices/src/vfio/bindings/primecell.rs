@@ -3,9 +3,9 @@
 //!
 //! Documentation/devicetree/bindings/arm/primecell.yaml; Linux drivers/amba/bus.c.
 
-use super::super::node::{Clock, Draft};
+use super::super::node::{Clock, NodeBuilder};
 use super::super::quiesce::QuiesceError;
-use super::super::region::{AccessError, Registers};
+use super::super::region::{AccessError, RegisterAccess};
 
 /// Peripheral Identification Registers 0 to 3, a byte each: offsets in bytes within the first page.
 const PERIPH_ID: [u64; 4] = [0xfe0, 0xfe4, 0xfe8, 0xfec];
@@ -24,7 +24,7 @@ pub(super) const NOMINAL_RATE: u32 = 24_000_000;
 ///
 /// It is another, or its registers can't be read.
 pub(super) fn check_part(
-    registers: &dyn Registers,
+    registers: &dyn RegisterAccess,
     part: u32,
     expected: &'static str,
 ) -> Result<(), QuiesceError> {
@@ -34,7 +34,7 @@ pub(super) fn check_part(
 
 /// The device's part number in bits 11:0, its designer in 19:12, its revision and configuration
 /// above.
-fn identification(registers: &dyn Registers) -> Result<u32, AccessError> {
+fn identification(registers: &dyn RegisterAccess) -> Result<u32, AccessError> {
     let mut id = [0; 4];
     for (byte, offset) in id.iter_mut().zip(PERIPH_ID) {
         [*byte, ..] = registers.read32(offset)?.to_le_bytes();
@@ -49,10 +49,10 @@ fn is_part(identification: u32, part: u32) -> bool {
 
 /// Puts the device on the guest's AMBA bus. A host that has it on its platform bus, for
 /// vfio-platform, leaves `arm,primecell` out; the drivers in guests are the AMBA bus's.
-pub(super) fn put_on_amba(draft: &mut Draft) {
+pub(super) fn put_on_amba(builder: &mut NodeBuilder) {
     let primecell = "arm,primecell";
-    if !draft.compatible.iter().any(|string| string == primecell) {
-        draft.compatible.push(primecell.to_owned());
+    if !builder.compatible.iter().any(|string| string == primecell) {
+        builder.compatible.push(primecell.to_owned());
     }
 }
 

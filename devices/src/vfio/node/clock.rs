@@ -5,7 +5,7 @@ use std::path::Path;
 use boot::fdt::host::{HostError, HostNode, HostTree};
 use boot::fdt::{Cell, Label, Node};
 
-use super::copies::Copies;
+use super::phandle_map::PhandleMap;
 
 /// A clock of the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Clock {
 pub(super) fn of(
     tree: &HostTree,
     host: &HostNode,
-    copies: &Copies,
+    phandles: &PhandleMap,
     rates: &Path,
 ) -> Result<Vec<Clock>, HostError> {
     let names = host.strings("clock-names")?.unwrap_or_default();
@@ -69,7 +69,7 @@ pub(super) fn of(
             // An entry that says that there is none.
             return Clock { name, rate: None, own: Some(vec![Cell::U32(0)]) };
         };
-        let own = reference.provider.phandle().and_then(|phandle| copies.label(phandle));
+        let own = reference.provider.phandle().and_then(|phandle| phandles.label(phandle));
         if let Some(label) = own {
             let arguments = reference.arguments.iter().map(|cell| Cell::U32(*cell));
             let own = [Cell::Ref(label.clone())].into_iter().chain(arguments).collect();

@@ -6,13 +6,13 @@ use std::path::Path;
 use boot::fdt::host::{BusCells, HostError, HostNode, HostProperty, HostTree};
 use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
-use super::account::{Reasons, below};
 use super::clock::{self, Clock};
-use super::copies::{self, Copies};
+use super::phandle_map::{self, PhandleMap};
 use super::property::{self, Kind, kind};
-use super::windows::Place;
+use super::ranges::Place;
+use super::report::{Reasons, below};
 
-/// Copies nodes, noting what it leaves out.
+/// PhandleMap nodes, noting what it leaves out.
 pub(super) struct Copier<'a> {
     tree: &'a HostTree,
     /// The directory with the rates of the host's clocks.
@@ -20,7 +20,7 @@ pub(super) struct Copier<'a> {
     /// The device's label, with which others begin.
     label: &'a Label,
     /// What the guest has of the host's nodes.
-    copies: &'a Copies,
+    phandles: &'a PhandleMap,
     /// Why properties and nodes were left out.
     pub(super) reasons: Reasons,
     /// The clocks of nodes below the device's, and those nodes' paths.
@@ -36,12 +36,12 @@ impl<'a> Copier<'a> {
     /// For the device with this label.
     pub(super) fn new(
         tree: &'a HostTree,
-        copies: &'a Copies,
+        phandles: &'a PhandleMap,
         label: &'a Label,
         rates: &'a Path,
     ) -> Self {
         let (reasons, clocks) = Default::default();
-        Self { tree, rates, label, copies, reasons, clocks }
+        Self { tree, rates, label, phandles, reasons, clocks }
     }
 
     /// How a node's place on its bus is to be read.
@@ -51,7 +51,7 @@ impl<'a> Copier<'a> {
 
     /// The clocks of a node.
     pub(super) fn clocks(&mut self, host: &HostNode, path: &str) -> Vec<Clock> {
-        clock::of(self.tree, host, self.copies, self.rates).unwrap_or_else(|error| {
+        clock::of(self.tree, host, self.phandles, self.rates).unwrap_or_else(|error| {
             for property in ["clocks", "clock-names"] {
                 self.reasons.note(path, property, format!("unreadable: {error}"));
             }
@@ -109,7 +109,8 @@ impl<'a> Copier<'a> {
                 cells.push(Cell::U32(0));
                 continue;
             };
-            let copy = reference.provider.phandle().and_then(|phandle| self.copies.label(phandle));
+            let copy =
+                reference.provider.phandle().and_then(|phandle| self.phandles.label(phandle));
             let label = copy.ok_or_else(|| self.leads_to(&reference.provider, reason))?;
             cells.push(Cell::Ref(label.clone()));
             cells.extend(reference.arguments.into_iter().map(Cell::U32));
@@ -129,7 +130,7 @@ impl<'a> Copier<'a> {
         let mut own = Vec::with_capacity(cells.len());
         for group in cells.chunks(arguments.saturating_add(1)) {
             let (phandle, rest) = group.split_first().ok_or_else(|| reason.to_owned())?;
-            let label = self.copies.label(*phandle).ok_or_else(|| reason.to_owned())?;
+            let label = self.phandles.label(*phandle).ok_or_else(|| reason.to_owned())?;
             own.push(Cell::Ref(label.clone()));
             own.extend(rest.iter().map(|cell| Cell::U32(*cell)));
         }
@@ -147,26 +148,26 @@ impl<'a> Copier<'a> {
         let cells: Vec<u32> = cells.iter().map(|cell| u32::from_be_bytes(*cell)).collect();
         let outside = |phandle: &u32| {
             let node = self.tree.by_phandle(*phandle).ok().flatten();
-            node.filter(|_| !self.copies.has(*phandle))
+            node.filter(|_| !self.phandles.has(*phandle))
         };
         let Some(first) = cells.first() else { return Ok(property.value()) };
         if let Some(node) = outside(first) {
             return Err(self.leads_to(&node, reason));
         }
-        if !self.copies.has(*first) {
+        if !self.phandles.has(*first) {
             let nowhere = || format!("{reason} (its phandle {first:#x} leads nowhere)");
             return if surely { Err(nowhere()) } else { Ok(property.value()) };
         }
         // A list of nothing but phandles is one whole.
         let nodes: Vec<_> = cells.iter().map(outside).collect();
         let known =
-            |cell: &u32, node: &Option<_>| *cell == 0 || node.is_some() || self.copies.has(*cell);
+            |cell: &u32, node: &Option<_>| *cell == 0 || node.is_some() || self.phandles.has(*cell);
         let is_list = cells.iter().zip(&nodes).all(|(cell, node)| known(cell, node));
         if let Some(node) = nodes.into_iter().flatten().next().filter(|_| is_list) {
             return Err(self.leads_to(&node, reason));
         }
         let cells = cells.iter().enumerate().map(|(index, cell)| {
-            match self.copies.label(*cell).filter(|_| index == 0 || is_list) {
+            match self.phandles.label(*cell).filter(|_| index == 0 || is_list) {
                 Some(label) => Cell::Ref(label.clone()),
                 None => Cell::U32(*cell),
             }
@@ -179,7 +180,7 @@ impl<'a> Copier<'a> {
     }
 
     /// The nodes below `host`, at this path below the device's. `interrupts` says whether those
-    /// that don't say where their interrupts go have a controller among the copies.
+    /// that don't say where their interrupts go have a controller among the phandles.
     pub(super) fn nodes_below(
         &mut self,
         host: &HostNode,
@@ -190,7 +191,7 @@ impl<'a> Copier<'a> {
         let mut nodes = Vec::new();
         for child in host.children() {
             let path = below(path, child.name());
-            match self.copies.refusal(child, place) {
+            match self.phandles.refusal(child, place) {
                 Some(reason) => self.reasons.note(&path, "", reason),
                 None => nodes.push(self.node(child, &path, place, interrupts)),
             }
@@ -200,12 +201,12 @@ impl<'a> Copier<'a> {
 
     fn node(&mut self, host: &HostNode, path: &str, place: &Place, interrupts: bool) -> Node {
         let mut node = Node::new(host.name());
-        if let Some(phandle) = copies::phandle(host) {
+        if let Some(phandle) = phandle_map::phandle(host) {
             node = node.phandle(phandle);
-            node.set_label(self.copies.label(phandle).cloned());
+            node.set_label(self.phandles.label(phandle).cloned());
         }
         let interrupts = match host.u32("interrupt-parent") {
-            Ok(Some(phandle)) => self.copies.has(phandle),
+            Ok(Some(phandle)) => self.phandles.has(phandle),
             _ => interrupts,
         };
         for property in host.properties() {
@@ -237,7 +238,7 @@ impl<'a> Copier<'a> {
     /// What says that interrupts go to one of the device's own nodes.
     fn own_interrupts(&self, property: &HostProperty) -> Option<Value> {
         let phandle = property.bytes.as_slice().try_into().map(u32::from_be_bytes);
-        match phandle.ok().and_then(|phandle| self.copies.label(phandle)) {
+        match phandle.ok().and_then(|phandle| self.phandles.label(phandle)) {
             Some(label) if property.name == "interrupt-parent" => {
                 Some(Value::Cells(vec![Cell::Ref(label.clone())]))
             }

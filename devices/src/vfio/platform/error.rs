@@ -56,13 +56,13 @@ impl InterruptHolder {
 
 /// What went wrong with a device.
 #[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
+pub enum PlatformError {
     /// It can't be opened.
     #[error(transparent)]
     Assign(#[from] AssignError),
     /// What it will be can't be foreseen.
     #[error(transparent)]
-    Foresee(#[from] UnboundError),
+    Unbound(#[from] UnboundError),
     /// The firmware described it by other means than a device tree.
     #[error("{name} can't be assigned: the host's device tree has no node for it")]
     NoNode {
@@ -227,7 +227,7 @@ pub enum DeviceError {
     },
 }
 
-impl DeviceError {
+impl PlatformError {
     /// What mends it.
     pub fn help(&self) -> Option<String> {
         match self {
@@ -252,7 +252,7 @@ impl DeviceError {
                  --vfio-platform {name},quiesce=off"
             )),
             Self::Unknown { .. } => Some("dmesg has the driver's own words".to_owned()),
-            Self::Foresee(_)
+            Self::Unbound(_)
             | Self::Strange { .. }
             | Self::Count { .. }
             | Self::Misplaced { .. }

@@ -2,7 +2,7 @@
 //!
 //! The VMM's part, in this order:
 //!
-//! 1. while planning: [`drafts`], then [`PlatformDevice::open`]. What the device has is known then
+//! 1. while planning: [`node_builders`], then [`PlatformDevice::open`]. What the device has is known then
 //!    ([`regions`](PlatformDevice::regions), [`irqs`](PlatformDevice::irqs)), so that places can be
 //!    given to it, and [`node`](PlatformDevice::node) describes it.
 //! 2. while building, before guest RAM is mapped for DMA: [`quiesce`](PlatformDevice::quiesce), so
@@ -26,8 +26,8 @@ use std::sync::{Arc, Mutex};
 
 use boot::fdt::host::HostTree;
 
-pub use self::error::{DeviceError, InterruptHolder};
-pub use self::nodes::drafts;
+pub use self::error::{InterruptHolder, PlatformError};
+pub use self::nodes::node_builders;
 use super::assign::Assignment;
 use super::bindings::{self, Binding};
 use super::error_chain::chain;
@@ -35,9 +35,9 @@ use super::fd_limit;
 use super::host::HostDevice;
 use super::iommu::Iommu;
 use super::irq::AssignedIrq;
-use super::node::{Draft, GuestNodes, NodeOptions};
+use super::node::{GuestNodes, NodeBuilder, NodeOptions};
 use super::quiesce::Quiesced;
-use super::region::{Region, Registers, TrappedRegion, host_page_size};
+use super::region::{Region, RegisterAccess, TrappedRegion, host_page_size};
 use super::uapi::DeviceCalls;
 use super::unbound::UnboundDevice;
 use crate::bus::MemorySlots;
@@ -50,7 +50,7 @@ const MOST: u32 = 1024;
 
 /// What a person can choose for a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceOptions {
+pub struct PlatformDeviceOptions {
     /// Stop the device before the guest gets it and after; otherwise it is left as it is.
     pub quiesce: bool,
     /// Map its regions into the guest where they can be; otherwise the guest's accesses trap.
@@ -59,7 +59,7 @@ pub struct DeviceOptions {
     pub node: NodeOptions,
 }
 
-impl Default for DeviceOptions {
+impl Default for PlatformDeviceOptions {
     fn default() -> Self {
         Self { quiesce: true, mmap: true, node: NodeOptions::default() }
     }
@@ -85,8 +85,8 @@ pub struct PlatformDevice {
     /// VFIO can reset it.
     reset: bool,
     binding: Option<&'static dyn Binding>,
-    draft: Draft,
-    options: DeviceOptions,
+    builder: NodeBuilder,
+    options: PlatformDeviceOptions,
     page_size: u64,
     /// The guest may have touched it since it was quiesced last.
     touched: bool,
@@ -104,8 +104,8 @@ impl fmt::Debug for PlatformDevice {
 }
 
 impl PlatformDevice {
-    /// Opens the device of an attached group and looks at all it has. `draft` is its node, of
-    /// [`drafts`]. VFIO resets it if it can.
+    /// Opens the device of an attached group and looks at all it has. `builder` is its node, of
+    /// [`node_builders`]. VFIO resets it if it can.
     ///
     /// # Errors
     ///
@@ -113,11 +113,11 @@ impl PlatformDevice {
     pub fn open(
         iommu: &Iommu,
         assignment: &Assignment,
-        draft: Draft,
-        options: DeviceOptions,
-    ) -> Result<Self, DeviceError> {
+        builder: NodeBuilder,
+        options: PlatformDeviceOptions,
+    ) -> Result<Self, PlatformError> {
         let calls = iommu.open_device(assignment)?;
-        Self::new(assignment.name(), calls, draft, options, host_page_size())
+        Self::new(assignment.name(), calls, builder, options, host_page_size())
     }
 
     /// As [`open`](Self::open), a device that VFIO doesn't have yet, as far as its node tells: a
@@ -127,34 +127,34 @@ impl PlatformDevice {
     ///
     /// As from [`open`](Self::open).
     #[cold]
-    pub fn foresee(
+    pub fn open_unbound(
         tree: &HostTree,
         device: &HostDevice,
-        draft: Draft,
-        options: DeviceOptions,
-    ) -> Result<Self, DeviceError> {
+        builder: NodeBuilder,
+        options: PlatformDeviceOptions,
+    ) -> Result<Self, PlatformError> {
         let (name, page_size) = (device.name(), host_page_size());
         let node = nodes::node_of(tree, device)?;
         let calls = UnboundDevice::platform(tree, device, &node, page_size)?;
-        Self::new(name, Arc::new(calls), draft, options, page_size)
+        Self::new(name, Arc::new(calls), builder, options, page_size)
     }
 
     /// The device behind these calls.
     fn new(
         name: &str,
         calls: Arc<dyn DeviceCalls>,
-        mut draft: Draft,
-        options: DeviceOptions,
+        mut builder: NodeBuilder,
+        options: PlatformDeviceOptions,
         page_size: u64,
-    ) -> Result<Self, DeviceError> {
-        let unknown = |source| DeviceError::Unknown { name: name.to_owned(), source };
+    ) -> Result<Self, PlatformError> {
+        let unknown = |source| PlatformError::Unknown { name: name.to_owned(), source };
         let info = calls.info().map_err(unknown)?;
         if !info.platform && !info.amba || info.regions > MOST || info.irqs > MOST {
-            return Err(DeviceError::Strange { name: name.to_owned(), info });
+            return Err(PlatformError::Strange { name: name.to_owned(), info });
         }
         // A trigger and a resample eventfd.
         fd_limit::reserve(u64::from(info.irqs).saturating_mul(2))
-            .map_err(|source| DeviceError::Descriptors { name: name.to_owned(), source })?;
+            .map_err(|source| PlatformError::Descriptors { name: name.to_owned(), source })?;
         let mappable = options.mmap.then_some(page_size);
         let regions = (0..info.regions)
             .map(|index| Region::open(calls.clone(), index, mappable).map(Arc::new))
@@ -163,18 +163,29 @@ impl PlatformDevice {
         let irqs = (0..info.irqs)
             .map(|index| AssignedIrq::open(calls.clone(), index))
             .collect::<Result<_, _>>()
-            .map_err(|source| DeviceError::Irq { name: name.to_owned(), source })?;
+            .map_err(|source| PlatformError::Irq { name: name.to_owned(), source })?;
         // What the host calls it first: a person may give the guest another name for it.
-        let binding =
-            bindings::find(&draft.compatible).or_else(|| bindings::find(&options.node.compatible));
+        let binding = bindings::find(&builder.compatible)
+            .or_else(|| bindings::find(&options.node.compatible));
         if let Some(binding) = binding {
-            binding.refine(&mut draft);
+            binding.refine(&mut builder);
         }
-        let node = |source| DeviceError::Node { name: name.to_owned(), source };
-        draft.apply(&options.node).and_then(|()| draft.check()).map_err(node)?;
+        let node = |source| PlatformError::Node { name: name.to_owned(), source };
+        builder.apply(&options.node).and_then(|()| builder.check()).map_err(node)?;
         let (name, reset) = (name.to_owned(), info.reset);
         let touched = false;
-        Ok(Self { irqs, regions, name, calls, reset, binding, draft, options, page_size, touched })
+        Ok(Self {
+            irqs,
+            regions,
+            name,
+            calls,
+            reset,
+            binding,
+            builder,
+            options,
+            page_size,
+            touched,
+        })
     }
 
     /// Its name in sysfs.
@@ -203,8 +214,8 @@ impl PlatformDevice {
     }
 
     /// The guest's node but for addresses and interrupts.
-    pub fn draft(&self) -> &Draft {
-        &self.draft
+    pub fn node_builder(&self) -> &NodeBuilder {
+        &self.builder
     }
 
     /// Its nodes in the guest, with `gpas` for its regions and `spis` for its interrupts.
@@ -212,14 +223,14 @@ impl PlatformDevice {
     /// # Errors
     ///
     /// If there aren't as many as it has.
-    pub fn node(&self, gpas: &[u64], spis: &[Spi]) -> Result<GuestNodes, DeviceError> {
+    pub fn node(&self, gpas: &[u64], spis: &[Spi]) -> Result<GuestNodes, PlatformError> {
         self.check_count("regions", self.regions.len(), gpas.len())?;
         self.check_count("interrupts", self.irqs.len(), spis.len())?;
         let regions: Vec<_> =
             gpas.iter().zip(&self.regions).map(|(gpa, region)| (*gpa, region.size())).collect();
         let irqs: Vec<_> =
             spis.iter().zip(&self.irqs).map(|(spi, irq)| (*spi, irq.trigger())).collect();
-        Ok(self.draft.finish(&regions, &irqs))
+        Ok(self.builder.build(&regions, &irqs))
     }
 
     /// Stops whatever the device is doing.
@@ -227,23 +238,23 @@ impl PlatformDevice {
     /// # Errors
     ///
     /// If it doesn't stop.
-    pub fn quiesce(&self) -> Result<Quiesced, DeviceError> {
+    pub fn quiesce(&self) -> Result<Quiesced, PlatformError> {
         if !self.options.quiesce {
             return Ok(Quiesced::Disabled);
         }
         let mut quiesced = Quiesced::Unsupported;
         if let Some(binding) = self.binding {
-            let regions: Vec<&dyn Registers> =
-                self.regions.iter().map(|region| &**region as &dyn Registers).collect();
+            let regions: Vec<&dyn RegisterAccess> =
+                self.regions.iter().map(|region| &**region as &dyn RegisterAccess).collect();
             binding
                 .quiesce(&regions)
-                .map_err(|source| DeviceError::Quiesce { name: self.name.clone(), source })?;
+                .map_err(|source| PlatformError::Quiesce { name: self.name.clone(), source })?;
             quiesced = Quiesced::ByBinding(binding.name());
         }
         if self.reset {
             self.calls
                 .reset()
-                .map_err(|source| DeviceError::Reset { name: self.name.clone(), source })?;
+                .map_err(|source| PlatformError::Reset { name: self.name.clone(), source })?;
             quiesced = Quiesced::ByReset;
         }
         if quiesced == Quiesced::Unsupported {
@@ -271,21 +282,21 @@ impl PlatformDevice {
         &mut self,
         slots: &dyn MemorySlots,
         gpas: &[u64],
-    ) -> Result<Vec<Trap>, DeviceError> {
+    ) -> Result<Vec<Trap>, PlatformError> {
         self.check_count("regions", self.regions.len(), gpas.len())?;
         self.touched = true;
         let mut traps = Vec::new();
         for (region, gpa) in self.regions.iter().zip(gpas.iter().copied()) {
             let (index, page) = (region.index(), self.page_size);
             if !region.areas().is_empty() && !gpa.is_multiple_of(page) {
-                return Err(DeviceError::Misplaced { name: self.name.clone(), index, gpa, page });
+                return Err(PlatformError::Misplaced { name: self.name.clone(), index, gpa, page });
             }
             for area in region.areas() {
                 let gpa = gpa.saturating_add(area.range().start);
                 // SAFETY: mapped for as long as the region lives, which is as long as `self`, which
                 // the caller keeps.
                 unsafe { slots.map(gpa, area.host(), area.size()) }.map_err(|source| {
-                    DeviceError::MapRegion { name: self.name.clone(), index, gpa, source }
+                    PlatformError::MapRegion { name: self.name.clone(), index, gpa, source }
                 })?;
             }
             if region.mapped().is_none() {
@@ -307,11 +318,11 @@ impl PlatformDevice {
         &self,
         gic: &dyn InterruptController,
         spis: &[Spi],
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), PlatformError> {
         self.check_count("interrupts", self.irqs.len(), spis.len())?;
         for (irq, spi) in self.irqs.iter().zip(spis) {
             irq.connect(gic, *spi)
-                .map_err(|source| DeviceError::Irq { name: self.name.clone(), source })?;
+                .map_err(|source| PlatformError::Irq { name: self.name.clone(), source })?;
         }
         Ok(())
     }
@@ -321,11 +332,11 @@ impl PlatformDevice {
     /// # Errors
     ///
     /// What VFIO refused.
-    pub fn arm(&mut self) -> Result<(), DeviceError> {
+    pub fn arm(&mut self) -> Result<(), PlatformError> {
         let armed = self.irqs.iter_mut().try_for_each(AssignedIrq::arm);
         armed.map_err(|source| {
             self.disarm();
-            DeviceError::Irq { name: self.name.clone(), source }
+            PlatformError::Irq { name: self.name.clone(), source }
         })
     }
 
@@ -340,7 +351,7 @@ impl PlatformDevice {
     /// # Errors
     ///
     /// If it doesn't stop. The kernel keeps it from all memory once its files are closed.
-    pub fn release(&mut self) -> Result<Quiesced, DeviceError> {
+    pub fn release(&mut self) -> Result<Quiesced, PlatformError> {
         self.disarm();
         if !std::mem::take(&mut self.touched) {
             return Ok(Quiesced::Disabled);
@@ -353,11 +364,11 @@ impl PlatformDevice {
         what: &'static str,
         wanted: usize,
         found: usize,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), PlatformError> {
         if wanted == found {
             return Ok(());
         }
-        Err(DeviceError::Count { name: self.name.clone(), what, wanted, found })
+        Err(PlatformError::Count { name: self.name.clone(), what, wanted, found })
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use boot::fdt::host::{HostNode, HostTree, Reference};
 
-use super::{DeviceError, InterruptHolder};
+use super::{InterruptHolder, PlatformError};
 use crate::vfio::assign::AssignError;
 use crate::vfio::host::{Bus, Host, HostDevice, InterruptEntry};
-use crate::vfio::node::{Copies, Draft, Given, NodeOptions};
+use crate::vfio::node::{HostDeviceNode, NodeBuilder, NodeOptions, PhandleMap};
 
 /// The first SPI's INTID (Arm GIC Architecture Specification, IHI 0069, 2.2.1).
 const FIRST_SPI: u64 = 32;
@@ -21,36 +21,36 @@ const FIRST_SPI: u64 = 32;
 ///
 /// If a device has no node, or a malformed one, or the same as another, or an interrupt that VFIO
 /// can't have.
-pub fn drafts(
+pub fn node_builders(
     host: &Host,
     tree: &HostTree,
     devices: &[(&HostDevice, &NodeOptions)],
-) -> Result<Vec<Draft>, DeviceError> {
+) -> Result<Vec<NodeBuilder>, PlatformError> {
     let mut nodes: Vec<HostNode> = Vec::with_capacity(devices.len());
     for (device, _) in devices {
         let node = node_of(tree, device)?;
         let same = nodes.iter().position(|other| other.directory() == node.directory());
         if let Some((other, _)) = same.and_then(|index| devices.get(index)) {
             let (name, other) = (device.name().to_owned(), other.name().to_owned());
-            return Err(DeviceError::SameNode { name, other });
+            return Err(PlatformError::SameNode { name, other });
         }
         nodes.push(node);
     }
     check_interrupts(host, tree, &nodes, devices)?;
-    let given = nodes.iter().zip(devices).map(|(node, (device, options))| Given {
+    let given = nodes.iter().zip(devices).map(|(node, (device, options))| HostDeviceNode {
         node,
         name: device.name(),
         options,
     });
-    let given: Vec<Given<'_>> = given.collect();
-    let copies = Copies::of(tree, &given)
-        .map_err(|(name, source)| DeviceError::HostTree { name: name.to_owned(), source })?;
-    let copies = Arc::new(copies);
-    let draft = |given: &Given<'_>| {
-        Draft::of(tree, &copies, given)
-            .map_err(|source| DeviceError::HostTree { name: given.name.to_owned(), source })
+    let given: Vec<HostDeviceNode<'_>> = given.collect();
+    let phandles = PhandleMap::of(tree, &given)
+        .map_err(|(name, source)| PlatformError::HostTree { name: name.to_owned(), source })?;
+    let phandles = Arc::new(phandles);
+    let builder = |given: &HostDeviceNode<'_>| {
+        NodeBuilder::of(tree, &phandles, given)
+            .map_err(|source| PlatformError::HostTree { name: given.name.to_owned(), source })
     };
-    given.iter().map(draft).collect()
+    given.iter().map(builder).collect()
 }
 
 /// An interrupt of the host, by what identifies it: its controller's directory in the device tree,
@@ -90,17 +90,17 @@ fn check_interrupts(
     tree: &HostTree,
     nodes: &[HostNode],
     devices: &[(&HostDevice, &NodeOptions)],
-) -> Result<(), DeviceError> {
+) -> Result<(), PlatformError> {
     let mut owners: BTreeMap<Interrupt, &HostDevice> = BTreeMap::new();
     for (node, (device, _)) in nodes.iter().zip(devices) {
         for interrupt in Interrupt::of(tree, node) {
             let Some(other) = owners.insert(interrupt.clone(), device) else { continue };
             let (name, interrupt) = (device.name().to_owned(), told(tree, &interrupt));
             return Err(if other == *device {
-                DeviceError::RepeatedInterrupt { name, node: tree.path(node), interrupt }
+                PlatformError::RepeatedInterrupt { name, node: tree.path(node), interrupt }
             } else {
                 let other = other.name().to_owned();
-                DeviceError::SharedInterrupt { name, other, interrupt }
+                PlatformError::SharedInterrupt { name, other, interrupt }
             });
         }
     }
@@ -119,7 +119,7 @@ fn check_interrupts(
             && let Some(holder) = holder(host, tree, device, interrupt, &entry)
         {
             let (name, interrupt) = (device.name().to_owned(), told(tree, interrupt));
-            return Err(DeviceError::HeldInterrupt { name, interrupt, holder });
+            return Err(PlatformError::HeldInterrupt { name, interrupt, holder });
         }
     }
     Ok(())
@@ -165,11 +165,11 @@ fn told(tree: &HostTree, interrupt: &Interrupt) -> String {
 }
 
 /// A device's node on the host.
-pub(super) fn node_of(tree: &HostTree, device: &HostDevice) -> Result<HostNode, DeviceError> {
+pub(super) fn node_of(tree: &HostTree, device: &HostDevice) -> Result<HostNode, PlatformError> {
     let name = || device.name().to_owned();
     let directory = device.of_node().map_err(AssignError::Read)?;
-    let directory = directory.ok_or_else(|| DeviceError::NoNode { name: name() })?;
-    tree.node(&directory).map_err(|source| DeviceError::HostTree { name: name(), source })
+    let directory = directory.ok_or_else(|| PlatformError::NoNode { name: name() })?;
+    tree.node(&directory).map_err(|source| PlatformError::HostTree { name: name(), source })
 }
 
 #[cfg(test)]
@@ -178,13 +178,13 @@ mod tests {
     use crate::vfio::testing::FakeHost;
 
     /// Drafts of these devices of a host, by their names.
-    fn drafts_of(fake: &FakeHost, names: &[&str]) -> Result<Vec<Draft>, DeviceError> {
+    fn builders_of(fake: &FakeHost, names: &[&str]) -> Result<Vec<NodeBuilder>, PlatformError> {
         let tree = HostTree::at(&fake.host().device_tree()).unwrap();
         let device = |name: &&str| fake.host().find(name).unwrap().unwrap();
         let found: Vec<HostDevice> = names.iter().map(device).collect();
         let options = NodeOptions::default();
         let devices: Vec<_> = found.iter().map(|device| (device, &options)).collect();
-        drafts(&fake.host(), &tree, &devices)
+        node_builders(&fake.host(), &tree, &devices)
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
             fake.behind_iommu("platform", name);
         }
         let names: Vec<String> =
-            drafts_of(&fake, &["2.dma", "1.dma"]).unwrap().into_iter().map(|d| d.name).collect();
+            builders_of(&fake, &["2.dma", "1.dma"]).unwrap().into_iter().map(|d| d.name).collect();
         assert_eq!(names, ["2.dma", "1.dma"]);
     }
 
@@ -223,8 +223,8 @@ mod tests {
             ("2.uart", &[0, 7, 4, 0, 5, 1]),
             ("3.uart", &[1, 5, 4, 0, 8, 4]),
         ]);
-        assert!(drafts_of(&fake, &["1.uart", "3.uart"]).is_ok());
-        let error = drafts_of(&fake, &["1.uart", "3.uart", "2.uart"]).unwrap_err();
+        assert!(builders_of(&fake, &["1.uart", "3.uart"]).is_ok());
+        let error = builders_of(&fake, &["1.uart", "3.uart", "2.uart"]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "2.uart can't be assigned beside 1.uart: both have interrupt 0 5 of /gic, which VFIO \
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_node_that_lists_an_interrupt_twice_is_refused() {
         let fake = with_interrupts(&[("1.uart", &[0, 5, 4, 0, 6, 4, 0, 5, 4])]);
-        let error = drafts_of(&fake, &["1.uart"]).unwrap_err();
+        let error = builders_of(&fake, &["1.uart"]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "1.uart can't be assigned: its node /1.uart lists interrupt 0 5 of /gic twice, which \
@@ -254,11 +254,11 @@ mod tests {
             let line = format!(" 44:         10          3     GICv3  37 Level     {handlers}\n");
             fake.write("proc/interrupts", format!("{header}{line}"));
         };
-        let refused = || drafts_of(&fake, &["1.uart"]).unwrap_err();
+        let refused = || builders_of(&fake, &["1.uart"]).unwrap_err();
         // Counted once, and nobody's now; or this device's own, in another process.
         for handlers in ["", "vfio-irq[44](1.uart)"] {
             table(handlers);
-            assert!(drafts_of(&fake, &["1.uart"]).is_ok(), "{handlers}");
+            assert!(builders_of(&fake, &["1.uart"]).is_ok(), "{handlers}");
         }
         // Another guest has the other.
         table("vfio-irq[44](2.uart)");
@@ -280,10 +280,10 @@ mod tests {
         );
         assert!(error.help().unwrap().contains("strait device bind 2.uart"));
         // A dry run with both finds that they can't be together, whoever has them now.
-        let error = drafts_of(&fake, &["1.uart", "2.uart"]).unwrap_err();
-        assert!(matches!(error, DeviceError::SharedInterrupt { .. }), "{error}");
+        let error = builders_of(&fake, &["1.uart", "2.uart"]).unwrap_err();
+        assert!(matches!(error, PlatformError::SharedInterrupt { .. }), "{error}");
         // As long as its own driver has it, nothing is known.
-        assert!(drafts_of(&fake, &["2.uart"]).is_ok());
+        assert!(builders_of(&fake, &["2.uart"]).is_ok());
         // No device's.
         fake.rebind("platform", "2.uart", None);
         table("some timer");
@@ -291,7 +291,7 @@ mod tests {
         assert!(error.to_string().contains("is also that of some timer (/proc/interrupts)"));
         // Of another controller, or another number.
         fake.write("proc/interrupts", "  CPU0\n 1: 0 GICv3 5 Level x\n 2: 0 pmic 37 Level x\n");
-        assert!(drafts_of(&fake, &["1.uart"]).is_ok());
+        assert!(builders_of(&fake, &["1.uart"]).is_ok());
     }
 
     #[test]
@@ -302,11 +302,11 @@ mod tests {
         }
         fake.behind_iommu("platform", "1.usb");
         fake.link("sys/devices/platform/xhci.1/of_node", "sys/firmware/devicetree/base/1.usb");
-        let error = drafts_of(&fake, &["1.usb", "xhci.1"]).unwrap_err();
-        assert!(matches!(error, DeviceError::SameNode { .. }), "{error}");
+        let error = builders_of(&fake, &["1.usb", "xhci.1"]).unwrap_err();
+        assert!(matches!(error, PlatformError::SameNode { .. }), "{error}");
         let text = format!("{error}\n{}", error.help().unwrap());
         assert_eq!(text.matches("1.usb").count() + text.matches("xhci.1").count(), 4, "{text}");
-        let error = drafts_of(&fake, &["bare"]).unwrap_err();
-        assert!(matches!(error, DeviceError::NoNode { .. }), "{error}");
+        let error = builders_of(&fake, &["bare"]).unwrap_err();
+        assert!(matches!(error, PlatformError::NoNode { .. }), "{error}");
     }
 }

@@ -61,16 +61,20 @@ fn fake() -> FakeDevice {
     FakeDevice::new(vec![region(PAGE, 0, true), region(0x1000, PAGE, false)], vec![LEVEL, EDGE])
 }
 
-fn draft(compatible: &str) -> Draft {
-    Draft::new("device", &[compatible])
+fn builder(compatible: &str) -> NodeBuilder {
+    NodeBuilder::new("device", &[compatible])
 }
 
 fn open(calls: &Arc<FakeDevice>, compatible: &str) -> PlatformDevice {
-    let options = DeviceOptions::default();
-    PlatformDevice::new("1.dev", calls.clone(), draft(compatible), options, PAGE).unwrap()
+    let options = PlatformDeviceOptions::default();
+    PlatformDevice::new("1.dev", calls.clone(), builder(compatible), options, PAGE).unwrap()
 }
 
-fn map(device: &mut PlatformDevice, slots: &Slots, gpas: &[u64]) -> Result<Vec<Trap>, DeviceError> {
+fn map(
+    device: &mut PlatformDevice,
+    slots: &Slots,
+    gpas: &[u64],
+) -> Result<Vec<Trap>, PlatformError> {
     // SAFETY: there is no guest.
     unsafe { device.map_regions(slots, gpas) }
 }
@@ -115,10 +119,10 @@ fn every_region_traps_where_a_person_or_the_hosts_pages_want_it() {
         // A region of 64 KiB is less than a page, and its page may hold other devices.
         (true, 0x20_0000, vec![]),
     ] {
-        let options = DeviceOptions { mmap, ..Default::default() };
+        let options = PlatformDeviceOptions { mmap, ..Default::default() };
         let calls = Arc::new(fake());
         let mut device =
-            PlatformDevice::new("1.dev", calls.clone(), draft("x"), options, page).unwrap();
+            PlatformDevice::new("1.dev", calls.clone(), builder("x"), options, page).unwrap();
         let slots = Slots::default();
         let traps = map(&mut device, &slots, &gpas).unwrap();
         assert_eq!(*slots.made.lock().unwrap(), mapped, "{mmap} {page:#x}");
@@ -138,19 +142,19 @@ fn every_region_traps_where_a_person_or_the_hosts_pages_want_it() {
 
 #[test]
 fn a_node_that_cannot_be_made_is_an_error_with_the_option_that_mends_it() {
-    let mut draft = draft("x");
-    draft.clocks.push(Clock::new(Some("core"), None));
-    let options = DeviceOptions::default();
+    let mut builder = builder("x");
+    builder.clocks.push(Clock::new(Some("core"), None));
+    let options = PlatformDeviceOptions::default();
     let error =
-        PlatformDevice::new("1.dev", Arc::new(fake()), draft.clone(), options, PAGE).unwrap_err();
+        PlatformDevice::new("1.dev", Arc::new(fake()), builder.clone(), options, PAGE).unwrap_err();
     let chain = chain(&error);
     let expected = "1.dev can't be assigned: the host's device tree and debugfs don't tell the \
                     rate of its clock core";
     assert_eq!(chain, expected);
     assert!(error.help().unwrap().contains("1.dev,clock-rate=core:HZ"), "{error:?}");
     let node = NodeOptions { clock_rates: vec![("core".into(), 7)], ..Default::default() };
-    let options = DeviceOptions { node, ..Default::default() };
-    let device = PlatformDevice::new("1.dev", Arc::new(fake()), draft, options, PAGE).unwrap();
+    let options = PlatformDeviceOptions { node, ..Default::default() };
+    let device = PlatformDevice::new("1.dev", Arc::new(fake()), builder, options, PAGE).unwrap();
     let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
     assert_eq!(nodes.clocks.len(), 1);
 }
@@ -158,10 +162,10 @@ fn a_node_that_cannot_be_made_is_an_error_with_the_option_that_mends_it() {
 #[test]
 fn what_a_person_calls_it_does_not_hide_how_it_is_stopped() {
     let node = NodeOptions { compatible: vec!["vendor,mine".into()], ..Default::default() };
-    let options = DeviceOptions { node, ..Default::default() };
+    let options = PlatformDeviceOptions { node, ..Default::default() };
     let calls = Arc::new(fake());
     let device =
-        PlatformDevice::new("1.dev", calls.clone(), draft("arm,pl330"), options, PAGE).unwrap();
+        PlatformDevice::new("1.dev", calls.clone(), builder("arm,pl330"), options, PAGE).unwrap();
     assert_eq!(device.binding().map(Binding::name), Some("PL330"));
     let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
     assert_eq!(nodes.device.get("compatible"), Some(&Value::Strings(vec!["vendor,mine".into()])));
@@ -183,9 +187,9 @@ fn places_that_do_not_fit_are_refused() {
     let count = map(&mut device, &slots, &[0xc00_0000]).err().unwrap();
     assert_eq!(count.to_string(), "1.dev has 2 regions, and was given places for 1");
     let misplaced = map(&mut device, &slots, &[0xc00_1000, 0]).err().unwrap();
-    assert!(matches!(misplaced, DeviceError::Misplaced { index: 0, gpa: 0xc00_1000, .. }));
+    assert!(matches!(misplaced, PlatformError::Misplaced { index: 0, gpa: 0xc00_1000, .. }));
     let refused = map(&mut device, &slots, &[0xd00_0000, 0]).err().unwrap();
-    assert!(matches!(refused, DeviceError::MapRegion { index: 0, .. }), "{refused}");
+    assert!(matches!(refused, PlatformError::MapRegion { index: 0, .. }), "{refused}");
     let gic = Gic::default();
     assert!(device.connect_irqs(&gic, &[Spi(1)]).is_err());
     assert!(gic.0.lock().unwrap().is_empty());
@@ -215,7 +219,7 @@ fn a_device_that_vfio_can_reset_is_reset() {
     assert_eq!(calls.take_calls(), [Call::Reset]);
     calls.fail_at(0);
     let error = device.quiesce().unwrap_err();
-    assert!(matches!(error, DeviceError::Reset { .. }), "{error}");
+    assert!(matches!(error, PlatformError::Reset { .. }), "{error}");
     assert!(error.help().unwrap().contains("1.dev,quiesce=off"));
 
     // After the guest, but only if there was one.
@@ -232,9 +236,9 @@ fn quiesce_off_leaves_the_device_alone() {
     let mut calls = fake();
     calls.can_reset = true;
     let calls = Arc::new(calls);
-    let options = DeviceOptions { quiesce: false, ..Default::default() };
+    let options = PlatformDeviceOptions { quiesce: false, ..Default::default() };
     let device =
-        PlatformDevice::new("1.dev", calls.clone(), draft("arm,pl330"), options, PAGE).unwrap();
+        PlatformDevice::new("1.dev", calls.clone(), builder("arm,pl330"), options, PAGE).unwrap();
     assert_eq!(device.quiesce().unwrap(), Quiesced::Disabled);
     assert_eq!(calls.take_calls(), []);
 }
@@ -296,7 +300,7 @@ fn what_is_no_platform_device_is_refused() {
         }
     }
     use super::super::uapi::{DeviceInfo, IoctlError, IrqAction, Mapping};
-    let (draft, options) = (draft("x"), DeviceOptions::default());
-    let error = PlatformDevice::new("1.dev", Arc::new(Other), draft, options, PAGE).unwrap_err();
-    assert!(matches!(error, DeviceError::Strange { .. }), "{error}");
+    let (builder, options) = (builder("x"), PlatformDeviceOptions::default());
+    let error = PlatformDevice::new("1.dev", Arc::new(Other), builder, options, PAGE).unwrap_err();
+    assert!(matches!(error, PlatformError::Strange { .. }), "{error}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{DmaBuffer, SelfTest, SelfTestError, TestReport};
 use crate::vfio::error_chain::chain;
-use crate::vfio::region::Registers;
+use crate::vfio::region::RegisterAccess;
 
 /// How long a device is listened to for interrupts that nobody asked for.
 pub(super) const QUIET: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@ use super::super::fd_limit;
 use super::super::uapi::{DeviceCalls, IrqAction, RegionInfo};
 use super::general::{self, QUIET};
 use super::{SelfTest, SelfTestError, TestReport};
-use crate::vfio::region::Registers;
+use crate::vfio::region::RegisterAccess;
 
 /// VFIO's region of the configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
 const CONFIG: u32 = 7;

@@ -8,7 +8,7 @@ use boot::fdt::{self, Node};
 use devices::irq::Trigger;
 use devices::pci::Intx;
 use devices::vfio::iommu::Backend;
-use devices::vfio::node::{Account, Fate};
+use devices::vfio::node::{Disposition, PropertyReport};
 use serde::Serialize;
 
 use crate::assigned::{AssignedDevice, AssignedDevices, Obstacle, unbound_note};
@@ -176,25 +176,25 @@ impl Device {
             binding: placed.binding(),
             regions: regions.collect(),
             interrupts: interrupts.collect(),
-            properties: placed.nodes.account.iter().map(Property::of).collect(),
+            properties: placed.nodes.properties.iter().map(Property::of).collect(),
             node: fdt::subtree_to_dts(node.unwrap_or(&placed.nodes.device)),
         }
     }
 }
 
 impl Property {
-    fn of(account: &Account) -> Self {
-        let (fate, reason) = match &account.fate {
-            Fate::Kept => ("kept", None),
-            Fate::Linked(devices) => (
+    fn of(report: &PropertyReport) -> Self {
+        let (fate, reason) = match &report.disposition {
+            Disposition::Kept => ("kept", None),
+            Disposition::Linked(devices) => (
                 "kept",
                 Some(format!("it refers to {}, which the guest has too", devices.join(", "))),
             ),
-            Fate::Rewritten => ("rewritten", None),
-            Fate::Made => ("made", None),
-            Fate::Dropped(reason) => ("dropped", Some(reason.to_string())),
+            Disposition::Rewritten => ("rewritten", None),
+            Disposition::Made => ("made", None),
+            Disposition::Dropped(reason) => ("dropped", Some(reason.to_string())),
         };
-        Self { path: account.path(), fate, reason }
+        Self { path: report.path(), fate, reason }
     }
 }
 

@@ -6,9 +6,9 @@ mod quiesce;
 use std::time::Duration;
 
 use super::Binding;
-use crate::vfio::node::Draft;
+use crate::vfio::node::NodeBuilder;
 use crate::vfio::quiesce::QuiesceError;
-use crate::vfio::region::Registers;
+use crate::vfio::region::RegisterAccess;
 
 /// How long what is being sent may take to leave: the whole FIFO at 9600 baud.
 const PATIENCE: Duration = Duration::from_millis(40);
@@ -30,12 +30,12 @@ impl Binding for Pl011 {
         Some("CONFIG_SERIAL_AMBA_PL011")
     }
 
-    fn quiesce(&self, regions: &[&dyn Registers]) -> Result<(), QuiesceError> {
+    fn quiesce(&self, regions: &[&dyn RegisterAccess]) -> Result<(), QuiesceError> {
         let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
         quiesce::quiesce(*registers, PATIENCE)
     }
 
-    fn refine(&self, draft: &mut Draft) {
-        node::refine(draft);
+    fn refine(&self, builder: &mut NodeBuilder) {
+        node::refine(builder);
     }
 }

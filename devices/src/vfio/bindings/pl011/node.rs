@@ -2,31 +2,31 @@
 //! Documentation/devicetree/bindings/serial/pl011.yaml.
 
 use super::super::primecell::{APB_PCLK, NOMINAL_RATE, has_apb_clock, put_on_amba};
-use crate::vfio::node::{Clock, Draft};
+use crate::vfio::node::{Clock, NodeBuilder};
 
 /// The clock that baud rates are divided from: the first, by which drivers get it. Its rate
 /// matters.
 const UARTCLK: &str = "uartclk";
 
 /// Makes of a host's node one that Linux' AMBA bus and its pl011 driver take.
-pub(super) fn refine(draft: &mut Draft) {
+pub(super) fn refine(builder: &mut NodeBuilder) {
     // Bindings/serial/serial.yaml names the node.
-    "serial".clone_into(&mut draft.name);
-    put_on_amba(draft);
-    if draft.clocks.is_empty() {
-        draft.clocks.push(Clock::new(Some(UARTCLK), None));
+    "serial".clone_into(&mut builder.name);
+    put_on_amba(builder);
+    if builder.clocks.is_empty() {
+        builder.clocks.push(Clock::new(Some(UARTCLK), None));
     }
     let names = [UARTCLK, APB_PCLK];
-    for (clock, name) in draft.clocks.iter_mut().zip(names) {
+    for (clock, name) in builder.clocks.iter_mut().zip(names) {
         clock.name.get_or_insert_with(|| name.to_owned());
     }
-    if !has_apb_clock(&draft.clocks) {
+    if !has_apb_clock(&builder.clocks) {
         // Behind those with names, which may be followed by some without.
-        let named = draft.clocks.iter().take_while(|clock| clock.name.is_some()).count();
-        draft.clocks.insert(named, Clock::new(Some(APB_PCLK), None));
+        let named = builder.clocks.iter().take_while(|clock| clock.name.is_some()).count();
+        builder.clocks.insert(named, Clock::new(Some(APB_PCLK), None));
     }
     // The first one counts, whatever it is called.
-    for clock in draft.clocks.iter_mut().skip(1) {
+    for clock in builder.clocks.iter_mut().skip(1) {
         if clock.name.as_deref() == Some(APB_PCLK) && clock.own.is_none() {
             clock.rate.get_or_insert(NOMINAL_RATE);
         }
@@ -58,14 +58,14 @@ mod tests {
             ),
         ];
         for (host, guest) in cases {
-            let mut draft = Draft::new("uart", &["arm,pl011"]);
-            draft.clocks = host.iter().map(|(name, rate)| Clock::new(*name, *rate)).collect();
-            refine(&mut draft);
+            let mut builder = NodeBuilder::new("uart", &["arm,pl011"]);
+            builder.clocks = host.iter().map(|(name, rate)| Clock::new(*name, *rate)).collect();
+            refine(&mut builder);
             let found: Vec<_> =
-                draft.clocks.iter().map(|clock| (clock.name.as_deref(), clock.rate)).collect();
+                builder.clocks.iter().map(|clock| (clock.name.as_deref(), clock.rate)).collect();
             assert_eq!(found, guest, "{host:?}");
-            assert_eq!(draft.compatible, ["arm,pl011", "arm,primecell"]);
-            assert_eq!(draft.name, "serial");
+            assert_eq!(builder.compatible, ["arm,pl011", "arm,primecell"]);
+            assert_eq!(builder.name, "serial");
         }
     }
 }

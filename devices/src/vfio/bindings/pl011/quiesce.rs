@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::primecell::check_part;
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
-use crate::vfio::region::{AccessError, Registers};
+use crate::vfio::region::{AccessError, RegisterAccess};
 
 // TRM, chapter 3, "Summary of registers": offsets in bytes, of up to 16 bits each.
 
@@ -38,7 +38,10 @@ const PL011: u32 = 0x011;
 
 /// Stops the UART, waiting at most `patience` for what is being sent, and as long for its last
 /// character.
-pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(), QuiesceError> {
+pub(super) fn quiesce(
+    registers: &dyn RegisterAccess,
+    patience: Duration,
+) -> Result<(), QuiesceError> {
     check_part(registers, PL011, "PL011")?;
     registers.write32(UARTDMACR, 0)?;
     registers.write32(UARTIMSC, 0)?;
@@ -61,7 +64,7 @@ pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(
 }
 
 /// Waits until nothing is being sent, and says whether that is so.
-fn is_idle(registers: &dyn Registers, patience: Duration) -> Result<bool, AccessError> {
+fn is_idle(registers: &dyn RegisterAccess, patience: Duration) -> Result<bool, AccessError> {
     let idle = || Ok((registers.read32(UARTFR)? & BUSY == 0).then_some(()));
     Ok(poll_timeout(patience, idle)?.is_some())
 }
@@ -98,7 +101,7 @@ mod tests {
         }
     }
 
-    impl Registers for Uart {
+    impl RegisterAccess for Uart {
         fn read32(&self, offset: u64) -> Result<u32, AccessError> {
             let mut waiting = self.waiting.borrow_mut();
             Ok(match offset {

@@ -200,7 +200,7 @@ mod tests {
         }
     }
 
-    /// Copies in a memory of random bytes, and checks every one of them.
+    /// PhandleMap in a memory of random bytes, and checks every one of them.
     fn check(copy: Copy, bus: Bus, event: u8) {
         let program = copy.program(bus, event);
         assert!(program.len() <= PROGRAM_MAX, "{copy:?}: {} bytes", program.len());

@@ -11,9 +11,9 @@ mod selftest;
 use std::time::Duration;
 
 use super::Binding;
-use crate::vfio::node::Draft;
+use crate::vfio::node::NodeBuilder;
 use crate::vfio::quiesce::QuiesceError;
-use crate::vfio::region::Registers;
+use crate::vfio::region::RegisterAccess;
 use crate::vfio::selftest::{SelfTest, SelfTestError, TestReport};
 
 /// How long each thread may take to stop: it has to see its outstanding transfers through, at most
@@ -37,13 +37,13 @@ impl Binding for Pl330 {
         Some("CONFIG_PL330_DMA")
     }
 
-    fn quiesce(&self, regions: &[&dyn Registers]) -> Result<(), QuiesceError> {
+    fn quiesce(&self, regions: &[&dyn RegisterAccess]) -> Result<(), QuiesceError> {
         let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
         quiesce::quiesce(*registers, PATIENCE)
     }
 
-    fn refine(&self, draft: &mut Draft) {
-        node::refine(draft);
+    fn refine(&self, builder: &mut NodeBuilder) {
+        node::refine(builder);
     }
 
     fn self_test(&self, test: &mut SelfTest) -> Option<Result<TestReport, SelfTestError>> {

@@ -4,21 +4,21 @@
 use boot::fdt::{Cell, Value};
 
 use super::super::primecell::{APB_PCLK, NOMINAL_RATE, has_apb_clock, put_on_amba};
-use crate::vfio::node::{Clock, Draft};
+use crate::vfio::node::{Clock, NodeBuilder};
 
 /// Makes of a host's node one that Linux' AMBA bus and its pl330 driver take.
-pub(super) fn refine(draft: &mut Draft) {
+pub(super) fn refine(builder: &mut NodeBuilder) {
     // Bindings/dma/dma-controller.yaml names the node.
-    "dma-controller".clone_into(&mut draft.name);
-    put_on_amba(draft);
+    "dma-controller".clone_into(&mut builder.name);
+    put_on_amba(builder);
     // As the host has it: other devices of the guest may refer to this one.
     let cells = "#dma-cells";
-    if draft.properties.iter().all(|property| property.name != cells) {
-        draft.set(cells, Value::Cells(vec![Cell::U32(1)]));
+    if builder.properties.iter().all(|property| property.name != cells) {
+        builder.set(cells, Value::Cells(vec![Cell::U32(1)]));
     }
-    name_clock(&mut draft.clocks);
+    name_clock(&mut builder.clocks);
     // Nor does the driver ask for a rate.
-    for clock in draft.clocks.iter_mut().filter(|clock| clock.own.is_none()) {
+    for clock in builder.clocks.iter_mut().filter(|clock| clock.own.is_none()) {
         clock.rate.get_or_insert(NOMINAL_RATE);
     }
 }
@@ -40,19 +40,19 @@ fn name_clock(clocks: &mut Vec<Clock>) {
 mod tests {
     use super::*;
 
-    fn draft(compatible: &[&str], clocks: &[(Option<&str>, Option<u32>)]) -> Draft {
-        let mut draft = Draft::new("dma", compatible);
-        draft.clocks = clocks.iter().map(|(name, rate)| Clock::new(*name, *rate)).collect();
-        draft
+    fn builder(compatible: &[&str], clocks: &[(Option<&str>, Option<u32>)]) -> NodeBuilder {
+        let mut builder = NodeBuilder::new("dma", compatible);
+        builder.clocks = clocks.iter().map(|(name, rate)| Clock::new(*name, *rate)).collect();
+        builder
     }
 
     #[test]
     fn arm_primecell_is_there_once() {
         for compatible in [&["arm,pl330"] as &[&str], &["arm,pl330", "arm,primecell"]] {
-            let mut draft = draft(compatible, &[]);
-            refine(&mut draft);
-            assert_eq!(draft.compatible, ["arm,pl330", "arm,primecell"]);
-            assert_eq!(draft.name, "dma-controller");
+            let mut builder = builder(compatible, &[]);
+            refine(&mut builder);
+            assert_eq!(builder.compatible, ["arm,pl330", "arm,primecell"]);
+            assert_eq!(builder.name, "dma-controller");
         }
     }
 
@@ -74,7 +74,7 @@ mod tests {
             ),
         ];
         for (host, guest) in cases {
-            let (mut found, expected) = (draft(&[], host), draft(&[], guest));
+            let (mut found, expected) = (builder(&[], host), builder(&[], guest));
             refine(&mut found);
             assert_eq!(found.clocks, expected.clocks, "{host:?}");
         }

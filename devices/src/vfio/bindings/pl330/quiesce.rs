@@ -10,14 +10,17 @@ use super::registers::{
     channels, csr, events,
 };
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
-use crate::vfio::region::{AccessError, Registers};
+use crate::vfio::region::{AccessError, RegisterAccess};
 
 /// The part number.
 const PL330: u32 = 0x330;
 
 /// Stops the controller, waiting at most `patience` for each of its threads (twice that for one
 /// whose debug registers are stuck as well).
-pub(super) fn quiesce(registers: &dyn Registers, patience: Duration) -> Result<(), QuiesceError> {
+pub(super) fn quiesce(
+    registers: &dyn RegisterAccess,
+    patience: Duration,
+) -> Result<(), QuiesceError> {
     check_part(registers, PL330, "PL330")?;
     let configuration = registers.read32(CR0)?;
     let channels = (0..channels(configuration)).map(Thread::Channel);
@@ -49,7 +52,7 @@ impl fmt::Display for Thread {
 
 /// The controller, and how long each step of it may take.
 pub(super) struct Dmac<'a> {
-    pub(super) registers: &'a dyn Registers,
+    pub(super) registers: &'a dyn RegisterAccess,
     pub(super) patience: Duration,
 }
 

@@ -15,7 +15,7 @@ use super::program::{Instruction, Thread};
 use super::quiesce::{Dmac, quiesce};
 use super::registers::{CR0, CRD, State, buffer_depth, bus_width, channels, events, fault, ftr};
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
-use crate::vfio::region::{AccessError, Region, Registers};
+use crate::vfio::region::{AccessError, Region, RegisterAccess};
 use crate::vfio::selftest::{ChannelResult, SelfTest, SelfTestError, TestReport};
 
 /// How long a transfer or an interrupt may take. A controller needs microseconds; a modelled one
@@ -205,7 +205,7 @@ impl<'a> Driver<'a> {
         Ok(row)
     }
 
-    /// Copies, waits for the interrupt and verifies every byte; the time from start to interrupt.
+    /// PhandleMap, waits for the interrupt and verifies every byte; the time from start to interrupt.
     fn transfer(
         &mut self,
         channel: u8,

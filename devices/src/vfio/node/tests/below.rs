@@ -36,7 +36,7 @@ fn stmmac() -> FakeHost {
 
 #[test]
 fn properties_that_name_nodes_below_still_do() {
-    let nodes = draft(&stmmac(), "eth@0").finish(ONE, &[]);
+    let nodes = builder(&stmmac(), "eth@0").build(ONE, &[]);
     let device = &nodes.device;
     assert_eq!(device.get_phandle(), Some(0x30));
     let axi = device.children().iter().find(|c| c.name() == "stmmac-axi-config").unwrap();
@@ -52,12 +52,12 @@ fn properties_that_name_nodes_below_still_do() {
     for kept in
         ["snps,axi-config", "phy-handle", "vendor,unheard-of", "tx-fifo-depth", "thermal-sensors"]
     {
-        assert_eq!(fate(&nodes, kept), &Fate::Kept, "{kept}");
+        assert_eq!(disposition(&nodes, kept), &Disposition::Kept, "{kept}");
     }
-    let Fate::Dropped(reason) = fate(&nodes, "vendor,grf") else { panic!() };
+    let Disposition::Dropped(reason) = disposition(&nodes, "vendor,grf") else { panic!() };
     assert_eq!(reason, "it refers to a node that stays the host's (/clk24)");
     // The PHY's clock is the host's, its interrupt is no interrupt of the device's.
-    assert_eq!(fate(&nodes, "mdio/phy@1/clocks"), &Fate::Rewritten);
+    assert_eq!(disposition(&nodes, "mdio/phy@1/clocks"), &Disposition::Rewritten);
     assert_eq!(nodes.clocks[0].get_label().unwrap().as_str(), "_1_dev_child_clock0");
     assert_eq!(dropped(&nodes), ["vendor,grf", "mdio/phy@1/interrupts", "mdio/phy@1/vdd-supply"]);
     // It can be written, and the phandles are the host's.
@@ -69,17 +69,17 @@ fn properties_that_name_nodes_below_still_do() {
 fn clocks_of_nodes_below_are_named_by_their_paths() {
     let fake = stmmac();
     fake.write(Path::new(BASE).join("eth@0/mdio/phy@1/clocks"), cells(&[2, 9]));
-    let error = draft(&fake, "eth@0").check().unwrap_err();
+    let error = builder(&fake, "eth@0").check().unwrap_err();
     assert_eq!(error, NodeError::UnknownRates { clocks: vec!["mdio/phy@1/0".to_owned()] });
     let clock_rates = vec![("mdio/phy@1/0".to_owned(), 25_000_000)];
     let options = NodeOptions { clock_rates, ..NodeOptions::default() };
-    draft_with(&fake, "eth@0", &options).check().unwrap();
+    builder_with(&fake, "eth@0", &options).check().unwrap();
     let drop = vec!["mdio".to_owned()];
     let options = NodeOptions { drop, ..NodeOptions::default() };
-    let without = draft_with(&fake, "eth@0", &options);
+    let without = builder_with(&fake, "eth@0", &options);
     without.check().unwrap();
-    let nodes = without.finish(ONE, &[]);
-    assert_eq!(fate(&nodes, "mdio/"), &Fate::Dropped("drop=mdio".into()));
+    let nodes = without.build(ONE, &[]);
+    assert_eq!(disposition(&nodes, "mdio/"), &Disposition::Dropped("drop=mdio".into()));
     assert!(nodes.clocks.is_empty());
 }
 
@@ -108,13 +108,13 @@ fn nodes_below_are_copied_where_their_addresses_are_the_devices_own() {
         ("none/label", b"x\0"),
     ];
     let fake = host("x@0", children);
-    let nodes = draft(&fake, "x@0").finish(&[(0xc00_0000, 0x100), (0xc01_0000, 0x1000)], &[]);
+    let nodes = builder(&fake, "x@0").build(&[(0xc00_0000, 0x100), (0xc01_0000, 0x1000)], &[]);
     let names: Vec<&str> = nodes.device.children().iter().map(Node::name).collect();
     assert_eq!(names, ["in@80", "none", "second@8010"]);
     let ranges = numbers(&[0, 0, 0xc00_0000, 0x100, 0x8000, 0, 0xc01_0800, 0x100]);
     assert_eq!(nodes.device.get("ranges").cloned(), ranges);
     assert_eq!(dropped(&nodes), ["beyond@80/", "elsewhere@4000/", "second@8010/deeper@20/"]);
-    assert_eq!(fate(&nodes, "in@80/reg"), &Fate::Kept);
+    assert_eq!(disposition(&nodes, "in@80/reg"), &Disposition::Kept);
 
     // With an empty `ranges` they are at the host's own addresses.
     let (reg, child) = (cells(&[0, 0x1000, 0x100]), cells(&[0x1040, 8]));
@@ -125,7 +125,7 @@ fn nodes_below_are_copied_where_their_addresses_are_the_devices_own() {
         ("#size-cells", &one),
         ("in@1040/reg", &child),
     ];
-    let nodes = draft(&host("x@0", same), "x@0").finish(ONE, &[]);
+    let nodes = builder(&host("x@0", same), "x@0").build(ONE, &[]);
     let ranges = numbers(&[0x1000, 0, 0xc00_0000, 0x100]);
     assert_eq!(nodes.device.get("ranges").cloned(), ranges);
 }
@@ -139,7 +139,7 @@ fn addresses_that_cannot_be_translated_leave_the_nodes_below_out() {
         ("#size-cells", &cells(&[2])),
         ("pci@0/reg", &cells(&[0, 0, 0, 0, 0])),
     ];
-    let nodes = draft(&host("x@0", pci), "x@0").finish(ONE, &[]);
+    let nodes = builder(&host("x@0", pci), "x@0").build(ONE, &[]);
     assert!(nodes.device.children().is_empty());
     assert_eq!(dropped(&nodes), ["#address-cells", "#size-cells", "ranges", "pci@0/"]);
 }
@@ -158,10 +158,10 @@ fn interrupts_among_the_devices_own_nodes_are_kept() {
         ("d/interrupts", &cells(&[4])),
         ("e/interrupts-extended", &cells(&[1])),
     ];
-    let nodes = draft(&host("x@0", own), "x@0").finish(ONE, &[]);
+    let nodes = builder(&host("x@0", own), "x@0").build(ONE, &[]);
     let expected = ["d/interrupt-parent", "d/interrupts", "e/interrupts-extended"];
     assert_eq!(dropped(&nodes), expected);
     for kept in ["a/interrupts", "b/interrupt-parent", "b/interrupts", "c/interrupts-extended"] {
-        assert_eq!(fate(&nodes, kept), &Fate::Kept, "{kept}");
+        assert_eq!(disposition(&nodes, kept), &Disposition::Kept, "{kept}");
     }
 }

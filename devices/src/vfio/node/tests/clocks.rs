@@ -7,15 +7,15 @@ fn a_clock_without_a_known_rate_is_an_error_that_names_the_option() {
     // Clock 2 takes an argument.
     let clocks = cells(&[2, 5, 1, 0]);
     let fake = host("x@0", &[("clocks", &clocks), ("clock-names", b"core\0bus\0none\0")]);
-    let error = draft(&fake, "x@0").check().unwrap_err();
+    let error = builder(&fake, "x@0").check().unwrap_err();
     assert_eq!(error, NodeError::UnknownRates { clocks: vec!["core".to_owned()] });
     let help = error.help("1.dev");
     assert!(help.starts_with("--vfio-platform 1.dev,clock-rate=core:HZ "), "{help}");
 
     let clock_rates = vec![("core".to_owned(), 7)];
-    let given = draft_with(&fake, "x@0", &NodeOptions { clock_rates, ..NodeOptions::default() });
+    let given = builder_with(&fake, "x@0", &NodeOptions { clock_rates, ..NodeOptions::default() });
     given.check().unwrap();
-    let nodes = given.finish(ONE, &[]);
+    let nodes = given.build(ONE, &[]);
     assert_eq!(nodes.device.get("clock-names").cloned(), strings(&["core", "bus", "none"]));
     let label = |label: &str| Cell::Ref(label.into());
     let clocks = vec![label("_1_dev_clock0"), label("_1_dev_clock1"), Cell::U32(0)];
@@ -26,19 +26,19 @@ fn a_clock_without_a_known_rate_is_an_error_that_names_the_option() {
 
     // Nobody asks for the rate of a clock that the guest doesn't have.
     let drop = vec!["clocks".to_owned(), "clock-names".to_owned()];
-    let without = draft_with(&fake, "x@0", &NodeOptions { drop, ..NodeOptions::default() });
+    let without = builder_with(&fake, "x@0", &NodeOptions { drop, ..NodeOptions::default() });
     without.check().unwrap();
-    let nodes = without.finish(ONE, &[]);
+    let nodes = without.build(ONE, &[]);
     assert!(nodes.clocks.is_empty());
-    assert_eq!(fate(&nodes, "clocks"), &Fate::Dropped("drop=clocks".into()));
+    assert_eq!(disposition(&nodes, "clocks"), &Disposition::Dropped("drop=clocks".into()));
 }
 
 #[test]
 fn clocks_that_refer_to_nothing_are_dropped_with_the_reason() {
     let fake = host("x@0", &[("clocks", &cells(&[77]))]);
-    let draft = draft(&fake, "x@0");
-    draft.check().unwrap();
-    let nodes = draft.finish(ONE, &[]);
-    let Fate::Dropped(reason) = fate(&nodes, "clocks") else { panic!() };
+    let builder = builder(&fake, "x@0");
+    builder.check().unwrap();
+    let nodes = builder.build(ONE, &[]);
+    let Disposition::Dropped(reason) = disposition(&nodes, "clocks") else { panic!() };
     assert!(reason.contains("phandle 0x4d"), "{reason}");
 }

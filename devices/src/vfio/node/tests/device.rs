@@ -22,16 +22,16 @@ fn a_pl330_gets_the_node_that_its_driver_takes() {
         .u32("clock-frequency", 24_000_000);
     assert_eq!(nodes.clocks, [clock]);
     assert_eq!(dropped(&nodes), ["iommus"]);
-    let fates = [
-        ("compatible", Fate::Rewritten),
-        ("reg", Fate::Rewritten),
-        ("clocks", Fate::Rewritten),
-        ("clock-names", Fate::Kept),
-        ("dma-coherent", Fate::Kept),
-        ("#dma-cells", Fate::Kept),
+    let dispositions = [
+        ("compatible", Disposition::Rewritten),
+        ("reg", Disposition::Rewritten),
+        ("clocks", Disposition::Rewritten),
+        ("clock-names", Disposition::Kept),
+        ("dma-coherent", Disposition::Kept),
+        ("#dma-cells", Disposition::Kept),
     ];
-    for (property, expected) in fates {
-        assert_eq!(fate(&nodes, property), &expected, "{property}");
+    for (property, expected) in dispositions {
+        assert_eq!(disposition(&nodes, property), &expected, "{property}");
     }
 }
 
@@ -40,7 +40,7 @@ fn a_pl330_from_the_amba_bus_gets_the_same_node() {
     let platform = dmac_nodes(&dmac(b"arm,pl330\0", &[]));
     let amba = dmac_nodes(&dmac(b"arm,pl330\0arm,primecell\0", &[]));
     assert_eq!((&platform.device, &platform.clocks), (&amba.device, &amba.clocks));
-    assert_eq!(fate(&amba, "compatible"), &Fate::Kept);
+    assert_eq!(disposition(&amba, "compatible"), &Disposition::Kept);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn any_device_gets_its_own_node_with_its_places_exchanged() {
     );
     let irqs = [(Spi(3), Trigger::Edge), (Spi(4), Trigger::Level)];
     let regions = [(0xc00_0000, 0x1000), (0xc00_1000, 0x2000)];
-    let nodes = draft(&fake, "serial@2c0e0000").finish(&regions, &irqs);
+    let nodes = builder(&fake, "serial@2c0e0000").build(&regions, &irqs);
     let expected = Node::at("serial", 0xc00_0000)
         .label("_1_dev")
         .strings("compatible", ["vendor,uart"])
@@ -87,7 +87,7 @@ fn any_device_gets_its_own_node_with_its_places_exchanged() {
     assert_eq!(nodes.device, expected);
     assert!(nodes.clocks.is_empty());
     assert_eq!(dropped(&nodes), ["status", "vdd-supply"]);
-    let Fate::Dropped(reason) = fate(&nodes, "status") else { panic!() };
+    let Disposition::Dropped(reason) = disposition(&nodes, "status") else { panic!() };
     assert!(reason.contains("works"), "{reason}");
 }
 
@@ -98,18 +98,18 @@ fn names_are_those_of_what_vfio_has() {
     let fake = host("x@0", names);
     let irqs = [(Spi(3), Trigger::Edge), (Spi(4), Trigger::Edge)];
     // More names than regions, and fewer than interrupts: those that name something.
-    let nodes = draft(&fake, "x@0").finish(&[(0xc00_0000, 0x1000)], &irqs);
+    let nodes = builder(&fake, "x@0").build(&[(0xc00_0000, 0x1000)], &irqs);
     assert_eq!(nodes.device.get("reg-names").cloned(), strings(&["a"]));
     assert_eq!(nodes.device.get("interrupt-names").cloned(), strings(&["only"]));
-    assert_eq!(fate(&nodes, "interrupt-names"), &Fate::Kept);
+    assert_eq!(disposition(&nodes, "interrupt-names"), &Disposition::Kept);
     assert_eq!(nodes.device.get("reset-names").cloned(), strings(&["core"]));
-    let nodes = draft(&fake, "x@0").finish(&[], &[]);
+    let nodes = builder(&fake, "x@0").build(&[], &[]);
     for (name, reason) in [
         ("reg-names", "VFIO has no region of it"),
         ("interrupt-names", "VFIO has no interrupt of it"),
     ] {
         assert_eq!(nodes.device.get(name), None);
-        assert_eq!(fate(&nodes, name), &Fate::Dropped(reason.into()));
+        assert_eq!(disposition(&nodes, name), &Disposition::Dropped(reason.into()));
     }
 }
 
@@ -117,20 +117,20 @@ fn names_are_those_of_what_vfio_has() {
 fn coherence_of_the_bus_is_the_devices() {
     let fake = host("bus/x@0", &[("reg", &cells(&[0, 0, 1]))]);
     fake.write(Path::new(BASE).join("bus/dma-coherent"), "");
-    let nodes = draft(&fake, "bus/x@0").finish(ONE, &[]);
+    let nodes = builder(&fake, "bus/x@0").build(ONE, &[]);
     assert_eq!(nodes.device.get("dma-coherent"), Some(&Value::Empty));
-    assert_eq!(fate(&nodes, "dma-coherent"), &Fate::Made);
+    assert_eq!(disposition(&nodes, "dma-coherent"), &Disposition::Made);
     let but = host("bus/x@0", &[("dma-noncoherent", b"")]);
     but.write(Path::new(BASE).join("bus/dma-coherent"), "");
-    let nodes = draft(&but, "bus/x@0").finish(ONE, &[]);
+    let nodes = builder(&but, "bus/x@0").build(ONE, &[]);
     assert_eq!(nodes.device.get("dma-coherent"), None);
-    assert_eq!(fate(&nodes, "dma-noncoherent"), &Fate::Kept);
+    assert_eq!(disposition(&nodes, "dma-noncoherent"), &Disposition::Kept);
 }
 
 #[test]
 fn names_that_a_blob_cannot_have_are_left_out() {
     let fake = host("x@0", &[("a b", b""), ("c d/label", b"x\0")]);
-    let nodes = draft(&fake, "x@0").finish(ONE, &[]);
+    let nodes = builder(&fake, "x@0").build(ONE, &[]);
     assert_eq!(dropped(&nodes), ["a b", "c d/"]);
     boot::fdt::to_blob(&Node::new("").child(nodes.device)).unwrap();
 }
@@ -141,8 +141,8 @@ fn a_malformed_node_is_an_error_that_names_the_file() {
     let tree = HostTree::at(&fake.host().device_tree()).unwrap();
     let node = tree.node_at("x@0").unwrap();
     let options = NodeOptions::default();
-    let given = Given { node: &node, name: "1.dev", options: &options };
-    let copies = Arc::new(Copies::of(&tree, &[given]).unwrap());
-    let error = Draft::of(&tree, &copies, &given).unwrap_err();
+    let given = HostDeviceNode { node: &node, name: "1.dev", options: &options };
+    let copies = Arc::new(PhandleMap::of(&tree, &[given]).unwrap());
+    let error = NodeBuilder::of(&tree, &copies, &given).unwrap_err();
     assert!(error.to_string().contains("x@0/compatible"), "{error}");
 }

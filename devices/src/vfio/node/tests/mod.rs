@@ -43,24 +43,24 @@ fn host(name: &str, properties: &[(&str, &[u8])]) -> FakeHost {
     fake
 }
 
-fn draft(fake: &FakeHost, name: &str) -> Draft {
-    draft_with(fake, name, &NodeOptions::default())
+fn builder(fake: &FakeHost, name: &str) -> NodeBuilder {
+    builder_with(fake, name, &NodeOptions::default())
 }
 
-fn draft_with(fake: &FakeHost, name: &str, options: &NodeOptions) -> Draft {
-    let mut draft = unrefined(fake, name, options);
-    draft.apply(options).unwrap();
-    draft
+fn builder_with(fake: &FakeHost, name: &str, options: &NodeOptions) -> NodeBuilder {
+    let mut builder = unrefined(fake, name, options);
+    builder.apply(options).unwrap();
+    builder
 }
 
 /// As the host has it.
-fn unrefined(fake: &FakeHost, path: &str, options: &NodeOptions) -> Draft {
-    drafts(fake, &[(path, "1.dev", options)]).remove(0)
+fn unrefined(fake: &FakeHost, path: &str, options: &NodeOptions) -> NodeBuilder {
+    node_builders(fake, &[(path, "1.dev", options)]).remove(0)
 }
 
 /// Of devices that are assigned together: the paths of their nodes, their names, what is said of
 /// them.
-fn drafts(fake: &FakeHost, devices: &[(&str, &str, &NodeOptions)]) -> Vec<Draft> {
+fn node_builders(fake: &FakeHost, devices: &[(&str, &str, &NodeOptions)]) -> Vec<NodeBuilder> {
     let tree = HostTree::at(&fake.host().device_tree()).unwrap();
     // With no rates but those in the tree, whatever debugfs is where the test runs.
     let rates = fake.path("sys/kernel/debug/clk");
@@ -71,23 +71,26 @@ fn drafts(fake: &FakeHost, devices: &[(&str, &str, &NodeOptions)]) -> Vec<Draft>
             (tree.node_at(path).unwrap(), *name, options)
         })
         .collect();
-    let given: Vec<_> =
-        devices.iter().map(|(node, name, options)| Given { node, name, options }).collect();
-    let copies = Arc::new(Copies::of(&tree, &given).unwrap());
-    given.iter().map(|given| Draft::of(&tree, &copies, given).unwrap()).collect()
+    let given: Vec<_> = devices
+        .iter()
+        .map(|(node, name, options)| HostDeviceNode { node, name, options })
+        .collect();
+    let phandles = Arc::new(PhandleMap::of(&tree, &given).unwrap());
+    given.iter().map(|given| NodeBuilder::of(&tree, &phandles, given).unwrap()).collect()
 }
 
 /// What was left out, by path.
 fn dropped(nodes: &GuestNodes) -> Vec<String> {
-    let dropped = nodes.account.iter().filter(|a| matches!(a.fate, Fate::Dropped(_)));
-    dropped.map(Account::path).collect()
+    let dropped =
+        nodes.properties.iter().filter(|a| matches!(a.disposition, Disposition::Dropped(_)));
+    dropped.map(PropertyReport::path).collect()
 }
 
 /// What became of the property or node at this path.
-fn fate<'a>(nodes: &'a GuestNodes, path: &str) -> &'a Fate {
-    let found: Vec<_> = nodes.account.iter().filter(|a| a.path() == path).collect();
-    let [only] = found.as_slice() else { panic!("{path}: {found:?} of {:?}", nodes.account) };
-    &only.fate
+fn disposition<'a>(nodes: &'a GuestNodes, path: &str) -> &'a Disposition {
+    let found: Vec<_> = nodes.properties.iter().filter(|a| a.path() == path).collect();
+    let [only] = found.as_slice() else { panic!("{path}: {found:?} of {:?}", nodes.properties) };
+    &only.disposition
 }
 
 const ONE: &[(u64, u64)] = &[(0xc00_0000, 0x1000)];
@@ -119,8 +122,8 @@ fn dmac(compatible: &[u8], more: &[(&str, &[u8])]) -> FakeHost {
 }
 
 fn dmac_nodes(fake: &FakeHost) -> GuestNodes {
-    let mut draft = draft(fake, "dma@2c0a0000");
-    bindings::find(&draft.compatible).unwrap().refine(&mut draft);
+    let mut builder = builder(fake, "dma@2c0a0000");
+    bindings::find(&builder.compatible).unwrap().refine(&mut builder);
     let irqs = [(Spi(40), Trigger::Level), (Spi(41), Trigger::Level)];
-    draft.finish(&[(0xc00_0000, 0x1000)], &irqs)
+    builder.build(&[(0xc00_0000, 0x1000)], &irqs)
 }

@@ -12,22 +12,23 @@ fn what_a_person_says_wins() {
         drop: vec!["#dma-cells".to_owned(), "child/odd".to_owned()],
         ..NodeOptions::default()
     };
-    let mut draft = unrefined(&fake, "dma@2c0a0000", &options);
+    let mut builder = unrefined(&fake, "dma@2c0a0000", &options);
     // The binding's names come before: the clock has one by now.
-    bindings::find(&draft.compatible).unwrap().refine(&mut draft);
-    let error = draft.apply(&options).unwrap_err();
+    bindings::find(&builder.compatible).unwrap().refine(&mut builder);
+    let error = builder.apply(&options).unwrap_err();
     assert_eq!(error.help("1.dev"), "it has these: apb_pclk");
     let options = NodeOptions { clock_rates: vec![("apb_pclk".to_owned(), 1)], ..options };
-    draft.apply(&options).unwrap();
-    draft.check().unwrap();
-    let nodes = draft.finish(ONE, &[]);
+    builder.apply(&options).unwrap();
+    builder.check().unwrap();
+    let nodes = builder.build(ONE, &[]);
     assert_eq!(nodes.device.name(), "mine@c000000");
     assert_eq!(nodes.device.get("compatible").cloned(), strings(&["vendor,mine"]));
     assert_eq!(nodes.clocks[0].get("clock-frequency").cloned(), numbers(&[1]));
-    let reasons: Vec<_> = ["#dma-cells", "child/odd"].map(|path| fate(&nodes, path)).into();
-    let expected = ["drop=#dma-cells", "drop=child/odd"].map(|why| Fate::Dropped(why.into()));
+    let reasons: Vec<_> = ["#dma-cells", "child/odd"].map(|path| disposition(&nodes, path)).into();
+    let expected =
+        ["drop=#dma-cells", "drop=child/odd"].map(|why| Disposition::Dropped(why.into()));
     assert_eq!(reasons, expected.iter().collect::<Vec<_>>());
-    assert_eq!(fate(&nodes, "child/label"), &Fate::Kept);
+    assert_eq!(disposition(&nodes, "child/label"), &Disposition::Kept);
 }
 
 #[test]
@@ -43,8 +44,8 @@ fn a_person_can_only_change_what_is_there() {
         NodeOptions { clock_rates: vec![("core".to_owned(), 1)], ..none },
     ];
     for options in cases {
-        let mut draft = draft(&fake, "dma@2c0a0000");
-        let result = draft.apply(&options).and_then(|()| draft.check());
+        let mut builder = builder(&fake, "dma@2c0a0000");
+        let result = builder.apply(&options).and_then(|()| builder.check());
         assert!(result.is_err_and(|error| !error.help("1.dev").is_empty()), "{options:?}");
     }
 }

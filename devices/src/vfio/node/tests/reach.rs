@@ -6,7 +6,7 @@ use super::*;
 fn a_bus_that_limits_its_devices_comes_along() {
     let fake = host("bus/x@0", &[("reg", &cells(&[0, 0, 1]))]);
     let bus = Path::new(BASE).join("bus");
-    let plain = draft(&fake, "bus/x@0").finish(ONE, &[]);
+    let plain = builder(&fake, "bus/x@0").build(ONE, &[]);
     assert_eq!((&plain.bus, plain.top()), (&None, plain.device.clone()));
     fake.write(Path::new(BASE).join("aliases/x3"), "/bus/x@0\0");
     for (ranges, expected) in [
@@ -16,7 +16,7 @@ fn a_bus_that_limits_its_devices_comes_along() {
         (cells(&[1, 0, 0, 0, 0xffef_0000]), Some([1, 0, 1, 0, 0, 0xffef_0000])),
     ] {
         fake.write(bus.join("dma-ranges"), ranges);
-        let nodes = draft(&fake, "bus/x@0").finish(ONE, &[]);
+        let nodes = builder(&fake, "bus/x@0").build(ONE, &[]);
         assert_eq!(nodes.device, plain.device);
         let limit = nodes.bus.as_ref().map(|bus| bus.get("dma-ranges").cloned());
         assert_eq!(limit, expected.map(|expected| numbers(&expected)));
@@ -47,9 +47,9 @@ fn the_device_s_own_bus_acts_as_on_the_host() {
     );
     fake.write(Path::new(BASE).join("x@0/y@0/reg"), cells(&[0, 0x100]));
     fake.write(Path::new(BASE).join("x@0/y@0/dma-ranges"), "");
-    let nodes = draft(&fake, "x@0").finish(ONE, &[]);
+    let nodes = builder(&fake, "x@0").build(ONE, &[]);
     let expected = numbers(&[0x8000_0000, 0, 0x4000_0000, 0x4000_0000]);
     assert_eq!(nodes.device.get("dma-ranges").cloned(), expected);
-    assert_eq!(fate(&nodes, "dma-ranges"), &Fate::Kept);
-    assert_eq!(fate(&nodes, "y@0/dma-ranges"), &Fate::Kept);
+    assert_eq!(disposition(&nodes, "dma-ranges"), &Disposition::Kept);
+    assert_eq!(disposition(&nodes, "y@0/dma-ranges"), &Disposition::Kept);
 }

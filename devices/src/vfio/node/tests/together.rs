@@ -49,9 +49,13 @@ fn soc() -> FakeHost {
     fake
 }
 
-fn finish(drafts: &[Draft]) -> Vec<GuestNodes> {
+fn build_all(node_builders: &[NodeBuilder]) -> Vec<GuestNodes> {
     let at = |index: usize| (0xc00_0000 + 0x1_0000 * u64::try_from(index).unwrap(), 0x1000);
-    drafts.iter().enumerate().map(|(index, draft)| draft.finish(&[at(index)], &[])).collect()
+    node_builders
+        .iter()
+        .enumerate()
+        .map(|(index, builder)| builder.build(&[at(index)], &[]))
+        .collect()
 }
 
 /// Writes a guest's tree, reads it back, and returns its root.
@@ -68,21 +72,21 @@ fn what_refers_to_a_device_that_the_guest_has_too_is_kept() {
     let fake = soc();
     let none = NodeOptions::default();
     let all = ["uart@0", "dma@1", "syscon@2", "osc@3"].map(|path| (path, path, &none));
-    let nodes = finish(&drafts(&fake, &all));
+    let nodes = build_all(&node_builders(&fake, &all));
     let uart = nodes.first().unwrap();
     let linked = |devices: &[&str]| {
-        Fate::Linked(devices.iter().map(|device| (*device).to_owned()).collect())
+        Disposition::Linked(devices.iter().map(|device| (*device).to_owned()).collect())
     };
     for (property, expected) in [
         ("dmas", linked(&["dma@1"])),
         ("phys", linked(&["syscon@2"])),
         ("vendor,syscon", linked(&["syscon@2"])),
         ("assigned-clocks", linked(&["osc@3"])),
-        ("dma-names", Fate::Kept),
+        ("dma-names", Disposition::Kept),
         // One of its clocks is the guest's own device's, the others are the host's.
-        ("clocks", Fate::Rewritten),
+        ("clocks", Disposition::Rewritten),
     ] {
-        assert_eq!(fate(uart, property), &expected, "{property}");
+        assert_eq!(disposition(uart, property), &expected, "{property}");
     }
     assert_eq!(dropped(uart), ["vendor,grf"]);
 
@@ -103,14 +107,14 @@ fn what_refers_to_a_device_that_stays_the_hosts_is_dropped() {
     let drop = NodeOptions { drop: vec!["phy".to_owned()], ..NodeOptions::default() };
     // Without the DMA controller, and without the PHY in the device that has it.
     let some = [("uart@0", "uart@0", &none), ("syscon@2", "syscon@2", &drop)];
-    let mut drafts = drafts(&fake, &some);
-    for (draft, (.., options)) in drafts.iter_mut().zip(some) {
-        draft.apply(options).unwrap();
+    let mut node_builders = node_builders(&fake, &some);
+    for (builder, (.., options)) in node_builders.iter_mut().zip(some) {
+        builder.apply(options).unwrap();
     }
-    let nodes = finish(&drafts);
+    let nodes = build_all(&node_builders);
     let uart = nodes.first().unwrap();
     assert_eq!(dropped(uart), ["assigned-clocks", "dma-names", "dmas", "phys", "vendor,grf"]);
-    let Fate::Dropped(reason) = fate(uart, "dmas") else { panic!() };
+    let Disposition::Dropped(reason) = disposition(uart, "dmas") else { panic!() };
     assert_eq!(reason, "it refers to a controller that stays the host's (/dma@1)");
     written(&nodes);
 }
@@ -139,7 +143,7 @@ fn a_device_below_another_is_beside_it_where_both_are_assigned() {
     let none = NodeOptions::default();
     let (bus, core) = (("bus@1000", "bus", &none), ("bus@1000/core@80", "core", &none));
     for order in [[bus, core], [core, bus]] {
-        let nodes = finish(&drafts(&fake, &order));
+        let nodes = build_all(&node_builders(&fake, &order));
         let root = written(&nodes);
         let of = |name: &str| root.children().iter().find(|c| c.name().starts_with(name)).unwrap();
         let below = |node: &Node| {
@@ -150,18 +154,18 @@ fn a_device_below_another_is_beside_it_where_both_are_assigned() {
             (vec!["spare@c0".into()], vec!["port".into()])
         );
         assert_eq!(of("core").get_phandle(), Some(0x41));
-        let account = nodes.iter().find(|nodes| nodes.device.name().starts_with("bus")).unwrap();
+        let bus = nodes.iter().find(|nodes| nodes.device.name().starts_with("bus")).unwrap();
         assert_eq!(
-            fate(account, "core@80/"),
-            &Fate::Dropped("it is core, which the guest has beside this device".into())
+            disposition(bus, "core@80/"),
+            &Disposition::Dropped("it is core, which the guest has beside this device".into())
         );
-        let linked = Fate::Linked(vec!["core".to_owned()]);
-        assert_eq!(fate(account, "vendor,core-handle"), &linked);
-        assert_eq!(fate(account, "spare@c0/remote-endpoint"), &linked);
+        let linked = Disposition::Linked(vec!["core".to_owned()]);
+        assert_eq!(disposition(bus, "vendor,core-handle"), &linked);
+        assert_eq!(disposition(bus, "spare@c0/remote-endpoint"), &linked);
     }
     // Alone, the parent has it.
-    let alone = draft(&fake, "bus@1000").finish(ONE, &[]);
-    assert_eq!(fate(&alone, "core@80/reg"), &Fate::Kept);
+    let alone = builder(&fake, "bus@1000").build(ONE, &[]);
+    assert_eq!(disposition(&alone, "core@80/reg"), &Disposition::Kept);
     assert_eq!(alone.device.children().len(), 2);
 }
 
@@ -181,10 +185,10 @@ fn what_refers_to_a_node_below_that_the_guest_has_not_is_dropped() {
             ("beyond@100/reg", &cells(&[0x100, 1])),
         ],
     );
-    let nodes = [draft(&fake, "bus@1000").finish(ONE, &[])];
+    let nodes = [builder(&fake, "bus@1000").build(ONE, &[])];
     assert_eq!(
-        fate(&nodes[0], "phys"),
-        &Fate::Dropped(
+        disposition(&nodes[0], "phys"),
+        &Disposition::Dropped(
             "it refers to a controller that stays the host's (/bus@1000/beyond@100)".into()
         )
     );

@@ -73,7 +73,7 @@ impl Fake {
     }
 }
 
-impl Registers for RefCell<Fake> {
+impl RegisterAccess for RefCell<Fake> {
     fn read32(&self, offset: u64) -> Result<u32, AccessError> {
         let mut fake = self.borrow_mut();
         Ok(match offset {

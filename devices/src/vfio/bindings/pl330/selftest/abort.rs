@@ -7,7 +7,7 @@ use super::super::quiesce::quiesce;
 use super::super::registers::{FSRC, INTMIS, fault, ftr};
 use super::buffers::MARGIN;
 use super::{Driver, LATE_MAX, STOPPING, TestFailure};
-use crate::vfio::region::{AccessError, Registers};
+use crate::vfio::region::{AccessError, RegisterAccess};
 use crate::vfio::selftest::SelfTestError;
 
 impl Driver<'_> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::super::program::{Instruction, Thread};
 use super::super::registers::{INTCLR, INTEN, INTMIS};
 use super::{Driver, LATE_MAX, TestFailure};
-use crate::vfio::region::{AccessError, Registers};
+use crate::vfio::region::{AccessError, RegisterAccess};
 use crate::vfio::selftest::SelfTestError;
 
 /// The same as [`PATIENCE`](super::PATIENCE) once one didn't come: what is broken need not be waited

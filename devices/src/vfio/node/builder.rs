@@ -6,21 +6,21 @@ use std::sync::Arc;
 use boot::fdt::host::{DmaReach, HostError, HostNode, HostTree, Ranges};
 use boot::fdt::{Cell, Label, Node, Property, Value, is_node_name};
 
-use super::account::{self, Reasons};
 use super::alias::is_alias_name;
+use super::build::remove;
 use super::clock::Clock;
-use super::copies::{self, Copies, Given};
-use super::finish::remove;
 use super::options::{NodeError, NodeOptions};
+use super::phandle_map::{self, HostDeviceNode, PhandleMap};
 use super::property::{self, Kind};
+use super::ranges::{Place, UNTRANSLATED, Windows, dma_ranges};
+use super::report::{self, Reasons};
 use super::subtree::Copier;
-use super::windows::{Place, UNTRANSLATED, Windows, dma_ranges};
 use crate::irq::{Spi, Trigger};
 
 /// The guest's node in the making: all but addresses and interrupts, which the machine's layout
 /// decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Draft {
+pub struct NodeBuilder {
     /// The node's name without its address.
     pub name: String,
     /// `compatible`, the most specific first.
@@ -55,25 +55,29 @@ pub struct Draft {
     pub(super) host: Option<HostNode>,
     /// What sysfs calls it.
     pub(super) device: String,
-    pub(super) copies: Arc<Copies>,
+    pub(super) phandles: Arc<PhandleMap>,
     pub(super) reasons: Reasons,
 }
 
-impl Draft {
+impl NodeBuilder {
     /// Of a device of which no more than this is known.
     pub fn new(name: &str, compatible: &[&str]) -> Self {
         let compatible = compatible.iter().map(|&string| string.to_owned()).collect();
         Self { name: name.to_owned(), compatible, ..Self::default() }
     }
 
-    /// What of the host's node means the same in a guest that has `copies` of the host's nodes, this
+    /// What of the host's node means the same in a guest that has `phandles` of the host's nodes, this
     /// one among them.
     ///
     /// # Errors
     ///
     /// If the node is malformed. What it refers to may be: it is left out then.
-    pub fn of(tree: &HostTree, copies: &Arc<Copies>, given: &Given<'_>) -> Result<Self, HostError> {
-        let Given { node: host, name, options } = *given;
+    pub fn of(
+        tree: &HostTree,
+        phandles: &Arc<PhandleMap>,
+        given: &HostDeviceNode<'_>,
+    ) -> Result<Self, HostError> {
+        let HostDeviceNode { node: host, name, options } = *given;
         let strings = |name| {
             let strings = host.strings(name)?.unwrap_or_default();
             Ok::<Vec<String>, HostError>(strings.into_iter().map(str::to_owned).collect())
@@ -83,12 +87,12 @@ impl Draft {
             log::debug!("{name}: {error}");
             Vec::new()
         });
-        let mut copier = Copier::new(tree, copies, &label, &options.rates);
+        let mut copier = Copier::new(tree, phandles, &label, &options.rates);
         let (windows, children) = children(tree, host, &reg, &mut copier)?;
         let clocks = copier.clocks(host, "");
         let properties = properties(host, &mut copier, !children.is_empty());
         let Copier { clocks: child_clocks, reasons, .. } = copier;
-        let mut draft = Self {
+        let mut builder = Self {
             name: name_of(host),
             compatible: strings("compatible")?,
             clocks,
@@ -97,22 +101,22 @@ impl Draft {
             reg_names: strings("reg-names")?,
             interrupt_names: strings("interrupt-names")?,
             properties,
-            aliases: copies.aliases(&tree.path(host)),
+            aliases: phandles.aliases(&tree.path(host)),
             own_aliases: Vec::new(),
             addresses: addresses(tree, host, &reg),
-            phandle: copies::phandle(host),
+            phandle: phandle_map::phandle(host),
             windows: windows.filter(|_| !children.is_empty()),
             children,
             child_clocks,
             drop: Vec::new(),
             host: Some(host.clone()),
             device: name.to_owned(),
-            copies: copies.clone(),
+            phandles: phandles.clone(),
             reasons,
             label: Some(label),
         };
-        draft.note_reasons();
-        Ok(draft)
+        builder.note_reasons();
+        Ok(builder)
     }
 
     /// Why the guest has none of what is made anew, where it hasn't.
@@ -197,7 +201,7 @@ impl Draft {
     fn named_clocks(&self) -> impl Iterator<Item = (String, &Clock)> {
         let named = |path: &str, index: usize, clock: &Clock| {
             let name = clock.name.clone().filter(|name| !name.is_empty());
-            account::below(path, &name.unwrap_or_else(|| index.to_string()))
+            report::below(path, &name.unwrap_or_else(|| index.to_string()))
         };
         let own = self.clocks.iter().enumerate();
         let own = own.map(move |(index, clock)| (named("", index, clock), clock));
@@ -211,7 +215,7 @@ impl Draft {
 
     /// Whether a property of a node, or the node, is to be left out.
     fn is_dropped(&self, node: &str, property: &str) -> bool {
-        let property = account::below(node, property);
+        let property = report::below(node, property);
         self.drop.iter().any(|dropped| {
             property == *dropped
                 || property.strip_prefix(dropped.as_str()).is_some_and(|rest| rest.starts_with('/'))

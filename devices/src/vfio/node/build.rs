@@ -1,13 +1,13 @@
-//! The finished node: places for registers and interrupts, and an account of what it was made of.
+//! The finished node: places for registers and interrupts, and what became of the host's properties.
 
 use boot::fdt::host::{BusCells, BusRange};
 use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
-use super::account::{self, Account};
 use super::alias::{self, Alias};
-use super::draft::Draft;
+use super::builder::NodeBuilder;
+use super::ranges::dma_ranges;
+use super::report::{self, PropertyReport};
 use super::subtree::child_clock;
-use super::windows::dma_ranges;
 use crate::irq::{Spi, Trigger};
 
 /// What an assigned device adds to the guest's tree.
@@ -22,7 +22,7 @@ pub struct GuestNodes {
     /// What names it and the nodes below.
     pub aliases: Vec<Alias>,
     /// What became of each of the host's properties.
-    pub account: Vec<Account>,
+    pub properties: Vec<PropertyReport>,
 }
 
 impl GuestNodes {
@@ -35,13 +35,13 @@ impl GuestNodes {
     }
 }
 
-impl Draft {
+impl NodeBuilder {
     /// The finished nodes: `regions` are GPA and size in bytes of each region, `irqs` the SPI of
     /// each interrupt and how it signals, both in VFIO's order, which is that of the host's node.
     ///
     /// Every cell count is that of the guest's root: two for an address and for a size, three for
     /// an interrupt of the GIC (Documentation/devicetree/bindings/interrupt-controller/arm,gic-v3.yaml).
-    pub fn finish(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> GuestNodes {
+    pub fn build(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> GuestNodes {
         let mut device = self.node(regions, irqs);
         let mut reasons = self.reasons.clone();
         for dropped in &self.drop {
@@ -60,13 +60,13 @@ impl Draft {
             .filter(|(label, _)| refers(&device, label))
             .filter_map(|(label, clock)| clock.node(&label))
             .collect();
-        let account = match &self.host {
-            Some(host) => account::account(&self.device, host, &device, &self.copies, &reasons),
+        let properties = match &self.host {
+            Some(host) => report::report(&self.device, host, &device, &self.phandles, &reasons),
             None => Vec::new(),
         };
         let bus = self.bus();
         let aliases = self.aliases_of(&device, bus.as_ref());
-        GuestNodes { device, bus, clocks, aliases, account }
+        GuestNodes { device, bus, clocks, aliases, properties }
     }
 
     /// A bus for the device that limits what it addresses, as its own does on the host: Linux looks

@@ -11,13 +11,13 @@ use std::path::PathBuf;
 use boot::fdt::host::{HostError, HostNode, HostTree};
 use boot::fdt::{Label, is_node_name};
 
-use super::account::below;
 use super::options::NodeOptions;
-use super::windows::{Place, Windows};
+use super::ranges::{Place, Windows};
+use super::report::below;
 
 /// A device that is given to a guest, as far as its node is concerned.
 #[derive(Clone, Copy, Debug)]
-pub struct Given<'a> {
+pub struct HostDeviceNode<'a> {
     /// Its node on the host, with everything below.
     pub node: &'a HostNode,
     /// What sysfs calls it: its node's label comes of it.
@@ -28,7 +28,7 @@ pub struct Given<'a> {
 
 /// The nodes that a guest has of the host's, whose phandles mean the same in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Copies {
+pub struct PhandleMap {
     /// By phandle.
     nodes: BTreeMap<u32, Copy>,
     /// The devices, by the directories of their nodes.
@@ -45,29 +45,32 @@ struct Copy {
     device: String,
 }
 
-impl Copies {
+impl PhandleMap {
     /// Of the devices that one guest is given.
     ///
     /// # Errors
     ///
     /// The cells of a device's node are malformed; the device is named.
-    pub fn of<'a>(tree: &HostTree, given: &[Given<'a>]) -> Result<Self, (&'a str, HostError)> {
-        let directory = |given: &Given<'_>| given.node.directory().to_owned();
+    pub fn of<'a>(
+        tree: &HostTree,
+        given: &[HostDeviceNode<'a>],
+    ) -> Result<Self, (&'a str, HostError)> {
+        let directory = |given: &HostDeviceNode<'_>| given.node.directory().to_owned();
         let devices = given.iter().map(|device| (directory(device), device.name.to_owned()));
         let devices = devices.collect();
         let aliases = tree.aliases().unwrap_or_else(|error| {
             log::warn!("the host's aliases: {error}");
             Vec::new()
         });
-        let mut copies = Self { nodes: BTreeMap::new(), devices, aliases };
+        let mut phandles = Self { nodes: BTreeMap::new(), devices, aliases };
         // Before the nodes below: a device's label is its name's.
         for device in given {
-            copies.add(device.node, Label::new(device.name), device.name);
+            phandles.add(device.node, Label::new(device.name), device.name);
         }
         for device in given {
-            copies.add_below_device(tree, device).map_err(|error| (device.name, error))?;
+            phandles.add_below_device(tree, device).map_err(|error| (device.name, error))?;
         }
-        Ok(copies)
+        Ok(phandles)
     }
 
     /// The label that the node with this phandle has in the guest, if it is there.
@@ -115,7 +118,11 @@ impl Copies {
         }
     }
 
-    fn add_below_device(&mut self, tree: &HostTree, device: &Given<'_>) -> Result<(), HostError> {
+    fn add_below_device(
+        &mut self,
+        tree: &HostTree,
+        device: &HostDeviceNode<'_>,
+    ) -> Result<(), HostError> {
         let host = device.node;
         if host.children().is_empty() {
             return Ok(());
@@ -137,7 +144,7 @@ impl Copies {
         label: &Label,
         path: &str,
         place: &Place,
-        device: &Given<'_>,
+        device: &HostDeviceNode<'_>,
     ) {
         for child in host.children() {
             let path = below(path, child.name());
