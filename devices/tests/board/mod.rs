@@ -100,7 +100,7 @@ fn refined(tree: &HostTree, phandles: &Arc<PhandleMap>, given: &HostDeviceNode<'
     for _ in 0..2 {
         let mut builder = NodeBuilder::of(tree, phandles, given).unwrap();
         if let Some(binding) = bindings::find(&builder.compatible) {
-            binding.refine(&mut builder);
+            (binding.refine)(&mut builder);
         }
         match builder.apply(&options).and_then(|()| builder.check()) {
             Ok(()) => return builder,

@@ -44,7 +44,7 @@ impl AssignedDevice {
 
     /// The name of its binding.
     pub fn binding(&self) -> Option<&'static str> {
-        self.device.binding().map(|binding| binding.name())
+        self.device.binding().map(|binding| binding.name)
     }
 
     /// What the guest's driver knows it by.
@@ -54,7 +54,7 @@ impl AssignedDevice {
 
     /// The option of Linux' configuration that builds a driver for it, where that is known.
     pub fn kernel_option(&self) -> Option<&'static str> {
-        self.device.binding().and_then(|binding| binding.kernel_option())
+        self.device.binding().and_then(|binding| binding.kernel_option)
     }
 
     pub(super) fn wires(&self) -> impl Iterator<Item = Wire> {

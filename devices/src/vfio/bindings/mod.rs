@@ -1,59 +1,66 @@
-//! What is known of particular devices: how to stop one, and what its node needs.
+//! What is known of particular devices: how to quiesce one, what its guest node needs, how to test it.
 //!
-//! A device with no binding works too: its node is the host's, and it is stopped only if VFIO has a
-//! reset for it. All that is known of a device is in its own module.
+//! A device without a binding can be assigned too: its node is the host's, it is quiesced by VFIO's
+//! reset if there is one, and its self-test is the general one. All that is known of one device is in
+//! its own module.
 
-pub mod pl011;
-pub mod pl330;
+mod pl011;
+mod pl330;
 mod primecell;
-
-use std::fmt;
 
 use super::node::NodeBuilder;
 use super::quiesce::QuiesceError;
 use super::region::RegisterAccess;
 use super::selftest::{SelfTest, SelfTestError, TestReport};
 
-/// What is known of a kind of device.
-pub trait Binding: fmt::Debug + Sync {
-    /// What people call it.
-    fn name(&self) -> &'static str;
+/// Runs a self-test.
+type SelfTestFn = fn(&mut SelfTest) -> Result<TestReport, SelfTestError>;
 
-    /// The strings in `compatible` that it goes by.
-    fn compatible(&self) -> &'static [&'static str];
-
-    /// The option of Linux' configuration that builds a driver for it, where one is known.
-    fn kernel_option(&self) -> Option<&'static str> {
-        None
-    }
-
-    /// Stops whatever the device is doing, so that it does no DMA and holds no interrupt line, and
-    /// sees that it did. Takes a bounded time. `regions` are the device's, by VFIO's index.
+/// What is known of one kind of device.
+#[derive(Debug)]
+pub struct Binding {
+    /// The device's usual name.
+    pub name: &'static str,
+    /// The `compatible` strings by which a device is recognised.
+    pub compatible: &'static [&'static str],
+    /// The option of Linux' configuration that builds a driver for it.
+    pub kernel_option: Option<&'static str>,
+    /// Stops all DMA and all interrupts of the device, and verifies that they stopped, in a bounded
+    /// time. The argument is its regions, by VFIO's index.
     ///
-    /// # Errors
+    /// Fails if it is another device, or doesn't stop.
+    pub quiesce: fn(&[&dyn RegisterAccess]) -> Result<(), QuiesceError>,
+    /// Adds what a guest's driver needs beyond the host's node.
+    pub refine: fn(&mut NodeBuilder),
+    /// Drives the device without a guest and verifies that it works; a device that fails is in the
+    /// report.
     ///
-    /// If the device isn't what it should be, or didn't stop.
-    fn quiesce(&self, regions: &[&dyn RegisterAccess]) -> Result<(), QuiesceError>;
-
-    /// Makes of the generic node what a guest's driver needs.
-    fn refine(&self, builder: &mut NodeBuilder);
-
-    /// Drives the device without a guest and sees that it works; `None` where that isn't known for
-    /// this kind of device.
-    fn self_test(&self, test: &mut SelfTest) -> Option<Result<TestReport, SelfTestError>> {
-        let _ = test;
-        None
-    }
+    /// Fails if the host refuses something without which nothing can be tested.
+    pub self_test: Option<SelfTestFn>,
 }
 
-/// All there are.
-static BINDINGS: &[&dyn Binding] = &[&pl330::Pl330, &pl011::Pl011];
+/// All bindings.
+static BINDINGS: &[Binding] = &[pl330::BINDING, pl011::BINDING];
 
 /// The binding of a device with these `compatible` strings, the most specific first.
-pub fn find<S: AsRef<str>>(compatible: &[S]) -> Option<&'static dyn Binding> {
-    compatible.iter().find_map(|string| {
-        BINDINGS.iter().copied().find(|binding| binding.compatible().contains(&string.as_ref()))
-    })
+pub fn find<S: AsRef<str>>(compatible: &[S]) -> Option<&'static Binding> {
+    let binding =
+        |string: &S| BINDINGS.iter().find(|binding| binding.compatible.contains(&string.as_ref()));
+    compatible.iter().find_map(binding)
+}
+
+/// Runs the self-test of the device's binding, or the general one.
+///
+/// # Errors
+///
+/// The host refuses something without which nothing can be tested; a device that fails is in the
+/// report.
+#[cold]
+pub fn self_test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
+    match find(test.compatible()).and_then(|binding| binding.self_test) {
+        Some(run) => run(test),
+        None => Ok(test.run_general()),
+    }
 }
 
 #[cfg(test)]
@@ -61,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_known_by_any_of_its_compatible_strings() {
+    fn a_device_is_recognised_by_any_of_its_compatible_strings() {
         let cases: [(&[&str], Option<&str>); 5] = [
             (&["arm,pl330"], Some("PL330")),
             (&["vendor,dmac", "arm,pl330", "arm,primecell"], Some("PL330")),
@@ -70,13 +77,13 @@ mod tests {
             (&[], None),
         ];
         for (compatible, expected) in cases {
-            assert_eq!(find(compatible).map(Binding::name), expected, "{compatible:?}");
+            assert_eq!(find(compatible).map(|binding| binding.name), expected, "{compatible:?}");
         }
     }
 
     #[test]
-    fn no_two_bindings_claim_the_same_device() {
-        let mut all: Vec<_> = BINDINGS.iter().flat_map(|binding| binding.compatible()).collect();
+    fn no_two_bindings_are_for_the_same_device() {
+        let mut all: Vec<_> = BINDINGS.iter().flat_map(|binding| binding.compatible).collect();
         let count = all.len();
         all.sort();
         all.dedup();

@@ -1,5 +1,5 @@
-//! What Arm's PrimeCell devices have in common: identification registers, and a guest's AMBA bus,
-//! which takes none without a clock for its registers.
+//! What Arm's PrimeCell devices have in common: identification registers, `arm,primecell`, and
+//! `apb_pclk`, the clock of the register interface, without which Linux' AMBA bus takes no device.
 //!
 //! Documentation/devicetree/bindings/arm/primecell.yaml; Linux drivers/amba/bus.c.
 
@@ -10,15 +10,15 @@ use super::super::region::{AccessError, RegisterAccess};
 /// Peripheral Identification Registers 0 to 3, a byte each: offsets in bytes within the first page.
 const PERIPH_ID: [u64; 4] = [0xfe0, 0xfe4, 0xfe8, 0xfec];
 
-/// What AMBA drivers call the clock of the register interface.
+/// The name of the register interface's clock.
 pub(super) const APB_PCLK: &str = "apb_pclk";
 
 /// The rate in Hz of that clock where it isn't known. The AMBA bus doesn't ask: it switches the
 /// clock on and off, which in a guest does nothing.
-pub(super) const NOMINAL_RATE: u32 = 24_000_000;
+pub(super) const DEFAULT_RATE: u32 = 24_000_000;
 
-/// Sees that the device is this part by Arm, called `expected`: to be done before anything is
-/// written, for offsets mean something else to another device.
+/// Checks that the device is this part by Arm, called `expected`. To be done before anything is
+/// written: to another device, offsets mean something else.
 ///
 /// # Errors
 ///
@@ -47,9 +47,9 @@ fn is_part(identification: u32, part: u32) -> bool {
     identification & 0x000f_ffff == 0x0004_1000 | part
 }
 
-/// Puts the device on the guest's AMBA bus. A host that has it on its platform bus, for
-/// vfio-platform, leaves `arm,primecell` out; the drivers in guests are the AMBA bus's.
-pub(super) fn put_on_amba(builder: &mut NodeBuilder) {
+/// Adds `arm,primecell`, by which the guest's kernel puts the device on its AMBA bus, where the
+/// drivers are. A host that has the device on its platform bus, for vfio-platform, leaves it out.
+pub(super) fn add_primecell(builder: &mut NodeBuilder) {
     let primecell = "arm,primecell";
     if !builder.compatible.iter().any(|string| string == primecell) {
         builder.compatible.push(primecell.to_owned());
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_part_and_its_designer_are_looked_at() {
+    fn only_part_number_and_designer_are_compared() {
         for (id, part, expected) in [
             (0x0004_1330, 0x330, true),
             (0x0034_1330, 0x330, true),

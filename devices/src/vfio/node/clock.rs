@@ -17,23 +17,23 @@ pub struct Clock {
     pub rate: Option<u32>,
     /// It is made by the device itself, or by another that the guest has too, and this refers to it;
     /// the guest has it as it is.
-    pub own: Option<Vec<Cell>>,
+    pub reference: Option<Vec<Cell>>,
 }
 
 impl Clock {
     /// A clock with this name and rate in Hz.
     pub fn new(name: Option<&str>, rate: Option<u32>) -> Self {
-        Self { name: name.map(str::to_owned), rate, own: None }
+        Self { name: name.map(str::to_owned), rate, reference: None }
     }
 
     /// Whether the guest can have it.
     pub(super) fn is_known(&self) -> bool {
-        self.rate.is_some() || self.own.is_some()
+        self.rate.is_some() || self.reference.is_some()
     }
 
     /// Its `fixed-clock`, unless a device of the guest makes it.
     pub(super) fn node(&self, label: &Label) -> Option<Node> {
-        let rate = self.rate.filter(|_| self.own.is_none())?;
+        let rate = self.rate.filter(|_| self.reference.is_none())?;
         let name = label.as_str().trim_start_matches('_');
         Some(
             Node::new(format!("clock-{name}"))
@@ -46,7 +46,7 @@ impl Clock {
 
     /// The entry of `clocks` that refers to it.
     pub(super) fn cells(&self, label: &Label) -> Vec<Cell> {
-        self.own.clone().unwrap_or_else(|| vec![Cell::Ref(label.clone())])
+        self.reference.clone().unwrap_or_else(|| vec![Cell::Ref(label.clone())])
     }
 }
 
@@ -67,19 +67,19 @@ pub(super) fn of(
         let name = names.get(index).map(|name| (*name).to_owned());
         let Some(reference) = reference else {
             // An entry that says that there is none.
-            return Clock { name, rate: None, own: Some(vec![Cell::U32(0)]) };
+            return Clock { name, rate: None, reference: Some(vec![Cell::U32(0)]) };
         };
         let own = reference.provider.phandle().and_then(|phandle| phandles.label(phandle));
         if let Some(label) = own {
             let arguments = reference.arguments.iter().map(|cell| Cell::U32(*cell));
             let own = [Cell::Ref(label.clone())].into_iter().chain(arguments).collect();
-            return Clock { name, rate: None, own: Some(own) };
+            return Clock { name, rate: None, reference: Some(own) };
         }
         let rate = tree.clock_rate(reference, rates).unwrap_or_else(|error| {
             log::warn!("a clock of {}: {error}", host.name());
             None
         });
-        Clock { name, rate, own: None }
+        Clock { name, rate, reference: None }
     });
     Ok(clocks.collect())
 }

@@ -84,7 +84,7 @@ pub struct PlatformDevice {
     calls: Arc<dyn DeviceCalls>,
     /// VFIO can reset it.
     reset: bool,
-    binding: Option<&'static dyn Binding>,
+    binding: Option<&'static Binding>,
     builder: NodeBuilder,
     options: PlatformDeviceOptions,
     page_size: u64,
@@ -168,7 +168,7 @@ impl PlatformDevice {
         let binding = bindings::find(&builder.compatible)
             .or_else(|| bindings::find(&options.node.compatible));
         if let Some(binding) = binding {
-            binding.refine(&mut builder);
+            (binding.refine)(&mut builder);
         }
         let node = |source| PlatformError::Node { name: name.to_owned(), source };
         builder.apply(&options.node).and_then(|()| builder.check()).map_err(node)?;
@@ -204,7 +204,7 @@ impl PlatformDevice {
     }
 
     /// What is known of this kind of device.
-    pub fn binding(&self) -> Option<&'static dyn Binding> {
+    pub fn binding(&self) -> Option<&'static Binding> {
         self.binding
     }
 
@@ -246,10 +246,9 @@ impl PlatformDevice {
         if let Some(binding) = self.binding {
             let regions: Vec<&dyn RegisterAccess> =
                 self.regions.iter().map(|region| &**region as &dyn RegisterAccess).collect();
-            binding
-                .quiesce(&regions)
+            (binding.quiesce)(&regions)
                 .map_err(|source| PlatformError::Quiesce { name: self.name.clone(), source })?;
-            quiesced = Quiesced::ByBinding(binding.name());
+            quiesced = Quiesced::ByBinding(binding.name);
         }
         if self.reset {
             self.calls

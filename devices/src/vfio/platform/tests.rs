@@ -166,7 +166,7 @@ fn what_a_person_calls_it_does_not_hide_how_it_is_stopped() {
     let calls = Arc::new(fake());
     let device =
         PlatformDevice::new("1.dev", calls.clone(), builder("arm,pl330"), options, PAGE).unwrap();
-    assert_eq!(device.binding().map(Binding::name), Some("PL330"));
+    assert_eq!(device.binding().map(|binding| binding.name), Some("PL330"));
     let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
     assert_eq!(nodes.device.get("compatible"), Some(&Value::Strings(vec!["vendor,mine".into()])));
 }

@@ -13,43 +13,43 @@ pub enum SelfTestError {
     /// It can't be opened.
     #[error(transparent)]
     Assign(#[from] AssignError),
-    /// VFIO doesn't tell what it has.
-    #[error("VFIO doesn't tell what the device has")]
-    Untold {
+    /// VFIO doesn't describe it.
+    #[error("VFIO doesn't describe the device")]
+    Info {
         /// What VFIO refused.
         #[source]
         source: IoctlError,
     },
-    /// An interrupt can't be had.
-    #[error("interrupt {index} can't be had: {what}")]
+    /// An interrupt can't be used.
+    #[error("can't {what} interrupt {index}")]
     Interrupt {
         /// Its index with VFIO.
         index: u32,
-        /// What was tried.
+        /// What was tried, such as `arm`.
         what: &'static str,
         /// What was refused.
         #[source]
         source: io::Error,
     },
     /// There is no memory.
-    #[error("the host gives no {size} bytes of memory")]
+    #[error("the host can't allocate {size} bytes of memory")]
     NoMemory {
         /// How many bytes.
         size: u64,
-        /// What it answered.
+        /// Why not.
         #[source]
         source: io::Error,
     },
-    /// There is no place for it.
+    /// There is no IOVA for a buffer.
     #[error("the IOMMU has no {size:#x} free bytes of IOVA below 4 GiB")]
     NoIova {
         /// How many bytes.
         size: u64,
     },
-    /// It can't be mapped.
+    /// A buffer can't be mapped.
     #[error("{size:#x} bytes of memory can't be mapped at IOVA {iova:#x}")]
     Map {
-        /// Where.
+        /// Its first IOVA.
         iova: u64,
         /// How many bytes.
         size: u64,
@@ -78,8 +78,8 @@ impl SelfTestError {
             }
             Self::NoMemory { .. } => Some("free some: `free -m`".to_owned()),
             Self::Quiesce(_) => Some("power-cycle the board".to_owned()),
-            Self::Untold { .. } | Self::Map { .. } => {
-                Some("dmesg has the kernel's own words".to_owned())
+            Self::Info { .. } | Self::Map { .. } => {
+                Some("dmesg has the kernel's messages".to_owned())
             }
             Self::NoIova { .. } | Self::Access(_) => None,
         }

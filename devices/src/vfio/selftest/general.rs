@@ -1,126 +1,93 @@
-//! The test for devices of which nothing is known: what VFIO offers works, and the device keeps
-//! quiet.
+//! The self-test of devices without a binding: what VFIO offers works, and the device raises no
+//! interrupt by itself.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{DmaBuffer, SelfTest, SelfTestError, TestReport};
-use crate::vfio::error_chain::chain;
+use boot::size::{GIB, KIB, MIB, Size};
+
+use super::{DmaBuffer, SelfTest, SelfTestError, TestInterrupts, TestReport};
 use crate::vfio::region::RegisterAccess;
 
-/// How long a device is listened to for interrupts that nobody asked for.
+/// How long to wait for interrupts of a device that nobody drives.
 pub(super) const QUIET: Duration = Duration::from_millis(100);
 
-/// How much is mapped for DMA, in pages of each size: 1 GiB.
-const MAPPED: u64 = 1 << 30;
-
-/// How many mappings of a container are left to others, and how many are taken for possible where
+/// How many mappings of a container are left to others, and how many are assumed to be possible where
 /// the kernel doesn't say (`dma_entry_limit` of vfio_iommu_type1).
-const SPARE: u64 = 16;
-const USUAL_LIMIT: u64 = 65535;
+const SPARE_MAPPINGS: u64 = 16;
+const DEFAULT_MAPPING_LIMIT: u64 = 65535;
+
+/// The page sizes that IOMMUs have with Arm's translation tables of 4 KiB granule (Arm ARM, "Level 1
+/// to 3 descriptors"), a bit each: what is tested where the kernel doesn't say.
+const DEFAULT_PAGE_SIZES: u64 = (4 * KIB) | (2 * MIB) | GIB;
 
 /// Runs it.
-///
-/// # Errors
-///
-/// None: whatever fails is in the report.
 #[cold]
-pub fn test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
+pub(super) fn run(test: &mut SelfTest) -> TestReport {
     let mut report = TestReport::new("general");
-    regions(test, &mut report);
-    lines(test, &mut report);
-    dma(test, &mut report);
-    Ok(report)
+    check_regions(test, &mut report);
+    check_interrupts(test.interrupts(), &mut report);
+    check_dma(test, &mut report);
+    report
 }
 
 /// Reads the first word of every region.
-fn regions(test: &SelfTest, report: &mut TestReport) {
+fn check_regions(test: &SelfTest, report: &mut TestReport) {
     for region in test.regions() {
-        let how = if region.mapped().is_some() { "mapped" } else { "trapped" };
-        let read = region.read32(0);
-        let outcome = read
-            .map(|value| format!("{:#x} bytes, {how}, reads {value:#010x} at 0", region.size()));
-        report.add(format!("region {}", region.index()), outcome.map_err(|e| chain(&e)));
+        let access = if region.mapped().is_some() { "mapped" } else { "trapped" };
+        let outcome = region
+            .read32(0)
+            .map(|value| format!("{:#x} bytes, {access}, reads {value:#010x} at 0", region.size()));
+        report.add(format!("region {}", region.index()), outcome);
     }
 }
 
-/// Arms every interrupt, listens, masks and unmasks.
-fn lines(test: &mut SelfTest, report: &mut TestReport) {
-    let lines = test.lines();
-    if lines.iter().next().is_none() {
+/// Arms every interrupt, waits for one that shouldn't come, masks and unmasks.
+fn check_interrupts(interrupts: &mut TestInterrupts, report: &mut TestReport) {
+    let count = interrupts.count();
+    if count == 0 {
         return;
     }
-    report.add("interrupts armed", lines.arm().map(|()| count(lines.iter().count())).map_err(told));
-    let quiet = match lines.wait(QUIET) {
+    report.add("interrupts armed", interrupts.arm().map(|()| format!("{count} of them")));
+    let pending: Result<_, Box<dyn Error>> = match interrupts.wait(QUIET) {
         Ok(None) => Ok(format!("none within {} ms", QUIET.as_millis())),
-        Ok(Some(index)) => Err(format!("interrupt {index} is pending: the device is at work")),
-        Err(error) => Err(chain(&error)),
+        Ok(Some(index)) => {
+            Err(format!("interrupt {index} is pending: the device is active").into())
+        }
+        Err(error) => Err(error.into()),
     };
-    report.add("interrupts pending", quiet);
-    let maskable: Vec<_> = lines.iter().filter(|line| line.info().maskable).collect();
-    let masked = maskable.iter().try_for_each(|line| line.mask().and_then(|()| line.unmask()));
-    let masked = masked.map(|()| count(maskable.len()));
-    report.add("interrupts masked and unmasked", masked.map_err(told));
+    report.add("interrupts pending", pending);
+    let masked = interrupts.mask_and_unmask().map(|count| format!("{count} of them"));
+    report.add("interrupts masked and unmasked", masked);
 }
-
-fn count(number: usize) -> String {
-    format!("{number} of them")
-}
-
-fn told(error: SelfTestError) -> String {
-    chain(&error)
-}
-
-/// The page sizes that IOMMUs have with Arm's translation tables of 4 KiB granule (Arm ARM, "Level 1
-/// to 3 descriptors"), a bit each: what is tried where the kernel doesn't say.
-const USUAL_SIZES: u64 = 4 << 10 | 2 << 20 | 1 << 30;
 
 /// Maps and unmaps 1 GiB in pages of every size that the IOMMU offers.
-pub(super) fn dma(test: &mut SelfTest, report: &mut TestReport) {
+pub(super) fn check_dma(test: &mut SelfTest, report: &mut TestReport) {
     let info = test.iommu().info();
     let sizes = match info.page_sizes {
-        0 => USUAL_SIZES & !info.alignment.saturating_sub(1) | info.alignment,
+        0 => DEFAULT_PAGE_SIZES & !info.alignment.saturating_sub(1) | info.alignment,
         sizes => sizes,
     };
-    let limit = info.mappings_left.map_or(USUAL_LIMIT, u64::from);
-    for page in (0..u64::BITS).map(|bit| 1 << bit).filter(|page| sizes & page != 0) {
-        if page > MAPPED {
-            continue;
-        }
-        // As many mappings as the kernel allows: of one page each, or of the fewest that fit.
-        let fewest = (MAPPED / limit.saturating_sub(SPARE).max(1)).max(1).next_power_of_two();
-        let block = page.max(fewest);
-        let outcome = map_in_blocks(test, block);
+    let limit = info.mappings_left.map_or(DEFAULT_MAPPING_LIMIT, u64::from);
+    // As many mappings as the kernel allows: of one page each, or of the fewest that fit.
+    let fewest = (GIB / limit.saturating_sub(SPARE_MAPPINGS).max(1)).max(1).next_power_of_two();
+    for page in (0..=GIB.ilog2()).map(|bit| 1 << bit).filter(|page| sizes & page != 0) {
+        let outcome = map_gibibyte(test, page.max(fewest));
         test.unmap_all();
-        let what = format!("DMA: 1 GiB in pages of {}", size(page));
-        report.add(what, outcome.map_err(told));
+        report.add(format!("DMA: 1 GiB in pages of {}", Size(page)), outcome);
     }
 }
 
-/// Maps one block of memory again and again until 1 GiB of IOVA is taken.
-fn map_in_blocks(test: &mut SelfTest, block: u64) -> Result<String, SelfTestError> {
-    let length = usize::try_from(block).unwrap_or(usize::MAX);
-    let memory = Arc::new(DmaBuffer::new(length)?);
-    let base = gibibyte(test)?;
-    let blocks = MAPPED / block;
+/// Maps one block of memory again and again until 1 GiB of IOVA is mapped.
+fn map_gibibyte(test: &mut SelfTest, block: u64) -> Result<String, SelfTestError> {
+    let buffer = Arc::new(DmaBuffer::new(usize::try_from(block).unwrap_or(usize::MAX))?);
+    let constraints = test.iommu().constraints();
+    let base = (1..1024).map(|number| number * GIB).find(|at| constraints.check(*at, GIB).is_ok());
+    let base = base.ok_or(SelfTestError::NoIova { size: GIB })?;
+    let blocks = GIB / block;
     for number in 0..blocks {
-        test.map(base + number * block, &memory, block)?;
+        test.map(base + number * block, &buffer, block)?;
     }
-    Ok(format!("{blocks} mappings of {} at IOVA {base:#x}", size(block)))
-}
-
-/// A free, aligned GiB of IOVA.
-fn gibibyte(test: &SelfTest) -> Result<u64, SelfTestError> {
-    let places = (1..1024).map(|number| number * MAPPED);
-    let mut free = places.filter(|iova| test.iommu().constraints().check(*iova, MAPPED).is_ok());
-    free.next().ok_or(SelfTestError::NoIova { size: MAPPED })
-}
-
-fn size(bytes: u64) -> String {
-    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
-        if bytes.is_multiple_of(1 << shift) {
-            return format!("{} {unit}", bytes >> shift);
-        }
-    }
-    format!("{bytes} bytes")
+    Ok(format!("{blocks} mappings of {} at IOVA {base:#x}", Size(block)))
 }

@@ -1,4 +1,4 @@
-//! A device's interrupts without a guest: eventfds that are waited for with a deadline.
+//! The interrupts of a device under test: eventfds that are waited for with a timeout.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,158 +10,149 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::super::uapi::{DeviceCalls, IoctlError, IrqAction, IrqInfo};
 use super::SelfTestError;
 
-/// One interrupt.
+/// All interrupts of a device, by VFIO's index. Disarmed when dropped.
 #[derive(Debug)]
-pub struct TestInterrupt {
+pub struct TestInterrupts {
     device: Arc<dyn DeviceCalls>,
-    index: u32,
-    info: IrqInfo,
-    eventfd: EventFd,
-    armed: bool,
-    /// How often it was signalled.
-    count: u64,
+    all: Vec<(IrqInfo, EventFd)>,
+    /// The indices of those that VFIO signals.
+    armed: Vec<u32>,
 }
 
-impl TestInterrupt {
-    /// What VFIO tells of it.
-    pub fn info(&self) -> &IrqInfo {
-        &self.info
+impl TestInterrupts {
+    /// The first `count` of this device.
+    pub(super) fn open(device: &Arc<dyn DeviceCalls>, count: u32) -> Result<Self, SelfTestError> {
+        let open = |index| {
+            let info = device.irq_info(index).map_err(|source| SelfTestError::Info { source })?;
+            let eventfd = eventfd().map_err(|source| SelfTestError::Interrupt {
+                index,
+                what: "create an eventfd for",
+                source,
+            })?;
+            Ok::<_, SelfTestError>((info, eventfd))
+        };
+        let all = (0..count).map(open).collect::<Result<_, _>>()?;
+        Ok(Self { device: device.clone(), all, armed: Vec::new() })
     }
 
-    /// How often it was signalled.
-    pub fn count(&self) -> u64 {
-        self.count
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.all.len()
     }
 
-    /// Lets it through.
+    /// Arms all that can signal an eventfd.
     ///
     /// # Errors
     ///
     /// What VFIO refused.
     pub fn arm(&mut self) -> Result<(), SelfTestError> {
-        self.set("arm it", IrqAction::SetTrigger(&self.eventfd))?;
-        self.armed = true;
+        for (index, (info, eventfd)) in (0..).zip(&self.all) {
+            if info.eventfd {
+                self.set(index, "arm", IrqAction::SetTrigger(eventfd))?;
+                self.armed.push(index);
+            }
+        }
         Ok(())
     }
 
-    /// Keeps it from being signalled.
+    /// Masks and unmasks each that can be masked; how many these are.
     ///
     /// # Errors
     ///
     /// What VFIO refused.
-    pub fn mask(&self) -> Result<(), SelfTestError> {
-        self.set("mask it", IrqAction::Mask)
+    pub(super) fn mask_and_unmask(&self) -> Result<usize, SelfTestError> {
+        let maskable = (0..).zip(&self.all).filter(|(_, (info, _))| info.maskable);
+        maskable.clone().try_for_each(|(index, _)| {
+            self.set(index, "mask", IrqAction::Mask)?;
+            self.set(index, "unmask", IrqAction::Unmask)
+        })?;
+        Ok(maskable.count())
     }
 
-    /// Lets it be signalled again: the host masks a level interrupt each time.
+    /// Unmasks a level-triggered interrupt, which the host masks each time it signals it
+    /// (AUTOMASKED). Nothing to do for an edge-triggered one.
     ///
     /// # Errors
     ///
     /// What VFIO refused.
-    pub fn unmask(&self) -> Result<(), SelfTestError> {
-        self.set("unmask it", IrqAction::Unmask)
-    }
-
-    fn set(&self, what: &'static str, action: IrqAction<'_>) -> Result<(), SelfTestError> {
-        let index = self.index;
-        let failed =
-            |error: IoctlError| SelfTestError::Interrupt { index, what, source: error.source };
-        self.device.set_irq(index, action).map_err(failed)
-    }
-}
-
-impl Drop for TestInterrupt {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        if let Err(error) = self.device.set_irq(self.index, IrqAction::ClearTrigger) {
-            log::error!("interrupt {}: {error}: {}", self.index, error.source);
+    pub fn unmask(&self, index: usize) -> Result<(), SelfTestError> {
+        match (u32::try_from(index), self.all.get(index)) {
+            (Ok(index), Some((info, _))) if info.automasked => {
+                self.set(index, "unmask", IrqAction::Unmask)
+            }
+            _ => Ok(()),
         }
     }
-}
 
-/// All interrupts of a device.
-#[derive(Debug)]
-pub struct TestInterrupts(Vec<TestInterrupt>);
-
-impl TestInterrupts {
-    /// Those of this device, which has `count`.
-    pub(super) fn open(device: &Arc<dyn DeviceCalls>, count: u32) -> Result<Self, SelfTestError> {
-        let open = |index| {
-            let info = device.irq_info(index).map_err(|source| SelfTestError::Untold { source })?;
-            let eventfd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-                .map_err(|source| SelfTestError::Interrupt { index, what: "no eventfd", source })?;
-            let device = device.clone();
-            Ok(TestInterrupt { device, index, info, eventfd, armed: false, count: 0 })
-        };
-        (0..count).map(open).collect::<Result<_, _>>().map(Self)
-    }
-
-    /// Each of them.
-    pub fn iter(&self) -> std::slice::Iter<'_, TestInterrupt> {
-        self.0.iter()
-    }
-
-    /// The line of this index.
-    pub fn get(&self, index: usize) -> Option<&TestInterrupt> {
-        self.0.get(index)
-    }
-
-    /// Lets all that can signal an eventfd through.
-    ///
-    /// # Errors
-    ///
-    /// What VFIO refused.
-    pub fn arm(&mut self) -> Result<(), SelfTestError> {
-        self.0.iter_mut().filter(|line| line.info.eventfd).try_for_each(TestInterrupt::arm)
-    }
-
-    /// Waits until one is signalled and returns its index; `None` once `patience` is over.
+    /// Waits until one is signalled and returns its index; `None` after the timeout.
     ///
     /// # Errors
     ///
     /// The host can't wait.
-    pub fn wait(&mut self, patience: Duration) -> Result<Option<usize>, SelfTestError> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if let Some(index) = self.poll(left)? {
-                return Ok(Some(index));
-            }
-            if left.is_zero() {
-                return Ok(None);
+    pub fn wait(&mut self, timeout: Duration) -> Result<Option<usize>, SelfTestError> {
+        wait_any(self.all.iter().map(|(_, eventfd)| eventfd), timeout)
+            .map_err(|source| SelfTestError::Interrupt { index: 0, what: "wait for", source })
+    }
+
+    fn set(
+        &self,
+        index: u32,
+        what: &'static str,
+        action: IrqAction<'_>,
+    ) -> Result<(), SelfTestError> {
+        self.device
+            .set_irq(index, action)
+            .map_err(|IoctlError { source, .. }| SelfTestError::Interrupt { index, what, source })
+    }
+}
+
+impl Drop for TestInterrupts {
+    fn drop(&mut self) {
+        for index in &self.armed {
+            if let Err(error) = self.device.set_irq(*index, IrqAction::ClearTrigger) {
+                log::error!("interrupt {index}: {error}: {}", error.source);
             }
         }
     }
+}
 
-    /// Waits once; it may return early.
-    fn poll(&mut self, patience: Duration) -> Result<Option<usize>, SelfTestError> {
-        let watch = |line: &TestInterrupt| libc::pollfd {
-            fd: line.eventfd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let mut watched: Vec<libc::pollfd> = self.0.iter().map(watch).collect();
+/// A new eventfd, as VFIO takes it.
+pub(super) fn eventfd() -> io::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+}
+
+/// Waits until one of these eventfds is signalled, resets it and returns its number; `None` after the
+/// timeout.
+pub(super) fn wait_any<'a>(
+    eventfds: impl Iterator<Item = &'a EventFd> + Clone,
+    timeout: Duration,
+) -> io::Result<Option<usize>> {
+    let deadline = Instant::now() + timeout;
+    let pollfd =
+        |fd: &EventFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut polled: Vec<libc::pollfd> = eventfds.clone().map(pollfd).collect();
+    let count = libc::nfds_t::try_from(polled.len()).unwrap_or(0);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up, so that the last wait isn't one for nothing.
-        let milliseconds =
-            i32::try_from(patience.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
-        let count = libc::nfds_t::try_from(watched.len()).unwrap_or(0);
+        let milliseconds = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
         // SAFETY: the array is writable for the duration of the call, and `count` its length.
-        if unsafe { libc::poll(watched.as_mut_ptr(), count, milliseconds) } < 0 {
-            let source = io::Error::last_os_error();
-            if source.kind() != io::ErrorKind::Interrupted {
-                return Err(SelfTestError::Interrupt { index: 0, what: "wait for it", source });
+        if unsafe { libc::poll(polled.as_mut_ptr(), count, milliseconds) } < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
             }
+        } else {
+            let signalled = |(eventfd, polled): (&EventFd, &libc::pollfd)| {
+                polled.revents & libc::POLLIN != 0 && eventfd.read().is_ok()
+            };
+            if let Some(number) = eventfds.clone().zip(&polled).position(signalled) {
+                return Ok(Some(number));
+            }
+        }
+        if left.is_zero() {
             return Ok(None);
         }
-        for (index, (line, watched)) in self.0.iter_mut().zip(&watched).enumerate() {
-            if watched.revents & libc::POLLIN != 0 && line.eventfd.read().is_ok() {
-                line.count = line.count.saturating_add(1);
-                return Ok(Some(index));
-            }
-        }
-        Ok(None)
     }
 }
 
@@ -170,7 +161,7 @@ mod tests {
     use super::super::super::testing::{Call, FakeDevice};
     use super::*;
 
-    fn lines(count: u32) -> (Arc<FakeDevice>, TestInterrupts) {
+    fn interrupts(count: u32) -> (Arc<FakeDevice>, TestInterrupts) {
         let info = IrqInfo { count: 1, eventfd: true, maskable: true, automasked: true };
         let irqs = vec![info; count as usize];
         let fake = Arc::new(FakeDevice::new(Vec::new(), irqs));
@@ -179,31 +170,29 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_is_told_once_and_by_its_line() {
-        let (_, mut lines) = lines(3);
-        lines.get(2).unwrap().eventfd.write(1).unwrap();
-        assert_eq!(lines.wait(Duration::from_secs(5)).unwrap(), Some(2));
-        assert_eq!(lines.wait(Duration::ZERO).unwrap(), None);
-        let counts: Vec<u64> = lines.iter().map(TestInterrupt::count).collect();
-        assert_eq!(counts, [0, 0, 1]);
+    fn a_signal_is_reported_once_with_its_index() {
+        let (_, mut interrupts) = interrupts(3);
+        interrupts.all[2].1.write(1).unwrap();
+        assert_eq!(interrupts.wait(Duration::from_secs(5)).unwrap(), Some(2));
+        assert_eq!(interrupts.wait(Duration::ZERO).unwrap(), None);
     }
 
     #[test]
-    fn waiting_ends_at_the_deadline() {
-        let (_, mut lines) = lines(1);
+    fn waiting_ends_at_the_timeout() {
+        let (_, mut interrupts) = interrupts(1);
         let started = Instant::now();
-        assert_eq!(lines.wait(Duration::from_millis(30)).unwrap(), None);
+        assert_eq!(interrupts.wait(Duration::from_millis(30)).unwrap(), None);
         let waited = started.elapsed();
         assert!((Duration::from_millis(30)..Duration::from_secs(5)).contains(&waited));
     }
 
     #[test]
-    fn lines_are_armed_in_order_and_disarmed_when_dropped() {
-        let (fake, mut lines) = lines(2);
+    fn only_armed_interrupts_are_disarmed_when_dropped() {
+        let (fake, mut interrupts) = interrupts(2);
         fake.fail_at(1);
-        lines.arm().unwrap_err();
+        interrupts.arm().unwrap_err();
         fake.take_calls();
-        drop(lines);
-        assert_eq!(fake.take_calls(), [Call::ClearTrigger(0)], "only what was armed");
+        drop(interrupts);
+        assert_eq!(fake.take_calls(), [Call::ClearTrigger(0)]);
     }
 }

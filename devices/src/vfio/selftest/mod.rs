@@ -1,55 +1,50 @@
-//! Self-tests of devices, without a guest: registers, its interrupts as eventfds, and
-//! memory at IOVAs of its own.
+//! Self-tests of devices, without a guest: a device's registers, its interrupts as eventfds, and
+//! buffers for DMA.
 //!
-//! What only one kind of device can do is in its binding ([`Binding::self_test`]); every other gets
-//! the [`general`] test.
-//!
-//! [`Binding::self_test`]: super::bindings::Binding::self_test
+//! What only one kind of device can do is tested by its [binding](super::bindings), which builds on
+//! this; every other device gets a general test here.
 
 mod buffer;
 mod error;
-pub mod general;
+mod general;
 mod interrupts;
-pub mod pci;
+mod pci;
 mod report;
 
 use std::sync::Arc;
 
 use boot::fdt::host::HostTree;
 
-pub use buffer::DmaBuffer;
-pub use error::SelfTestError;
-pub use interrupts::{TestInterrupt, TestInterrupts};
-pub use report::{ChannelResult, Check, TestReport};
-
+pub use self::buffer::DmaBuffer;
+pub use self::error::SelfTestError;
+pub use self::interrupts::TestInterrupts;
+pub use self::report::{ChannelResult, Check, TestReport};
 use super::assign::{self, AssignError, Assignment, DeviceRef};
-use super::bindings::{self, Binding};
 use super::host::Host;
 use super::iommu::{Iommu, IommuOptions};
 use super::region::{Region, host_page_size};
 use super::uapi::{DeviceCalls, DeviceInfo, IoctlError};
 
-/// Blocks of memory begin this far apart: what lies between is mapped nowhere.
-const SPACING: u64 = 16 << 20;
+/// The IOVAs of two buffers are this far apart: what lies between is not mapped.
+const BUFFER_SPACING: u64 = 16 << 20;
 
-/// The first IOVA that is given out: above what usually is reserved (the MSI doorbells).
-const FIRST: u64 = 0x1000_0000;
+/// The lowest IOVA of a buffer: above what usually is reserved (the MSI doorbells).
+const MIN_IOVA: u64 = 0x1000_0000;
 
-/// IOVAs are given out below this: a 32-bit device reaches all of them.
-const END: u64 = 1 << 32;
+/// The end of the IOVAs of buffers: a 32-bit device reaches all of them.
+const MAX_IOVA: u64 = 1 << 32;
 
-/// A device under test. The interrupts are disarmed and the memory is unmapped when it is dropped.
+/// A device under test. Its interrupts are disarmed and its buffers are unmapped when it is dropped.
 pub struct SelfTest {
     // Dropped in this order: the device does nothing any more when its memory goes.
-    lines: TestInterrupts,
+    interrupts: TestInterrupts,
     regions: Vec<Arc<Region>>,
     calls: Arc<dyn DeviceCalls>,
     iommu: Iommu,
-    memory: Vec<Arc<DmaBuffer>>,
+    buffers: Vec<Arc<DmaBuffer>>,
     name: String,
-    binding: Option<&'static dyn Binding>,
-    /// It is a PCI function.
-    pci: bool,
+    compatible: Vec<String>,
+    is_pci: bool,
     next_iova: u64,
 }
 
@@ -58,23 +53,27 @@ impl SelfTest {
     ///
     /// # Errors
     ///
-    /// It can't be assigned, or VFIO doesn't tell what it has.
+    /// It can't be assigned, or VFIO doesn't describe it.
     #[cold]
     pub fn open(host: &Host, name: &str, options: IommuOptions) -> Result<Self, SelfTestError> {
         let mut assignments = assign::preflight(host, &[DeviceRef::from(name)])?;
         let iommu = Iommu::open(host, &assignments, options)?;
         let assignment = assignments.pop().ok_or(AssignError::NoDevices)?;
         let calls: Arc<dyn DeviceCalls> = iommu.open_device(&assignment)?;
-        let told = |source| SelfTestError::Untold { source };
-        let info = calls.info().map_err(told)?;
-        let regions = regions(&calls, &info).map_err(told)?;
-        // Those of a PCI function aren't lines all of them, and one kind at a time.
-        let lines = TestInterrupts::open(&calls, if info.pci { 0 } else { info.irqs })?;
-        let binding = binding(&assignment);
-        let name = assignment.name().to_owned();
-        let (memory, next_iova) = (Vec::new(), FIRST);
-        let pci = info.pci;
-        Ok(Self { lines, regions, calls, iommu, memory, name, binding, pci, next_iova })
+        let failed = |source| SelfTestError::Info { source };
+        let info = calls.info().map_err(failed)?;
+        Ok(Self {
+            // A PCI function's are tested one kind at a time.
+            interrupts: TestInterrupts::open(&calls, if info.pci { 0 } else { info.irqs })?,
+            regions: regions(&calls, &info).map_err(failed)?,
+            calls,
+            iommu,
+            buffers: Vec::new(),
+            name: assignment.name().to_owned(),
+            compatible: compatible(&assignment).unwrap_or_default(),
+            is_pci: info.pci,
+            next_iova: MIN_IOVA,
+        })
     }
 
     /// The device's name in sysfs.
@@ -82,9 +81,9 @@ impl SelfTest {
         &self.name
     }
 
-    /// What is known of this kind of device.
-    pub fn binding(&self) -> Option<&'static dyn Binding> {
-        self.binding
+    /// `compatible` of its node in the host's device tree; empty if it has none.
+    pub fn compatible(&self) -> &[String] {
+        &self.compatible
     }
 
     /// Its regions, in VFIO's order.
@@ -92,9 +91,9 @@ impl SelfTest {
         &self.regions
     }
 
-    /// Its interrupts.
-    pub fn lines(&mut self) -> &mut TestInterrupts {
-        &mut self.lines
+    /// Its interrupts; none of a PCI function.
+    pub fn interrupts(&mut self) -> &mut TestInterrupts {
+        &mut self.interrupts
     }
 
     /// Its device file.
@@ -107,29 +106,23 @@ impl SelfTest {
         &self.iommu
     }
 
-    /// Runs the test of this kind of device, or the general one.
-    ///
-    /// # Errors
-    ///
-    /// The host refused something without which nothing can be tested; a device that fails is in
-    /// the report.
+    /// Runs the general test. A device that fails is in the report.
     #[cold]
-    pub fn run(&mut self) -> Result<TestReport, SelfTestError> {
-        let special = self.binding.and_then(|binding| binding.self_test(self));
-        special.unwrap_or_else(|| if self.pci { pci::test(self) } else { general::test(self) })
+    pub fn run_general(&mut self) -> TestReport {
+        if self.is_pci { pci::run(self) } else { general::run(self) }
     }
 
-    /// Memory that the device reaches at an IOVA of its own below 4 GiB, which is returned with it;
-    /// `size` in bytes is rounded up to whole pages.
+    /// A buffer that the device reaches, and its IOVA, which is below 4 GiB; `size` in bytes is
+    /// rounded up to whole pages.
     ///
     /// # Errors
     ///
     /// The host has no memory, or doesn't map it.
-    pub fn memory(&mut self, size: usize) -> Result<(Arc<DmaBuffer>, u64), SelfTestError> {
-        let memory = Arc::new(DmaBuffer::new(size)?);
-        let iova = self.hole(memory.size())?;
-        self.map(iova, &memory, memory.size())?;
-        Ok((memory, iova))
+    pub fn dma_buffer(&mut self, size: usize) -> Result<(Arc<DmaBuffer>, u64), SelfTestError> {
+        let buffer = Arc::new(DmaBuffer::new(size)?);
+        let iova = self.free_iova(buffer.size())?;
+        self.map(iova, &buffer, buffer.size())?;
+        Ok((buffer, iova))
     }
 
     /// An IOVA below 4 GiB at which nothing is mapped for `size` bytes, nor will be.
@@ -137,20 +130,21 @@ impl SelfTest {
     /// # Errors
     ///
     /// There is none.
-    pub fn hole(&mut self, size: u64) -> Result<u64, SelfTestError> {
+    pub fn free_iova(&mut self, size: u64) -> Result<u64, SelfTestError> {
         let mut iova = self.next_iova;
-        while let Some(end) = iova.checked_add(size).filter(|end| *end <= END) {
+        while let Some(end) = iova.checked_add(size).filter(|end| *end <= MAX_IOVA) {
             let constraints = self.iommu.constraints();
             if constraints.check(iova, size).is_ok() && constraints.reaches(iova, size) {
-                self.next_iova = end.next_multiple_of(SPACING).saturating_add(SPACING);
+                let next = end.next_multiple_of(BUFFER_SPACING);
+                self.next_iova = next.saturating_add(BUFFER_SPACING);
                 return Ok(iova);
             }
-            iova = iova.saturating_add(SPACING);
+            iova = iova.saturating_add(BUFFER_SPACING);
         }
         Err(SelfTestError::NoIova { size })
     }
 
-    /// Maps the first `size` bytes of `memory` at `iova`; the memory is kept until
+    /// Maps the first `size` bytes of `buffer` at `iova`; the buffer is kept until
     /// [`Self::unmap_all`].
     ///
     /// # Errors
@@ -159,24 +153,23 @@ impl SelfTest {
     pub fn map(
         &mut self,
         iova: u64,
-        memory: &Arc<DmaBuffer>,
+        buffer: &Arc<DmaBuffer>,
         size: u64,
     ) -> Result<(), SelfTestError> {
-        let failed = |source: IoctlError| SelfTestError::Map { iova, size, source };
-        if size > memory.size() {
-            return Err(SelfTestError::NoIova { size });
-        }
+        let address = buffer.address().filter(|_| size <= buffer.size());
+        let address = address.ok_or(SelfTestError::NoIova { size })?;
         // SAFETY: the memory is read and written by raw pointers only, and is kept until all is
         // unmapped.
-        unsafe { self.iommu.map_iova(iova, memory.address(), size) }.map_err(failed)?;
-        self.memory.push(memory.clone());
+        unsafe { self.iommu.map_iova(iova, address, size) }
+            .map_err(|source| SelfTestError::Map { iova, size, source })?;
+        self.buffers.push(buffer.clone());
         Ok(())
     }
 
-    /// Takes all memory away from the device.
+    /// Unmaps all buffers.
     pub fn unmap_all(&mut self) {
         self.iommu.unmap_all();
-        self.memory.clear();
+        self.buffers.clear();
     }
 }
 
@@ -194,9 +187,10 @@ fn regions(
     Ok(regions.filter_map(Result::ok).filter(|region| region.size() != 0).collect())
 }
 
-/// What is known of the device; nothing if it has no node in the device tree.
-fn binding(assignment: &Assignment) -> Option<&'static dyn Binding> {
+/// `compatible` of the device's node, if it has one.
+fn compatible(assignment: &Assignment) -> Option<Vec<String>> {
     let directory = assignment.device.of_node().ok().flatten()?;
     let node = HostTree::system().ok()?.node(&directory).ok()?;
-    bindings::find(&node.strings("compatible").ok().flatten()?)
+    let strings = node.strings("compatible").ok().flatten()?;
+    Some(strings.into_iter().map(str::to_owned).collect())
 }

@@ -1,37 +1,40 @@
-//! What came of a test.
+//! The result of a device's self-test.
 
+use std::error::Error;
 use std::time::Duration;
 
-/// Something that was tried.
+use super::super::error_chain::chain;
+
+/// One thing that was tested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What.
+    /// What was tested.
     pub what: String,
-    /// What was seen, or why it failed.
+    /// What was found, or why it failed.
     pub detail: String,
-    /// It is as it should be.
+    /// Whether it passed.
     pub passed: bool,
 }
 
-/// What a DMA channel did.
+/// What one DMA channel did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChannelResult {
     /// Its number.
     pub channel: u8,
-    /// Transfers done and verified.
+    /// Transfers that completed and whose every byte was verified.
     pub transfers: u32,
     /// Their bytes.
     pub bytes: u64,
-    /// Interrupts that told their end.
+    /// Interrupts that signalled their completion.
     pub interrupts: u32,
-    /// From start to interrupt, all transfers.
+    /// The time from start to interrupt of all transfers together.
     pub busy: Duration,
-    /// Why the channel fails.
+    /// Why the channel failed, if it did.
     pub failure: Option<String>,
 }
 
 impl ChannelResult {
-    /// Bytes per second; 0 if nothing was done.
+    /// Bytes per second; 0 if nothing was transferred.
     pub fn throughput(&self) -> u64 {
         let nanoseconds = self.busy.as_nanos().max(1);
         let rate = u128::from(self.bytes).saturating_mul(1_000_000_000) / nanoseconds;
@@ -39,31 +42,37 @@ impl ChannelResult {
     }
 }
 
-/// What came of a device's test.
+/// The result of a device's self-test.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TestReport {
-    /// Whose test it was: the binding's name, or `general`.
+    /// Which test it was: a binding's name, `general` or `PCI`.
     pub test: &'static str,
-    /// What was tried, in order.
+    /// The checks, in order.
     pub checks: Vec<Check>,
-    /// What DMA channels did, where the device has any.
+    /// The device's DMA channels, where its test drives any.
     pub channels: Vec<ChannelResult>,
 }
 
 impl TestReport {
-    /// Nothing was tried yet.
+    /// An empty one.
     pub fn new(test: &'static str) -> Self {
         Self { test, ..Self::default() }
     }
 
-    /// Adds what was tried: what was seen, or why it failed.
-    pub fn add(&mut self, what: impl Into<String>, outcome: Result<String, String>) {
+    /// Adds a check: what was found, or why it failed.
+    pub fn add<E>(&mut self, what: impl Into<String>, outcome: Result<impl Into<String>, E>)
+    where
+        E: Into<Box<dyn Error>>,
+    {
         let passed = outcome.is_ok();
-        let (Ok(detail) | Err(detail)) = outcome;
+        let detail = match outcome {
+            Ok(detail) => detail.into(),
+            Err(error) => chain(&*error.into()),
+        };
         self.checks.push(Check { what: what.into(), detail, passed });
     }
 
-    /// Whether something was tried and all of it is as it should be.
+    /// Whether there was a check, and all of them and all channels passed.
     pub fn passed(&self) -> bool {
         !self.checks.is_empty()
             && self.checks.iter().all(|check| check.passed)
@@ -78,23 +87,23 @@ mod tests {
     #[test]
     fn one_failure_fails_the_device() {
         let mut report = TestReport::new("general");
-        assert!(!report.passed(), "nothing was tried");
-        report.add("a", Ok("fine".into()));
+        assert!(!report.passed(), "nothing was tested");
+        report.add("a", Ok::<_, String>("fine"));
         assert!(report.passed());
         report.channels.push(ChannelResult::default());
         assert!(report.passed());
         report.channels.push(ChannelResult { failure: Some("x".into()), ..Default::default() });
         assert!(!report.passed());
         report.channels.clear();
-        report.add("b", Err("broken".into()));
+        report.add("b", Err::<String, _>("broken"));
         assert!(!report.passed());
     }
 
     #[test]
     fn throughput_is_bytes_a_second() {
-        let row = |bytes, busy| ChannelResult { bytes, busy, ..Default::default() };
-        assert_eq!(row(1 << 20, Duration::from_millis(500)).throughput(), 2 << 20);
-        assert_eq!(row(0, Duration::ZERO).throughput(), 0);
-        assert_eq!(row(u64::MAX, Duration::ZERO).throughput(), u64::MAX);
+        let result = |bytes, busy| ChannelResult { bytes, busy, ..Default::default() };
+        assert_eq!(result(1 << 20, Duration::from_millis(500)).throughput(), 2 << 20);
+        assert_eq!(result(0, Duration::ZERO).throughput(), 0);
+        assert_eq!(result(u64::MAX, Duration::ZERO).throughput(), u64::MAX);
     }
 }

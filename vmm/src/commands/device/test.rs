@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use devices::vfio::bindings;
 use devices::vfio::host::Host;
 use devices::vfio::iommu::IommuOptions;
 use devices::vfio::selftest::{SelfTest, TestReport};
@@ -48,7 +49,7 @@ struct Channel {
 /// It can't be tested; one that fails its test is a verdict.
 pub fn run(host: &Host, name: &str, options: IommuOptions) -> Result<Verdict, Error> {
     let mut test = SelfTest::open(host, name, options)?;
-    let report = test.run()?;
+    let report = bindings::self_test(&mut test)?;
     Ok(Verdict::of(test.name(), test.iommu().backend().name(), report))
 }
 
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn a_failure_is_told_by_its_channel() {
         let mut report = TestReport::new("PL330");
-        report.add("interrupts", Ok("8 of them".into()));
+        report.add("interrupts", Ok::<_, String>("8 of them"));
         let good = ChannelResult {
             transfers: 16,
             bytes: 5_000_000,

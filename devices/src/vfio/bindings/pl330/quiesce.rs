@@ -1,13 +1,12 @@
 //! Stopping the controller: every thread killed, no event pending, no interrupt enabled.
 
-use std::fmt;
 use std::time::Duration;
 
 use super::super::primecell::check_part;
 use super::program::{Instruction, Thread};
 use super::registers::{
-    CR0, DBGCMD, DBGINST0, DBGINST1, DBGSTATUS, DSR, INT_EVENT_RIS, INTCLR, INTEN, INTMIS, State,
-    channels, csr, events,
+    CR0, DBGCMD, DBGINST0, DBGINST1, DBGSTATUS, DSR, INT_EVENT_RIS, INTCLR, INTEN, INTMIS,
+    ThreadState, channels, csr, events,
 };
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, RegisterAccess};
@@ -15,45 +14,33 @@ use crate::vfio::region::{AccessError, RegisterAccess};
 /// The part number.
 const PL330: u32 = 0x330;
 
-/// Stops the controller, waiting at most `patience` for each of its threads (twice that for one
+/// Stops the controller, waiting at most `timeout` for each of its threads (twice that for one
 /// whose debug registers are stuck as well).
-pub(super) fn quiesce(
-    registers: &dyn RegisterAccess,
-    patience: Duration,
-) -> Result<(), QuiesceError> {
+pub(super) fn stop(registers: &dyn RegisterAccess, timeout: Duration) -> Result<(), QuiesceError> {
     check_part(registers, PL330, "PL330")?;
     let configuration = registers.read32(CR0)?;
     let channels = (0..channels(configuration)).map(Thread::Channel);
     // The manager first, for it starts channels.
     let threads: Vec<Thread> = std::iter::once(Thread::Manager).chain(channels).collect();
 
-    let dmac = Dmac { registers, patience };
+    let dmac = Dmac { registers, timeout };
     let mut running = Vec::new();
     for thread in threads {
-        if !dmac.stop(thread)? {
+        if !dmac.stop_thread(thread)? {
             running.push(format!("{thread} is still in state {:#x}", dmac.status(thread)? & 0xf));
         }
     }
-    dmac.silence(events(configuration))?;
+    dmac.clear_events(events(configuration))?;
     if let pending @ 1.. = registers.read32(INTMIS)? {
         running.push(format!("interrupts {pending:#x} are still high"));
     }
     if running.is_empty() { Ok(()) } else { Err(QuiesceError::StillActive(running.join(", "))) }
 }
 
-impl fmt::Display for Thread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Manager => f.write_str("the manager"),
-            Self::Channel(number) => write!(f, "channel {number}"),
-        }
-    }
-}
-
-/// The controller, and how long each step of it may take.
+/// The controller, and the timeout of each of its steps.
 pub(super) struct Dmac<'a> {
     pub(super) registers: &'a dyn RegisterAccess,
-    pub(super) patience: Duration,
+    pub(super) timeout: Duration,
 }
 
 impl Dmac<'_> {
@@ -64,20 +51,20 @@ impl Dmac<'_> {
         })
     }
 
-    /// Stops a thread, and says whether it did.
-    pub(super) fn stop(&self, thread: Thread) -> Result<bool, AccessError> {
+    /// Stops a thread; whether it stopped.
+    fn stop_thread(&self, thread: Thread) -> Result<bool, AccessError> {
         let mut killed = None;
-        let stopped = poll_timeout(self.patience, || {
-            let state = State::of(self.status(thread)?);
+        let stopped = poll_timeout(self.timeout, || {
+            let state = ThreadState::of(self.status(thread)?);
             match state {
-                State::Stopped => return Ok(Some(())),
-                State::Ending => killed = None,
-                // Once for each time it is found so: a fault may follow upon the first kill.
-                State::Running | State::Faulting if killed != Some(state) => {
+                ThreadState::Stopped => return Ok(Some(())),
+                ThreadState::Ending => killed = None,
+                // Once each time it gets there: a fault may follow the first kill.
+                ThreadState::Running | ThreadState::Faulting if killed != Some(state) => {
                     self.run(Instruction::KILL, thread)?;
                     killed = Some(state);
                 }
-                State::Running | State::Faulting => {}
+                ThreadState::Running | ThreadState::Faulting => {}
             }
             Ok(None)
         });
@@ -88,10 +75,10 @@ impl Dmac<'_> {
     /// instructions to the DMAC using the slave interface".
     pub(super) fn run(&self, instruction: Instruction, thread: Thread) -> Result<(), AccessError> {
         let ready = || Ok((self.registers.read32(DBGSTATUS)? & 1 == 0).then_some(()));
-        if poll_timeout(self.patience, ready)?.is_none() {
+        if poll_timeout(self.timeout, ready)?.is_none() {
             // A guest can have left them stuck. Trying nevertheless does no harm, and the thread's
-            // state tells whether it helped.
-            log::warn!("PL330: the debug registers are busy all the time");
+            // state shows whether it helped.
+            log::warn!("PL330: the debug registers stay busy");
         }
         let (first, second) = instruction.for_debug(thread);
         self.registers.write32(DBGINST0, first)?;
@@ -105,7 +92,7 @@ impl Dmac<'_> {
     /// are enabled first and none is afterwards. An event left pending would be taken by the next
     /// driver for one of its own: Linux' pl330 finds its interrupt high before it has set itself
     /// up.
-    fn silence(&self, events: u32) -> Result<(), AccessError> {
+    fn clear_events(&self, events: u32) -> Result<(), AccessError> {
         let happened = self.registers.read32(INT_EVENT_RIS)? | self.registers.read32(INTMIS)?;
         let enabled = self.registers.read32(INTEN)?;
         self.registers.write32(INTEN, (enabled | happened) & events)?;

@@ -85,7 +85,7 @@ pub(super) fn events(cr0: u32) -> u32 {
 
 /// What a thread does, from bits 3:0 of [`DSR`] or [`csr`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ThreadState {
     /// Nothing; a program may be started.
     Stopped,
     /// It is on its way to `Stopped` or `Faulting` by itself: killing, completing, or faulting and
@@ -97,7 +97,7 @@ pub(super) enum State {
     Faulting,
 }
 
-impl State {
+impl ThreadState {
     pub(super) fn of(status: u32) -> Self {
         match status & 0xf {
             0x0 => Self::Stopped,

@@ -1,4 +1,4 @@
-//! The controller driven without a guest: every event line, every channel, every byte.
+//! The controller driven without a guest: every event's interrupt, every channel, every byte.
 //!
 //! TRM (ARM DDI 0424), chapter 2, "Operating states", "Aborts", "Using events and interrupts".
 
@@ -10,27 +10,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::buffers::{MARGIN, TransferBuffers};
-use super::copy::{Bus, Copy};
-use super::program::{Instruction, Thread};
-use super::quiesce::{Dmac, quiesce};
-use super::registers::{CR0, CRD, State, buffer_depth, bus_width, channels, events, fault, ftr};
+use super::program::{DataPath, Instruction, Thread, Transfer};
+use super::quiesce::{Dmac, stop};
+use super::registers::{
+    CR0, CRD, ThreadState, buffer_depth, bus_width, channels, events, fault, ftr,
+};
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, Region, RegisterAccess};
 use crate::vfio::selftest::{ChannelResult, SelfTest, SelfTestError, TestReport};
 
 /// How long a transfer or an interrupt may take. A controller needs microseconds; a modelled one
 /// on a busy machine needs more.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a thread may take to stop.
-const STOPPING: Duration = Duration::from_millis(200);
+const STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How often a line may be told too late while one interrupt is waited for; more is a line that is
-/// stuck.
-const LATE_MAX: u32 = 64;
+/// How often an interrupt may be signalled late while another is waited for; more is an interrupt that
+/// is stuck.
+const MAX_LATE: u32 = 64;
 
 /// The largest transfer, in bytes.
-const LARGEST: usize = 16 << 20;
+const MAX_TRANSFER: usize = 16 << 20;
 
 /// What each channel copies: length, and how far source and destination are from alignment.
 const TRANSFERS: [(usize, usize, usize); 16] = [
@@ -49,11 +50,11 @@ const TRANSFERS: [(usize, usize, usize); 16] = [
     (16384, 5, 0),
     (65537, 0, 0),
     (1 << 20, 8, 16),
-    (LARGEST, 0, 0),
+    (MAX_TRANSFER, 0, 0),
 ];
 
-/// What all channels copy at once, in bytes.
-const TOGETHER: usize = 64 << 10;
+/// What each channel copies when all run at once, in bytes.
+const CONCURRENT_TRANSFER: usize = 64 << 10;
 
 /// Runs the test.
 ///
@@ -61,85 +62,79 @@ const TOGETHER: usize = 64 << 10;
 ///
 /// The host refused something without which nothing can be tested.
 #[cold]
-pub(super) fn test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
+pub(super) fn run(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
     let mut report = TestReport::new("PL330");
     let region = test.regions().first().cloned();
     let region = region.ok_or(QuiesceError::NoRegion(0))?;
-    quiesce(&*region, STOPPING)?;
+    stop(&*region, STOP_TIMEOUT)?;
     let mut driver = Driver::new(test, region)?;
-    report.add("controller", Ok(driver.description()));
-    let worked = driver.run(&mut report);
-    // In any case: nobody else should find it at work.
-    let quiet = quiesce(&*driver.region, STOPPING);
+    report.add("controller", Ok::<_, String>(driver.description()));
+    let result = driver.run(&mut report);
+    // In any case: nobody else should find it active.
+    let stopped = stop(&*driver.region, STOP_TIMEOUT);
     driver.test.unmap_all();
-    worked?;
-    report
-        .add("stopped", quiet.map(|()| "all threads, no event".into()).map_err(|e| e.to_string()));
+    result?;
+    report.add("stopped", stopped.map(|()| "all threads, no event"));
     Ok(report)
 }
 
-/// Why a transfer, or whatever else the device was to do, failed.
-enum TestFailure {
-    /// The device didn't do it: what it did instead.
+/// Why a step of the test failed.
+enum StepError {
+    /// The device didn't do what it was to do: what it did.
     Device(String),
-    /// The host can't go on.
+    /// The host can't go on with the test.
     Host(SelfTestError),
 }
 
-impl From<SelfTestError> for TestFailure {
+impl From<String> for StepError {
+    fn from(failure: String) -> Self {
+        Self::Device(failure)
+    }
+}
+
+impl From<SelfTestError> for StepError {
     fn from(error: SelfTestError) -> Self {
         Self::Host(error)
     }
 }
 
-impl From<AccessError> for TestFailure {
+impl From<AccessError> for StepError {
     fn from(error: AccessError) -> Self {
         Self::Host(error.into())
     }
 }
 
-/// Sorts what the device did from what the host can't.
-fn told(result: Result<String, TestFailure>) -> Result<Result<String, String>, SelfTestError> {
-    match result {
-        Ok(detail) => Ok(Ok(detail)),
-        Err(TestFailure::Device(why)) => Ok(Err(why)),
-        Err(TestFailure::Host(error)) => Err(error),
-    }
-}
-
+/// The driver of the controller under test.
 struct Driver<'a> {
     test: &'a mut SelfTest,
     region: Arc<Region>,
     channels: u8,
     events: u8,
-    bus: Bus,
-    stage: TransferBuffers,
-    /// The line that each event raises, by the device's own word.
-    lines: Vec<usize>,
-    /// How often a line was told that was low already.
+    path: DataPath,
+    buffers: TransferBuffers,
+    /// The interrupt that each event raises, as found by signalling it.
+    event_irqs: Vec<usize>,
+    /// How often an interrupt was signalled that was low already.
     late: u32,
     /// How long an interrupt may take.
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl<'a> Driver<'a> {
     fn new(test: &'a mut SelfTest, region: Arc<Region>) -> Result<Self, SelfTestError> {
         let (configuration, data) = (region.read32(CR0)?, region.read32(CRD)?);
         let channels = channels(configuration);
-        let events = u8::try_from(events(configuration).count_ones()).unwrap_or(u8::MAX);
-        let room = buffer_depth(data) / u32::from(channels);
-        let bus = Bus { width: bus_width(data), room: room.max(1) };
-        let stage = TransferBuffers::new(test, channels, LARGEST)?;
+        let buffer_beats = (buffer_depth(data) / u32::from(channels)).max(1);
         Ok(Self {
+            buffers: TransferBuffers::new(test, channels, MAX_TRANSFER)?,
             test,
             region,
             channels,
-            events,
-            bus,
-            stage,
-            lines: Vec::new(),
+            events: u8::try_from(events(configuration).count_ones()).unwrap_or(u8::MAX),
+            path: DataPath { width_log2: bus_width(data), buffer_beats },
+            event_irqs: Vec::new(),
             late: 0,
-            patience: PATIENCE,
+            timeout: TIMEOUT,
         })
     }
 
@@ -148,40 +143,52 @@ impl<'a> Driver<'a> {
             "{} channels, {} events, {}-bit bus, {} beats of buffer a channel",
             self.channels,
             self.events,
-            8_u32 << self.bus.width,
-            self.bus.room
+            8_u32 << self.path.width_log2,
+            self.path.buffer_beats
         )
     }
 
     fn run(&mut self, report: &mut TestReport) -> Result<(), SelfTestError> {
-        self.test.lines().arm()?;
-        report.add("interrupts at rest", told(self.check_quiet())?);
-        let found = told(self.find_lines())?;
-        let usable = found.is_ok();
-        report.add("events raise their interrupts", found);
-        if !usable {
+        /// Adds a step to the report; whether it passed. Ends the test if the host can't go on.
+        fn add(
+            report: &mut TestReport,
+            what: &str,
+            result: Result<String, StepError>,
+        ) -> Result<bool, SelfTestError> {
+            let outcome = match result {
+                Ok(detail) => Ok(detail),
+                Err(StepError::Device(failure)) => Err(failure),
+                Err(StepError::Host(error)) => return Err(error),
+            };
+            let passed = outcome.is_ok();
+            report.add(what, outcome);
+            Ok(passed)
+        }
+        self.test.interrupts().arm()?;
+        add(report, "interrupts at rest", self.check_quiet())?;
+        if !add(report, "events raise their interrupts", self.find_event_irqs())? {
             return Ok(());
         }
         for channel in 0..self.channels {
-            let row = self.exercise(channel)?;
-            report.channels.push(row);
+            let result = self.test_channel(channel)?;
+            report.channels.push(result);
         }
-        report.add("all channels at once", told(self.all_at_once())?);
-        let reading = told(self.abort(self.stage.hole(), self.stage.destination(0)))?;
-        report.add("an unmapped source aborts", reading);
-        let writing = told(self.abort(self.stage.source(0), self.stage.hole()))?;
-        report.add("an unmapped destination aborts", writing);
-        report.add("no interrupt too many", told(self.check_quiet())?);
+        add(report, "all channels at once", self.run_all_channels())?;
+        let (source, destination) = (self.buffers.source(0), self.buffers.destination(0));
+        let unmapped = self.buffers.unmapped();
+        add(report, "an unmapped source aborts", self.abort(unmapped, destination))?;
+        add(report, "an unmapped destination aborts", self.abort(source, unmapped))?;
+        add(report, "no interrupt too many", self.check_quiet())?;
         Ok(())
     }
 
     fn dmac(&self) -> Dmac<'_> {
-        Dmac { registers: &*self.region, patience: STOPPING }
+        Dmac { registers: &*self.region, timeout: STOP_TIMEOUT }
     }
 
     /// Has a channel do all its transfers, with another event each time.
-    fn exercise(&mut self, channel: u8) -> Result<ChannelResult, SelfTestError> {
-        let mut row = ChannelResult { channel, ..ChannelResult::default() };
+    fn test_channel(&mut self, channel: u8) -> Result<ChannelResult, SelfTestError> {
+        let mut result = ChannelResult { channel, ..ChannelResult::default() };
         let rounds = TRANSFERS.len().max(usize::from(self.events));
         for (number, transfer) in TRANSFERS.iter().cycle().take(rounds).enumerate() {
             // Channels begin with different events, so that neighbours are told apart.
@@ -189,79 +196,99 @@ impl<'a> Driver<'a> {
             let event = u8::try_from(event).unwrap_or(0);
             match self.transfer(channel, event, *transfer) {
                 Ok(busy) => {
-                    row.transfers += 1;
-                    row.bytes += transfer.0 as u64;
-                    row.interrupts += 1;
-                    row.busy += busy;
+                    result.transfers += 1;
+                    result.bytes += transfer.0 as u64;
+                    result.interrupts += 1;
+                    result.busy += busy;
                 }
-                Err(TestFailure::Device(why)) => {
-                    row.failure = Some(format!("{} bytes, event {event}: {why}", transfer.0));
+                Err(StepError::Device(failure)) => {
+                    let failure = format!("{} bytes, event {event}: {failure}", transfer.0);
+                    result.failure = Some(failure);
                     self.recover()?;
-                    return Ok(row);
+                    break;
                 }
-                Err(TestFailure::Host(error)) => return Err(error),
+                Err(StepError::Host(error)) => return Err(error),
             }
         }
-        Ok(row)
+        Ok(result)
     }
 
-    /// PhandleMap, waits for the interrupt and verifies every byte; the time from start to interrupt.
+    /// Copies, waits for the interrupt and verifies every byte; the time from start to interrupt.
     fn transfer(
         &mut self,
         channel: u8,
         event: u8,
         (length, from, to): (usize, usize, usize),
-    ) -> Result<Duration, TestFailure> {
+    ) -> Result<Duration, StepError> {
         let (from, to) = (MARGIN + from, MARGIN + to);
-        self.stage.spoil(from, to, length);
+        self.buffers.clear(from, to, length);
         let started = Instant::now();
-        self.start(channel, event, self.copy(from, to, length))?;
+        self.start(channel, event, from, to, length)?;
         self.take_interrupt(1 << event)?;
         let busy = started.elapsed();
         self.wait_until_stopped(channel)?;
-        self.stage.verify(from, to, length).map_err(TestFailure::Device)?;
+        self.buffers.verify(from, to, length)?;
         Ok(busy)
     }
 
-    fn copy(&self, from: usize, to: usize, length: usize) -> Copy {
-        let length = u32::try_from(length).unwrap_or(0);
-        Copy { source: self.stage.source(from), destination: self.stage.destination(to), length }
+    /// Has a channel copy bytes from an offset of the source to one of the destination.
+    fn start(
+        &self,
+        channel: u8,
+        event: u8,
+        from: usize,
+        to: usize,
+        length: usize,
+    ) -> Result<(), AccessError> {
+        self.start_transfer(
+            channel,
+            event,
+            Transfer {
+                source: self.buffers.source(from),
+                destination: self.buffers.destination(to),
+                length: u32::try_from(length).unwrap_or(0),
+            },
+        )
     }
 
     /// Puts a program where the device reads it, and has the manager start it.
-    fn start(&self, channel: u8, event: u8, copy: Copy) -> Result<(), TestFailure> {
-        let program = self.stage.program(channel, &copy.program(self.bus, event));
-        Ok(self.dmac().run(Instruction::go(channel, program), Thread::Manager)?)
+    fn start_transfer(
+        &self,
+        channel: u8,
+        event: u8,
+        transfer: Transfer,
+    ) -> Result<(), AccessError> {
+        let program = self.buffers.write_program(channel, &transfer.program(self.path, event));
+        self.dmac().run(Instruction::go(channel, program), Thread::Manager)
     }
 
-    fn wait_until_stopped(&self, channel: u8) -> Result<(), TestFailure> {
+    fn wait_until_stopped(&self, channel: u8) -> Result<(), StepError> {
         let thread = Thread::Channel(channel);
-        let ended = poll_timeout(STOPPING, || {
-            let state = State::of(self.dmac().status(thread)?);
-            Ok(matches!(state, State::Stopped | State::Faulting).then_some(state))
+        let ended = poll_timeout(STOP_TIMEOUT, || {
+            let state = ThreadState::of(self.dmac().status(thread)?);
+            Ok(matches!(state, ThreadState::Stopped | ThreadState::Faulting).then_some(state))
         });
         match ended? {
-            Some(State::Faulting) => {
-                let why = fault(self.region.read32(ftr(channel))?);
-                Err(TestFailure::Device(format!("it faulted: {why}")))
+            Some(ThreadState::Faulting) => {
+                Err(format!("it faulted: {}", fault(self.region.read32(ftr(channel))?)).into())
             }
             Some(_) => Ok(()),
-            None => Err(TestFailure::Device("it signalled its end, and didn't end".into())),
+            None => Err("it signalled its end, and didn't end".to_owned().into()),
         }
     }
 
     /// Starts every channel before the first is waited for.
-    fn all_at_once(&mut self) -> Result<String, TestFailure> {
+    fn run_all_channels(&mut self) -> Result<String, StepError> {
         // No more channels than events, or they couldn't be told apart.
         let count = self.channels.min(self.events);
-        let stride = TOGETHER + 2 * MARGIN;
-        let places: Vec<usize> = (0..usize::from(count)).map(|n| MARGIN + n * stride).collect();
-        for place in &places {
-            self.stage.spoil(*place, *place, TOGETHER);
+        let stride = CONCURRENT_TRANSFER + 2 * MARGIN;
+        let offsets: Vec<usize> = (0..usize::from(count)).map(|n| MARGIN + n * stride).collect();
+        for offset in &offsets {
+            self.buffers.clear(*offset, *offset, CONCURRENT_TRANSFER);
         }
         let started = Instant::now();
-        for (channel, place) in (0..count).zip(&places) {
-            self.start(channel, channel, self.copy(*place, *place, TOGETHER))?;
+        for (channel, offset) in (0..count).zip(&offsets) {
+            self.start(channel, channel, *offset, *offset, CONCURRENT_TRANSFER)?;
         }
         let mut left = (1_u32 << count) - 1;
         while left != 0 {
@@ -269,11 +296,11 @@ impl<'a> Driver<'a> {
             left &= !events;
         }
         let busy = started.elapsed();
-        for (channel, place) in (0..count).zip(&places) {
+        for (channel, offset) in (0..count).zip(&offsets) {
             self.wait_until_stopped(channel)?;
-            self.stage.verify(*place, *place, TOGETHER).map_err(TestFailure::Device)?;
+            self.buffers.verify(*offset, *offset, CONCURRENT_TRANSFER)?;
         }
-        let bytes = usize::from(count) * TOGETHER;
+        let bytes = usize::from(count) * CONCURRENT_TRANSFER;
         Ok(format!("{count} channels, {bytes} bytes in {} us", busy.as_micros()))
     }
 }

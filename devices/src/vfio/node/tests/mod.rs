@@ -123,7 +123,7 @@ fn dmac(compatible: &[u8], more: &[(&str, &[u8])]) -> FakeHost {
 
 fn dmac_nodes(fake: &FakeHost) -> GuestNodes {
     let mut builder = builder(fake, "dma@2c0a0000");
-    bindings::find(&builder.compatible).unwrap().refine(&mut builder);
+    (bindings::find(&builder.compatible).unwrap().refine)(&mut builder);
     let irqs = [(Spi(40), Trigger::Level), (Spi(41), Trigger::Level)];
     builder.build(&[(0xc00_0000, 0x1000)], &irqs)
 }

@@ -14,7 +14,7 @@ fn what_a_person_says_wins() {
     };
     let mut builder = unrefined(&fake, "dma@2c0a0000", &options);
     // The binding's names come before: the clock has one by now.
-    bindings::find(&builder.compatible).unwrap().refine(&mut builder);
+    (bindings::find(&builder.compatible).unwrap().refine)(&mut builder);
     let error = builder.apply(&options).unwrap_err();
     assert_eq!(error.help("1.dev"), "it has these: apb_pclk");
     let options = NodeOptions { clock_rates: vec![("apb_pclk".to_owned(), 1)], ..options };

@@ -125,9 +125,9 @@ fn kills(fake: &RefCell<Fake>) -> Vec<u32> {
 }
 
 #[test]
-fn an_idle_controller_is_only_silenced() {
+fn of_an_idle_controller_only_events_are_cleared() {
     let fake = Fake::new();
-    quiesce(&fake, AMPLE).unwrap();
+    stop(&fake, AMPLE).unwrap();
     assert_eq!(fake.borrow().writes, [(INTEN, 0), (INTCLR, 0xff), (INTEN, 0)]);
 }
 
@@ -139,7 +139,7 @@ fn every_running_thread_is_killed_the_manager_first() {
     for (thread, state) in fake.borrow_mut().threads.iter_mut().zip([4].into_iter().chain(states)) {
         thread.state = state;
     }
-    quiesce(&fake, AMPLE).unwrap();
+    stop(&fake, AMPLE).unwrap();
     assert_eq!(kills(&fake), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     assert!(fake.borrow().threads.iter().all(|thread| thread.state == 0));
 }
@@ -149,7 +149,7 @@ fn debug_registers_are_written_in_order() {
     let fake = Fake::new();
     fake.borrow_mut().threads[3].state = 1;
     fake.borrow_mut().busy = 5;
-    quiesce(&fake, AMPLE).unwrap();
+    stop(&fake, AMPLE).unwrap();
     let writes = &fake.borrow().writes;
     assert_eq!(writes[..3], [(DBGINST0, 0x0001_0201), (DBGINST1, 0), (DBGCMD, 0)]);
     assert_eq!(fake.borrow().busy, 0, "it was waited for");
@@ -164,7 +164,7 @@ fn threads_that_end_by_themselves_are_waited_for() {
     fake.borrow_mut().threads[2] = ending(1, &[8, 8, 8, 0]);
     // Completing upon a fault, faulting: this one has to be killed.
     fake.borrow_mut().threads[3] = ending(0xe, &[0xf]);
-    quiesce(&fake, AMPLE).unwrap();
+    stop(&fake, AMPLE).unwrap();
     assert_eq!(kills(&fake), [2, 3]);
 }
 
@@ -179,7 +179,7 @@ fn a_channel_that_never_stops_is_named_and_the_others_are_stopped() {
         fake.mis = 4;
     }
     let started = Instant::now();
-    let error = quiesce(&fake, SHORT).unwrap_err();
+    let error = stop(&fake, SHORT).unwrap_err();
     assert_eq!(error.to_string(), "channel 2 is still in state 0x7");
     assert!(started.elapsed() < Duration::from_secs(5));
     assert_eq!(kills(&fake), [3, 6], "killed once, not over and over");
@@ -196,25 +196,25 @@ fn events_are_cleared_whether_or_not_their_interrupts_are_enabled() {
             let mut fake = fake.borrow_mut();
             (fake.inten, fake.ris, fake.mis) = (inten, ris, mis);
         }
-        quiesce(&fake, AMPLE).unwrap();
+        stop(&fake, AMPLE).unwrap();
         let fake = fake.borrow();
         assert_eq!((fake.inten, fake.ris, fake.mis), (0, 0, 0), "{inten:#x} {ris:#x} {mis:#x}");
     }
 }
 
 #[test]
-fn stuck_debug_registers_do_not_keep_it_from_trying() {
+fn stuck_debug_registers_are_used_nevertheless() {
     let fake = Fake::new();
     fake.borrow_mut().threads[1].state = 1;
     fake.borrow_mut().busy = usize::MAX;
-    quiesce(&fake, SHORT).unwrap();
+    stop(&fake, SHORT).unwrap();
 }
 
 #[test]
 fn another_device_is_left_alone() {
     let fake = Fake::new();
     fake.borrow_mut().id = 0x0014_1011;
-    let error = quiesce(&fake, AMPLE).unwrap_err();
+    let error = stop(&fake, AMPLE).unwrap_err();
     assert_eq!(error.to_string(), "its identification is 0x00141011, which is no PL330");
     assert!(fake.borrow().writes.is_empty());
 }

@@ -2,61 +2,57 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::copy::Copy;
-use super::super::quiesce::quiesce;
+use super::super::program::Transfer;
+use super::super::quiesce::stop;
 use super::super::registers::{FSRC, INTMIS, fault, ftr};
-use super::buffers::MARGIN;
-use super::{Driver, LATE_MAX, STOPPING, TestFailure};
+use super::{Driver, MAX_LATE, STOP_TIMEOUT, StepError};
 use crate::vfio::region::{AccessError, RegisterAccess};
 use crate::vfio::selftest::SelfTestError;
 
 impl Driver<'_> {
     /// Has channel 0 copy where nothing is mapped: it must fault and raise an interrupt, and be
     /// usable again once killed.
-    pub(super) fn abort(&mut self, source: u32, destination: u32) -> Result<String, TestFailure> {
-        let copy = Copy { source, destination, length: 64 };
-        self.stage.spoil(MARGIN, MARGIN, 64);
-        self.start(0, 0, copy)?;
-        let line = self.wait_for_abort()?;
+    pub(super) fn abort(&mut self, source: u32, destination: u32) -> Result<String, StepError> {
+        self.start_transfer(0, 0, Transfer { source, destination, length: 64 })?;
+        let irq = self.wait_for_abort()?;
         let faulting = self.is_faulting()?;
         let why = fault(self.region.read32(ftr(0))?);
         self.recover()?;
-        if let Some(line) = line {
-            self.unmask(line)?;
+        if let Some(irq) = irq {
+            self.test.interrupts().unmask(irq)?;
         }
-        match (line, faulting) {
-            (Some(line), true) if self.is_an_event_s(line) => Err(TestFailure::Device(format!(
-                "it raised interrupt {line}, which is an event's: {why}"
-            ))),
-            (Some(line), true) => {
+        match (irq, faulting) {
+            (Some(irq), true) if self.is_of_one_event(irq) => {
+                Err(format!("it raised interrupt {irq}, which is an event's: {why}").into())
+            }
+            (Some(irq), true) => {
                 self.transfer(0, 0, (64, 0, 0))?;
-                Ok(format!("interrupt {line}, {why}; the channel works again"))
+                Ok(format!("interrupt {irq}, {why}; the channel works again"))
             }
-            (None, true) => {
-                Err(TestFailure::Device(format!("it faulted without an interrupt: {why}")))
+            (None, true) => Err(format!("it faulted without an interrupt: {why}").into()),
+            (_, false) => {
+                let what = "it went on as if the memory were there: bus errors don't reach it";
+                Err(what.to_owned().into())
             }
-            (_, false) => Err(TestFailure::Device(
-                "it went on as if the memory were there: bus errors don't reach it".into(),
-            )),
         }
     }
 
-    /// Waits for the interrupt of the abort, and returns its line. The transfer's own event, should
-    /// it come to that, is as good; one told after its end (see
-    /// [`take_interrupt`](Self::take_interrupt)) is passed over.
-    fn wait_for_abort(&mut self) -> Result<Option<usize>, TestFailure> {
-        let deadline = Instant::now() + self.patience;
+    /// Waits for the interrupt of the abort, and returns it. The transfer's own event, should it come
+    /// to that, is as good; an interrupt signalled after its end (see
+    /// [`take_interrupt`](Self::take_interrupt)) is ignored.
+    fn wait_for_abort(&mut self) -> Result<Option<usize>, StepError> {
+        let deadline = Instant::now() + self.timeout;
         let mut last = None;
-        for _ in 0..LATE_MAX {
+        for _ in 0..MAX_LATE {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Some(line) = self.test.lines().wait(left)? else { return Ok(None) };
-            let ended = self.region.read32(INTMIS)? & self.events_of(line) != 0;
-            if ended || self.is_faulting()? && !self.is_an_event_s(line) {
-                return Ok(Some(line));
+            let Some(irq) = self.test.interrupts().wait(left)? else { return Ok(None) };
+            let ended = self.region.read32(INTMIS)? & self.events_of(irq) != 0;
+            if ended || self.is_faulting()? && !self.is_of_one_event(irq) {
+                return Ok(Some(irq));
             }
             self.late += 1;
-            self.unmask(line)?;
-            last = Some(line);
+            self.test.interrupts().unmask(irq)?;
+            last = Some(irq);
         }
         Ok(last)
     }
@@ -66,19 +62,19 @@ impl Driver<'_> {
         Ok(self.region.read32(FSRC)? & 1 != 0)
     }
 
-    /// Whether a line is one event's rather than that of all of them and of aborts.
-    fn is_an_event_s(&self, line: usize) -> bool {
-        self.lines.contains(&line) && self.lines.iter().any(|other| *other != line)
+    /// Whether an interrupt is one event's rather than that of all of them and of aborts.
+    fn is_of_one_event(&self, irq: usize) -> bool {
+        self.event_irqs.contains(&irq) && self.event_irqs.iter().any(|other| *other != irq)
     }
 
-    /// Stops what runs and clears what is pending, so that the next try begins afresh.
+    /// Stops what runs and clears what is pending, so that the next step begins afresh.
     pub(super) fn recover(&mut self) -> Result<(), SelfTestError> {
-        quiesce(&*self.region, STOPPING)?;
+        stop(&*self.region, STOP_TIMEOUT)?;
         self.enable_events()?;
-        // Each at most once: a line that is stuck would be told again and again.
-        for _ in 0..self.test.lines().iter().count() {
-            if let Some(line) = self.test.lines().wait(Duration::ZERO)? {
-                self.unmask(line)?;
+        // Each at most once: an interrupt that is stuck would be signalled again and again.
+        for _ in 0..self.test.interrupts().count() {
+            if let Some(irq) = self.test.interrupts().wait(Duration::ZERO)? {
+                self.test.interrupts().unmask(irq)?;
             }
         }
         Ok(())

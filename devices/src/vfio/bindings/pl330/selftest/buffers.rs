@@ -1,27 +1,27 @@
-//! The memory in which transfers are staged: programs, what they copy and where to.
+//! The memory of transfers: programs, what they copy and where to.
 
 use std::sync::Arc;
 
-use super::super::copy::PROGRAM_MAX;
+use super::super::program::MAX_PROGRAM_SIZE;
 use crate::vfio::selftest::{DmaBuffer, SelfTest, SelfTestError};
 
 /// Bytes on both sides of a transfer that it must leave alone; where the first one begins.
 pub(super) const MARGIN: usize = 64;
 
-/// Room for a program of each channel, a source full of a pattern and a destination; and a place
-/// where there is nothing.
+/// Room for a program of each channel, a source full of a pattern and a destination; and an address
+/// at which nothing is mapped.
 pub(super) struct TransferBuffers {
     programs: Buffer,
     source: Buffer,
     destination: Buffer,
-    hole: u32,
+    unmapped: u32,
     /// What the source holds.
     pattern: Vec<u8>,
     /// What the destination holds before: no byte is right by chance.
     complement: Vec<u8>,
 }
 
-/// Memory, and its place on the bus.
+/// A buffer and its bus address.
 struct Buffer {
     memory: Arc<DmaBuffer>,
     iova: u32,
@@ -35,46 +35,46 @@ impl TransferBuffers {
         largest: usize,
     ) -> Result<Self, SelfTestError> {
         let size = largest.saturating_add(2 * MARGIN);
-        let programs = Buffer::new(test, PROGRAM_MAX * usize::from(channels))?;
+        let programs = Buffer::new(test, MAX_PROGRAM_SIZE * usize::from(channels))?;
         let (source, destination) = (Buffer::new(test, size)?, Buffer::new(test, size)?);
-        let hole = narrow(test.hole(1 << 20)?)?;
+        let unmapped = bus_address(test.free_iova(1 << 20)?)?;
         let pattern = pattern(size);
         source.memory.write(0, &pattern);
         let complement = pattern.iter().map(|byte| !byte).collect();
-        Ok(Self { programs, source, destination, hole, pattern, complement })
+        Ok(Self { programs, source, destination, unmapped, pattern, complement })
     }
 
     /// The bus address at which nothing is mapped.
-    pub(super) fn hole(&self) -> u32 {
-        self.hole
+    pub(super) fn unmapped(&self) -> u32 {
+        self.unmapped
     }
 
     /// The bus address of a byte of the source.
     pub(super) fn source(&self, offset: usize) -> u32 {
-        self.source.at(offset)
+        self.source.address(offset)
     }
 
     /// The bus address of a byte of the destination.
     pub(super) fn destination(&self, offset: usize) -> u32 {
-        self.destination.at(offset)
+        self.destination.address(offset)
     }
 
-    /// Puts a channel's program where the device reads it, and returns its bus address.
-    pub(super) fn program(&self, channel: u8, program: &[u8]) -> u32 {
-        let place = usize::from(channel) * PROGRAM_MAX;
-        self.programs.memory.write(place, program);
-        self.programs.at(place)
+    /// Writes a channel's program where the device reads it, and returns its bus address.
+    pub(super) fn write_program(&self, channel: u8, program: &[u8]) -> u32 {
+        let offset = usize::from(channel) * MAX_PROGRAM_SIZE;
+        self.programs.memory.write(offset, program);
+        self.programs.address(offset)
     }
 
-    /// Fills where a transfer will write, and around it, with what it can't leave there.
-    pub(super) fn spoil(&self, from: usize, to: usize, length: usize) {
+    /// Fills the destination of a transfer, and its margins, with what the transfer can't leave there.
+    pub(super) fn clear(&self, from: usize, to: usize, length: usize) {
         let memory = &self.destination.memory;
         memory.write(to.saturating_sub(MARGIN), part(&self.complement, 0, MARGIN));
         memory.write(to, part(&self.complement, from, length));
         memory.write(to + length, part(&self.complement, 0, MARGIN));
     }
 
-    /// Checks every byte of a transfer, and those around it; says which are wrong.
+    /// Verifies every byte of a transfer, and its margins; fails with which are wrong.
     #[cold]
     pub(super) fn verify(&self, from: usize, to: usize, length: usize) -> Result<(), String> {
         let margin = part(&self.complement, 0, MARGIN);
@@ -87,9 +87,9 @@ impl TransferBuffers {
             if found == expected {
                 continue;
             }
-            let mut pairs = found.iter().zip(expected);
-            let first = pairs.clone().position(|(a, b)| a != b).unwrap_or(found.len());
-            let count = pairs.by_ref().filter(|(a, b)| a != b).count();
+            let wrong = || found.iter().zip(expected).enumerate().filter(|(_, (a, b))| a != b);
+            let first = wrong().next().map_or(found.len(), |(number, _)| number);
+            let count = wrong().count();
             return Err(format!("{count} bytes {what} are wrong, the first is number {first}"));
         }
         Ok(())
@@ -98,11 +98,11 @@ impl TransferBuffers {
 
 impl Buffer {
     fn new(test: &mut SelfTest, size: usize) -> Result<Self, SelfTestError> {
-        let (memory, iova) = test.memory(size)?;
-        Ok(Self { memory, iova: narrow(iova)? })
+        let (memory, iova) = test.dma_buffer(size)?;
+        Ok(Self { memory, iova: bus_address(iova)? })
     }
 
-    fn at(&self, offset: usize) -> u32 {
+    fn address(&self, offset: usize) -> u32 {
         self.iova.saturating_add(u32::try_from(offset).unwrap_or(0))
     }
 }
@@ -113,7 +113,7 @@ fn part(pattern: &[u8], from: usize, length: usize) -> &[u8] {
 }
 
 /// The controller has 32 bits of address.
-fn narrow(iova: u64) -> Result<u32, SelfTestError> {
+fn bus_address(iova: u64) -> Result<u32, SelfTestError> {
     u32::try_from(iova).map_err(|_| SelfTestError::NoIova { size: iova })
 }
 

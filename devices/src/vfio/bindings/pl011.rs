@@ -1,10 +1,35 @@
-//! Stopping the UART: nothing is sent or received, no DMA is asked for, no interrupt is high.
+//! The Arm PL011 ("PrimeCell UART"). Its reference manual (TRM) is ARM DDI 0183.
 
 use std::time::Duration;
 
-use super::super::primecell::check_part;
+use super::Binding;
+use super::primecell::{APB_PCLK, DEFAULT_RATE, add_primecell, check_part, has_apb_clock};
+use crate::vfio::node::{Clock, NodeBuilder};
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, RegisterAccess};
+
+/// The binding of the PL011.
+pub(super) const BINDING: Binding = Binding {
+    name: "PL011",
+    compatible: &["arm,pl011"],
+    kernel_option: Some("CONFIG_SERIAL_AMBA_PL011"),
+    quiesce: |regions| {
+        let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
+        stop(*registers, SEND_TIMEOUT)
+    },
+    refine,
+    self_test: None,
+};
+
+/// How long it may take to send what waits to be sent: the whole FIFO at 9600 baud.
+const SEND_TIMEOUT: Duration = Duration::from_millis(40);
+
+/// The clock that baud rates are divided from: the first, by which drivers get it. Its rate
+/// matters.
+const UARTCLK: &str = "uartclk";
+
+/// The part number.
+const PL011: u32 = 0x011;
 
 // TRM, chapter 3, "Summary of registers": offsets in bytes, of up to 16 bits each.
 
@@ -22,7 +47,7 @@ const FEN: u32 = 1 << 4;
 const UARTCR: u64 = 0x030;
 /// Control Register: the UART is enabled.
 const UARTEN: u32 = 1 << 0;
-/// Interrupt Mask Set/Clear Register: a bit for each interrupt that is let through.
+/// Interrupt Mask Set/Clear Register: a bit for each interrupt that is enabled.
 const UARTIMSC: u64 = 0x038;
 /// Masked Interrupt Status Register: interrupts that are high.
 const UARTMIS: u64 = 0x040;
@@ -33,26 +58,46 @@ const ALL: u32 = 0x7ff;
 /// DMA Control Register: all off.
 const UARTDMACR: u64 = 0x048;
 
-/// The part number.
-const PL011: u32 = 0x011;
+/// Makes of a host's node one that Linux' AMBA bus and its pl011 driver take
+/// (Documentation/devicetree/bindings/serial/pl011.yaml).
+fn refine(node: &mut NodeBuilder) {
+    // Bindings/serial/serial.yaml names the node.
+    "serial".clone_into(&mut node.name);
+    add_primecell(node);
+    if node.clocks.is_empty() {
+        node.clocks.push(Clock::new(Some(UARTCLK), None));
+    }
+    let names = [UARTCLK, APB_PCLK];
+    for (clock, name) in node.clocks.iter_mut().zip(names) {
+        clock.name.get_or_insert_with(|| name.to_owned());
+    }
+    if !has_apb_clock(&node.clocks) {
+        // Behind those with names, which may be followed by some without.
+        let named = node.clocks.iter().take_while(|clock| clock.name.is_some()).count();
+        node.clocks.insert(named, Clock::new(Some(APB_PCLK), None));
+    }
+    // The first one is the baud rate's, whatever it is called.
+    for clock in node.clocks.iter_mut().skip(1) {
+        if clock.name.as_deref() == Some(APB_PCLK) && clock.reference.is_none() {
+            clock.rate.get_or_insert(DEFAULT_RATE);
+        }
+    }
+}
 
-/// Stops the UART, waiting at most `patience` for what is being sent, and as long for its last
-/// character.
-pub(super) fn quiesce(
-    registers: &dyn RegisterAccess,
-    patience: Duration,
-) -> Result<(), QuiesceError> {
+/// Stops the UART: nothing is sent or received, no DMA is requested, no interrupt is high. Waits at
+/// most `timeout` for what is being sent, and as long for its last character.
+fn stop(registers: &dyn RegisterAccess, timeout: Duration) -> Result<(), QuiesceError> {
     check_part(registers, PL011, "PL011")?;
     registers.write32(UARTDMACR, 0)?;
     registers.write32(UARTIMSC, 0)?;
     if registers.read32(UARTCR)? & UARTEN != 0 {
-        // The last words of whoever had it. What flow control holds back isn't waited for.
-        is_idle(registers, patience)?;
+        // The last output of its former owner. What flow control holds back isn't waited for.
+        wait_until_idle(registers, timeout)?;
     }
     registers.write32(UARTCR, 0)?;
     let line = registers.read32(UARTLCR_H)?;
     registers.write32(UARTLCR_H, line & !(FEN | BRK))?;
-    let idle = is_idle(registers, patience)?;
+    let idle = wait_until_idle(registers, timeout)?;
     registers.write32(UARTICR, ALL)?;
     if let pending @ 1.. = registers.read32(UARTMIS)? {
         return Err(QuiesceError::StillActive(format!("interrupts {pending:#x} are still high")));
@@ -63,10 +108,10 @@ pub(super) fn quiesce(
     Ok(())
 }
 
-/// Waits until nothing is being sent, and says whether that is so.
-fn is_idle(registers: &dyn RegisterAccess, patience: Duration) -> Result<bool, AccessError> {
+/// Waits until nothing is being sent; whether it came to that.
+fn wait_until_idle(registers: &dyn RegisterAccess, timeout: Duration) -> Result<bool, AccessError> {
     let idle = || Ok((registers.read32(UARTFR)? & BUSY == 0).then_some(()));
-    Ok(poll_timeout(patience, idle)?.is_some())
+    Ok(poll_timeout(timeout, idle)?.is_some())
 }
 
 #[cfg(test)]
@@ -135,7 +180,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(5);
 
     #[test]
-    fn a_busy_uart_sends_its_last_words_and_is_off() {
+    fn a_busy_uart_sends_what_it_holds_and_is_turned_off() {
         let uart = Uart::new(&[
             (UARTCR, 0x301),
             (UARTLCR_H, 0x71),
@@ -144,7 +189,7 @@ mod tests {
             (UARTDMACR, 3),
         ]);
         *uart.waiting.borrow_mut() = 16;
-        quiesce(&uart, Duration::from_secs(10)).unwrap();
+        stop(&uart, Duration::from_secs(10)).unwrap();
         assert_eq!(*uart.waiting.borrow(), 0);
         for (register, value) in
             [(UARTCR, 0), (UARTLCR_H, 0x60), (UARTIMSC, 0), (0x03c, 0), (UARTDMACR, 0)]
@@ -154,22 +199,22 @@ mod tests {
         let writes = uart.writes.borrow();
         let off = writes.iter().position(|write| *write == (UARTCR, 0));
         let masked = writes.iter().position(|write| *write == (UARTIMSC, 0));
-        assert!(masked < off, "no interrupt while it is waited for: {writes:x?}");
+        assert!(masked < off, "no interrupt while it sends: {writes:x?}");
     }
 
     #[test]
-    fn what_a_disabled_uart_was_to_send_is_forgotten_at_once() {
+    fn what_a_disabled_uart_holds_is_discarded_at_once() {
         let uart = Uart::new(&[(UARTCR, 0x300), (UARTLCR_H, 0x70)]);
         *uart.waiting.borrow_mut() = 16;
         let started = Instant::now();
-        quiesce(&uart, Duration::from_secs(10)).unwrap();
+        stop(&uart, Duration::from_secs(10)).unwrap();
         assert!(started.elapsed() < Duration::from_secs(5));
     }
 
     #[test]
-    fn one_that_does_not_stop_is_an_error() {
+    fn a_uart_that_does_not_stop_is_an_error() {
         let uart = Uart { stuck: true, ..Uart::new(&[(UARTCR, 1)]) };
-        let error = quiesce(&uart, SHORT).unwrap_err();
+        let error = stop(&uart, SHORT).unwrap_err();
         assert_eq!(error.to_string(), "it is still sending");
         assert_eq!(uart.get(UARTCR), 0, "but it is off");
     }
@@ -178,12 +223,44 @@ mod tests {
     fn another_device_is_left_alone() {
         for id in [0, 0x30, 0xff] {
             let uart = Uart::new(&[(0xfe0, id)]);
-            let error = quiesce(&uart, SHORT).unwrap_err();
+            let error = stop(&uart, SHORT).unwrap_err();
             assert!(
                 matches!(error, QuiesceError::WrongDevice { expected: "PL011", .. }),
                 "{error}"
             );
             assert!(uart.writes.borrow().is_empty());
+        }
+    }
+
+    #[test]
+    fn the_first_clock_is_for_baud_rates_and_one_is_apb_pclk() {
+        type Clocks<'a> = &'a [(Option<&'a str>, Option<u32>)];
+        let apb = (Some(APB_PCLK), Some(DEFAULT_RATE));
+        let cases: [(Clocks<'_>, Clocks<'_>); 7] = [
+            (&[], &[(Some(UARTCLK), None), apb]),
+            (&[(None, Some(7))], &[(Some(UARTCLK), Some(7)), apb]),
+            (&[(None, Some(7)), (None, None)], &[(Some(UARTCLK), Some(7)), apb]),
+            (
+                &[(Some(UARTCLK), Some(7)), (Some(APB_PCLK), Some(8))],
+                &[(Some(UARTCLK), Some(7)), (Some(APB_PCLK), Some(8))],
+            ),
+            (&[(Some("uart"), None), (Some(APB_PCLK), None)], &[(Some("uart"), None), apb]),
+            // Only one, which is both: nobody knows how fast it is.
+            (&[(Some(APB_PCLK), None)], &[(Some(APB_PCLK), None)]),
+            (
+                &[(Some("a"), Some(7)), (Some("b"), None), (None, None)],
+                &[(Some("a"), Some(7)), (Some("b"), None), apb, (None, None)],
+            ),
+        ];
+        for (host, guest) in cases {
+            let mut builder = NodeBuilder::new("uart", &["arm,pl011"]);
+            builder.clocks = host.iter().map(|(name, rate)| Clock::new(*name, *rate)).collect();
+            refine(&mut builder);
+            let found: Vec<_> =
+                builder.clocks.iter().map(|clock| (clock.name.as_deref(), clock.rate)).collect();
+            assert_eq!(found, guest, "{host:?}");
+            assert_eq!(builder.compatible, ["arm,pl011", "arm,primecell"]);
+            assert_eq!(builder.name, "serial");
         }
     }
 }
