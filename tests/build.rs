@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     eprintln!(
         "error: strait needs Rust {NEEDED} or newer, and this is {}\n  \
          help: on Debian: sudo apt install cargo-web (the package `cargo` is older)\n  \
-         help: elsewhere: rustup update (README.md, \"Try it\")",
+         help: elsewhere: rustup update (README.md, \"Install\")",
         said.trim()
     );
     ExitCode::FAILURE

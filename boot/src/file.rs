@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryError, ReadVolatile, VolatileMemoryError, VolatileSlice,
+};
 
-use crate::shell;
 use crate::size::Size;
 
 /// What a file is for; errors name it.
@@ -33,61 +35,82 @@ impl fmt::Display for Role {
     }
 }
 
+/// A file that can't be handed to the guest.
+#[derive(Debug, Error)]
+#[error("{role} {} {fault}", path.display())]
+pub struct FileError {
+    /// What it is for.
+    pub role: Role,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why not.
+    #[source]
+    pub fault: FileFault,
+}
+
 /// Why a file can't be handed to the guest.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says it")]
-pub enum FileError {
-    #[error("{role} {} doesn't exist", path.display())]
-    Missing { role: Role, path: PathBuf },
-    #[error("{role} {} can't be read: permission denied", path.display())]
-    Permission { role: Role, path: PathBuf },
-    #[error("{role} {} can't be opened", path.display())]
-    Open { role: Role, path: PathBuf, source: io::Error },
-    #[error("{role} {} is a directory, not a file", path.display())]
-    Directory { role: Role, path: PathBuf },
-    #[error("{role} {} isn't a regular file", path.display())]
-    NotRegular { role: Role, path: PathBuf },
-    #[error("{role} {} is empty", path.display())]
-    Empty { role: Role, path: PathBuf },
-    #[error("{role} {} can't be read", path.display())]
-    Read { role: Role, path: PathBuf, source: io::Error },
+pub enum FileFault {
+    #[error("doesn't exist")]
+    Missing,
+    #[error("can't be read: permission denied")]
+    Permission,
+    #[error("can't be opened")]
+    Open(#[source] io::Error),
+    #[error("is a directory, not a file")]
+    Directory,
+    #[error("isn't a regular file")]
+    NotRegular,
+    #[error("is empty")]
+    Empty,
+    #[error("can't be read")]
+    Read(#[source] io::Error),
     #[error(
-        "{role} {} has shrunk since it was opened: {} of {} are left",
-        path.display(), Size(*found), Size(*expected)
+        "has shrunk since it was opened: {} of {} are left",
+        Size(*found), Size(*expected)
     )]
-    Shrunk { role: Role, path: PathBuf, expected: u64, found: u64 },
-    #[error("{role} {} has more than {}", path.display(), Size(*limit))]
-    TooLarge { role: Role, path: PathBuf, limit: u64 },
-    #[error("{role} {} can't be written to guest memory at {gpa:#x}", path.display())]
-    Memory { role: Role, path: PathBuf, gpa: u64, source: GuestMemoryError },
+    Shrunk { expected: u64, found: u64 },
+    #[error("has more than {}", Size(*limit))]
+    TooLarge { limit: u64 },
+    #[error("can't be written to guest memory at {gpa:#x}")]
+    Memory { gpa: u64, source: GuestMemoryError },
 }
 
 impl FileError {
     /// What mends it: a command or an option, where there is one.
     pub fn help(&self) -> Option<String> {
-        match self {
-            Self::Missing { role, path } | Self::Directory { role, path } => Some(format!(
-                "--{role} FILE takes a file's path; ls -l {}",
-                shell::word(
-                    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-                )
-            )),
-            Self::Permission { path, .. } => {
-                Some(format!("sudo setfacl -m u:$USER:r {}", shell::word(path)))
+        let Self { role, path, fault } = self;
+        match fault {
+            FileFault::Missing | FileFault::Directory => {
+                let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let directory = shell_word(directory.unwrap_or(Path::new(".")));
+                Some(format!("--{role} FILE takes a file's path; ls -l {directory}"))
             }
-            Self::NotRegular { path, .. } => {
-                Some(format!("copy it to a file first: cat {} > file", shell::word(path)))
+            FileFault::Permission => {
+                Some(format!("sudo setfacl -m u:$USER:r {}", shell_word(path)))
             }
-            Self::Empty { .. } => {
-                Some("build it or copy it again; ls -l shows its size".to_owned())
+            FileFault::NotRegular => {
+                Some(format!("copy it to a file first: cat {} > file", shell_word(path)))
             }
-            Self::Open { .. }
-            | Self::Read { .. }
-            | Self::Shrunk { .. }
-            | Self::TooLarge { .. }
-            | Self::Memory { .. } => None,
+            FileFault::Empty => Some("build it or copy it again; ls -l shows its size".to_owned()),
+            _ => None,
         }
     }
+}
+
+/// A path as a POSIX shell takes it for one word (POSIX.1-2017, Shell Command Language, 2.2.2), for
+/// commands that a person is told to type.
+pub(crate) fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    if text.starts_with('-') {
+        return shell_word(&Path::new(".").join(path));
+    }
+    if text.chars().all(plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// A regular file that isn't empty, open for reading.
@@ -106,30 +129,11 @@ impl BootFile {
     ///
     /// It is missing, unreadable, empty, or no regular file.
     pub fn open(role: Role, path: &Path) -> Result<Self, FileError> {
-        let owned = || path.to_owned();
-        // Without O_NONBLOCK, opening a FIFO would wait for its writer.
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => FileError::Missing { role, path: owned() },
-                io::ErrorKind::PermissionDenied => FileError::Permission { role, path: owned() },
-                _ => FileError::Open { role, path: owned(), source },
-            })?;
-        let metadata =
-            file.metadata().map_err(|source| FileError::Open { role, path: owned(), source })?;
-        if metadata.is_dir() {
-            return Err(FileError::Directory { role, path: owned() });
+        let path = path.to_owned();
+        match open(&path) {
+            Ok((file, size)) => Ok(Self { role, path, file, size }),
+            Err(fault) => Err(FileError { role, path, fault }),
         }
-        if !metadata.is_file() {
-            return Err(FileError::NotRegular { role, path: owned() });
-        }
-        let size = metadata.len();
-        if size == 0 {
-            return Err(FileError::Empty { role, path: owned() });
-        }
-        Ok(Self { role, path: owned(), file, size })
     }
 
     /// Its path as it was given.
@@ -149,72 +153,195 @@ impl BootFile {
     /// It is larger, or can't be read.
     pub fn read_whole(&self, limit: u64) -> Result<Vec<u8>, FileError> {
         let size = usize::try_from(self.size).ok().filter(|_| self.size <= limit);
-        let size = size.ok_or_else(|| FileError::TooLarge {
-            role: self.role,
-            path: self.path.clone(),
-            limit,
-        })?;
-        let mut bytes = vec![0; size];
-        let filled = self.read_start(&mut bytes)?;
-        bytes.truncate(filled);
+        let size = size.ok_or_else(|| self.error(FileFault::TooLarge { limit }))?;
+        let mut bytes = Vec::with_capacity(size);
+        let read = self.extent(self.size).read_to_end(&mut bytes);
+        read.map_err(|e| self.error(FileFault::Read(e)))?;
         Ok(bytes)
     }
 
-    /// Fills `buffer` from the start of the file and returns how much there was; the file's
-    /// position doesn't move.
-    pub(crate) fn read_start(&self, buffer: &mut [u8]) -> Result<usize, FileError> {
-        let mut filled = 0;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            let offset = filled as u64;
-            match self.file.read_at(rest, offset) {
-                Ok(0) => break,
-                Ok(n) => filled = filled.saturating_add(n),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(self.unreadable(source)),
-            }
-        }
-        Ok(filled)
+    /// Its first bytes, as many as it and `buffer` have.
+    pub(crate) fn read_start<'a>(&self, buffer: &'a mut [u8]) -> Result<&'a [u8], FileError> {
+        self.extent(self.size).read_start(buffer).map_err(|e| self.error(FileFault::Read(e)))
     }
 
-    /// The open file, its position at the start.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// Its first `size` bytes.
+    pub(crate) fn extent(&self, size: u64) -> Extent<'_> {
+        Extent { file: &self.file, start: 0, size, position: 0 }
     }
 
-    /// Reads the first `length` bytes straight into guest memory at `gpa`, without a buffer.
-    pub(crate) fn load<M>(&self, memory: &M, gpa: u64, length: u64) -> Result<(), FileError>
+    /// The error of a file that had `expected` bytes and is shorter now, if it is.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn shortened(&self, expected: u64) -> Option<FileError> {
+        let found = self.file.metadata().ok()?.len();
+        (found < expected).then(|| self.error(FileFault::Shrunk { expected, found }))
+    }
+
+    /// Reads a part of it straight into guest memory at `gpa`, without a buffer.
+    pub(crate) fn load<M>(
+        &self,
+        memory: &M,
+        gpa: u64,
+        mut extent: Extent<'_>,
+    ) -> Result<(), FileError>
     where
         M: Bytes<GuestAddress, E = GuestMemoryError>,
     {
-        let mut done = 0;
-        let mut file = &self.file;
-        while done < length {
-            // A file that doesn't fit the address space fails below, where the memory ends.
-            let count = usize::try_from(length - done).unwrap_or(usize::MAX);
-            let at = gpa.saturating_add(done);
-            match memory.read_volatile_from(GuestAddress(at), &mut file, count) {
-                Ok(0) => return Err(self.shrunk(length, done)),
-                Ok(n) => done = done.saturating_add(n as u64),
-                Err(GuestMemoryError::IOError(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(GuestMemoryError::IOError(source)) => return Err(self.unreadable(source)),
-                Err(source) => return Err(self.unplaced(at, source)),
+        while extent.left() > 0 {
+            // What doesn't fit the address space fails below, where the memory ends.
+            let count = usize::try_from(extent.left()).unwrap_or(usize::MAX);
+            let at = gpa.saturating_add(extent.position);
+            match memory.read_volatile_from(GuestAddress(at), &mut extent, count) {
+                Ok(0) => {
+                    let (expected, found) = (extent.size, extent.position);
+                    return Err(self.error(FileFault::Shrunk { expected, found }));
+                }
+                Ok(_) => (),
+                Err(GuestMemoryError::IOError(e)) if e.kind() == io::ErrorKind::Interrupted => (),
+                Err(GuestMemoryError::IOError(e)) => return Err(self.error(FileFault::Read(e))),
+                Err(source) => return Err(self.error(FileFault::Memory { gpa: at, source })),
             }
         }
         Ok(())
     }
 
-    /// The error of a failed read.
-    pub(crate) fn unreadable(&self, source: io::Error) -> FileError {
-        FileError::Read { role: self.role, path: self.path.clone(), source }
+    /// The error of this file.
+    pub(crate) fn error(&self, fault: FileFault) -> FileError {
+        FileError { role: self.role, path: self.path.clone(), fault }
+    }
+}
+
+/// Opens a regular file and tells its size.
+fn open(path: &Path) -> Result<(File, u64), FileFault> {
+    // Without O_NONBLOCK, opening a FIFO would wait for its writer.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(
+        |source| match source.kind() {
+            io::ErrorKind::NotFound => FileFault::Missing,
+            io::ErrorKind::PermissionDenied => FileFault::Permission,
+            _ => FileFault::Open(source),
+        },
+    )?;
+    let metadata = file.metadata().map_err(FileFault::Open)?;
+    if metadata.is_dir() {
+        return Err(FileFault::Directory);
+    }
+    if !metadata.is_file() {
+        return Err(FileFault::NotRegular);
+    }
+    match metadata.len() {
+        0 => Err(FileFault::Empty),
+        size => Ok((file, size)),
+    }
+}
+
+/// A part of a file, with a position of its own: what is looked at or loaded without reading all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent<'a> {
+    file: &'a File,
+    start: u64,
+    size: u64,
+    position: u64,
+}
+
+impl<'a> Extent<'a> {
+    /// Where it starts in the file.
+    pub(crate) fn start(self) -> u64 {
+        self.start
     }
 
-    /// The error of memory that refused what was written to `gpa`.
-    pub(crate) fn unplaced(&self, gpa: u64, source: GuestMemoryError) -> FileError {
-        FileError::Memory { role: self.role, path: self.path.clone(), gpa, source }
+    /// How many bytes it has.
+    pub(crate) fn size(self) -> u64 {
+        self.size
     }
 
-    /// The error of a file that ended after `found` of the `expected` bytes.
-    pub(crate) fn shrunk(&self, expected: u64, found: u64) -> FileError {
-        FileError::Shrunk { role: self.role, path: self.path.clone(), expected, found }
+    /// What of it follows its first `count` bytes.
+    pub(crate) fn after(self, count: u64) -> Self {
+        let count = count.min(self.size);
+        let (start, size) = (self.start.saturating_add(count), self.size.saturating_sub(count));
+        Self { start, size, position: 0, ..self }
+    }
+
+    /// Its first `count` bytes.
+    pub(crate) fn first(self, count: u64) -> Self {
+        Self { size: count.min(self.size), position: 0, ..self }
+    }
+
+    /// Reads its first bytes, as many as it and `buffer` have.
+    pub(crate) fn read_start(self, buffer: &mut [u8]) -> io::Result<&[u8]> {
+        let wanted = usize::try_from(self.size).unwrap_or(usize::MAX).min(buffer.len());
+        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        self.file.read_exact_at(buffer, self.start)?;
+        Ok(buffer)
+    }
+
+    /// Reads its last bytes, as many as it and `buffer` have.
+    pub(crate) fn read_end(self, buffer: &mut [u8]) -> io::Result<&[u8]> {
+        let skipped = self.size.saturating_sub(buffer.len() as u64);
+        self.after(skipped).read_start(buffer)
+    }
+
+    /// How many bytes there are from its position on.
+    fn left(self) -> u64 {
+        self.size.saturating_sub(self.position)
+    }
+
+    /// How many of `count` bytes there are from its position on.
+    fn at_most(self, count: usize) -> usize {
+        usize::try_from(self.left()).unwrap_or(usize::MAX).min(count)
+    }
+}
+
+impl Read for Extent<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = self.at_most(buffer.len());
+        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        let count = self.file.read_at(buffer, self.start.saturating_add(self.position))?;
+        self.position = self.position.saturating_add(count as u64);
+        Ok(count)
+    }
+}
+
+impl Seek for Extent<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(by) => self.size.checked_add_signed(by),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}
+
+impl ReadVolatile for Extent<'_> {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        buffer: &mut VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        let mut file = self.file;
+        let position = SeekFrom::Start(self.start.saturating_add(self.position));
+        file.seek(position).map_err(VolatileMemoryError::IOError)?;
+        let mut buffer = buffer.subslice(0, self.at_most(buffer.len()))?;
+        let count = file.read_volatile(&mut buffer)?;
+        self.position = self.position.saturating_add(count as u64);
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shell_would_take_apart_is_quoted() {
+        for (path, expected) in [
+            ("/boot/Image-6.12+deb13_arm64", "/boot/Image-6.12+deb13_arm64"),
+            ("my kernel", "'my kernel'"),
+            ("it's", "'it'\\''s'"),
+            ("$HOME/*", "'$HOME/*'"),
+            ("-rf", "./-rf"),
+        ] {
+            assert_eq!(shell_word(Path::new(path)), expected);
+        }
     }
 }

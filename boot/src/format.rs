@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::le::Le;
-
 /// Bytes of a file that are looked at to know what it is: enough for the header of a kernel with an
 /// EFI stub, and for the magic numbers of everything that is known by name.
 pub(crate) const START_SIZE: usize = 2048;
@@ -120,7 +118,7 @@ const MAGICS: &[(usize, &[u8], Format)] = &[
 pub(crate) const EM_AARCH64: u16 = 183;
 
 /// Bytes of a U-Boot legacy image header (U-Boot's include/image.h).
-pub(crate) const UIMAGE_HEADER: u64 = 64;
+pub(crate) const UIMAGE_HEADER_SIZE: u64 = 64;
 
 impl Format {
     /// What a file that starts with these bytes is.
@@ -230,6 +228,37 @@ impl Compressor {
             Self::Zstd => "zstd",
             Self::Gzip => "gzip",
         }
+    }
+}
+
+/// Little-endian fields at the start of a file, which may be cut short: every access is checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Le<'a>(pub(crate) &'a [u8]);
+
+impl Le<'_> {
+    /// The bytes of one field at `offset`.
+    fn field<const N: usize>(self, offset: usize) -> Option<[u8; N]> {
+        self.0.get(offset..offset.checked_add(N)?)?.try_into().ok()
+    }
+
+    /// 16 bits at `offset`.
+    pub(crate) fn u16(self, offset: usize) -> Option<u16> {
+        self.field(offset).map(u16::from_le_bytes)
+    }
+
+    /// 32 bits at `offset`.
+    pub(crate) fn u32(self, offset: usize) -> Option<u32> {
+        self.field(offset).map(u32::from_le_bytes)
+    }
+
+    /// 64 bits at `offset`.
+    pub(crate) fn u64(self, offset: usize) -> Option<u64> {
+        self.field(offset).map(u64::from_le_bytes)
+    }
+
+    /// Whether `magic` is at `offset`.
+    pub(crate) fn has(self, offset: usize, magic: &[u8]) -> bool {
+        self.0.get(offset..).is_some_and(|rest| rest.starts_with(magic))
     }
 }
 

@@ -12,15 +12,14 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::kernel::Placement;
-use crate::size::{GIB, KIB, MIB, Size, align_up};
+use crate::size::{GIB, KIB, MIB, Size};
 
 /// The largest device tree an arm64 kernel takes (Documentation/arch/arm64/booting.rst, 2).
-pub const DTB_MAX: u64 = 2 * MIB;
+pub const MAX_DTB_SIZE: u64 = 2 * MIB;
 
 /// The largest page of an arm64 kernel. Everything starts at a multiple of it, because the kernel
 /// frees the initrd in whole pages (`free_initrd_mem`): a DTB in the same page would go with it.
-const PAGE_MAX: u64 = 64 * KIB;
+const MAX_PAGE_SIZE: u64 = 64 * KIB;
 
 /// An initrd must lie in a window of this size that starts at a multiple of 1 GiB and covers the
 /// kernel (booting.rst, 4).
@@ -40,6 +39,17 @@ impl Ram {
     pub fn end(self) -> u64 {
         self.base.saturating_add(self.size)
     }
+}
+
+/// Where a kernel lies in guest RAM: guest physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Where its first byte is loaded.
+    pub load: u64,
+    /// Where the boot CPU enters it.
+    pub entry: u64,
+    /// The first address behind its BSS: nothing may be put below.
+    pub end: u64,
 }
 
 /// Where everything the guest boots from lies.
@@ -62,7 +72,7 @@ pub enum LayoutError {
         kernel.load, kernel.end, ram.base, ram.end()
     )]
     Kernel { kernel: Placement, ram: Ram },
-    #[error("the device tree has {}; an arm64 kernel takes {}", Size(*size), Size(DTB_MAX))]
+    #[error("the device tree has {}; an arm64 kernel takes {}", Size(*size), Size(MAX_DTB_SIZE))]
     DtbTooLarge { size: u64 },
     #[error(
         "the device tree ({}) doesn't fit: of {} of RAM, {} are left behind the kernel",
@@ -112,7 +122,7 @@ pub(crate) fn more_memory(needed: u64) -> String {
 /// of `initrd_size` bytes.
 ///
 /// The device tree names the initrd's address, so its size is known only afterwards: give
-/// [`DTB_MAX`] as `dtb_size` then. It costs addresses, not memory.
+/// [`MAX_DTB_SIZE`] as `dtb_size` then. It costs addresses, not memory.
 ///
 /// # Errors
 ///
@@ -136,10 +146,10 @@ pub fn layout(
 
 /// Places `size` bytes of device tree behind the kernel.
 fn place_dtb(ram: Ram, kernel: Placement, size: u64) -> Result<Range<u64>, LayoutError> {
-    if size > DTB_MAX {
+    if size > MAX_DTB_SIZE {
         return Err(LayoutError::DtbTooLarge { size });
     }
-    let start = align_up(kernel.end, PAGE_MAX).unwrap_or(u64::MAX);
+    let start = kernel.end.checked_next_multiple_of(MAX_PAGE_SIZE).unwrap_or(u64::MAX);
     let end = start.saturating_add(size);
     if end > ram.end() {
         let free = ram.end().saturating_sub(start);
@@ -155,7 +165,7 @@ fn place_initrd(
     after: u64,
     size: u64,
 ) -> Result<Range<u64>, LayoutError> {
-    let start = align_up(after, PAGE_MAX).unwrap_or(u64::MAX);
+    let start = after.checked_next_multiple_of(MAX_PAGE_SIZE).unwrap_or(u64::MAX);
     let end = start.saturating_add(size);
     let needed = end.saturating_sub(ram.base);
     if size > ram.size {
@@ -197,9 +207,9 @@ mod tests {
 
     #[test]
     fn a_small_kernel_shares_its_block_with_the_device_tree() {
-        let layout = layout(ram(64 * MIB), kernel(4096), DTB_MAX, Some(1)).unwrap();
+        let layout = layout(ram(64 * MIB), kernel(4096), MAX_DTB_SIZE, Some(1)).unwrap();
         assert_eq!((layout.dtb + 64 * KIB) / (2 * MIB), BASE / (2 * MIB));
-        assert!(layout.initrd.unwrap().start >= layout.dtb + DTB_MAX);
+        assert!(layout.initrd.unwrap().start >= layout.dtb + MAX_DTB_SIZE);
     }
 
     #[test]
@@ -228,13 +238,13 @@ mod tests {
                 Some("--memory 128M"),
             ),
             (
-                layout(small, kernel(63 * MIB), DTB_MAX, None),
+                layout(small, kernel(63 * MIB), MAX_DTB_SIZE, None),
                 "the device tree (2 MiB) doesn't fit: of 64 MiB of RAM, 1 MiB are left behind the \
                  kernel",
                 Some("--memory 128M"),
             ),
             (
-                layout(small, kernel(MIB), DTB_MAX + 1, None),
+                layout(small, kernel(MIB), MAX_DTB_SIZE + 1, None),
                 "the device tree has 2.0 MiB; an arm64 kernel takes 2 MiB",
                 Some("strait run --dry-run shows the tree; assign fewer devices"),
             ),

@@ -4,6 +4,11 @@
 //! Addresses are guest physical addresses (GPA), sizes are bytes.
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
+#![deny(missing_docs)]
 
 pub mod cmdline;
 pub mod fdt;
@@ -12,6 +17,4 @@ pub mod format;
 pub mod initrd;
 pub mod kernel;
 pub mod layout;
-mod le;
-mod shell;
 pub mod size;

@@ -31,11 +31,6 @@ impl fmt::Display for Size {
     }
 }
 
-/// `value` rounded up to a multiple of `alignment`, or `None` where that exceeds 64 bits.
-pub(crate) fn align_up(value: u64, alignment: u64) -> Option<u64> {
-    value.checked_next_multiple_of(alignment)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,12 +50,5 @@ mod tests {
         ] {
             assert_eq!(Size(bytes).to_string(), text);
         }
-    }
-
-    #[test]
-    fn aligning_never_wraps() {
-        assert_eq!(align_up(1, 4096), Some(4096));
-        assert_eq!(align_up(4096, 4096), Some(4096));
-        assert_eq!(align_up(u64::MAX, 4096), None);
     }
 }

@@ -4,7 +4,7 @@
 //! - [`artifacts`] names what it made; everything that runs the model starts from there.
 //! - [`harness`] boots a model host and tells stories on it.
 //! - [`suite`] runs every test, [`bench`] measures, [`demo`] shows the main job, [`shell`] is for
-//!   looking around, [`manual`] makes the man page and completions.
+//!   looking around, [`manual`] makes the man page and completions, [`package`] a Debian package.
 
 #[cfg(feature = "tool")]
 pub mod artifacts;
@@ -16,6 +16,8 @@ pub mod demo;
 pub mod harness;
 #[cfg(feature = "tool")]
 pub mod manual;
+#[cfg(feature = "tool")]
+pub mod package;
 #[cfg(feature = "tool")]
 pub mod setup;
 #[cfg(feature = "tool")]

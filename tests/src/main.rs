@@ -1,13 +1,14 @@
 //! `cargo model`: the system model as a tool.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tests::bench::{self, Peer};
-use tests::setup::{self, Options, Purpose};
+use tests::setup::{self, Options, Purpose, workspace};
 use tests::suite;
-use tests::{demo, manual, shell};
+use tests::{demo, manual, package, shell};
 
 /// The system model: an Arm board in QEMU with DMA controllers behind an SMMU, a Linux host with
 /// KVM on it, and strait in that host.
@@ -52,6 +53,11 @@ enum Command {
     Lint,
     /// Make the man page and the shells' completions from `strait --help`
     Manual,
+    /// Make a Debian package and a tar archive with strait, its man page, completions and documents
+    Package {
+        /// Where to put them [default: target/model/package]
+        directory: Option<PathBuf>,
+    },
     /// Remove what the present clone doesn't use from the cache
     Clean {
         /// Remove everything
@@ -107,6 +113,12 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
         Command::Manual => {
             setup::test_tools::install()?;
             for path in manual::write(&setup::build(options)?)? {
+                println!("{}", path.display());
+            }
+        }
+        Command::Package { directory } => {
+            let directory = directory.unwrap_or_else(|| workspace::target_dir().join("package"));
+            for path in package::write(&setup::build(options)?, &directory)? {
                 println!("{}", path.display());
             }
         }

@@ -111,7 +111,7 @@ from_helpful! {
     devices::vfio::iommu::DmaConstraintError,
     devices::vfio::pci::FunctionError,
     devices::vfio::platform::PlatformError,
-    devices::vfio::user::UserError,
+    devices::vfio_user::VfioUserError,
 }
 
 impl From<std::io::Error> for Error {

@@ -23,13 +23,13 @@ mod logger;
 mod outfile;
 mod output;
 mod pci;
-mod served;
 mod signals;
 mod silence;
 mod stats;
 mod terminal;
 mod tree;
 mod unused;
+mod vfio_user;
 
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;

@@ -2,100 +2,11 @@
 //!
 //! Ours are the tree, its labels and phandles, and errors that name the node.
 
-use thiserror::Error;
-
-use super::node::{Cell, Label, Node, Value};
-use super::phandle::{DEPTH_MAX, Phandles, path_of};
+use super::error::BlobError;
+use super::node::{Node, is_node_name, is_phandle, is_property_name, path_of};
+use super::phandle::Phandles;
+use super::value::{Cell, Value};
 use super::writer::AnyNameWriter;
-
-/// Why a tree can't be written.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each variant's text says it")]
-pub enum BlobError {
-    #[error("device tree node {path}: {property} refers to &{label}, which no node bears")]
-    UnknownLabel { path: String, property: String, label: Label },
-    #[error("device tree: {first} and {second} both bear the label {label}")]
-    DuplicateLabel { label: Label, first: String, second: String },
-    #[error("device tree: {first} and {second} both have the phandle {phandle:#x}")]
-    DuplicatePhandle { phandle: u32, first: String, second: String },
-    #[error("device tree node {path} can't have the phandle {phandle:#x}")]
-    Phandle { path: String, phandle: u32 },
-    #[error("device tree node {path} has two children named {name:?}")]
-    DuplicateChild { path: String, name: String },
-    #[error("device tree node {path} can't be named {name:?}")]
-    NodeName { path: String, name: String },
-    #[error("device tree node {path}: a property can't be named {name:?}")]
-    PropertyName { path: String, name: String },
-    #[error("device tree node {path}: a string of {property} holds a NUL")]
-    Nul { path: String, property: String },
-    #[error("device tree node {path} lies deeper than {DEPTH_MAX} levels")]
-    TooDeep { path: String },
-    #[error("the device tree has more than the 4 GiB that a blob can have")]
-    TooLarge,
-    #[error("the device tree can't be written: {source}")]
-    Writer { source: vm_fdt::Error },
-}
-
-impl From<vm_fdt::Error> for BlobError {
-    fn from(source: vm_fdt::Error) -> Self {
-        match source {
-            vm_fdt::Error::PropertyValueTooLarge | vm_fdt::Error::TotalSizeTooLarge => {
-                Self::TooLarge
-            }
-            source => Self::Writer { source },
-        }
-    }
-}
-
-impl BlobError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
-        match self {
-            Self::PropertyName { .. } => {
-                Some("names consist of the characters a-z A-Z 0-9 , . _ + ? # -".to_owned())
-            }
-            Self::NodeName { .. } => Some(
-                "names consist of the characters a-z A-Z 0-9 , . _ + -; @ and an address may follow"
-                    .to_owned(),
-            ),
-            Self::UnknownLabel { .. }
-            | Self::DuplicateLabel { .. }
-            | Self::DuplicatePhandle { .. } => {
-                Some("strait run --dry-run shows the tree with its labels".to_owned())
-            }
-            Self::DuplicateChild { .. } => Some(
-                "--vfio-platform NAME,node-name=N gives an assigned device's node another name"
-                    .to_owned(),
-            ),
-            Self::Nul { .. }
-            | Self::TooDeep { .. }
-            | Self::Phandle { .. }
-            | Self::TooLarge
-            | Self::Writer { .. } => None,
-        }
-    }
-}
-
-/// Whether a property can have this name: the characters of Devicetree Specification, 2.2.4, in
-/// any number, as Linux takes them.
-pub fn is_property_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b",._+?#-".contains(&b))
-}
-
-/// Whether a node below the root can have this name: the characters of Devicetree Specification,
-/// 2.2.1, in any number, once with `@` before the unit address.
-pub fn is_node_name(name: &str) -> bool {
-    let is_part = |s: &str| s.bytes().all(|b| b.is_ascii_alphanumeric() || b",._+-".contains(&b));
-    let (base, unit) = name.split_once('@').unwrap_or((name, "0"));
-    !base.is_empty() && is_part(base) && !unit.is_empty() && is_part(unit)
-}
-
-/// Whether a property holds a node's own phandle, under its present or its old name.
-///
-/// Such numbers come with nodes from elsewhere and mean nothing here: they aren't written.
-pub(super) fn is_phandle(property: &str) -> bool {
-    matches!(property, "phandle" | "linux,phandle")
-}
 
 /// The tree as a blob.
 ///

@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Write};
 
-use super::blob::is_phandle;
-use super::node::{Cell, Node, Value};
+use super::node::{Node, is_phandle};
+use super::value::{Cell, Value};
 
 /// Cells on one line: two entries of `reg` with 64-bit addresses and sizes.
 const CELLS_PER_LINE: usize = 8;

@@ -5,16 +5,19 @@
 
 mod blob;
 mod dts;
-mod format;
+mod error;
 pub mod host;
 mod node;
 pub mod overlay;
 mod phandle;
 mod read;
+mod value;
 mod writer;
 
-pub use blob::{BlobError, is_node_name, is_property_name, to_blob};
+pub use blob::to_blob;
 pub use dts::{subtree_to_dts, to_dts};
-pub use node::{Cell, Label, Node, Property, Value};
-pub use phandle::FIRST as FIRST_PHANDLE;
-pub use read::{ReadError, from_blob};
+pub use error::{BlobError, ReadError};
+pub use node::{Node, Property, is_node_name, is_property_name};
+pub use phandle::FIRST_PHANDLE;
+pub use read::from_blob;
+pub use value::{Cell, Label, Value};

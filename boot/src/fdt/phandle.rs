@@ -1,20 +1,18 @@
 //! Phandles: the numbers that labels become in a blob.
 
-use super::blob::BlobError;
-use super::node::{Cell, Label, Node, Value};
-
-/// The deepest tree that is read or written: what Linux unflattens (`FDT_MAX_DEPTH`).
-pub(super) const DEPTH_MAX: usize = 64;
+use super::error::BlobError;
+use super::node::{MAX_DEPTH, Node, path_of};
+use super::value::{Cell, Label, Value};
 
 /// The first number given to a node that has none of its own.
 ///
 /// Compilers number from 1. A node copied from a host keeps its number, and a property of it may
 /// hold a host's phandle that nobody knows to be one: none of those leads to another node here. Nor
 /// does a number of another kind look like one of these: it isn't round.
-pub const FIRST: u32 = 0x1d00_0001;
+pub const FIRST_PHANDLE: u32 = 0x1d00_0001;
 
 /// The largest phandle: the next is -1, which stands for none.
-const LAST: u32 = u32::MAX - 1;
+const LAST_PHANDLE: u32 = u32::MAX - 1;
 
 /// The phandle of every label that something refers to, in the order of labels.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ struct Found<'a> {
 }
 
 impl<'a> Phandles<'a> {
-    /// Numbers, from [`FIRST`] in tree order, the nodes that something refers to and that have no
+    /// Numbers, from [`FIRST_PHANDLE`] in tree order, the nodes that something refers to and that have no
     /// phandle of their own.
     ///
     /// # Errors
@@ -49,7 +47,7 @@ impl<'a> Phandles<'a> {
         own.sort_by_key(|(phandle, _)| *phandle);
         check_own(root, &own)?;
         let mut numbers: Vec<(&Label, u32)> = used.iter().map(|(label, ..)| (*label, 0)).collect();
-        let mut free = (FIRST..=LAST)
+        let mut free = (FIRST_PHANDLE..=LAST_PHANDLE)
             .filter(|next| own.binary_search_by_key(next, |(phandle, _)| *phandle).is_err());
         for (label, node) in borne {
             let Ok(index) = numbers.binary_search_by_key(&label, |(used, _)| used) else {
@@ -85,7 +83,7 @@ impl<'a> Phandles<'a> {
 impl<'a> Found<'a> {
     /// Collects what is in and below `node`; fails with the node that lies too deep.
     fn walk(&mut self, node: &'a Node, depth: usize) -> Result<(), &'a Node> {
-        if depth >= DEPTH_MAX {
+        if depth >= MAX_DEPTH {
             return Err(node);
         }
         if let Some(label) = node.get_label() {
@@ -122,7 +120,7 @@ impl<'a> Found<'a> {
 
 /// Refuses a phandle that two nodes have, and those that stand for none.
 fn check_own(root: &Node, sorted: &[(u32, &Node)]) -> Result<(), BlobError> {
-    let none = sorted.iter().find(|(phandle, _)| !(1..=LAST).contains(phandle));
+    let none = sorted.iter().find(|(phandle, _)| !(1..=LAST_PHANDLE).contains(phandle));
     if let Some((phandle, node)) = none {
         return Err(BlobError::Phandle { path: path_of(root, node), phandle: *phandle });
     }
@@ -150,27 +148,4 @@ fn check_unique(root: &Node, borne: &[(&Label, &Node)]) -> Result<(), BlobError>
         }),
         _ => Ok(()),
     }
-}
-
-/// The path of `target`, which is part of the tree at `root`. Only errors need it.
-pub(super) fn path_of(root: &Node, target: &Node) -> String {
-    fn find<'a>(node: &'a Node, target: &Node, names: &mut Vec<&'a str>) -> bool {
-        if std::ptr::eq(node, target) {
-            return true;
-        }
-        if names.len() >= DEPTH_MAX {
-            return false;
-        }
-        for child in node.children() {
-            names.push(child.name());
-            if find(child, target, names) {
-                return true;
-            }
-            names.pop();
-        }
-        false
-    }
-    let mut names = Vec::new();
-    find(root, target, &mut names);
-    format!("/{}", names.join("/"))
 }

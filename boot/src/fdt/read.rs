@@ -3,28 +3,38 @@
 //! A blob comes from a file and is trusted as little: every offset is checked, and what is wrong is
 //! said with its place.
 
-use thiserror::Error;
+use super::error::ReadError;
+use super::node::{MAX_DEPTH, Node, Property, is_phandle};
+use super::value::Value;
 
-use super::blob::is_phandle;
-use super::format::{BEGIN_NODE, END, END_NODE, HEADER_SIZE, LAST_COMPATIBLE, MAGIC, NOP, PROP};
-use super::node::{Node, Property, Value};
-use super::phandle::DEPTH_MAX;
+// The numbers of the format (Devicetree Specification, 5.2 "Header" and 5.4.1 "Lexical structure").
 
-/// What can be wrong with a blob.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each variant's text says it")]
-pub enum ReadError {
-    #[error("it isn't a device tree blob")]
-    Magic,
-    #[error("it is of version {version}, which can't be read")]
-    Version { version: u32 },
-    #[error("it ends within {what}")]
-    CutOff { what: &'static str },
-    #[error("its {what} at byte {offset:#x} of the structure block is malformed")]
-    Malformed { what: &'static str, offset: usize },
-    #[error("its nodes lie deeper than {DEPTH_MAX} levels")]
-    TooDeep,
-}
+/// The header's first field.
+const MAGIC: u32 = 0xd00d_feed;
+
+/// The header's size in bytes: ten fields.
+const HEADER_SIZE: u32 = 40;
+
+/// The version of a blob that vm-fdt writes, and the newest that is read.
+const VERSION: u32 = 17;
+
+/// The oldest version as which a blob of [`VERSION`] can be read.
+const LAST_COMPATIBLE: u32 = 16;
+
+/// A node begins; its name follows.
+pub(super) const BEGIN_NODE: u32 = 1;
+
+/// A node ends.
+const END_NODE: u32 = 2;
+
+/// A property; its length, the offset of its name and its bytes follow.
+pub(super) const PROP: u32 = 3;
+
+/// Nothing.
+const NOP: u32 = 4;
+
+/// The structure block ends.
+const END: u32 = 9;
 
 /// The tree that a blob holds, values as [`Value::of_bytes`] takes them. Phandles that nodes have
 /// are [their own](Node::get_phandle).
@@ -43,7 +53,7 @@ pub fn from_blob(blob: &[u8]) -> Result<Node, ReadError> {
     }
     let header = |index| field(index, "its header");
     let (version, oldest) = (header(5)?, header(6)?);
-    if version < LAST_COMPATIBLE || oldest > super::format::VERSION {
+    if version < LAST_COMPATIBLE || oldest > VERSION {
         return Err(ReadError::Version { version });
     }
     let total = usize::try_from(header(1)?).unwrap_or(usize::MAX);
@@ -75,7 +85,7 @@ struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// A node, of which the first token has been read.
     fn node(&mut self, depth: usize) -> Result<Node, ReadError> {
-        if depth >= DEPTH_MAX {
+        if depth >= MAX_DEPTH {
             return Err(ReadError::TooDeep);
         }
         let name = self.name()?;

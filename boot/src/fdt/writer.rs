@@ -7,8 +7,8 @@
 
 use vm_fdt::{Error, FdtWriter, FdtWriterNode};
 
-use super::blob::BlobError;
-use super::format::{BEGIN_NODE, PROP};
+use super::error::BlobError;
+use super::read::{BEGIN_NODE, PROP};
 
 /// The name under which a node or property is written whose own name is refused.
 ///

@@ -1,9 +1,9 @@
 //! What an initrd holds, as `unpack_to_rootfs` of Linux' init/initramfs.c tells it.
 
-use std::io;
-
-use super::{Extent, cpio, gzip};
-use crate::format::{Compressor, FileSystem, Format, START_SIZE, UIMAGE_HEADER, UImageType};
+use super::error::InitrdFault;
+use super::{cpio, gzip};
+use crate::file::Extent;
+use crate::format::{Compressor, FileSystem, Format, START_SIZE, UIMAGE_HEADER_SIZE, UImageType};
 
 /// What strait looks into, and no further: a RAM disk in a RAM disk.
 pub(super) const U_BOOT_RAM_DISK: Format = Format::UImage(UImageType::RAMDISK);
@@ -19,78 +19,74 @@ pub(super) enum Content<'a> {
     Wrapped(Extent<'a>),
 }
 
-/// Why it is no initrd.
-#[derive(Debug)]
-pub(super) enum Refusal {
-    /// It can't be read.
-    Unreadable(io::Error),
-    /// It is something else.
-    Foreign(Format),
-    /// It is gzip'ed something else.
-    ForeignInside(Format),
-    /// It ends early.
-    CutOff { wrapper: &'static str },
-    /// It isn't what its first bytes say.
-    Damaged { wrapper: &'static str },
-    /// xz with a check that Linux doesn't know.
-    XzCheck,
-    /// lz4 in a frame that Linux doesn't know.
-    Lz4Frame,
-}
-
 /// Looks at the start of an initrd.
-pub(super) fn of(extent: Extent<'_>) -> Result<Content<'_>, Refusal> {
+pub(super) fn of(extent: Extent<'_>) -> Result<Content<'_>, InitrdFault> {
     let mut buffer = [0; START_SIZE];
-    let start = extent.read(&mut buffer)?;
+    let start = extent.read_start(&mut buffer)?;
     // Linux skips zeroes.
     let zeroes = start.iter().take_while(|byte| **byte == 0).count();
     let Some(head) = start.get(zeroes..).filter(|head| !head.is_empty()) else {
-        return Err(Refusal::Foreign(Format::Zeroes));
+        return Err(InitrdFault::Foreign(Format::Zeroes));
     };
+    let extent_of_head = extent.after(zeroes as u64);
     match Format::of(head) {
         Format::Cpio => {
-            cpio::check(extent.after(zeroes as u64))?;
+            // What a compressor made may follow: the kernel's microcode lies in front of it so. Other
+            // junk there costs the guest nothing that it needs.
+            if let Some(rest) = cpio::check(extent_of_head)? {
+                let mut buffer = [0; START_SIZE];
+                let start = rest.read_start(&mut buffer)?;
+                if let Format::Compressed(compressor) = Format::of(start) {
+                    compressed(compressor, start, rest)?;
+                }
+            }
             Ok(Content::Initramfs)
         }
-        Format::Compressed(compressor) => compressed(compressor, head, extent.after(zeroes as u64)),
+        Format::Compressed(compressor) => compressed(compressor, head, extent_of_head),
         // Of all others, only what starts at the first byte is what it seems.
         _ => match Format::of(start) {
             Format::FileSystem(kind) => Ok(Content::FileSystem(kind)),
             U_BOOT_RAM_DISK => unwrap(extent, start),
-            other => Err(Refusal::Foreign(other)),
+            other => Err(InitrdFault::Foreign(other)),
         },
     }
 }
 
 /// Judges what a compressor made.
-pub(super) fn compressed<'a>(
+fn compressed<'a>(
     compressor: Compressor,
     head: &[u8],
-    extent: Extent<'a>,
-) -> Result<Content<'a>, Refusal> {
+    extent: Extent<'_>,
+) -> Result<Content<'a>, InitrdFault> {
     /// Where the kind of check is in an xz stream, and the largest that Linux knows, CRC32
     /// (lib/xz/xz_dec_stream.c).
     const XZ_CHECK: (usize, u8) = (7, 1);
     match compressor {
-        Compressor::Gzip => gzip::check(head, extent),
-        Compressor::Lz4 => Err(Refusal::Lz4Frame),
+        Compressor::Gzip => {
+            let content = match gzip::format(head)? {
+                Format::Cpio => Content::Initramfs,
+                Format::FileSystem(kind) => Content::FileSystem(kind),
+                other => return Err(InitrdFault::ForeignInside(other)),
+            };
+            gzip::check_end(extent)?;
+            Ok(content)
+        }
+        Compressor::Lz4 => Err(InitrdFault::Lz4Frame),
         Compressor::Xz if head.get(XZ_CHECK.0).is_some_and(|check| *check > XZ_CHECK.1) => {
-            Err(Refusal::XzCheck)
+            Err(InitrdFault::XzCheck)
         }
         _ => Ok(Content::Initramfs),
     }
 }
 
 /// What is behind U-Boot's legacy header: it has the size of that, big-endian, at 12.
-fn unwrap<'a>(extent: Extent<'a>, start: &[u8]) -> Result<Content<'a>, Refusal> {
+fn unwrap<'a>(extent: Extent<'a>, start: &[u8]) -> Result<Content<'a>, InitrdFault> {
     let wrapper = "the data behind U-Boot's header";
-    let size = start.get(12..16).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
-    let inside = extent.after(UIMAGE_HEADER);
+    let size = start.get(12..).and_then(|rest| rest.first_chunk()).map(|s| u32::from_be_bytes(*s));
+    let inside = extent.after(UIMAGE_HEADER_SIZE);
     match size.map(u64::from) {
-        Some(0) => Err(Refusal::Damaged { wrapper }),
-        Some(size) if size <= inside.size() => {
-            Ok(Content::Wrapped(Extent { end: inside.start.saturating_add(size), ..inside }))
-        }
-        _ => Err(Refusal::CutOff { wrapper }),
+        Some(0) => Err(InitrdFault::Damaged { wrapper }),
+        Some(size) if size <= inside.size() => Ok(Content::Wrapped(inside.first(size))),
+        _ => Err(InitrdFault::CutOff { wrapper }),
     }
 }

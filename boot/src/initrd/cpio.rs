@@ -1,49 +1,35 @@
 //! The "newc" archive (Documentation/driver-api/early-userspace/buffer-format.rst).
 
-use super::Extent;
-use super::content::{Refusal, compressed};
-use crate::format::{Format, START_SIZE};
+use super::error::InitrdFault;
+use crate::file::Extent;
 
 /// The name of an archive's last entry.
 const TRAILER: &[u8] = b"TRAILER!!!\0";
 
 /// Bytes of an entry's header.
-const HEADER: usize = 110;
+const HEADER_SIZE: usize = 110;
 
 /// Bytes of zeroes behind which nothing more is looked for.
-const PADDING_MAX: usize = 1 << 20;
+const MAX_PADDING: usize = 1 << 20;
 
 /// What errors call an archive.
 const WRAPPER: &str = "its cpio archive";
 
-/// Checks that archives from here on are whole, as far as they are not compressed.
-pub(super) fn check(extent: Extent<'_>) -> Result<(), Refusal> {
+/// Checks that archives from here on are whole, as far as they are not compressed; answers what
+/// follows them, if it isn't known to be nothing.
+pub(super) fn check(extent: Extent<'_>) -> Result<Option<Extent<'_>>, InitrdFault> {
     // One archive, padded to at most 4 KiB as all programs do, ends in its trailer.
     let mut end = [0; 4096];
     let end = extent.read_end(&mut end)?;
     let used = end.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(2));
     if end.get(..used).unwrap_or(end).ends_with(TRAILER) {
-        return Ok(());
+        return Ok(None);
     }
-    match behind(extent)? {
-        // What a compressor made may follow: the kernel's microcode lies in front of it so.
-        Some(rest) => check_next(rest),
-        None => Ok(()),
-    }
-}
-
-/// Judges what follows an archive; junk there costs the guest nothing that it needs.
-fn check_next(extent: Extent<'_>) -> Result<(), Refusal> {
-    let mut buffer = [0; START_SIZE];
-    let start = extent.read(&mut buffer)?;
-    match Format::of(start) {
-        Format::Compressed(compressor) => compressed(compressor, start, extent).map(drop),
-        _ => Ok(()),
-    }
+    behind(extent)
 }
 
 /// Walks through archives up to what is none.
-fn behind(mut extent: Extent<'_>) -> Result<Option<Extent<'_>>, Refusal> {
+fn behind(mut extent: Extent<'_>) -> Result<Option<Extent<'_>>, InitrdFault> {
     let mut in_archive = true;
     // Each round takes a header's size or more.
     loop {
@@ -53,8 +39,8 @@ fn behind(mut extent: Extent<'_>) -> Result<Option<Extent<'_>>, Refusal> {
                 None => return Ok(None),
             }
         }
-        let mut buffer = [0; HEADER + TRAILER.len()];
-        let start = extent.read(&mut buffer)?;
+        let mut buffer = [0; HEADER_SIZE + TRAILER.len()];
+        let start = extent.read_start(&mut buffer)?;
         match Entry::parse(start) {
             Some(entry) if entry.size() <= extent.size() => {
                 in_archive = !entry.is_trailer;
@@ -62,19 +48,21 @@ fn behind(mut extent: Extent<'_>) -> Result<Option<Extent<'_>>, Refusal> {
             }
             // The trailer's padding may be missing.
             Some(entry) if entry.is_trailer => return Ok(None),
-            Some(_) => return Err(Refusal::CutOff { wrapper: WRAPPER }),
+            Some(_) => return Err(InitrdFault::CutOff { wrapper: WRAPPER }),
             None if !in_archive => return Ok(Some(extent)),
-            None if start.len() < HEADER => return Err(Refusal::CutOff { wrapper: WRAPPER }),
-            None => return Err(Refusal::Damaged { wrapper: WRAPPER }),
+            None if start.len() < HEADER_SIZE => {
+                return Err(InitrdFault::CutOff { wrapper: WRAPPER });
+            }
+            None => return Err(InitrdFault::Damaged { wrapper: WRAPPER }),
         }
     }
 }
 
 /// The first byte that isn't zero and what follows; `None` where there is none nearby.
-fn skip_zeroes(mut extent: Extent<'_>) -> Result<Option<Extent<'_>>, Refusal> {
+fn skip_zeroes(mut extent: Extent<'_>) -> Result<Option<Extent<'_>>, InitrdFault> {
     let mut buffer = [0; 4096];
-    for _ in 0..PADDING_MAX / buffer.len() {
-        let bytes = extent.read(&mut buffer)?;
+    for _ in 0..MAX_PADDING / buffer.len() {
+        let bytes = extent.read_start(&mut buffer)?;
         if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
             return Ok(Some(extent.after(at as u64)));
         }
@@ -97,7 +85,7 @@ struct Entry {
 impl Entry {
     /// The entry whose first bytes these are.
     fn parse(start: &[u8]) -> Option<Self> {
-        let header = start.get(..HEADER)?;
+        let header = start.get(..HEADER_SIZE)?;
         if !header.starts_with(b"070701") && !header.starts_with(b"070702") {
             return None;
         }
@@ -108,7 +96,7 @@ impl Entry {
             u32::from_str_radix(digits, 16).ok().map(u64::from)
         };
         let (file_size, name_size) = (field(6)?, field(11)?);
-        let is_trailer = start.get(HEADER..).is_some_and(|name| name.starts_with(TRAILER));
+        let is_trailer = start.get(HEADER_SIZE..).is_some_and(|name| name.starts_with(TRAILER));
         Some(Self { name_size, file_size, is_trailer })
     }
 
@@ -116,6 +104,6 @@ impl Entry {
     fn size(&self) -> u64 {
         let aligned = |n: u64| n.next_multiple_of(4);
         // 32-bit fields can't overflow 64 bits.
-        aligned(HEADER as u64 + self.name_size) + aligned(self.file_size)
+        aligned(HEADER_SIZE as u64 + self.name_size) + aligned(self.file_size)
     }
 }

@@ -4,51 +4,50 @@ use std::io::{self, BufReader, Read};
 
 use flate2::bufread::GzDecoder;
 
-use super::Extent;
-use super::content::{Content, Refusal};
+use super::error::InitrdFault;
+use crate::file::Extent;
 use crate::format::{Format, START_SIZE};
 
 /// What errors call it.
 const WRAPPER: &str = "its gzip data";
 
 /// The least that gzip makes of anything (RFC 1952: header and trailer).
-const LEAST: u64 = 18;
+const MIN_SIZE: u64 = 18;
 
 /// The most that deflate makes of one byte.
-const BEST_RATIO: u64 = 1032;
+const MAX_RATIO: u64 = 1032;
 
 /// A ratio that an initrd hardly has.
-const GOOD_RATIO: u64 = 64;
+const MAX_TYPICAL_RATIO: u64 = 64;
 
-/// Looks into gzip data whose first bytes are `head`, and checks that its end is there.
-pub(super) fn check<'a>(head: &[u8], extent: Extent<'a>) -> Result<Content<'a>, Refusal> {
+/// What is in gzip data whose first bytes are `head`, as far as these tell.
+pub(super) fn format(head: &[u8]) -> Result<Format, InitrdFault> {
     let mut unpacked = Vec::with_capacity(START_SIZE);
-    let first = GzDecoder::new(head).take(START_SIZE as u64).read_to_end(&mut unpacked);
-    let is_damaged = |e: &io::Error| e.kind() != io::ErrorKind::UnexpectedEof;
-    if first.as_ref().is_err_and(is_damaged) {
-        return Err(Refusal::Damaged { wrapper: WRAPPER });
+    let result = GzDecoder::new(head).take(START_SIZE as u64).read_to_end(&mut unpacked);
+    if result.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::UnexpectedEof) {
+        return Err(InitrdFault::Damaged { wrapper: WRAPPER });
     }
-    let inside = unpacked.iter().position(|byte| *byte != 0);
-    let inside = inside.and_then(|at| unpacked.get(at..)).unwrap_or_default();
-    let content = match (Format::of(inside), Format::of(&unpacked)) {
-        (Format::Cpio, _) => Content::Initramfs,
-        (_, Format::FileSystem(kind)) => Content::FileSystem(kind),
+    // Linux skips zeroes before an archive.
+    let inside = unpacked.iter().position(|byte| *byte != 0).and_then(|at| unpacked.get(at..));
+    match (Format::of(inside.unwrap_or_default()), Format::of(&unpacked)) {
+        (Format::Cpio, _) => Ok(Format::Cpio),
         // So little of it that what it is can't be told is too little for an archive.
-        (_, Format::Zeroes | Format::Empty) if first.is_err() => {
-            return Err(Refusal::CutOff { wrapper: WRAPPER });
+        (_, Format::Zeroes | Format::Empty) if result.is_err() => {
+            Err(InitrdFault::CutOff { wrapper: WRAPPER })
         }
-        (_, other) => return Err(Refusal::ForeignInside(other)),
-    };
-    if !has_trailer(extent)? {
-        unpack(extent)?;
+        (_, format) => Ok(format),
     }
-    Ok(content)
+}
+
+/// Checks that the end of gzip data is there.
+pub(super) fn check_end(extent: Extent<'_>) -> Result<(), InitrdFault> {
+    if has_trailer(extent)? { Ok(()) } else { unpack(extent) }
 }
 
 /// Whether the data ends in what can be the trailer of what archivers write: the unpacked size, a
 /// multiple of 512 (or of 4, if it also makes a usual ratio). The end of a file that was cut off
 /// looks so once in some hundred times.
-fn has_trailer(extent: Extent<'_>) -> Result<bool, Refusal> {
+fn has_trailer(extent: Extent<'_>) -> Result<bool, InitrdFault> {
     let size = extent.size();
     let mut buffer = [0; 4096];
     let end = extent.read_end(&mut buffer)?;
@@ -60,20 +59,20 @@ fn has_trailer(extent: Extent<'_>) -> Result<bool, Refusal> {
     });
     let mut ends = ends.filter(|unpacked| *unpacked > 0);
     Ok(ends.any(|unpacked| {
-        let usual = size.saturating_sub(LEAST)..=size.saturating_mul(GOOD_RATIO);
-        (unpacked.is_multiple_of(512) && unpacked <= size.saturating_mul(BEST_RATIO))
+        let usual = size.saturating_sub(MIN_SIZE)..=size.saturating_mul(MAX_TYPICAL_RATIO);
+        (unpacked.is_multiple_of(512) && unpacked <= size.saturating_mul(MAX_RATIO))
             || (unpacked.is_multiple_of(4) && usual.contains(&unpacked))
     }))
 }
 
 /// Unpacks it all into nothing.
-fn unpack(extent: Extent<'_>) -> Result<(), Refusal> {
+fn unpack(extent: Extent<'_>) -> Result<(), InitrdFault> {
     let mut decoder = GzDecoder::new(BufReader::with_capacity(1 << 16, extent));
     match io::copy(&mut decoder, &mut io::sink()) {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(Refusal::CutOff { wrapper: WRAPPER })
+            Err(InitrdFault::CutOff { wrapper: WRAPPER })
         }
-        Err(_) => Err(Refusal::Damaged { wrapper: WRAPPER }),
+        Err(_) => Err(InitrdFault::Damaged { wrapper: WRAPPER }),
     }
 }

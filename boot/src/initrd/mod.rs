@@ -9,17 +9,14 @@ mod cpio;
 mod error;
 mod gzip;
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-pub use error::InitrdError;
+pub use error::{InitrdError, InitrdFault};
 
-use crate::file::{BootFile, FileError, Role};
-use content::{Content, Refusal};
+use crate::file::{BootFile, Extent, FileError, Role};
+use content::Content;
 
 /// An initrd file, open and looked at; its content is not yet read.
 #[derive(Debug)]
@@ -39,28 +36,9 @@ impl Initrd {
     /// It is missing, unreadable, empty, no regular file, cut off, or nothing that Linux takes.
     pub fn open(path: &Path, is_root: bool) -> Result<Self, InitrdError> {
         let file = BootFile::open(Role::Initrd, path)?;
-        let owned = || path.to_owned();
-        let all = Extent { file: file.file(), start: 0, end: file.size() };
-        let content = content::of(all).and_then(|content| match content {
-            Content::Wrapped(inside) => content::of(inside).and_then(|content| match content {
-                Content::Wrapped(_) => Err(Refusal::Foreign(content::U_BOOT_RAM_DISK)),
-                other => Ok((other, inside)),
-            }),
-            other => Ok((other, all)),
-        });
-        let (content, extent) = content.map_err(|refusal| match refusal {
-            Refusal::Unreadable(source) => InitrdError::File(file.unreadable(source)),
-            Refusal::Foreign(format) => InitrdError::Foreign { path: owned(), format },
-            Refusal::ForeignInside(format) => InitrdError::ForeignInside { path: owned(), format },
-            Refusal::CutOff { wrapper } => InitrdError::CutOff { path: owned(), wrapper },
-            Refusal::Damaged { wrapper } => InitrdError::Damaged { path: owned(), wrapper },
-            Refusal::XzCheck => InitrdError::XzCheck { path: owned() },
-            Refusal::Lz4Frame => InitrdError::Lz4Frame { path: owned() },
-        })?;
-        if let (Content::FileSystem(kind), false) = (content, is_root) {
-            return Err(InitrdError::NotRoot { path: owned(), kind });
-        }
-        let (offset, size) = (extent.start, extent.size());
+        let extent = look_into(file.extent(file.size()), is_root)
+            .map_err(|fault| InitrdError::Content { path: path.to_owned(), fault })?;
+        let (offset, size) = (extent.start(), extent.size());
         Ok(Self { file, offset, size })
     }
 
@@ -83,52 +61,21 @@ impl Initrd {
     where
         M: Bytes<GuestAddress, E = GuestMemoryError>,
     {
-        let mut file = self.file.file();
-        file.seek(SeekFrom::Start(self.offset)).map_err(|e| self.file.unreadable(e))?;
-        self.file.load(memory, gpa, self.size)
+        let end = self.offset.saturating_add(self.size);
+        self.file.load(memory, gpa, self.file.extent(end).after(self.offset))
     }
 }
 
-/// Bytes `start..end` of a file.
-#[derive(Clone, Copy, Debug)]
-struct Extent<'a> {
-    file: &'a File,
-    start: u64,
-    end: u64,
-}
-
-impl<'a> Extent<'a> {
-    /// How many bytes it has.
-    fn size(self) -> u64 {
-        self.end.saturating_sub(self.start)
-    }
-
-    /// What of it follows its first `count` bytes.
-    fn after(self, count: u64) -> Self {
-        Self { start: self.start.saturating_add(count).min(self.end), ..self }
-    }
-
-    /// Its first bytes, as many as it and `buffer` have.
-    fn read(self, buffer: &mut [u8]) -> Result<&[u8], Refusal> {
-        let wanted = usize::try_from(self.size()).unwrap_or(usize::MAX).min(buffer.len());
-        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
-        self.file.read_exact_at(buffer, self.start).map_err(Refusal::Unreadable)?;
-        Ok(buffer)
-    }
-
-    /// Its last bytes, as many as it and `buffer` have.
-    fn read_end(self, buffer: &mut [u8]) -> Result<&[u8], Refusal> {
-        let skipped = self.size().saturating_sub(buffer.len() as u64);
-        self.after(skipped).read(buffer)
-    }
-}
-
-impl std::io::Read for Extent<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let wanted = usize::try_from(self.size()).unwrap_or(usize::MAX).min(buffer.len());
-        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
-        let count = self.file.read_at(buffer, self.start)?;
-        *self = self.after(count as u64);
-        Ok(count)
+/// Where in a file the initrd is: behind U-Boot's header, if it has one.
+fn look_into(all: Extent<'_>, is_root: bool) -> Result<Extent<'_>, InitrdFault> {
+    let (content, extent) = match content::of(all)? {
+        Content::Wrapped(inside) => (content::of(inside)?, inside),
+        other => (other, all),
+    };
+    match content {
+        Content::Initramfs => Ok(extent),
+        Content::FileSystem(_) if is_root => Ok(extent),
+        Content::FileSystem(kind) => Err(InitrdFault::NotRoot(kind)),
+        Content::Wrapped(_) => Err(InitrdFault::Foreign(content::U_BOOT_RAM_DISK)),
     }
 }

@@ -1,9 +1,8 @@
 //! The header of an arm64 `Image` (Documentation/arch/arm64/booting.rst, 4).
 
-use super::Placement;
-use crate::layout::Ram;
-use crate::le::Le;
-use crate::size::{KIB, MIB, align_up};
+use crate::format::Le;
+use crate::layout::{Placement, Ram};
+use crate::size::{KIB, MIB};
 
 /// Bytes of the header.
 pub(super) const HEADER_SIZE: u64 = 64;
@@ -125,7 +124,7 @@ impl Header {
         let legacy = self.image_size == 0;
         let offset = self.load_offset();
         let size = if legacy { file_size.saturating_add(LEGACY_BSS) } else { self.image_size };
-        let base = align_up(ram.base, BASE_ALIGN).unwrap_or(u64::MAX);
+        let base = ram.base.checked_next_multiple_of(BASE_ALIGN).unwrap_or(u64::MAX);
         let load = base.saturating_add(offset);
         let end = load.saturating_add(size);
         if end > ram.end() {

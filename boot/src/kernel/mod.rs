@@ -11,17 +11,16 @@ mod load;
 mod unpack;
 
 use std::fmt;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-pub use error::KernelError;
+pub use error::{KernelError, KernelFault};
 pub use unpack::UnpackError;
 
 use crate::file::{BootFile, Role};
 use crate::format::{Compressor, Format, START_SIZE};
-use crate::layout::Ram;
+use crate::layout::{Placement, Ram};
 use image::{HEADER_SIZE, Header};
-use unpack::{Compression, UNPACKED_MAX, Zboot, unpack};
+use unpack::{Compression, MAX_UNPACKED_SIZE, Zboot, unpack};
 
 /// How a kernel file wraps its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,17 +46,6 @@ impl fmt::Display for Packaging {
     }
 }
 
-/// Where a kernel lies in guest RAM: guest physical addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
-    /// Where its first byte is loaded.
-    pub load: u64,
-    /// Where the boot CPU enters it.
-    pub entry: u64,
-    /// The first address behind its BSS: nothing may be put below.
-    pub end: u64,
-}
-
 /// A kernel that can be booted; an uncompressed one is still in its open file.
 #[derive(Debug)]
 pub struct Kernel {
@@ -78,65 +66,11 @@ impl Kernel {
     pub fn open(path: &Path) -> Result<Self, KernelError> {
         let file = BootFile::open(Role::Kernel, path)?;
         let mut buffer = [0; START_SIZE];
-        let length = file.read_start(&mut buffer)?;
-        let start = buffer.get(..length).unwrap_or_default();
-        let format = Format::of(start);
-        if let (Format::Arm64Kernel, Some(header)) = (format, Header::parse(start)) {
-            check(&file, &header, start, file.size())?;
-            return Ok(Self { file, packaging: Packaging::Image, header, unpacked: None });
+        let start = file.read_start(&mut buffer)?;
+        match parse(&file, start) {
+            Ok((packaging, header, unpacked)) => Ok(Self { file, packaging, header, unpacked }),
+            Err(fault) => Err(KernelError::Content { path: path.to_owned(), fault }),
         }
-        if let Some(zboot) = Zboot::parse(start) {
-            return Self::from_zboot(file, zboot);
-        }
-        match format {
-            Format::Compressed(Compressor::Gzip) => {
-                let size = file.size();
-                Self::unpack(file, Packaging::Gzip, Compression::Gzip, 0, size)
-            }
-            Format::Unknown | Format::Zeroes if file.size() < HEADER_SIZE => {
-                Err(KernelError::TooShort { path: path.to_owned(), size: file.size() })
-            }
-            format => Err(KernelError::Foreign { path: path.to_owned(), format }),
-        }
-    }
-
-    /// Takes the image out of an EFI zboot kernel.
-    fn from_zboot(file: BootFile, zboot: Zboot) -> Result<Self, KernelError> {
-        let path = || file.path().to_owned();
-        let least = zboot.least_file_size();
-        let (packaging, compression) = match zboot.compression {
-            Ok(Compression::Gzip) => (Packaging::ZbootGzip, Compression::Gzip),
-            Ok(Compression::Zstd) => (Packaging::ZbootZstd, Compression::Zstd),
-            Err(compression) => {
-                return Err(KernelError::ZbootCompression { path: path(), compression });
-            }
-        };
-        if file.size() < least {
-            return Err(KernelError::Truncated { path: path(), size: file.size(), least });
-        }
-        Self::unpack(file, packaging, compression, zboot.offset, zboot.size)
-    }
-
-    /// Decompresses the `size` bytes from `offset` on.
-    fn unpack(
-        file: BootFile,
-        packaging: Packaging,
-        compression: Compression,
-        offset: u64,
-        size: u64,
-    ) -> Result<Self, KernelError> {
-        let path = || file.path().to_owned();
-        let mut source = file.file();
-        source.seek(SeekFrom::Start(offset)).map_err(|e| file.unreadable(e))?;
-        let image = unpack(compression, source.take(size), UNPACKED_MAX)
-            .map_err(|source| KernelError::Unpack { path: path(), packaging, source })?;
-        let start = image.get(..START_SIZE).unwrap_or(&image);
-        let Some(header) = Header::parse(start) else {
-            let format = Format::of(start);
-            return Err(KernelError::ForeignInside { path: path(), packaging, format });
-        };
-        check(&file, &header, start, image.len() as u64)?;
-        Ok(Self { file, packaging, header, unpacked: Some(image) })
     }
 
     /// The file's path as it was given.
@@ -173,23 +107,59 @@ impl Kernel {
     /// It doesn't fit with its BSS.
     pub fn placement(&self, ram_base: u64, ram_size: u64) -> Result<Placement, KernelError> {
         let ram = Ram { base: ram_base, size: ram_size };
-        self.header.placement(ram, self.image_length()).map_err(|needed| KernelError::DoesNotFit {
+        self.header.placement(ram, self.image_length()).map_err(|needed| KernelError::Content {
             path: self.file.path().to_owned(),
-            needed,
-            ram: ram_size,
+            fault: KernelFault::DoesNotFit { needed, ram: ram_size },
         })
     }
 }
 
+/// How a kernel is packed, its header, and the image where that had to be decompressed.
+type Contents = (Packaging, Header, Option<Vec<u8>>);
+
+/// Reads the header of a kernel that begins with `start`, after decompressing it if need be.
+fn parse(file: &BootFile, start: &[u8]) -> Result<Contents, KernelFault> {
+    let (format, size) = (Format::of(start), file.size());
+    if let (Format::Arm64Kernel, Some(header)) = (format, Header::parse(start)) {
+        check(&header, start, size)?;
+        return Ok((Packaging::Image, header, None));
+    }
+    let (packaging, compression, packed) = match (Zboot::parse(start), format) {
+        (Some(zboot), _) => {
+            let (packaging, compression) = match zboot.compression {
+                Ok(Compression::Gzip) => (Packaging::ZbootGzip, Compression::Gzip),
+                Ok(Compression::Zstd) => (Packaging::ZbootZstd, Compression::Zstd),
+                Err(compression) => return Err(KernelFault::ZbootCompression(compression)),
+            };
+            let least = zboot.offset.saturating_add(zboot.size);
+            if size < least {
+                return Err(KernelFault::Truncated { size, least });
+            }
+            (packaging, compression, file.extent(least).after(zboot.offset))
+        }
+        (None, Format::Compressed(Compressor::Gzip)) => {
+            (Packaging::Gzip, Compression::Gzip, file.extent(size))
+        }
+        (None, Format::Unknown | Format::Zeroes) if size < HEADER_SIZE => {
+            return Err(KernelFault::TooShort { size });
+        }
+        (None, format) => return Err(KernelFault::Foreign(format)),
+    };
+    let image = unpack(compression, packed, MAX_UNPACKED_SIZE)
+        .map_err(|source| KernelFault::Unpack { packaging, source })?;
+    let start = image.get(..START_SIZE).unwrap_or(&image);
+    let Some(header) = Header::parse(start) else {
+        return Err(KernelFault::ForeignInside { packaging, format: Format::of(start) });
+    };
+    check(&header, start, image.len() as u64)?;
+    Ok((packaging, header, Some(image)))
+}
+
 /// Refuses an image that strait can't run or that is cut off.
-fn check(file: &BootFile, header: &Header, start: &[u8], size: u64) -> Result<(), KernelError> {
-    let path = || file.path().to_owned();
+fn check(header: &Header, start: &[u8], size: u64) -> Result<(), KernelFault> {
     if header.is_big_endian() {
-        return Err(KernelError::BigEndian { path: path() });
+        return Err(KernelFault::BigEndian);
     }
     let least = header.least_file_size(start);
-    if size < least {
-        return Err(KernelError::Truncated { path: path(), size, least });
-    }
-    Ok(())
+    if size < least { Err(KernelFault::Truncated { size, least }) } else { Ok(()) }
 }

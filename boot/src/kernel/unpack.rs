@@ -7,11 +7,11 @@ use ruzstd::decoding::StreamingDecoder;
 use thiserror::Error;
 
 use super::image::Header;
-use crate::format::START_SIZE;
-use crate::le::Le;
+use crate::format::{Le, START_SIZE};
+use crate::size::Size;
 
 /// The largest kernel that is decompressed, so that a small file can't fill the host's memory.
-pub(super) const UNPACKED_MAX: u64 = 512 << 20;
+pub(super) const MAX_UNPACKED_SIZE: u64 = 512 << 20;
 
 /// Why compressed data gave no image.
 #[derive(Debug, Error)]
@@ -23,7 +23,7 @@ pub enum UnpackError {
     Damaged { source: io::Error },
     #[error("its data is damaged: the checksum is wrong")]
     Checksum,
-    #[error("it unpacks to more than {}", crate::size::Size(*limit))]
+    #[error("it unpacks to more than {}", Size(*limit))]
     TooLarge { limit: u64 },
     #[error("there isn't enough memory to unpack it")]
     NoMemory,
@@ -67,11 +67,6 @@ impl Zboot {
         };
         let (offset, size) = (fields.u32(8)?.into(), fields.u32(12)?.into());
         Some(Self { offset, size, compression })
-    }
-
-    /// The file size below which the payload is cut off.
-    pub(super) fn least_file_size(&self) -> u64 {
-        self.offset.saturating_add(self.size)
     }
 }
 
@@ -225,7 +220,6 @@ mod tests {
             start[24..24 + name.len()].copy_from_slice(name);
             let zboot = Zboot::parse(&start).unwrap();
             assert_eq!(zboot, Zboot { offset: 4096, size: 5, compression });
-            assert_eq!(zboot.least_file_size(), 4101);
         }
         start[4] = b'Z';
         assert_eq!(Zboot::parse(&start), None);

@@ -1,16 +1,18 @@
-//! How much memory this process may pin: assigned devices need all of the guest's RAM pinned.
+//! The limit of locked memory (`RLIMIT_MEMLOCK`): mapping the guest's RAM for DMA pins all of it.
 
 use std::fs;
 
-/// The bit of `CAP_IPC_LOCK` (`linux/capability.h`), which lifts the limit.
+use super::remedy;
+
+/// `CAP_IPC_LOCK` (`linux/capability.h`), which lifts the limit.
 const CAP_IPC_LOCK: u32 = 14;
 
-/// How much memory a process may pin (`RLIMIT_MEMLOCK`).
+/// How much memory a process may pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memlock {
     /// The limit in bytes; `None` for no limit.
     pub limit: Option<u64>,
-    /// The limit doesn't apply, for the process has `CAP_IPC_LOCK`.
+    /// The process has `CAP_IPC_LOCK`, so that the limit doesn't apply.
     pub exempt: bool,
 }
 
@@ -29,26 +31,24 @@ impl Memlock {
     ///
     /// # Errors
     ///
-    /// If not.
+    /// The limit is lower.
     pub fn check(self, ram: u64) -> Result<(), MemlockTooLow> {
-        match self.limit {
-            Some(limit) if !self.exempt && limit < ram => Err(MemlockTooLow { ram, limit }),
-            _ => Ok(()),
-        }
+        self.check_with(ram, 0)
     }
 
-    /// Checks that `ram` bytes may be pinned where the limit counts, beside `others` that this user's
-    /// other processes have pinned.
+    /// Checks that `ram` bytes may be pinned in addition to `others`, which this user's other processes
+    /// have pinned: iommufd counts by user (`incr_user_locked_vm` in the kernel).
     ///
     /// # Errors
     ///
-    /// If not.
-    pub fn check_beside(self, ram: u64, others: u64) -> Result<(), UserMemlockTooLow> {
+    /// The limit is lower.
+    pub fn check_with(self, ram: u64, others: u64) -> Result<(), MemlockTooLow> {
         match self.limit {
+            Some(limit) if !self.exempt && limit < ram => {
+                Err(MemlockTooLow { ram, limit, others: 0 })
+            }
             Some(limit) if !self.exempt && limit < ram.saturating_add(others) => {
-                // SAFETY: takes nothing and never fails.
-                let uid = unsafe { libc::getuid() };
-                Err(UserMemlockTooLow { ram, limit, others, uid })
+                Err(MemlockTooLow { ram, limit, others })
             }
             _ => Ok(()),
         }
@@ -59,85 +59,66 @@ impl Memlock {
 /// of `/proc/PID/status`, Documentation/filesystems/proc.rst).
 #[cold]
 pub fn pinned_by_others() -> u64 {
-    // SAFETY: takes nothing and never fails.
-    let uid = unsafe { libc::getuid() };
-    let own = std::process::id().to_string();
+    let (uid, own) = (uid(), std::process::id().to_string());
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let others = processes.filter(|entry| entry.file_name() != *own);
     let statuses = others.filter_map(|entry| fs::read_to_string(entry.path().join("status")).ok());
     statuses.filter_map(|status| pinned_by(uid, &status)).fold(0, u64::saturating_add)
 }
 
-/// What a process has pinned, in bytes, if it is this user's (by its real id, which counts).
-fn pinned_by(uid: libc::uid_t, status: &str) -> Option<u64> {
-    let field = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        value?.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    (field("Uid") == Some(uid.into())).then(|| field("VmPin"))??.checked_mul(1024)
+/// This user's real ID.
+fn uid() -> libc::uid_t {
+    // SAFETY: takes nothing and never fails.
+    unsafe { libc::getuid() }
 }
 
-/// Whether `/proc/PID/status` shows `CAP_IPC_LOCK` among the effective capabilities.
+/// The first word of a field of `/proc/PID/status`.
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value?.split_whitespace().next()
+}
+
+/// What a process has pinned, in bytes, if its real user ID, by which the kernel counts, is `uid`.
+fn pinned_by(uid: libc::uid_t, status: &str) -> Option<u64> {
+    let number = |name| field(status, name)?.parse::<u64>().ok();
+    (number("Uid") == Some(uid.into())).then(|| number("VmPin"))??.checked_mul(1024)
+}
+
+/// Whether `CAP_IPC_LOCK` is among the effective capabilities.
 fn has_ipc_lock(status: &str) -> bool {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
-        .is_some_and(|set| set & (1 << CAP_IPC_LOCK) != 0)
+    let set = field(status, "CapEff").and_then(|set| u64::from_str_radix(set, 16).ok());
+    set.is_some_and(|set| set & (1 << CAP_IPC_LOCK) != 0)
 }
 
 /// The limit is lower than what must be pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the guest's RAM ({} KiB) can't be pinned for DMA: this process may pin {} KiB \
-     (RLIMIT_MEMLOCK)",
-    ram >> 10,
-    limit >> 10
-)]
+#[error("the guest's RAM ({} KiB) can't be pinned for DMA: {}", ram >> 10, self.reason())]
 pub struct MemlockTooLow {
     /// The size of the guest's RAM in bytes.
     pub ram: u64,
     /// The limit in bytes.
     pub limit: u64,
+    /// What this user's other processes have pinned, in bytes, if the limit were high enough without.
+    pub others: u64,
 }
 
 impl MemlockTooLow {
-    /// What mends it.
-    pub fn help(&self) -> String {
-        format!(
-            "ulimit -l {} (as far as the hard limit goes), sudo prlimit --pid $$ \
-             --memlock=unlimited, or LimitMEMLOCK=infinity in a systemd unit",
-            self.ram.div_ceil(1 << 10)
-        )
+    /// Whose limit it is.
+    fn reason(&self) -> String {
+        let (limit, others) = (self.limit >> 10, self.others >> 10);
+        match others {
+            0 => format!("this process may pin {limit} KiB (RLIMIT_MEMLOCK)"),
+            _ => format!(
+                "user {} may pin {limit} KiB in all of their processes (RLIMIT_MEMLOCK), and others \
+                 have pinned {others} KiB",
+                uid()
+            ),
+        }
     }
-}
 
-/// The limit is lower than what must be pinned together with what others of the user's processes have
-/// pinned: iommufd counts by user (`incr_user_locked_vm` in the kernel).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the guest's RAM ({} KiB) can't be pinned for DMA: user {uid} may pin {} KiB in all of their \
-     processes (RLIMIT_MEMLOCK), and others have pinned {} KiB",
-    ram >> 10,
-    limit >> 10,
-    others >> 10
-)]
-pub struct UserMemlockTooLow {
-    /// The size of the guest's RAM in bytes.
-    pub ram: u64,
-    /// The limit in bytes.
-    pub limit: u64,
-    /// What others have pinned, in bytes.
-    pub others: u64,
-    /// The user.
-    pub uid: libc::uid_t,
-}
-
-impl UserMemlockTooLow {
-    /// What mends it.
+    /// The remedy.
     pub fn help(&self) -> String {
-        let ram = self.ram.saturating_add(self.others);
-        MemlockTooLow { ram, limit: self.limit }.help()
+        remedy::lock_memory(self.ram.saturating_add(self.others))
     }
 }
 
@@ -160,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_low_limit_is_told_with_what_is_needed() {
+    fn a_low_limit_is_reported_with_what_is_needed() {
         let error = Memlock { limit: Some(8 << 20), exempt: false }.check(256 << 20).unwrap_err();
         let text = "the guest's RAM (262144 KiB) can't be pinned for DMA: this process may pin \
                     8192 KiB (RLIMIT_MEMLOCK)";
@@ -185,13 +166,13 @@ mod tests {
     #[test]
     fn what_a_user_s_other_processes_have_pinned_counts_too() {
         let memlock = Memlock { limit: Some(384 << 20), exempt: false };
-        memlock.check_beside(256 << 20, 128 << 20).unwrap();
-        Memlock { exempt: true, ..memlock }.check_beside(1 << 30, 0).unwrap();
-        let error = memlock.check_beside(256 << 20, 256 << 20).unwrap_err();
+        memlock.check_with(256 << 20, 128 << 20).unwrap();
+        Memlock { exempt: true, ..memlock }.check_with(1 << 30, 0).unwrap();
+        let error = memlock.check_with(256 << 20, 256 << 20).unwrap_err();
         let text = format!(
             "the guest's RAM (262144 KiB) can't be pinned for DMA: user {} may pin 393216 KiB in \
              all of their processes (RLIMIT_MEMLOCK), and others have pinned 262144 KiB",
-            error.uid
+            uid()
         );
         assert_eq!(error.to_string(), text);
         assert!(error.help().starts_with("ulimit -l 524288 "), "{}", error.help());

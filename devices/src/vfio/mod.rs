@@ -30,7 +30,6 @@ pub mod remedy;
 pub mod selftest;
 pub mod uapi;
 pub mod unbound;
-pub mod user;
 
 #[cfg(test)]
 mod testing;

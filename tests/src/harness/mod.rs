@@ -53,7 +53,7 @@ pub use failure::{Failure, Story};
 pub use guest::{Guest, Launch};
 pub use host::{Answer, Host};
 pub use interrupts::Interrupts;
-pub use overlay::overlay;
+pub use overlay::{compile_overlay, overlay};
 pub use process::Process;
 pub use steady::SteadyState;
 pub use transcript::{TIMES, Transcript};

@@ -1,7 +1,10 @@
 //! `strait check`: a host as it should be, and one in which each thing is broken in turn.
 
+use std::fs;
+
 use serde_json::Value;
 use tests::harness::{Board, Failure, Host, PLATFORM_DMA, Story, payload};
+use tests::setup::workspace;
 
 /// The findings, after looking at the exit status; `program` is how strait is run.
 fn check(host: &Host, program: &str, arguments: &str) -> Result<Value, Failure> {
@@ -240,6 +243,40 @@ fn a_person_without_permission() -> Story {
     complains(&check(&host, person, "")?, &[("VFIO devices", "blocks", "vfio-dev")]);
     host.sh("chown 1000 /dev/vfio/devices/*")?;
     complains(&check(&host, person, "")?, &[]);
+
+    // The example of udev's rules permits all of it to a group.
+    host.sh("chown -R 0 /dev/vfio && chmod 600 /dev/kvm /dev/iommu")?;
+    apply_udev_rules(&host, &fs::read_to_string(workspace::root().join(RULES)).expect("rules"))?;
+    complains(&check(&host, person, "")?, &[]);
+    host.sh(&format!(
+        "{person} run --kernel /k/model --dry-run --vfio-platform {}",
+        PLATFORM_DMA[0]
+    ))?;
+    Ok(())
+}
+
+const RULES: &str = "resources/examples/60-strait.rules";
+
+/// Does what rules of udev say (udev(7)) to the devices that the host has, with 1000 for any group.
+/// They match by subsystem and name, and set group and mode.
+fn apply_udev_rules(host: &Host, rules: &str) -> Story {
+    for rule in rules.lines().filter(|line| !line.starts_with('#')) {
+        let (mut subsystem, mut kernel, mut command) = ("", "*", String::new());
+        for part in rule.split(", ") {
+            let (key, value) = part.split_once('=').expect("a key and a value");
+            match (key, value.trim_matches(['=', '"'])) {
+                ("SUBSYSTEM", value) => subsystem = value,
+                ("KERNEL", value) => kernel = value,
+                ("GROUP", _) => command += "chgrp 1000 $node && ",
+                ("MODE", mode) => command += &format!("chmod {mode} $node && "),
+                _ => panic!("{part} isn't known here"),
+            }
+        }
+        host.sh(&format!(
+            "for device in /sys/class/{subsystem}/*; do case ${{device##*/}} in {kernel}) \
+             node=/dev/$(sed -n s/^DEVNAME=//p $device/uevent) && {command} true || exit;; esac; done"
+        ))?;
+    }
     Ok(())
 }
 

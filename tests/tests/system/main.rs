@@ -18,6 +18,7 @@ mod manual;
 mod model;
 mod node;
 mod output;
+mod package;
 mod passed;
 mod pci;
 mod platform;

@@ -1,7 +1,12 @@
 //! What a guest is told of a device: the plan accounts for it, a person changes it.
 
+use std::fs;
+
 use serde_json::Value;
-use tests::harness::{Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, Story, overlay};
+use tests::harness::{
+    Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, Story, compile_overlay, overlay,
+};
+use tests::setup::workspace;
 
 const NAME: &str = PLATFORM_DMA[0];
 
@@ -138,7 +143,10 @@ fn an_overlay_has_the_last_word() -> Story {
     );
     let more = overlay("&osc { clock-accuracy = <50>; }; &{/chosen} { strait,test = \"last\"; };");
     let deletes = overlay("&_2c0a0000_dma { /delete-property/ dma-coherent; };");
+    let example = workspace::root().join("resources/examples/clock.dtso");
+    let example = compile_overlay(&fs::read_to_string(example).expect("an example"));
     let board = Board::new()
+        .file("tmp/clock.dtbo", example)
         .file("tmp/none.dtbo", deletes)
         .file("tmp/a.dtbo", change)
         .file("tmp/b.dtbo", more);
@@ -163,6 +171,10 @@ fn an_overlay_has_the_last_word() -> Story {
     for wanted in ["/tmp/none.dtbo changes nothing of &_2c0a0000_dma", "drop="] {
         assert!(answer.errors.contains(wanted), "{}", answer.errors);
     }
+    let plan = host.sh(&format!(
+        "strait run --kernel /k/model --dry-run --vfio-platform {NAME} --dtb-overlay /tmp/clock.dtbo"
+    ))?;
+    assert!(plan.contains("clock-frequency = <0xb71b00>;"), "no 12 MHz in:\n{plan}");
     // One that doesn't fit is refused, whatever is wrong with it.
     for (arguments, expected) in [
         ("--dtb-overlay /tmp/b.dtbo", "it refers to &osc"),

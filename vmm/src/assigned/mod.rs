@@ -28,8 +28,8 @@ use crate::error::Error;
 use crate::functions::{Functions, OpenFunction};
 use crate::limits;
 use crate::lines::Wire;
-use crate::served::Served;
 use crate::tree;
+use crate::vfio_user::VfioUserDevices;
 
 /// The devices of a guest.
 #[derive(Default)]
@@ -39,8 +39,8 @@ pub struct AssignedDevices {
     pub platform: Vec<AssignedDevice>,
     /// PCI functions: the host's in the order given, then those of vfio-user servers.
     pub functions: Functions,
-    /// The servers of the latter.
-    pub served: Served,
+    /// Those of the servers.
+    pub vfio_user: VfioUserDevices,
     /// The guest's aliases: the machine's own, and those of the devices.
     pub aliases: Vec<Alias>,
     /// The IOMMU's mappings; `None` without devices of the host.
@@ -78,7 +78,7 @@ impl AssignedDevices {
             unbound: options.dry_run,
         };
         let (mut assigned, mut functions) = Self::of_host(&selection, ram, allocator)?;
-        assigned.served = Served::connect(&options.vfio_user, &mut functions)?;
+        assigned.vfio_user = VfioUserDevices::connect(&options.vfio_user, &mut functions)?;
         assigned.functions = Functions::place(functions, allocator)?;
         let aliases = assigned.platform.iter().flat_map(|device| device.nodes.aliases.clone());
         let own = tree::own_aliases(options.console == ConsoleKind::Stdio);
@@ -182,14 +182,14 @@ impl AssignedDevices {
             stop::check()?;
             device.arm()?;
         }
-        self.served.begin()?;
+        self.vfio_user.start_guest()?;
         self.functions.arm();
         Ok(())
     }
 
     /// Shortens the deadline of servers' answers: the run is ending.
     pub fn shorten_deadline(&self) {
-        self.served.hurry();
+        self.vfio_user.shorten_deadline();
     }
 
     /// Takes the devices back; no vCPU runs any more.

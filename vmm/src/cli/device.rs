@@ -9,7 +9,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use super::once::Once;
 use super::owner::owner;
 use super::vfio::backend;
-use super::{Command, UserOptions, wrong};
+use super::{Command, VfioUserOptions, wrong};
 use crate::error::Error;
 
 pub(super) const HELP: &str = "\
@@ -56,7 +56,7 @@ pub enum DeviceVerb {
     /// Show one.
     Show(String),
     /// Show the one that the server with this socket offers.
-    ShowServed(UserOptions),
+    ShowVfioUser(VfioUserOptions),
     /// Give these to VFIO.
     Bind(Vec<String>),
     /// Give these back.
@@ -97,7 +97,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
 struct Words {
     verb: Option<String>,
     names: Vec<String>,
-    served: Option<UserOptions>,
+    vfio_user: Option<VfioUserOptions>,
     group: bool,
     force: bool,
     owner: Option<Owner>,
@@ -119,8 +119,8 @@ impl Words {
                     self.backend = Some(once.parsed("--iommu", parser, backend)?);
                 }
                 Arg::Long("vfio-user") => {
-                    self.served =
-                        Some(once.parsed("--vfio-user", parser, UserOptions::from_str)?);
+                    self.vfio_user =
+                        Some(once.parsed("--vfio-user", parser, VfioUserOptions::from_str)?);
                 }
                 Arg::Long("help") | Arg::Short('h') => return Ok(true),
                 Arg::Value(word) if self.verb.is_none() => self.verb = Some(word.string()?),
@@ -149,8 +149,10 @@ impl Words {
         let parsed = match verb.as_str() {
             "list" if self.names.is_empty() => DeviceVerb::List,
             "list" => return Err(Error::usage("`device list` takes no name").help(help)),
-            "show" => match &self.served {
-                Some(served) if self.names.is_empty() => DeviceVerb::ShowServed(served.clone()),
+            "show" => match &self.vfio_user {
+                Some(vfio_user) if self.names.is_empty() => {
+                    DeviceVerb::ShowVfioUser(vfio_user.clone())
+                }
                 _ => DeviceVerb::Show(one()?),
             },
             "bind" => DeviceVerb::Bind(some()?),
@@ -163,7 +165,7 @@ impl Words {
                 .help(help));
             }
         };
-        if self.served.is_some() && !matches!(parsed, DeviceVerb::ShowServed(_)) {
+        if self.vfio_user.is_some() && !matches!(parsed, DeviceVerb::ShowVfioUser(_)) {
             return Err(Error::usage(format!("`device {verb}` takes no --vfio-user"))
                 .help("strait device show --vfio-user PATH"));
         }
@@ -202,7 +204,7 @@ mod tests {
         let cases: [(&[&str], DeviceVerb); 6] = [
             (&["list"], DeviceVerb::List),
             (&["show", "a"], DeviceVerb::Show("a".into())),
-            (&["show", "--vfio-user", "/s"], DeviceVerb::ShowServed("/s".parse().unwrap())),
+            (&["show", "--vfio-user", "/s"], DeviceVerb::ShowVfioUser("/s".parse().unwrap())),
             (&["bind", "a", "b"], DeviceVerb::Bind(vec!["a".into(), "b".into()])),
             (&["unbind", "a"], DeviceVerb::Unbind(vec!["a".into()])),
             (&["test", "a"], DeviceVerb::Test("a".into())),

@@ -12,8 +12,8 @@ mod platform;
 mod run;
 mod size;
 mod suggest;
-mod user;
 mod vfio;
+mod vfio_user;
 
 pub use check::CheckOptions;
 pub use cpu::{GicChoice, GicVersion, ItsChoice};
@@ -22,7 +22,7 @@ pub use pci::PciOptions;
 pub use platform::{PlatformOptions, RegionAddress};
 pub use run::{ConsoleKind, RunOptions};
 pub use size::Size;
-pub use user::UserOptions;
+pub use vfio_user::VfioUserOptions;
 
 use lexopt::{Arg, Parser};
 

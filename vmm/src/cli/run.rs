@@ -13,7 +13,7 @@ use log::LevelFilter;
 use super::cpu::{self, GicChoice};
 use super::once::{Once, read};
 use super::vfio::{backend, descriptor};
-use super::{Command, PciOptions, PlatformOptions, Size, UserOptions, wrong};
+use super::{Command, PciOptions, PlatformOptions, Size, VfioUserOptions, wrong};
 use crate::error::Error;
 
 pub(super) const HELP: &str = "\
@@ -126,7 +126,7 @@ pub struct RunOptions {
     /// PCI functions to assign.
     pub vfio_pci: Vec<PciOptions>,
     /// PCI devices of other processes.
-    pub vfio_user: Vec<UserOptions>,
+    pub vfio_user: Vec<VfioUserOptions>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
     /// Bind also those that the host uses.
@@ -268,7 +268,7 @@ impl RunOptions {
                 self.vfio_pci.push(function);
             }
             Arg::Long("vfio-user") => {
-                let device = read("--vfio-user", parser.value()?, UserOptions::from_str)?;
+                let device = read("--vfio-user", parser.value()?, VfioUserOptions::from_str)?;
                 self.vfio_user.push(device);
             }
             Arg::Long("iommu") => self.iommu.backend = once.parsed("--iommu", parser, backend)?,

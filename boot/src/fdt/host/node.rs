@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::HostError;
-use crate::fdt::node::Value;
+use crate::fdt::value::Value;
 
 /// A property: its name and its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

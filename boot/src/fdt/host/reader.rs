@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::HostError;
 use super::node::{HostNode, HostProperty};
-use crate::fdt::phandle::DEPTH_MAX;
+use crate::fdt::node::MAX_DEPTH;
 use crate::size::MIB;
 
 /// The largest property that is read: a whole device tree at boot has at most as much.
@@ -86,8 +86,8 @@ impl Reader {
 
     /// Counts a node that is about to be read.
     pub(super) fn enter(&mut self, directory: &Path, depth: usize) -> Result<(), HostError> {
-        if depth >= DEPTH_MAX {
-            return Err(HostError::TooDeep { path: directory.to_owned(), limit: DEPTH_MAX });
+        if depth >= MAX_DEPTH {
+            return Err(HostError::TooDeep { path: directory.to_owned(), limit: MAX_DEPTH });
         }
         self.nodes_left = self
             .nodes_left

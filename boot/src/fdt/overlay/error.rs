@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::fdt::read::ReadError;
+use crate::fdt::ReadError;
 
 /// An overlay that can't be read or applied.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::error::OverlayFault;
-use crate::fdt::node::{Cell, Label, Node, Value};
-use crate::fdt::phandle::DEPTH_MAX;
+use crate::fdt::node::MAX_DEPTH;
+use crate::fdt::node::Node;
+use crate::fdt::value::{Cell, Label, Value};
 
 /// One part of an overlay: what changes, and how.
 #[derive(Clone, Debug)]
@@ -143,7 +144,7 @@ impl Notes {
         let names = path.strip_prefix('/')?.split('/').filter(|name| !name.is_empty());
         let mut notes = self;
         for (depth, name) in names.enumerate() {
-            if depth >= DEPTH_MAX {
+            if depth >= MAX_DEPTH {
                 return None;
             }
             notes = notes.children.entry(name.to_owned()).or_default();

@@ -14,8 +14,9 @@ use std::fmt;
 pub use error::{OverlayError, OverlayFault};
 
 use self::fragment::{Fragment, Parts, Target, external};
-use super::node::{Cell, Label, Node, Value};
+use super::node::Node;
 use super::read::from_blob;
+use super::value::{Cell, Label, Value};
 
 /// An overlay, read and understood.
 #[derive(Clone, Debug)]

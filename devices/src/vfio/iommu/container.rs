@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::Host;
-use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError, refusal};
+use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError};
 use crate::stop;
 
 /// A container with its groups.
@@ -71,9 +71,9 @@ fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError
     let path = host.group_node(assignment.group);
     let group = Group::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
     let (name, number) = (assignment.name().to_owned(), assignment.group);
-    match group.status() {
-        Ok(status) if status.viable => Ok(group),
-        Ok(_) => Err(AssignError::GroupInUse { name, group: number, source: None }),
+    match group.is_viable() {
+        Ok(true) => Ok(group),
+        Ok(false) => Err(AssignError::GroupInUse { name, group: number, source: None }),
         Err(source) => Err(AssignError::Attach { name, group: number, source }),
     }
 }
@@ -82,7 +82,7 @@ fn open_container(host: &Host, assignment: &Assignment) -> Result<Container, Ass
     Container::open().map_err(|error| match error {
         VfioError::OpenContainer(error) => opening(host, assignment, &host.container_node(), error),
         VfioError::VfioExtension => AssignError::NoType1,
-        other => AssignError::Setup(refusal(other)),
+        other => AssignError::Setup(other.into()),
     })
 }
 

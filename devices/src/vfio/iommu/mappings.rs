@@ -4,7 +4,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::super::uapi::{IoctlError, VfioOps, refusal};
+use super::super::uapi::{IoctlError, VfioOps};
 use crate::stop;
 
 /// Pieces end at multiples of this, in bytes. The kernel hears no signal but SIGKILL while it pins
@@ -42,7 +42,7 @@ impl Mappings {
     ) -> Result<(), IoctlError> {
         let length = length(size)?;
         // SAFETY: passed on.
-        unsafe { self.dma.vfio_dma_map(iova, length, host.as_ptr()) }.map_err(refusal)?;
+        unsafe { self.dma.vfio_dma_map(iova, length, host.as_ptr()) }?;
         self.made.push((iova, size));
         Ok(())
     }
@@ -74,7 +74,7 @@ impl Mappings {
     pub(super) fn unmap_all(&mut self) {
         while let Some((iova, size)) = self.made.pop() {
             let unmapped = length(size)
-                .and_then(|length| self.dma.vfio_dma_unmap(iova, length).map_err(refusal));
+                .and_then(|length| self.dma.vfio_dma_unmap(iova, length).map_err(IoctlError::from));
             if let Err(error) = unmapped {
                 log::error!("DMA mapping at {iova:#x}, {size:#x} bytes: {error}: {}", error.source);
             }

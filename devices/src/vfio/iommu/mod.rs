@@ -23,7 +23,7 @@ use self::iommufd::IommufdSpace;
 use self::mappings::Mappings;
 use super::assign::{AssignError, Assignment};
 use super::host::Host;
-use super::memlock::{self, Memlock, MemlockTooLow, UserMemlockTooLow};
+use super::memlock::{self, Memlock, MemlockTooLow};
 use super::uapi::{DeviceFile, IoctlError, IommuInfo};
 
 /// RAM that couldn't be mapped for DMA.
@@ -35,9 +35,6 @@ pub enum MapError {
     /// It may not be pinned.
     #[error(transparent)]
     Memlock(#[from] MemlockTooLow),
-    /// It may not be pinned beside what others of the user's processes have pinned.
-    #[error(transparent)]
-    UserMemlock(#[from] UserMemlockTooLow),
     /// The host has no memory for it.
     #[error("the host has too little memory to pin the guest's RAM at {gpa:#x}, {size:#x} bytes")]
     NoMemory {
@@ -68,7 +65,6 @@ impl MapError {
         match self {
             Self::Window(error) => error.help(),
             Self::Memlock(error) => Some(error.help()),
-            Self::UserMemlock(error) => Some(error.help()),
             Self::NoMemory { .. } => Some("give the guest less memory (--memory)".to_owned()),
             Self::Refused { .. } => None,
         }
@@ -193,8 +189,7 @@ impl Iommu {
         let before = self.mappings.size();
         // SAFETY: passed on.
         unsafe { self.mappings.map_chunked(gpa, host, size) }.map_err(|source| {
-            let pinned = Pinned { before, others: self.pinned_by_others() };
-            mapping(Memlock::current(), pinned, gpa, size, source)
+            map_error(Memlock::current(), (before, self.pinned_by_others()), gpa, size, source)
         })
     }
 
@@ -233,28 +228,22 @@ impl Iommu {
     }
 }
 
-/// What counts against a limit beside what is to be mapped, in bytes.
-#[derive(Clone, Copy)]
-struct Pinned {
-    /// Mapped by this process.
-    before: u64,
-    /// Pinned by others.
-    others: u64,
-}
-
-/// Why RAM couldn't be mapped.
-fn mapping(memlock: Memlock, pinned: Pinned, gpa: u64, size: u64, source: IoctlError) -> MapError {
+/// Why RAM couldn't be mapped. Before, this process has mapped `mapped` bytes, and other processes have
+/// pinned `others` that count against the limit.
+fn map_error(
+    memlock: Memlock,
+    (mapped, others): (u64, u64),
+    gpa: u64,
+    size: u64,
+    source: IoctlError,
+) -> MapError {
     if !source.is(libc::ENOMEM) {
         return MapError::Refused { gpa, size, source };
     }
     // A capability that /proc shows may be one of a user namespace, which the kernel doesn't count.
     let counted = Memlock { exempt: false, ..memlock };
-    let ram = pinned.before.saturating_add(size);
-    if let Err(too_low) = counted.check(ram) {
-        return MapError::Memlock(too_low);
-    }
-    match counted.check_beside(ram, pinned.others) {
-        Err(too_low) => MapError::UserMemlock(too_low),
+    match counted.check_with(mapped.saturating_add(size), others) {
+        Err(too_low) => MapError::Memlock(too_low),
         Ok(()) => MapError::NoMemory { gpa, size, source },
     }
 }
@@ -279,19 +268,19 @@ mod tests {
         let map = |memlock, others, errno| {
             let source = io::Error::from_raw_os_error(errno);
             let source = IoctlError { request: "VFIO_IOMMU_MAP_DMA", source };
-            let pinned = Pinned { before: 0x1000, others };
-            mapping(memlock, pinned, 0x4000_0000, 0x1000, source)
+            map_error(memlock, (0x1000, others), 0x4000_0000, 0x1000, source)
         };
         for exempt in [false, true] {
             let error = map(limit(Some(0x1fff), exempt), 0, libc::ENOMEM);
             let MapError::Memlock(too_low) = error else { panic!("{error}") };
-            assert_eq!(too_low, MemlockTooLow { ram: 0x2000, limit: 0x1fff });
+            assert_eq!(too_low, MemlockTooLow { ram: 0x2000, limit: 0x1fff, others: 0 });
         }
         for memlock in [limit(Some(0x2000), false), limit(None, false)] {
             assert!(matches!(map(memlock, 0, libc::ENOMEM), MapError::NoMemory { .. }));
         }
         let beside = map(limit(Some(0x2000), false), 0x1000, libc::ENOMEM);
-        assert!(matches!(beside, MapError::UserMemlock(_)), "{beside}");
+        let MapError::Memlock(too_low) = beside else { panic!("{beside}") };
+        assert_eq!(too_low, MemlockTooLow { ram: 0x2000, limit: 0x2000, others: 0x1000 });
         assert!(matches!(map(limit(Some(0), false), 0, libc::EINVAL), MapError::Refused { .. }));
     }
 }

@@ -1,22 +1,29 @@
-//! The container: one set of DMA mappings, shared by the groups attached to it.
+//! The container, one set of DMA mappings, and the IOMMU groups that are attached to it.
 
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_DMA_CC_IOMMU, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES,
+    VFIO_DMA_CC_IOMMU, VFIO_GROUP_FLAGS_VIABLE, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES,
     VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU,
-    vfio_iommu_type1_info,
+    vfio_group_status, vfio_iommu_type1_info,
 };
 use vfio_ioctls::{VfioContainer, VfioError, VfioOps};
-use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_val};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref, ioctl_with_val};
 
 use super::capability::{self, capabilities, u32_at, u64_at};
-use super::{IoctlError, Request, argsz};
+use super::{DeviceFile, IoctlError, Request, argsz};
 
 const CHECK_EXTENSION: Request = Request::new("VFIO_CHECK_EXTENSION", 1);
 const SET_IOMMU: Request = Request::new("VFIO_SET_IOMMU", 2);
+const GROUP_GET_STATUS: Request = Request::new("VFIO_GROUP_GET_STATUS", 3);
+const GROUP_SET_CONTAINER: Request = Request::new("VFIO_GROUP_SET_CONTAINER", 4);
+const GROUP_GET_DEVICE_FD: Request = Request::new("VFIO_GROUP_GET_DEVICE_FD", 6);
 const IOMMU_GET_INFO: Request = Request::new("VFIO_IOMMU_GET_INFO", 12);
 
 /// What `VFIO_IOMMU_GET_INFO` says of a container, or `IOMMU_IOAS_IOVA_RANGES` of an address space.
@@ -120,26 +127,80 @@ impl Container {
     ///
     /// If no IOMMU model has been chosen.
     pub fn info(&self) -> Result<IommuInfo, IoctlError> {
-        let mut fixed =
-            vfio_iommu_type1_info { argsz: argsz::<vfio_iommu_type1_info>(), ..Default::default() };
-        // SAFETY: the kernel writes at most `argsz` bytes, the size of `fixed`.
-        let returned = unsafe { ioctl_with_mut_ref(self, IOMMU_GET_INFO.number, &mut fixed) };
-        IOMMU_GET_INFO.check(returned)?;
-
-        // With capabilities the kernel asks for more room than it was given.
-        let least = size_of::<vfio_iommu_type1_info>();
-        let mut words = capability::room(IOMMU_GET_INFO, fixed.argsz, least)?;
-        // SAFETY: the kernel writes at most `argsz` bytes, the size of `words`.
-        let returned =
-            unsafe { ioctl_with_mut_ptr(self, IOMMU_GET_INFO.number, words.as_mut_ptr()) };
-        IOMMU_GET_INFO.check(returned)?;
-        Ok(IommuInfo::parse(&capability::bytes(&words)))
+        let answer = capability::answer::<vfio_iommu_type1_info>(self, IOMMU_GET_INFO, 0)?;
+        Ok(IommuInfo::parse(&answer))
     }
 }
 
 impl AsRawFd for Container {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+/// A VFIO group (`/dev/vfio/N`). It can be open once only.
+#[derive(Debug)]
+pub struct Group(File);
+
+impl Group {
+    /// Opens the group.
+    ///
+    /// # Errors
+    ///
+    /// As from `open(2)`; `EBUSY` if it is open elsewhere.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        OpenOptions::new().read(true).write(true).open(path).map(Self)
+    }
+
+    /// Whether the group is viable: no device of it is bound to a driver that does DMA of its own.
+    ///
+    /// # Errors
+    ///
+    /// If this isn't a group.
+    pub fn is_viable(&self) -> Result<bool, IoctlError> {
+        let mut status = vfio_group_status { argsz: argsz::<vfio_group_status>(), flags: 0 };
+        // SAFETY: the kernel writes at most `argsz` bytes, the size of `status`.
+        let returned = unsafe { ioctl_with_mut_ref(&self.0, GROUP_GET_STATUS.number, &mut status) };
+        GROUP_GET_STATUS.check(returned)?;
+        Ok(status.flags & VFIO_GROUP_FLAGS_VIABLE != 0)
+    }
+
+    /// Attaches the group to a container. If that has its IOMMU model already, the group's devices
+    /// are confined to the container's mappings from here on.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if a device of the group has a driver that does DMA, `EPERM` and `EINVAL` as from
+    /// [`Container::set_iommu`].
+    pub fn set_container(&self, container: &Container) -> Result<(), IoctlError> {
+        let fd = container.as_raw_fd();
+        // SAFETY: the kernel reads one 32-bit number, `fd`.
+        let returned = unsafe { ioctl_with_ref(&self.0, GROUP_SET_CONTAINER.number, &fd) };
+        GROUP_SET_CONTAINER.check(returned).map(drop)
+    }
+
+    /// Opens one of its devices by the name that sysfs has for it.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if the group has no such device bound to a VFIO driver, and whatever its driver
+    /// fails with, resetting it included.
+    pub fn device(&self, name: &str) -> Result<DeviceFile, IoctlError> {
+        let name = CString::new(name).map_err(|_| {
+            GROUP_GET_DEVICE_FD.refused(io::ErrorKind::InvalidInput, "a NUL in the name")
+        })?;
+        // SAFETY: the kernel reads a NUL-terminated string.
+        let returned =
+            unsafe { ioctl_with_ptr(&self.0, GROUP_GET_DEVICE_FD.number, name.as_ptr()) };
+        GROUP_GET_DEVICE_FD.check(returned)?;
+        // SAFETY: a file descriptor that the kernel made just now and that nobody else has.
+        Ok(DeviceFile::from(unsafe { File::from_raw_fd(returned) }))
+    }
+}
+
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -15,9 +15,7 @@ use vfio_bindings::bindings::vfio::{
     vfio_device_info, vfio_irq_info, vfio_irq_set, vfio_region_info,
 };
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::ioctl::{
-    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref,
-};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr};
 
 use super::{IoctlError, Mapping, RegionInfo, Request, argsz, capability};
 
@@ -192,46 +190,40 @@ impl AsFd for DeviceFile {
     }
 }
 
-/// A `struct vfio_irq_set` with room for one eventfd.
-#[repr(C)]
-struct IrqSet {
-    header: vfio_irq_set,
-    eventfd: i32,
+impl DeviceFile {
+    fn set_irqs(&self, set: &[u32]) -> Result<u32, IoctlError> {
+        // SAFETY: the kernel reads at most `argsz` bytes, the size of `set`.
+        SET_IRQS.check(unsafe { ioctl_with_ptr(&self.0, SET_IRQS.number, set.as_ptr()) })
+    }
 }
 
-impl IrqSet {
-    fn new(index: u32, action: IrqAction<'_>) -> Self {
-        let none = |action| (action | VFIO_IRQ_SET_DATA_NONE, -1, 1);
-        let eventfd = |action, fd| (action | VFIO_IRQ_SET_DATA_EVENTFD, fd, 1);
-        let (flags, eventfd, count) = match action {
-            IrqAction::SetTrigger(fd) => eventfd(VFIO_IRQ_SET_ACTION_TRIGGER, fd.as_raw_fd()),
-            // No vectors and no data: the documented way to disable an index.
-            IrqAction::ClearTrigger => {
-                (VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_NONE, -1, 0)
-            }
-            IrqAction::SetUnmask(fd) => eventfd(VFIO_IRQ_SET_ACTION_UNMASK, fd.as_raw_fd()),
-            IrqAction::ClearUnmask => eventfd(VFIO_IRQ_SET_ACTION_UNMASK, -1),
-            IrqAction::Mask => none(VFIO_IRQ_SET_ACTION_MASK),
-            IrqAction::Unmask => none(VFIO_IRQ_SET_ACTION_UNMASK),
-        };
-        let argsz = argsz::<Self>();
-        let header = vfio_irq_set { argsz, flags, index, start: 0, count, ..Default::default() };
-        Self { header, eventfd }
-    }
+/// A `struct vfio_irq_set` with one eventfd, which counts only with `VFIO_IRQ_SET_DATA_EVENTFD`.
+fn irq_set(index: u32, action: IrqAction<'_>) -> [u32; 6] {
+    let eventfd = |action, fd| (action | VFIO_IRQ_SET_DATA_EVENTFD, fd, 1);
+    let (flags, eventfd, count) = match action {
+        IrqAction::SetTrigger(fd) => eventfd(VFIO_IRQ_SET_ACTION_TRIGGER, fd.as_raw_fd()),
+        // No vectors and no data: the documented way to disable an index.
+        IrqAction::ClearTrigger => (VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_NONE, -1, 0),
+        IrqAction::SetUnmask(fd) => eventfd(VFIO_IRQ_SET_ACTION_UNMASK, fd.as_raw_fd()),
+        IrqAction::ClearUnmask => eventfd(VFIO_IRQ_SET_ACTION_UNMASK, -1),
+        IrqAction::Mask => (VFIO_IRQ_SET_ACTION_MASK | VFIO_IRQ_SET_DATA_NONE, -1, 1),
+        IrqAction::Unmask => (VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_DATA_NONE, -1, 1),
+    };
+    [argsz::<[u32; 6]>(), flags, index, 0, count, eventfd.cast_unsigned()]
 }
 
 /// A `struct vfio_irq_set` with an eventfd for each vector, -1 for none.
 fn vectors(index: u32, start: u32, triggers: &[Option<&EventFd>]) -> Option<Vec<u32>> {
-    let words = size_of::<vfio_irq_set>() / 4 + triggers.len();
-    let argsz = u32::try_from(words.checked_mul(4)?).ok()?;
+    let count = u32::try_from(triggers.len()).ok()?;
+    let argsz = count.checked_mul(4)?.checked_add(argsz::<vfio_irq_set>())?;
     let flags = VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_EVENTFD;
-    let mut set = vec![argsz, flags, index, start, u32::try_from(triggers.len()).ok()?];
-    set.extend(
-        triggers
-            .iter()
-            .map(|trigger| trigger.map_or(-1, |eventfd| eventfd.as_raw_fd()).cast_unsigned()),
-    );
-    Some(set)
+    let fds = triggers.iter().map(|trigger| trigger.map_or(-1, |eventfd| eventfd.as_raw_fd()));
+    Some(
+        [argsz, flags, index, start, count]
+            .into_iter()
+            .chain(fds.map(i32::cast_unsigned))
+            .collect(),
+    )
 }
 
 impl DeviceCalls for DeviceFile {
@@ -252,23 +244,8 @@ impl DeviceCalls for DeviceFile {
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError> {
-        let mut fixed =
-            vfio_region_info { argsz: argsz::<vfio_region_info>(), index, ..Default::default() };
-        // SAFETY: the kernel writes at most `argsz` bytes, the size of `fixed`.
-        let returned = unsafe { ioctl_with_mut_ref(&self.0, GET_REGION_INFO.number, &mut fixed) };
-        GET_REGION_INFO.check(returned)?;
-
-        // With capabilities the kernel asks for more room than it was given.
-        let least = size_of::<vfio_region_info>();
-        let mut words = capability::room(GET_REGION_INFO, fixed.argsz, least)?;
-        if let Some(second) = words.get_mut(1) {
-            *second = capability::pair(index, 0);
-        }
-        // SAFETY: the kernel writes at most `argsz` bytes, the size of `words`.
-        let returned =
-            unsafe { ioctl_with_mut_ptr(&self.0, GET_REGION_INFO.number, words.as_mut_ptr()) };
-        GET_REGION_INFO.check(returned)?;
-        Ok(RegionInfo::parse(&capability::bytes(&words)))
+        let answer = capability::answer::<vfio_region_info>(&self.0, GET_REGION_INFO, index)?;
+        Ok(RegionInfo::parse(&answer))
     }
 
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
@@ -286,10 +263,7 @@ impl DeviceCalls for DeviceFile {
     }
 
     fn set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), IoctlError> {
-        let set = IrqSet::new(index, action);
-        // SAFETY: the kernel reads at most `argsz` bytes, the size of `set`.
-        let returned = unsafe { ioctl_with_ref(&self.0, SET_IRQS.number, &set) };
-        SET_IRQS.check(returned).map(drop)
+        self.set_irqs(&irq_set(index, action)).map(drop)
     }
 
     fn reset(&self) -> Result<(), IoctlError> {
@@ -305,11 +279,9 @@ impl DeviceCalls for DeviceFile {
     ) -> Result<(), IoctlError> {
         let set = vectors(index, start, triggers)
             .ok_or_else(|| SET_IRQS.refused(io::ErrorKind::InvalidInput, "too many vectors"))?;
-        // SAFETY: the kernel reads at most `argsz` bytes, the size of `set`.
-        let returned = unsafe { ioctl_with_ptr(&self.0, SET_IRQS.number, set.as_ptr()) };
-        match SET_IRQS.check(returned)? {
+        match self.set_irqs(&set)? {
             0 => Ok(()),
-            // Nothing was enabled: so many would have been (`vfio_msi_enable`).
+            // None was enabled: it is how many could have been (`vfio_msi_enable`).
             _ => Err(SET_IRQS.failed(libc::ENOSPC)),
         }
     }
@@ -345,13 +317,10 @@ mod tests {
             (IrqAction::Unmask, 16 | 1, 1, -1),
         ];
         for (action, flags, count, eventfd) in cases {
-            let set = IrqSet::new(8, action);
-            let header = &set.header;
-            assert_eq!((header.index, header.start), (8, 0), "{action:?}");
-            assert_eq!((header.flags, header.count), (flags, count), "{action:?}");
-            assert_eq!((header.argsz, set.eventfd), (24, eventfd), "{action:?}");
+            let expected = [24, flags, 8, 0, count, i32::cast_unsigned(eventfd)];
+            assert_eq!(irq_set(8, action), expected, "{action:?}");
         }
-        assert_eq!(std::mem::offset_of!(IrqSet, eventfd), 20);
+        assert_eq!(size_of::<vfio_irq_set>(), 20);
     }
 
     #[test]

@@ -1,5 +1,8 @@
-//! A region mapped into this process, for the guest to access: nothing here does, for whoever can
-//! take it away (a function that decodes no memory, a server) would end this process by SIGBUS.
+//! A region mapped into this process for the guest to access. strait itself doesn't access it: whoever
+//! can take it away (a function that stops decoding memory, a server) would end strait by SIGBUS.
+//!
+//! vm-memory's `MmapRegion` isn't used since it keeps the file open, which here is the device's or a
+//! server's, and whose owner decides where it is closed.
 
 use std::io;
 use std::ops::Range;
@@ -9,7 +12,8 @@ use std::sync::Arc;
 
 use super::{RegionInfo, RevocableMappings};
 
-/// A device's registers in this process's memory, unmapped when dropped.
+/// A device's registers in this process's memory, unmapped when dropped. Whoever handed the memory on (as
+/// a KVM memory slot) promises that the guest doesn't run any more then.
 #[derive(Debug)]
 pub struct Mapping {
     address: NonNull<u8>,
@@ -33,11 +37,12 @@ impl Mapping {
     /// or is sealed by `F_SEAL_WRITE` or `F_SEAL_FUTURE_WRITE`); `InvalidInput` if the part's place
     /// doesn't fit an address.
     pub fn new(file: &impl AsRawFd, region: &RegionInfo, range: Range<u64>) -> io::Result<Self> {
-        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-        let size = range.end.checked_sub(range.start).ok_or_else(invalid)?;
-        let size = usize::try_from(size).map_err(|_| invalid())?;
-        let offset = region.offset.checked_add(range.start).ok_or_else(invalid)?;
-        let offset = libc::off_t::try_from(offset).map_err(|_| invalid())?;
+        let size = range.end.checked_sub(range.start).and_then(|size| usize::try_from(size).ok());
+        let offset = region.offset.checked_add(range.start);
+        let offset = offset.and_then(|offset| libc::off_t::try_from(offset).ok());
+        let (Some(size), Some(offset)) = (size, offset) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice; nothing is replaced.
         let address = unsafe {
@@ -68,7 +73,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Where it is in this process.
+    /// Its address in this process.
     pub fn address(&self) -> NonNull<u8> {
         self.address
     }
@@ -76,27 +81,26 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this size; whoever handed the memory on (a KVM slot)
-        // promised that the guest runs no more.
-        let unmap = || unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
-        match &self.revocable {
-            Some(mappings) => mappings.remove(self.address, unmap),
-            None => unmap(),
-        };
+        // Before it is unmapped, so that nothing else that comes to lie there is replaced.
+        if let Some(mappings) = &self.revocable {
+            mappings.remove(self.address);
+        }
+        // SAFETY: mapped by `new` with this size, and not accessed any more, as promised above.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
     }
 }
 
 #[cfg(test)]
 impl Mapping {
     /// Reads 8 bytes as a guest does.
-    pub(in super::super) fn read(&self, offset: usize) -> u64 {
+    pub(crate) fn read(&self, offset: usize) -> u64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.size);
         // SAFETY: within the mapping and aligned.
         unsafe { self.address.add(offset).cast().read_volatile() }
     }
 
     /// Writes 8 bytes as a guest does.
-    pub(in super::super) fn write(&self, offset: usize, value: u64) {
+    pub(crate) fn write(&self, offset: usize, value: u64) {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.size);
         // SAFETY: within the mapping and aligned.
         unsafe { self.address.add(offset).cast().write_volatile(value) }

@@ -1,22 +1,18 @@
-//! The system calls of VFIO and iommufd: containers, groups and device files, address spaces, and
-//! nothing above them.
+//! The user-space API of VFIO and iommufd: containers, groups, device files and I/O address spaces.
 //!
-//! Container and address space are those of the vfio-ioctls crate (0.10), which makes and undoes DMA
-//! mappings ([`VfioOps`]). Groups, devices, their regions and interrupts are ours, since the crate
-//! refuses devices bound to vfio-amba, takes resampling and unmasking for IRQ index 0 only, takes a
-//! shortage of MSI vectors (a positive return) for success, can't start at a vector, shifts the
-//! indices of regions behind one that fails, and ignores a failed reset.
+//! Containers and address spaces are those of the vfio-ioctls crate (0.10), which maps and unmaps for DMA
+//! ([`VfioOps`]). Groups, devices, their regions and interrupts are ours, since the crate refuses
+//! devices bound to vfio-amba, supports resampling and unmasking for IRQ index 0 only, reports a
+//! shortage of MSI vectors (a positive return) as success, can't start at a vector other than 0, shifts
+//! the indices of regions behind one that fails, and ignores a failed reset.
 //!
 //! Numbers and layouts are those of `include/uapi/linux/vfio.h` and `iommufd.h`, the same on every
 //! architecture; the order of the calls is described in the kernel's
 //! `Documentation/driver-api/vfio.rst` and `Documentation/userspace-api/iommufd.rst`.
 
 mod capability;
-mod cdev;
 mod container;
 mod device;
-mod dma;
-mod group;
 mod iommufd;
 mod mapping;
 mod region;
@@ -25,13 +21,12 @@ mod revocable;
 use std::ffi::{c_int, c_uint, c_ulong};
 use std::io;
 
+use iommufd_ioctls::IommufdError;
 use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
 
-pub use container::{Container, IommuInfo};
+pub use container::{Container, Group, IommuInfo};
 pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo};
-pub(super) use dma::refusal;
-pub use group::{Group, GroupStatus};
 pub use iommufd::{Ioas, Iommufd};
 pub use mapping::Mapping;
 pub use region::RegionInfo;
@@ -53,6 +48,28 @@ impl IoctlError {
     /// Whether the kernel answered with this error number (`libc::E…`).
     pub fn is(&self, errno: i32) -> bool {
         self.source.raw_os_error() == Some(errno)
+    }
+}
+
+/// The request behind an error of vfio-ioctls, with the system's error number.
+impl From<VfioError> for IoctlError {
+    fn from(error: VfioError) -> Self {
+        let (request, source) = match error {
+            VfioError::OpenContainer(source) => return Self { request: "open", source },
+            VfioError::IommuDmaMap(source) => ("VFIO_IOMMU_MAP_DMA", source),
+            VfioError::IommuDmaUnmap(source) => ("VFIO_IOMMU_UNMAP_DMA", source),
+            VfioError::NewVfioIommufd(IommufdError::IommuIoasAlloc(source)) => {
+                ("IOMMU_IOAS_ALLOC", source)
+            }
+            VfioError::IommufdIoctlError(IommufdError::IommuIoasMap(source)) => {
+                ("IOMMU_IOAS_MAP", source)
+            }
+            VfioError::IommufdIoctlError(IommufdError::IommuIoasUnmap(source)) => {
+                ("IOMMU_IOAS_UNMAP", source)
+            }
+            other => return Self { request: "VFIO", source: io::Error::other(other) },
+        };
+        Self { request, source: source.into() }
     }
 }
 
@@ -95,7 +112,9 @@ const fn argsz<T>() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::Request;
+    use vmm_sys_util::errno;
+
+    use super::*;
 
     #[test]
     fn request_numbers_are_those_of_the_header() {
@@ -112,5 +131,23 @@ mod tests {
         let error = Request::new("VFIO_DEVICE_RESET", 11).check(returned).unwrap_err();
         assert!(error.is(libc::EBADF));
         assert_eq!(error.to_string(), "VFIO_DEVICE_RESET was refused");
+    }
+
+    #[test]
+    fn the_systems_error_number_is_kept() {
+        let enomem = || errno::Error::new(libc::ENOMEM);
+        let iommufd = |error| VfioError::IommufdIoctlError(error);
+        let cases = [
+            (VfioError::IommuDmaMap(enomem()), "VFIO_IOMMU_MAP_DMA"),
+            (VfioError::IommuDmaUnmap(enomem()), "VFIO_IOMMU_UNMAP_DMA"),
+            (iommufd(IommufdError::IommuIoasMap(enomem())), "IOMMU_IOAS_MAP"),
+            (iommufd(IommufdError::IommuIoasUnmap(enomem())), "IOMMU_IOAS_UNMAP"),
+        ];
+        for (error, request) in cases {
+            let refusal = IoctlError::from(error);
+            assert!(refusal.request == request && refusal.is(libc::ENOMEM), "{refusal:?}");
+        }
+        let short = IoctlError::from(VfioError::InvalidDmaUnmapSize);
+        assert_eq!(short.source.to_string(), "invalid dma unmap size");
     }
 }

@@ -35,7 +35,7 @@ pub struct RegionInfo {
 
 impl RegionInfo {
     /// Reads what the kernel wrote: a `struct vfio_region_info` and its capability chain.
-    pub(in super::super) fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let flags = u32_at(bytes, 4).unwrap_or(0);
         let mut info = Self {
             index: u32_at(bytes, 8).unwrap_or(0),

@@ -56,11 +56,9 @@ impl RevocableMappings {
         Ok(())
     }
 
-    /// Removes a mapping and calls `unmap`, while it can't be revoked.
-    pub(super) fn remove(&self, address: NonNull<u8>, unmap: impl FnOnce() -> i32) -> i32 {
-        let mut state = self.state();
-        state.mappings.retain(|(mapped, _)| *mapped != address.addr().get());
-        unmap()
+    /// Removes a mapping, which is about to be unmapped.
+    pub(super) fn remove(&self, address: NonNull<u8>) {
+        self.state().mappings.retain(|(mapped, _)| *mapped != address.addr().get());
     }
 
     /// Revokes all mappings, and those to come.
@@ -89,8 +87,8 @@ fn replace(mappings: &[(usize, usize)]) -> io::Result<()> {
         // A failure doesn't stop the others.
         let replaced = fill(&file, offset, *size, ones).and_then(|()| {
             let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-            // SAFETY: a mapping that is ours until it is removed, which the lock keeps
-            // from happening; it is accessed as memory that may change at any time.
+            // SAFETY: a mapping of ours until it is removed, which the lock prevents; it is only
+            // accessed as memory that may change at any time.
             let placed = unsafe {
                 let place = std::ptr::with_exposed_provenance_mut(*address);
                 let protection = libc::PROT_READ | libc::PROT_WRITE;

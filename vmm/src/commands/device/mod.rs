@@ -5,10 +5,10 @@ mod function;
 mod host_node;
 mod list;
 mod pci_ids;
-mod served;
 mod show;
 mod standing;
 mod test;
+mod vfio_user;
 
 use devices::vfio::driver_binding::BindOptions;
 use devices::vfio::host::Host;
@@ -41,9 +41,9 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
             let sheet = show::Sheet::of(&host, name, options.iommu)?;
             print(json, &sheet)?;
         }
-        DeviceVerb::ShowServed(options) => {
-            let offer = served::Offer::of(options)?;
-            print(json, &offer)?;
+        DeviceVerb::ShowVfioUser(options) => {
+            let info = vfio_user::ServerInfo::of(options)?;
+            print(json, &info)?;
         }
         DeviceVerb::Bind(names) => {
             let (group, force, owner) = (options.group, options.force, options.owner);

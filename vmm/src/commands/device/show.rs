@@ -11,7 +11,7 @@ use devices::vfio::driver_binding::BindRecords;
 use devices::vfio::host::{Bus, Host, HostDevice, Usage};
 use devices::vfio::iommu::{Iommu, IommuOptions};
 use devices::vfio::region::host_page_size;
-use devices::vfio::uapi::{DeviceCalls, IrqInfo, RegionInfo};
+use devices::vfio::uapi::{DeviceCalls, IoctlError, IrqInfo, RegionInfo};
 use devices::vfio::unbound::UnboundDevice;
 use serde::Serialize;
 
@@ -291,7 +291,7 @@ impl Display for Group {
 }
 
 impl Vfio {
-    fn of(calls: &dyn DeviceCalls) -> Result<Self, devices::vfio::uapi::IoctlError> {
+    fn of(calls: &dyn DeviceCalls) -> Result<Self, IoctlError> {
         let info = calls.info()?;
         let regions = (0..info.regions).map(|index| {
             let region = match calls.region_info(index) {
@@ -323,8 +323,8 @@ impl Vfio {
             amba: info.amba,
             pci: info.pci,
             reset: Some(info.reset),
-            regions: regions.collect::<Result<_, _>>()?,
-            interrupts: interrupts.collect::<Result<_, _>>()?,
+            regions: regions.collect::<Result<_, IoctlError>>()?,
+            interrupts: interrupts.collect::<Result<_, IoctlError>>()?,
         })
     }
 

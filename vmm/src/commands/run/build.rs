@@ -10,7 +10,7 @@ use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, Vcpu, Vm, la
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
-use boot::layout::{DTB_MAX, LayoutError};
+use boot::layout::{LayoutError, MAX_DTB_SIZE};
 use devices::bus::Bus;
 use devices::pci::Apertures;
 use devices::pvpanic::PvPanic;
@@ -181,7 +181,7 @@ pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Resu
 pub fn dtb(tree: &Node) -> Result<Vec<u8>, Error> {
     let dtb = fdt::to_blob(tree)?;
     let size = dtb.len() as u64;
-    if size > DTB_MAX {
+    if size > MAX_DTB_SIZE {
         return Err(LayoutError::DtbTooLarge { size }.into());
     }
     Ok(dtb)
@@ -216,7 +216,7 @@ pub fn ram(
     let size = plan.ram.size;
     // vfio-user servers map RAM by its file.
     let ram =
-        if assigned.served.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?;
+        if assigned.vfio_user.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?;
     let boot = &plan.boot;
     let end = boot.initrd.as_ref().map_or(boot.dtb, |initrd| initrd.end).max(boot.kernel.end);
     let used = end.saturating_sub(layout::RAM_START);

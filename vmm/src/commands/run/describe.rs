@@ -230,7 +230,10 @@ fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Ve
     map.push((plan.ram.base..plan.ram.end(), "RAM".to_owned()));
     let boot = &plan.boot;
     map.push((boot.kernel.load..boot.kernel.end, "  kernel".to_owned()));
-    map.push((boot.dtb..boot.dtb + boot::layout::DTB_MAX, "  device tree, at most".to_owned()));
+    map.push((
+        boot.dtb..boot.dtb + boot::layout::MAX_DTB_SIZE,
+        "  device tree, at most".to_owned(),
+    ));
     map.extend(boot.initrd.clone().map(|range| (range, "  initrd".to_owned())));
     map.sort_by_key(|(range, _)| range.start);
     let places = map.into_iter().map(|(Range { start, end }, what)| Place {

@@ -44,7 +44,7 @@ impl Machine {
         let Core { vm, vcpus, gic, pci, .. } = core;
         let irqfds = Arc::new(Irqfds::new(vm.clone(), &gic));
         assigned.quiesce()?;
-        assigned.served.lend(&ram)?;
+        assigned.vfio_user.map_ram(&ram)?;
         if let Some(iommu) = &mut assigned.iommu {
             // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
             // affected by what is written into it.

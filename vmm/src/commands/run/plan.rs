@@ -11,7 +11,7 @@ use boot::fdt::overlay::Overlay;
 use boot::file::{BootFile, Role};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
-use boot::layout::{BootLayout, DTB_MAX, Ram};
+use boot::layout::{BootLayout, MAX_DTB_SIZE, Ram};
 use devices::vfio::fd_limit;
 
 use crate::allocator::Allocator;
@@ -92,7 +92,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     let initrd = options.initrd.as_deref().map(|path| Initrd::open(path, is_root)).transpose()?;
     let placement = kernel.placement(ram.base, ram.size)?;
     let initrd_size = initrd.as_ref().map(Initrd::size);
-    let boot = boot::layout::layout(ram, placement, DTB_MAX, initrd_size)?;
+    let boot = boot::layout::layout(ram, placement, MAX_DTB_SIZE, initrd_size)?;
     let overlays =
         options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
     let mut allocator = Allocator::new(ram, options.console == ConsoleKind::Stdio);
@@ -148,7 +148,7 @@ fn check_vcpus(wanted: u64) -> Result<(), Error> {
 
 /// Reads an overlay.
 fn overlay(path: &Path) -> Result<Overlay, Error> {
-    let blob = BootFile::open(Role::DtbOverlay, path)?.read_whole(DTB_MAX)?;
+    let blob = BootFile::open(Role::DtbOverlay, path)?.read_whole(MAX_DTB_SIZE)?;
     Ok(Overlay::read(path.display().to_string(), &blob)?)
 }
 

@@ -1,0 +1,119 @@
+//! A guest's PCI functions that other processes serve over vfio-user.
+
+use std::sync::Arc;
+
+use arch::{GuestRam, layout};
+use devices::stop;
+use devices::vfio::pci::PciFunction;
+use devices::vfio::region::host_page_size;
+use devices::vfio_user::VfioUserDevice;
+
+use crate::cli::VfioUserOptions;
+use crate::error::Error;
+use crate::functions::OpenFunction;
+
+/// The remedy for a server that failed.
+const START_AGAIN: &str = "the server's own output says why; start it again";
+
+/// The connected devices, each with its name.
+#[derive(Default)]
+pub struct VfioUserDevices(Vec<(String, Arc<VfioUserDevice>)>);
+
+impl VfioUserDevices {
+    /// Connects to the servers and adds their devices to `functions`.
+    ///
+    /// # Errors
+    ///
+    /// A server can't be reached, or its device can't be a guest's.
+    pub fn connect(
+        all: &[VfioUserOptions],
+        functions: &mut Vec<OpenFunction>,
+    ) -> Result<Self, Error> {
+        let mut devices = Self::default();
+        for (index, options) in all.iter().enumerate() {
+            check_different(all.get(..index).unwrap_or_default(), options)?;
+            stop::check()?;
+            let name = options.path.display().to_string();
+            let device = Arc::new(VfioUserDevice::connect(&options.path, options.peer)?);
+            let page_size = host_page_size();
+            let function = PciFunction::open(device.clone(), &name, options.function, page_size)
+                .map_err(|error| {
+                    let show = format!("strait device show --vfio-user {name}");
+                    Error::chain(&error).help(format!("{show} tells what its server offers"))
+                })?;
+            devices.0.push((name.clone(), device));
+            functions.push(OpenFunction { name, function, address: options.address });
+        }
+        Ok(devices)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Maps the guest's RAM for DMA in the servers.
+    ///
+    /// # Errors
+    ///
+    /// A server refuses it, or is gone.
+    pub fn map_ram(&self, ram: &GuestRam) -> Result<(), Error> {
+        for (name, device) in &self.0 {
+            let (host, size) = (ram.host_address(), ram.size() as u64);
+            if let Some(file) = ram.file() {
+                device.set_ram_file(file.try_clone()?, host, size);
+            }
+            // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
+            // affected by what is written into it.
+            let mapped = unsafe { device.map_dma(layout::RAM_START, host, size) };
+            mapped.map_err(|error| {
+                let why = error.source;
+                Error::new(format!("{name} doesn't take the guest's RAM: {why}")).help(START_AGAIN)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The guest is about to run: from here on an error of a server is a failure of its device only.
+    ///
+    /// # Errors
+    ///
+    /// A device has failed already.
+    pub fn start_guest(&self) -> Result<(), Error> {
+        self.0.iter().try_for_each(|(name, device)| {
+            device.start_guest().map_err(|why| {
+                Error::new(format!("{name} can't be assigned: {why}")).help(START_AGAIN)
+            })
+        })
+    }
+
+    /// The run is ending: shortens the time that is left for replies of the servers.
+    pub fn shorten_deadline(&self) {
+        self.0.iter().for_each(|(_, device)| device.shorten_deadline());
+    }
+}
+
+/// Refuses a socket that is given twice: its server would not accept the second connection.
+fn check_different(earlier: &[VfioUserOptions], options: &VfioUserOptions) -> Result<(), Error> {
+    let path = |options: &VfioUserOptions| {
+        options.path.canonicalize().unwrap_or_else(|_| options.path.clone())
+    };
+    if earlier.iter().any(|other| path(other) == path(options)) {
+        return Err(Error::usage(format!("--vfio-user {} twice", options.path.display()))
+            .help("a server for each device, with a socket of its own"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_given_once() {
+        let options = |path: &str| path.parse::<VfioUserOptions>().unwrap();
+        check_different(&[options("/tmp/a")], &options("/tmp/b")).unwrap();
+        let error = check_different(&[options("/tmp")], &options("/tmp/../tmp,addr=2.0"));
+        assert!(error.unwrap_err().report().contains("twice"));
+    }
+}
