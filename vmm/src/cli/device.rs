@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use devices::vfio::driver_binding::Owner;
-use devices::vfio::iommu::{BackendChoice, IommuOptions};
+use devices::vfio::iommu::{Backend, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 
 use super::once::Once;
@@ -101,7 +101,7 @@ struct Words {
     group: bool,
     force: bool,
     owner: Option<Owner>,
-    backend: Option<BackendChoice>,
+    backend: Option<Option<Backend>>,
     json: bool,
 }
 
@@ -180,7 +180,7 @@ impl Words {
         if self.backend.is_some() && !matches!(parsed, DeviceVerb::Show(_) | DeviceVerb::Test(_)) {
             return Err(Error::usage(format!("`device {verb}` takes no --iommu")).help(help));
         }
-        let backend = self.backend.unwrap_or_default();
+        let backend = self.backend.flatten();
         let iommu = IommuOptions { backend, iommufd: None };
         let Self { group, force, owner, json, .. } = self;
         Ok(DeviceOptions { verb: parsed, group, force, owner, iommu, json })
@@ -218,7 +218,7 @@ mod tests {
         assert!(options.force && options.owner == Some(Owner { user: 1000, group: Some(100) }));
         for verb in ["show", "test"] {
             let options = device(&[verb, "--iommu", "container", "a"]).unwrap();
-            assert_eq!(options.iommu.backend, BackendChoice::Container, "{verb}");
+            assert_eq!(options.iommu.backend, Some(Backend::Container), "{verb}");
         }
     }
 

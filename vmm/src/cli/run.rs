@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arch::CpuFeatures;
 use devices::vfio::assign::DeviceRef;
-use devices::vfio::iommu::{BackendChoice, IommuOptions};
+use devices::vfio::iommu::{Backend, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
@@ -223,7 +223,7 @@ fn check_passed(options: &RunOptions) -> Result<(), Error> {
             .help("strait device bind NAME, and then whoever opens it"));
     }
     if (device || options.iommu.iommufd.is_some())
-        && options.iommu.backend == BackendChoice::Container
+        && options.iommu.backend == Some(Backend::Container)
     {
         return Err(Error::usage("--iommu container: fd= and --iommufd-fd are for iommufd")
             .help("--iommu iommufd"));

@@ -4,7 +4,7 @@
 use std::os::fd::RawFd;
 
 use devices::vfio::assign::DeviceRef;
-use devices::vfio::iommu::BackendChoice;
+use devices::vfio::iommu::Backend;
 
 /// A device, and the options behind it as keys and values.
 type Split<'a> = (&'a str, Vec<(&'a str, &'a str)>);
@@ -61,12 +61,12 @@ pub(super) fn descriptor(text: &str) -> Result<RawFd, String> {
     Ok(number)
 }
 
-/// The way to the IOMMU.
-pub(super) fn backend(text: &str) -> Result<BackendChoice, String> {
+/// The interface to the IOMMU; `None` for `auto`.
+pub(super) fn backend(text: &str) -> Result<Option<Backend>, String> {
     match text {
-        "auto" => Ok(BackendChoice::Auto),
-        "iommufd" => Ok(BackendChoice::Iommufd),
-        "container" => Ok(BackendChoice::Container),
+        "auto" => Ok(None),
+        "iommufd" => Ok(Some(Backend::Iommufd)),
+        "container" => Ok(Some(Backend::Container)),
         _ => Err("auto, iommufd or container is needed".into()),
     }
 }

@@ -4,7 +4,9 @@ mod access;
 mod error;
 mod files;
 
+use std::io;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 
 pub use error::AssignError;
@@ -53,6 +55,11 @@ impl Assignment {
     /// The device's name in sysfs.
     pub fn name(&self) -> &str {
         self.device.name()
+    }
+
+    /// Why one of VFIO's files, which this device needs, couldn't be opened.
+    pub(super) fn opening(&self, host: &Host, path: &Path, source: io::Error) -> AssignError {
+        AssignError::opening(host, &self.device, self.group, path, source)
     }
 }
 

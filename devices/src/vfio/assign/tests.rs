@@ -1,5 +1,4 @@
 use std::fs::OpenOptions;
-use std::io;
 use std::os::fd::AsRawFd;
 
 use super::super::iommu::{Backend, IommuOptions};

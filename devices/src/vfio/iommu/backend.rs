@@ -1,4 +1,4 @@
-//! The two ways to an IOMMU: iommufd, and before it, VFIO's containers.
+//! The two interfaces to the IOMMU: iommufd, and VFIO's container, which it supersedes.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -7,28 +7,16 @@ use std::path::PathBuf;
 use super::super::assign::{AssignError, Assignment, may_open};
 use super::super::host::Host;
 
-/// Which way a person wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BackendChoice {
-    /// iommufd where all devices can be had by it, else the container.
-    #[default]
-    Auto,
-    /// iommufd.
-    Iommufd,
-    /// The container.
-    Container,
-}
-
-/// What a person can choose for the IOMMU.
+/// The options for the IOMMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IommuOptions {
-    /// The way to it.
-    pub backend: BackendChoice,
-    /// An iommufd that somebody else opened as this descriptor.
+    /// The interface; `None` for iommufd where all devices can be had by it, else the container.
+    pub backend: Option<Backend>,
+    /// An inherited descriptor of an iommufd.
     pub iommufd: Option<RawFd>,
 }
 
-/// The way that is taken.
+/// An interface to the IOMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// `/dev/iommu` and the devices' own files.
@@ -38,7 +26,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Its name, as [`BackendChoice`] has it on the command line.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Iommufd => "iommufd",
@@ -46,12 +34,12 @@ impl Backend {
         }
     }
 
-    /// Which one is taken for these devices, all of whose files can then be opened. Reads the host
-    /// and changes nothing.
+    /// The one to use for these devices. This process may then open all files that it needs. Reads the
+    /// host and changes nothing.
     ///
     /// # Errors
     ///
-    /// A file isn't there or may not be opened.
+    /// A file is missing, or this user may not open it.
     pub fn choose(
         host: &Host,
         assignments: &[Assignment],
@@ -60,39 +48,32 @@ impl Backend {
         let inherited =
             options.iommufd.is_some() || assignments.iter().any(|a| a.inherited.is_some());
         match options.backend {
-            BackendChoice::Container if inherited => Err(AssignError::InheritedWithContainer),
-            BackendChoice::Container => {
-                check_container(host, assignments).map(|()| Self::Container)
-            }
-            BackendChoice::Iommufd => {
-                check_iommufd(host, assignments, options).map(|()| Self::Iommufd)
-            }
-            BackendChoice::Auto if inherited => {
-                check_iommufd(host, assignments, options).map(|()| Self::Iommufd)
-            }
-            BackendChoice::Auto => Self::of_host(host, assignments, options),
+            Some(Self::Container) if inherited => Err(AssignError::InheritedWithContainer),
+            Some(Self::Container) => check_container(host, assignments).map(|()| Self::Container),
+            None if !inherited => Self::automatic(host, assignments, options),
+            _ => check_iommufd(host, assignments, options).map(|()| Self::Iommufd),
         }
     }
 
-    fn of_host(
+    fn automatic(
         host: &Host,
         assignments: &[Assignment],
         options: IommuOptions,
     ) -> Result<Self, AssignError> {
         let container = check_container(host, assignments);
-        if container.is_ok() && only_containers_go_on(host) {
+        if container.is_ok() && only_container_allows_unsafe_interrupts(host) {
             return Ok(Self::Container);
         }
         match (check_iommufd(host, assignments, options), container) {
             (Ok(()), _) => Ok(Self::Iommufd),
             (Err(_), Ok(())) => Ok(Self::Container),
-            // A kernel that has one of the two only: that is the one to mend.
+            // The kernel has only one of the two: the error is about that one.
             (Err(iommufd), Err(container))
                 if container.is_kernel_lacking() && !iommufd.is_kernel_lacking() =>
             {
                 Err(iommufd)
             }
-            (Err(iommufd), Err(container)) => Err(nearer(iommufd, container)),
+            (Err(iommufd), Err(container)) => Err(with_fewer_closed_files(iommufd, container)),
         }
     }
 }
@@ -103,15 +84,15 @@ impl fmt::Display for Backend {
     }
 }
 
-/// Whether containers have been told to go on where interrupts aren't isolated, and iommufd hasn't:
-/// platform devices work through a container only then.
-fn only_containers_go_on(host: &Host) -> bool {
+/// Whether `allow_unsafe_interrupts` is on for containers and off for iommufd: devices whose interrupts
+/// aren't isolated, as platform devices, can then be had through a container only.
+fn only_container_allows_unsafe_interrupts(host: &Host) -> bool {
     let allowed = |module| host.flag(module, "allow_unsafe_interrupts").ok().flatten();
     allowed("vfio_iommu_type1") == Some(true) && allowed("iommufd") == Some(false)
 }
 
-/// Of what keeps this user from either way, that of the one with fewer files to be opened.
-fn nearer(iommufd: AssignError, container: AssignError) -> AssignError {
+/// The error with fewer files that are closed to this user, if both are about such files.
+fn with_fewer_closed_files(iommufd: AssignError, container: AssignError) -> AssignError {
     match (iommufd.closed(), container.closed()) {
         (Some(files), Some(others)) if files.len() <= others.len() => iommufd,
         _ => container,
@@ -142,7 +123,7 @@ fn check_iommufd(
             match host.cdev(&assignment.device)? {
                 Some(cdev) => files.push((assignment, cdev.path)),
                 None => {
-                    // Without iommufd there is no such file either.
+                    // A kernel without iommufd makes no such file either.
                     check_all(host, &files)?;
                     return Err(AssignError::NoCdev { name: name() });
                 }
@@ -152,13 +133,12 @@ fn check_iommufd(
     check_all(host, &files)
 }
 
-/// Checks that this process may open all files that lead to devices. The error names all that are
-/// closed to it.
+/// Checks that this process may open all of these files. The error names all that it may not.
 fn check_all(host: &Host, files: &[(&Assignment, PathBuf)]) -> Result<(), AssignError> {
     let mut refused: Option<AssignError> = None;
     for (assignment, path) in files {
         let Err(error) = may_open(path) else { continue };
-        let error = AssignError::opening(host, &assignment.device, assignment.group, path, error);
+        let error = assignment.opening(host, path, error);
         refused = Some(match refused {
             Some(refused) => refused.joined(error),
             None => error,
@@ -187,14 +167,14 @@ mod tests {
         fake
     }
 
-    fn choose(fake: &FakeHost, backend: BackendChoice) -> Result<Backend, AssignError> {
+    fn choose(fake: &FakeHost, backend: Option<Backend>) -> Result<Backend, AssignError> {
         let wanted = ["1.dma", "2.dma"].map(DeviceRef::from);
         let assignments = preflight(&fake.host(), &wanted).unwrap();
         Backend::choose(&fake.host(), &assignments, IommuOptions { backend, iommufd: None })
     }
 
     #[test]
-    fn auto_is_iommufd_where_all_devices_can_be_had_by_it() {
+    fn iommufd_is_the_default_where_all_devices_can_be_had_by_it() {
         use Backend::{Container, Iommufd};
         let remove = |path: &'static str| {
             move |fake: &FakeHost| std::fs::remove_file(fake.path(path)).unwrap()
@@ -219,21 +199,21 @@ mod tests {
         for (number, (change, expected)) in cases.into_iter().enumerate() {
             let fake = host();
             change(&fake);
-            assert_eq!(choose(&fake, BackendChoice::Auto).unwrap(), expected, "{number}");
+            assert_eq!(choose(&fake, None).unwrap(), expected, "{number}");
         }
     }
 
     #[test]
-    fn what_is_asked_for_is_taken_or_refused() {
+    fn an_explicit_backend_is_used_or_refused() {
         let fake = host();
         let remove = |path| std::fs::remove_file(fake.path(path)).unwrap();
-        assert_eq!(choose(&fake, BackendChoice::Container).unwrap(), Backend::Container);
-        assert_eq!(choose(&fake, BackendChoice::Iommufd).unwrap(), Backend::Iommufd);
+        assert_eq!(choose(&fake, Some(Backend::Container)).unwrap(), Backend::Container);
+        assert_eq!(choose(&fake, Some(Backend::Iommufd)).unwrap(), Backend::Iommufd);
         remove("dev/vfio/4");
-        let error = choose(&fake, BackendChoice::Container).unwrap_err();
+        let error = choose(&fake, Some(Backend::Container)).unwrap_err();
         assert!(matches!(error, AssignError::NoFile { file: VfioFile::Group(_), .. }), "{error}");
         remove("dev/vfio/devices/vfio4");
-        let error = choose(&fake, BackendChoice::Iommufd).unwrap_err();
+        let error = choose(&fake, Some(Backend::Iommufd)).unwrap_err();
         let node = fake.path("dev/vfio/devices/vfio4").display().to_string();
         assert_eq!(
             error.to_string(),
@@ -241,31 +221,31 @@ mod tests {
         );
         assert!(error.help().unwrap().starts_with(&format!("mknod {node} c 511 4;")));
         remove("sys/devices/platform/2.dma/vfio-dev/vfio4/dev");
-        let error = choose(&fake, BackendChoice::Iommufd).unwrap_err();
+        let error = choose(&fake, Some(Backend::Iommufd)).unwrap_err();
         assert!(error.help().unwrap().contains("CONFIG_VFIO_DEVICE_CDEV"), "{error}");
         remove("dev/iommu");
-        let error = choose(&fake, BackendChoice::Iommufd).unwrap_err();
+        let error = choose(&fake, Some(Backend::Iommufd)).unwrap_err();
         assert!(error.help().unwrap().contains("CONFIG_IOMMUFD"), "{error}");
     }
 
     #[test]
-    fn with_neither_the_one_that_the_kernel_has_is_to_be_mended() {
+    fn with_neither_usable_the_error_is_about_the_one_that_the_kernel_has() {
         let fake = host();
         let remove = |path| std::fs::remove_file(fake.path(path)).unwrap();
         remove("dev/vfio/4");
         remove("dev/vfio/devices/vfio4");
         // A kernel without groups, and with files of devices.
-        let error = choose(&fake, BackendChoice::Auto).unwrap_err();
+        let error = choose(&fake, None).unwrap_err();
         assert!(matches!(error, AssignError::NoFile { file: VfioFile::Device(_), .. }), "{error}");
         // The other way round.
         fake.write("sys/class/vfio/4/dev", "240:0\n");
         remove("sys/devices/platform/2.dma/vfio-dev/vfio4/dev");
-        let error = choose(&fake, BackendChoice::Auto).unwrap_err();
+        let error = choose(&fake, None).unwrap_err();
         assert!(matches!(error, AssignError::NoFile { file: VfioFile::Group(_), .. }), "{error}");
     }
 
     #[test]
-    fn of_two_ways_that_are_closed_the_one_with_fewer_closed_files_is_told() {
+    fn with_neither_permitted_the_error_is_about_fewer_files() {
         let refusal = |paths: &[&str]| AssignError::NotPermitted {
             name: "1.dma".into(),
             closed: paths
@@ -278,7 +258,7 @@ mod tests {
         let (iommufd, cdev) = ("/dev/iommu", "/dev/vfio/devices/vfio0");
         let group = "/dev/vfio/3";
         let told = |iommufd: &[&str], container: &[&str]| {
-            nearer(refusal(iommufd), refusal(container)).to_string()
+            with_fewer_closed_files(refusal(iommufd), refusal(container)).to_string()
         };
         assert!(told(&[iommufd, cdev], &[group]).contains(group));
         // Who may open the device's own file lacks the iommufd alone.
@@ -291,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_passed_iommufd_is_for_iommufd_only() {
+    fn an_inherited_iommufd_excludes_the_container() {
         let fake = host();
         std::fs::remove_file(fake.path("dev/iommu")).unwrap();
         let assignments = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap();
@@ -299,10 +279,10 @@ mod tests {
             let options = IommuOptions { backend, iommufd: Some(7) };
             Backend::choose(&fake.host(), &assignments, options)
         };
-        for backend in [BackendChoice::Auto, BackendChoice::Iommufd] {
+        for backend in [None, Some(Backend::Iommufd)] {
             assert_eq!(choose(backend).unwrap(), Backend::Iommufd);
         }
-        let error = choose(BackendChoice::Container).unwrap_err();
+        let error = choose(Some(Backend::Container)).unwrap_err();
         assert_eq!(error.help().as_deref(), Some("--iommu iommufd"));
     }
 }

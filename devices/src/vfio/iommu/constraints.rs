@@ -1,4 +1,4 @@
-//! Where in the guest's address space RAM can be, as far as the IOMMU is concerned.
+//! The addresses at which RAM can be mapped for DMA, and at which devices can address it.
 
 use std::ops::RangeInclusive;
 
@@ -7,43 +7,43 @@ use super::super::host::{Host, ReservedRegion};
 use super::super::uapi::IommuInfo;
 use super::dma_ranges::{self, Coverage, DmaRanges, list};
 
-/// A window of IOVAs that a group can't have mapped.
+/// IOVAs that can't be mapped for a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
-    /// The window and what it is for.
+    /// The IOVAs, and what they are reserved for.
     pub region: ReservedRegion,
-    /// The assigned devices whose group it is.
+    /// The assigned devices of the group.
     pub devices: Vec<String>,
 }
 
-/// Which IOVAs can be mapped for all of the assigned devices.
+/// The IOVAs that can be mapped for all assigned devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DmaConstraints {
     reserved: Vec<Reserved>,
-    /// `None`: unknown, so anything.
+    /// What the IOMMU can map; `None` if unknown, and taken for everything.
     ranges: Option<Vec<RangeInclusive<u64>>>,
     /// The smallest page in bytes; 1 if unknown.
     page: u64,
-    /// What the devices can address at all.
+    /// What the devices can address.
     reaches: Vec<DmaRanges>,
 }
 
-/// RAM lies where devices can't have it.
+/// Why RAM can't be at an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DmaConstraintError {
-    /// Over a reserved window.
+    /// It overlaps reserved IOVAs.
     #[error(
         "the guest's RAM at {:#x}-{:#x} can't be mapped for DMA: {:#x}-{:#x} is reserved ({}) for {}",
-        ram.start(), ram.end(), window.region.start, window.region.end, window.region.kind,
-        window.devices.join(", ")
+        ram.start(), ram.end(), reserved.region.start, reserved.region.end, reserved.region.kind,
+        reserved.devices.join(", ")
     )]
     Reserved {
         /// The RAM (GPA).
         ram: RangeInclusive<u64>,
-        /// The window.
-        window: Reserved,
+        /// The reserved IOVAs.
+        reserved: Reserved,
     },
-    /// Outside what the IOMMU can map.
+    /// The IOMMU can't map the IOVAs.
     #[error(
         "the guest's RAM at {:#x}-{:#x} can't be mapped for DMA: the IOMMU maps {}",
         ram.start(), ram.end(), list(ranges)
@@ -51,18 +51,18 @@ pub enum DmaConstraintError {
     OutOfRange {
         /// The RAM (GPA).
         ram: RangeInclusive<u64>,
-        /// What can be mapped (IOVA).
+        /// The IOVAs that it can map.
         ranges: Vec<RangeInclusive<u64>>,
     },
-    /// Where a device can't address it.
+    /// A device can't address it.
     #[error("the guest's RAM at {:#x}-{:#x} is out of reach: {reach}", ram.start(), ram.end())]
     OutOfReach {
         /// The RAM (GPA).
         ram: RangeInclusive<u64>,
-        /// What the device can address.
+        /// The addresses that the device can issue.
         reach: DmaRanges,
     },
-    /// Not made of whole pages.
+    /// It isn't whole pages of the IOMMU.
     #[error(
         "the guest's RAM at {gpa:#x}, {size:#x} bytes, can't be mapped for DMA: the IOMMU maps \
          pages of {page:#x} bytes"
@@ -78,10 +78,10 @@ pub enum DmaConstraintError {
 }
 
 impl DmaConstraintError {
-    /// What mends it, where less RAM would.
+    /// The remedy, where less RAM is one.
     pub fn help(&self) -> Option<String> {
         let (ram, end) = match self {
-            Self::Reserved { ram, window } => (ram, window.region.start),
+            Self::Reserved { ram, reserved } => (ram, reserved.region.start),
             Self::OutOfRange { ram, ranges } => {
                 let around = ranges.iter().find(|range| range.contains(ram.start()))?;
                 (ram, around.end().checked_add(1)?)
@@ -106,12 +106,12 @@ impl DmaConstraintError {
 }
 
 impl DmaConstraints {
-    /// What sysfs says of these devices' groups, and the device tree of their buses. Reads only; [`Iommu::open`](super::Iommu::open)
-    /// learns the IOMMU's own limits in addition.
+    /// Reads the reserved regions of these devices' groups from sysfs, and the `dma-ranges` of their buses
+    /// from the device tree. [`Iommu::open`](super::Iommu::open) adds the IOMMU's own limits.
     ///
     /// # Errors
     ///
-    /// If it can't be read.
+    /// Sysfs or the device tree can't be read.
     pub fn of(host: &Host, assignments: &[Assignment]) -> Result<Self, AssignError> {
         let mut groups: Vec<u32> = assignments.iter().map(|assignment| assignment.group).collect();
         groups.sort_unstable();
@@ -129,15 +129,10 @@ impl DmaConstraints {
         Ok(Self { reserved, ranges: None, page: 1, reaches })
     }
 
-    /// Takes in what the IOMMU says of itself.
+    /// Adds the limits of the IOMMU.
     pub(super) fn limit_to(&mut self, info: &IommuInfo) {
         self.ranges.clone_from(&info.iova_ranges);
         self.page = info.alignment.max(1);
-    }
-
-    /// The windows that can't be mapped.
-    pub fn reserved(&self) -> &[Reserved] {
-        &self.reserved
     }
 
     /// Whether all devices can address `size` bytes at `iova`, mapped or not.
@@ -146,13 +141,13 @@ impl DmaConstraints {
         self.reaches.iter().all(|reach| reach.coverage(&range) == Coverage::Full)
     }
 
-    /// Checks that `size` bytes at `gpa` can be the guest's RAM: they can be mapped, and every device
-    /// reaches them, or enough of them if the guest's tree can say so. Those that don't reach all are
-    /// returned.
+    /// Checks that `size` bytes at `gpa` can be the guest's RAM: they can be mapped, and every device can
+    /// address all of them, or enough if the guest's tree says how much. Returns the limits of devices that
+    /// can't address all.
     ///
     /// # Errors
     ///
-    /// What is in the way, and whose it is.
+    /// They can't be mapped, or a device can't address enough of them.
     pub fn check_ram(&self, gpa: u64, size: u64) -> Result<Vec<&DmaRanges>, DmaConstraintError> {
         self.check(gpa, size)?;
         let ram = gpa..=gpa.saturating_add(size.saturating_sub(1));
@@ -173,7 +168,7 @@ impl DmaConstraints {
     ///
     /// # Errors
     ///
-    /// What is in the way, and whose it is.
+    /// They can't be mapped.
     pub fn check(&self, gpa: u64, size: u64) -> Result<(), DmaConstraintError> {
         if size == 0 {
             return Ok(());
@@ -183,11 +178,11 @@ impl DmaConstraints {
             return Err(DmaConstraintError::Misaligned { gpa, size, page });
         }
         let ram = gpa..=gpa.saturating_add(size - 1);
-        let in_the_way = self.reserved.iter().find(|Reserved { region, .. }| {
+        let overlapped = self.reserved.iter().find(|Reserved { region, .. }| {
             region.start <= *ram.end() && *ram.start() <= region.end
         });
-        if let Some(window) = in_the_way {
-            return Err(DmaConstraintError::Reserved { ram, window: window.clone() });
+        if let Some(reserved) = overlapped {
+            return Err(DmaConstraintError::Reserved { ram, reserved: reserved.clone() });
         }
         let Some(ranges) = &self.ranges else { return Ok(()) };
         let around = |r: &RangeInclusive<u64>| r.contains(ram.start()) && r.contains(ram.end());
@@ -223,12 +218,12 @@ mod tests {
     }
 
     #[test]
-    fn ram_is_kept_off_reserved_windows() {
+    fn ram_may_not_overlap_reserved_regions() {
         let constraints = constraints(
             "0x8000000 0x80fffff msi\n0x80000000 0x8000ffff direct\n\
              0x50000000 0x5fffffff direct-relaxable\n",
         );
-        // GPA, size, what is in the way.
+        // GPA, size, start of the region that it overlaps.
         let cases = [
             (GIB, GIB, None),
             (0, 0x800_0000, None),
@@ -243,7 +238,7 @@ mod tests {
         for (gpa, size, expected) in cases {
             let start = match constraints.check(gpa, size) {
                 Ok(()) => None,
-                Err(DmaConstraintError::Reserved { window, .. }) => Some(window.region.start),
+                Err(DmaConstraintError::Reserved { reserved, .. }) => Some(reserved.region.start),
                 Err(other) => panic!("{other}"),
             };
             assert_eq!(start, expected, "{gpa:#x} {size:#x}");
@@ -251,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_names_the_window_and_whose_it_is() {
+    fn the_error_names_the_reserved_region_and_its_devices() {
         let error = constraints("0x80000000 0x800fffff msi\n").check(GIB, 2 * GIB).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -1,17 +1,15 @@
-//! Mappings through a VFIO container, to which whole groups are attached.
+//! A VFIO container, to which whole groups are attached.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::Host;
 use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError};
 use crate::stop;
 
-/// A container with its groups.
+/// A container and its groups.
 pub(super) struct ContainerSpace {
-    // Dropped in this order.
+    // Dropped before the container.
     groups: Vec<(u32, Group)>,
     container: Container,
 }
@@ -36,7 +34,7 @@ impl ContainerSpace {
             let attached = group
                 .set_container(container)
                 .and_then(|()| if groups.is_empty() { container.set_iommu() } else { Ok(()) });
-            attached.map_err(|error| attaching(host, assignment, error))?;
+            attached.map_err(|error| attach_error(host, assignment, error))?;
             groups.push((assignment.group, group));
         }
         let container = container.ok_or(AssignError::NoDevices)?;
@@ -69,7 +67,7 @@ impl ContainerSpace {
 
 fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError> {
     let path = host.group_node(assignment.group);
-    let group = Group::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
+    let group = Group::open(&path).map_err(|error| assignment.opening(host, &path, error))?;
     let (name, number) = (assignment.name().to_owned(), assignment.group);
     match group.is_viable() {
         Ok(true) => Ok(group),
@@ -80,19 +78,15 @@ fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError
 
 fn open_container(host: &Host, assignment: &Assignment) -> Result<Container, AssignError> {
     Container::open().map_err(|error| match error {
-        VfioError::OpenContainer(error) => opening(host, assignment, &host.container_node(), error),
+        VfioError::OpenContainer(error) => assignment.opening(host, &host.container_node(), error),
         VfioError::VfioExtension => AssignError::NoType1,
         other => AssignError::Setup(other.into()),
     })
 }
 
-fn opening(host: &Host, assignment: &Assignment, path: &Path, error: io::Error) -> AssignError {
-    AssignError::opening(host, &assignment.device, assignment.group, path, error)
-}
-
-/// Why a group couldn't be attached (`vfio_iommu_type1_attach_group` and `vfio_container_attach_group`
+/// Why a group couldn't be attached (`vfio_iommu_type1_attach_group`, `vfio_container_attach_group`
 /// in the kernel).
-fn attaching(host: &Host, assignment: &Assignment, source: IoctlError) -> AssignError {
+fn attach_error(host: &Host, assignment: &Assignment, source: IoctlError) -> AssignError {
     let (name, group) = (assignment.name().to_owned(), assignment.group);
     let module = "vfio_iommu_type1";
     let allowed = host.flag(module, "allow_unsafe_interrupts").ok().flatten();
@@ -107,6 +101,8 @@ fn attaching(host: &Host, assignment: &Assignment, source: IoctlError) -> Assign
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::super::super::assign::{DeviceRef, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
@@ -116,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_attachment_is_told_by_its_cause() {
+    fn a_refused_attachment_has_an_error_for_its_cause() {
         let fake = FakeHost::with_vfio();
         fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
         let assignment = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap().remove(0);
         let because = |allowed: &str, errno| {
             fake.write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", allowed);
-            attaching(&fake.host(), &assignment, refused(errno))
+            attach_error(&fake.host(), &assignment, refused(errno))
         };
         let unsafe_interrupts = because("N\n", libc::EPERM);
         assert!(matches!(unsafe_interrupts, AssignError::UnsafeInterrupts { .. }));
@@ -134,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_vfio_are_refused_by_name() {
+    fn a_file_that_is_no_group_is_refused() {
         let fake = FakeHost::with_vfio();
         fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
         let assignments = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap();

@@ -1,8 +1,7 @@
-//! Mappings through an iommufd, to which devices are attached one by one.
+//! An I/O address space (IOAS) of an iommufd, to which devices are attached one by one.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::super::assign::{AssignError, Assignment};
@@ -12,14 +11,14 @@ use super::super::uapi::{DeviceCalls, DeviceFile, Group, Ioas, IoctlError, Iommu
 use super::IommuOptions;
 use crate::stop;
 
-/// An address space with its devices.
+/// An IOAS and its devices.
 pub(super) struct IommufdSpace {
-    // Dropped in this order: the address space can't go before its devices.
+    // Dropped before the IOAS: it can't be destroyed while devices are attached.
     devices: Vec<Attached>,
     ioas: Ioas,
 }
 
-/// A device that reaches what is mapped; nothing any more when dropped, whoever else has its file.
+/// An attached device, detached when dropped even if another process has its file open.
 struct Attached {
     device: HostDevice,
     group: u32,
@@ -27,7 +26,7 @@ struct Attached {
 }
 
 impl IommufdSpace {
-    /// Opens an iommufd, or takes the one that was passed, and attaches these devices.
+    /// Opens an iommufd, or uses the inherited one, and attaches these devices.
     pub(super) fn open(
         host: &Host,
         assignments: &[Assignment],
@@ -38,7 +37,7 @@ impl IommufdSpace {
             Some(fd) => InheritedFd::iommufd(host, fd)?,
             None => {
                 let path = host.iommufd_node();
-                Iommufd::open(&path).map_err(|error| opening(host, first, &path, error))?
+                Iommufd::open(&path).map_err(|error| first.opening(host, &path, error))?
             }
         };
         let ioas = Ioas::new(iommufd).map_err(AssignError::Setup)?;
@@ -56,10 +55,10 @@ impl IommufdSpace {
     fn attach(&self, host: &Host, assignment: &Assignment) -> Result<Attached, AssignError> {
         let (file, path) = open(host, assignment)?;
         let ours = self.devices.iter().any(|attached| attached.group == assignment.group);
-        // Nobody else can have a device of a group of which this process has one.
+        // A group of which this process has a device can't be in use by another one.
         let in_use = || if ours { Some(false) } else { group_in_use(host, assignment.group) };
         file.bind(self.ioas.iommufd())
-            .map_err(|error| binding(host, assignment, path, error, in_use))?;
+            .map_err(|error| bind_error(host, assignment, path, error, in_use))?;
         let (device, group) = (assignment.device.clone(), assignment.group);
         file.attach(&self.ioas).map_err(|source| AssignError::Attach {
             name: assignment.name().to_owned(),
@@ -69,12 +68,12 @@ impl IommufdSpace {
         Ok(Attached { device, group, file: Arc::new(file) })
     }
 
-    /// The address space.
+    /// The IOAS.
     pub(super) fn ioas(&self) -> &Ioas {
         &self.ioas
     }
 
-    /// A device that is attached.
+    /// The file of an attached device.
     pub(super) fn device(&self, assignment: &Assignment) -> Result<Arc<DeviceFile>, AssignError> {
         let mut devices = self.devices.iter();
         let found = devices.find(|attached| attached.device == assignment.device);
@@ -97,7 +96,7 @@ impl Drop for Attached {
     }
 }
 
-/// Opens a device's own file, or takes the one that was passed; with what it is called in errors.
+/// Opens a device's own file, or uses the inherited one; with its path, for errors.
 fn open(host: &Host, assignment: &Assignment) -> Result<(DeviceFile, PathBuf), AssignError> {
     let name = || assignment.name().to_owned();
     if let Some(inherited) = &assignment.inherited {
@@ -111,15 +110,11 @@ fn open(host: &Host, assignment: &Assignment) -> Result<(DeviceFile, PathBuf), A
     }
     let cdev = host.cdev(&assignment.device)?;
     let path = cdev.ok_or_else(|| AssignError::NoCdev { name: name() })?.path;
-    let file = DeviceFile::open(&path).map_err(|error| opening(host, assignment, &path, error))?;
+    let file = DeviceFile::open(&path).map_err(|error| assignment.opening(host, &path, error))?;
     Ok((file, path))
 }
 
-fn opening(host: &Host, assignment: &Assignment, path: &Path, error: io::Error) -> AssignError {
-    AssignError::opening(host, &assignment.device, assignment.group, path, error)
-}
-
-/// Whether a process has a group, or a device of it, in use; `None` if this one may not know.
+/// Whether another process has the group or a device of it open; `None` if this user may not know.
 fn group_in_use(host: &Host, group: u32) -> Option<bool> {
     match Group::open(&host.group_node(group)) {
         Ok(_) => Some(false),
@@ -129,8 +124,8 @@ fn group_in_use(host: &Host, group: u32) -> Option<bool> {
 
 /// Why a device couldn't be bound (`vfio_df_ioctl_bind_iommufd`, `iommufd_device_bind` and
 /// `iommu_device_claim_dma_owner` in the kernel). `in_use` tells whether another process has the
-/// group or a device of it, if that is known.
-fn binding(
+/// group or a device of it open, if that is known.
+fn bind_error(
     host: &Host,
     assignment: &Assignment,
     path: PathBuf,
@@ -140,7 +135,7 @@ fn binding(
     let (name, group) = (assignment.name().to_owned(), assignment.group);
     let is = |errno| source.is(errno);
     let busy = match source.source.raw_os_error() {
-        // What a device that is bound is refused with, and little else.
+        // Mostly since the device is bound already.
         Some(libc::EINVAL) => in_use() != Some(false),
         Some(libc::EBUSY | libc::EPERM) => in_use() == Some(true),
         _ => false,
@@ -161,6 +156,8 @@ fn binding(
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::super::super::assign::{DeviceRef, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
@@ -175,14 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_binding_is_told_by_its_cause() {
+    fn a_refused_bind_has_an_error_for_its_cause() {
         let (fake, assignment) = host();
         let because = |allowed: &str, errno, in_use: Option<bool>| {
             fake.write("sys/module/iommufd/parameters/allow_unsafe_interrupts", allowed);
             let source = io::Error::from_raw_os_error(errno);
             let source = IoctlError { request: "VFIO_DEVICE_BIND_IOMMUFD", source };
             let path = fake.path("dev/vfio/devices/vfio0");
-            binding(&fake.host(), &assignment, path, source, || in_use)
+            bind_error(&fake.host(), &assignment, path, source, || in_use)
         };
         let unsafe_interrupts = because("N\n", libc::EPERM, None);
         assert!(matches!(unsafe_interrupts, AssignError::UnsafeInterrupts { .. }));
@@ -206,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_iommufd_are_refused() {
+    fn a_file_that_is_no_iommufd_is_refused() {
         let (fake, assignment) = host();
         let options = IommuOptions::default();
         let Err(error) = IommufdSpace::open(&fake.host(), &[assignment], options) else {

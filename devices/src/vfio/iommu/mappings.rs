@@ -1,4 +1,4 @@
-//! The DMA mappings that were made, so that they are undone.
+//! The DMA mappings, which are unmapped when dropped.
 
 use std::io;
 use std::ptr::NonNull;
@@ -7,19 +7,19 @@ use std::sync::Arc;
 use super::super::uapi::{IoctlError, VfioOps};
 use crate::stop;
 
-/// Pieces end at multiples of this, in bytes. The kernel hears no signal but SIGKILL while it pins
-/// memory, which takes a fraction of a second for so much; and IOMMUs have no larger pages.
+/// Memory is mapped in chunks that end at multiples of this, in bytes. Pinning a chunk takes a fraction of
+/// a second, during which the kernel handles no signal but SIGKILL; and IOMMUs have no larger pages.
 const CHUNK: u64 = 1 << 30;
 
-/// Mappings, undone in reverse order when dropped.
+/// Mappings, unmapped in reverse order when dropped.
 pub(super) struct Mappings {
     dma: Arc<dyn VfioOps>,
-    /// IOVA and size of each.
+    /// IOVA and size of each, in bytes.
     made: Vec<(u64, u64)>,
 }
 
 impl Mappings {
-    /// None yet; `dma` makes them.
+    /// None yet; `dma` maps and unmaps.
     pub(super) fn new(dma: Arc<dyn VfioOps>) -> Self {
         Self { dma, made: Vec::new() }
     }
@@ -29,7 +29,7 @@ impl Mappings {
         self.made.iter().fold(0, |sum, (_, size)| sum.saturating_add(*size))
     }
 
-    /// Makes a mapping.
+    /// Maps `size` bytes at `host` as IOVA `iova`.
     ///
     /// # Safety
     ///
@@ -47,7 +47,7 @@ impl Mappings {
         Ok(())
     }
 
-    /// As [`map`](Self::map), [piece](CHUNK) by piece; given up between two if strait is to end.
+    /// As [`map`](Self::map), in [chunks](CHUNK), stopping between two if strait is to stop.
     ///
     /// # Safety
     ///
@@ -61,16 +61,17 @@ impl Mappings {
         let mut done = 0;
         while done < size {
             let at = iova.saturating_add(done);
-            let piece = (size - done).min(CHUNK - at % CHUNK);
+            let chunk = (size - done).min(CHUNK - at % CHUNK);
             stop::check().map_err(|source| IoctlError { request: "mapping", source })?;
             let offset = usize::try_from(done).unwrap_or(usize::MAX);
             // SAFETY: `done` is less than `size`, the memory's. The rest is passed on.
-            unsafe { self.map(at, host.add(offset), piece) }?;
-            done += piece;
+            unsafe { self.map(at, host.add(offset), chunk) }?;
+            done += chunk;
         }
         Ok(())
     }
 
+    /// Unmaps all, in reverse order. A failure is logged and doesn't stop the others.
     pub(super) fn unmap_all(&mut self) {
         while let Some((iova, size)) = self.made.pop() {
             let unmapped = length(size)
@@ -88,7 +89,7 @@ impl Drop for Mappings {
     }
 }
 
-/// A size in bytes as the crate takes it.
+/// A size in bytes as vfio-ioctls takes it.
 fn length(size: u64) -> Result<usize, IoctlError> {
     let too_large = |_| IoctlError { request: "VFIO", source: io::ErrorKind::InvalidInput.into() };
     usize::try_from(size).map_err(too_large)
@@ -104,11 +105,11 @@ mod tests {
     use super::super::super::uapi::VfioError;
     use super::*;
 
-    /// Refuses whatever is mapped or unmapped at `refuse`.
+    /// Records calls; refuses those for IOVA `refuse`.
     #[derive(Default)]
     struct Recorder {
         calls: Mutex<Vec<(&'static str, u64, usize)>>,
-        places: Mutex<Vec<usize>>,
+        addresses: Mutex<Vec<usize>>,
         refuse: Option<u64>,
     }
 
@@ -129,7 +130,7 @@ mod tests {
             size: usize,
             at: *mut u8,
         ) -> Result<(), VfioError> {
-            self.places.lock().unwrap().push(at.addr());
+            self.addresses.lock().unwrap().push(at.addr());
             self.record("map", iova, size)
         }
 
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn mappings_are_undone_the_last_first() {
+    fn mappings_are_unmapped_in_reverse_order() {
         let recorder = Arc::new(Recorder::default());
         let mut mappings = Mappings::new(recorder.clone());
         map(&mut mappings, 0x4000_0000, 0x1000).unwrap();
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_mapped_in_pieces_that_end_where_large_pages_do() {
+    fn memory_is_mapped_in_chunks_that_end_at_large_pages() {
         const GIB: u64 = 1 << 30;
         const AT: usize = 0x1_0000_0000;
         for (gpa, size, pieces) in [
@@ -175,20 +176,20 @@ mod tests {
             let host = NonNull::new(std::ptr::without_provenance_mut(AT)).unwrap();
             // SAFETY: the recorder touches no memory.
             unsafe { mappings.map_chunked(gpa, host, size) }.unwrap();
-            let (mut expected, mut places, mut done) = (Vec::new(), Vec::new(), 0);
+            let (mut expected, mut addresses, mut done) = (Vec::new(), Vec::new(), 0);
             for piece in pieces {
                 expected.push(("map", gpa + done, usize::try_from(*piece).unwrap()));
-                places.push(AT + usize::try_from(done).unwrap());
+                addresses.push(AT + usize::try_from(done).unwrap());
                 done += piece;
             }
             assert_eq!((done, mappings.size()), (size, size));
             assert_eq!(*recorder.calls.lock().unwrap(), expected);
-            assert_eq!(*recorder.places.lock().unwrap(), places);
+            assert_eq!(*recorder.addresses.lock().unwrap(), addresses);
         }
     }
 
     #[test]
-    fn what_was_refused_is_not_undone() {
+    fn a_mapping_that_was_refused_is_not_unmapped() {
         let recorder = Arc::new(Recorder { refuse: Some(0x2000), ..Default::default() });
         let mut mappings = Mappings::new(recorder.clone());
         map(&mut mappings, 0x1000, 0x1000).unwrap();
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_unmapping_does_not_keep_the_others() {
+    fn a_refused_unmapping_does_not_stop_the_others() {
         let refusing = Arc::new(Recorder { refuse: Some(0x2000), ..Default::default() });
         let made = vec![(0x1000, 1), (0x2000, 1)];
         let mut mappings = Mappings { dma: refusing.clone(), made };

@@ -1,8 +1,7 @@
-//! DMA: which of the guest's addresses devices reach, and that they reach nothing else.
+//! The IOMMU: it limits the devices' DMA to the guest's RAM.
 //!
-//! All assigned devices share one set of mappings: an address space of an iommufd, or a container
-//! where there is none ([`Backend`]). Only RAM is mapped, at IOVA = GPA, once and before the guest
-//! runs.
+//! All assigned devices share one set of mappings: an IOAS of an iommufd, or a container where there is
+//! no iommufd ([`Backend`]). Only RAM is mapped, at IOVA = GPA, once and before the guest runs.
 
 mod backend;
 mod constraints;
@@ -15,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-pub use self::backend::{Backend, BackendChoice, IommuOptions};
+pub use self::backend::{Backend, IommuOptions};
 pub use self::constraints::{DmaConstraintError, DmaConstraints, Reserved};
 use self::container::ContainerSpace;
 pub use self::dma_ranges::DmaRanges;
@@ -26,41 +25,41 @@ use super::host::Host;
 use super::memlock::{self, Memlock, MemlockTooLow};
 use super::uapi::{DeviceFile, IoctlError, IommuInfo};
 
-/// RAM that couldn't be mapped for DMA.
+/// Why RAM couldn't be mapped for DMA.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
-    /// It lies where devices can't have it.
+    /// It can't be mapped at its address.
     #[error(transparent)]
     Window(#[from] DmaConstraintError),
-    /// It may not be pinned.
+    /// The limit of locked memory is too low.
     #[error(transparent)]
     Memlock(#[from] MemlockTooLow),
-    /// The host has no memory for it.
+    /// The host is out of memory.
     #[error("the host has too little memory to pin the guest's RAM at {gpa:#x}, {size:#x} bytes")]
     NoMemory {
-        /// Its GPA.
+        /// The GPA.
         gpa: u64,
-        /// Its size in bytes.
+        /// The size in bytes.
         size: u64,
-        /// What the kernel refused.
+        /// The request that was refused.
         #[source]
         source: IoctlError,
     },
     /// The kernel refused it for another reason.
     #[error("the guest's RAM at {gpa:#x}, {size:#x} bytes, can't be mapped for DMA")]
     Refused {
-        /// Its GPA.
+        /// The GPA.
         gpa: u64,
-        /// Its size in bytes.
+        /// The size in bytes.
         size: u64,
-        /// What the kernel refused.
+        /// The request that was refused.
         #[source]
         source: IoctlError,
     },
 }
 
 impl MapError {
-    /// What mends it.
+    /// The remedy.
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Window(error) => error.help(),
@@ -77,10 +76,10 @@ enum Attached {
     Container(ContainerSpace),
 }
 
-/// The IOMMU as far as this guest's devices are concerned.
+/// The DMA mappings of a guest, and the devices that are attached to them.
 ///
-/// Dropping it undoes the mappings, then lets go of the devices; drop those before, so that none of
-/// them is cut off in the middle of its work. The memory that was mapped must outlive it.
+/// Dropping it unmaps the memory and detaches the devices. Devices must be dropped (and so quiesced) before,
+/// and the memory after it.
 pub struct Iommu {
     // Dropped in this order.
     mappings: Mappings,
@@ -90,12 +89,12 @@ pub struct Iommu {
 }
 
 impl Iommu {
-    /// Opens the way to the IOMMU that [`Backend::choose`] takes and attaches these devices, or their
-    /// groups. From here on none of them reaches any memory but what [`map`](Self::map) lets it.
+    /// Opens the interface that [`Backend::choose`] chooses and attaches these devices, or their groups. From
+    /// here on they can access only memory that is mapped by [`map`](Self::map).
     ///
     /// # Errors
     ///
-    /// What stands in the way; see also [`preflight`](super::assign::preflight).
+    /// A device can't be attached; see also [`preflight`](super::assign::preflight).
     pub fn open(
         host: &Host,
         assignments: &[Assignment],
@@ -119,11 +118,11 @@ impl Iommu {
         Ok(Self { mappings: Mappings::new(dma), attached, info, constraints })
     }
 
-    /// A device that is attached, or whose group is: its driver opens it now if it hasn't before.
+    /// Opens a device that is attached, or whose group is.
     ///
     /// # Errors
     ///
-    /// If its driver can't open it, or it isn't attached.
+    /// Its driver can't open it, or it isn't attached.
     pub fn open_device(&self, assignment: &Assignment) -> Result<Arc<DeviceFile>, AssignError> {
         match &self.attached {
             Attached::Iommufd(space) => space.device(assignment),
@@ -131,7 +130,7 @@ impl Iommu {
         }
     }
 
-    /// The way that was taken.
+    /// The interface to the IOMMU.
     pub fn backend(&self) -> Backend {
         match &self.attached {
             Attached::Iommufd(_) => Backend::Iommufd,
@@ -139,8 +138,8 @@ impl Iommu {
         }
     }
 
-    /// The files of which the hypervisor must be told, those of groups or of devices (KVM's VFIO
-    /// device, `Documentation/virt/kvm/devices/vfio.rst`).
+    /// The files of groups or of devices, for KVM's VFIO device
+    /// (`Documentation/virt/kvm/devices/vfio.rst`).
     pub fn files(&self) -> Vec<BorrowedFd<'_>> {
         match &self.attached {
             Attached::Iommufd(space) => space.files(),
@@ -153,8 +152,8 @@ impl Iommu {
         &self.info
     }
 
-    /// Whether the IOMMU makes the devices' accesses coherent with the caches where they aren't;
-    /// `None` if the kernel doesn't say, as with iommufd.
+    /// Whether the IOMMU enforces cache coherency of the devices' DMA (`VFIO_DMA_CC_IOMMU`); `None` if the
+    /// kernel doesn't say, as with iommufd.
     ///
     /// # Errors
     ///
@@ -168,14 +167,13 @@ impl Iommu {
         }
     }
 
-    /// Where RAM can be.
+    /// The addresses at which RAM can be.
     pub fn constraints(&self) -> &DmaConstraints {
         &self.constraints
     }
 
-    /// Lets the devices reach `size` bytes of the guest's RAM at `host` as IOVA = `gpa`. The kernel
-    /// pins the memory: it is really used from here on. That takes a while, and is given up
-    /// half-way if strait is to end.
+    /// Maps `size` bytes of the guest's RAM at `host` as IOVA = `gpa`. The kernel allocates and pins all of
+    /// that memory, which takes a while and is abandoned half-way if strait is to stop.
     ///
     /// # Safety
     ///
@@ -183,7 +181,7 @@ impl Iommu {
     ///
     /// # Errors
     ///
-    /// If it can't be mapped there, or not at all. What was mapped before stays.
+    /// It can't be mapped there, or not at all. What was mapped before stays mapped.
     pub unsafe fn map(&mut self, gpa: u64, host: NonNull<u8>, size: u64) -> Result<(), MapError> {
         self.constraints.check(gpa, size)?;
         let before = self.mappings.size();
@@ -193,8 +191,7 @@ impl Iommu {
         })
     }
 
-    /// As [`map`](Self::map), for memory that isn't a guest's: nothing is checked beforehand, and the
-    /// error is the kernel's.
+    /// As [`map`](Self::map), for memory that isn't a guest's: without checks.
     ///
     /// # Safety
     ///
@@ -213,7 +210,7 @@ impl Iommu {
         unsafe { self.mappings.map(iova, host, size) }
     }
 
-    /// Undoes all mappings, the last first: no device reaches any memory then.
+    /// Unmaps all memory, in reverse order: devices can access none then.
     pub fn unmap_all(&mut self) {
         self.mappings.unmap_all();
     }

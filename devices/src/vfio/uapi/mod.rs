@@ -31,6 +31,7 @@ pub use iommufd::{Ioas, Iommufd};
 pub use mapping::Mapping;
 pub use region::RegionInfo;
 pub use revocable::RevocableMappings;
+pub(crate) use revocable::memfd;
 pub use vfio_ioctls::{VfioError, VfioOps};
 
 /// A request that the kernel refused.

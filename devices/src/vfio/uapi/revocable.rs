@@ -1,6 +1,7 @@
 //! Mappings of a file that its server may stop serving (vfio-user): revoked, they become anonymous
 //! memory.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -82,7 +83,7 @@ fn replace(mappings: &[(usize, usize)]) -> io::Result<()> {
         return Ok(());
     }
     let ones = MAX_ONES_EACH.min(MAX_ONES / mappings.len());
-    let (file, mut offset, mut result) = (memory()?, 0u64, Ok(()));
+    let (file, mut offset, mut result) = (memfd(c"strait-revoked")?, 0u64, Ok(()));
     for (address, size) in mappings {
         // A failure doesn't stop the others.
         let replaced = fill(&file, offset, *size, ones).and_then(|()| {
@@ -117,14 +118,14 @@ fn fill(file: &File, offset: u64, size: usize, ones: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// A file in memory.
-fn memory() -> io::Result<File> {
+/// An empty file in memory (`memfd_create(2)`).
+pub(crate) fn memfd(name: &CStr) -> io::Result<File> {
     // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"strait-failed".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just made for us; nobody else owns it.
+    // SAFETY: made just now, and nobody else's.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn a_large_mapping_is_replaced_by_one_mapping() {
         const SIZE: u64 = 16 << 30;
-        let (file, revocable) = (memory().unwrap(), Arc::new(RevocableMappings::default()));
+        let (file, revocable) = (memfd(c"test").unwrap(), Arc::new(RevocableMappings::default()));
         file.set_len(SIZE).unwrap();
         let large = Mapping::revocable(&file, &region(SIZE), 0..SIZE, &revocable).unwrap();
         let small = Mapping::revocable(&file, &region(SIZE), 0..0x1000, &revocable).unwrap();
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_number_and_size_of_mappings_have_limits() {
-        let (file, revocable) = (memory().unwrap(), Arc::new(RevocableMappings::default()));
+        let (file, revocable) = (memfd(c"test").unwrap(), Arc::new(RevocableMappings::default()));
         file.set_len(65 << 30).unwrap();
         let map = |range| Mapping::revocable(&file, &region(65 << 30), range, &revocable);
         let error = map(0..65 << 30).unwrap_err();
@@ -189,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_failure_to_replace_one_is_reported_and_the_others_are_replaced() {
-        let (file, revocable) = (memory().unwrap(), Arc::new(RevocableMappings::default()));
+        let (file, revocable) = (memfd(c"test").unwrap(), Arc::new(RevocableMappings::default()));
         file.set_len(0x1000).unwrap();
         // No page begins here: the kernel refuses.
         revocable.0.lock().unwrap().mappings.push((0x1001, 0x1000));

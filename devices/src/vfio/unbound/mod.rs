@@ -1,8 +1,8 @@
-//! A device as it will be once VFIO has it, as far as its node and sysfs tell: what a guest would
-//! get can be looked at before anything on the host is changed.
+//! A device that isn't bound to VFIO, as VFIO will present it: from its device tree node and sysfs, so that
+//! a guest with it can be planned before anything on the host is changed.
 //!
-//! It answers [`DeviceCalls`] as VFIO's driver for its bus does for a device of its kind. What only
-//! VFIO can add is [`UNKNOWN_UNTIL_BOUND`]; nothing can be done with it, and its registers are memory.
+//! It answers [`DeviceCalls`] as VFIO's driver for its bus does. Requests that change a device fail, and
+//! its registers are memory; [`UNKNOWN_UNTIL_BOUND`] says what only VFIO knows.
 
 mod pci;
 mod platform;
@@ -11,50 +11,51 @@ use std::ffi::c_int;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::host::ReadError;
-use super::uapi::{DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo};
+use super::uapi::{
+    DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo, memfd,
+};
 
-/// What is unknown of such a device.
+/// What isn't known of such a device.
 pub const UNKNOWN_UNTIL_BOUND: &str =
     "whether VFIO can reset it, and what its IOMMU can map, only shows once it is bound";
 
-/// Regions begin at multiples of this in the file that stands for them: the largest page there is.
+/// The alignment of regions in the file that holds their contents, in bytes: Arm's largest page.
 const REGION_ALIGNMENT: u64 = 1 << 16;
 
-/// Why a device can't be foreseen.
+/// Why a device's properties can't be found out.
 #[derive(Debug, thiserror::Error)]
 pub enum UnboundError {
     /// Sysfs can't be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// There is no memory to stand for its registers.
-    #[error("there is no file in memory for {name}'s registers")]
+    /// The memory for its registers can't be allocated.
+    #[error("there is no memory file for {name}'s registers")]
     Memory {
         /// The device.
         name: String,
-        /// Why not.
+        /// The error of `memfd_create(2)` or `ftruncate(2)`.
         #[source]
         source: io::Error,
     },
 }
 
-/// A device that VFIO doesn't have yet.
+/// A device that isn't bound to VFIO.
 #[derive(Debug)]
 pub struct UnboundDevice {
     info: DeviceInfo,
     regions: Vec<RegionInfo>,
     irqs: Vec<IrqInfo>,
-    /// Stands for its registers.
+    /// The contents of its regions.
     file: File,
 }
 
 impl UnboundDevice {
-    /// A device with these regions, whose offsets are given here, and these interrupts.
+    /// A device with these interrupts and regions, whose offsets are set here.
     fn new(
         name: &str,
         info: DeviceInfo,
@@ -64,11 +65,11 @@ impl UnboundDevice {
         let mut end = 0_u64;
         for region in &mut regions {
             region.offset = end;
-            end = end.saturating_add(
-                region.size.div_ceil(REGION_ALIGNMENT).saturating_mul(REGION_ALIGNMENT),
-            );
+            let size = region.size.checked_next_multiple_of(REGION_ALIGNMENT);
+            end = end.saturating_add(size.unwrap_or(u64::MAX));
         }
-        let file = memory_file(end)
+        let file = memfd(c"unbound")
+            .and_then(|file| file.set_len(end).map(|()| file))
             .map_err(|source| UnboundError::Memory { name: name.to_owned(), source })?;
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let info = DeviceInfo { regions: number(regions.len()), irqs: number(irqs.len()), ..info };
@@ -76,24 +77,12 @@ impl UnboundDevice {
     }
 }
 
-/// A file in memory of so many bytes, of which none is there before it is written.
-fn memory_file(size: u64) -> io::Result<File> {
-    // SAFETY: the name is a C string; the call returns a descriptor of ours or -1.
-    let fd = unsafe { libc::memfd_create(c"foreseen".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(size).map(|()| file)
-}
-
-/// The error of what such a device can't do.
+/// The error of a request that an unbound device refuses.
 fn refused(request: &'static str, errno: c_int) -> IoctlError {
     IoctlError { request, source: io::Error::from_raw_os_error(errno) }
 }
 
-/// What has this index.
+/// The element of this index.
 fn at<T>(all: &[T], index: u32) -> Option<&T> {
     usize::try_from(index).ok().and_then(|index| all.get(index))
 }

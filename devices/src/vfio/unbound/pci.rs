@@ -11,7 +11,7 @@ use vfio_bindings::bindings::vfio::{
 use super::super::host::{HostDevice, ReadError};
 use super::super::pci::capability::{self, Capability, CapabilityId};
 use super::super::uapi::{DeviceInfo, IrqInfo, RegionInfo};
-use super::{UnboundDevice, UnboundError};
+use super::{UnboundDevice, UnboundError, at};
 use crate::pci::config::{INTERRUPT_PIN, STATUS, STATUS_CAP_LIST, STD_HEADER_SIZEOF};
 use crate::pci::{ConfigSnapshot, Msi, Msix};
 
@@ -23,22 +23,21 @@ impl UnboundDevice {
     ///
     /// # Errors
     ///
-    /// Sysfs can't be read, or there is no memory to stand for its registers.
+    /// Sysfs can't be read, or the memory for its registers can't be allocated.
     pub fn pci(device: &HostDevice) -> Result<Self, UnboundError> {
         let config = readable(device.pci_config()?);
         let resources = resources(&read(&device.path().join("resource"))?);
         let image = ConfigSnapshot::new(config.clone());
         let (regions, irqs) = (regions(&resources, config_size(device, &config)), irqs(&image));
         let info = DeviceInfo { pci: true, ..DeviceInfo::default() };
-        let foreseen = Self::new(device.name(), info, regions, irqs)?;
-        let place =
-            foreseen.regions.iter().find(|region| region.index == VFIO_PCI_CONFIG_REGION_INDEX);
-        let place = place.map_or(0, |region| region.offset);
-        foreseen
+        let unbound = Self::new(device.name(), info, regions, irqs)?;
+        let region = at(&unbound.regions, VFIO_PCI_CONFIG_REGION_INDEX);
+        let offset = region.map_or(0, |region| region.offset);
+        unbound
             .file
-            .write_all_at(&config, place)
+            .write_all_at(&config, offset)
             .map_err(|source| UnboundError::Memory { name: device.name().to_owned(), source })?;
-        Ok(foreseen)
+        Ok(unbound)
     }
 }
 
@@ -46,7 +45,7 @@ fn read(path: &Path) -> Result<String, ReadError> {
     fs::read_to_string(path).map_err(|source| ReadError { path: path.to_owned(), source })
 }
 
-/// A configuration space without a chain of capabilities that this user isn't shown.
+/// Clears the flag that there are capabilities, if this user may not read them.
 fn readable(mut config: Vec<u8>) -> Vec<u8> {
     let [has_list, _] = STATUS_CAP_LIST.to_le_bytes();
     if config.len() <= usize::from(STD_HEADER_SIZEOF)
@@ -63,7 +62,7 @@ fn config_size(device: &HostDevice, config: &[u8]) -> u64 {
     fs::metadata(device.path().join("config")).map_or(shown, |metadata| metadata.len().max(shown))
 }
 
-/// The size and the flags of each resource: a line each of start, end and flags.
+/// The size and the flags of each resource; a line is its start, end and flags.
 fn resources(text: &str) -> Vec<(u64, u64)> {
     let line = |line: &str| {
         let mut words = line.split_whitespace().map(|word| {

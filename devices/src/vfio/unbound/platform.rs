@@ -1,8 +1,8 @@
 //! A platform or AMBA device, from its node in the host's device tree.
 //!
-//! Linux makes resources of `reg` and interrupts of `interrupts` up to the first that it can't make
-//! out (`of_device_alloc`, `of_amba_device_create`), and vfio-platform a region or an interrupt of
-//! each (`vfio_platform_regions_init`, `vfio_platform_irq_init`).
+//! Linux makes resources of `reg` and interrupts of `interrupts` up to the first that it can't
+//! translate (`of_device_alloc`, `of_amba_device_create`), and vfio-platform a region or an interrupt
+//! of each (`vfio_platform_regions_init`, `vfio_platform_irq_init`).
 
 use boot::fdt::host::{HostNode, HostTree, Sense};
 
@@ -10,15 +10,15 @@ use super::super::host::{Bus, HostDevice};
 use super::super::uapi::{DeviceInfo, IrqInfo, RegionInfo};
 use super::{UnboundDevice, UnboundError};
 
-/// How many interrupts an AMBA device has at most (`AMBA_NR_IRQS`).
-const AMBA_INTERRUPTS: usize = 9;
+/// The most interrupts of an AMBA device (`AMBA_NR_IRQS`).
+const MAX_AMBA_INTERRUPTS: usize = 9;
 
 impl UnboundDevice {
     /// The platform or AMBA device with this node.
     ///
     /// # Errors
     ///
-    /// There is no memory to stand for its registers.
+    /// The memory for its registers can't be allocated.
     pub fn platform(
         tree: &HostTree,
         device: &HostDevice,
@@ -27,7 +27,7 @@ impl UnboundDevice {
     ) -> Result<Self, UnboundError> {
         let amba = device.bus() == Bus::Amba;
         let (regions, interrupts) =
-            if amba { (1, AMBA_INTERRUPTS) } else { (usize::MAX, usize::MAX) };
+            if amba { (1, MAX_AMBA_INTERRUPTS) } else { (usize::MAX, usize::MAX) };
         let regions = self::regions(tree, node, page_size).take(regions).collect();
         let irqs = self::irqs(tree, device, node).take(interrupts).collect();
         let info = DeviceInfo { platform: !amba, amba, ..DeviceInfo::default() };
@@ -53,14 +53,15 @@ fn regions(tree: &HostTree, node: &HostNode, page_size: u64) -> impl Iterator<It
     })
 }
 
-/// The interrupts; vfio-platform masks levels each time (`vfio_platform_irq_init`).
+/// The interrupts; vfio-platform masks a level interrupt each time it is signalled
+/// (`vfio_platform_irq_init`).
 fn irqs(tree: &HostTree, device: &HostDevice, node: &HostNode) -> impl Iterator<Item = IrqInfo> {
     let interrupts = tree.interrupts(node).unwrap_or_else(|error| {
-        log::info!("{}: its interrupts can't be foreseen: {error}", device.name());
+        log::info!("{}: its interrupts aren't known: {error}", device.name());
         Vec::new()
     });
     interrupts.into_iter().map(|interrupt| {
-        // Where the node doesn't tell, most are levels.
+        // Most are level-triggered, where the node doesn't say.
         let level = interrupt.sense().unwrap_or(Sense::Level) == Sense::Level;
         IrqInfo { count: 1, eventfd: true, maskable: level, automasked: level }
     })
@@ -72,9 +73,9 @@ mod tests {
     use super::super::super::uapi::DeviceCalls;
     use super::*;
 
-    /// A device on this bus whose node has three registers, the last of which the CPU can't reach,
-    /// and a level, an edge, and an interrupt of no known controller's.
-    fn foreseen(bus: &str) -> UnboundDevice {
+    /// A device on this bus whose node has three `reg` entries, the last of which the CPU can't address,
+    /// and a level, an edge, and an interrupt of no known sense.
+    fn unbound(bus: &str) -> UnboundDevice {
         let fake = FakeHost::new();
         fake.device(bus, "1.dev", None, None);
         let cells = |cells: &[u32]| cells.iter().flat_map(|c| c.to_be_bytes()).collect::<Vec<_>>();
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_device_has_what_its_node_says() {
-        let calls = foreseen("platform");
+        let calls = unbound("platform");
         let info = calls.info().unwrap();
         assert_eq!((info.platform, info.amba, info.reset), (true, false, false));
         assert_eq!((info.regions, info.irqs), (2, 3));
@@ -117,7 +118,7 @@ mod tests {
 
     #[test]
     fn an_amba_device_has_one_region() {
-        let info = foreseen("amba").info().unwrap();
+        let info = unbound("amba").info().unwrap();
         assert_eq!((info.platform, info.amba, info.regions, info.irqs), (false, true, 1, 3));
     }
 }

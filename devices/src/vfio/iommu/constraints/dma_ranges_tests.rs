@@ -1,4 +1,4 @@
-//! What the buses between devices and memory let them address.
+//! The limits of devices by the `dma-ranges` of their buses.
 
 use super::super::super::assign::{DeviceRef, preflight};
 use super::super::super::testing::FakeHost;
@@ -52,14 +52,14 @@ fn constraints(root: &[u64], pci: &[u64]) -> DmaConstraints {
 }
 
 #[test]
-fn buses_without_limits_let_ram_be_anywhere() {
+fn without_dma_ranges_ram_can_be_anywhere() {
     let constraints = constraints(&[], &[]);
     assert_eq!(constraints.check_ram(GIB, 1 << 40), Ok(vec![]));
     assert!(constraints.reaches(0, 1 << 40));
 }
 
 #[test]
-fn ram_that_a_device_reaches_in_part_is_told_of() {
+fn a_device_that_can_address_enough_of_ram_is_reported() {
     // The lower 2 GiB: boards have such masters.
     let constraints = constraints(&[0, 0, 2 * GIB], &[0, 0, 1 << 40]);
     assert_eq!(constraints.check_ram(GIB, GIB), Ok(vec![]));
@@ -71,7 +71,7 @@ fn ram_that_a_device_reaches_in_part_is_told_of() {
 }
 
 #[test]
-fn ram_of_which_a_device_reaches_too_little_is_refused_with_what_fits() {
+fn ram_of_which_a_device_can_address_too_little_is_refused_with_what_fits() {
     let cases: [(&[u64], Option<&str>); 3] = [
         // None of it: it begins too high, or too low.
         (&[0, 0, GIB], None),
@@ -92,7 +92,7 @@ fn ram_of_which_a_device_reaches_too_little_is_refused_with_what_fits() {
 }
 
 #[test]
-fn all_of_ram_must_be_within_a_pci_function_s_reach() {
+fn a_pci_function_must_be_able_to_address_all_of_ram() {
     let constraints = constraints(&[], &[0, 0, 2 * GIB]);
     assert_eq!(constraints.check_ram(GIB, GIB), Ok(vec![]));
     let error = constraints.check_ram(GIB, GIB + MIB).unwrap_err();
