@@ -49,7 +49,7 @@ enum Command {
         #[arg(long, value_name = "NAME='COMMAND'")]
         peer: Vec<Peer>,
     },
-    /// Check format and lints, warnings denied
+    /// Check format, lints and documentation, warnings denied
     Lint,
     /// Make the man page and the shells' completions from `strait --help`
     Manual,

@@ -41,7 +41,7 @@ fn non_blocking() -> OpenOptions {
     options
 }
 
-/// Checks that [`write`] will be able to, as far as can be known.
+/// Checks that [`write()`] will be able to, as far as can be known.
 ///
 /// # Errors
 ///

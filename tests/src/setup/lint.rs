@@ -17,8 +17,8 @@ const SHOWN: usize = 500;
 /// What denies clippy's warnings.
 const DENY: [&str; 3] = ["--", "-D", "warnings"];
 
-/// Checks format and lints of the whole workspace: for 64-bit Arm everything, for this machine what
-/// builds on any.
+/// Checks format, lints and documentation of the whole workspace: for 64-bit Arm everything, lints
+/// also for this machine of what builds on any.
 ///
 /// # Errors
 ///
@@ -46,6 +46,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
         "clippy for arm64",
         all.args(["--workspace", "--all-targets", "--features", "tests/system"]).args(DENY),
     )?;
+    let mut doc = toolchain.cargo_for_target("doc");
+    doc.args(["--no-deps", "--document-private-items", "--workspace"]);
+    check("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     if !machine.is_arm {
         check("clippy for this machine", toolchain.clippy().arg("--all-targets").args(DENY))?;
     }

@@ -15,7 +15,7 @@ const SHRINKWRAP: &str = "shrinkwraptool==2026.9.2";
 
 /// Tools that are not of Debian.
 pub struct TestTools {
-    /// The directory in which Python finds [`SHRINKWRAP`]; none where nothing is installed.
+    /// The directory in which Python finds Shrinkwrap; none where nothing is installed.
     pub shrinkwrap: Option<PathBuf>,
     _held: Option<Held>,
 }

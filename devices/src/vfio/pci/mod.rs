@@ -6,7 +6,7 @@
 //! 1. while planning: [`PciFunction::open`]. What the function has is known then.
 //! 2. while building, before guest RAM is mapped for DMA: [`quiesce`](PciFunction::quiesce).
 //! 3. [`attach`](PciFunction::attach) once the guest's interrupt controller is complete; the host
-//!    bridge has it as a [`Function`] from here on.
+//!    bridge has it as a [`Function`](crate::pci::Function) from here on.
 //! 4. last before the guest runs: [`arm`](PciFunction::arm).
 //! 5. when no vCPU runs any more: [`release`](PciFunction::release), before RAM is unmapped.
 //!

@@ -33,7 +33,7 @@ pub(crate) mod register {
     pub(crate) const LINE: u64 = 0x24;
     /// How many copies were made.
     pub(crate) const COUNT: u64 = 0x28;
-    /// Written: goes wrong in this way, see [`super::server::Wrong`].
+    /// Written: goes wrong in this way, see `Wrong` of the server.
     pub(crate) const WRONG: u64 = 0x2c;
 }
 
