@@ -32,11 +32,15 @@ pub struct Summary {
 
 impl Default for DmaTest {
     fn default() -> Self {
-        Self { copies: 50, size: 16384, channels: 8 }
+        Self { copies: 50, size: 4096, channels: 8 }
     }
 }
 
 impl DmaTest {
+    /// With longer copies, of which several are under way at a time. They take the model twice as
+    /// long.
+    pub const LONG: Self = Self { copies: 50, size: 16384, channels: 8 };
+
     /// The guest's command that runs it.
     pub fn command(&self) -> String {
         format!("dmatest {} {} {}", self.copies, self.size, self.channels)

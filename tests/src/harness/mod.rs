@@ -10,7 +10,7 @@
 //!     let host = Board::new().cpus(2).boot()?;
 //!     host.bind(PLATFORM_DMA[0])?;
 //!     let mut guest = host.guest(&format!("--vfio-platform {}", PLATFORM_DMA[0]))?;
-//!     assert!(guest.sh("dmesg")?.contains("Loaded driver for PL330"));
+//!     assert!(guest.log_of("PL330")?.contains("Loaded driver"));
 //!     Ok(())
 //! }
 //! ```

@@ -110,7 +110,7 @@ fn another_guest_s_memory_can_t_be_reached_and_its_dma_goes_on() -> Story {
     let mut victim = host.guest(&victim)?;
     let mut guest = attacker(&host, "iommufd")?;
     // The victim copies and verifies all the while.
-    let test = DmaTest { copies: 150, ..DmaTest::default() };
+    let test = DmaTest { copies: 150, ..DmaTest::LONG };
     victim.begin(&test.command())?;
     host.until("[ $(awk '/vfio-irq/ { n += $2 + $3 } END { print n }' /proc/interrupts) -gt 50 ]")?;
     // Sixteen places beyond the attacker's RAM, some of which hold the victim's.

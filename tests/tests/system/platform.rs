@@ -26,7 +26,7 @@ fn guest_with(host: &Host, devices: &[&str]) -> Result<Guest, Failure> {
 fn guest_through(backend: &str, host: &Host, devices: &[&str]) -> Result<Guest, Failure> {
     devices.iter().try_for_each(|name| host.bind(name))?;
     let mut guest = host.guest(&format!("{}--iommu {backend}", assigned(devices)))?;
-    assert_eq!(guest.sh("dmesg")?.matches(FOUND).count(), devices.len());
+    assert_eq!(guest.log_of(FOUND)?.matches(FOUND).count(), devices.len());
     Ok(guest)
 }
 
@@ -48,7 +48,7 @@ fn costs_nothing(costs: &Costs) {
 fn each_line_once_per_transfer(host: &Host, guest: &mut Guest) -> Result<SteadyState, Failure> {
     const RUNS: usize = 8;
     const LINES: [bool; 9] = [true, true, true, true, true, true, true, true, false];
-    let test = DmaTest::default();
+    let test = DmaTest::LONG;
     let copies = u64::from(test.copies);
     let mut exact = [false; LINES.len()];
     let mut seen = Vec::new();
@@ -128,7 +128,7 @@ fn debians_own_module_drives_it() -> Story {
     host.bind(PLATFORM_DMA[0])?;
     let mut guest = host.launch(&Launch::stock().with(&assigned(&PLATFORM_DMA[..1])))?;
     assert!(guest.sh("lsmod")?.contains("pl330"));
-    assert_eq!(guest.sh("dmesg")?.matches(FOUND).count(), 1);
+    assert_eq!(guest.log_of(FOUND)?.matches(FOUND).count(), 1);
     assert!(guest.sh("ls /sys/class/dma")?.contains("dma0chan7"));
     assert_eq!(guest.power_off()?, 0);
     Ok(())
