@@ -59,6 +59,7 @@ pub enum Error {
 
 impl Error {
     /// The error of a failed ioctl.
+    #[cfg(target_arch = "aarch64")]
     pub(crate) fn kvm(action: impl Into<String>, error: kvm_ioctls::Error) -> Self {
         Self::Kvm { action: action.into(), source: io_error(error) }
     }
@@ -94,6 +95,7 @@ impl Error {
 }
 
 /// The same error as std has it.
+#[cfg(target_arch = "aarch64")]
 pub(crate) fn io_error(error: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(error.errno())
 }

@@ -7,7 +7,6 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arch::{Vm, layout};
 use devices::irq::IrqLine;
 use devices::rtc::{self, Rtc};
 
@@ -24,10 +23,9 @@ pub struct AlarmClock {
 }
 
 impl AlarmClock {
-    /// An RTC on its line of this VM, which rings `doorbell` when it asks for an alarm.
-    pub fn new(vm: &Arc<Vm>, doorbell: &Arc<Doorbell>) -> Self {
+    /// An RTC with this interrupt line, which rings `doorbell` when it asks for an alarm.
+    pub fn new(line: Box<dyn IrqLine>, doorbell: &Arc<Doorbell>) -> Self {
         let at = Arc::new(AtomicU64::new(NONE));
-        let line = Box::new(KvmLine { vm: vm.clone(), spi: layout::spi::RTC });
         let request = Box::new(Request { at: at.clone(), doorbell: doorbell.clone() });
         Self { rtc: Arc::new(Mutex::new(Rtc::new(line, request))), at, timer: None }
     }
@@ -62,20 +60,6 @@ impl AlarmClock {
             timer.hear();
         }
         self.rtc.lock().unwrap_or_else(PoisonError::into_inner).expire();
-    }
-}
-
-/// The RTC's line.
-struct KvmLine {
-    vm: Arc<Vm>,
-    spi: u32,
-}
-
-impl IrqLine for KvmLine {
-    fn set(&self, high: bool) {
-        if let Err(error) = self.vm.set_irq_line(self.spi, high) {
-            log::error!("KVM doesn't take the RTC's interrupt: {error}");
-        }
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
-use arch::gic::Gic;
-use devices::irq::MsiRouter;
+use devices::bus::MemorySlots;
+use devices::irq::{InterruptController, MsiRouter};
 use devices::pci::{Bdf, Function, InterruptPin, Intx, Slot, SlotAllocator, SlotError};
 use devices::stop;
 use devices::vfio::host::{Host, InterruptEntry, InterruptTable};
@@ -16,7 +16,6 @@ use serde::Serialize;
 
 use crate::allocator::Allocator;
 use crate::error::Error;
-use crate::irqfds::Irqfds;
 
 /// How many times, a millisecond apart, statistics try to lock a function that a vCPU holds.
 const LOCK_ATTEMPTS: u32 = 100;
@@ -92,7 +91,8 @@ impl Functions {
         })
     }
 
-    /// Attaches them to the guest. The GIC must be complete.
+    /// Attaches them to the guest, whose interrupt controller takes messages or doesn't, and is
+    /// complete.
     ///
     /// # Errors
     ///
@@ -101,9 +101,12 @@ impl Functions {
     /// # Safety
     ///
     /// No vCPU runs after `self` is dropped.
-    pub unsafe fn attach(&self, gic: &Gic, irqfds: &Arc<Irqfds>) -> Result<(), Error> {
+    pub unsafe fn attach<K>(&self, takes_messages: bool, irqfds: &Arc<K>) -> Result<(), Error>
+    where
+        K: InterruptController + MsiRouter + MemorySlots + 'static,
+    {
         for function in &self.0 {
-            let router = gic.has_its().then(|| irqfds.clone() as Arc<dyn MsiRouter>);
+            let router = takes_messages.then(|| irqfds.clone() as Arc<dyn MsiRouter>);
             let attachment = Attachment { slot: function.slot, slots: irqfds.clone(), router };
             // SAFETY: the caller lets no vCPU outlive the function.
             unsafe { function.lock().attach(attachment, &**irqfds)? };

@@ -1,42 +1,10 @@
-//! strait: a KVM virtual machine monitor for device assignment on 64-bit Arm.
-//!
-//! Options become a plan, the plan a machine, the machine runs; nothing flows back.
+//! strait, where the C library enters.
 
 #![cfg_attr(not(test), no_main)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
-mod alarm;
-mod allocator;
-mod assigned;
-mod cli;
-mod commands;
-mod console;
-mod doorbell;
-mod error;
-mod events;
-mod exit_reason;
-mod functions;
-mod irqfds;
-mod limits;
-mod lines;
-mod logger;
-mod outfile;
-mod output;
-mod pci;
-mod signals;
-mod silence;
-mod stats;
-mod terminal;
-mod tree;
-mod unused;
-mod vfio_user;
-
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
-
-use crate::cli::Command;
-use crate::commands::{check, device, run};
-use crate::error::Error;
 
 /// Where the C library enters.
 ///
@@ -48,19 +16,9 @@ use crate::error::Error;
 extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     own_standard_descriptors();
     ignore_broken_pipes();
-    output::report_panics();
     // SAFETY: these are what the C library calls main with.
     let arguments = unsafe { arguments(argc, argv) };
-    let parsed = cli::parse(lexopt::Parser::from_iter(arguments));
-    let exit_status = c_int::from(match parsed.and_then(execute) {
-        Ok(exit_status) => exit_status,
-        Err(error) => {
-            output::say(&error.report());
-            error.exit_status()
-        }
-    });
-    output::finish();
-    exit_status
+    c_int::from(vmm::run(arguments))
 }
 
 /// The arguments, the program's name first.
@@ -77,26 +35,6 @@ unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<OsString> {
         unsafe { CStr::from_ptr(pointer) }
     });
     strings.map(|string| OsStr::from_bytes(string.to_bytes()).to_owned()).collect()
-}
-
-/// Does what the person wants.
-///
-/// Whatever `run` has no use for is marked `#[cold]`, here and in the crates: the linker keeps it
-/// apart, and starting a guest reads fewer pages of the program. What it does use is put together by
-/// `run.ld`.
-fn execute(command: Command) -> Result<u8, Error> {
-    match command {
-        Command::Run(options) => {
-            let reason = run::run(&options)?;
-            if let Some(message) = reason.message() {
-                output::say(&format!("strait: {message}\n"));
-            }
-            Ok(reason.exit_status())
-        }
-        Command::Device(options) => device::run(&options),
-        Command::Check(options) => check::run(&options),
-        Command::Print(text) => output::print(&text).map(|()| 0),
-    }
 }
 
 /// Opens /dev/null for standard input, output and error where they are closed: else the next file

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use arch::{KvmStats, Vcpu, Vm};
+use arch::KvmStats;
 use devices::bus::Bus;
 use devices::vfio::iommu::Backend;
 use serde::Serialize;
@@ -119,8 +120,8 @@ impl Recorder {
     pub fn new(
         path: &Path,
         started: Instant,
-        vm: &Vm,
-        vcpus: &[Vcpu],
+        vm: &impl AsRawFd,
+        vcpus: &[impl AsRawFd],
         bus: Arc<Bus>,
         watched: (Arc<Lines>, Arc<Unused>, Watch),
     ) -> Self {
@@ -259,7 +260,7 @@ fn unwritable(path: &Path, e: &io::Error) -> Error {
 }
 
 impl KvmCounters {
-    fn open(vm: &Vm, vcpus: &[Vcpu]) -> Self {
+    fn open(vm: &impl AsRawFd, vcpus: &[impl AsRawFd]) -> Self {
         let open = || -> io::Result<Self> {
             let vcpus = vcpus.iter().map(KvmStats::open).collect::<io::Result<_>>()?;
             Ok(Self { vm: Some(KvmStats::open(vm)?), vcpus })

@@ -1,7 +1,6 @@
 //! The guest's device tree, put together from what the parts say of themselves.
 
-use arch::gic::{self, Gic};
-use arch::{Vcpu, layout};
+use arch::layout;
 use boot::fdt::Node;
 use boot::layout::BootLayout;
 use devices::irq::Spi;
@@ -16,14 +15,12 @@ const APB_CLOCK_HZ: u32 = 24_000_000;
 
 /// What the tree describes.
 pub struct Parts<'a> {
-    /// The vCPUs.
-    pub vcpus: &'a [Vcpu],
-    /// The interrupt controller.
-    pub gic: &'a Gic,
-    /// Whether the vCPUs have a PMU.
-    pub pmu: bool,
-    /// RAM in bytes.
-    pub ram_size: u64,
+    /// The nodes of memory, vCPUs, and what they have of their own: timers, PSCI, PMU.
+    pub cpus: Vec<Node>,
+    /// The interrupt controller's node.
+    pub gic: Node,
+    /// Its label.
+    pub gic_label: &'static str,
     /// The kernel command line.
     pub cmdline: &'a str,
     /// Where kernel, initrd and tree lie.
@@ -62,18 +59,12 @@ pub fn root(parts: Parts<'_>) -> Node {
         .string("model", "strait")
         .u32("#address-cells", 2)
         .u32("#size-cells", 2)
-        .refs("interrupt-parent", [gic::LABEL])
+        .refs("interrupt-parent", [parts.gic_label])
         .child(alias::node(parts.aliases))
         .child(chosen(&parts))
-        .child(arch::memory_node(parts.ram_size))
-        .child(arch::cpus_node(parts.vcpus.iter().map(Vcpu::affinity)))
-        .child(arch::psci_node())
-        .child(arch::timer_node(parts.gic.ppi_cpu_mask()));
-    if parts.pmu {
-        root = root.child(arch::pmu_node(parts.gic.ppi_cpu_mask()));
-    }
+        .with_children(parts.cpus);
     let clocks = Node::new("clocks").label("clocks").child(apb_clock()).with_children(parts.clocks);
-    root = root.child(parts.gic.node()).child(clocks);
+    root = root.child(parts.gic).child(clocks);
     if parts.console {
         let size = size(&layout::SERIAL);
         root = root.child(serial::node(serial_base, size, Spi(layout::spi::SERIAL)));

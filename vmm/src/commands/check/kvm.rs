@@ -5,8 +5,8 @@ use arch::gic::Version;
 
 use super::finding::Finding;
 use super::kind::Kind;
-use crate::commands::run::describe;
 use crate::error::Error;
+use crate::plan::describe;
 
 /// Looks at KVM, for a guest with this much RAM in bytes.
 pub fn findings(ram: u64) -> Vec<Finding> {

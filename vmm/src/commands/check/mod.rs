@@ -6,6 +6,7 @@ mod drivers;
 mod finding;
 mod kernel;
 mod kind;
+#[cfg(target_arch = "aarch64")]
 mod kvm;
 mod limits;
 mod memory;
@@ -23,6 +24,20 @@ use super::print::print;
 use crate::cli::CheckOptions;
 use crate::error::Error;
 use crate::logger;
+
+/// Hosts of other architectures.
+#[cfg(not(target_arch = "aarch64"))]
+mod kvm {
+    use super::finding::Finding;
+    use super::kind::Kind;
+    use crate::error::Error;
+
+    /// KVM runs no arm64 guests on them.
+    pub fn findings(_ram: u64) -> Vec<Finding> {
+        let error = Error::new("strait runs guests on 64-bit Arm hosts");
+        vec![Finding::error("KVM", &Kind::ALL, error)]
+    }
+}
 
 /// The host, as far as it is looked at; the roots can be moved, for tests.
 struct Premises {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use arch::gic::{Gic, Version};
+use arch::gic::{self, Gic, Version};
 use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, Vcpu, Vm, layout};
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
@@ -25,10 +25,12 @@ use crate::console::{Console, Input};
 use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::outfile;
-use crate::pci;
+use crate::plan::MachinePlan;
+use crate::plan::describe::KvmFacts;
 use crate::tree::{self, Seed};
 
-use super::plan::MachinePlan;
+use super::irqfds::SpiLine;
+use super::pci_host;
 
 /// KVM's part of a machine: what has to be made in this order.
 pub struct Core {
@@ -68,7 +70,7 @@ pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
     let vcpus = vm.create_vcpus(plan.cpus, features)?;
     let mut gic = Gic::new(&vm, version, plan.cpus, plan.spis)?;
     add_its(plan, &vm, &mut gic)?;
-    let pci = plan.pci.then(|| pci::apertures(plan.end, &vm, &gic));
+    let pci = plan.pci.then(|| pci_host::apertures(plan.end, &vm, &gic));
     if features.pmu {
         for vcpu in &vcpus {
             vcpu.init_pmu()?;
@@ -141,7 +143,8 @@ pub fn board(console: ConsoleKind, core: &Core, doorbell: &Arc<Doorbell>) -> Res
         input = Some((Input::stdin(serial), drained));
     }
     core.gic.set_level_sensitive([layout::spi::RTC])?;
-    let clock = AlarmClock::new(vm, doorbell);
+    let line = SpiLine { vm: vm.clone(), spi: layout::spi::RTC };
+    let clock = AlarmClock::new(Box::new(line), doorbell);
     bus.add("rtc", layout::RTC, clock.rtc())?;
     bus.add("pvpanic", layout::PVPANIC, Arc::new(Mutex::new(PvPanic::default())))?;
     Ok(Board { bus, spoke, input, clock })
@@ -153,24 +156,47 @@ pub fn board(console: ConsoleKind, core: &Core, doorbell: &Arc<Doorbell>) -> Res
 ///
 /// The host has no randomness to give, or an overlay doesn't fit the tree.
 pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Result<Node, Error> {
+    let mask = core.gic.ppi_cpu_mask();
+    let mut cpus = vec![
+        arch::memory_node(plan.ram.size),
+        arch::cpus_node(core.vcpus.iter().map(Vcpu::affinity)),
+        arch::psci_node(),
+        arch::timer_node(mask),
+    ];
+    cpus.extend(core.features.pmu.then(|| arch::pmu_node(mask)));
     let mut root = tree::root(tree::Parts {
-        vcpus: &core.vcpus,
-        gic: &core.gic,
-        pmu: core.features.pmu,
-        ram_size: plan.ram.size,
+        cpus,
+        gic: core.gic.node(),
+        gic_label: gic::LABEL,
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,
         console: plan.console == ConsoleKind::Stdio,
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,
-        pci: core.pci.as_ref().map(|pci| pci::node(pci, &assigned.functions, &core.gic)),
+        pci: core.pci.as_ref().map(|pci| pci_host::node(pci, &assigned.functions, &core.gic)),
         seed: seed()?,
     });
     for without_effect in overlay::apply(&mut root, &plan.overlays)? {
         log::warn!("{without_effect}");
     }
     Ok(root)
+}
+
+/// What KVM made of the plan.
+#[cold]
+pub fn facts(core: &Core) -> KvmFacts {
+    let lengths = core.vcpus.first().map(Vcpu::vector_lengths).transpose();
+    let lengths = lengths.inspect_err(|error| log::warn!("{error}")).ok().flatten();
+    KvmFacts {
+        gic: core.gic.version().to_string(),
+        gic_frames: core.gic.frames(),
+        its: core.gic.has_its(),
+        features: core.features,
+        sve_lengths: lengths.unwrap_or_default(),
+        apertures: core.pci.clone(),
+        without_messages: (!core.gic.has_its()).then(|| pci_host::without_messages(&core.gic)),
+    }
 }
 
 /// The device tree as the guest gets it.

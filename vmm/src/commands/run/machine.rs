@@ -8,13 +8,13 @@ use devices::bus::Bus;
 use devices::pci::HostBridge;
 
 use super::build::Core;
+use super::irqfds::Irqfds;
+use super::pci_host;
 use super::vcpus::{VcpuContext, VcpuThreads};
 use crate::assigned::AssignedDevices;
 use crate::error::Error;
 use crate::events::{self, Sources};
 use crate::exit_reason::ExitReason;
-use crate::irqfds::Irqfds;
-use crate::pci;
 use crate::stats::Recorder;
 
 /// It owns its vCPUs and its devices, so that no vCPU runs after a device is gone whose regions the
@@ -68,8 +68,8 @@ impl Machine {
         let mut bridge = None;
         if let Some(apertures) = pci {
             // SAFETY: as for platform devices.
-            unsafe { assigned.functions.attach(&gic, &irqfds)? };
-            bridge = Some(pci::attach(apertures, &assigned.functions, &gic, &mut bus)?);
+            unsafe { assigned.functions.attach(gic.has_its(), &irqfds)? };
+            bridge = Some(pci_host::attach(apertures, &assigned.functions, &gic, &mut bus)?);
         }
         vm.add_ram(ram)?;
         Ok(Self { vcpus, bus: Arc::new(bus), bridge, assigned, gic, vm })

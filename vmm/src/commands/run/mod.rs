@@ -1,17 +1,15 @@
 //! `strait run`: plan, build, run, end.
 
 mod build;
-pub mod describe;
+mod irqfds;
 mod machine;
-mod plan;
+mod pci_host;
 mod vcpus;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::describe::Description;
 use self::machine::Machine;
-use self::plan::Opened;
 use crate::cli::{ConsoleKind, RunOptions};
 use crate::commands::device::BindGuard;
 use crate::commands::print::print;
@@ -21,6 +19,8 @@ use crate::events::Sources;
 use crate::exit_reason::ExitReason;
 use crate::limits::{self, UnpinnedMemory};
 use crate::lines::Lines;
+use crate::plan::describe::Description;
+use crate::plan::{self, Opened};
 use crate::signals::Signals;
 use crate::silence::Silence;
 use crate::stats::Recorder;
@@ -65,7 +65,7 @@ fn run_guest(
         build::dump_dtb(path, &dtb)?;
     }
     if options.dry_run {
-        let description = Description::of(&plan, &opened, &core, &tree);
+        let description = Description::of(&plan, &opened, &build::facts(&core), &tree);
         if opened.assigned.iommu.is_none() && opened.assigned.obstacles.is_empty() {
             limits::warn_unpinned(plan.ram.size);
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arch::gic::Gic;
 use arch::{GsiRoutes, Msi, Vm};
 use devices::bus::MemorySlots;
-use devices::irq::{Gsi, InterruptController, MsiMessage, MsiRouter, Spi};
+use devices::irq::{Gsi, InterruptController, IrqLine, MsiMessage, MsiRouter, Spi};
 use devices::ratelimit::LogLimit;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -66,5 +66,21 @@ impl MemorySlots for Irqfds {
 
     fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
         self.vm.unmap_memory(gpa, size)
+    }
+}
+
+/// The line of a level-triggered SPI.
+pub struct SpiLine {
+    /// Its VM.
+    pub vm: Arc<Vm>,
+    /// The SPI.
+    pub spi: u32,
+}
+
+impl IrqLine for SpiLine {
+    fn set(&self, high: bool) {
+        if let Err(error) = self.vm.set_irq_line(self.spi, high) {
+            log::error!("KVM doesn't take SPI {}: {error}", self.spi);
+        }
     }
 }

@@ -3,10 +3,10 @@
 use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
 
-use arch::{Vcpu, layout};
+use arch::{CpuFeatures, layout};
 use boot::fdt::{self, Node};
 use devices::irq::Trigger;
-use devices::pci::Intx;
+use devices::pci::{Apertures, Intx};
 use devices::vfio::iommu::Backend;
 use devices::vfio::node::{Disposition, PropertyReport};
 use serde::Serialize;
@@ -14,10 +14,26 @@ use serde::Serialize;
 use crate::assigned::{AssignedDevice, AssignedDevices, Obstacle, unbound_note};
 use crate::cli::{ConsoleKind, Size};
 use crate::commands::device::FunctionSheet;
-use crate::pci;
 
-use super::build::Core;
-use super::plan::{MachinePlan, Opened};
+use super::{MachinePlan, Opened};
+
+/// What KVM made of a plan.
+pub struct KvmFacts {
+    /// The interrupt controller's version.
+    pub gic: String,
+    /// Its register frames (GPA), with their names.
+    pub gic_frames: Vec<(&'static str, Range<u64>)>,
+    /// It has an ITS.
+    pub its: bool,
+    /// What the vCPUs have of the host's.
+    pub features: CpuFeatures,
+    /// The lengths that their SVE vectors can have, in bits.
+    pub sve_lengths: Vec<u32>,
+    /// Where the PCI host is, if there is one.
+    pub apertures: Option<Apertures>,
+    /// Why PCI functions have no message-signalled interrupts, if they haven't.
+    pub without_messages: Option<String>,
+}
 
 /// The machine that would run.
 #[derive(Debug, Serialize)]
@@ -119,23 +135,23 @@ struct Property {
 
 impl Description {
     /// Of the machine that would run with this device tree.
-    pub fn of(plan: &MachinePlan, opened: &Opened, core: &Core, tree: &Node) -> Self {
+    pub fn of(plan: &MachinePlan, opened: &Opened, kvm: &KvmFacts, tree: &Node) -> Self {
         let (kernel, assigned) = (&opened.kernel, &opened.assigned);
         Self {
             vcpus: plan.cpus,
-            gic: core.gic.version().to_string(),
-            its: core.gic.has_its(),
-            cpu_features: core.features.names().collect(),
-            sve_lengths: sve_lengths(core),
+            gic: kvm.gic.clone(),
+            its: kvm.its,
+            cpu_features: kvm.features.names().collect(),
+            sve_lengths: kvm.sve_lengths.clone(),
             memory: plan.ram.size,
             kernel: kernel.name().to_string(),
             packaging: kernel.packaging().to_string(),
             cmdline: plan.cmdline.as_str().to_owned(),
-            memory_map: memory_map(plan, assigned, core),
+            memory_map: memory_map(plan, assigned, kvm),
             interrupts: interrupts(plan, assigned),
             iommu: assigned.backend().map(Backend::name),
             obstacles: assigned.obstacles.clone(),
-            pci: core.pci.as_ref().map(|_| PciHost::of(assigned, core)),
+            pci: kvm.apertures.as_ref().map(|_| PciHost::of(assigned, kvm)),
             devices: assigned.platform.iter().map(|device| Device::of(device, tree)).collect(),
             device_tree: fdt::to_dts(tree),
         }
@@ -143,14 +159,14 @@ impl Description {
 }
 
 impl PciHost {
-    fn of(assigned: &AssignedDevices, core: &Core) -> Self {
+    fn of(assigned: &AssignedDevices, kvm: &KvmFacts) -> Self {
         let functions = assigned.functions.iter().map(|function| PciFunction {
             address: function.slot.bdf.to_string(),
             name: function.name.clone(),
             intx: function.slot.intx.map(|intx| intx.spi.0),
             sheet: FunctionSheet::of_function(&function.lock()),
         });
-        let without_messages = (!core.gic.has_its()).then(|| pci::without_messages(&core.gic));
+        let without_messages = kvm.without_messages.clone();
         Self { without_messages, functions: functions.collect() }
     }
 }
@@ -198,12 +214,11 @@ impl Property {
     }
 }
 
-fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Vec<Place> {
-    let mut map: Vec<(Range<u64>, String)> = core
-        .gic
-        .frames()
-        .into_iter()
-        .map(|(what, range)| (range, what.to_owned()))
+fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, kvm: &KvmFacts) -> Vec<Place> {
+    let mut map: Vec<(Range<u64>, String)> = kvm
+        .gic_frames
+        .iter()
+        .map(|(what, range)| (range.clone(), (*what).to_owned()))
         .chain([
             (layout::RTC, "RTC (PL031)".to_owned()),
             (layout::PVPANIC, "panic device (pvpanic)".to_owned()),
@@ -217,7 +232,7 @@ fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Ve
             map.push((range, format!("{} region {index}, {}", device.name(), access(mapped))));
         }
     }
-    if let Some(apertures) = &core.pci {
+    if let Some(apertures) = &kvm.apertures {
         let parts = [
             (&apertures.memory32, "PCI memory"),
             (&apertures.io, "PCI I/O"),
@@ -315,12 +330,6 @@ fn extent(start: u64, size: u64) -> String {
         Some(rest) => format!("{start:#011x}-{:#011x}", start.saturating_add(rest)),
         None => format!("{start:#011x}, 0 bytes   "),
     }
-}
-
-/// The lengths that the vCPUs' SVE vectors can have, in bits.
-fn sve_lengths(core: &Core) -> Vec<u32> {
-    let lengths = core.vcpus.first().map(Vcpu::vector_lengths).transpose();
-    lengths.inspect_err(|error| log::warn!("{error}")).ok().flatten().unwrap_or_default()
 }
 
 /// Features of vCPUs as a person reads them, SVE with the lengths of its vectors.

@@ -1,6 +1,8 @@
 //! Options + what the host has → what the machine will be. Nothing on the host changes, but for the
 //! devices themselves: opening one makes VFIO reset it where it can.
 
+pub mod describe;
+
 use std::path::Path;
 use std::time::Duration;
 

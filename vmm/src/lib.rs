@@ -1,0 +1,50 @@
+//! strait: a KVM virtual machine monitor for device assignment on 64-bit Arm.
+//!
+//! Options become a plan, the plan a machine, the machine runs; nothing flows back. All but what calls
+//! KVM builds and is tested on any machine; `main.rs` is the binary on top.
+
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+// What only a run uses.
+#![cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
+
+mod alarm;
+mod allocator;
+mod assigned;
+mod cli;
+mod commands;
+mod console;
+mod doorbell;
+mod error;
+mod events;
+mod exit_reason;
+mod functions;
+mod limits;
+mod lines;
+mod logger;
+mod outfile;
+mod output;
+mod plan;
+mod signals;
+mod silence;
+mod stats;
+mod terminal;
+mod tree;
+mod unused;
+mod vfio_user;
+
+use std::ffi::OsString;
+
+/// Does what the command line asks for, the program's name first, and returns the exit status.
+pub fn run(arguments: Vec<OsString>) -> u8 {
+    output::report_panics();
+    let parsed = cli::parse(lexopt::Parser::from_iter(arguments));
+    let exit_status = match parsed.and_then(commands::execute) {
+        Ok(exit_status) => exit_status,
+        Err(error) => {
+            output::say(&error.report());
+            error.exit_status()
+        }
+    };
+    output::finish();
+    exit_status
+}
