@@ -70,11 +70,11 @@ pub type Device<'a> = (&'a HostNode, &'a str);
 
 /// What a guest gets of devices that it is given together, with places for all that they have.
 pub fn guest_nodes(tree: &HostTree, devices: &[Device<'_>]) -> Vec<GuestNodes> {
-    let rates = PathBuf::from("/nonexistent");
-    let options = NodeOptions { rates, ..NodeOptions::default() };
+    let clk_debugfs = PathBuf::from("/nonexistent");
+    let options = NodeOptions { clk_debugfs, ..NodeOptions::default() };
     let given = devices.iter().map(|(node, name)| HostDeviceNode { node, name, options: &options });
     let given: Vec<HostDeviceNode<'_>> = given.collect();
-    let phandles = Arc::new(PhandleMap::of(tree, &given).unwrap());
+    let phandles = Arc::new(PhandleMap::new(tree, &given).unwrap());
     let (mut gpa, mut spi) = (0x0c00_0000_u64, 64);
     let mut nodes = Vec::new();
     for given in &given {
@@ -98,11 +98,11 @@ pub fn guest_nodes(tree: &HostTree, devices: &[Device<'_>]) -> Vec<GuestNodes> {
 fn refined(tree: &HostTree, phandles: &Arc<PhandleMap>, given: &HostDeviceNode<'_>) -> NodeBuilder {
     let mut options = given.options.clone();
     for _ in 0..2 {
-        let mut builder = NodeBuilder::of(tree, phandles, given).unwrap();
+        let mut builder = NodeBuilder::from_host(tree, phandles, given).unwrap();
         if let Some(binding) = bindings::find(&builder.compatible) {
             (binding.refine)(&mut builder);
         }
-        match builder.apply(&options).and_then(|()| builder.check()) {
+        match builder.apply_options(&options).and_then(|()| builder.check()) {
             Ok(()) => return builder,
             Err(NodeError::UnknownRates { clocks }) => {
                 options.clock_rates = clocks.into_iter().map(|clock| (clock, SOME_RATE)).collect();
@@ -117,7 +117,7 @@ fn refined(tree: &HostTree, phandles: &Arc<PhandleMap>, given: &HostDeviceNode<'
 pub fn guest_tree(nodes: &[GuestNodes]) -> Node {
     let aliases = nodes.iter().flat_map(|nodes| nodes.aliases.iter().cloned()).collect();
     let own = [("serial0", "/serial@9000000".to_owned())];
-    let aliases = alias::all(&own, aliases).unwrap();
+    let aliases = alias::resolve(&own, aliases).unwrap();
     let clocks = nodes.iter().flat_map(|nodes| nodes.clocks.iter().cloned());
     let clocks = Node::new("clocks").label("clocks").with_children(clocks);
     Node::new("")

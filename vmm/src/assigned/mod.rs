@@ -82,7 +82,7 @@ impl AssignedDevices {
         assigned.functions = Functions::place(functions, allocator)?;
         let aliases = assigned.platform.iter().flat_map(|device| device.nodes.aliases.clone());
         let own = tree::own_aliases(options.console == ConsoleKind::Stdio);
-        assigned.aliases = alias::all(&own, aliases.collect()).map_err(|error| {
+        assigned.aliases = alias::resolve(&own, aliases.collect()).map_err(|error| {
             Error::usage(error.to_string())
                 .help("another number: strait run --dry-run shows /aliases")
         })?;

@@ -121,6 +121,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::vfio::testing::node_builder;
 
     /// A UART that behaves as the TRM says, sending one character whenever it is asked how far it
     /// is.
@@ -253,7 +254,7 @@ mod tests {
             ),
         ];
         for (host, guest) in cases {
-            let mut builder = NodeBuilder::new("uart", &["arm,pl011"]);
+            let mut builder = node_builder(&["arm,pl011"]);
             builder.clocks = host.iter().map(|(name, rate)| Clock::new(*name, *rate)).collect();
             refine(&mut builder);
             let found: Vec<_> =

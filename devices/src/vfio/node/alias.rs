@@ -12,11 +12,11 @@ pub struct Alias {
     pub name: String,
     /// The path of the node, such as `/serial@c000000`.
     pub path: String,
-    /// Whether a person chose the name, rather than the host.
+    /// Whether an option chose the name, rather than the host.
     pub chosen: bool,
 }
 
-/// A name that a person chose, and that something else has.
+/// A name that an option chose, and that something else has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("alias={name} can't be the alias of {path}: {other} has it")]
 pub struct AliasTaken {
@@ -28,7 +28,7 @@ pub struct AliasTaken {
     pub other: String,
 }
 
-/// Whether a person can choose this name (Devicetree Specification, 3.3).
+/// Whether an option can choose this name (Devicetree Specification, 3.3).
 pub fn is_alias_name(name: &str) -> bool {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=31).contains(&name.len()) && name.bytes().all(fits)
@@ -40,8 +40,8 @@ pub fn is_alias_name(name: &str) -> bool {
 ///
 /// # Errors
 ///
-/// Something else has a name that a person chose.
-pub fn all(own: &[(&str, String)], aliases: Vec<Alias>) -> Result<Vec<Alias>, AliasTaken> {
+/// Something else has a name that an option chose.
+pub fn resolve(own: &[(&str, String)], aliases: Vec<Alias>) -> Result<Vec<Alias>, AliasTaken> {
     let own = own.iter().map(|(name, path)| Alias {
         name: (*name).to_owned(),
         path: path.clone(),
@@ -77,12 +77,6 @@ pub fn node(aliases: &[Alias]) -> Node {
     aliases.iter().fold(Node::new("aliases"), |node, a| node.string(&a.name, a.path.clone()))
 }
 
-/// The node below `node` at a path such as `mdio/phy@1`; itself where that is empty.
-pub(super) fn find<'a>(node: &'a Node, path: &str) -> Option<&'a Node> {
-    let mut names = path.split('/').filter(|name| !name.is_empty());
-    names.try_fold(node, |node, name| node.children().iter().find(|child| child.name() == name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,7 +98,7 @@ mod tests {
             alias("console", "/a", false),
             alias("console", "/b", false),
         ];
-        let all = all(&own, wanted).unwrap();
+        let all = resolve(&own, wanted).unwrap();
         let all: Vec<(&str, &str)> = all.iter().map(|a| (&*a.name, &*a.path)).collect();
         let expected = [
             ("serial0", "/serial@9000000"),
@@ -121,11 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn a_chosen_name_that_is_taken_is_refused() {
+    fn a_chosen_name_that_is_taken_is_an_error() {
         let own = [("serial0", "/serial@9000000".to_owned())];
-        let error = all(&own, vec![alias("serial0", "/a", true)]).unwrap_err().to_string();
+        let error = resolve(&own, vec![alias("serial0", "/a", true)]).unwrap_err().to_string();
         assert_eq!(error, "alias=serial0 can't be the alias of /a: /serial@9000000 has it");
-        assert!(all(&own, vec![alias("x1", "/a", true), alias("x1", "/b", true)]).is_err());
+        assert!(resolve(&own, vec![alias("x1", "/a", true), alias("x1", "/b", true)]).is_err());
     }
 
     #[test]

@@ -1,11 +1,14 @@
-//! The finished node: places for registers and interrupts, and what became of the host's properties.
+//! The finished nodes: addresses and interrupts are filled in, and what became of the host's
+//! properties is reported.
 
 use boot::fdt::host::{BusCells, BusRange};
 use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
-use super::alias::{self, Alias};
+use super::alias::Alias;
 use super::builder::NodeBuilder;
-use super::ranges::dma_ranges;
+use super::options::NodeError;
+use super::path::{find, join, remove};
+use super::ranges::range_cells;
 use super::report::{self, PropertyReport};
 use super::subtree::child_clock;
 use crate::irq::{Spi, Trigger};
@@ -36,6 +39,38 @@ impl GuestNodes {
 }
 
 impl NodeBuilder {
+    /// Checks that all rates are known that the guest has to know, and that all is there that options
+    /// drop.
+    ///
+    /// # Errors
+    ///
+    /// What isn't.
+    pub fn check(&self) -> Result<(), NodeError> {
+        let unknown = self.named_clocks().filter(|(name, clock)| {
+            let node = name.rsplit_once('/').map_or("", |(node, _)| node);
+            !clock.is_known() && !self.is_dropped(node, "clocks")
+        });
+        let clocks: Vec<String> = unknown.map(|(name, _)| name).collect();
+        if !clocks.is_empty() {
+            return Err(NodeError::UnknownRates { clocks });
+        }
+        // With any addresses: what is dropped are names.
+        let mut node = self.node(&[(0, 0)], &[(Spi(0), Trigger::Level)]);
+        match self.options.drop.iter().find(|dropped| !remove(&mut node, dropped)) {
+            Some(wanted) => Err(NodeError::NothingToDrop { wanted: wanted.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a property of a node, or the node, is dropped by an option.
+    fn is_dropped(&self, node: &str, property: &str) -> bool {
+        let property = join(node, property);
+        self.options.drop.iter().any(|dropped| {
+            let rest = property.strip_prefix(dropped.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+
     /// The finished nodes: `regions` are GPA and size in bytes of each region, `irqs` the SPI of
     /// each interrupt and how it signals, both in VFIO's order, which is that of the host's node.
     ///
@@ -44,26 +79,22 @@ impl NodeBuilder {
     pub fn build(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> GuestNodes {
         let mut device = self.node(regions, irqs);
         let mut reasons = self.reasons.clone();
-        for dropped in &self.drop {
+        for dropped in &self.options.drop {
             remove(&mut device, dropped);
-            let (node, property) = dropped.rsplit_once('/').unwrap_or(("", dropped));
-            reasons.replace(node, property, format!("drop={dropped}"));
-            reasons.replace(dropped, "", format!("drop={dropped}"));
+            reasons.note_option(dropped);
         }
         let own = self.clocks.iter().enumerate();
         let own = own.map(|(index, clock)| (self.clock_label(index), clock));
         let below = self.child_clocks.iter().enumerate();
-        let below = below.map(|(n, (_, clock))| (child_clock(&self.device_label(), n), clock));
-        // Without those to which nothing refers any more, since a person dropped what did.
+        let below = below.map(|(number, (_, clock))| (child_clock(&self.label, number), clock));
+        // Without those to which nothing refers any more, since an option dropped what did.
         let clocks = own
             .chain(below)
             .filter(|(label, _)| refers(&device, label))
             .filter_map(|(label, clock)| clock.node(&label))
             .collect();
-        let properties = match &self.host {
-            Some(host) => report::report(&self.device, host, &device, &self.phandles, &reasons),
-            None => Vec::new(),
-        };
+        let (host, phandles) = (&self.host, &self.phandles);
+        let properties = report::compare(&self.device, host, &device, phandles, &reasons);
         let bus = self.bus();
         let aliases = self.aliases_of(&device, bus.as_ref());
         GuestNodes { device, bus, clocks, aliases, properties }
@@ -80,10 +111,9 @@ impl NodeBuilder {
             parent: *range.start(),
             size: (range.end() - range.start()).saturating_add(1),
         });
-        let ranges = Some(dma_ranges(entries, CELLS)).filter(|ranges| !ranges.is_empty())?;
-        let label = self.device_label();
+        let ranges = Some(range_cells(entries, CELLS)).filter(|ranges| !ranges.is_empty())?;
         Some(
-            Node::new(format!("bus-{}", label.as_str().trim_start_matches('_')))
+            Node::new(format!("bus-{}", self.label.as_str().trim_start_matches('_')))
                 .string("compatible", "simple-bus")
                 .u32("#address-cells", CELLS.address)
                 .u32("#size-cells", CELLS.size)
@@ -94,39 +124,35 @@ impl NodeBuilder {
 
     /// The aliases of the nodes that are there.
     fn aliases_of(&self, device: &Node, bus: Option<&Node>) -> Vec<Alias> {
-        let chosen = self.own_aliases.iter().map(|name| (name, "", true));
+        let chosen = self.options.aliases.iter().map(|name| (name, "", true));
         let of_host = self.aliases.iter().map(|(name, below)| (name, below.as_str(), false));
-        // What a person chooses replaces the device's own.
+        // An option replaces the device's own.
         let of_host =
-            of_host.filter(|(_, below, _)| !below.is_empty() || self.own_aliases.is_empty());
-        let there = chosen.chain(of_host).filter(|(name, below, _)| {
-            is_property_name(name) && alias::find(device, below).is_some()
-        });
+            of_host.filter(|(_, below, _)| !below.is_empty() || self.options.aliases.is_empty());
+        let there = chosen
+            .chain(of_host)
+            .filter(|(name, below, _)| is_property_name(name) && find(device, below).is_some());
         let bus = bus.map(|bus| format!("/{}", bus.name())).unwrap_or_default();
         let root = format!("{bus}/{}", device.name());
         let alias = |(name, below, chosen): (&String, &str, bool)| Alias {
             name: name.clone(),
-            path: if below.is_empty() { root.clone() } else { format!("{root}/{below}") },
+            path: if below.is_empty() { root.clone() } else { join(&root, below) },
             chosen,
         };
         there.map(alias).collect()
     }
 
-    fn device_label(&self) -> Label {
-        self.label.clone().unwrap_or_else(|| Label::new(&self.name))
-    }
-
     fn clock_label(&self, index: usize) -> Label {
-        Label::new(format!("{}_clock{index}", self.device_label()))
+        Label::new(format!("{}_clock{index}", self.label))
     }
 
-    /// The device's node, with all that a person may not want.
-    pub(super) fn node(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> Node {
+    /// The device's node, with all that options drop.
+    fn node(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> Node {
         let mut node = match regions.first() {
             Some((gpa, _)) => Node::at(&self.name, *gpa),
             None => Node::new(&*self.name),
         };
-        node.set_label(Some(self.device_label()));
+        node.set_label(Some(self.label.clone()));
         if let Some(phandle) = self.phandle {
             node = node.phandle(phandle);
         }
@@ -148,9 +174,9 @@ impl NodeBuilder {
         for property in &self.properties {
             node.set(&property.name, property.value.clone());
         }
-        if let Some(windows) = &self.windows {
+        if let Some(ranges) = &self.ranges {
             let gpas: Vec<u64> = regions.iter().map(|(gpa, _)| *gpa).collect();
-            node = node.cells("ranges", windows.cells(&gpas));
+            node = node.cells("ranges", ranges.cells(&gpas));
         }
         node.with_children(self.children.clone())
     }
@@ -164,22 +190,8 @@ impl NodeBuilder {
         let node = node.cells("clocks", cells);
         // Clocks without names come last, so the names fit those that have one.
         let names: Vec<String> = self.clocks.iter().map_while(|clock| clock.name.clone()).collect();
-        if names.is_empty() { node } else { node.strings("clock-names", names) }
+        with_names(node, "clock-names", &names, names.len())
     }
-}
-
-/// Removes a property or a node by its path, if it is there.
-pub(super) fn remove(node: &mut Node, path: &str) -> bool {
-    if let Some((first, rest)) = path.split_once('/') {
-        let child = node.children_mut().iter_mut().find(|child| child.name() == first);
-        return child.is_some_and(|child| remove(child, rest));
-    }
-    if node.remove(path).is_some() {
-        return true;
-    }
-    let children = node.children().len();
-    node.children_mut().retain(|child| child.name() != path);
-    node.children().len() != children
 }
 
 /// Whether a property in or below `node` refers to `label`.

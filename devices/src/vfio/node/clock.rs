@@ -15,8 +15,8 @@ pub struct Clock {
     /// Its rate in Hz, where known; the guest has a `fixed-clock` with this rate
     /// (Documentation/devicetree/bindings/clock/fixed-clock.yaml).
     pub rate: Option<u32>,
-    /// It is made by the device itself, or by another that the guest has too, and this refers to it;
-    /// the guest has it as it is.
+    /// The reference to it where the guest has it as the host has: it is made by the device itself, or
+    /// by another assigned device.
     pub reference: Option<Vec<Cell>>,
 }
 
@@ -55,7 +55,7 @@ impl Clock {
 /// # Errors
 ///
 /// Its references are malformed.
-pub(super) fn of(
+pub(super) fn clocks_of(
     tree: &HostTree,
     host: &HostNode,
     phandles: &PhandleMap,
@@ -64,22 +64,20 @@ pub(super) fn of(
     let names = host.strings("clock-names")?.unwrap_or_default();
     let references = tree.references(host, "clocks", Some("#clock-cells"))?;
     let clocks = references.iter().enumerate().map(|(index, reference)| {
-        let name = names.get(index).map(|name| (*name).to_owned());
+        let mut clock = Clock::new(names.get(index).copied(), None);
         let Some(reference) = reference else {
             // An entry that says that there is none.
-            return Clock { name, rate: None, reference: Some(vec![Cell::U32(0)]) };
+            clock.reference = Some(vec![Cell::U32(0)]);
+            return clock;
         };
-        let own = reference.provider.phandle().and_then(|phandle| phandles.label(phandle));
-        if let Some(label) = own {
-            let arguments = reference.arguments.iter().map(|cell| Cell::U32(*cell));
-            let own = [Cell::Ref(label.clone())].into_iter().chain(arguments).collect();
-            return Clock { name, rate: None, reference: Some(own) };
+        clock.reference = phandles.cells(reference);
+        if clock.reference.is_none() {
+            clock.rate = tree.clock_rate(reference, rates).unwrap_or_else(|error| {
+                log::warn!("a clock of {}: {error}", host.name());
+                None
+            });
         }
-        let rate = tree.clock_rate(reference, rates).unwrap_or_else(|error| {
-            log::warn!("a clock of {}: {error}", host.name());
-            None
-        });
-        Clock { name, rate, reference: None }
+        clock
     });
     Ok(clocks.collect())
 }

@@ -1,14 +1,15 @@
 //! The guest's device tree node of an assigned device, made from the host's own.
 //!
 //! Generic: any device's node is copied as far as it has a meaning in the guest. A
-//! [binding](super::bindings) then refines the [`NodeBuilder`], and a person's [`NodeOptions`] have the
-//! last word.
+//! [binding](super::bindings) then refines the [`NodeBuilder`], and [`NodeOptions`] have the last
+//! word.
 
 pub mod alias;
 mod build;
 mod builder;
 mod clock;
 mod options;
+mod path;
 mod phandle_map;
 mod property;
 mod ranges;

@@ -1,10 +1,10 @@
-//! What a person can say of the guest's node.
+//! The options for the guest's node.
 
 use std::path::PathBuf;
 
 use boot::fdt::host::SYSTEM_CLOCKS;
 
-/// What a person says of the guest's node; the default leaves it to the host's.
+/// The options for the guest's node; the default leaves it as the host has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeOptions {
     /// Its name without the address.
@@ -18,8 +18,8 @@ pub struct NodeOptions {
     pub aliases: Vec<String>,
     /// Properties that it is to be without, and nodes below it, by their paths.
     pub drop: Vec<String>,
-    /// The directory with the rates of the host's clocks.
-    pub rates: PathBuf,
+    /// The directory with the rates of the host's clocks, which debugfs has.
+    pub clk_debugfs: PathBuf,
 }
 
 impl Default for NodeOptions {
@@ -30,12 +30,12 @@ impl Default for NodeOptions {
             clock_rates: Vec::new(),
             aliases: Vec::new(),
             drop: Vec::new(),
-            rates: PathBuf::from(SYSTEM_CLOCKS),
+            clk_debugfs: PathBuf::from(SYSTEM_CLOCKS),
         }
     }
 }
 
-/// A node that can't be made.
+/// Why a guest's node can't be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
     /// Clocks whose rates aren't known.
@@ -57,7 +57,7 @@ pub enum NodeError {
     },
     /// Something to drop that isn't there.
     #[error("its node has no {wanted} to drop")]
-    Nothing {
+    NothingToDrop {
         /// What was given.
         wanted: String,
     },
@@ -90,7 +90,7 @@ impl NodeError {
             }
             Self::NoClock { clocks, .. } if clocks.is_empty() => "it has no clocks".to_owned(),
             Self::NoClock { clocks, .. } => format!("it has these: {}", clocks.join(" ")),
-            Self::Nothing { .. } => {
+            Self::NothingToDrop { .. } => {
                 format!("strait run --dry-run --vfio-platform {device} shows what it has")
             }
             Self::Alias { .. } => {

@@ -1,36 +1,35 @@
-//! Which of the host's nodes a guest has: those of all the devices that it is given, and of what is
-//! below them.
+//! Which of the host's nodes a guest has: those of all the devices that are assigned to it, and of
+//! what is below them.
 //!
-//! They keep their phandles. So whatever property names one of them still does, whichever of the
+//! They keep their phandles. So whatever property refers to one of them still does, whichever of the
 //! devices it is a property of, and also where nobody knows that it holds a phandle.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use boot::fdt::host::{HostError, HostNode, HostTree};
-use boot::fdt::{Label, is_node_name};
+use boot::fdt::host::{HostError, HostNode, HostTree, Reference};
+use boot::fdt::{Cell, Label, is_node_name};
 
 use super::options::NodeOptions;
-use super::ranges::{Place, Windows};
-use super::report::below;
+use super::path::join;
+use super::ranges::{BusScope, ChildRanges};
 
-/// A device that is given to a guest, as far as its node is concerned.
+/// The host's node of a device that is assigned to a guest.
 #[derive(Clone, Copy, Debug)]
 pub struct HostDeviceNode<'a> {
-    /// Its node on the host, with everything below.
+    /// The node, with everything below.
     pub node: &'a HostNode,
-    /// What sysfs calls it: its node's label comes of it.
+    /// The device's name in sysfs: the node's label is made of it.
     pub name: &'a str,
-    /// What a person says of its node.
+    /// The options for its node in the guest.
     pub options: &'a NodeOptions,
 }
 
-/// The nodes that a guest has of the host's, whose phandles mean the same in it.
+/// The host's nodes that a guest has, by their phandles, which are the same in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PhandleMap {
-    /// By phandle.
-    nodes: BTreeMap<u32, Copy>,
+    nodes: BTreeMap<u32, Entry>,
     /// The devices, by the directories of their nodes.
     devices: BTreeMap<PathBuf, String>,
     /// The host's aliases: their names, and the nodes' paths.
@@ -39,43 +38,55 @@ pub struct PhandleMap {
 
 /// A node that the guest has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Copy {
+struct Entry {
     label: Label,
     /// The device that it is, or belongs to.
     device: String,
 }
 
 impl PhandleMap {
-    /// Of the devices that one guest is given.
+    /// Of the devices that are assigned to one guest.
     ///
     /// # Errors
     ///
     /// The cells of a device's node are malformed; the device is named.
-    pub fn of<'a>(
+    pub fn new<'a>(
         tree: &HostTree,
-        given: &[HostDeviceNode<'a>],
+        devices: &[HostDeviceNode<'a>],
     ) -> Result<Self, (&'a str, HostError)> {
-        let directory = |given: &HostDeviceNode<'_>| given.node.directory().to_owned();
-        let devices = given.iter().map(|device| (directory(device), device.name.to_owned()));
-        let devices = devices.collect();
+        let directories = devices.iter().map(|device| device.node.directory().to_owned());
+        let names = devices.iter().map(|device| device.name.to_owned());
         let aliases = tree.aliases().unwrap_or_else(|error| {
             log::warn!("the host's aliases: {error}");
             Vec::new()
         });
-        let mut phandles = Self { nodes: BTreeMap::new(), devices, aliases };
+        let devices_by_directory = directories.zip(names).collect();
+        let mut map = Self { nodes: BTreeMap::new(), devices: devices_by_directory, aliases };
         // Before the nodes below: a device's label is its name's.
-        for device in given {
-            phandles.add(device.node, Label::new(device.name), device.name);
+        for device in devices {
+            map.add(device.node, Label::new(device.name), device.name);
         }
-        for device in given {
-            phandles.add_below_device(tree, device).map_err(|error| (device.name, error))?;
+        for device in devices {
+            map.add_below_device(tree, device).map_err(|error| (device.name, error))?;
         }
-        Ok(phandles)
+        Ok(map)
     }
 
     /// The label that the node with this phandle has in the guest, if it is there.
     pub(super) fn label(&self, phandle: u32) -> Option<&Label> {
-        self.nodes.get(&phandle).map(|copy| &copy.label)
+        self.nodes.get(&phandle).map(|entry| &entry.label)
+    }
+
+    /// Whether the guest has the node with this phandle.
+    pub(super) fn has(&self, phandle: u32) -> bool {
+        self.nodes.contains_key(&phandle)
+    }
+
+    /// A reference as the guest has it, if it has the node.
+    pub(super) fn cells(&self, reference: &Reference) -> Option<Vec<Cell>> {
+        let label = self.label(reference.provider.phandle()?)?;
+        let arguments = reference.arguments.iter().copied().map(Cell::U32);
+        Some([Cell::Ref(label.clone())].into_iter().chain(arguments).collect())
     }
 
     /// The host's aliases of the node at this path of its tree and of those below: their names, and
@@ -89,32 +100,27 @@ impl PhandleMap {
         here.collect()
     }
 
-    /// Whether the guest has the node with this phandle.
-    pub(super) fn has(&self, phandle: u32) -> bool {
-        self.nodes.contains_key(&phandle)
-    }
-
     /// The phandle of each label, and the device it belongs to.
     pub(super) fn by_label(&self) -> BTreeMap<&Label, (u32, &str)> {
         let nodes = self.nodes.iter();
-        nodes.map(|(phandle, copy)| (&copy.label, (*phandle, copy.device.as_str()))).collect()
+        nodes.map(|(phandle, entry)| (&entry.label, (*phandle, entry.device.as_str()))).collect()
     }
 
-    /// Why a node below a device's, at this place, isn't copied with it, if it isn't.
-    pub(super) fn refusal(&self, host: &HostNode, place: &Place) -> Option<Cow<'static, str>> {
+    /// Why a node below a device's, on a bus of this scope, isn't copied with it, if it isn't.
+    pub(super) fn refusal(&self, host: &HostNode, scope: &BusScope) -> Option<Cow<'static, str>> {
         if let Some(device) = self.devices.get(host.directory()) {
             return Some(format!("it is {device}, which the guest has beside this device").into());
         }
         if !is_node_name(host.name()) {
             return Some("a blob can't have nodes of this name".into());
         }
-        place.refusal(host).map(Cow::Borrowed)
+        scope.refusal(host).map(Cow::Borrowed)
     }
 
     fn add(&mut self, host: &HostNode, label: Label, device: &str) {
         if let Some(phandle) = phandle(host) {
             // Where two nodes share one, it is the first's that counts.
-            self.nodes.entry(phandle).or_insert_with(|| Copy { label, device: device.to_owned() });
+            self.nodes.entry(phandle).or_insert_with(|| Entry { label, device: device.to_owned() });
         }
     }
 
@@ -130,9 +136,9 @@ impl PhandleMap {
         let bus = tree.bus_cells(host)?;
         let reg = host.reg(bus).unwrap_or_default();
         // Where addresses can't be translated, nothing below is copied.
-        let Ok(windows) = Windows::of(host, &reg, bus.address) else { return Ok(()) };
-        let place = Place::in_device(host, windows.as_ref())?;
-        self.add_below(host, &Label::new(device.name), "", &place, device);
+        let Ok(ranges) = ChildRanges::of(host, &reg, bus.address) else { return Ok(()) };
+        let scope = BusScope::of_device(host, ranges.as_ref())?;
+        self.add_below(host, &Label::new(device.name), "", &scope, device);
         Ok(())
     }
 
@@ -143,12 +149,12 @@ impl PhandleMap {
         host: &HostNode,
         label: &Label,
         path: &str,
-        place: &Place,
+        scope: &BusScope,
         device: &HostDeviceNode<'_>,
     ) {
         for child in host.children() {
-            let path = below(path, child.name());
-            if self.refusal(child, place).is_some() || device.options.drop.contains(&path) {
+            let path = join(path, child.name());
+            if self.refusal(child, scope).is_some() || device.options.drop.contains(&path) {
                 continue;
             }
             let label = Label::new(format!("{label}_{}", child.name()));
@@ -159,7 +165,7 @@ impl PhandleMap {
                 _ => label.clone(),
             };
             self.add(child, own, device.name);
-            self.add_below(child, &label, &path, &place.below(child), device);
+            self.add_below(child, &label, &path, &scope.below(child), device);
         }
     }
 }

@@ -9,13 +9,13 @@
 pub(super) enum Kind {
     /// Numbers, text or nothing: the same in the guest.
     Plain,
-    /// Made for the guest from what it has of the device.
-    Made,
+    /// Generated for the guest from what it has of the device.
+    Generated,
     /// It means nothing in a guest, for this reason.
-    Never(&'static str),
+    Dropped(&'static str),
     /// Phandles, each followed by as many cells as its node's property of the first name says. If
     /// one leads out of the device, the guest can't have it, for the second reason.
-    List(&'static str, &'static str),
+    References(&'static str, &'static str),
     /// Phandles, each followed by as many cells. If one leads out of the device, the guest can't
     /// have it, for this reason.
     Groups(usize, &'static str),
@@ -23,12 +23,12 @@ pub(super) enum Kind {
     /// the guest can't have it, for this reason.
     Phandles(&'static str),
     /// The same, but with some devices a flag or a number.
-    Likely(&'static str),
+    MaybePhandles(&'static str),
     /// It goes with this other property.
     With(&'static str),
 }
 
-use Kind::{Groups, Likely, List, Made, Never, Phandles, Plain, With};
+use Kind::{Dropped, Generated, Groups, MaybePhandles, Phandles, Plain, References, With};
 
 const IOMMU: &str = "the host's IOMMU stays the host's; the guest's addresses are what it maps";
 const CONTROLLER: &str = "it refers to a controller that stays the host's";
@@ -43,76 +43,76 @@ pub(super) const INTERRUPTS: &str = "VFIO hands over the device's own interrupts
 /// Names that say it all (Documentation/devicetree/bindings; Linux drivers/of/property.c has most of
 /// the lists and the properties that count their cells).
 const KINDS: &[(&str, Kind)] = &[
-    ("#address-cells", Made),
-    ("#size-cells", Made),
+    ("#address-cells", Generated),
+    ("#size-cells", Generated),
     ("access-controller-names", With("access-controllers")),
-    ("access-controllers", List("#access-controller-cells", CONTROLLER)),
-    ("assigned-clock-parents", List("#clock-cells", CLOCKS)),
+    ("access-controllers", References("#access-controller-cells", CONTROLLER)),
+    ("assigned-clock-parents", References("#clock-cells", CLOCKS)),
     ("assigned-clock-rates", With("assigned-clocks")),
     ("assigned-clock-rates-u64", With("assigned-clocks")),
-    ("assigned-clocks", List("#clock-cells", CLOCKS)),
-    ("clock-names", Made),
-    ("clocks", Made),
-    ("compatible", Made),
-    ("cooling-device", List("#cooling-cells", NODES)),
-    ("dma-coherent", Made),
+    ("assigned-clocks", References("#clock-cells", CLOCKS)),
+    ("clock-names", Generated),
+    ("clocks", Generated),
+    ("compatible", Generated),
+    ("cooling-device", References("#cooling-cells", NODES)),
+    ("dma-coherent", Generated),
     ("dma-names", With("dmas")),
-    ("dma-ranges", Made),
-    ("dmas", List("#dma-cells", CONTROLLER)),
+    ("dma-ranges", Generated),
+    ("dmas", References("#dma-cells", CONTROLLER)),
     ("gpio-ranges", Groups(3, PINS)),
     ("gpio-ranges-group-names", With("gpio-ranges")),
     ("hwlock-names", With("hwlocks")),
-    ("hwlocks", List("#hwlock-cells", CONTROLLER)),
+    ("hwlocks", References("#hwlock-cells", CONTROLLER)),
     ("interconnect-names", With("interconnects")),
-    ("interconnects", List("#interconnect-cells", CONTROLLER)),
-    ("interrupt-map", Never(INTERRUPTS)),
+    ("interconnects", References("#interconnect-cells", CONTROLLER)),
+    ("interrupt-map", Dropped(INTERRUPTS)),
     ("interrupt-map-mask", With("interrupt-map")),
-    ("interrupt-names", Made),
-    ("interrupt-parent", Made),
-    ("interrupts", Made),
-    ("interrupts-extended", Made),
-    ("io-backends", List("#io-backend-cells", CONTROLLER)),
+    ("interrupt-names", Generated),
+    ("interrupt-parent", Generated),
+    ("interrupts", Generated),
+    ("interrupts-extended", Generated),
+    ("io-backends", References("#io-backend-cells", CONTROLLER)),
     ("io-channel-names", With("io-channels")),
-    ("io-channels", List("#io-channel-cells", CONTROLLER)),
-    ("iommu-map", Never(IOMMU)),
-    ("iommu-map-mask", Never(IOMMU)),
-    ("iommus", List("#iommu-cells", IOMMU)),
+    ("io-channels", References("#io-channel-cells", CONTROLLER)),
+    ("iommu-map", Dropped(IOMMU)),
+    ("iommu-map-mask", Dropped(IOMMU)),
+    ("iommus", References("#iommu-cells", IOMMU)),
     ("mbox-names", With("mboxes")),
-    ("mboxes", List("#mbox-cells", CONTROLLER)),
+    ("mboxes", References("#mbox-cells", CONTROLLER)),
     ("memory-region", Phandles(MEMORY)),
     ("memory-region-names", With("memory-region")),
-    ("msi-map", Never(CONTROLLER)),
-    ("msi-map-mask", Never(CONTROLLER)),
+    ("msi-map", Dropped(CONTROLLER)),
+    ("msi-map-mask", Dropped(CONTROLLER)),
     ("msi-parent", Phandles(CONTROLLER)),
     ("msi-ranges", Phandles(CONTROLLER)),
     ("mux-control-names", With("mux-controls")),
-    ("mux-controls", List("#mux-control-cells", CONTROLLER)),
-    ("mux-states", List("#mux-state-cells", CONTROLLER)),
+    ("mux-controls", References("#mux-control-cells", CONTROLLER)),
+    ("mux-states", References("#mux-state-cells", CONTROLLER)),
     ("nvmem", Phandles(MEMORY)),
     ("nvmem-cell-names", With("nvmem-cells")),
     ("nvmem-cells", Phandles(MEMORY)),
     ("operating-points-v2", Phandles(POWER)),
     ("phy-handle", Phandles(CONTROLLER)),
     ("phy-names", With("phys")),
-    ("phys", List("#phy-cells", CONTROLLER)),
+    ("phys", References("#phy-cells", CONTROLLER)),
     ("pinctrl-names", With("pinctrl-0")),
     ("power-domain-names", With("power-domains")),
-    ("power-domains", List("#power-domain-cells", POWER)),
+    ("power-domains", References("#power-domain-cells", POWER)),
     ("pwm-names", With("pwms")),
-    ("pwms", List("#pwm-cells", CONTROLLER)),
-    ("ranges", Made),
-    ("reg", Made),
-    ("reg-names", Made),
+    ("pwms", References("#pwm-cells", CONTROLLER)),
+    ("ranges", Generated),
+    ("reg", Generated),
+    ("reg-names", Generated),
     ("remote-endpoint", Phandles(NODES)),
     ("required-opps", Phandles(POWER)),
     ("reset-names", With("resets")),
-    ("resets", List("#reset-cells", CONTROLLER)),
-    ("sound-dai", List("#sound-dai-cells", NODES)),
+    ("resets", References("#reset-cells", CONTROLLER)),
+    ("sound-dai", References("#sound-dai-cells", NODES)),
     ("sram", Phandles(MEMORY)),
-    ("status", Made),
-    ("thermal-sensors", List("#thermal-sensor-cells", NODES)),
-    ("trigger-sources", List("#trigger-source-cells", NODES)),
-    ("wakeup-source", Never("a guest doesn't wake the host")),
+    ("status", Generated),
+    ("thermal-sensors", References("#thermal-sensor-cells", NODES)),
+    ("trigger-sources", References("#trigger-source-cells", NODES)),
+    ("wakeup-source", Dropped("a guest doesn't wake the host")),
 ];
 
 /// The other properties whose type is phandle or phandle-array in the schemas of Linux 6.12
@@ -135,10 +135,10 @@ pub(super) fn kind(name: &str) -> Kind {
     });
     // How many there are is a number.
     if gpios && !name.ends_with("nr-gpios") {
-        return List("#gpio-cells", PINS);
+        return References("#gpio-cells", PINS);
     }
     if SCHEMAS.lines().any(|known| known == name) || sounds_like_phandle(name) {
-        return Likely(NODES);
+        return MaybePhandles(NODES);
     }
     Plain
 }
@@ -165,22 +165,22 @@ mod tests {
             ("reg-io-width", Plain),
             ("interrupt-controller", Plain),
             ("gpio-controller", Plain),
-            ("iommus", List("#iommu-cells", IOMMU)),
+            ("iommus", References("#iommu-cells", IOMMU)),
             ("vdd-supply", Phandles(POWER)),
             ("pinctrl-0", Phandles(PINS)),
             ("pinctrl-names", With("pinctrl-0")),
-            ("reset-gpios", List("#gpio-cells", PINS)),
-            ("cs-gpio", List("#gpio-cells", PINS)),
-            ("gpios", List("#gpio-cells", PINS)),
+            ("reset-gpios", References("#gpio-cells", PINS)),
+            ("cs-gpio", References("#gpio-cells", PINS)),
+            ("gpios", References("#gpio-cells", PINS)),
             ("snps,nr-gpios", Plain),
             ("gpio-ranges", Groups(3, PINS)),
-            ("snps,axi-config", Likely(NODES)),
-            ("rockchip,grf", Likely(NODES)),
-            ("vendor,top-grf", Likely(NODES)),
-            ("vendor,syscon", Likely(NODES)),
-            ("reg", Made),
-            ("status", Made),
-            ("dma-coherent", Made),
+            ("snps,axi-config", MaybePhandles(NODES)),
+            ("rockchip,grf", MaybePhandles(NODES)),
+            ("vendor,top-grf", MaybePhandles(NODES)),
+            ("vendor,syscon", MaybePhandles(NODES)),
+            ("reg", Generated),
+            ("status", Generated),
+            ("dma-coherent", Generated),
         ];
         for (name, expected) in cases {
             assert_eq!(kind(name), expected, "{name}");
@@ -200,7 +200,7 @@ mod tests {
     fn what_goes_with_another_goes_with_one_that_is_known() {
         for (name, kind) in KINDS {
             if let With(other) = kind {
-                assert!(!matches!(super::kind(other), Plain | Made | With(_)), "{name}");
+                assert!(!matches!(super::kind(other), Plain | Generated | With(_)), "{name}");
             }
         }
     }

@@ -4,29 +4,32 @@ use std::ops::Range;
 
 use boot::fdt::host::{BusCells, BusRange, HostError, HostNode, Ranges};
 
+/// Why nodes are left out whose addresses are malformed, or wider than 64 bits.
+pub(super) const UNTRANSLATED: &str = "its addresses can't be translated";
+
 /// A part of a region as the device's children address it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Window {
+struct ChildRange {
     /// Its address on the device's own bus.
     child: u64,
     /// Its size in bytes.
     size: u64,
-    /// The region.
+    /// The region's index.
     region: usize,
     /// Where in the region it begins, in bytes.
     offset: u64,
 }
 
-/// What of a device's own bus is in the guest.
+/// What of a device's own bus is in the guest, by the `ranges` of its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Windows {
+pub(super) struct ChildRanges {
     cells: BusCells,
-    windows: Vec<Window>,
+    ranges: Vec<ChildRange>,
 }
 
-impl Windows {
-    /// The windows of a node with `ranges`; `reg` is where its registers are on the bus that it is
-    /// on, whose addresses have `above` cells. `None` if it has no `ranges`.
+impl ChildRanges {
+    /// Of a node with `ranges`; `reg` is where its registers are on the bus that it is on, whose
+    /// addresses have `above` cells. `None` if it has no `ranges`.
     ///
     /// # Errors
     ///
@@ -37,118 +40,94 @@ impl Windows {
         above: u32,
     ) -> Result<Option<Self>, HostError> {
         let cells = host.child_cells()?;
-        let windows = match host.ranges(above)? {
-            Ranges::None => return Ok(None),
-            Ranges::Same => reg
-                .iter()
-                .enumerate()
-                .map(|(region, reg)| Window {
-                    child: reg.start,
-                    size: reg.end.saturating_sub(reg.start),
-                    region,
-                    offset: 0,
-                })
-                .collect(),
-            Ranges::Entries(entries) => entries
-                .iter()
-                .flat_map(|entry| {
-                    let regions = reg.iter().enumerate();
-                    regions.filter_map(|(region, reg)| {
-                        let (child, part) = overlap(entry, reg)?;
-                        let offset = part.start.checked_sub(reg.start)?;
-                        let size = part.end.checked_sub(part.start)?;
-                        Some(Window { child, size, region, offset })
-                    })
-                })
-                .collect(),
-        };
-        Ok(Some(Self { cells, windows }))
+        let Some(entries) = entries(host.ranges(above)?) else { return Ok(None) };
+        let ranges = entries.iter().flat_map(|entry| {
+            reg.iter().enumerate().filter_map(|(region, reg)| {
+                let (child, part) = overlap(entry, reg)?;
+                let offset = part.start.checked_sub(reg.start)?;
+                let size = part.end.checked_sub(part.start)?;
+                Some(ChildRange { child, size, region, offset })
+            })
+        });
+        Ok(Some(Self { cells, ranges: ranges.collect() }))
     }
 
     /// The addresses on the device's own bus that are in the guest.
     fn covered(&self) -> Vec<Range<u64>> {
-        let covered = self.windows.iter();
-        covered.map(|window| window.child..window.child.saturating_add(window.size)).collect()
+        let ranges = self.ranges.iter();
+        ranges.map(|range| range.child..range.child.saturating_add(range.size)).collect()
     }
 
     /// `ranges` for the guest, where each region is at one of `gpas`, and addresses have two cells.
     pub(super) fn cells(&self, gpas: &[u64]) -> Vec<u32> {
-        let mut cells = Vec::new();
-        for window in &self.windows {
-            let Some(gpa) = gpas.get(window.region) else { continue };
-            push(&mut cells, window.child, self.cells.address);
-            push(&mut cells, gpa.saturating_add(window.offset), 2);
-            push(&mut cells, window.size, self.cells.size);
-        }
-        cells
+        let entries = self.ranges.iter().filter_map(|range| {
+            let parent = gpas.get(range.region)?.saturating_add(range.offset);
+            Some(BusRange { child: range.child, parent, size: range.size })
+        });
+        range_cells(entries, self.cells)
     }
 }
 
-/// What a node's place means for those below: which of their addresses are in the guest.
+/// The addresses of a bus that are in the guest.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
-    /// The addresses of the bus that are in the guest; `None` where they are the device's own, such
-    /// as those of an SPI bus.
+pub(super) struct BusScope {
+    /// `None` where all are, for they are the device's own, such as those of an SPI bus.
     covered: Option<Vec<Range<u64>>>,
     /// The cells of the bus.
     cells: BusCells,
 }
 
-impl Place {
-    /// Of the nodes right below a device's.
+impl BusScope {
+    /// Of a device's own bus.
     ///
     /// # Errors
     ///
     /// The device's cells are malformed.
-    pub(super) fn in_device(host: &HostNode, windows: Option<&Windows>) -> Result<Self, HostError> {
-        Ok(Self { covered: windows.map(Windows::covered), cells: host.child_cells()? })
+    pub(super) fn of_device(
+        host: &HostNode,
+        ranges: Option<&ChildRanges>,
+    ) -> Result<Self, HostError> {
+        Ok(Self { covered: ranges.map(ChildRanges::covered), cells: host.child_cells()? })
     }
 
-    /// Of the nodes below `host`, which is here itself.
+    /// Of the bus of `host`, which is on this bus itself.
     pub(super) fn below(&self, host: &HostNode) -> Self {
-        let ranges = host.ranges(self.cells.address);
-        let covered = self.covered.as_ref().and_then(|covered| match &ranges {
-            Ok(ranges) => below(ranges, covered),
+        let covered = self.covered.as_ref().and_then(|covered| {
             // Unreadable: nothing below is where it should be.
-            Err(_) => Some(Vec::new()),
+            let Ok(ranges) = host.ranges(self.cells.address) else { return Some(Vec::new()) };
+            let parts = entries(ranges)?
+                .into_iter()
+                .flat_map(|entry| covered.iter().filter_map(move |range| overlap(&entry, range)));
+            let below = parts.map(|(child, part)| {
+                child..child.saturating_add(part.end.saturating_sub(part.start))
+            });
+            Some(below.collect())
         });
         Self { covered, cells: host.child_cells().unwrap_or(self.cells) }
     }
 
-    /// Why a node that is here can't be in the guest, if it can't.
+    /// Why a node on this bus can't be in the guest, if it can't.
     pub(super) fn refusal(&self, host: &HostNode) -> Option<&'static str> {
         let covered = self.covered.as_ref()?;
+        let is_covered = |range: &Range<u64>| {
+            covered.iter().any(|whole| whole.start <= range.start && range.end <= whole.end)
+        };
         match host.reg(self.cells) {
-            Ok(reg) if reg.iter().all(|range| covers(covered, range)) => None,
+            Ok(reg) if reg.iter().all(is_covered) => None,
             Ok(_) => Some("its registers are none of the device's"),
             Err(_) => Some(UNTRANSLATED),
         }
     }
 }
 
-/// Why nodes are left out whose addresses are malformed, or wider than 64 bits.
-pub(super) const UNTRANSLATED: &str = "its addresses can't be translated";
-
-/// What of `covered`, on the bus that a node is on, its own children address by its `ranges`.
-fn below(ranges: &Ranges, covered: &[Range<u64>]) -> Option<Vec<Range<u64>>> {
+/// The entries of `ranges`, an empty one being a single entry of all addresses; `None` if there is
+/// none.
+fn entries(ranges: Ranges) -> Option<Vec<BusRange>> {
     match ranges {
         Ranges::None => None,
-        Ranges::Same => Some(covered.to_vec()),
-        Ranges::Entries(entries) => Some(
-            entries
-                .iter()
-                .flat_map(|entry| covered.iter().filter_map(|reg| overlap(entry, reg)))
-                .map(|(child, part)| {
-                    child..child.saturating_add(part.end.saturating_sub(part.start))
-                })
-                .collect(),
-        ),
+        Ranges::Same => Some(vec![BusRange { child: 0, parent: 0, size: u64::MAX }]),
+        Ranges::Entries(entries) => Some(entries),
     }
-}
-
-/// Whether all of `range` is in one of `covered`.
-fn covers(covered: &[Range<u64>], range: &Range<u64>) -> bool {
-    covered.iter().any(|whole| whole.start <= range.start && range.end <= whole.end)
 }
 
 /// The part of `range`, on the bus above, that an entry maps: its address on the bus below, and
@@ -160,22 +139,21 @@ fn overlap(entry: &BusRange, range: &Range<u64>) -> Option<(u64, Range<u64>)> {
     (start < end).then_some((child, start..end))
 }
 
-/// `dma-ranges` of a bus with these cells on the guest's root bus, of which addresses have two.
-pub(super) fn dma_ranges(entries: impl IntoIterator<Item = BusRange>, cells: BusCells) -> Vec<u32> {
+/// `ranges` or `dma-ranges` of a bus with these cells on the guest's root bus, of which addresses have
+/// two.
+pub(super) fn range_cells(
+    entries: impl IntoIterator<Item = BusRange>,
+    cells: BusCells,
+) -> Vec<u32> {
     let mut all = Vec::new();
     for BusRange { child, parent, size } in entries {
-        push(&mut all, child, cells.address);
-        push(&mut all, parent, 2);
-        push(&mut all, size, cells.size);
+        for (number, count) in [(child, cells.address), (parent, 2), (size, cells.size)] {
+            // Wider numbers were refused when they were read.
+            let count = usize::try_from(count).unwrap_or_default().min(2);
+            let bytes = number.to_be_bytes();
+            let halves = bytes.as_chunks().0.iter().map(|half| u32::from_be_bytes(*half));
+            all.extend(halves.skip(2_usize.saturating_sub(count)));
+        }
     }
     all
-}
-
-/// Appends a number of this many cells.
-fn push(cells: &mut Vec<u32>, number: u64, count: u32) {
-    #[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
-    let halves = [(number >> 32) as u32, number as u32];
-    // Wider numbers were refused when they were read.
-    let count = usize::try_from(count).unwrap_or_default().min(2);
-    cells.extend(halves.iter().skip(2_usize.saturating_sub(count)));
 }

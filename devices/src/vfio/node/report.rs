@@ -1,5 +1,5 @@
-//! What became of each of the host's properties, found by comparing the host's node with the
-//! guest's: so that what is said is what is.
+//! What became of each of the host's properties. It is found by comparing the host's node with the
+//! guest's, so that the report is true whatever made the guest's.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,21 +7,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use boot::fdt::host::HostNode;
 use boot::fdt::{Cell, Label, Node, Value};
 
+use super::path::join;
 use super::phandle_map::PhandleMap;
 
 /// What became of a property.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// The guest has it as the host has it.
+    /// The guest has the host's value.
     Kept,
-    /// The guest has it as the host has it, and it refers to these other devices, which the guest
-    /// has too.
+    /// The guest has the host's value, which refers to these other devices, assigned to it too.
     Linked(Vec<String>),
-    /// The guest has one that says something else.
+    /// The guest has another value.
     Rewritten,
-    /// The host has none.
+    /// The guest has it, and the host hasn't.
     Made,
-    /// The guest has none, for this reason.
+    /// The guest hasn't it, for this reason.
     Dropped(Cow<'static, str>),
 }
 
@@ -39,71 +39,62 @@ pub struct PropertyReport {
 impl PropertyReport {
     /// The property with the node's path before it; a whole node has a `/` behind.
     pub fn path(&self) -> String {
-        match (&self.property, self.node.as_str()) {
-            (Some(property), "") => property.clone(),
-            (Some(property), node) => format!("{node}/{property}"),
-            (None, node) => format!("{node}/"),
-        }
+        join(&self.node, self.property.as_deref().unwrap_or_default())
     }
 }
 
-/// Why properties and nodes were left out: by the node's path and the property, which is empty for
-/// the node itself.
+/// Why properties and nodes are dropped, by their [paths](PropertyReport::path).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Reasons(BTreeMap<(String, String), Cow<'static, str>>);
+pub(super) struct Reasons(BTreeMap<String, Cow<'static, str>>);
 
 impl Reasons {
-    /// Notes a reason; the first one stays.
+    /// Notes why a property is dropped, or with an empty `property` the node. The first reason stays.
     pub(super) fn note(
         &mut self,
         node: &str,
         property: &str,
         reason: impl Into<Cow<'static, str>>,
     ) {
-        let place = (node.to_owned(), property.to_owned());
-        self.0.entry(place).or_insert_with(|| reason.into());
+        self.0.entry(join(node, property)).or_insert_with(|| reason.into());
     }
 
-    /// Notes a reason over others.
-    pub(super) fn replace(&mut self, node: &str, property: &str, reason: String) {
-        self.0.insert((node.to_owned(), property.to_owned()), reason.into());
+    /// Notes that an option drops the property or the node at this path.
+    pub(super) fn note_option(&mut self, path: &str) {
+        let reason: Cow<'static, str> = format!("drop={path}").into();
+        self.0.insert(format!("{path}/"), reason.clone());
+        self.0.insert(path.to_owned(), reason);
     }
 
     fn find(&self, node: &str, property: &str) -> Cow<'static, str> {
-        let place = (node.to_owned(), property.to_owned());
-        self.0.get(&place).cloned().unwrap_or(Cow::Borrowed("the guest has no use for it"))
+        let reason = self.0.get(&join(node, property));
+        reason.cloned().unwrap_or(Cow::Borrowed("the guest has no use for it"))
     }
 }
 
-/// The path of a node below another one's.
-pub(super) fn below(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") }
-}
-
-/// Accounts for each property of `host` once, and for those that only `guest` has. `device` is what
-/// sysfs calls the device, `phandles` are the host's nodes that have their phandles on both sides.
-pub(super) fn report(
+/// Reports each property of `host` once, and those that only `guest` has. `device` is the device's
+/// name in sysfs.
+pub(super) fn compare(
     device: &str,
     host: &HostNode,
     guest: &Node,
     phandles: &PhandleMap,
     reasons: &Reasons,
 ) -> Vec<PropertyReport> {
-    let mut auditor = Auditor { device, phandles: phandles.by_label(), reasons, all: Vec::new() };
-    auditor.compare(host, guest, "");
-    auditor.all
+    let phandles = phandles.by_label();
+    let mut comparison = Comparison { device, phandles, reasons, reports: Vec::new() };
+    comparison.compare(host, guest, "");
+    comparison.reports
 }
 
-/// Compares the host's node with the guest's.
-struct Auditor<'a> {
+struct Comparison<'a> {
     device: &'a str,
     /// The phandle of each label, and the device it belongs to.
     phandles: BTreeMap<&'a Label, (u32, &'a str)>,
     reasons: &'a Reasons,
-    all: Vec<PropertyReport>,
+    reports: Vec<PropertyReport>,
 }
 
-impl Auditor<'_> {
+impl Comparison<'_> {
     fn compare(&mut self, host: &HostNode, guest: &Node, path: &str) {
         for property in host.properties() {
             let disposition = match guest.get(&property.name) {
@@ -113,30 +104,30 @@ impl Auditor<'_> {
                 Some(_) => Disposition::Rewritten,
                 None => Disposition::Dropped(self.reasons.find(path, &property.name)),
             };
-            self.note(path, Some(&property.name), disposition);
+            self.add(path, Some(&property.name), disposition);
         }
         for property in guest.properties().iter().filter(|property| !host.has(&property.name)) {
-            self.note(path, Some(&property.name), Disposition::Made);
+            self.add(path, Some(&property.name), Disposition::Made);
         }
         for child in host.children() {
-            let node = below(path, child.name());
+            let node = join(path, child.name());
             match guest.children().iter().find(|twin| twin.name() == child.name()) {
                 Some(twin) => self.compare(child, twin, &node),
-                None => self.note(&node, None, Disposition::Dropped(self.reasons.find(&node, ""))),
+                None => self.add(&node, None, Disposition::Dropped(self.reasons.find(&node, ""))),
             }
         }
         let made = |child: &&Node| host.children().iter().all(|twin| twin.name() != child.name());
         for child in guest.children().iter().filter(made) {
-            self.note(&below(path, child.name()), None, Disposition::Made);
+            self.add(&join(path, child.name()), None, Disposition::Made);
         }
     }
 
-    fn note(&mut self, node: &str, property: Option<&str>, disposition: Disposition) {
+    fn add(&mut self, node: &str, property: Option<&str>, disposition: Disposition) {
         let property = property.map(str::to_owned);
-        self.all.push(PropertyReport { node: node.to_owned(), property, disposition });
+        self.reports.push(PropertyReport { node: node.to_owned(), property, disposition });
     }
 
-    /// The bytes of a value, where it refers to nothing but phandles of the host's nodes.
+    /// The bytes of a value, if it refers to nothing but the host's nodes that the guest has.
     fn bytes(&self, value: &Value) -> Option<Vec<u8>> {
         let Value::Cells(cells) = value else { return value.to_bytes() };
         let cells = cells.iter().map(|cell| match cell {
@@ -154,9 +145,9 @@ impl Auditor<'_> {
             Cell::U32(_) => None,
         });
         let others: BTreeSet<&str> = owners.filter(|device| *device != self.device).collect();
-        match others.into_iter().map(str::to_owned).collect::<Vec<_>>() {
-            others if others.is_empty() => Disposition::Kept,
-            others => Disposition::Linked(others),
+        if others.is_empty() {
+            return Disposition::Kept;
         }
+        Disposition::Linked(others.into_iter().map(str::to_owned).collect())
     }
 }

@@ -3,18 +3,19 @@
 
 use std::path::Path;
 
-use boot::fdt::host::{BusCells, HostError, HostNode, HostProperty, HostTree};
+use boot::fdt::host::{HostNode, HostProperty, HostTree};
 use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
-use super::clock::{self, Clock};
-use super::phandle_map::{self, PhandleMap};
-use super::property::{self, Kind, kind};
-use super::ranges::Place;
-use super::report::{Reasons, below};
+use super::clock::{Clock, clocks_of};
+use super::path::join;
+use super::phandle_map::{PhandleMap, phandle};
+use super::property::{INTERRUPTS, Kind, kind};
+use super::ranges::BusScope;
+use super::report::Reasons;
 
-/// PhandleMap nodes, noting what it leaves out.
-pub(super) struct Copier<'a> {
-    tree: &'a HostTree,
+/// Copies nodes, noting what it leaves out.
+pub(super) struct NodeCopier<'a> {
+    pub(super) tree: &'a HostTree,
     /// The directory with the rates of the host's clocks.
     rates: &'a Path,
     /// The device's label, with which others begin.
@@ -32,7 +33,7 @@ pub(super) fn child_clock(device: &Label, number: usize) -> Label {
     Label::new(format!("{device}_child_clock{number}"))
 }
 
-impl<'a> Copier<'a> {
+impl<'a> NodeCopier<'a> {
     /// For the device with this label.
     pub(super) fn new(
         tree: &'a HostTree,
@@ -44,14 +45,9 @@ impl<'a> Copier<'a> {
         Self { tree, rates, label, phandles, reasons, clocks }
     }
 
-    /// How a node's place on its bus is to be read.
-    pub(super) fn bus_cells(&self, host: &HostNode) -> Result<BusCells, HostError> {
-        self.tree.bus_cells(host)
-    }
-
     /// The clocks of a node.
     pub(super) fn clocks(&mut self, host: &HostNode, path: &str) -> Vec<Clock> {
-        clock::of(self.tree, host, self.phandles, self.rates).unwrap_or_else(|error| {
+        clocks_of(self.tree, host, self.phandles, self.rates).unwrap_or_else(|error| {
             for property in ["clocks", "clock-names"] {
                 self.reasons.note(path, property, format!("unreadable: {error}"));
             }
@@ -73,15 +69,15 @@ impl<'a> Copier<'a> {
         }
         let result = match kind(name) {
             Kind::Plain => Ok(property.value()),
-            Kind::Made => return None,
-            Kind::Never(reason) => Err(reason.to_owned()),
+            Kind::Generated => return None,
+            Kind::Dropped(reason) => Err(reason.to_owned()),
             // A line that the GPIO controller above holds: numbers without its phandle
             // (Documentation/devicetree/bindings/gpio/gpio.txt, "gpio-hog").
-            Kind::List(..) if name == "gpios" && host.has("gpio-hog") => Ok(property.value()),
-            Kind::List(count, reason) => self.list(host, name, count, reason),
+            Kind::References(..) if name == "gpios" && host.has("gpio-hog") => Ok(property.value()),
+            Kind::References(count, reason) => self.references(host, name, count, reason),
             Kind::Groups(cells, reason) => self.groups(property, cells, reason),
             Kind::Phandles(reason) => self.phandles(property, reason, true),
-            Kind::Likely(reason) => self.phandles(property, reason, false),
+            Kind::MaybePhandles(reason) => self.phandles(property, reason, false),
             Kind::With(other) => {
                 let with = host.properties().iter().find(|p| p.name == other);
                 match with.map(|with| self.value(host, path, with)) {
@@ -93,8 +89,8 @@ impl<'a> Copier<'a> {
         result.map_err(|reason| self.reasons.note(path, name, reason)).ok()
     }
 
-    /// A list of references with arguments.
-    fn list(
+    /// A list of references with arguments, as many as the nodes' properties called `count` say.
+    fn references(
         &self,
         host: &HostNode,
         name: &str,
@@ -105,15 +101,13 @@ impl<'a> Copier<'a> {
             self.tree.references(host, name, Some(count)).map_err(|_| reason.to_owned())?;
         let mut cells = Vec::new();
         for reference in references {
-            let Some(reference) = reference else {
-                cells.push(Cell::U32(0));
-                continue;
-            };
-            let copy =
-                reference.provider.phandle().and_then(|phandle| self.phandles.label(phandle));
-            let label = copy.ok_or_else(|| self.leads_to(&reference.provider, reason))?;
-            cells.push(Cell::Ref(label.clone()));
-            cells.extend(reference.arguments.into_iter().map(Cell::U32));
+            match reference {
+                None => cells.push(Cell::U32(0)),
+                Some(reference) => {
+                    let kept = self.phandles.cells(&reference);
+                    cells.extend(kept.ok_or_else(|| self.leads_to(&reference.provider, reason))?);
+                }
+            }
         }
         Ok(if cells.is_empty() { Value::Empty } else { Value::Cells(cells) })
     }
@@ -127,14 +121,14 @@ impl<'a> Copier<'a> {
     ) -> Result<Value, String> {
         let (cells, _) = property.bytes.as_chunks();
         let cells: Vec<u32> = cells.iter().map(|cell| u32::from_be_bytes(*cell)).collect();
-        let mut own = Vec::with_capacity(cells.len());
+        let mut kept = Vec::with_capacity(cells.len());
         for group in cells.chunks(arguments.saturating_add(1)) {
             let (phandle, rest) = group.split_first().ok_or_else(|| reason.to_owned())?;
             let label = self.phandles.label(*phandle).ok_or_else(|| reason.to_owned())?;
-            own.push(Cell::Ref(label.clone()));
-            own.extend(rest.iter().map(|cell| Cell::U32(*cell)));
+            kept.push(Cell::Ref(label.clone()));
+            kept.extend(rest.iter().copied().map(Cell::U32));
         }
-        Ok(if own.is_empty() { property.value() } else { Value::Cells(own) })
+        Ok(if kept.is_empty() { property.value() } else { Value::Cells(kept) })
     }
 
     /// Phandles among other cells, the first of which is one, surely or only if a node has it.
@@ -179,29 +173,29 @@ impl<'a> Copier<'a> {
         format!("{reason} ({})", self.tree.path(node))
     }
 
-    /// The nodes below `host`, at this path below the device's. `interrupts` says whether those
-    /// that don't say where their interrupts go have a controller among the phandles.
+    /// The nodes below `host`, at this path below the device's. `interrupts` says whether the guest
+    /// has the interrupt controller of those that name none.
     pub(super) fn nodes_below(
         &mut self,
         host: &HostNode,
         path: &str,
-        place: &Place,
+        scope: &BusScope,
         interrupts: bool,
     ) -> Vec<Node> {
         let mut nodes = Vec::new();
         for child in host.children() {
-            let path = below(path, child.name());
-            match self.phandles.refusal(child, place) {
+            let path = join(path, child.name());
+            match self.phandles.refusal(child, scope) {
                 Some(reason) => self.reasons.note(&path, "", reason),
-                None => nodes.push(self.node(child, &path, place, interrupts)),
+                None => nodes.push(self.node(child, &path, scope, interrupts)),
             }
         }
         nodes
     }
 
-    fn node(&mut self, host: &HostNode, path: &str, place: &Place, interrupts: bool) -> Node {
+    fn node(&mut self, host: &HostNode, path: &str, scope: &BusScope, interrupts: bool) -> Node {
         let mut node = Node::new(host.name());
-        if let Some(phandle) = phandle_map::phandle(host) {
+        if let Some(phandle) = phandle(host) {
             node = node.phandle(phandle);
             node.set_label(self.phandles.label(phandle).cloned());
         }
@@ -215,7 +209,7 @@ impl<'a> Copier<'a> {
                     self.own_interrupts(property)
                 }
                 "interrupts-extended" => {
-                    self.list(host, "interrupts-extended", "#interrupt-cells", "").ok()
+                    self.references(host, "interrupts-extended", "#interrupt-cells", "").ok()
                 }
                 // What the device itself gets anew is the same for those below.
                 "#address-cells" | "#size-cells" | "compatible" | "dma-coherent" | "dma-ranges"
@@ -227,12 +221,12 @@ impl<'a> Copier<'a> {
             if let Some(value) = value {
                 node.set(&property.name, value);
             } else if property.name.starts_with("interrupt") {
-                self.reasons.note(path, &property.name, property::INTERRUPTS);
+                self.reasons.note(path, &property.name, INTERRUPTS);
             }
         }
         self.add_clocks(&mut node, host, path);
         let interrupts = host.has("#interrupt-cells") || interrupts;
-        node.with_children(self.nodes_below(host, path, &place.below(host), interrupts))
+        node.with_children(self.nodes_below(host, path, &scope.below(host), interrupts))
     }
 
     /// What says that interrupts go to one of the device's own nodes.

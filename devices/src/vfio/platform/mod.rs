@@ -171,7 +171,7 @@ impl PlatformDevice {
             (binding.refine)(&mut builder);
         }
         let node = |source| PlatformError::Node { name: name.to_owned(), source };
-        builder.apply(&options.node).and_then(|()| builder.check()).map_err(node)?;
+        builder.apply_options(&options.node).and_then(|()| builder.check()).map_err(node)?;
         let (name, reset) = (name.to_owned(), info.reset);
         let touched = false;
         Ok(Self {

@@ -43,11 +43,11 @@ pub fn node_builders(
         options,
     });
     let given: Vec<HostDeviceNode<'_>> = given.collect();
-    let phandles = PhandleMap::of(tree, &given)
+    let phandles = PhandleMap::new(tree, &given)
         .map_err(|(name, source)| PlatformError::HostTree { name: name.to_owned(), source })?;
     let phandles = Arc::new(phandles);
     let builder = |given: &HostDeviceNode<'_>| {
-        NodeBuilder::of(tree, &phandles, given)
+        NodeBuilder::from_host(tree, &phandles, given)
             .map_err(|source| PlatformError::HostTree { name: given.name.to_owned(), source })
     };
     given.iter().map(builder).collect()

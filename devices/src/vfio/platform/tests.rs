@@ -6,7 +6,7 @@ use boot::fdt::Value;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::node::{Clock, NodeOptions};
-use super::super::testing::{Call, FakeDevice};
+use super::super::testing::{Call, FakeDevice, node_builder};
 use super::super::uapi::{IrqInfo, RegionInfo};
 use super::*;
 
@@ -62,7 +62,7 @@ fn fake() -> FakeDevice {
 }
 
 fn builder(compatible: &str) -> NodeBuilder {
-    NodeBuilder::new("device", &[compatible])
+    node_builder(&[compatible])
 }
 
 fn open(calls: &Arc<FakeDevice>, compatible: &str) -> PlatformDevice {

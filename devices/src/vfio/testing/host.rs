@@ -3,9 +3,13 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use boot::fdt::host::HostTree;
+
 use super::super::host::Host;
+use super::super::node::{HostDeviceNode, NodeBuilder, NodeOptions, PhandleMap};
 
 /// A directory that is removed with its contents when dropped.
 pub(crate) struct FakeHost {
@@ -144,4 +148,16 @@ impl Drop for FakeHost {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.root);
     }
+}
+
+/// The builder of the guest's node of a device `1.dev`, whose host node has nothing but `compatible`.
+pub(crate) fn node_builder(compatible: &[&str]) -> NodeBuilder {
+    let fake = FakeHost::new();
+    let strings: String = compatible.iter().map(|string| format!("{string}\0")).collect();
+    fake.write("sys/firmware/devicetree/base/device@0/compatible", strings);
+    let tree = HostTree::at(&fake.host().device_tree()).unwrap();
+    let (node, options) = (tree.node_at("device@0").unwrap(), NodeOptions::default());
+    let device = HostDeviceNode { node: &node, name: "1.dev", options: &options };
+    let phandles = Arc::new(PhandleMap::new(&tree, &[device]).unwrap());
+    NodeBuilder::from_host(&tree, &phandles, &device).unwrap()
 }

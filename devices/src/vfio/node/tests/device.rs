@@ -142,7 +142,7 @@ fn a_malformed_node_is_an_error_that_names_the_file() {
     let node = tree.node_at("x@0").unwrap();
     let options = NodeOptions::default();
     let given = HostDeviceNode { node: &node, name: "1.dev", options: &options };
-    let copies = Arc::new(PhandleMap::of(&tree, &[given]).unwrap());
-    let error = NodeBuilder::of(&tree, &copies, &given).unwrap_err();
+    let phandles = Arc::new(PhandleMap::new(&tree, &[given]).unwrap());
+    let error = NodeBuilder::from_host(&tree, &phandles, &given).unwrap_err();
     assert!(error.to_string().contains("x@0/compatible"), "{error}");
 }

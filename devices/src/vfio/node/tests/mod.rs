@@ -49,7 +49,7 @@ fn builder(fake: &FakeHost, name: &str) -> NodeBuilder {
 
 fn builder_with(fake: &FakeHost, name: &str, options: &NodeOptions) -> NodeBuilder {
     let mut builder = unrefined(fake, name, options);
-    builder.apply(options).unwrap();
+    builder.apply_options(options).unwrap();
     builder
 }
 
@@ -67,7 +67,7 @@ fn node_builders(fake: &FakeHost, devices: &[(&str, &str, &NodeOptions)]) -> Vec
     let devices: Vec<_> = devices
         .iter()
         .map(|(path, name, options)| {
-            let options = NodeOptions { rates: rates.clone(), ..(*options).clone() };
+            let options = NodeOptions { clk_debugfs: rates.clone(), ..(*options).clone() };
             (tree.node_at(path).unwrap(), *name, options)
         })
         .collect();
@@ -75,8 +75,8 @@ fn node_builders(fake: &FakeHost, devices: &[(&str, &str, &NodeOptions)]) -> Vec
         .iter()
         .map(|(node, name, options)| HostDeviceNode { node, name, options })
         .collect();
-    let phandles = Arc::new(PhandleMap::of(&tree, &given).unwrap());
-    given.iter().map(|given| NodeBuilder::of(&tree, &phandles, given).unwrap()).collect()
+    let phandles = Arc::new(PhandleMap::new(&tree, &given).unwrap());
+    given.iter().map(|given| NodeBuilder::from_host(&tree, &phandles, given).unwrap()).collect()
 }
 
 /// What was left out, by path.

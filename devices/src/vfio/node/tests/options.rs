@@ -15,10 +15,10 @@ fn what_a_person_says_wins() {
     let mut builder = unrefined(&fake, "dma@2c0a0000", &options);
     // The binding's names come before: the clock has one by now.
     (bindings::find(&builder.compatible).unwrap().refine)(&mut builder);
-    let error = builder.apply(&options).unwrap_err();
+    let error = builder.apply_options(&options).unwrap_err();
     assert_eq!(error.help("1.dev"), "it has these: apb_pclk");
     let options = NodeOptions { clock_rates: vec![("apb_pclk".to_owned(), 1)], ..options };
-    builder.apply(&options).unwrap();
+    builder.apply_options(&options).unwrap();
     builder.check().unwrap();
     let nodes = builder.build(ONE, &[]);
     assert_eq!(nodes.device.name(), "mine@c000000");
@@ -45,7 +45,7 @@ fn a_person_can_only_change_what_is_there() {
     ];
     for options in cases {
         let mut builder = builder(&fake, "dma@2c0a0000");
-        let result = builder.apply(&options).and_then(|()| builder.check());
+        let result = builder.apply_options(&options).and_then(|()| builder.check());
         assert!(result.is_err_and(|error| !error.help("1.dev").is_empty()), "{options:?}");
     }
 }

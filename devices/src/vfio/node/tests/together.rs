@@ -109,7 +109,7 @@ fn what_refers_to_a_device_that_stays_the_hosts_is_dropped() {
     let some = [("uart@0", "uart@0", &none), ("syscon@2", "syscon@2", &drop)];
     let mut node_builders = node_builders(&fake, &some);
     for (builder, (.., options)) in node_builders.iter_mut().zip(some) {
-        builder.apply(options).unwrap();
+        builder.apply_options(options).unwrap();
     }
     let nodes = build_all(&node_builders);
     let uart = nodes.first().unwrap();
