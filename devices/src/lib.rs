@@ -4,6 +4,11 @@
 //! of [`irq`] and [`bus`], which `vmm` implements over KVM.
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+#![deny(missing_docs)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
 
 pub mod bus;
 pub mod irq;

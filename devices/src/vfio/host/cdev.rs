@@ -1,4 +1,4 @@
-//! The files by which iommufd's users open devices: `/dev/iommu`, and one for each device.
+//! The files by which devices are opened for iommufd: `/dev/iommu`, and one for each device.
 //!
 //! A device that is bound to a VFIO driver has a child of class `vfio-dev` in sysfs, which has a
 //! `dev` attribute if the kernel makes files for devices (CONFIG_VFIO_DEVICE_CDEV;
@@ -13,12 +13,12 @@ use super::{Host, HostDevice, ReadError, canonical, found, link_name, read_line}
 /// The class of VFIO's devices.
 const CLASS: &str = "vfio-dev";
 
-/// What identifies a device's file (`st_rdev`); block and character devices count apart.
+/// The number of a device file (`st_rdev`), of block or of character devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeviceNumber {
-    /// Which driver.
+    /// The major number, of the driver.
     pub major: u32,
-    /// Which of its devices.
+    /// The minor number, of the driver's device.
     pub minor: u32,
 }
 
@@ -41,12 +41,12 @@ impl fmt::Display for DeviceNumber {
     }
 }
 
-/// The file of a device.
+/// A device's own file, `/dev/vfio/devices/vfioN`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cdev {
-    /// Where it is, if nothing removed or hid it.
+    /// Its path, if it hasn't been removed.
     pub path: PathBuf,
-    /// What identifies it.
+    /// Its device number.
     pub number: DeviceNumber,
 }
 
@@ -60,7 +60,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn cdev(&self, device: &HostDevice) -> Result<Option<Cdev>, ReadError> {
         let directory = device.path().join(CLASS);
         for entry in found(&directory, fs::read_dir(&directory))?.into_iter().flatten() {
@@ -74,7 +74,7 @@ impl Host {
         Ok(None)
     }
 
-    /// The files by which a process can have a device in use, those that are there.
+    /// The files through which a process can have a device open, if they exist.
     pub fn files_of(&self, device: &HostDevice) -> Vec<PathBuf> {
         let group = device.group().ok().flatten().map(|group| self.group_node(group));
         let cdev = self.cdev(device).ok().flatten().map(|cdev| cdev.path);
@@ -85,7 +85,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn device_of_cdev(&self, number: DeviceNumber) -> Result<Option<HostDevice>, ReadError> {
         let directory = self.numbered(number);
         if link_name(&directory.join("subsystem"))?.as_deref() != Some(CLASS) {
@@ -101,7 +101,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn is_iommufd(&self, number: DeviceNumber) -> Result<bool, ReadError> {
         let directory = self.numbered(number);
         let misc = link_name(&directory.join("subsystem"))?.as_deref() == Some("misc");
@@ -110,7 +110,7 @@ impl Host {
         Ok(misc && name.is_some_and(|name| name == "iommu"))
     }
 
-    /// The directory of the device behind a character device's file.
+    /// The directory of the character device with this number.
     fn numbered(&self, number: DeviceNumber) -> PathBuf {
         self.sysfs.join("dev/char").join(number.to_string())
     }
@@ -124,7 +124,7 @@ mod tests {
     const DMA: &str = "2c0a0000.dma";
 
     #[test]
-    fn a_device_and_its_file_lead_to_each_other() {
+    fn a_device_is_found_by_its_file_and_the_file_by_its_device() {
         let fake = FakeHost::with_vfio();
         fake.device("platform", DMA, Some("vfio-platform"), Some(3));
         let host = fake.host();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_other_classes_are_no_devices_of_vfio() {
+    fn files_of_other_classes_are_no_vfio_devices() {
         let fake = FakeHost::with_vfio();
         fake.mkdir("sys/class/misc");
         fake.link("sys/devices/virtual/misc/iommu/subsystem", "sys/class/misc");
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_s_number_is_two_numbers() {
+    fn a_device_number_is_two_numbers() {
         let number = |major, minor| Some(DeviceNumber { major, minor });
         for (text, expected) in
             [("511:0", number(511, 0)), ("511", None), ("a:0", None), ("1:-1", None), ("", None)]

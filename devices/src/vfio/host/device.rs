@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{ReadError, canonical, found, link_name, read_line};
+use super::{ReadError, canonical, file_name, found, link_name, read_line};
 
 /// The base class of bridges in a PCI device's `class` (PCI Code and ID Assignment Specification,
 /// 1.7).
@@ -25,7 +25,7 @@ impl Bus {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Platform, Self::Amba, Self::Pci];
 
-    /// Those whose devices the device tree describes.
+    /// The buses whose devices the device tree describes.
     pub const DESCRIBED: [Self; 2] = [Self::Platform, Self::Amba];
 
     /// Its name below `/sys/bus`.
@@ -62,18 +62,18 @@ impl fmt::Display for Bus {
     }
 }
 
-/// What a PCI function says that it is (`Documentation/ABI/testing/sysfs-bus-pci`).
+/// The identity of a PCI function (`Documentation/ABI/testing/sysfs-bus-pci`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciIdentity {
     /// Base class, subclass and programming interface.
     pub class: u32,
-    /// Who made it.
+    /// Vendor ID.
     pub vendor: u16,
-    /// Which of theirs it is.
+    /// Device ID.
     pub device: u16,
 }
 
-/// A device, and what sysfs says of it at the time of asking.
+/// A device. Its methods read sysfs at the time of asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostDevice {
     name: String,
@@ -105,16 +105,16 @@ impl HostDevice {
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn driver(&self) -> Result<Option<String>, ReadError> {
         link_name(&self.path.join("driver"))
     }
 
-    /// The one driver that may bind to it, if that has been restricted.
+    /// The only driver that may bind to it (`driver_override`), if set.
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn driver_override(&self) -> Result<Option<String>, ReadError> {
         let name = read_line(&self.path.join("driver_override"))?;
         // "(null)" is what the kernel prints for none.
@@ -125,18 +125,18 @@ impl HostDevice {
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn group(&self) -> Result<Option<u32>, ReadError> {
         Ok(link_name(&self.path.join("iommu_group"))?.and_then(|number| number.parse().ok()))
     }
 
-    /// Whether an IOMMU is in front of it: it has a group, or would get one once a driver is bound to
-    /// it, which is when Linux makes the group: from its node's `iommus`, or of a PCI device, from
-    /// its host bridge's `iommu-map` (dt-schema, pci-iommu.yaml).
+    /// Whether it is behind an IOMMU: it has a group, or will have one once a driver is bound to it, which
+    /// is when Linux creates the group: by its node's `iommus`, or for a PCI device, by its host bridge's
+    /// `iommu-map` (dt-schema, pci-iommu.yaml).
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn behind_iommu(&self) -> Result<bool, ReadError> {
         if self.group()?.is_some() || canonical(&self.path.join("of_node/iommus"))?.is_some() {
             return Ok(true);
@@ -152,12 +152,11 @@ impl HostDevice {
         Ok(false)
     }
 
-    /// Whether it is a bridge to other devices, which VFIO's drivers refuse and a group doesn't need
-    /// taken.
+    /// Whether it is a PCI bridge: VFIO's drivers refuse bridges, and a group is viable without them.
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn is_bridge(&self) -> Result<bool, ReadError> {
         if self.bus != Bus::Pci {
             return Ok(false);
@@ -165,11 +164,11 @@ impl HostDevice {
         Ok(read_line(&self.path.join("class"))?.is_some_and(|class| class.starts_with(PCI_BRIDGE)))
     }
 
-    /// What it says that it is; `None` if it isn't on the PCI bus.
+    /// Its PCI identity; `None` if it isn't on the PCI bus.
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn pci_identity(&self) -> Result<Option<PciIdentity>, ReadError> {
         if self.bus != Bus::Pci {
             return Ok(None);
@@ -187,12 +186,12 @@ impl HostDevice {
         }))
     }
 
-    /// Its configuration space as the kernel shows it to this process: 64 bytes without privilege,
-    /// else all of it. Empty if it isn't on the PCI bus.
+    /// Its configuration space: 64 bytes for an unprivileged user, else all of it. Empty if it isn't on
+    /// the PCI bus.
     ///
     /// # Errors
     ///
-    /// If it can't be read.
+    /// It can't be read.
     pub fn pci_config(&self) -> Result<Vec<u8>, ReadError> {
         let path = self.path.join("config");
         Ok(found(&path, fs::read(&path))?.unwrap_or_default())
@@ -202,7 +201,7 @@ impl HostDevice {
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn is_with_vfio(&self) -> Result<bool, ReadError> {
         Ok(self.driver()?.as_deref() == Some(self.bus.vfio_driver()))
     }
@@ -211,32 +210,31 @@ impl HostDevice {
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn of_node(&self) -> Result<Option<PathBuf>, ReadError> {
         canonical(&self.path.join("of_node"))
     }
 
-    /// The directory of the node of the PCI host that a PCI function is behind: that of the device
-    /// whose root bus, such as `pci0000:00`, it is below.
+    /// The directory of the device tree node of a PCI function's host bridge: the parent of its root bus,
+    /// such as `pci0000:00`, in sysfs.
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn host_bridge_node(&self) -> Result<Option<PathBuf>, ReadError> {
         let is_root = |path: &&Path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            name.strip_prefix("pci").is_some_and(|number| number.contains(':'))
+            file_name(path).strip_prefix("pci").is_some_and(|number| number.contains(':'))
         };
         let root = self.path.ancestors().find(is_root).and_then(Path::parent);
         root.map_or(Ok(None), |host| canonical(&host.join("of_node")))
     }
 
-    /// What its node in the live device tree says that it is, the most specific first (devicetree
-    /// specification, 2.3.1); empty without a node.
+    /// Its node's `compatible`, the most specific first (devicetree specification, 2.3.1); empty without a
+    /// node.
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn compatible(&self) -> Result<Vec<String>, ReadError> {
         let path = self.path.join("of_node/compatible");
         let bytes = found(&path, fs::read(&path))?.unwrap_or_default();

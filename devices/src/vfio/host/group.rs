@@ -1,4 +1,4 @@
-//! An IOMMU group: the devices that the IOMMU can't tell apart.
+//! An IOMMU group: devices that the IOMMU can't isolate from each other.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,8 +17,8 @@ pub struct GroupMember {
 }
 
 impl GroupMember {
-    /// Whether its driver leaves the group's DMA to VFIO: one of VFIO's own, or one of the few that
-    /// do no DMA at all (`driver_managed_dma` in the kernel's `struct device_driver`).
+    /// Whether its driver leaves the group viable: it is one of VFIO's, or one of the few that do no DMA
+    /// (`driver_managed_dma` in the kernel's `struct device_driver`).
     pub fn leaves_dma_to_vfio(&self) -> bool {
         self.driver.as_deref().is_none_or(|driver| {
             driver.starts_with("vfio-") || matches!(driver, "pci-stub" | "pcieport")
@@ -26,14 +26,14 @@ impl GroupMember {
     }
 }
 
-/// A window of IOVAs that can't be mapped, as in the group's `reserved_regions`.
+/// IOVAs that can't be mapped, a line of the group's `reserved_regions`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReservedRegion {
     /// Its first IOVA.
     pub start: u64,
     /// Its last IOVA.
     pub end: u64,
-    /// What it is for: `msi`, `direct`, `direct-relaxable` or `reserved`.
+    /// Its type: `msi`, `direct`, `direct-relaxable` or `reserved`.
     pub kind: String,
 }
 
@@ -46,8 +46,8 @@ impl ReservedRegion {
         Some(Self { start, end, kind: words.next()?.to_owned() })
     }
 
-    /// Whether VFIO keeps it unmapped; regions that firmware no longer needs may be mapped.
-    pub fn binding(&self) -> bool {
+    /// Whether VFIO refuses to map it; regions that only firmware needed may be mapped.
+    pub fn is_enforced(&self) -> bool {
         self.kind != "direct-relaxable"
     }
 }
@@ -69,11 +69,11 @@ impl IommuGroup {
         self.number
     }
 
-    /// Whether no IOMMU is behind it: VFIO made it up (`enable_unsafe_noiommu_mode`).
+    /// Whether it is VFIO's own, without an IOMMU (`enable_unsafe_noiommu_mode`).
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn is_noiommu(&self) -> Result<bool, ReadError> {
         Ok(read_line(&self.path.join("name"))?.as_deref() == Some("vfio-noiommu"))
     }
@@ -82,7 +82,7 @@ impl IommuGroup {
     ///
     /// # Errors
     ///
-    /// If they can't be read.
+    /// Sysfs can't be read.
     pub fn members(&self) -> Result<Vec<GroupMember>, ReadError> {
         let path = self.path.join("devices");
         let entries = found(&path, fs::read_dir(&path))?.into_iter().flatten();
@@ -104,17 +104,16 @@ impl IommuGroup {
     ///
     /// # Errors
     ///
-    /// If that can't be read.
+    /// Sysfs can't be read.
     pub fn domain_type(&self) -> Result<Option<String>, ReadError> {
         read_line(&self.path.join("type"))
     }
 
-    /// The IOVAs that its devices can't have mapped. A line that can't be understood is left out:
-    /// VFIO still refuses what lies there.
+    /// Its reserved regions. A line that can't be parsed is skipped: VFIO still refuses to map it.
     ///
     /// # Errors
     ///
-    /// If they can't be read.
+    /// Sysfs can't be read.
     pub fn reserved_regions(&self) -> Result<Vec<ReservedRegion>, ReadError> {
         let path = self.path.join("reserved_regions");
         let text = found(&path, fs::read_to_string(&path))?.unwrap_or_default();
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn drivers_that_do_dma_hold_a_group_back() {
+    fn drivers_that_do_dma_make_a_group_not_viable() {
         let cases = [
             (None, true),
             (Some("vfio-platform"), true),

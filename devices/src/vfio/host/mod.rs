@@ -22,19 +22,19 @@ pub(crate) use processes::list_users;
 pub use processes::{OpenFiles, Process};
 pub use usage::{HostUse, Usage};
 
-/// A file of the host's that couldn't be read.
+/// A file in sysfs, procfs or /dev that can't be read.
 #[derive(Debug, thiserror::Error)]
 #[error("can't read {}", path.display())]
 pub struct ReadError {
     /// The file or directory.
     pub path: PathBuf,
-    /// Why not.
+    /// The error of the system call.
     #[source]
     pub source: io::Error,
 }
 
-/// Where drivers are remembered that a device had before VFIO's: a place that a reboot clears, as
-/// it does the bindings (`hier(7)`, /run).
+/// Where drivers before VFIO's are recorded: a reboot clears it (`hier(7)`, /run), as it does the
+/// bindings.
 const STATE: &str = "/run/strait";
 
 /// The host, seen through its `/sys`, `/proc` and `/dev`.
@@ -91,15 +91,15 @@ impl Host {
     /// The device number of a VFIO group's file; `None` if the kernel has no such group.
     pub fn group_node_number(&self, group: u32) -> Option<DeviceNumber> {
         let path = self.sysfs.join("class/vfio").join(group.to_string()).join("dev");
-        DeviceNumber::parse(&read_line(&path).ok().flatten()?)
+        DeviceNumber::parse(&attribute(&path)?)
     }
 
-    /// The device with this name on any [`Bus`] (of a PCI device, the domain 0000 may be left out), or at this path below `/sys` (anything with a `/`);
-    /// `None` if there is none.
+    /// The device with this name on any [`Bus`], or at this path below `/sys` (a name with a `/`); `None` if
+    /// there is none. A PCI function's domain 0000 may be left out.
     ///
     /// # Errors
     ///
-    /// If a device is there but can't be looked at.
+    /// Sysfs can't be read.
     pub fn find(&self, name: &str) -> Result<Option<HostDevice>, ReadError> {
         if name.contains('/') {
             return self.find_path(Path::new(name));
@@ -123,7 +123,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// If it is there but can't be looked at.
+    /// Sysfs can't be read.
     pub fn find_on(&self, bus: Bus, name: &str) -> Result<Option<HostDevice>, ReadError> {
         let link = self.bus(bus).join("devices").join(name);
         Ok(canonical(&link)?.map(|path| HostDevice::new(name, bus, path)))
@@ -144,10 +144,12 @@ impl Host {
 
     /// All devices on a bus, sorted by name. What can't be read is left out.
     pub fn devices_on(&self, bus: Bus) -> Vec<HostDevice> {
-        let entries = fs::read_dir(self.bus(bus).join("devices")).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let devices = names.filter_map(|name| self.find_on(bus, &name).ok().flatten());
-        let mut devices: Vec<_> = devices.collect();
+        let entries = entries(&self.bus(bus).join("devices"));
+        let device = |path: PathBuf| match file_name(&path) {
+            "" => None,
+            name => self.find_on(bus, name).ok().flatten(),
+        };
+        let mut devices: Vec<_> = entries.filter_map(device).collect();
         devices.sort_by(|a, b| a.name().cmp(b.name()));
         devices
     }
@@ -162,7 +164,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// If they can't be read.
+    /// Sysfs can't be read.
     #[cold]
     pub fn members_with(&self, device: &HostDevice) -> Result<Vec<HostDevice>, ReadError> {
         let Some(group) = device.group()? else { return Ok(Vec::new()) };
@@ -178,12 +180,18 @@ impl Host {
         Ok(members)
     }
 
-    /// Whether somebody has a device of this one's group, as far as the group's file tells: only one
-    /// process can have that open, and none while another has a device by its own file.
+    /// Whether a process has a device of this one's group open, as far as the group's file shows: it can be
+    /// open once only, and not while a device of the group is open by its own file.
     pub fn is_group_busy(&self, device: &HostDevice) -> bool {
-        let Ok(Some(group)) = device.group() else { return false };
-        let opened = fs::File::options().read(true).write(true).open(self.group_node(group));
-        opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+        device.group().ok().flatten().and_then(|group| self.group_in_use(group)) == Some(true)
+    }
+
+    /// As [`is_group_busy`](Self::is_group_busy); `None` if this user may not open the group's file.
+    pub(super) fn group_in_use(&self, group: u32) -> Option<bool> {
+        match fs::File::options().read(true).write(true).open(self.group_node(group)) {
+            Ok(_) => Some(false),
+            Err(error) => (error.raw_os_error() == Some(libc::EBUSY)).then_some(true),
+        }
     }
 
     /// Whether the kernel has the VFIO driver for devices on this bus, loaded or built in.
@@ -195,7 +203,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// If the file is there but can't be read.
+    /// The file can't be read.
     pub fn flag(&self, module: &str, parameter: &str) -> Result<Option<bool>, ReadError> {
         let path = self.sysfs.join("module").join(module).join("parameters").join(parameter);
         Ok(read_line(&path)?.map(|value| matches!(value.as_str(), "Y" | "y" | "1")))
@@ -221,6 +229,21 @@ fn read_line(path: &Path) -> Result<Option<String>, ReadError> {
     }))
 }
 
+/// The first line of an attribute; `None` also if it can't be read.
+fn attribute(path: &Path) -> Option<String> {
+    read_line(path).ok().flatten()
+}
+
+/// The paths in a directory; none if it can't be read.
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// The last component of a path; empty if it isn't UTF-8.
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
 /// The last component of where a symbolic link points; `None` if there is no such link.
 fn link_name(path: &Path) -> Result<Option<String>, ReadError> {
     let target = found(path, fs::read_link(path))?;
@@ -232,7 +255,7 @@ fn canonical(path: &Path) -> Result<Option<PathBuf>, ReadError> {
     found(path, path.canonicalize())
 }
 
-/// Makes a file's absence an answer rather than an error.
+/// Turns the error of a missing file into `None`.
 fn found<T>(path: &Path, result: io::Result<T>) -> Result<Option<T>, ReadError> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -1,4 +1,4 @@
-//! Which processes have which devices' files open (`proc_pid_fd(5)`).
+//! The processes that have device files open (`proc_pid_fd(5)`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,14 +6,14 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use super::{DeviceNumber, Host, HostDevice, read_line};
+use super::{DeviceNumber, Host, HostDevice, attribute, entries, file_name};
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
-    /// Its number.
+    /// Its PID.
     pub pid: u32,
-    /// What it calls itself (`comm`).
+    /// Its command name (`comm`).
     pub name: String,
 }
 
@@ -23,32 +23,32 @@ impl fmt::Display for Process {
     }
 }
 
-/// Processes, after what they use.
+/// Processes, for a message behind what they use.
 pub(crate) fn list_users(users: &[Process]) -> String {
     let names: Vec<_> = users.iter().map(ToString::to_string).collect();
     if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
 }
 
-/// What a device's file is.
+/// The kind of a device file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum FileKind {
     Block,
     Character,
 }
 
-/// What udev's processes call themselves: they open what is new, look at it, and close it.
+/// The names of udev's processes: they open each new device for a moment.
 const UDEV: [&str; 3] = ["(udev-worker)", "systemd-udevd", "udevd"];
 
-/// The devices' files that other processes have open, at the time of asking.
+/// The device files that other processes have open, at the time of asking.
 #[derive(Debug, Default)]
 pub struct OpenFiles {
     users: BTreeMap<(FileKind, DeviceNumber), Vec<Process>>,
-    /// No process was closed to this one.
+    /// All processes could be inspected.
     complete: bool,
 }
 
 impl OpenFiles {
-    /// Looks at all processes that this one may look at.
+    /// Inspects all processes that this user may inspect.
     #[cold]
     pub fn of(host: &Host) -> Self {
         let mut open = Self { complete: true, ..Self::default() };
@@ -61,15 +61,15 @@ impl OpenFiles {
     }
 
     fn add(&mut self, pid: u32, directory: &Path) {
-        // One that has ended meanwhile has nothing open.
-        let Ok(entries) = fs::read_dir(directory.join("fd")) else {
+        // A process that has exited meanwhile has nothing open.
+        let Ok(files) = fs::read_dir(directory.join("fd")) else {
             self.complete &= !directory.exists();
             return;
         };
         let mut numbers = Vec::new();
-        for entry in entries.flatten().map(|entry| entry.path()) {
-            // Only what is in /dev is looked at any closer: that may wait for a server elsewhere.
-            // A file that was removed since is still there, by its old name.
+        for entry in files.flatten().map(|entry| entry.path()) {
+            // `stat` only files in /dev: elsewhere it may wait for a network server. A removed file
+            // still has its old name here.
             if fs::read_link(&entry).is_ok_and(|target| target.starts_with("/dev")) {
                 numbers.extend(number(&entry));
             }
@@ -79,7 +79,7 @@ impl OpenFiles {
         if numbers.is_empty() {
             return;
         }
-        let name = read_line(&directory.join("comm")).ok().flatten().unwrap_or_default();
+        let name = attribute(&directory.join("comm")).unwrap_or_default();
         if UDEV.contains(&name.as_str()) {
             return;
         }
@@ -88,7 +88,7 @@ impl OpenFiles {
         }
     }
 
-    /// Whether what is not here isn't open: all processes could be looked at.
+    /// Whether all processes could be inspected, so that a file that isn't here isn't open.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
@@ -97,8 +97,8 @@ impl OpenFiles {
         self.users.get(&(kind, number)).map_or(&[], Vec::as_slice)
     }
 
-    /// The processes that have this device or another of its group through VFIO, by the group's file or
-    /// a device's own.
+    /// The processes that have this device or another one of its group open through VFIO, by the group's
+    /// file or a device's own.
     pub fn users_by_vfio(&self, host: &Host, device: &HostDevice) -> Vec<Process> {
         let group = device.group().ok().flatten();
         let group = group.and_then(|group| host.group_node_number(group));
@@ -116,14 +116,10 @@ impl OpenFiles {
 
 /// All processes, with their directories.
 pub(super) fn processes(host: &Host) -> impl Iterator<Item = (u32, std::path::PathBuf)> {
-    let entries = fs::read_dir(&host.proc).into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        Some((pid, entry.path()))
-    })
+    entries(&host.proc).filter_map(|path| Some((file_name(&path).parse().ok()?, path)))
 }
 
-/// What identifies the device behind a file; `None` if it is another file.
+/// The kind and number of a device file; `None` for another file.
 fn number(path: &Path) -> Option<(FileKind, DeviceNumber)> {
     let metadata = fs::metadata(path).ok()?;
     let kind = match metadata.file_type() {
@@ -140,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_a_device_s_file_open_is_found() {
+    fn processes_that_have_a_device_file_open_are_found() {
         let fake = FakeHost::with_vfio();
         fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
         let host = fake.host();
@@ -160,7 +156,7 @@ mod tests {
         fake.cdev("platform", "1.dma", 5);
         fake.write("sys/devices/platform/1.dma/vfio-dev/vfio5/dev", "1:7\n");
         assert_eq!(users().len(), 2);
-        // One that can't be looked at, and this one, which doesn't count.
+        // One that can't be inspected, and this one, which doesn't count.
         fake.write("proc/11/comm", "secret\n");
         fake.process(std::process::id(), "self", &["/dev/null"]);
         assert_eq!(users().len(), 2);

@@ -122,8 +122,8 @@ impl DmaConstraints {
             let devices: Vec<String> =
                 of_group.map(|assignment| assignment.name().to_owned()).collect();
             let regions = host.group(group).reserved_regions()?;
-            let binding = regions.into_iter().filter(ReservedRegion::binding);
-            reserved.extend(binding.map(|region| Reserved { region, devices: devices.clone() }));
+            let enforced = regions.into_iter().filter(ReservedRegion::is_enforced);
+            reserved.extend(enforced.map(|region| Reserved { region, devices: devices.clone() }));
         }
         let reaches = dma_ranges::of(host, assignments)?;
         Ok(Self { reserved, ranges: None, page: 1, reaches })

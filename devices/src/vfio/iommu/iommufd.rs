@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::{Host, HostDevice};
 use super::super::inherited::InheritedFd;
-use super::super::uapi::{DeviceCalls, DeviceFile, Group, Ioas, IoctlError, Iommufd};
+use super::super::uapi::{DeviceCalls, DeviceFile, Ioas, IoctlError, Iommufd};
 use super::IommuOptions;
 use crate::stop;
 
@@ -56,7 +56,7 @@ impl IommufdSpace {
         let (file, path) = open(host, assignment)?;
         let ours = self.devices.iter().any(|attached| attached.group == assignment.group);
         // A group of which this process has a device can't be in use by another one.
-        let in_use = || if ours { Some(false) } else { group_in_use(host, assignment.group) };
+        let in_use = || if ours { Some(false) } else { host.group_in_use(assignment.group) };
         file.bind(self.ioas.iommufd())
             .map_err(|error| bind_error(host, assignment, path, error, in_use))?;
         let (device, group) = (assignment.device.clone(), assignment.group);
@@ -112,14 +112,6 @@ fn open(host: &Host, assignment: &Assignment) -> Result<(DeviceFile, PathBuf), A
     let path = cdev.ok_or_else(|| AssignError::NoCdev { name: name() })?.path;
     let file = DeviceFile::open(&path).map_err(|error| assignment.opening(host, &path, error))?;
     Ok((file, path))
-}
-
-/// Whether another process has the group or a device of it open; `None` if this user may not know.
-fn group_in_use(host: &Host, group: u32) -> Option<bool> {
-    match Group::open(&host.group_node(group)) {
-        Ok(_) => Some(false),
-        Err(error) => (error.raw_os_error() == Some(libc::EBUSY)).then_some(true),
-    }
 }
 
 /// Why a device couldn't be bound (`vfio_df_ioctl_bind_iommufd`, `iommufd_device_bind` and

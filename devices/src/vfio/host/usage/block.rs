@@ -1,27 +1,27 @@
-//! Block devices in use: mounted, swapped to, part of another, or claimed by whomever.
+//! Block devices in use: mounted, used as swap, part of another block device, or claimed.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::super::processes::FileKind;
-use super::super::{Host, canonical, read_line};
-use super::below::{Below, Node};
+use super::super::{Host, attribute, canonical, entries, file_name};
+use super::children::{ChildDevice, ChildDevices};
 use super::mounts::{is_file, unescape};
 use super::{HostUse, Usage};
 
-/// The uses of the block devices among these, with their partitions and of all that is made of them.
-pub(super) fn uses(usage: &Usage<'_>, nodes: &[Node]) -> Vec<HostUse> {
+/// The uses of the block devices among these, of their partitions, and of what is built on them.
+pub(super) fn uses(usage: &Usage<'_>, devices: &[ChildDevice]) -> Vec<HostUse> {
     let mut search = Search { usage, seen: BTreeSet::new(), uses: Vec::new() };
-    let disks: Vec<Node> = nodes
+    let disks: Vec<ChildDevice> = devices
         .iter()
         .filter(|node| node.subsystem == "block")
         .map(|node| head(usage.host, node).unwrap_or_else(|| node.clone()))
         .collect();
-    disks.iter().for_each(|disk| search.look(disk, ""));
+    disks.iter().for_each(|disk| search.visit(disk, ""));
     if search.uses.is_empty() {
-        // Nothing that can be named. The kernel knows of uses that sysfs doesn't show.
+        // The kernel has uses that sysfs doesn't show.
         let claimed = disks.iter().find(|disk| is_claimed(usage.host, disk));
         search.uses.extend(claimed.map(|disk| {
             let what = format!(
@@ -34,23 +34,22 @@ pub(super) fn uses(usage: &Usage<'_>, nodes: &[Node]) -> Vec<HostUse> {
     search.uses
 }
 
-/// The block device that stands for all paths to an NVMe namespace, of which this is a hidden one
-/// (`nvme0c1n1` of `nvme0n1`).
-fn head(host: &Host, node: &Node) -> Option<Node> {
+/// The multipath block device of an NVMe namespace (`nvme0n1`), of which this one (`nvme0c1n1`) is a
+/// hidden path.
+fn head(host: &Host, node: &ChildDevice) -> Option<ChildDevice> {
     let (controller, rest) = node.name().strip_prefix("nvme")?.split_once('c')?;
     let namespace = rest.split_once('n')?.1;
     block_device(host, &format!("nvme{controller}n{namespace}"))
 }
 
 /// The block device of this name.
-fn block_device(host: &Host, name: &str) -> Option<Node> {
+fn block_device(host: &Host, name: &str) -> Option<ChildDevice> {
     let path = canonical(&host.sysfs.join("class/block").join(name)).ok().flatten()?;
-    Some(Node { path, subsystem: "block".to_owned() })
+    Some(ChildDevice { path, subsystem: "block".to_owned() })
 }
 
-/// Whether somebody in the kernel has it for itself alone: mounts, swap, RAID and volumes all do
-/// (`bd_prepare_to_claim` in the kernel).
-fn is_claimed(host: &Host, disk: &Node) -> bool {
+/// Whether the kernel has claimed it, as for mounts, swap, RAID and volumes (`bd_prepare_to_claim`).
+fn is_claimed(host: &Host, disk: &ChildDevice) -> bool {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK);
     let opened = options.open(host.dev.join(disk.file()));
@@ -59,19 +58,19 @@ fn is_claimed(host: &Host, disk: &Node) -> bool {
 
 struct Search<'a> {
     usage: &'a Usage<'a>,
-    /// The devices that have been looked at.
+    /// The devices that have been visited.
     seen: BTreeSet<PathBuf>,
     uses: Vec<HostUse>,
 }
 
 impl Search<'_> {
-    /// Looks at a block device; `on` says what it is made of.
-    fn look(&mut self, device: &Node, on: &str) {
+    /// Visits a block device; `on` is what it is built on.
+    fn visit(&mut self, device: &ChildDevice, on: &str) {
         if !self.seen.insert(device.path.clone()) {
             return;
         }
         let (file, number) = (Path::new("/dev").join(device.file()), device.number());
-        let label = format!("{}{on}", called(device));
+        let label = format!("{}{on}", label(device));
         let before = self.uses.len();
         let mut mounts = self.usage.mounts.of_block(number, &file);
         if mounts.is_empty() {
@@ -93,7 +92,7 @@ impl Search<'_> {
             self.uses.push(HostUse { what: format!("{label} is swapped to"), end });
         }
         for user in self.users(device) {
-            self.look_at_user(&user, &label);
+            self.visit_user(&user, &label);
         }
         let open = number.map_or(&[][..], |number| self.usage.open.users(FileKind::Block, number));
         if self.uses.len() == before {
@@ -104,59 +103,56 @@ impl Search<'_> {
         }
     }
 
-    /// Looks at a block device that is made of another.
-    fn look_at_user(&mut self, user: &Node, of: &str) {
+    /// Visits a block device that is built on another.
+    fn visit_user(&mut self, user: &ChildDevice, of: &str) {
         let before = self.uses.len();
         let on = format!(" on {of}");
-        let partitions = Below::of(&user.path).nodes;
-        self.look(user, &on);
+        let partitions = ChildDevices::of(&user.path).devices;
+        self.visit(user, &on);
         for partition in partitions.iter().filter(|node| node.subsystem == "block") {
-            self.look(partition, &on);
+            self.visit(partition, &on);
         }
         if self.uses.len() == before {
-            self.uses
-                .push(HostUse { what: format!("{of} is part of {}", called(user)), end: None });
+            self.uses.push(HostUse { what: format!("{of} is part of {}", label(user)), end: None });
         }
     }
 
-    /// The block devices that are made of this one: RAIDs, volumes, loops, and compressed memory
-    /// that is written back to it.
-    fn users(&self, device: &Node) -> Vec<Node> {
+    /// The block devices that are built on this one: RAIDs, volumes, loop devices, and zram with
+    /// writeback.
+    fn users(&self, device: &ChildDevice) -> Vec<ChildDevice> {
         let host = self.usage.host;
-        let entries = fs::read_dir(device.path.join("holders")).into_iter().flatten().flatten();
-        let holders = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let mut users: Vec<Node> = holders.filter_map(|name| block_device(host, &name)).collect();
+        let holders = entries(&device.path.join("holders"));
+        let mut users: Vec<ChildDevice> =
+            holders.filter_map(|holder| block_device(host, file_name(&holder))).collect();
         let (file, number) = (Path::new("/dev").join(device.file()), device.number());
-        let all = fs::read_dir(host.sysfs.join("class/block")).into_iter().flatten().flatten();
-        for entry in all {
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let attribute = match () {
-                () if name.starts_with("loop") => "loop/backing_file",
-                () if name.starts_with("zram") => "backing_dev",
-                () => continue,
+        for path in entries(&host.sysfs.join("class/block")) {
+            let name = file_name(&path);
+            let backing = match () {
+                () if name.starts_with("loop") => attribute(&path.join("loop/backing_file")),
+                () if name.starts_with("zram") => attribute(&path.join("backing_dev")),
+                () => None,
             };
-            let backing = read_line(&entry.path().join(attribute)).ok().flatten();
             if backing.is_some_and(|path| is_file(&unescape(&path), &file, number)) {
-                users.extend(block_device(host, &name));
+                users.extend(block_device(host, name));
             }
         }
         users
     }
 }
 
-/// A block device's name, with the one a person gave it.
-fn called(device: &Node) -> String {
+/// A block device's name, with that of its volume.
+fn label(device: &ChildDevice) -> String {
     match device.attribute("dm/name") {
         Some(name) => format!("{} ({name})", device.name()),
         None => device.name().to_owned(),
     }
 }
 
-/// The other block devices of the mounted btrfs that has this one: a mount names one of them only.
+/// The block devices of the btrfs that has this one: its mounts name only one of them.
 fn btrfs_members(host: &Host, name: &str) -> Vec<String> {
-    let systems = fs::read_dir(host.sysfs.join("fs/btrfs")).into_iter().flatten().flatten();
-    let mut devices = systems.map(|entry| entry.path().join("devices"));
-    let devices = devices.find(|devices| devices.join(name).exists());
-    let entries = devices.and_then(|devices| fs::read_dir(devices).ok()).into_iter().flatten();
-    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    let mut members = entries(&host.sysfs.join("fs/btrfs")).map(|system| system.join("devices"));
+    let Some(members) = members.find(|members| members.join(name).exists()) else {
+        return Vec::new();
+    };
+    entries(&members).map(|member| file_name(&member).to_owned()).collect()
 }

@@ -1,12 +1,12 @@
-//! Devices of other classes in use, and what of a device itself tells that others need it.
+//! Devices of other classes in use, and other devices that depend on the device itself.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use super::super::processes::FileKind;
-use super::super::{HostDevice, canonical, link_name, read_line};
-use super::below::{Below, Node};
+use super::super::{HostDevice, attribute, canonical, entries, file_name, link_name};
+use super::children::{ChildDevice, ChildDevices};
 use super::mounts::Mount;
 use super::{HostUse, Usage};
 
@@ -23,26 +23,26 @@ pub(super) fn uses(
     usage: &Usage<'_>,
     device: &HostDevice,
     along: &[HostDevice],
-    below: &Below,
+    children: &ChildDevices,
 ) -> Vec<HostUse> {
-    let mut uses = of_itself(device, along);
-    if below.hidden_interfaces {
-        uses.push(told("its network interface is in another network namespace"));
+    let mut uses = direct_uses(device, along);
+    if children.hidden_interfaces {
+        uses.push(host_use("its network interface is in another network namespace"));
     }
-    for node in &below.nodes {
+    for node in &children.devices {
         match node.subsystem.as_str() {
             "net" => uses.extend(interface(usage, node)),
             "virtio" => uses.extend(virtio(usage, node)),
             "tty" => uses.extend(console(usage, node)),
             "graphics" => uses.extend(text_console(usage, node)),
             "watchdog" if node.attribute("state").as_deref() == Some("active") => {
-                uses.push(told(format!("{} is running", node.name())));
+                uses.push(host_use(format!("{} is running", node.name())));
             }
             "dma" if node.attribute("in_use").is_some_and(|clients| clients != "0") => {
-                uses.push(told(format!("a driver has DMA channel {}", node.name())));
+                uses.push(host_use(format!("a driver has DMA channel {}", node.name())));
             }
             "mtd" => uses.extend(attached(usage, node)),
-            "iommu" => uses.push(told(format!("it is the IOMMU {}", node.name()))),
+            "iommu" => uses.push(host_use(format!("it is the IOMMU {}", node.name()))),
             _ => (),
         }
         if node.subsystem != "block" {
@@ -52,15 +52,15 @@ pub(super) fn uses(
     uses
 }
 
-fn told(what: impl Into<String>) -> HostUse {
+fn host_use(what: impl Into<String>) -> HostUse {
     HostUse { what: what.into(), end: None }
 }
 
-/// What the device itself says.
-fn of_itself(device: &HostDevice, along: &[HostDevice]) -> Vec<HostUse> {
-    let attribute = |name: &str| read_line(&device.path().join(name)).ok().flatten();
+/// The uses of the device itself.
+fn direct_uses(device: &HostDevice, along: &[HostDevice]) -> Vec<HostUse> {
     let mut uses = Vec::new();
-    if let Some(functions) = attribute("sriov_numvfs").filter(|functions| functions != "0") {
+    let functions = attribute(&device.path().join("sriov_numvfs"));
+    if let Some(functions) = functions.filter(|functions| functions != "0") {
         uses.push(HostUse {
             what: format!("{functions} virtual functions depend on it"),
             end: Some(format!("echo 0 > {}/sriov_numvfs", device.path().display())),
@@ -72,35 +72,30 @@ fn of_itself(device: &HostDevice, along: &[HostDevice]) -> Vec<HostUse> {
         ("msi-controller", "it is an interrupt controller"),
     ] {
         if device.path().join("of_node").join(property).exists() {
-            uses.push(told(what));
+            uses.push(host_use(what));
         }
     }
     uses.dedup();
-    let entries = fs::read_dir(device.path()).into_iter().flatten().flatten();
-    for entry in
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("consumer:"))
-    {
-        uses.extend(consumer(&entry.path(), along));
-    }
+    let links = entries(device.path()).filter(|path| file_name(path).starts_with("consumer:"));
+    uses.extend(links.filter_map(|link| consumer(&link, along)));
     uses
 }
 
-/// A device whose driver needs this one, and loses it with this one
+/// A device whose driver depends on this one, and is unbound with it
 /// (`Documentation/ABI/testing/sysfs-class-devlink`).
 fn consumer(link: &Path, along: &[HostDevice]) -> Option<HostUse> {
-    let ordering_only = read_line(&link.join("sync_state_only")).ok().flatten();
+    let ordering_only = attribute(&link.join("sync_state_only"));
     let consumer = canonical(&link.join("consumer")).ok().flatten()?;
     let driver = link_name(&consumer.join("driver")).ok().flatten()?;
     let goes_along = along.iter().any(|device| device.path() == consumer);
     if ordering_only.as_deref() == Some("1") || driver.starts_with("vfio-") || goes_along {
         return None;
     }
-    let name = consumer.file_name()?.to_string_lossy().into_owned();
-    Some(told(format!("{name} needs it (driver {driver})")))
+    Some(host_use(format!("{} needs it (driver {driver})", file_name(&consumer))))
 }
 
 /// A network interface that is up.
-fn interface(usage: &Usage<'_>, node: &Node) -> Option<HostUse> {
+fn interface(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
     let flags = node.attribute("flags")?;
     let flags = u32::from_str_radix(flags.strip_prefix("0x")?, 16).ok()?;
     if flags & UP == 0 {
@@ -118,7 +113,7 @@ fn interface(usage: &Usage<'_>, node: &Node) -> Option<HostUse> {
     Some(HostUse { what, end: Some(format!("ip link set {name} down")) })
 }
 
-/// An interface and those that are made of it: bridges, bonds, VLANs
+/// An interface and those above it: bridges, bonds, VLANs
 /// (`Documentation/ABI/testing/sysfs-class-net`).
 fn with_uppers(sysfs: &Path, name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
@@ -126,19 +121,16 @@ fn with_uppers(sysfs: &Path, name: &str) -> Vec<String> {
     let mut next = 0;
     while let Some(name) = names.get(next).cloned() {
         let directory = sysfs.join("class/net").join(name);
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let entry = entry.file_name().to_string_lossy().into_owned();
-            if let Some(upper) = entry.strip_prefix("upper_").filter(|u| seen.insert((*u).into())) {
-                names.push(upper.to_owned());
-            }
+        for path in entries(&directory) {
+            let upper = file_name(&path).strip_prefix("upper_");
+            names.extend(upper.filter(|upper| seen.insert((*upper).into())).map(str::to_owned));
         }
         next += 1;
     }
     names
 }
 
-/// Whether what goes to the world at large goes by this interface (`/proc/net/route` and
-/// `/proc/net/ipv6_route`).
+/// Whether a default route is by this interface (`/proc/net/route`, `/proc/net/ipv6_route`).
 fn has_default_route(usage: &Usage<'_>, interface: &str) -> bool {
     let text =
         |name: &str| fs::read_to_string(usage.host.proc.join("net").join(name)).unwrap_or_default();
@@ -156,7 +148,7 @@ fn has_default_route(usage: &Usage<'_>, interface: &str) -> bool {
 }
 
 /// A share or a console over virtio.
-fn virtio(usage: &Usage<'_>, node: &Node) -> Vec<HostUse> {
+fn virtio(usage: &Usage<'_>, node: &ChildDevice) -> Vec<HostUse> {
     let shared = |kind: &str, tag: Option<&str>, whose: &str| {
         let mounts = usage.mounts.of_kind(kind, tag);
         let of = |mount: &Mount| HostUse {
@@ -172,12 +164,12 @@ fn virtio(usage: &Usage<'_>, node: &Node) -> Vec<HostUse> {
         },
         Some(VIRTIO_FS) => match virtiofs_tag(usage, node) {
             Some(tag) => shared("virtiofs", Some(&tag), ""),
-            // A kernel that doesn't tell which device has which tag (before 6.9).
+            // Kernels before 6.9 don't tell which device has which tag.
             None => shared("virtiofs", None, ", perhaps by it"),
         },
         Some(VIRTIO_CONSOLE) => {
             let consoles = usage.consoles.iter().filter(|(name, _)| name.starts_with("hvc"));
-            let of = |name: &str| told(format!("{name} is the host's console, perhaps by it"));
+            let of = |name: &str| host_use(format!("{name} is the host's console, perhaps by it"));
             consoles.map(|(name, _)| of(name)).collect()
         }
         _ => Vec::new(),
@@ -185,31 +177,28 @@ fn virtio(usage: &Usage<'_>, node: &Node) -> Vec<HostUse> {
 }
 
 /// The tag of a virtiofs device (`Documentation/ABI/testing/sysfs-fs-virtiofs`).
-fn virtiofs_tag(usage: &Usage<'_>, node: &Node) -> Option<String> {
-    let entries = fs::read_dir(usage.host.sysfs().join("fs/virtiofs")).ok()?.flatten();
-    let mut entries = entries.map(|entry| entry.path());
-    let entry = entries.find(|entry| {
-        canonical(&entry.join("device")).ok().flatten().is_some_and(|path| path == node.path)
+fn virtiofs_tag(usage: &Usage<'_>, node: &ChildDevice) -> Option<String> {
+    let mut instances = entries(&usage.host.sysfs().join("fs/virtiofs"));
+    let instance = instances.find(|instance| {
+        canonical(&instance.join("device")).ok().flatten().is_some_and(|path| path == node.path)
     })?;
-    read_line(&entry.join("tag")).ok().flatten()
+    attribute(&instance.join("tag"))
 }
 
 /// A serial port that is the kernel's console.
-fn console(usage: &Usage<'_>, node: &Node) -> Option<HostUse> {
+fn console(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
     let number = node.number()?;
     let is_console = usage.consoles.iter().any(|(_, console)| *console == Some(number));
-    is_console.then(|| told(format!("{} is the host's console", node.name())))
+    is_console.then(|| host_use(format!("{} is the host's console", node.name())))
 }
 
-/// A frame buffer on which the host's text consoles are
+/// A frame buffer that shows the host's text consoles
 /// (`Documentation/ABI/testing/sysfs-class-vtconsole`).
-fn text_console(usage: &Usage<'_>, node: &Node) -> Option<HostUse> {
-    let entries = fs::read_dir(usage.host.sysfs().join("class/vtconsole")).ok()?.flatten();
-    let mut consoles = entries.map(|entry| entry.path());
+fn text_console(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
+    let mut consoles = entries(&usage.host.sysfs().join("class/vtconsole"));
     let console = consoles.find(|console| {
-        let attribute = |name: &str| read_line(&console.join(name)).ok().flatten();
-        attribute("bind").as_deref() == Some("1")
-            && attribute("name").is_some_and(|name| name.contains("frame buffer"))
+        attribute(&console.join("bind")).as_deref() == Some("1")
+            && attribute(&console.join("name")).is_some_and(|name| name.contains("frame buffer"))
     })?;
     Some(HostUse {
         what: format!("{} shows the host's text consoles", node.name()),
@@ -217,26 +206,24 @@ fn text_console(usage: &Usage<'_>, node: &Node) -> Option<HostUse> {
     })
 }
 
-/// A flash memory that UBI has (`Documentation/ABI/stable/sysfs-class-ubi`).
-fn attached(usage: &Usage<'_>, node: &Node) -> Option<HostUse> {
+/// A flash memory that is attached to UBI (`Documentation/ABI/stable/sysfs-class-ubi`).
+fn attached(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
     let number = node.name().strip_prefix("mtd")?;
-    let entries = fs::read_dir(usage.host.sysfs().join("class/ubi")).ok()?.flatten();
-    let mut volumes = entries.map(|entry| entry.path());
-    let volume = volumes.find(|volume| {
-        read_line(&volume.join("mtd_num")).ok().flatten().is_some_and(|of| of == number)
-    })?;
+    let mut volumes = entries(&usage.host.sysfs().join("class/ubi"));
+    let volume =
+        volumes.find(|volume| attribute(&volume.join("mtd_num")).as_deref() == Some(number))?;
     Some(HostUse {
-        what: format!("{} is attached as {}", node.name(), volume.file_name()?.to_string_lossy()),
+        what: format!("{} is attached as {}", node.name(), file_name(&volume)),
         end: Some(format!("ubidetach -m {number}")),
     })
 }
 
-/// A file that processes have open: a terminal, a card, whatever there is.
-fn open(usage: &Usage<'_>, node: &Node) -> Option<HostUse> {
+/// A device file that processes have open, of any class.
+fn open(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
     let users = usage.open.users(FileKind::Character, node.number()?);
     if users.is_empty() {
         return None;
     }
     let names: Vec<_> = users.iter().map(ToString::to_string).collect();
-    Some(told(format!("/dev/{} is open in {}", node.file(), names.join(" and "))))
+    Some(host_use(format!("/dev/{} is open in {}", node.file(), names.join(" and "))))
 }

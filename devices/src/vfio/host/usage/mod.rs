@@ -1,11 +1,10 @@
-//! What the host itself uses a device for, and so would lose with it.
+//! What the host itself uses a device for, and would lose with it.
 //!
-//! Whatever Linux makes of a device is below it in sysfs: disks and their partitions, network
-//! interfaces, consoles, cards. [`Usage`] looks at all of it, and answers with what a person has to
-//! know before the device is taken.
+//! Whatever Linux provides by a device is below it in sysfs: disks and partitions, network interfaces,
+//! consoles, cards. [`Usage`] inspects all of it.
 
-mod below;
 mod block;
+mod children;
 mod class;
 mod mounts;
 
@@ -14,15 +13,15 @@ use std::fs;
 
 use super::processes::OpenFiles;
 use super::{DeviceNumber, Host, HostDevice};
-use below::Below;
+use children::ChildDevices;
 use mounts::{Mounts, unescape};
 
 /// A use of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostUse {
-    /// What it is: `nvme0n1p2 is mounted on /srv`.
+    /// A description, such as `nvme0n1p2 is mounted on /srv`.
     pub what: String,
-    /// The command that ends it, where one does.
+    /// The command that ends it, if there is one.
     pub end: Option<String>,
 }
 
@@ -37,7 +36,7 @@ impl fmt::Display for HostUse {
 pub struct Usage<'a> {
     host: &'a Host,
     mounts: Mounts,
-    /// The files that are swapped to.
+    /// The swap files and devices.
     swaps: Vec<String>,
     /// The names and numbers of the kernel's consoles.
     consoles: Vec<(String, Option<DeviceNumber>)>,
@@ -45,7 +44,7 @@ pub struct Usage<'a> {
 }
 
 impl<'a> Usage<'a> {
-    /// Looks at the host. What can't be read counts as nothing: only root sees all.
+    /// Inspects the host. What can't be read is skipped: only root can read all.
     #[cold]
     pub fn of(host: &'a Host) -> Self {
         let text = |name: &str| fs::read_to_string(host.proc.join(name)).unwrap_or_default();
@@ -59,21 +58,21 @@ impl<'a> Usage<'a> {
         Self { host, mounts: Mounts::of(host), swaps, consoles, open: OpenFiles::of(host) }
     }
 
-    /// The files that processes have open.
+    /// The device files that processes have open.
     pub fn open_files(&self) -> &OpenFiles {
         &self.open
     }
 
-    /// What the host uses this device for; nothing of a device that is VFIO's. Devices that are taken
-    /// `along` with it don't count as needing it.
+    /// What the host uses this device for; nothing if it is bound to VFIO. The devices `along`, which are bound
+    /// to VFIO with it, don't count as users.
     #[cold]
     pub fn of_device(&self, device: &HostDevice, along: &[HostDevice]) -> Vec<HostUse> {
         if matches!(device.is_with_vfio(), Ok(true)) {
             return Vec::new();
         }
-        let below = Below::of(device.path());
-        let mut uses = block::uses(self, &below.nodes);
-        uses.extend(class::uses(self, device, along, &below));
+        let children = ChildDevices::of(device.path());
+        let mut uses = block::uses(self, &children.devices);
+        uses.extend(class::uses(self, device, along, &children));
         uses
     }
 }

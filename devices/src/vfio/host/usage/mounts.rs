@@ -1,5 +1,4 @@
-//! What is mounted where, in all mount namespaces that this process may look at
-//! (`proc_pid_mountinfo(5)`).
+//! The mounts of all mount namespaces that this user may inspect (`proc_pid_mountinfo(5)`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,15 +10,15 @@ use super::super::{DeviceNumber, Host};
 /// A mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
-    /// What its files say that they are on: of some file systems no real device.
+    /// The device number of its files: of some file systems not a real device's.
     number: Option<DeviceNumber>,
-    /// Where it is.
+    /// The mount point.
     pub(super) point: String,
-    /// What kind it is.
+    /// The type of the file system.
     pub(super) kind: String,
-    /// What was mounted, in the file system's own terms.
+    /// The mount source: a device file, a tag, or what else the file system calls it.
     pub(super) source: String,
-    /// The process in whose namespace it is, if that is not this one's.
+    /// A process of its mount namespace, if that isn't this process's.
     namespace_of: Option<u32>,
 }
 
@@ -35,7 +34,7 @@ impl Mount {
         Some(Self { number, point, kind, source, namespace_of })
     }
 
-    /// Where it is, as a person reads it.
+    /// The mount point, for a message.
     pub(super) fn place(&self) -> String {
         match self.namespace_of {
             Some(pid) => format!("{} in the mount namespace of process {pid}", self.point),
@@ -43,7 +42,7 @@ impl Mount {
         }
     }
 
-    /// What ends it; nothing where it takes more than a command.
+    /// The command that unmounts it; `None` for the root.
     pub(super) fn end(&self) -> Option<String> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c);
         let point = match self.point.chars().all(plain) {
@@ -58,12 +57,12 @@ impl Mount {
     }
 }
 
-/// All of them.
+/// The mounts of all namespaces.
 #[derive(Debug, Default)]
 pub(super) struct Mounts(Vec<Mount>);
 
 impl Mounts {
-    /// Reads them, this process' own first.
+    /// Reads them, those of this process's namespace first.
     pub(super) fn of(host: &Host) -> Self {
         let mut mounts = Vec::new();
         let mut add = |path: &Path, namespace_of| {
@@ -83,15 +82,15 @@ impl Mounts {
         Self(mounts)
     }
 
-    /// Those of a block device, by its number or by what was mounted. Other namespaces' only where
-    /// this one has none: most of them are the same.
+    /// Those of a block device, by its number or its file. Those of other namespaces only if this one has
+    /// none, since most are the same.
     pub(super) fn of_block(&self, number: Option<DeviceNumber>, file: &Path) -> Vec<&Mount> {
         self.find(|mount| {
             (number.is_some() && mount.number == number) || is_file(&mount.source, file, number)
         })
     }
 
-    /// Those of a kind, with this source where one is given.
+    /// Those of a file system type, and with this source if given.
     pub(super) fn of_kind(&self, kind: &str, source: Option<&str>) -> Vec<&Mount> {
         self.find(|mount| mount.kind == kind && source.is_none_or(|source| mount.source == source))
     }
@@ -106,7 +105,7 @@ impl Mounts {
     }
 }
 
-/// Whether a path that names a block device means this one.
+/// Whether this path is a block device's file.
 pub(super) fn is_file(path: &str, file: &Path, number: Option<DeviceNumber>) -> bool {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let path = Path::new(path);
@@ -122,7 +121,7 @@ pub(super) fn is_file(path: &str, file: &Path, number: Option<DeviceNumber>) -> 
         })
 }
 
-/// Undoes what the kernel does to blanks, line ends and backslashes: `\040` and so on.
+/// Replaces the kernel's escapes of blanks, newlines and backslashes: `\040` and so on.
 pub(super) fn unescape(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_escapes_are_undone() {
+    fn only_complete_escapes_are_replaced() {
         for (text, expected) in
             [("a\\040b", "a b"), ("a\\", "a\\"), ("\\04", "\\04"), ("\\999", "\\999"), ("é", "é")]
         {

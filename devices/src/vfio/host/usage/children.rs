@@ -1,39 +1,39 @@
-//! What is below a device in sysfs: the interfaces by which the host's programs use it.
+//! The child devices of a device in sysfs: the interfaces by which the host uses it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::super::{DeviceNumber, link_name, read_line};
+use super::super::{DeviceNumber, attribute, file_name, link_name};
 
-/// How many directories are looked at. A USB controller with all its hubs has some thousands.
-const LIMIT: usize = 1 << 16;
+/// How many directories are visited at most. A USB controller with all its hubs has some thousands.
+const MAX_DIRECTORIES: usize = 1 << 16;
 
-/// A device below another.
+/// A child device.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct ChildDevice {
     /// Its directory.
     pub(super) path: PathBuf,
-    /// Its class or bus.
+    /// The name of its class or bus.
     pub(super) subsystem: String,
 }
 
-impl Node {
+impl ChildDevice {
     /// Its name.
     pub(super) fn name(&self) -> &str {
-        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+        file_name(&self.path)
     }
 
-    /// The first line of an attribute; `None` where there is none.
+    /// The first line of an attribute; `None` if there is none.
     pub(super) fn attribute(&self, name: &str) -> Option<String> {
-        read_line(&self.path.join(name)).ok().flatten()
+        attribute(&self.path.join(name))
     }
 
-    /// What identifies its file.
+    /// The number of its device file.
     pub(super) fn number(&self) -> Option<DeviceNumber> {
         DeviceNumber::parse(&self.attribute("dev")?)
     }
 
-    /// The name of its file below /dev.
+    /// The name of its device file below /dev.
     pub(super) fn file(&self) -> String {
         let uevent = fs::read_to_string(self.path.join("uevent")).unwrap_or_default();
         let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
@@ -41,34 +41,34 @@ impl Node {
     }
 }
 
-/// The devices below a directory.
+/// The child devices of a device.
 #[derive(Debug, Default)]
-pub(super) struct Below {
-    /// All of them.
-    pub(super) nodes: Vec<Node>,
-    /// A place for network interfaces with none in it: they are in another network namespace.
+pub(super) struct ChildDevices {
+    /// All of them, sorted by path.
+    pub(super) devices: Vec<ChildDevice>,
+    /// An empty directory of network interfaces: they are in another network namespace.
     pub(super) hidden_interfaces: bool,
 }
 
-impl Below {
-    /// Looks below this directory, which isn't itself among them. What can't be read is left out.
+impl ChildDevices {
+    /// Those below this directory, without itself. What can't be read is skipped.
     pub(super) fn of(directory: &Path) -> Self {
-        let mut below = Self::default();
+        let mut children = Self::default();
         let mut waiting = subdirectories(directory);
-        let mut left = LIMIT;
+        let mut left = MAX_DIRECTORIES;
         while let (Some(path), Some(less)) = (waiting.pop(), left.checked_sub(1)) {
             left = less;
             let within = subdirectories(&path);
             match link_name(&path.join("subsystem")).ok().flatten() {
-                Some(subsystem) => below.nodes.push(Node { path, subsystem }),
+                Some(subsystem) => children.devices.push(ChildDevice { path, subsystem }),
                 None => {
-                    below.hidden_interfaces |= path.ends_with("net") && within.is_empty();
+                    children.hidden_interfaces |= path.ends_with("net") && within.is_empty();
                 }
             }
             waiting.extend(within);
         }
-        below.nodes.sort_by(|a, b| a.path.cmp(&b.path));
-        below
+        children.devices.sort_by(|a, b| a.path.cmp(&b.path));
+        children
     }
 }
 
