@@ -163,8 +163,18 @@ impl fmt::Display for Format {
             Self::RiscvKernel => "a RISC-V Linux kernel (Image)",
             Self::Arm32Kernel => "a 32-bit Arm Linux kernel (zImage)",
             Self::Elf(EM_AARCH64) => "an ELF file for AArch64 (vmlinux?)",
-            Self::Elf(machine) => return write!(f, "an ELF file for {}", elf_machine(*machine)),
-            Self::Efi(machine) => return write!(f, "an EFI program for {}", pe_name(*machine)),
+            Self::Elf(machine) => {
+                return match machine_name(|elf, _| elf == *machine && elf != 0) {
+                    Some(name) => write!(f, "an ELF file for {name}"),
+                    None => write!(f, "an ELF file for machine {machine}"),
+                };
+            }
+            Self::Efi(machine) => {
+                return match machine_name(|_, pe| pe == *machine && pe != 0) {
+                    Some(name) => write!(f, "an EFI program for {name}"),
+                    None => write!(f, "an EFI program for machine {machine:#06x}"),
+                };
+            }
             Self::Compressed(compressor) => {
                 return write!(f, "compressed by {}", compressor.command());
             }
@@ -274,32 +284,23 @@ fn pe_machine(fields: Le<'_>) -> Option<u16> {
     fields.u16(pe.checked_add(4)?)
 }
 
-/// A person's name for an `e_machine`.
-fn elf_machine(machine: u16) -> String {
-    match machine {
-        3 => "32-bit x86".into(),
-        8 => "MIPS".into(),
-        21 => "64-bit PowerPC".into(),
-        22 => "s390".into(),
-        40 => "32-bit Arm".into(),
-        62 => "x86-64".into(),
-        243 => "RISC-V".into(),
-        258 => "LoongArch".into(),
-        other => format!("machine {other}"),
-    }
-}
+/// Machines of ELF (`e_machine`) and PE files, as people call them; 0 where there is no number.
+const MACHINES: &[(u16, u16, &str)] = &[
+    (3, 0x014c, "32-bit x86"),
+    (8, 0, "MIPS"),
+    (21, 0, "64-bit PowerPC"),
+    (22, 0, "s390"),
+    (40, 0x01c4, "32-bit Arm"),
+    (40, 0x01c2, "32-bit Arm"),
+    (62, 0x8664, "x86-64"),
+    (EM_AARCH64, 0xaa64, "AArch64"),
+    (243, 0x5064, "RISC-V"),
+    (258, 0x6264, "LoongArch"),
+];
 
-/// A person's name for a PE machine.
-fn pe_name(machine: u16) -> String {
-    match machine {
-        0x014c => "32-bit x86".into(),
-        0x01c2 | 0x01c4 => "32-bit Arm".into(),
-        0x5064 => "RISC-V".into(),
-        0x6264 => "LoongArch".into(),
-        0x8664 => "x86-64".into(),
-        0xaa64 => "AArch64".into(),
-        other => format!("machine {other:#06x}"),
-    }
+/// The name of the machine of which this is so.
+fn machine_name(is_it: impl Fn(u16, u16) -> bool) -> Option<&'static str> {
+    MACHINES.iter().find(|(elf, pe, _)| is_it(*elf, *pe)).map(|(.., name)| *name)
 }
 
 /// Whether all of it is UTF-8 without control characters; the last character may be cut off.

@@ -16,8 +16,8 @@ use super::writer::AnyNameWriter;
 ///
 /// # Errors
 ///
-/// A reference to a label that no node bears, a label or phandle borne twice, siblings of one name,
-/// or a name or value that the format can't hold; the error names the node.
+/// A reference to a label that no node has, two nodes with the same label or phandle, siblings of the
+/// same name, or a name or value that the format can't hold; the error names the node.
 pub fn to_blob(root: &Node) -> Result<Vec<u8>, BlobError> {
     let phandles = Phandles::number(root)?;
     if !root.name().is_empty() {

@@ -9,9 +9,9 @@ use super::value::Label;
 #[derive(Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant's text says it")]
 pub enum BlobError {
-    #[error("device tree node {path}: {property} refers to &{label}, which no node bears")]
+    #[error("device tree node {path}: {property} refers to &{label}, which no node has")]
     UnknownLabel { path: String, property: String, label: Label },
-    #[error("device tree: {first} and {second} both bear the label {label}")]
+    #[error("device tree: {first} and {second} both have the label {label}")]
     DuplicateLabel { label: Label, first: String, second: String },
     #[error("device tree: {first} and {second} both have the phandle {phandle:#x}")]
     DuplicatePhandle { phandle: u32, first: String, second: String },

@@ -215,11 +215,11 @@ fn what_a_blob_cannot_hold_is_an_error_that_names_it() {
     for (tree, text) in [
         (
             root().child(Node::new("dma").refs("clocks", ["clk"])),
-            "device tree node /dma: clocks refers to &clk, which no node bears",
+            "device tree node /dma: clocks refers to &clk, which no node has",
         ),
         (
             root().child(Node::new("bus").child(Node::new("x").label("soc"))),
-            "device tree: /soc and /bus/x both bear the label soc",
+            "device tree: /soc and /bus/x both have the label soc",
         ),
         (root().child(Node::new("soc")), "device tree node / has two children named \"soc\""),
         (root().child(many("cpu@5")), "device tree node /cpus has two children named \"cpu@5\""),

@@ -1,6 +1,6 @@
 //! What a node's place in the host's tree means: addresses, coherence, clocks.
 
-use boot::fdt::host::{BusCells, BusRange, DmaReach, HostTree, Ranges};
+use boot::fdt::host::{BusCells, BusDmaLimit, BusRange, HostTree, Ranges};
 
 use crate::support::scratch::Scratch;
 
@@ -153,14 +153,14 @@ fn coherence_is_the_nearest_that_says_so() {
 type DmaRanges<'a> = &'a [(&'a str, &'a [u32])];
 
 /// What the device can address, on a board whose buses have these `dma-ranges`.
-fn reach(files: DmaRanges<'_>) -> Option<DmaReach> {
+fn reach(files: DmaRanges<'_>) -> Option<BusDmaLimit> {
     let board = board();
     for (bus, ranges) in files {
         board.write(&format!("base/{bus}dma-ranges"), cells(ranges));
     }
     let tree = tree(&board);
     let device = tree.node_at("/soc/bus/dma@10000100").unwrap();
-    tree.dma_reach(&device).unwrap()
+    tree.bus_dma_limit(&device).unwrap()
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn a_device_reaches_what_every_bus_passes_on() {
         (&[("soc/", &[0, 0, 0, 0])], Some(("/soc", &[]))),
     ];
     for (files, expected) in cases {
-        let expected = expected.map(|(bus, ranges)| DmaReach {
+        let expected = expected.map(|(bus, ranges)| BusDmaLimit {
             bus: bus.to_owned(),
             ranges: ranges.iter().map(|(start, end)| *start..=*end).collect(),
         });
@@ -235,7 +235,7 @@ fn a_pci_host_s_memory_space_is_what_its_functions_reach() {
     ];
     board.write("base/pcie/dma-ranges", cells(ranges.as_flattened()));
     let tree = tree(&board);
-    let reach = tree.dma_reach_below(&tree.node_at("/pcie").unwrap()).unwrap().unwrap();
+    let reach = tree.bus_dma_limit_below(&tree.node_at("/pcie").unwrap()).unwrap().unwrap();
     assert_eq!(reach.ranges, [0x4000_0000..=0x7fff_ffff, 0x1_0000_0000..=0x1_ffee_ffff]);
 }
 
@@ -256,7 +256,7 @@ fn dma_ranges_that_are_malformed_or_endless_are_errors() {
         }
         let tree = tree(&board);
         let device = tree.node_at("/soc/bus/dma@10000100").unwrap();
-        let error = tree.dma_reach(&device).unwrap_err().to_string();
+        let error = tree.bus_dma_limit(&device).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
 }

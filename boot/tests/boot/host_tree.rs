@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use boot::fdt::host::{BusCells, HostError, HostTree, PROPERTY_MAX, Sense};
+use boot::fdt::host::{BusCells, HostError, HostTree, MAX_PROPERTY_SIZE};
 use boot::fdt::{Node, Value, subtree_to_dts};
 
 use crate::support::scratch::Scratch;
@@ -153,7 +153,7 @@ fn read_all(board: &Scratch) -> Result<(), HostError> {
 #[test]
 fn malformed_properties_are_errors_that_name_the_file() {
     read_all(&board()).unwrap();
-    let huge = vec![0; usize::try_from(PROPERTY_MAX).unwrap() + 1];
+    let huge = vec![0; usize::try_from(MAX_PROPERTY_SIZE).unwrap() + 1];
     for (file, content, text) in [
         ("soc/dma@2c0a0000/phandle", &b"abc"[..], "should hold one 32-bit cell, but has 3 bytes"),
         ("soc/dma@2c0a0000/compatible", b"abc", "should hold NUL-terminated text"),
@@ -187,7 +187,7 @@ fn a_tree_cannot_contain_itself_or_go_too_deep() {
 #[test]
 fn a_property_may_have_the_size_of_a_whole_tree_but_all_together_are_bounded() {
     let board = board();
-    let size = usize::try_from(PROPERTY_MAX).unwrap();
+    let size = usize::try_from(MAX_PROPERTY_SIZE).unwrap();
     for index in 0..7 {
         board.write(&format!("base/soc/dma@2c0a0000/big{index}"), vec![0; size]);
     }
@@ -232,13 +232,13 @@ fn interrupts_lead_to_their_controllers() {
     let tree = tree(&board);
     let found = |path: &str| {
         let all = tree.interrupts(&tree.node_at(path).unwrap())?;
-        let each = all.iter().map(|i| (i.provider.name().to_owned(), i.sense()));
+        let each = all.iter().map(|i| (i.provider.name().to_owned(), i.is_level_triggered()));
         Ok::<Vec<_>, HostError>(each.collect())
     };
-    let gic = |sense| ("gic".to_owned(), sense);
-    let plain = [gic(Some(Sense::Level)), gic(Some(Sense::Edge))];
+    let gic = |level| ("gic".to_owned(), level);
+    let plain = [gic(Some(true)), gic(Some(false))];
     assert_eq!(found("/soc/plain").unwrap(), plain);
-    assert_eq!(found("/soc/both").unwrap(), [("gpio".to_owned(), Some(Sense::Level)), gic(None)]);
+    assert_eq!(found("/soc/both").unwrap(), [("gpio".to_owned(), Some(true)), gic(None)]);
     assert!(found("/soc/none").unwrap().is_empty());
     assert!(matches!(found("/soc/short"), Err(HostError::Length { .. })));
     assert!(matches!(found("/other/x"), Err(HostError::NoCells { .. })));

@@ -6,9 +6,7 @@ use std::ops::Range;
 use super::error::HostError;
 use super::node::HostNode;
 use super::{BusCells, HostTree};
-
-/// The buses above a node are at most this many; Linux unflattens no deeper trees.
-pub(super) const BUSES_MAX: usize = 64;
+use crate::fdt::node::MAX_DEPTH;
 
 /// One entry of a bus's `ranges`: where `size` bytes of the bus are on the bus above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +127,7 @@ impl HostTree {
     pub fn translate(&self, node: &HostNode, address: u64) -> Result<u64, HostError> {
         let mut address = address;
         let Some(mut bus) = self.parent(node)? else { return Ok(address) };
-        for _ in 0..BUSES_MAX {
+        for _ in 0..MAX_DEPTH {
             let Some(above) = self.parent(&bus)? else { return Ok(address) };
             let ranges = bus.ranges(above.child_cells()?.address)?;
             address = ranges.translate(address).ok_or_else(|| HostError::NoTranslation {
@@ -138,7 +136,7 @@ impl HostTree {
             })?;
             bus = above;
         }
-        Err(HostError::TooDeep { path: node.directory().to_owned(), limit: BUSES_MAX })
+        Err(HostError::TooDeep { path: node.directory().to_owned(), limit: MAX_DEPTH })
     }
 
     /// Whether DMA of this node's device sees the CPU's caches: its own `dma-coherent` or
@@ -150,7 +148,7 @@ impl HostTree {
     /// A node on the way is malformed.
     pub fn is_dma_coherent(&self, node: &HostNode) -> Result<bool, HostError> {
         let mut next = Some(node.clone());
-        for _ in 0..BUSES_MAX {
+        for _ in 0..MAX_DEPTH {
             let Some(node) = next else { return Ok(false) };
             if node.has("dma-coherent") || node.has("dma-noncoherent") {
                 return Ok(node.has("dma-coherent"));

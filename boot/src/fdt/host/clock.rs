@@ -12,7 +12,7 @@ use super::reference::Reference;
 pub const SYSTEM_CLOCKS: &str = "/sys/kernel/debug/clk";
 
 /// Clocks are made of one another over at most this many steps.
-const CHAIN_MAX: usize = 16;
+const MAX_CLOCK_PARENTS: usize = 16;
 
 impl HostTree {
     /// The rate in Hz of the clock that `reference` is to, where the tree fixes it: a `fixed-clock`
@@ -29,7 +29,7 @@ impl HostTree {
         reference: &Reference,
         clocks: &Path,
     ) -> Result<Option<u32>, HostError> {
-        let fixed = self.fixed_rate(&reference.provider, CHAIN_MAX)?;
+        let fixed = self.fixed_rate(&reference.provider, MAX_CLOCK_PARENTS)?;
         if fixed.is_some() {
             return Ok(fixed);
         }

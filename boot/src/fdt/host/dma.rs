@@ -3,17 +3,18 @@
 
 use std::ops::RangeInclusive;
 
-use super::address::{BUSES_MAX, BusRange, Ranges};
+use super::address::{BusRange, Ranges};
 use super::error::HostError;
 use super::node::HostNode;
 use super::{BusCells, HostTree};
+use crate::fdt::node::MAX_DEPTH;
 
 /// The most parts into which the buses on the way cut what a device addresses.
-const PARTS_MAX: usize = 256;
+const MAX_RANGES: usize = 256;
 
-/// The addresses that a device can issue.
+/// The addresses that the buses let a device issue (Linux: `dev->bus_dma_limit`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DmaReach {
+pub struct BusDmaLimit {
     /// The path of the bus that says so: the nearest.
     pub bus: String,
     /// The addresses on that bus, in order and apart. Each leads to memory.
@@ -39,23 +40,23 @@ impl HostTree {
     /// # Errors
     ///
     /// A bus on the way is malformed.
-    pub fn dma_reach(&self, node: &HostNode) -> Result<Option<DmaReach>, HostError> {
+    pub fn bus_dma_limit(&self, node: &HostNode) -> Result<Option<BusDmaLimit>, HostError> {
         match self.dma_parent(node)? {
-            Some(bus) => self.dma_reach_below(&bus),
+            Some(bus) => self.bus_dma_limit_below(&bus),
             None => Ok(None),
         }
     }
 
-    /// As [`dma_reach`](Self::dma_reach), of the devices on this bus.
+    /// As [`bus_dma_limit`](Self::bus_dma_limit), of the devices on this bus.
     ///
     /// # Errors
     ///
-    /// As for [`dma_reach`](Self::dma_reach).
-    pub fn dma_reach_below(&self, bus: &HostNode) -> Result<Option<DmaReach>, HostError> {
+    /// As for [`bus_dma_limit`](Self::bus_dma_limit).
+    pub fn bus_dma_limit_below(&self, bus: &HostNode) -> Result<Option<BusDmaLimit>, HostError> {
         let Some(mut bus) = self.nearest_with_dma_ranges(bus)? else { return Ok(None) };
         let path = self.path(&bus);
         let mut parts: Option<Vec<Part>> = None;
-        for _ in 0..BUSES_MAX {
+        for _ in 0..MAX_DEPTH {
             let above = self.parent(&bus)?;
             let cells = above.as_ref().unwrap_or(&bus).child_cells()?;
             // One without any, or with an empty one, passes all on as it is.
@@ -68,9 +69,9 @@ impl HostTree {
                         pairs.filter_map(|(part, entry)| part.through(entry)).collect::<Vec<_>>()
                     }
                 };
-                if translated.len() > PARTS_MAX {
+                if translated.len() > MAX_RANGES {
                     let path = bus.file("dma-ranges");
-                    return Err(HostError::TooManyRanges { path, limit: PARTS_MAX });
+                    return Err(HostError::TooManyRanges { path, limit: MAX_RANGES });
                 }
                 parts = Some(translated);
             }
@@ -80,14 +81,14 @@ impl HostTree {
                 _ => break,
             }
         }
-        Ok(Some(DmaReach { bus: path, ranges: merged(parts.unwrap_or_default()) }))
+        Ok(Some(BusDmaLimit { bus: path, ranges: merged(parts.unwrap_or_default()) }))
     }
 
     /// The first bus from this one on whose `dma-ranges` isn't empty, as Linux finds it
     /// (`of_dma_get_range`): a bus above the first that has none at all ends the search.
     fn nearest_with_dma_ranges(&self, bus: &HostNode) -> Result<Option<HostNode>, HostError> {
         let mut next = Some(bus.clone());
-        for depth in 0..BUSES_MAX {
+        for depth in 0..MAX_DEPTH {
             let Some(bus) = next else { return Ok(None) };
             match bus.bytes("dma-ranges") {
                 Some([_, ..]) => return Ok(Some(bus)),
@@ -114,9 +115,9 @@ impl HostNode {
             false => self.bus_ranges("dma-ranges", above)?,
         };
         match ranges {
-            Ranges::Entries(entries) if entries.len() > PARTS_MAX => {
+            Ranges::Entries(entries) if entries.len() > MAX_RANGES => {
                 let path = self.file("dma-ranges");
-                Err(HostError::TooManyRanges { path, limit: PARTS_MAX })
+                Err(HostError::TooManyRanges { path, limit: MAX_RANGES })
             }
             ranges => Ok(ranges),
         }

@@ -18,7 +18,7 @@ pub enum HostError {
     #[error("{} can't be read", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} is neither a node nor a property", path.display())]
-    Strange { path: PathBuf },
+    UnexpectedType { path: PathBuf },
     #[error("{}: its name isn't UTF-8", path.display())]
     Name { path: PathBuf },
     #[error("{} has more than {}", path.display(), Size(*limit))]

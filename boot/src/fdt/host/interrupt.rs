@@ -5,26 +5,14 @@ use super::HostTree;
 use super::error::HostError;
 use super::node::HostNode;
 use super::reference::Reference;
-
-/// Controllers are looked for over at most this many nodes; Linux unflattens no deeper trees.
-const STEPS_MAX: usize = 64;
+use crate::fdt::node::MAX_DEPTH;
 
 /// Where a binding of the GIC has an interrupt's flags (arm,gic.yaml, arm,gic-v3.yaml): behind its
 /// type and number.
 const GIC_FLAGS: usize = 2;
 
-/// The bits of the flags that say how the line signals (dt-bindings/interrupt-controller/irq.h).
-const SENSE: u32 = 0xf;
-
-/// How a line signals, by the bits of its flags: rising edge 1, falling edge 2, high level 4, low
-/// level 8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sense {
-    /// By an edge.
-    Edge,
-    /// By a level.
-    Level,
-}
+/// The bits of the flags that say the trigger type (dt-bindings/interrupt-controller/irq.h).
+const IRQ_TYPE_SENSE_MASK: u32 = 0xf;
 
 impl HostTree {
     /// The interrupts of a node, in order: those of `interrupts-extended`, else of `interrupts`.
@@ -64,7 +52,7 @@ impl HostTree {
             from: node.file("interrupts"),
         };
         let mut here = node.clone();
-        for _ in 0..STEPS_MAX {
+        for _ in 0..MAX_DEPTH {
             let next = match here.u32("interrupt-parent")? {
                 Some(phandle) => self.by_phandle(phandle)?,
                 None => self.parent(&here)?,
@@ -79,16 +67,18 @@ impl HostTree {
 }
 
 impl Reference {
-    /// How the interrupt that it refers to signals, as far as it can be told without knowing the
-    /// controller: by the last of two cells, or the third as the GIC's bindings have it.
-    pub fn sense(&self) -> Option<Sense> {
+    /// Whether the interrupt that it refers to is level-triggered, as far as it can be told without
+    /// knowing the controller: by the last of two cells, or the third as the GIC's bindings have it.
+    pub fn is_level_triggered(&self) -> Option<bool> {
         let flags = match self.arguments.as_slice() {
             [_, flags] => flags,
             more => more.get(GIC_FLAGS)?,
         };
-        match flags & SENSE {
-            1..=3 => Some(Sense::Edge),
-            4 | 8 => Some(Sense::Level),
+        match flags & IRQ_TYPE_SENSE_MASK {
+            // IRQ_TYPE_EDGE_RISING, IRQ_TYPE_EDGE_FALLING, or both.
+            1..=3 => Some(false),
+            // IRQ_TYPE_LEVEL_HIGH, IRQ_TYPE_LEVEL_LOW.
+            4 | 8 => Some(true),
             _ => None,
         }
     }

@@ -14,20 +14,19 @@ mod reader;
 mod reference;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::{fs, io};
 
 pub use address::{BusRange, Ranges};
 pub use clock::SYSTEM_CLOCKS;
-pub use dma::DmaReach;
+pub use dma::BusDmaLimit;
 pub use error::HostError;
-pub use interrupt::Sense;
 pub use node::{HostNode, HostProperty};
-pub use reader::PROPERTY_MAX;
+pub use reader::MAX_PROPERTY_SIZE;
 pub use reference::Reference;
 
-use reader::{Listing, Reader, resolve, tree_name};
+use reader::{Listing, Reader, tree_name};
 
 /// Where Linux shows the tree (Documentation/ABI/testing/sysfs-firmware-ofw).
 const SYSTEM_TREE: &str = "/sys/firmware/devicetree/base";
@@ -66,7 +65,7 @@ impl HostTree {
     ///
     /// There is no such directory.
     pub fn at(root: &Path) -> Result<Self, HostError> {
-        let root = resolve(root).map_err(|source| match source.kind() {
+        let root = fs::canonicalize(root).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => HostError::NoTree { path: root.to_owned() },
             _ => HostError::Read { path: root.to_owned(), source },
         })?;
@@ -168,7 +167,7 @@ impl HostTree {
 
     /// Reads the node in `directory`.
     fn read(&self, directory: &Path, deep: bool) -> Result<HostNode, HostError> {
-        let resolved = resolve(directory).map_err(|source| match source.kind() {
+        let resolved = fs::canonicalize(directory).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => HostError::NoNode { path: directory.to_owned() },
             _ => HostError::Read { path: directory.to_owned(), source },
         })?;

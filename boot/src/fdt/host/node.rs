@@ -10,7 +10,7 @@ use crate::fdt::value::Value;
 pub struct HostProperty {
     /// Its name.
     pub name: String,
-    /// Its bytes, at most [`super::PROPERTY_MAX`] of them.
+    /// Its bytes, at most [`super::MAX_PROPERTY_SIZE`] of them.
     pub bytes: Vec<u8>,
 }
 

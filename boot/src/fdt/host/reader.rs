@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fs::{self, File, FileType};
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::HostError;
@@ -11,13 +11,13 @@ use crate::fdt::node::MAX_DEPTH;
 use crate::size::MIB;
 
 /// The largest property that is read: a whole device tree at boot has at most as much.
-pub const PROPERTY_MAX: u64 = 2 * MIB;
+pub const MAX_PROPERTY_SIZE: u64 = 2 * MIB;
 
 /// The bytes of all properties that are read at once.
-const BYTES_MAX: u64 = 16 * MIB;
+const MAX_TOTAL_SIZE: u64 = 16 * MIB;
 
 /// The nodes that are read at once; large servers' trees have a few thousand.
-const NODES_MAX: usize = 1 << 16;
+const MAX_NODES: usize = 1 << 16;
 
 /// Reads a node and, within bounds, what is below it.
 pub(super) struct Reader {
@@ -38,7 +38,7 @@ pub(super) struct Listing {
 
 impl Reader {
     pub(super) fn new(start: &Path) -> Self {
-        Self { start: start.to_owned(), nodes_left: NODES_MAX, bytes_left: BYTES_MAX }
+        Self { start: start.to_owned(), nodes_left: MAX_NODES, bytes_left: MAX_TOTAL_SIZE }
     }
 
     /// The node in `directory`, with its children where `deep`.
@@ -92,20 +92,20 @@ impl Reader {
         self.nodes_left = self
             .nodes_left
             .checked_sub(1)
-            .ok_or_else(|| HostError::TooMany { path: self.start.clone(), limit: NODES_MAX })?;
+            .ok_or_else(|| HostError::TooMany { path: self.start.clone(), limit: MAX_NODES })?;
         Ok(())
     }
 
     /// The bytes of the property in the file at `path`.
     pub(super) fn property(&mut self, path: &Path) -> Result<Vec<u8>, HostError> {
         let unreadable = |source| HostError::Read { path: path.to_owned(), source };
-        let limit = PROPERTY_MAX.min(self.bytes_left);
+        let limit = MAX_PROPERTY_SIZE.min(self.bytes_left);
         let mut bytes = Vec::new();
         let file = File::open(path).map_err(unreadable)?;
         file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
         let Some(left) = limit.checked_sub(bytes.len() as u64) else {
-            return Err(if limit < PROPERTY_MAX {
-                HostError::TooLarge { path: self.start.clone(), limit: BYTES_MAX }
+            return Err(if limit < MAX_PROPERTY_SIZE {
+                HostError::TooLarge { path: self.start.clone(), limit: MAX_TOTAL_SIZE }
             } else {
                 HostError::TooLarge { path: path.to_owned(), limit }
             });
@@ -138,7 +138,10 @@ impl Listing {
                 .file_name()
                 .into_string()
                 .map_err(|_| HostError::Name { path: entry.path() })?;
-            listing.list(kind).ok_or_else(|| HostError::Strange { path: entry.path() })?.push(name);
+            listing
+                .list(kind)
+                .ok_or_else(|| HostError::UnexpectedType { path: entry.path() })?
+                .push(name);
         }
         listing.properties.sort_unstable();
         listing.children.sort_unstable_by(|a, b| by_number(tree_name(a), tree_name(b)));
@@ -184,11 +187,6 @@ pub(super) fn tree_name(directory: &str) -> &str {
         }
         _ => directory,
     }
-}
-
-/// The directory at `path` without symbolic links.
-pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
-    fs::canonicalize(path)
 }
 
 #[cfg(test)]

@@ -26,9 +26,9 @@ pub enum OverlayFault {
     NoTarget { fragment: String },
     #[error("it has more than {limit} {what}")]
     TooMany { what: &'static str, limit: usize },
-    #[error("{place} is no place of a reference")]
+    #[error("its fixup {place} is invalid")]
     Fixup { place: String },
-    #[error("{place} should refer to the phandle {phandle:#x}, which none of its nodes has")]
+    #[error("{place} refers to the phandle {phandle:#x}, which none of its nodes has")]
     NoPhandle { place: String, phandle: u32 },
     #[error("it refers to &{symbol}, which the guest's device tree doesn't have")]
     NoSymbol { symbol: String, known: Vec<String> },

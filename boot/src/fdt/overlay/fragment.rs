@@ -25,14 +25,14 @@ pub(super) enum Target {
     Path(String),
 }
 
-/// What a blob says: fragments, and the names of nodes in them.
+/// What the blob of an overlay (`/plugin/`) says: fragments, and the symbols of nodes in them.
 #[derive(Clone, Debug)]
-pub(super) struct Parts {
+pub(super) struct Plugin {
     pub(super) fragments: Vec<Fragment>,
     /// The symbols that the overlay defines, and the provisional label of the node.
     pub(super) symbols: Vec<(Label, Label)>,
-    /// The symbols that it needs.
-    pub(super) needs: Vec<Label>,
+    /// The symbols of the tree to which it refers.
+    pub(super) externals: Vec<Label>,
 }
 
 /// The provisional label of a node of the overlay itself.
@@ -46,49 +46,49 @@ pub(super) fn external(symbol: &Label) -> Label {
 }
 
 /// The most fragments that an overlay has: dtc makes one of each `&symbol { … }`.
-const FRAGMENTS_MAX: usize = 1 << 11;
+const MAX_FRAGMENTS: usize = 1 << 11;
 
 /// The most nodes that an overlay has; whole boards have a few thousand.
-const NODES_MAX: usize = 1 << 14;
+const MAX_NODES: usize = 1 << 14;
 
-impl Parts {
+impl Plugin {
     /// What the tree of an overlay's blob says.
     pub(super) fn of(mut root: Node) -> Result<Self, OverlayFault> {
         let too_many = |what, limit| Err(OverlayFault::TooMany { what, limit });
-        if root.children().len() > FRAGMENTS_MAX {
-            return too_many("fragments", FRAGMENTS_MAX);
+        if root.children().len() > MAX_FRAGMENTS {
+            return too_many("fragments", MAX_FRAGMENTS);
         }
-        if count(&root) > NODES_MAX {
-            return too_many("nodes", NODES_MAX);
+        if count(&root) > MAX_NODES {
+            return too_many("nodes", MAX_NODES);
         }
-        let fixups = take_child(&mut root, "__fixups__");
+        let external_fixups = take_child(&mut root, "__fixups__");
         let local_fixups = take_child(&mut root, "__local_fixups__");
         let symbols = take_child(&mut root, "__symbols__");
 
-        let mut notes = Notes::default();
+        let mut fixups = Fixups::default();
         for property in symbols.iter().flat_map(Node::properties) {
             let path = string(&property.value).unwrap_or_default();
-            let node = notes.at(path);
+            let node = fixups.at(path);
             node.into_iter().for_each(|node| node.symbols.push(Label::new(&property.name)));
         }
         if let Some(local_fixups) = local_fixups {
-            notes.local(&local_fixups, "")?;
+            fixups.local(&local_fixups, "")?;
         }
-        let mut needs = Vec::new();
-        for property in fixups.iter().flat_map(Node::properties) {
+        let mut externals = Vec::new();
+        for property in external_fixups.iter().flat_map(Node::properties) {
             let symbol = Label::new(&property.name);
             let places = strings(&property.value)
                 .ok_or_else(|| OverlayFault::Fixup { place: property.name.clone() })?;
             for place in places {
-                notes.external(&place, &symbol).ok_or(OverlayFault::Fixup { place })?;
+                fixups.external(&place, &symbol).ok_or(OverlayFault::Fixup { place })?;
             }
-            needs.push(symbol);
+            externals.push(symbol);
         }
-        let mut names = Names::default();
-        names.give(&mut root, Some(&mut notes));
-        notes.apply(&mut root, "", &names.phandles)?;
+        let mut labels = LocalLabels::default();
+        labels.assign(&mut root, Some(&mut fixups));
+        fixups.apply(&mut root, "", &labels.phandles)?;
         let fragments = fragments(root)?;
-        Ok(Self { fragments, symbols: names.symbols, needs })
+        Ok(Self { fragments, symbols: labels.symbols, externals })
     }
 }
 
@@ -119,15 +119,15 @@ fn fragments(mut root: Node) -> Result<Vec<Fragment>, OverlayFault> {
     Ok(fragments)
 }
 
-/// What a blob says of the overlay's nodes by their paths, as a tree of the same shape: so each
-/// node and each property is looked at once, however much is said of it.
+/// The symbols and references of a node and those below, as a tree of the overlay's shape: so each
+/// node and each property is looked at once, however many there are.
 #[derive(Default)]
-struct Notes {
+struct Fixups {
     /// The symbols that name the node.
     symbols: Vec<Label>,
     /// The references in its properties, by property and offset in bytes.
     references: BTreeMap<String, BTreeMap<u32, Reference>>,
-    children: BTreeMap<String, Notes>,
+    children: BTreeMap<String, Fixups>,
 }
 
 /// What four bytes of a property stand for.
@@ -138,18 +138,18 @@ enum Reference {
     External(Label),
 }
 
-impl Notes {
-    /// The notes of the node at a path; `None` if that is none, or deeper than trees are.
+impl Fixups {
+    /// The fixups of the node at a path; `None` if that is none, or deeper than trees are.
     fn at(&mut self, path: &str) -> Option<&mut Self> {
         let names = path.strip_prefix('/')?.split('/').filter(|name| !name.is_empty());
-        let mut notes = self;
+        let mut fixups = self;
         for (depth, name) in names.enumerate() {
             if depth >= MAX_DEPTH {
                 return None;
             }
-            notes = notes.children.entry(name.to_owned()).or_default();
+            fixups = fixups.children.entry(name.to_owned()).or_default();
         }
-        Some(notes)
+        Some(fixups)
     }
 
     /// Takes in `__local_fixups__`, a tree like the overlay's whose properties hold the offsets at
@@ -166,8 +166,8 @@ impl Notes {
             references.extend(offsets.map(|offset| (offset, Reference::Local)));
         }
         for child in offsets.children() {
-            let notes = self.children.entry(child.name().to_owned()).or_default();
-            notes.local(child, &format!("{path}/{}", child.name()))?;
+            let fixups = self.children.entry(child.name().to_owned()).or_default();
+            fixups.local(child, &format!("{path}/{}", child.name()))?;
         }
         Ok(())
     }
@@ -203,12 +203,12 @@ impl Notes {
             return Err(OverlayFault::Fixup { place: format!("{path}:{property}:{offset}") });
         }
         for child in node.children_mut() {
-            if let Some(notes) = self.children.remove(child.name()) {
+            if let Some(fixups) = self.children.remove(child.name()) {
                 let path = format!("{path}/{}", child.name());
-                notes.apply(child, &path, phandles)?;
+                fixups.apply(child, &path, phandles)?;
             }
         }
-        match self.children.iter().find(|(_, notes)| notes.has_references()) {
+        match self.children.iter().find(|(_, fixups)| fixups.has_references()) {
             Some((name, _)) => Err(OverlayFault::Fixup { place: format!("{path}/{name}") }),
             None => Ok(()),
         }
@@ -221,9 +221,9 @@ impl Notes {
     }
 }
 
-/// The labels that the overlay's nodes get.
+/// The provisional labels of the overlay's nodes.
 #[derive(Default)]
-struct Names {
+struct LocalLabels {
     /// How many there are.
     count: usize,
     /// The symbols, and the provisional label of the node.
@@ -232,10 +232,10 @@ struct Names {
     phandles: BTreeMap<u32, Label>,
 }
 
-impl Names {
+impl LocalLabels {
     /// Gives each node with a symbol a label, and each with a phandle one in its place.
-    fn give(&mut self, node: &mut Node, mut notes: Option<&mut Notes>) {
-        let symbols = notes.as_deref_mut().map(|notes| std::mem::take(&mut notes.symbols));
+    fn assign(&mut self, node: &mut Node, mut fixups: Option<&mut Fixups>) {
+        let symbols = fixups.as_deref_mut().map(|fixups| std::mem::take(&mut fixups.symbols));
         let phandle = node.take_phandle();
         let symbols = symbols.unwrap_or_default();
         if phandle.is_some() || !symbols.is_empty() {
@@ -246,8 +246,8 @@ impl Names {
             self.phandles.extend(phandle.map(|phandle| (phandle, label)));
         }
         for child in node.children_mut() {
-            let notes = notes.as_deref_mut().and_then(|n| n.children.get_mut(child.name()));
-            self.give(child, notes);
+            let fixups = fixups.as_deref_mut().and_then(|n| n.children.get_mut(child.name()));
+            self.assign(child, fixups);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A person's overlays on top of the finished tree: they have the last word.
+//! Overlays: changes to the finished tree that a person asks for.
 //!
 //! Compiled overlays (DTBO) as `dtc -@` makes them. The tree refers by labels, so an overlay's
 //! phandles become labels too and need no numbers until the tree is written: whatever an overlay
@@ -13,7 +13,7 @@ use std::fmt;
 
 pub use error::{OverlayError, OverlayFault};
 
-use self::fragment::{Fragment, Parts, Target, external};
+use self::fragment::{Fragment, Plugin, Target, external};
 use super::node::Node;
 use super::read::from_blob;
 use super::value::{Cell, Label, Value};
@@ -22,7 +22,7 @@ use super::value::{Cell, Label, Value};
 #[derive(Clone, Debug)]
 pub struct Overlay {
     name: String,
-    parts: Parts,
+    plugin: Plugin,
 }
 
 impl Overlay {
@@ -33,9 +33,9 @@ impl Overlay {
     /// It is no device tree blob, or no overlay.
     pub fn read(name: impl Into<String>, blob: &[u8]) -> Result<Self, OverlayError> {
         let name = name.into();
-        let parts = from_blob(blob).map_err(OverlayFault::from).and_then(Parts::of);
-        match parts {
-            Ok(parts) => Ok(Self { name, parts }),
+        let plugin = from_blob(blob).map_err(OverlayFault::from).and_then(Plugin::of);
+        match plugin {
+            Ok(plugin) => Ok(Self { name, plugin }),
             Err(fault) => Err(fault.of(&name)),
         }
     }
@@ -60,7 +60,7 @@ pub fn apply(root: &mut Node, overlays: &[Overlay]) -> Result<Vec<NoEffect>, Ove
     collect(root, &mut symbols);
     for (number, overlay) in overlays.iter().enumerate() {
         // The first of a node's symbols is the one that it gets as a label.
-        let names = overlay.parts.symbols.iter().rev();
+        let names = overlay.plugin.symbols.iter().rev();
         let mut merge = Merge {
             symbols: &mut symbols,
             names: names.map(|(symbol, label)| (label, symbol)).collect(),
@@ -69,7 +69,7 @@ pub fn apply(root: &mut Node, overlays: &[Overlay]) -> Result<Vec<NoEffect>, Ove
             provisional: BTreeMap::new(),
             without_effect: Vec::new(),
         };
-        merge.overlay(root, &overlay.parts).map_err(|fault| fault.of(&overlay.name))?;
+        merge.overlay(root, &overlay.plugin).map_err(|fault| fault.of(&overlay.name))?;
         let places = merge.without_effect.into_iter();
         without_effect.extend(places.map(|node| NoEffect { name: overlay.name.clone(), node }));
     }
@@ -98,7 +98,7 @@ impl fmt::Display for NoEffect {
     }
 }
 
-/// What names a node: the label by which the tree refers to it.
+/// The label by which the tree refers to a node, by each symbol of that node.
 type Symbols = BTreeMap<Label, Label>;
 
 fn collect(node: &Node, symbols: &mut Symbols) {
@@ -122,8 +122,8 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    fn overlay(&mut self, root: &mut Node, parts: &Parts) -> Result<(), OverlayFault> {
-        for symbol in &parts.needs {
+    fn overlay(&mut self, root: &mut Node, plugin: &Plugin) -> Result<(), OverlayFault> {
+        for symbol in &plugin.externals {
             let known =
                 self.symbols.get(symbol).cloned().ok_or_else(|| OverlayFault::NoSymbol {
                     symbol: symbol.to_string(),
@@ -131,7 +131,7 @@ impl Merge<'_> {
                 })?;
             self.provisional.insert(external(symbol), known);
         }
-        for fragment in &parts.fragments {
+        for fragment in &plugin.fragments {
             let target = self.target(root, fragment)?;
             let place = match &fragment.target {
                 Target::Path(path) => path.clone(),
@@ -141,12 +141,12 @@ impl Merge<'_> {
             };
             self.node(target, &fragment.content, &place);
         }
-        for (symbol, label) in &parts.symbols {
+        for (symbol, label) in &plugin.symbols {
             if let Some(label) = self.provisional.get(label) {
                 self.symbols.insert(symbol.clone(), label.clone());
             }
         }
-        self.settle(root, parts)
+        self.resolve(root, plugin)
     }
 
     /// The node that a fragment changes.
@@ -216,21 +216,21 @@ impl Merge<'_> {
     }
 
     /// Turns provisional labels in references into the nodes' own.
-    fn settle(&self, node: &mut Node, parts: &Parts) -> Result<(), OverlayFault> {
-        node.values_mut().try_for_each(|value| self.settle_value(value, parts))?;
-        node.children_mut().iter_mut().try_for_each(|child| self.settle(child, parts))
+    fn resolve(&self, node: &mut Node, plugin: &Plugin) -> Result<(), OverlayFault> {
+        node.values_mut().try_for_each(|value| self.resolve_value(value, plugin))?;
+        node.children_mut().iter_mut().try_for_each(|child| self.resolve(child, plugin))
     }
 
-    fn settle_value(&self, value: &mut Value, parts: &Parts) -> Result<(), OverlayFault> {
+    fn resolve_value(&self, value: &mut Value, plugin: &Plugin) -> Result<(), OverlayFault> {
         match value {
             Value::Cells(cells) => {
                 for cell in cells {
                     let Cell::Ref(label) = cell else { continue };
                     match self.provisional.get(label) {
-                        Some(settled) => *label = settled.clone(),
+                        Some(resolved) => *label = resolved.clone(),
                         // A node that has a phandle, but isn't part of any fragment.
                         None if label.as_str().starts_with('#') => {
-                            let name = parts.symbols.iter().find(|(_, l)| l == label);
+                            let name = plugin.symbols.iter().find(|(_, l)| l == label);
                             let symbol =
                                 name.map_or_else(|| label.to_string(), |(s, _)| s.to_string());
                             return Err(OverlayFault::Outside { symbol });
@@ -240,7 +240,9 @@ impl Merge<'_> {
                 }
                 Ok(())
             }
-            Value::Mixed(values) => values.iter_mut().try_for_each(|v| self.settle_value(v, parts)),
+            Value::Mixed(values) => {
+                values.iter_mut().try_for_each(|v| self.resolve_value(v, plugin))
+            }
             Value::Empty | Value::Strings(_) | Value::Bytes(_) => Ok(()),
         }
     }

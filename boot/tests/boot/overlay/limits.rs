@@ -88,7 +88,7 @@ fn an_overlay_of_more_parts_than_boards_have_is_refused() {
     let cases = [
         (made(Node::new("__overlay__").with_children(nodes), Node::new("x")), "16384 nodes"),
         (to_blob(&Node::new("").with_children(fragments)).unwrap(), "2048 fragments"),
-        (made(Node::new("__overlay__"), deep_fixup()), "is no place"),
+        (made(Node::new("__overlay__"), deep_fixup()), "is invalid"),
     ];
     for (blob, expected) in cases {
         let error = applied(&[&blob]).unwrap_err().to_string();

@@ -37,17 +37,17 @@ fn references_that_lie_are_refused() {
         ))
     };
     for (fixups, text) in [
-        (r#"__fixups__ { gic = "/fragment@0/__overlay__:a:5"; };"#, "is no place"),
-        (r#"__fixups__ { gic = "/fragment@0/__overlay__:a:8"; };"#, "is no place"),
-        (r#"__fixups__ { gic = "/fragment@0/__overlay__:b:0"; };"#, "is no place"),
-        (r#"__fixups__ { gic = "/fragment@1:a:0"; };"#, "is no place"),
-        (r#"__fixups__ { gic = "nonsense"; };"#, "is no place"),
-        (r#"__fixups__ { gic = <1 2>; };"#, "is no place"),
-        (r#"__fixups__ { gic = "/fragment@0/__overlay__:a:99999999999"; };"#, "is no place"),
+        (r#"__fixups__ { gic = "/fragment@0/__overlay__:a:5"; };"#, "is invalid"),
+        (r#"__fixups__ { gic = "/fragment@0/__overlay__:a:8"; };"#, "is invalid"),
+        (r#"__fixups__ { gic = "/fragment@0/__overlay__:b:0"; };"#, "is invalid"),
+        (r#"__fixups__ { gic = "/fragment@1:a:0"; };"#, "is invalid"),
+        (r#"__fixups__ { gic = "nonsense"; };"#, "is invalid"),
+        (r#"__fixups__ { gic = <1 2>; };"#, "is invalid"),
+        (r#"__fixups__ { gic = "/fragment@0/__overlay__:a:99999999999"; };"#, "is invalid"),
         ("__local_fixups__ { fragment@0 { __overlay__ { a = <4>; }; }; };", "phandle 0x6"),
-        ("__local_fixups__ { fragment@0 { __overlay__ { b = <0>; }; }; };", "is no place"),
-        ("__local_fixups__ { fragment@0 { __overlay__ { a = [00]; }; }; };", "is no place"),
-        ("__local_fixups__ { fragment@7 { __overlay__ { a = <0>; }; }; };", "is no place"),
+        ("__local_fixups__ { fragment@0 { __overlay__ { b = <0>; }; }; };", "is invalid"),
+        ("__local_fixups__ { fragment@0 { __overlay__ { a = [00]; }; }; };", "is invalid"),
+        ("__local_fixups__ { fragment@7 { __overlay__ { a = <0>; }; }; };", "is invalid"),
     ] {
         let result = applied(&[&with(fixups)]);
         match result {

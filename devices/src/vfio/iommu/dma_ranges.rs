@@ -72,8 +72,11 @@ pub(super) fn of(host: &Host, assignments: &[Assignment]) -> Result<Vec<DmaRange
         let node = if in_guest_tree { device.of_node()? } else { device.host_bridge_node()? };
         let Some(node) = node else { continue };
         let node = tree.node_alone(&node)?;
-        let reach =
-            if in_guest_tree { tree.dma_reach(&node)? } else { tree.dma_reach_below(&node)? };
+        let reach = if in_guest_tree {
+            tree.bus_dma_limit(&node)?
+        } else {
+            tree.bus_dma_limit_below(&node)?
+        };
         all.extend(reach.map(|reach| DmaRanges {
             device: device.name().to_owned(),
             bus: reach.bus,

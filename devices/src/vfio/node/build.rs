@@ -104,7 +104,7 @@ impl NodeBuilder {
     /// for that above the device (`of_dma_get_range`).
     fn bus(&self) -> Option<Node> {
         const CELLS: BusCells = BusCells { address: 2, size: 2 };
-        let reach = self.dma_reach.as_ref()?;
+        let reach = self.bus_dma_limit.as_ref()?;
         // A size of 2^64 can't be written, and is no limit.
         let entries = reach.ranges.iter().map(|range| BusRange {
             child: *range.start(),

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use boot::fdt::host::{DmaReach, HostError, HostNode, HostTree, Ranges};
+use boot::fdt::host::{BusDmaLimit, HostError, HostNode, HostTree, Ranges};
 use boot::fdt::{Cell, Label, Node, Property, Value, is_node_name};
 
 use super::alias::is_alias_name;
@@ -50,7 +50,7 @@ pub struct NodeBuilder {
     /// `dma-coherent`, as it is on the host: a guest that is told wrong reads stale memory.
     pub(super) dma_coherent: bool,
     /// What its bus lets it address, if that is limited: the guest's kernel copies what is elsewhere.
-    pub(super) dma_reach: Option<DmaReach>,
+    pub(super) bus_dma_limit: Option<BusDmaLimit>,
     /// `reg-names`: of the regions, or the first of them.
     pub(super) reg_names: Vec<String>,
     /// `interrupt-names`: of the interrupts, or the first of them.
@@ -110,7 +110,7 @@ impl NodeBuilder {
             properties,
             addresses: addresses(tree, host, &reg),
             dma_coherent: tree.is_dma_coherent(host)?,
-            dma_reach: tree.dma_reach(host)?,
+            bus_dma_limit: tree.bus_dma_limit(host)?,
             reg_names: strings("reg-names")?,
             interrupt_names: strings("interrupt-names")?,
             ranges: ranges.filter(|_| !children.is_empty()),

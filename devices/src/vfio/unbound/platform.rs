@@ -4,7 +4,7 @@
 //! translate (`of_device_alloc`, `of_amba_device_create`), and vfio-platform a region or an interrupt
 //! of each (`vfio_platform_regions_init`, `vfio_platform_irq_init`).
 
-use boot::fdt::host::{HostNode, HostTree, Sense};
+use boot::fdt::host::{HostNode, HostTree};
 
 use super::super::host::{Bus, HostDevice};
 use super::super::uapi::{DeviceInfo, IrqInfo, RegionInfo};
@@ -62,7 +62,7 @@ fn irqs(tree: &HostTree, device: &HostDevice, node: &HostNode) -> impl Iterator<
     });
     interrupts.into_iter().map(|interrupt| {
         // Most are level-triggered, where the node doesn't say.
-        let level = interrupt.sense().unwrap_or(Sense::Level) == Sense::Level;
+        let level = interrupt.is_level_triggered().unwrap_or(true);
         IrqInfo { count: 1, eventfd: true, maskable: level, automasked: level }
     })
 }
