@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
-use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, create_sigset, register_signal_handler};
 
 /// Signals that end the run in order: all that would end the process (signal(7)) but SIGKILL, those
 /// of faults, which a process must not block, and the kick. With them go the [real-time
@@ -59,16 +59,12 @@ impl Signals {
     pub fn new() -> io::Result<Self> {
         accept_kicks()?;
         devices::stop::set_source(is_end_pending);
-        let mut set = MaybeUninit::uninit();
-        // SAFETY: sigemptyset fills the set, sigaddset is given it and valid signal numbers,
-        // pthread_sigmask reads it.
+        let signals: Vec<_> = ending().chain([libc::SIGUSR1, libc::SIGCONT]).collect();
+        let set = create_sigset(&signals)?;
+        // SAFETY: both calls read the set.
         let fd = unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            for signal in ending().chain([libc::SIGUSR1, libc::SIGCONT]) {
-                libc::sigaddset(set.as_mut_ptr(), signal);
-            }
-            libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
-            libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
         };
         if fd < 0 {
             return Err(io::Error::last_os_error());

@@ -5,6 +5,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vmm_sys_util::signal::create_sigset;
+
 /// Signals that end the process at once: the terminal is put right before they do.
 const FATAL: [libc::c_int; 7] = [
     libc::SIGSEGV,
@@ -96,14 +98,13 @@ impl Drop for Terminal {
 ///
 /// `attributes` must point to a valid termios.
 unsafe fn set(attributes: *const libc::termios) -> libc::c_int {
-    let (mut ttou, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: sigemptyset fills the set that sigaddset and pthread_sigmask are given, and the first
-    // pthread_sigmask the one that the second is given. The caller answers for `attributes`. All of
-    // them are async-signal-safe (POSIX.1-2017, 2.4.3).
+    let Ok(ttou) = create_sigset(&[libc::SIGTTOU]) else { return -1 };
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: the first pthread_sigmask fills the set that the second is given. The caller answers for
+    // `attributes`. All calls, with those of `create_sigset`, are async-signal-safe (POSIX.1-2017,
+    // 2.4.3).
     unsafe {
-        libc::sigemptyset(ttou.as_mut_ptr());
-        libc::sigaddset(ttou.as_mut_ptr(), libc::SIGTTOU);
-        libc::pthread_sigmask(libc::SIG_BLOCK, ttou.as_ptr(), before.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const ttou, before.as_mut_ptr());
         let result = libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, attributes);
         libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
         result
