@@ -48,24 +48,15 @@ pub enum AssignError {
         /// The bridge.
         name: String,
     },
-    /// The device is bound to another driver than VFIO's.
-    #[error("{name} can't be assigned: its driver is {driver}, not {}", bus.vfio_driver())]
-    OtherDriver {
+    /// The device isn't bound to VFIO's driver.
+    #[error("{name} can't be assigned: {}", not_bound(*bus, driver.as_deref()))]
+    NotBound {
         /// The device.
         name: String,
         /// Its bus.
         bus: Bus,
         /// Its driver.
-        driver: String,
-    },
-    /// The device is bound to no driver.
-    #[error("{name} can't be assigned: it is bound to no driver, and must be to {}",
-        bus.vfio_driver())]
-    Unbound {
-        /// The device.
-        name: String,
-        /// Its bus.
-        bus: Bus,
+        driver: Option<String>,
     },
     /// The device is bound to no driver, since VFIO's requires a reset function.
     #[error(
@@ -102,25 +93,14 @@ pub enum AssignError {
         group: u32,
     },
     /// The device's group isn't viable: the host uses other devices of it.
-    #[error(
-        "{name} can't be assigned: its IOMMU group {group} is shared with {}",
-        with_drivers(members)
-    )]
+    #[error("{name} can't be assigned: {}", not_viable(*group, members))]
     NotViable {
         /// The device.
         name: String,
         /// Its group.
         group: u32,
-        /// Those that the host uses.
+        /// Those that the host uses; none if only the kernel says so.
         members: Vec<GroupMember>,
-    },
-    /// The kernel says that the host uses the group, and sysfs doesn't show by which device.
-    #[error("{name} can't be assigned: another driver of the host uses its IOMMU group {group}")]
-    GroupInUse {
-        /// The device.
-        name: String,
-        /// Its group.
-        group: u32,
         /// The request that was refused, if one was.
         #[source]
         source: Option<IoctlError>,
@@ -274,7 +254,7 @@ impl AssignError {
             Self::OtherBus { name, bus: Bus::Pci } => format!("--vfio-pci {name}"),
             Self::OtherBus { name, .. } => format!("--vfio-platform {name}"),
             Self::Bridge { .. } => "strait device list".to_owned(),
-            Self::OtherDriver { name, .. } | Self::Unbound { name, .. } => remedy::bind(name),
+            Self::NotBound { name, .. } => remedy::bind(name),
             Self::ResetRequired { name } => {
                 format!("{}; {}", remedy::RESET_REQUIRED, remedy::bind(name))
             }
@@ -287,10 +267,10 @@ impl AssignError {
                  the device is behind an IOMMU"
                     .to_owned()
             }
-            Self::NotViable { name, .. } => format!("strait device bind --group {name}"),
-            Self::GroupInUse { group, .. } => {
+            Self::NotViable { group, members, .. } if members.is_empty() => {
                 format!("ls -l /sys/kernel/iommu_groups/{group}/devices/*/driver")
             }
+            Self::NotViable { name, .. } => format!("strait device bind --group {name}"),
             Self::NoFile { path, file, .. } => match file {
                 VfioFile::Container => remedy::CONTAINER.to_owned(),
                 VfioFile::Iommufd => remedy::IOMMUFD.to_owned(),
@@ -333,9 +313,21 @@ fn alternatives(similar: &[String], candidates: &[String]) -> String {
     }
 }
 
-/// Devices with their drivers, for a message.
-fn with_drivers(members: &[GroupMember]) -> String {
+/// The driver of a device that isn't bound to VFIO's, for a message.
+fn not_bound(bus: Bus, driver: Option<&str>) -> String {
+    let vfio_driver = bus.vfio_driver();
+    match driver {
+        Some(driver) => format!("its driver is {driver}, not {vfio_driver}"),
+        None => format!("it is bound to no driver, and must be to {vfio_driver}"),
+    }
+}
+
+/// Who uses a group that isn't viable, for a message.
+fn not_viable(group: u32, members: &[GroupMember]) -> String {
     let member =
         |m: &GroupMember| format!("{} (driver {})", m.name, m.driver.as_deref().unwrap_or("none"));
-    members.iter().map(member).collect::<Vec<_>>().join(", ")
+    match &members.iter().map(member).collect::<Vec<_>>()[..] {
+        [] => format!("another driver of the host uses its IOMMU group {group}"),
+        members => format!("its IOMMU group {group} is shared with {}", members.join(", ")),
+    }
 }

@@ -183,17 +183,17 @@ fn check_driver(host: &Host, device: &HostDevice) -> Result<(), AssignError> {
     if !host.has_vfio_driver(bus) {
         return Err(AssignError::NoVfioDriver { name, bus });
     }
-    if let Some(driver) = driver {
-        return Err(AssignError::OtherDriver { name, bus, driver });
-    }
     // vfio-platform has probed the device and refused it: with `reset_required` it does so if the
     // kernel has no reset function for the device. vfio-amba requires none.
     let probed = device.driver_override()?.as_deref() == Some(bus.vfio_driver());
-    if probed && bus == Bus::Platform && host.flag("vfio_platform", "reset_required")? == Some(true)
+    if driver.is_none()
+        && probed
+        && bus == Bus::Platform
+        && host.flag("vfio_platform", "reset_required")? == Some(true)
     {
         return Err(AssignError::ResetRequired { name });
     }
-    Err(AssignError::Unbound { name, bus })
+    Err(AssignError::NotBound { name, bus, driver })
 }
 
 /// Checks that the group is viable: no device of it is bound to a driver that does DMA.
@@ -203,7 +203,8 @@ fn check_members(device: &HostDevice, group: &IommuGroup) -> Result<(), AssignEr
     if members.is_empty() {
         return Ok(());
     }
-    Err(AssignError::NotViable { name: device.name().to_owned(), group: group.number(), members })
+    let (name, group) = (device.name().to_owned(), group.number());
+    Err(AssignError::NotViable { name, group, members, source: None })
 }
 
 /// Up to three of `names`, those most similar to `name`: that begin with it, or differ in the fewest

@@ -341,7 +341,7 @@ fn an_inherited_descriptor_names_the_device_whose_file_it_is() {
     fake.write(format!("sys/devices/platform/{DMA}/driver_override"), "(null)\n");
     std::fs::remove_file(fake.path(format!("sys/devices/platform/{DMA}/driver"))).unwrap();
     let error = preflight(&fake.host(), &[inherited()]).unwrap_err();
-    assert!(matches!(error, AssignError::Unbound { .. }), "{error}");
+    assert!(matches!(error, AssignError::NotBound { driver: None, .. }), "{error}");
 }
 
 #[test]

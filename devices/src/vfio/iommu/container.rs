@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::Host;
 use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError};
-use crate::stop;
 
 /// A container and its groups.
 pub(super) struct ContainerSpace {
@@ -23,9 +22,7 @@ impl ContainerSpace {
             if groups.iter().any(|(number, _)| *number == assignment.group) {
                 continue;
             }
-            let request = "VFIO_GROUP_SET_CONTAINER";
-            let stopped = |source| AssignError::Setup(IoctlError { request, source });
-            stop::check().map_err(stopped)?;
+            IoctlError::check_stop("VFIO_GROUP_SET_CONTAINER").map_err(AssignError::Setup)?;
             let group = open_group(host, assignment)?;
             let container = match &container {
                 Some(container) => container,
@@ -71,7 +68,9 @@ fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError
     let (name, number) = (assignment.name().to_owned(), assignment.group);
     match group.is_viable() {
         Ok(true) => Ok(group),
-        Ok(false) => Err(AssignError::GroupInUse { name, group: number, source: None }),
+        Ok(false) => {
+            Err(AssignError::NotViable { name, group: number, members: Vec::new(), source: None })
+        }
         Err(source) => Err(AssignError::Attach { name, group: number, source }),
     }
 }
@@ -93,7 +92,7 @@ fn attach_error(host: &Host, assignment: &Assignment, source: IoctlError) -> Ass
     if source.is(libc::EPERM) && allowed == Some(false) {
         AssignError::UnsafeInterrupts { name, module, source }
     } else if source.is(libc::EBUSY) {
-        AssignError::GroupInUse { name, group, source: Some(source) }
+        AssignError::NotViable { name, group, members: Vec::new(), source: Some(source) }
     } else {
         AssignError::Attach { name, group, source }
     }
@@ -125,7 +124,7 @@ mod tests {
         let help = unsafe_interrupts.help().unwrap();
         assert!(help.contains("vfio_iommu_type1/parameters/allow_unsafe_interrupts"), "{help}");
         assert!(matches!(because("Y\n", libc::EPERM), AssignError::Attach { group: 3, .. }));
-        assert!(matches!(because("N\n", libc::EBUSY), AssignError::GroupInUse { .. }));
+        assert!(matches!(because("N\n", libc::EBUSY), AssignError::NotViable { .. }));
         assert!(matches!(because("N\n", libc::EINVAL), AssignError::Attach { .. }));
     }
 

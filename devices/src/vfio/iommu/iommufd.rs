@@ -9,7 +9,6 @@ use super::super::host::{Host, HostDevice};
 use super::super::inherited::InheritedFd;
 use super::super::uapi::{DeviceCalls, DeviceFile, Ioas, IoctlError, Iommufd};
 use super::IommuOptions;
-use crate::stop;
 
 /// An IOAS and its devices.
 pub(super) struct IommufdSpace {
@@ -43,9 +42,7 @@ impl IommufdSpace {
         let ioas = Ioas::new(iommufd).map_err(AssignError::Setup)?;
         let mut space = Self { devices: Vec::new(), ioas };
         for assignment in assignments {
-            let request = "VFIO_DEVICE_BIND_IOMMUFD";
-            let stopped = |source| AssignError::Setup(IoctlError { request, source });
-            stop::check().map_err(stopped)?;
+            IoctlError::check_stop("VFIO_DEVICE_BIND_IOMMUFD").map_err(AssignError::Setup)?;
             let attached = space.attach(host, assignment)?;
             space.devices.push(attached);
         }
@@ -140,7 +137,7 @@ fn bind_error(
     if is(libc::EPERM) && allowed == Some(false) {
         AssignError::UnsafeInterrupts { name, module, source }
     } else if is(libc::EPERM) || is(libc::EBUSY) {
-        AssignError::GroupInUse { name, group, source: Some(source) }
+        AssignError::NotViable { name, group, members: Vec::new(), source: Some(source) }
     } else {
         AssignError::OpenDevice { name, source }
     }
@@ -179,7 +176,7 @@ mod tests {
         assert!(help.contains("boot the host with iommufd.allow_unsafe_interrupts=1"), "{help}");
         for (allowed, errno) in [("Y\n", libc::EPERM), ("N\n", libc::EBUSY)] {
             let error = because(allowed, errno, Some(false));
-            assert!(matches!(error, AssignError::GroupInUse { group: 3, .. }), "{error}");
+            assert!(matches!(error, AssignError::NotViable { group: 3, .. }), "{error}");
         }
         for errno in [libc::EINVAL, libc::EIO] {
             let error = because("N\n", errno, Some(false));

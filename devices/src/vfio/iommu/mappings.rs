@@ -5,7 +5,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::super::uapi::{IoctlError, VfioOps};
-use crate::stop;
 
 /// Memory is mapped in chunks that end at multiples of this, in bytes. Pinning a chunk takes a fraction of
 /// a second, during which the kernel handles no signal but SIGKILL; and IOMMUs have no larger pages.
@@ -62,7 +61,7 @@ impl Mappings {
         while done < size {
             let at = iova.saturating_add(done);
             let chunk = (size - done).min(CHUNK - at % CHUNK);
-            stop::check().map_err(|source| IoctlError { request: "mapping", source })?;
+            IoctlError::check_stop("mapping")?;
             let offset = usize::try_from(done).unwrap_or(usize::MAX);
             // SAFETY: `done` is less than `size`, the memory's. The rest is passed on.
             unsafe { self.map(at, host.add(offset), chunk) }?;

@@ -58,6 +58,13 @@ pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..)?.first_chunk().map(|chunk| u32::from_ne_bytes(*chunk))
 }
 
+/// The array of a capability: its length at offset 8, from 16 on pairs of 64-bit fields.
+pub(super) fn pairs(capability: &[u8]) -> Option<impl Iterator<Item = (u64, u64)>> {
+    let count = usize::try_from(u32_at(capability, 8)?).ok()?;
+    let pairs = capability.get(16..)?.chunks_exact(16).take(count);
+    Some(pairs.filter_map(|pair| Some((u64_at(pair, 0)?, u64_at(pair, 8)?))))
+}
+
 /// The 64-bit field at this offset.
 pub(super) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     bytes.get(offset..)?.first_chunk().map(|chunk| u64::from_ne_bytes(*chunk))

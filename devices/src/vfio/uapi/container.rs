@@ -16,7 +16,7 @@ use vfio_bindings::bindings::vfio::{
 use vfio_ioctls::{VfioContainer, VfioError, VfioOps};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref, ioctl_with_val};
 
-use super::capability::{self, capabilities, u32_at, u64_at};
+use super::capability::{self, capabilities, pairs, u32_at, u64_at};
 use super::{DeviceFile, IoctlError, Request, argsz};
 
 const CHECK_EXTENSION: Request = Request::new("VFIO_CHECK_EXTENSION", 1);
@@ -56,7 +56,8 @@ impl IommuInfo {
         for (id, capability) in capabilities(bytes, u32_at(bytes, 16).unwrap_or(0)) {
             match id {
                 VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE => {
-                    info.iova_ranges = iova_ranges(capability);
+                    let ranges = pairs(capability).map(|ranges| ranges.map(|(a, b)| a..=b));
+                    info.iova_ranges = ranges.map(Iterator::collect);
                 }
                 VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => info.mappings_left = u32_at(capability, 8),
                 _ => {}
@@ -64,13 +65,6 @@ impl IommuInfo {
         }
         info
     }
-}
-
-/// The ranges of a `struct vfio_iommu_type1_info_cap_iova_range`.
-fn iova_ranges(capability: &[u8]) -> Option<Vec<RangeInclusive<u64>>> {
-    let count = u32_at(capability, 8).and_then(|count| usize::try_from(count).ok())?;
-    let ranges = capability.get(16..)?.chunks_exact(16).take(count);
-    Some(ranges.filter_map(|range| Some(u64_at(range, 0)?..=u64_at(range, 8)?)).collect())
 }
 
 /// A VFIO container (`/dev/vfio/vfio`) for IOMMUs of type 1, version 2: unmapping takes whole

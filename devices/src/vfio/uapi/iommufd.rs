@@ -24,8 +24,10 @@ const ATTACH_IOMMUFD_PT: Request = Request::new("VFIO_DEVICE_ATTACH_IOMMUFD_PT",
 const DETACH_IOMMUFD_PT: Request = Request::new("VFIO_DEVICE_DETACH_IOMMUFD_PT", 20);
 const IOAS_IOVA_RANGES: Request =
     Request::iommufd("IOMMU_IOAS_IOVA_RANGES", IOMMUFD_CMD_IOAS_IOVA_RANGES);
-/// How many IOVA ranges an address space is taken to have at most: the reserved windows of its
-/// devices cut it into a handful. More is taken for nonsense.
+/// How many IOVA ranges an IOAS usually has at most: the reserved regions of its devices divide the address
+/// space into a handful.
+const USUAL_RANGES: usize = 16;
+/// How many are accepted.
 const MAX_RANGES: u32 = 1 << 16;
 
 impl Request {
@@ -108,43 +110,38 @@ impl Ioas {
     ///
     /// What the kernel refused.
     pub fn info(&self) -> Result<IommuInfo, IoctlError> {
-        let mut ranges = Vec::new();
+        let mut ranges = vec![iommu_iova_range::default(); USUAL_RANGES];
         loop {
-            let mut query = self.query(&mut ranges)?;
+            let mut query = iommu_ioas_iova_ranges {
+                size: argsz::<iommu_ioas_iova_ranges>(),
+                ioas_id: self.id(),
+                num_iovas: u32::try_from(ranges.len()).unwrap_or(MAX_RANGES),
+                allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
+                ..Default::default()
+            };
             // SAFETY: the structure is complete; the kernel writes back into it, and at most
-            // `num_iovas` ranges to `allowed_iovas`, where `query` has put a vector of as many.
+            // `num_iovas` ranges, as many as the vector has, to `allowed_iovas`.
             let returned =
                 unsafe { ioctl_with_mut_ref(&self.iommufd, IOAS_IOVA_RANGES.number, &mut query) };
+            let count = usize::try_from(query.num_iovas).unwrap_or(usize::MAX);
             match IOAS_IOVA_RANGES.check(returned) {
                 Ok(_) => {
-                    ranges.truncate(usize::try_from(query.num_iovas).unwrap_or(usize::MAX));
-                    let ranges = ranges.iter().map(|range| range.start..=range.last).collect();
-                    let (alignment, iova_ranges) = (query.out_iova_alignment, Some(ranges));
+                    let ranges = ranges.iter().take(count).map(|range| range.start..=range.last);
+                    let (alignment, iova_ranges) = (query.out_iova_alignment, ranges.collect());
+                    let iova_ranges = Some(iova_ranges);
                     return Ok(IommuInfo { alignment, iova_ranges, ..Default::default() });
                 }
-                // Tells how many there are.
-                Err(error) if error.is(libc::EMSGSIZE) && query.num_iovas <= MAX_RANGES => {
-                    let count = usize::try_from(query.num_iovas).unwrap_or(0);
-                    ranges = vec![iommu_iova_range::default(); count.max(ranges.len() + 1)];
+                // There are more: the kernel has set `num_iovas` to how many.
+                Err(error)
+                    if error.is(libc::EMSGSIZE)
+                        && query.num_iovas <= MAX_RANGES
+                        && count > ranges.len() =>
+                {
+                    ranges.resize_with(count, Default::default);
                 }
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Asks for as many ranges as there is room for.
-    fn query(&self, ranges: &mut [iommu_iova_range]) -> Result<iommu_ioas_iova_ranges, IoctlError> {
-        let num_iovas = u32::try_from(ranges.len()).ok().filter(|count| *count <= MAX_RANGES);
-        let num_iovas = num_iovas.ok_or_else(|| {
-            IOAS_IOVA_RANGES.refused(io::ErrorKind::InvalidData, "the kernel has too many ranges")
-        })?;
-        Ok(iommu_ioas_iova_ranges {
-            size: argsz::<iommu_ioas_iova_ranges>(),
-            ioas_id: self.id(),
-            num_iovas,
-            allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
-            ..Default::default()
-        })
     }
 }
 

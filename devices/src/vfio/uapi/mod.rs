@@ -25,6 +25,8 @@ use iommufd_ioctls::IommufdError;
 use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
 
+use crate::stop;
+
 pub use container::{Container, Group, IommuInfo};
 pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo};
 pub use iommufd::{Ioas, Iommufd};
@@ -46,6 +48,11 @@ pub struct IoctlError {
 }
 
 impl IoctlError {
+    /// Fails, as if the kernel had refused `request`, if strait is to stop.
+    pub(super) fn check_stop(request: &'static str) -> Result<(), Self> {
+        stop::check().map_err(|source| Self { request, source })
+    }
+
     /// Whether the kernel answered with this error number (`libc::E…`).
     pub fn is(&self, errno: i32) -> bool {
         self.source.raw_os_error() == Some(errno)

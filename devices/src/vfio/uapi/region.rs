@@ -8,7 +8,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_FLAG_WRITE,
 };
 
-use super::capability::{capabilities, u32_at, u64_at};
+use super::capability::{capabilities, pairs, u32_at, u64_at};
 
 /// What `VFIO_DEVICE_GET_REGION_INFO` says of a region.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,24 +51,16 @@ impl RegionInfo {
         }
         for (id, capability) in capabilities(bytes, u32_at(bytes, 12).unwrap_or(0)) {
             match id {
-                VFIO_REGION_INFO_CAP_SPARSE_MMAP => info.areas = areas(capability),
+                VFIO_REGION_INFO_CAP_SPARSE_MMAP => {
+                    let area = |(start, size): (u64, u64)| Some(start..start.checked_add(size)?);
+                    info.areas = pairs(capability).map(|areas| areas.filter_map(area).collect());
+                }
                 VFIO_REGION_INFO_CAP_MSIX_MAPPABLE => info.msix_mappable = true,
                 _ => {}
             }
         }
         info
     }
-}
-
-/// The areas of a `struct vfio_region_info_cap_sparse_mmap`.
-fn areas(capability: &[u8]) -> Option<Vec<Range<u64>>> {
-    let count = u32_at(capability, 8).and_then(|count| usize::try_from(count).ok())?;
-    let areas = capability.get(16..)?.chunks_exact(16).take(count);
-    let area = |bytes: &[u8]| {
-        let start = u64_at(bytes, 0)?;
-        Some(start..start.checked_add(u64_at(bytes, 8)?)?)
-    };
-    Some(areas.filter_map(area).collect())
 }
 
 #[cfg(test)]

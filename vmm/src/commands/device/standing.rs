@@ -96,8 +96,7 @@ impl Standing {
         };
         let error = assign::assess(host, device.clone())
             .and_then(|assignment| Backend::choose(host, &[assignment], IommuOptions::default()));
-        let needs_bind =
-            matches!(error, Err(AssignError::OtherDriver { .. } | AssignError::Unbound { .. }));
+        let needs_bind = matches!(error, Err(AssignError::NotBound { .. }));
         if let Err(error) = error {
             (standing.reason, standing.help) = (Some(error.to_string()), error.help());
             standing.state = if needs_bind { State::Free } else { State::Blocked };
