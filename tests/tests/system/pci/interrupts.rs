@@ -1,0 +1,78 @@
+//! Interrupts of PCI functions: MSI, MSI-X, INTx.
+
+use serde_json::Value;
+use tests::harness::{BACKENDS, Costs, Failure, Guest, Launch, Story};
+
+use super::{
+    DISK, EDU, FIRST, TESTDEV, check_host, check_no_missed_interrupt, fill_disk, guest_with,
+    with_disk, with_edu,
+};
+
+#[test]
+fn a_hundred_thousand_reads_lose_no_interrupt_and_cause_no_exit() -> Story {
+    let host = with_disk().boot()?;
+    let launch = Launch::model().with("--cpus 2 --stats /tmp/stats");
+    let mut guest = guest_with(&host, &[DISK], launch)?;
+    let completed = |guest: &mut Guest| -> Result<u64, Failure> {
+        let text = guest.sh("awk '{ print $1 }' /sys/block/nvme0n1/stat")?;
+        Ok(text.trim().parse().unwrap_or_default())
+    };
+    let before = completed(&mut guest)?;
+    // Eight at a time, each of one block, past the page cache.
+    let command = "(for n in 0 1 2 3 4 5 6 7; do dd if=/dev/nvme0n1 of=/dev/null bs=4096 \
+                   count=12500 iflag=direct 2>/dev/null & done; wait)";
+    let (costs, _) = Costs::of(&host, &mut guest, command, "vfio-msix")?;
+    let reads = completed(&mut guest)? - before;
+    assert!(reads >= 100_000, "{reads}");
+    let [earlier, later] = &costs.guest_interrupts;
+    let handled: u64 = later.since(earlier, "nvme0q").iter().sum();
+    // One that comes while an earlier one is still pending is one with it, in the controller as in
+    // the device; that none is missing is told by all reads being done, and none of them late.
+    let fired = costs.host_interrupts;
+    assert!(handled <= fired && fired <= reads, "{reads} reads, {fired} on the host, {handled}");
+    assert!(handled > reads / 50, "{handled} for {reads} reads");
+    assert_eq!((costs.exits_to_user_space(), costs.wakeups_of_the_vmm()), (0, 0));
+    guest.process().signal(10)?;
+    host.until("grep -q msix /tmp/stats")?;
+    let stats: Value = serde_json::from_str(&host.sh("cat /tmp/stats")?).expect("it is JSON");
+    let told = &stats["pci_interrupts"][0];
+    assert_eq!((&told["function"], &told["vectors"]), (&DISK.into(), &3.into()), "{told}");
+    let told = told["fired"].as_array().into_iter().flatten().filter_map(Value::as_u64);
+    assert!(told.sum::<u64>() >= fired, "{stats}");
+    check_no_missed_interrupt(&mut guest)?;
+    println!("{reads} reads, {fired} interrupts on the host, {handled} in the guest");
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_program_in_the_guest_uses_msi_and_intx() -> Story {
+    let host = with_edu().device("pci-testdev,addr=8").boot()?;
+    for backend in BACKENDS {
+        let launch = Launch::model().with(&format!("--iommu {backend} "));
+        let mut guest = guest_with(&host, &[EDU, TESTDEV], launch)?;
+        for by in ["msi", "line"] {
+            let said = guest.sh(&format!("probe edu {FIRST} {by} 50"))?;
+            assert!(said.contains("50 pages each way, 101 interrupts"), "{said}");
+        }
+        let said = guest.sh("probe testdev 0000:00:02.0 1000")?;
+        assert!(said.contains("mmio-no-eventfd: 1000 writes"), "{said}");
+        assert!(said.contains("portio-no-eventfd: 1000 writes"), "{said}");
+        assert_eq!(guest.power_off()?, 0);
+    }
+    check_host(&host)
+}
+
+#[test]
+fn without_an_its_functions_use_intx() -> Story {
+    let host = with_disk().gic(2).device("edu,addr=7,dma_mask=0xffffffffffff").boot()?;
+    let mut guest = guest_with(&host, &[DISK, EDU], Launch::model())?;
+    assert!(guest.process().output().contains("interrupt pins only"));
+    fill_disk(&mut guest)?;
+    let lines = guest.sh("grep nvme /proc/interrupts")?;
+    assert!(lines.contains("GIC-0") && lines.contains("Level"), "{lines}");
+    guest.sh("probe edu 0000:00:02.0 line 20")?;
+    check_no_missed_interrupt(&mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    check_host(&host)
+}
