@@ -8,7 +8,7 @@ use vfio_bindings::bindings::vfio::VFIO_PCI_ROM_REGION_INDEX;
 
 use super::super::region::{AccessError, Area, Region};
 use super::super::uapi::DeviceCalls;
-use super::error::FunctionError;
+use super::error::FunctionErrorKind;
 use crate::bus::MemorySlots;
 use crate::pci::config::BASE_ADDRESS_0;
 use crate::pci::{AddressSpace, Bar, BarRange, Bars, ConfigSnapshot, MsixArea, ROM, rom_size};
@@ -67,7 +67,7 @@ impl VfioBars {
         config: &ConfigSnapshot,
         page_size: Option<u64>,
         trapped: &[MsixArea],
-    ) -> Result<Self, FunctionError> {
+    ) -> Result<Self, FunctionErrorKind> {
         let mut regions: [Option<Region>; 7] = Default::default();
         let mut kinds = [None; 6];
         let mut is_upper_half = false;
@@ -81,7 +81,7 @@ impl VfioBars {
             // The ROM is read by the guest once, if at all.
             let page_size = page_size.filter(|_| bar != ROM);
             let opened = Region::open_around(calls.clone(), bar.into(), page_size, &holes)
-                .map_err(|source| FunctionError::Unknown { name: name.to_owned(), source })?;
+                .map_err(FunctionErrorKind::Info)?;
             if opened.size() == 0 {
                 continue;
             }
@@ -94,8 +94,7 @@ impl VfioBars {
         }
         let [.., rom] = &regions;
         let rom = rom.as_ref().and_then(|rom| rom_size(rom.size()));
-        let registers = Bars::new(kinds, rom)
-            .map_err(|source| FunctionError::Bar { name: name.to_owned(), source })?;
+        let registers = Bars::new(kinds, rom).map_err(FunctionErrorKind::Bar)?;
         let (slots, mapped) = Default::default();
         Ok(Self { registers, regions, slots, mapped, log: LogLimit::named(name) })
     }

@@ -5,7 +5,6 @@
 //! `include/uapi/linux/pci_regs.h`.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 
 use crate::pci::ConfigSnapshot;
 use crate::pci::config::{
@@ -225,66 +224,25 @@ pub fn all(config: &ConfigSnapshot) -> Vec<Capability> {
     [standard(config), extended(config)].concat()
 }
 
-/// The guest's view of configuration space behind the header, without hidden capabilities and their
-/// registers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Relinked {
-    /// The function's own registers. All else behind the header reads as zero and is read-only: what
-    /// lies outside the capabilities is undocumented, and VFIO leaves the registers of capabilities
-    /// that it hides itself (PASID, DPC, DOE …) accessible there.
-    pub open: Vec<Range<u16>>,
-    /// Read-only bytes and their values, of all of configuration space.
-    pub fixed: Vec<(u16, u8)>,
-}
+/// The bytes of a configuration space that a guest can't write, with the values that it reads.
+#[derive(Debug)]
+pub struct FixedBytes(Vec<Option<u8>>);
 
-/// Removes the hidden ones of these capabilities from their lists.
-pub fn relink(config: &ConfigSnapshot, capabilities: &[Capability]) -> Relinked {
-    let mut relinked = Relinked::default();
-    for capability in capabilities.iter().filter(|c| c.hidden.is_none()) {
-        let length = length::length(capability.id, config, capability.offset);
-        let end = capability.offset.saturating_add(length);
-        // Not the capability behind it, which may be a hidden one, should this one claim to be longer.
-        let next = capabilities.iter().map(|c| c.offset).filter(|o| *o > capability.offset).min();
-        let end = next.map_or(end, |next| end.min(next));
-        let space = if matches!(capability.id, Standard(_)) { EXTENDED } else { config.size() };
-        relinked.open.push(capability.offset..end.min(space));
+impl FixedBytes {
+    /// The value of the byte at `offset`; `None` for one of the function itself.
+    pub fn get(&self, offset: u16) -> Option<u8> {
+        self.0.get(usize::from(offset)).copied().flatten()
     }
-    let kept = |extended: bool| {
-        let of_list = move |c: &&Capability| matches!(c.id, Extended(_)) == extended;
-        capabilities.iter().filter(of_list).filter(|c| c.hidden.is_none())
-    };
 
-    let mut link = CAPABILITY_LIST;
-    for capability in kept(false) {
-        relinked.fix(link, low_byte(capability.offset));
-        relinked.fix(capability.offset, config.u8(capability.offset));
-        link = capability.offset + 1;
-    }
-    // Also where the list had no proper end.
-    relinked.fix(link, 0);
-
-    let mut holder = EXTENDED;
-    if !config.contains(EXTENDED, 4) {
-        return relinked;
-    }
-    let mut header = 0;
-    for capability in kept(true) {
-        if capability.offset != EXTENDED {
-            relinked.fix_header(holder, header, capability.offset);
+    /// Fixes the byte at `offset`.
+    pub fn fix(&mut self, offset: u16, value: u8) {
+        if let Some(byte) = self.0.get_mut(usize::from(offset)) {
+            *byte = Some(value);
         }
-        (holder, header) = (capability.offset, config.u32(capability.offset));
-    }
-    relinked.fix_header(holder, header, 0);
-    relinked
-}
-
-impl Relinked {
-    fn fix(&mut self, offset: u16, value: u8) {
-        self.fixed.push((offset, value));
     }
 
-    /// Fixes the header of an extended capability: of `header` all but the next one's place. Where
-    /// the first is hidden that is 0, a capability without a number.
+    /// Fixes the header of an extended capability: `header` with another next capability. Where the
+    /// first is hidden `header` is 0, a capability without a number.
     fn fix_header(&mut self, offset: u16, header: u32, next: u16) {
         let header = header & 0x000f_ffff | u32::from(next) << 20;
         for (offset, byte) in (offset..).zip(header.to_le_bytes()) {
@@ -293,8 +251,48 @@ impl Relinked {
     }
 }
 
-fn low_byte(word: u16) -> u8 {
-    word.to_le_bytes()[0]
+/// Fixes what isn't in the header nor in a capability that the guest has, and removes the hidden ones
+/// of these capabilities from their lists.
+///
+/// Outside the capabilities all reads as zero: it is undocumented what is there, and VFIO leaves the
+/// registers of capabilities that it hides itself (PASID, DPC, DOE …) accessible.
+pub fn fixed_bytes(config: &ConfigSnapshot, capabilities: &[Capability]) -> FixedBytes {
+    let size = usize::from(config.size());
+    let mut fixed = FixedBytes(vec![None; size.min(STD_HEADER_SIZEOF.into())]);
+    fixed.0.resize(size, Some(0));
+    let kept = || capabilities.iter().filter(|capability| capability.hidden.is_none());
+    for Capability { id, offset, .. } in kept() {
+        let end = offset.saturating_add(length::length(*id, config, *offset));
+        // Not the capability behind it, which may be a hidden one, should this one claim to be longer.
+        let next =
+            capabilities.iter().map(|other| other.offset).filter(|other| other > offset).min();
+        let end = next.map_or(end, |next| end.min(next));
+        let space = if matches!(id, Standard(_)) { EXTENDED } else { config.size() };
+        let bytes = usize::from(*offset)..usize::from(end.min(space));
+        fixed.0.get_mut(bytes).into_iter().flatten().for_each(|byte| *byte = None);
+    }
+
+    let mut link = CAPABILITY_LIST;
+    for capability in kept().filter(|capability| matches!(capability.id, Standard(_))) {
+        let [place, _] = capability.offset.to_le_bytes();
+        fixed.fix(link, place);
+        fixed.fix(capability.offset, config.u8(capability.offset));
+        link = capability.offset + 1;
+    }
+    // Also where the list had no proper end.
+    fixed.fix(link, 0);
+
+    if config.contains(EXTENDED, 4) {
+        let (mut holder, mut header) = (EXTENDED, 0);
+        for capability in kept().filter(|capability| matches!(capability.id, Extended(_))) {
+            if capability.offset != EXTENDED {
+                fixed.fix_header(holder, header, capability.offset);
+            }
+            (holder, header) = (capability.offset, config.u32(capability.offset));
+        }
+        fixed.fix_header(holder, header, 0);
+    }
+    fixed
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
 
 use super::super::uapi::{DeviceCalls, IoctlError, RegionInfo};
-use super::capability::{self, Capability, CapabilityId, EXPRESS_FLAGS, ROOT_COMPLEX_ENDPOINT};
+use super::capability::{
+    self, Capability, CapabilityId, EXPRESS_FLAGS, FixedBytes, ROOT_COMPLEX_ENDPOINT,
+};
 use crate::pci::ConfigSnapshot;
 use crate::pci::config::{
     CFG_SPACE_EXP_SIZE, HEADER_TYPE, HEADER_TYPE_MFD, INTERRUPT_PIN, STD_HEADER_SIZEOF,
@@ -49,8 +51,7 @@ pub struct ConfigSpace {
     capabilities: Vec<Capability>,
     /// It has no interrupt pin in the guest.
     pinless: bool,
-    /// The value of each byte that the guest can't write, by offset; `None` for one of the function.
-    fixed: Vec<Option<u8>>,
+    fixed: FixedBytes,
     log: LogLimit,
 }
 
@@ -74,8 +75,8 @@ impl ConfigSpace {
             return Err(ConfigError::HeaderType(header));
         }
         let capabilities = capability::all(&snapshot);
-        let (log, fixed) = (LogLimit::named(name), Vec::new());
-        let pinless = false;
+        let fixed = capability::fixed_bytes(&snapshot, &capabilities);
+        let (log, pinless) = (LogLimit::named(name), false);
         let mut config = Self { calls, region, snapshot, capabilities, pinless, fixed, log };
         config.fix_all();
         Ok(config)
@@ -117,17 +118,10 @@ impl ConfigSpace {
 
     /// Fixes the bytes that the guest must not see or change.
     fn fix_all(&mut self) {
-        self.fixed = vec![None; usize::from(STD_HEADER_SIZEOF)];
-        self.fixed.resize(usize::from(self.snapshot.size()), Some(0));
-        let relinked = capability::relink(&self.snapshot, &self.capabilities);
-        for open in relinked.open {
-            let open = usize::from(open.start)..usize::from(open.end);
-            self.fixed.get_mut(open).into_iter().flatten().for_each(|byte| *byte = None);
-        }
-        relinked.fixed.into_iter().for_each(|(offset, value)| self.fix(offset, value));
+        self.fixed = capability::fixed_bytes(&self.snapshot, &self.capabilities);
         self.hide_link();
         if self.pinless {
-            self.fix(INTERRUPT_PIN, 0);
+            self.fixed.fix(INTERRUPT_PIN, 0);
         }
     }
 
@@ -139,16 +133,10 @@ impl ConfigSpace {
         if flags >> 4 != ENDPOINT {
             return;
         }
-        self.fix(express + EXPRESS_FLAGS, ROOT_COMPLEX_ENDPOINT << 4 | flags & VERSION_MASK);
-        LINK.for_each(|register| self.fix(express + register, 0));
+        self.fixed.fix(express + EXPRESS_FLAGS, ROOT_COMPLEX_ENDPOINT << 4 | flags & VERSION_MASK);
+        LINK.for_each(|register| self.fixed.fix(express + register, 0));
         if flags & VERSION_MASK >= 2 {
-            LINK2.for_each(|register| self.fix(express + register, 0));
-        }
-    }
-
-    fn fix(&mut self, offset: u16, value: u8) {
-        if let Some(byte) = self.fixed.get_mut(usize::from(offset)) {
-            *byte = Some(value);
+            LINK2.for_each(|register| self.fixed.fix(express + register, 0));
         }
     }
 
@@ -163,8 +151,8 @@ impl ConfigSpace {
         if self.log_failed("read from", offset, read) {
             data.fill(0xff);
         }
-        for (byte, fixed) in data.iter_mut().zip(self.fixed.iter().skip(usize::from(offset))) {
-            *byte = fixed.unwrap_or(*byte);
+        for (byte, offset) in data.iter_mut().zip(offset..) {
+            *byte = self.fixed.get(offset).unwrap_or(*byte);
         }
     }
 
@@ -181,15 +169,14 @@ impl ConfigSpace {
         if !self.snapshot.contains(offset, length) {
             return;
         }
-        let first = usize::from(offset);
-        let open = |at: usize| self.fixed.get(first + at).is_some_and(Option::is_none);
-        if (0..data.len()).all(open) {
+        let open: Vec<_> =
+            (offset..).zip(data).filter(|(at, _)| self.fixed.get(*at).is_none()).collect();
+        if open.len() == data.len() {
             let written = self.calls.write(&self.region, u64::from(offset), data);
             self.log_failed("write to", offset, written);
             return;
         }
-        let open: Vec<_> = (offset..).zip(data).enumerate().filter(|(at, _)| open(*at)).collect();
-        for (_, (offset, byte)) in open {
+        for (offset, byte) in open {
             let written = self.calls.write(&self.region, u64::from(offset), &[*byte]);
             self.log_failed("write to", offset, written);
         }

@@ -1,112 +1,93 @@
-//! What can go wrong with a PCI function that is to be a guest's.
+//! Why a PCI function can't be assigned, or reset.
+
+use std::error::Error;
+use std::fmt;
 
 use super::super::irq::IrqError;
 use super::super::uapi::{DeviceInfo, IoctlError};
 use super::config::ConfigError;
 use crate::pci::BarError;
 
+/// An error of the function `name`.
+#[derive(Debug)]
+pub struct FunctionError {
+    /// The function's name.
+    pub name: String,
+    /// What went wrong.
+    pub kind: FunctionErrorKind,
+}
+
+impl fmt::Display for FunctionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.kind)
+    }
+}
+
+impl Error for FunctionError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.kind.source()
+    }
+}
+
 /// What went wrong with a function.
 #[derive(Debug, thiserror::Error)]
-pub enum FunctionError {
-    /// VFIO doesn't tell what it has.
-    #[error("{name} can't be assigned: VFIO doesn't tell what it has")]
-    Unknown {
-        /// The function.
-        name: String,
-        /// What VFIO refused.
-        #[source]
-        source: IoctlError,
-    },
-    /// VFIO tells of it what can't be.
-    #[error("{name} can't be assigned: VFIO describes no PCI function, but {info}")]
-    Strange {
-        /// The function.
-        name: String,
-        /// What VFIO tells.
-        info: DeviceInfo,
-    },
+pub enum FunctionErrorKind {
+    /// VFIO doesn't describe it.
+    #[error("can't be assigned: VFIO doesn't tell what it has")]
+    Info(#[source] IoctlError),
+    /// VFIO describes another device.
+    #[error("can't be assigned: VFIO describes no PCI function, but {0}")]
+    NotPci(DeviceInfo),
     /// Its configuration space isn't one that a guest can have.
-    #[error("{name} can't be assigned")]
-    Config {
-        /// The function.
-        name: String,
-        /// Why not.
-        #[source]
-        source: ConfigError,
-    },
-    /// It has registers as no function can have them.
-    #[error("{name} can't be assigned")]
-    Bar {
-        /// The function.
-        name: String,
-        /// Which, and why not.
-        #[source]
-        source: BarError,
-    },
-    /// Its line can't be handed to the guest.
-    #[error("{name} can't be assigned: its interrupt line")]
-    Irq {
-        /// The function.
-        name: String,
-        /// Why not.
-        #[source]
-        source: IrqError,
-    },
+    #[error("can't be assigned")]
+    Config(#[source] ConfigError),
+    /// No function can have such BARs.
+    #[error("can't be assigned")]
+    Bar(#[source] BarError),
+    /// Its interrupt line can't be connected.
+    #[error("can't be assigned: its interrupt line")]
+    Irq(#[source] IrqError),
     /// It has message-signalled interrupts only, and the guest's interrupt controller takes none.
     #[error(
-        "{name} can't be assigned: it has no interrupt line, and the guest's interrupt controller \
-         takes no message-signalled interrupts"
+        "can't be assigned: it has no interrupt line, and the guest's interrupt controller takes no \
+         message-signalled interrupts"
     )]
-    NoInterrupt {
-        /// The function.
-        name: String,
-    },
-    /// The host does something else to it, so that VFIO can't reset it.
-    #[error("{name} can't be reset: the host holds it, as while it is unbound from its driver")]
-    Held {
-        /// The function.
-        name: String,
-        /// What VFIO refused.
-        #[source]
-        source: IoctlError,
-    },
+    NoInterrupt,
+    /// VFIO can't reset it now, as the host does something else to it.
+    #[error("can't be reset: the host holds it, as while it is unbound from its driver")]
+    Busy(#[source] IoctlError),
     /// VFIO couldn't reset it.
-    #[error("{name} can't be reset")]
-    Reset {
-        /// The function.
-        name: String,
-        /// What VFIO refused.
-        #[source]
-        source: IoctlError,
-    },
+    #[error("can't be reset")]
+    Reset(#[source] IoctlError),
 }
 
 impl FunctionError {
     /// What mends it.
     pub fn help(&self) -> Option<String> {
-        match self {
-            Self::Unknown { .. } => Some("dmesg has the driver's own words".to_owned()),
-            Self::Config { source: ConfigError::HeaderType(_), .. } => {
+        let Self { name, kind } = self;
+        match kind {
+            FunctionErrorKind::Info(_) => Some("dmesg has the driver's own words".to_owned()),
+            FunctionErrorKind::Config(ConfigError::HeaderType(_)) => {
                 Some("name what is behind the bridge: strait device list".to_owned())
             }
-            Self::Config { .. } => Some(
+            FunctionErrorKind::Config(_) => Some(
                 "a function that answers with all ones is gone from its bus: see dmesg, and \
                  echo 1 > /sys/bus/pci/rescan"
                     .to_owned(),
             ),
-            Self::Irq { source, .. } => source.help(),
-            Self::NoInterrupt { .. } => {
+            FunctionErrorKind::Irq(error) => error.help(),
+            FunctionErrorKind::NoInterrupt => {
                 Some("--gic 3 on a host that has it: its ITS takes them".to_owned())
             }
-            Self::Held { name, .. } => Some(format!(
+            FunctionErrorKind::Busy(_) => Some(format!(
                 "once the host has let go of it: echo 1 > /sys/bus/pci/devices/{name}/reset (strait \
                  does so too before it gives it to another guest)"
             )),
-            Self::Reset { name, .. } => Some(format!(
+            FunctionErrorKind::Reset(_) => Some(format!(
                 "power-cycle the board, or let the guest have the device as it is: \
                  {name},reset=off"
             )),
-            Self::Strange { .. } | Self::Bar { .. } => None,
+            FunctionErrorKind::NotPci(_) | FunctionErrorKind::Bar(_) => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::super::uapi::DeviceCalls;
 use super::bars::{BarInfo, VfioBars};
 use super::capability::{self, Capability};
 use super::config::ConfigSpace;
-use super::error::FunctionError;
+use super::error::{FunctionError, FunctionErrorKind};
 use super::interrupts::{InUse, Interrupts};
 use crate::bus::MemorySlots;
 use crate::irq::{InterruptController, MsiRouter};
@@ -88,32 +88,43 @@ impl PciFunction {
         options: PciOptions,
         page_size: u64,
     ) -> Result<Self, FunctionError> {
-        let unknown = |source| FunctionError::Unknown { name: name.to_owned(), source };
-        let info = calls.info().map_err(unknown)?;
+        Self::open_named(calls, name, options, page_size)
+            .map_err(|kind| FunctionError { name: name.to_owned(), kind })
+    }
+
+    fn open_named(
+        calls: Arc<dyn DeviceCalls>,
+        name: &str,
+        options: PciOptions,
+        page_size: u64,
+    ) -> Result<Self, FunctionErrorKind> {
+        let info = calls.info().map_err(FunctionErrorKind::Info)?;
         if !info.pci {
-            return Err(FunctionError::Strange { name: name.to_owned(), info });
+            return Err(FunctionErrorKind::NotPci(info));
         }
-        let mut config = ConfigSpace::open(calls.clone(), name)
-            .map_err(|source| FunctionError::Config { name: name.to_owned(), source })?;
+        let mut config =
+            ConfigSpace::open(calls.clone(), name).map_err(FunctionErrorKind::Config)?;
         let page_size = options.mmap.then_some(page_size);
         let tables = msix_areas(&config);
         let bars = VfioBars::open(name, &calls, config.snapshot(), page_size, &tables)?;
-        let interrupts = Interrupts::open(calls.clone(), name, &mut config)
-            .map_err(|source| FunctionError::Irq { name: name.to_owned(), source })?;
-        let (name, can_reset) = (name.to_owned(), info.reset);
-        let (powered, touched, enabled) = (true, false, false);
+        let interrupts =
+            Interrupts::open(calls.clone(), name, &mut config).map_err(FunctionErrorKind::Irq)?;
         Ok(Self {
             interrupts,
             bars,
             config,
-            name,
+            name: name.to_owned(),
             calls,
             options,
-            can_reset,
-            powered,
-            touched,
-            enabled,
+            can_reset: info.reset,
+            powered: true,
+            touched: false,
+            enabled: false,
         })
+    }
+
+    fn error(&self, kind: FunctionErrorKind) -> FunctionError {
+        FunctionError { name: self.name.clone(), kind }
     }
 
     /// Its configuration space as it was when it was opened.
@@ -178,9 +189,9 @@ impl PciFunction {
         match (self.interrupts.intx(), slot.intx) {
             (Some(line), Some(intx)) => line
                 .connect(gic, intx.spi)
-                .map_err(|source| FunctionError::Irq { name: self.name.clone(), source })?,
+                .map_err(|error| self.error(FunctionErrorKind::Irq(error)))?,
             _ if self.interrupts.is_msi_hidden(&self.config) => {
-                return Err(FunctionError::NoInterrupt { name: self.name.clone() });
+                return Err(self.error(FunctionErrorKind::NoInterrupt));
             }
             _ => {}
         }

@@ -25,6 +25,6 @@ mod msi;
 
 pub use bars::BarInfo;
 pub use config::ConfigError;
-pub use error::FunctionError;
+pub use error::{FunctionError, FunctionErrorKind};
 pub use function::{Attachment, PciFunction, PciOptions};
 pub use interrupts::{InUse, Interrupts};

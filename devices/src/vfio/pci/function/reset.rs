@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::super::quiesce::Quiesced;
 use super::super::super::uapi::IoctlError;
 use super::super::capability::{self, CapabilityId};
-use super::super::error::FunctionError;
+use super::super::error::{FunctionError, FunctionErrorKind};
 use super::{PciFunction, byte_at};
 use crate::pci::config::{COMMAND, COMMAND_MASTER};
 
@@ -44,12 +44,9 @@ impl PciFunction {
         }
         let Err(source) = self.reset() else { return Ok(Quiesced::ByReset) };
         self.end_bus_mastering();
-        let name = self.name.clone();
-        Err(if source.is(libc::EAGAIN) {
-            FunctionError::Held { name, source }
-        } else {
-            FunctionError::Reset { name, source }
-        })
+        let is_busy = source.is(libc::EAGAIN);
+        let kind = if is_busy { FunctionErrorKind::Busy } else { FunctionErrorKind::Reset };
+        Err(self.error(kind(source)))
     }
 
     /// Resets it, with patience: while the host does something else to it, VFIO answers with `EAGAIN`

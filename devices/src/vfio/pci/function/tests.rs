@@ -350,7 +350,8 @@ fn without_a_router_there_is_the_line_or_nothing() {
     assert_eq!(guest.function.in_use(), InUse::Intx);
     let mut lineless = fake();
     lineless.irqs[0].count = 0;
-    assert!(matches!(guest_of(&lineless, false), Err(FunctionError::NoInterrupt { .. })));
+    let refused = guest_of(&lineless, false).err().map(|error| error.kind);
+    assert!(matches!(refused, Some(FunctionErrorKind::NoInterrupt)));
     let mut guest = guest_of(&lineless, true).unwrap();
     assert_eq!(guest.read(0x3d), [0]);
 }
