@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::super::assign::AssignError;
-use super::super::host::{Bus, HostUse, Process, ReadError, list_users};
+use super::super::host::{HostUse, Process, ReadError, list_users};
 use super::super::remedy;
 use super::{BindRecordError, HungWrite};
 
@@ -89,8 +89,6 @@ pub enum BindError {
         name: String,
         /// Its driver before.
         driver: String,
-        /// Its bus.
-        bus: Bus,
     },
     /// The record of its driver can't be read or written.
     #[error(transparent)]

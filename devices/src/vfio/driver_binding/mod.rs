@@ -36,26 +36,17 @@ pub struct BindOptions {
     pub owner: Option<Owner>,
 }
 
-/// A device that is bound to VFIO's driver.
+/// A device after its driver was, or wasn't, changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BoundDevice {
-    /// The device.
-    pub device: HostDevice,
-    /// The driver before.
-    pub before: Option<String>,
-    /// It was bound to it already: nothing was written.
-    pub already: bool,
-}
-
-/// A device that is no longer bound to VFIO's driver.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReleasedDevice {
+pub struct BindOutcome {
     /// The device.
     pub device: HostDevice,
     /// Its driver now.
     pub driver: Option<String>,
-    /// It wasn't bound to it: nothing was written.
-    pub already: bool,
+    /// Its driver before.
+    pub before: Option<String>,
+    /// Its driver was changed. If not, nothing was written: it was as asked already.
+    pub changed: bool,
 }
 
 /// Changes the drivers of a host's devices.
@@ -83,7 +74,7 @@ impl<'a> DriverBinding<'a> {
         &self,
         names: &[S],
         options: &BindOptions,
-    ) -> Result<Vec<BoundDevice>, BindError> {
+    ) -> Result<Vec<BindOutcome>, BindError> {
         let devices = self.devices(names)?;
         let with_vfio = devices.iter().all(|device| matches!(device.is_with_vfio(), Ok(true)));
         if with_vfio && !options.group && options.owner.is_none() {
@@ -106,7 +97,7 @@ impl<'a> DriverBinding<'a> {
         &self,
         names: &[S],
         group: bool,
-    ) -> Result<Vec<ReleasedDevice>, BindError> {
+    ) -> Result<Vec<BindOutcome>, BindError> {
         let mut devices = self.devices(names)?;
         let _lock = self.records.lock()?;
         if group {
@@ -133,7 +124,7 @@ impl<'a> DriverBinding<'a> {
         &self,
         mut devices: Vec<HostDevice>,
         options: &BindOptions,
-        bound: &mut Vec<BoundDevice>,
+        bound: &mut Vec<BindOutcome>,
     ) -> Result<(), BindError> {
         if options.group {
             for device in devices.clone() {
@@ -200,17 +191,20 @@ impl<'a> DriverBinding<'a> {
 
     /// Binds one device; restores it if that fails, unless a write is still under way.
     #[cold]
-    fn take(&self, device: HostDevice) -> Result<BoundDevice, BindError> {
+    fn take(&self, device: HostDevice) -> Result<BindOutcome, BindError> {
         let before = device.driver()?;
         if before.as_deref() == Some(device.bus().vfio_driver()) {
-            return Ok(BoundDevice { device, before, already: true });
+            return Ok(BindOutcome { device, driver: before.clone(), before, changed: false });
         }
         // An override that names VFIO's driver is left from an interrupted bind.
         let mut driver_override = device.driver_override()?;
         driver_override = driver_override.filter(|driver| driver != device.bus().vfio_driver());
         self.records.write(&device, &BindRecord { driver: before.clone(), driver_override })?;
         match self.change(&device, before.is_some()) {
-            Ok(()) => Ok(BoundDevice { device, before, already: false }),
+            Ok(()) => {
+                let driver = Some(device.bus().vfio_driver().to_owned());
+                Ok(BindOutcome { device, driver, before, changed: true })
+            }
             Err(error @ BindError::Hung { .. }) => Err(error),
             Err(error) => {
                 self.give_back_or_log(&device);
@@ -239,8 +233,8 @@ impl<'a> DriverBinding<'a> {
         Err(BindError::NotTaken { name, driver: driver.to_owned(), now })
     }
 
-    fn undo(&self, bound: &[BoundDevice]) {
-        let changed = bound.iter().rev().filter(|bound| !bound.already);
+    fn undo(&self, bound: &[BindOutcome]) {
+        let changed = bound.iter().rev().filter(|bound| bound.changed);
         changed.for_each(|bound| self.give_back_or_log(&bound.device));
     }
 
@@ -251,13 +245,14 @@ impl<'a> DriverBinding<'a> {
     }
 
     #[cold]
-    fn give_back(&self, device: &HostDevice) -> Result<ReleasedDevice, BindError> {
+    fn give_back(&self, device: &HostDevice) -> Result<BindOutcome, BindError> {
         let vfio = device.bus().vfio_driver();
         let record = self.records.read(device)?;
         let now = device.driver()?;
         let ours = |driver: &Option<String>| driver.as_deref() == Some(vfio);
         if record.is_none() && !ours(&now) && !ours(&device.driver_override()?) {
-            return Ok(ReleasedDevice { device: device.clone(), driver: now, already: true });
+            let device = device.clone();
+            return Ok(BindOutcome { device, driver: now.clone(), before: now, changed: false });
         }
         if ours(&now) {
             self.check_unused(device)?;
@@ -272,7 +267,8 @@ impl<'a> DriverBinding<'a> {
             self.restore(device, record.as_ref())?;
         }
         self.records.remove(device)?;
-        Ok(ReleasedDevice { device: device.clone(), driver: device.driver()?, already: false })
+        let driver = device.driver()?;
+        Ok(BindOutcome { device: device.clone(), driver, before: now, changed: true })
     }
 
     /// Binds a device without a driver to the one it had, or if there is no record, to one that matches.
@@ -284,7 +280,7 @@ impl<'a> DriverBinding<'a> {
         let directory = self.bus(device).join("drivers").join(driver);
         let (name, driver) = (device.name().to_owned(), driver.clone());
         if !directory.exists() {
-            return Err(BindError::DriverGone { name, driver, bus: device.bus() });
+            return Err(BindError::DriverGone { name, driver });
         }
         let written = self.write(device, directory.join("bind"), device.name());
         match device.driver()? {
@@ -297,26 +293,21 @@ impl<'a> DriverBinding<'a> {
     /// Checks that no process has the device or its group open: unbinding would wait for it.
     fn check_unused(&self, device: &HostDevice) -> Result<(), BindError> {
         let Some(group) = device.group()? else { return Ok(()) };
-        let path = self.host.group_node(group);
+        let (node, files) = (self.host.group_node(group), self.host.files_of(device));
         let users = OpenFiles::of(self.host).users_by_vfio(self.host, device);
-        if !users.is_empty() {
-            let (name, files) = (device.name().to_owned(), self.host.files_of(device));
-            let path = files.first().cloned().unwrap_or(path);
-            return Err(BindError::InUse { name, users, path, files });
-        }
-        let path = if self.host.is_group_busy(device) {
-            path
-        } else if path.exists() {
-            return Ok(());
+        let path = if !users.is_empty() {
+            files.first().cloned().unwrap_or(node)
+        } else if self.host.is_group_busy(device) {
+            node
         } else {
-            let cdev = self.host.cdev(device)?;
-            match cdev.filter(|cdev| is_bound(&cdev.path, &self.host.iommufd_node())) {
-                Some(cdev) => cdev.path,
+            let cdev = self.host.cdev(device)?.map(|cdev| cdev.path);
+            // The group's file shows it, where there is one.
+            match cdev.filter(|cdev| !node.exists() && is_bound(cdev, &self.host.iommufd_node())) {
+                Some(cdev) => cdev,
                 None => return Ok(()),
             }
         };
-        let (name, files) = (device.name().to_owned(), self.host.files_of(device));
-        Err(BindError::InUse { name, users, path, files })
+        Err(BindError::InUse { name: device.name().to_owned(), users, path, files })
     }
 
     fn bus(&self, device: &HostDevice) -> PathBuf {

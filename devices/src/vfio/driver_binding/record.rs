@@ -76,12 +76,12 @@ impl Owner {
 
     /// Parses the output of [`Self::to_text`].
     fn parse(text: &str) -> Option<Self> {
-        match text.trim_end().split_once(':') {
-            Some((user, group)) => {
-                Some(Self { user: user.parse().ok()?, group: Some(group.parse().ok()?) })
-            }
-            None => Some(Self { user: text.trim_end().parse().ok()?, group: None }),
-        }
+        let (user, group) = match text.trim_end().split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text.trim_end(), None),
+        };
+        let group = group.map(str::parse).transpose().ok()?;
+        Some(Self { user: user.parse().ok()?, group })
     }
 
     /// Makes a file this owner's, readable and writable.
@@ -106,15 +106,11 @@ impl BindRecords {
 
     /// Locks the records against other processes until the file is dropped.
     pub(super) fn lock(&self) -> Result<File, BindRecordError> {
-        self.make(&self.directory)?;
+        make(&self.directory)?;
         let path = self.directory.join("lock");
-        let failed = |what| {
-            let path = path.clone();
-            move |source| BindRecordError { what, path, source }
-        };
         let mut options = File::options();
         options.create(true).truncate(false).write(true).mode(FILE_MODE);
-        let file = options.open(&path).map_err(failed("can't create"))?;
+        let file = options.open(&path).map_err(failed("can't create", &path))?;
         let started = Instant::now();
         loop {
             match file.try_lock() {
@@ -124,13 +120,15 @@ impl BindRecords {
                 }
                 Err(TryLockError::WouldBlock) => {
                     let source = io::Error::from(io::ErrorKind::TimedOut);
-                    return Err(failed("another strait holds")(source));
+                    return Err(failed("another strait holds", &path)(source));
                 }
                 // A kernel without CONFIG_FILE_LOCKING, too small for two processes of strait.
                 Err(TryLockError::Error(error)) if error.raw_os_error() == Some(libc::ENOSYS) => {
                     return Ok(file);
                 }
-                Err(TryLockError::Error(source)) => return Err(failed("can't lock")(source)),
+                Err(TryLockError::Error(source)) => {
+                    return Err(failed("can't lock", &path)(source));
+                }
             }
         }
     }
@@ -153,7 +151,7 @@ impl BindRecords {
             {
                 Ok(None)
             }
-            Err(source) => Err(BindRecordError { what: "can't read", path, source }),
+            Err(source) => Err(failed("can't read", &path)(source)),
         }
     }
 
@@ -165,14 +163,10 @@ impl BindRecords {
     ) -> Result<(), BindRecordError> {
         let path = self.path(device);
         let directory = self.directory.join(device.bus().name());
-        self.make(&directory)?;
+        make(&directory)?;
         let partial = directory.join(format!(".{}", std::process::id()));
         let written = fs::write(&partial, record.to_text());
-        written.and_then(|()| fs::rename(&partial, &path)).map_err(|source| BindRecordError {
-            what: "can't write",
-            path,
-            source,
-        })
+        written.and_then(|()| fs::rename(&partial, &path)).map_err(failed("can't write", &path))
     }
 
     /// The owner of the device's files whenever it is bound to VFIO.
@@ -187,12 +181,8 @@ impl BindRecords {
         owner: Owner,
     ) -> Result<(), BindRecordError> {
         let path = self.owner_path(device);
-        path.parent().map_or(Ok(()), |directory| self.make(directory))?;
-        fs::write(&path, owner.to_text()).map_err(|source| BindRecordError {
-            what: "can't write",
-            path,
-            source,
-        })
+        path.parent().map_or(Ok(()), make)?;
+        fs::write(&path, owner.to_text()).map_err(failed("can't write", &path))
     }
 
     /// Removes the record of a device.
@@ -200,16 +190,10 @@ impl BindRecords {
         let path = self.path(device);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(BindRecordError { what: "can't remove", path, source })
+                Err(failed("can't remove", &path)(source))
             }
             _ => Ok(()),
         }
-    }
-
-    fn make(&self, directory: &Path) -> Result<(), BindRecordError> {
-        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(|source| {
-            BindRecordError { what: "can't create", path: directory.to_owned(), source }
-        })
     }
 
     fn owner_path(&self, device: &HostDevice) -> PathBuf {
@@ -219,6 +203,19 @@ impl BindRecords {
     fn path(&self, device: &HostDevice) -> PathBuf {
         self.directory.join(device.bus().name()).join(device.name())
     }
+}
+
+/// Creates a directory that is its owner's alone, and those above it.
+fn make(directory: &Path) -> Result<(), BindRecordError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(DIRECTORY_MODE);
+    builder.create(directory).map_err(failed("can't create", directory))
+}
+
+/// The error of an operation on this file or directory.
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindRecordError + use<> {
+    let path = path.to_owned();
+    move |source| BindRecordError { what, path, source }
 }
 
 #[cfg(test)]

@@ -22,17 +22,17 @@ fn two() -> FakeHost {
 }
 
 #[test]
-fn devices_go_to_vfio_and_back_to_what_they_had() {
+fn devices_are_bound_to_vfio_and_back_to_their_drivers() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let binding = DriverBinding::new(&host, &kernel);
     let bound = binding.bind(&[DMA, AMBA], &BindOptions::default()).unwrap();
-    let found: Vec<_> = bound.iter().map(|b| (b.before.as_deref(), b.already)).collect();
-    assert_eq!(found, [(Some("dma-pl330"), false), (None, false)]);
+    let found: Vec<_> = bound.iter().map(|b| (b.before.as_deref(), b.changed)).collect();
+    assert_eq!(found, [(Some("dma-pl330"), true), (None, true)]);
     assert_eq!(drivers(&fake), [some("vfio-platform"), some("vfio-amba")]);
 
     let again = binding.bind(&[DMA], &BindOptions::default()).unwrap();
-    assert!(again[0].already);
+    assert!(!again[0].changed);
     let released = binding.unbind(&[DMA, AMBA], false).unwrap();
     let now: Vec<_> = released.iter().map(|r| r.driver.as_deref()).collect();
     assert_eq!(now, [Some("dma-pl330"), None]);
@@ -41,11 +41,11 @@ fn devices_go_to_vfio_and_back_to_what_they_had() {
         assert_eq!(device.driver_override().unwrap().filter(|d| !d.is_empty()), None);
         assert_eq!(BindRecords::of(&host).read(&device).unwrap(), None);
     }
-    assert!(binding.unbind(&[DMA], false).unwrap()[0].already);
+    assert!(!binding.unbind(&[DMA], false).unwrap()[0].changed);
 }
 
 #[test]
-fn an_override_from_before_comes_back() {
+fn a_previous_driver_override_is_restored() {
     let fake = two();
     fake.write(format!("sys/devices/platform/{DMA}/driver_override"), "dma-pl330\n");
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
@@ -58,7 +58,7 @@ fn an_override_from_before_comes_back() {
 }
 
 #[test]
-fn a_device_bound_by_hand_goes_to_the_driver_that_wants_it() {
+fn a_device_bound_by_hand_is_probed_by_the_driver_that_matches() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("vfio-platform"), Some(3));
     fake.mkdir("sys/bus/platform/drivers/dma-pl330");
@@ -69,7 +69,7 @@ fn a_device_bound_by_hand_goes_to_the_driver_that_wants_it() {
 }
 
 #[test]
-fn a_failure_undoes_what_was_done_before() {
+fn a_failure_restores_the_devices_before() {
     // What fails of the second device, after the first has been bound.
     type Break = fn(&mut FakeKernel<'_>);
     let cases: [(&str, Break); 4] = [
@@ -97,7 +97,7 @@ fn a_failure_undoes_what_was_done_before() {
 }
 
 #[test]
-fn a_refusal_for_want_of_a_reset_is_told_as_such() {
+fn a_refusal_for_lack_of_a_reset_function_has_its_own_error() {
     let fake = two();
     fake.write("sys/module/vfio_platform/parameters/reset_required", "Y\n");
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
@@ -109,7 +109,7 @@ fn a_refusal_for_want_of_a_reset_is_told_as_such() {
 }
 
 #[test]
-fn what_can_never_be_assigned_is_not_touched() {
+fn a_device_that_can_never_be_assigned_is_not_written_to() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("dma-pl330"), None);
     let host = fake.host();
@@ -129,7 +129,7 @@ fn what_can_never_be_assigned_is_not_touched() {
 }
 
 #[test]
-fn a_group_is_taken_whole_though_it_comes_with_the_driver() {
+fn a_group_that_exists_only_once_a_driver_is_bound_is_bound_whole() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, None, None);
     fake.behind_iommu("platform", DMA);
@@ -149,7 +149,7 @@ fn a_group_is_taken_whole_though_it_comes_with_the_driver() {
 }
 
 #[test]
-fn a_group_whose_other_device_refuses_is_left_as_it_was() {
+fn a_group_is_restored_if_one_of_its_devices_fails() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("dma-pl330"), Some(7));
     fake.device("amba", AMBA, Some("dma-pl330"), Some(7));
@@ -162,7 +162,7 @@ fn a_group_whose_other_device_refuses_is_left_as_it_was() {
 }
 
 #[test]
-fn one_that_was_killed_half_way_is_repaired() {
+fn the_device_of_a_killed_process_is_restored() {
     // Killed after the record was written and the driver taken away.
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
@@ -177,7 +177,7 @@ fn one_that_was_killed_half_way_is_repaired() {
 }
 
 #[test]
-fn a_driver_that_is_gone_is_named_and_remembered() {
+fn a_driver_that_is_gone_is_named_and_stays_recorded() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let binding = DriverBinding::new(&host, &kernel);
@@ -203,7 +203,7 @@ fn mounted() -> FakeHost {
 }
 
 #[test]
-fn what_the_host_uses_is_refused_before_anything_is_done() {
+fn a_device_that_the_host_uses_is_refused_before_anything_is_written() {
     let fake = mounted();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let binding = DriverBinding::new(&host, &kernel);
@@ -233,7 +233,7 @@ fn a_member_of_the_group_that_the_host_uses_is_refused_too() {
 }
 
 #[test]
-fn a_bridge_is_not_touched() {
+fn a_bridge_is_not_written_to() {
     let fake = FakeHost::with_vfio();
     fake.device("pci", "0000:00:01.0", Some("pcieport"), Some(3));
     fake.write("sys/devices/pci/0000:00:01.0/class", "0x060400\n");
@@ -245,7 +245,7 @@ fn a_bridge_is_not_touched() {
 }
 
 #[test]
-fn a_driver_that_hangs_is_left_alone_and_what_was_before_is_remembered() {
+fn after_a_hung_write_nothing_more_is_written_and_the_record_stays() {
     let fake = two();
     let (host, mut kernel) = (fake.host(), FakeKernel::new(&fake));
     kernel.hangs.push("2c0a0000.dma/driver/unbind");
@@ -272,7 +272,7 @@ fn me() -> Owner {
 }
 
 #[test]
-fn an_owner_stays_one_when_the_device_is_given_back_and_taken_again() {
+fn an_owner_stays_recorded_over_an_unbind_and_a_bind() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
@@ -293,13 +293,13 @@ fn an_owner_stays_one_when_the_device_is_given_back_and_taken_again() {
     // One that is bound can still get one.
     close();
     assert!(
-        binding.bind(&[DMA], &BindOptions { owner, ..BindOptions::default() }).unwrap()[0].already
+        !binding.bind(&[DMA], &BindOptions { owner, ..BindOptions::default() }).unwrap()[0].changed
     );
     assert_eq!(mode(), 0o660);
 }
 
 #[test]
-fn what_is_bound_already_needs_nothing_written() {
+fn a_device_that_is_bound_already_is_not_written_to() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let binding = DriverBinding::new(&host, &kernel);
@@ -308,7 +308,7 @@ fn what_is_bound_already_needs_nothing_written() {
     // Where nothing can be remembered, as for a user without privileges.
     std::fs::remove_dir_all(fake.path("run")).unwrap();
     fake.write("run", "");
-    assert!(binding.bind(&[DMA], &BindOptions::default()).unwrap()[0].already);
+    assert!(!binding.bind(&[DMA], &BindOptions::default()).unwrap()[0].changed);
     assert_eq!(kernel.writes().len(), writes);
     assert!(binding.bind(&[DMA, AMBA], &BindOptions::default()).is_err());
 }

@@ -26,13 +26,14 @@ const GROUP_SET_CONTAINER: Request = Request::new("VFIO_GROUP_SET_CONTAINER", 4)
 const GROUP_GET_DEVICE_FD: Request = Request::new("VFIO_GROUP_GET_DEVICE_FD", 6);
 const IOMMU_GET_INFO: Request = Request::new("VFIO_IOMMU_GET_INFO", 12);
 
-/// What `VFIO_IOMMU_GET_INFO` says of a container, or `IOMMU_IOAS_IOVA_RANGES` of an address space.
+/// What the IOMMU can map: the answer to `VFIO_IOMMU_GET_INFO` of a container, or to
+/// `IOMMU_IOAS_IOVA_RANGES` of an IOAS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IommuInfo {
     /// The page sizes that the IOMMU can map, a bit each; 0 if the kernel doesn't say.
     pub page_sizes: u64,
-    /// What IOVAs and sizes of mappings are multiples of, in bytes: the smallest of the page sizes;
-    /// 0 if the kernel doesn't say.
+    /// The alignment of IOVAs and of the sizes of mappings, in bytes: the smallest of the page sizes; 0 if
+    /// the kernel doesn't say.
     pub alignment: u64,
     /// The IOVAs that may be mapped; `None` if the kernel doesn't say.
     pub iova_ranges: Option<Vec<RangeInclusive<u64>>>,
@@ -41,8 +42,8 @@ pub struct IommuInfo {
 }
 
 impl IommuInfo {
-    /// Reads what the kernel wrote: a `struct vfio_iommu_type1_info` and its capability chain, of
-    /// which anything unknown or out of bounds is passed over.
+    /// Parses a `struct vfio_iommu_type1_info` and its capability chain. What is unknown or out of bounds
+    /// is skipped.
     fn parse(bytes: &[u8]) -> Self {
         let flags = u32_at(bytes, 4).unwrap_or(0);
         let mut info = Self::default();
@@ -67,8 +68,8 @@ impl IommuInfo {
     }
 }
 
-/// A VFIO container (`/dev/vfio/vfio`) for IOMMUs of type 1, version 2: unmapping takes whole
-/// mappings, never splits them.
+/// A VFIO container (`/dev/vfio/vfio`) of type 1, version 2: unmapping takes whole mappings and never
+/// splits them.
 pub struct Container(Arc<VfioContainer>);
 
 impl Container {
@@ -80,21 +81,21 @@ impl Container {
     /// [`VfioApiVersion`](VfioError::VfioApiVersion) and [`VfioExtension`](VfioError::VfioExtension)
     /// if the kernel has another interface, or no such model.
     pub fn open() -> Result<Self, VfioError> {
-        // Without KVM's VFIO device: it is told of the groups once there is a VM.
+        // Without KVM's VFIO device: the groups are added to it once there is a VM.
         VfioContainer::new(None).map(|container| Self(Arc::new(container)))
     }
 
-    /// What makes and undoes its mappings.
+    /// Maps and unmaps for DMA.
     pub fn dma(&self) -> Arc<dyn VfioOps> {
         self.0.clone()
     }
 
-    /// Whether the IOMMU makes devices' accesses coherent with the caches where they aren't
-    /// (`VFIO_DMA_CC_IOMMU`), once the IOMMU model has been chosen.
+    /// Whether the IOMMU enforces cache coherency of the devices' DMA (`VFIO_DMA_CC_IOMMU`), once the IOMMU
+    /// model has been set.
     ///
     /// # Errors
     ///
-    /// If this isn't a container.
+    /// This isn't a container.
     pub fn enforces_coherency(&self) -> Result<bool, IoctlError> {
         // SAFETY: the request's argument is a number.
         let returned =
@@ -102,7 +103,7 @@ impl Container {
         Ok(CHECK_EXTENSION.check(returned)? > 0)
     }
 
-    /// Chooses the IOMMU model, once at least one group has been attached.
+    /// Sets the IOMMU model, once at least one group has been attached.
     ///
     /// # Errors
     ///
@@ -119,7 +120,7 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// If no IOMMU model has been chosen.
+    /// No IOMMU model has been set.
     pub fn info(&self) -> Result<IommuInfo, IoctlError> {
         let answer = capability::answer::<vfio_iommu_type1_info>(self, IOMMU_GET_INFO, 0)?;
         Ok(IommuInfo::parse(&answer))
@@ -150,7 +151,7 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// If this isn't a group.
+    /// This isn't a group.
     pub fn is_viable(&self) -> Result<bool, IoctlError> {
         let mut status = vfio_group_status { argsz: argsz::<vfio_group_status>(), flags: 0 };
         // SAFETY: the kernel writes at most `argsz` bytes, the size of `status`.
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_capability_chain_is_followed() {
+    fn capabilities_are_parsed() {
         let windows = [(0, 0x7ff_ffff), (0x810_0000, 0xffff_ffff_ffff)];
         let mut capabilities = ranges(24 + 48, 2, &windows);
         capabilities.extend(header(3, 0));
@@ -241,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_capabilities_leaves_them_open() {
+    fn without_capabilities_their_fields_are_unknown() {
         let parsed = IommuInfo::parse(&info(1, 0x1000, 0, &[]));
         let page = 0x1000;
         assert_eq!(parsed, IommuInfo { page_sizes: page, alignment: page, ..Default::default() });
     }
 
     #[test]
-    fn a_broken_chain_ends_where_it_breaks() {
+    fn a_malformed_chain_ends_where_it_is_malformed() {
         let unknown = header(77, 24);
         let cases: [(&str, Vec<u8>, Option<usize>); 6] = [
             ("points to itself", info(3, 0, 24, &unknown), None),

@@ -1,4 +1,4 @@
-//! The device file: regions, interrupts, reset.
+//! The device file: information, regions, interrupts, reset.
 
 use std::fmt;
 use std::fs::File;
@@ -25,7 +25,7 @@ const GET_IRQ_INFO: Request = Request::new("VFIO_DEVICE_GET_IRQ_INFO", 9);
 const SET_IRQS: Request = Request::new("VFIO_DEVICE_SET_IRQS", 10);
 const RESET: Request = Request::new("VFIO_DEVICE_RESET", 11);
 
-/// What `VFIO_DEVICE_GET_INFO` says of a device.
+/// The answer to `VFIO_DEVICE_GET_INFO`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// It is on the platform bus.
@@ -51,10 +51,10 @@ impl fmt::Display for DeviceInfo {
     }
 }
 
-/// What `VFIO_DEVICE_GET_IRQ_INFO` says of an interrupt.
+/// The answer to `VFIO_DEVICE_GET_IRQ_INFO`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IrqInfo {
-    /// How many vectors are behind the index; 1 on the platform and AMBA buses.
+    /// How many vectors the index has; 1 on the platform and AMBA buses.
     pub count: u32,
     /// It can signal an eventfd.
     pub eventfd: bool,
@@ -64,16 +64,16 @@ pub struct IrqInfo {
     pub automasked: bool,
 }
 
-/// What `VFIO_DEVICE_SET_IRQS` is to do with the first vector of an index.
+/// What `VFIO_DEVICE_SET_IRQS` does with the first vector of an index.
 #[derive(Clone, Copy, Debug)]
 pub enum IrqAction<'a> {
     /// Signal this eventfd for each interrupt, and enable the interrupt on the host.
     SetTrigger(&'a EventFd),
-    /// Disable the interrupt on the host and forget its eventfd.
+    /// Disable the interrupt on the host and clear its eventfd.
     ClearTrigger,
     /// Unmask the interrupt when this eventfd is signalled.
     SetUnmask(&'a EventFd),
-    /// Forget the eventfd of `SetUnmask`.
+    /// Clear the eventfd of `SetUnmask`.
     ClearUnmask,
     /// Mask it.
     Mask,
@@ -87,46 +87,46 @@ impl fmt::Display for IrqAction<'_> {
             Self::SetTrigger(_) => "enable it on the host",
             Self::ClearTrigger => "disable it on the host",
             Self::SetUnmask(_) => "have an eventfd unmask it",
-            Self::ClearUnmask => "forget the eventfd that unmasks it",
+            Self::ClearUnmask => "clear the eventfd that unmasks it",
             Self::Mask => "mask it",
             Self::Unmask => "unmask it",
         })
     }
 }
 
-/// The calls that a device file takes; a trait, so that what uses it is tested without VFIO.
+/// The requests that a device file takes; a trait, so that its users are tested without VFIO.
 pub trait DeviceCalls: fmt::Debug + Send + Sync {
     /// What the device is and has.
     ///
     /// # Errors
     ///
-    /// What the kernel refused it with.
+    /// `EINVAL` if the file isn't bound yet.
     fn info(&self) -> Result<DeviceInfo, IoctlError>;
 
-    /// The region of this index.
+    /// The region with this index.
     ///
     /// # Errors
     ///
     /// `EINVAL` if there is none.
     fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError>;
 
-    /// The interrupt of this index.
+    /// The interrupt with this index.
     ///
     /// # Errors
     ///
     /// `EINVAL` if there is none.
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError>;
 
-    /// Changes the interrupt of this index.
+    /// Changes the interrupt with this index.
     ///
     /// # Errors
     ///
-    /// `EBUSY` if the host couldn't get hold of the line, `EINVAL` if there is no such interrupt or
+    /// `EBUSY` if the host can't request the interrupt, `EINVAL` if there is no such interrupt or
     /// it can't be masked.
     fn set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), IoctlError>;
 
-    /// Has the vectors of this index from `start` on signal these eventfds, or none where there is
-    /// none. The first time, that enables as many vectors as are given, on the device too.
+    /// Sets the eventfds of the vectors of this index from `start` on; `None` clears one. The first call
+    /// enables as many vectors as are given, on the device too.
     ///
     /// # Errors
     ///
@@ -143,17 +143,17 @@ pub trait DeviceCalls: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// If VFIO has no reset for it, or the device didn't obey.
+    /// VFIO has no reset for it, or the reset failed.
     fn reset(&self) -> Result<(), IoctlError>;
 
-    /// Reads at `offset` bytes of a region, by as few accesses to the device as its kernel makes.
+    /// Reads at `offset` bytes from the start of a region.
     ///
     /// # Errors
     ///
     /// As from `pread(2)`.
     fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()>;
 
-    /// Writes at `offset` bytes of a region, as [`read`](Self::read) reads.
+    /// Writes at `offset` bytes from the start of a region.
     ///
     /// # Errors
     ///

@@ -65,11 +65,11 @@ impl AsRawFd for Iommufd {
     }
 }
 
-/// An address space of an iommufd: one set of mappings, shared by the devices attached to it. It is
-/// destroyed when dropped, for which no device may be attached any more: an iommufd that another
-/// process holds too would keep it.
+/// An I/O address space of an iommufd: one set of mappings, shared by the devices attached to it. Dropping
+/// it destroys it, for which no device may be attached any more; an iommufd that another process has open
+/// too would keep it otherwise.
 pub struct Ioas {
-    /// The crate's keeps its own to itself.
+    /// vfio-ioctls doesn't give access to its own.
     iommufd: Iommufd,
     space: Arc<VfioIommufd>,
 }
@@ -83,12 +83,12 @@ impl Ioas {
     pub fn new(iommufd: Iommufd) -> Result<Self, IoctlError> {
         let file = iommufd.0.try_clone();
         let file = file.map_err(|source| IoctlError { request: "F_DUPFD_CLOEXEC", source })?;
-        // Without KVM's VFIO device: it is told of the devices once there is a VM.
+        // Without KVM's VFIO device: the devices are added to it once there is a VM.
         let space = VfioIommufd::new(Arc::new(IommuFd::new_from_fd(file)), None, None);
         Ok(Self { iommufd, space: Arc::new(space?) })
     }
 
-    /// What makes and undoes its mappings.
+    /// Maps and unmaps for DMA.
     pub fn dma(&self) -> Arc<dyn VfioOps> {
         self.space.clone()
     }
@@ -98,17 +98,17 @@ impl Ioas {
         &self.iommufd
     }
 
-    /// Its number there.
+    /// Its ID in the iommufd.
     pub fn id(&self) -> u32 {
         self.space.ioas().id()
     }
 
-    /// What can be mapped for all devices that are attached: the IOVAs and their alignment. iommufd
-    /// tells neither other page sizes nor how many mappings there can be.
+    /// What can be mapped for all attached devices: the IOVAs and their alignment. iommufd tells neither other
+    /// page sizes nor how many mappings there can be.
     ///
     /// # Errors
     ///
-    /// What the kernel refused.
+    /// The kernel has too many ranges, or refused the request.
     pub fn info(&self) -> Result<IommuInfo, IoctlError> {
         let mut ranges = vec![iommu_iova_range::default(); USUAL_RANGES];
         loop {
@@ -146,8 +146,7 @@ impl Ioas {
 }
 
 impl DeviceFile {
-    /// Opens a device's own file (`/dev/vfio/devices/vfioN`). Many can have it open; only one can
-    /// bind it.
+    /// Opens a device's own file (`/dev/vfio/devices/vfioN`). It can be open more than once, and bound once.
     ///
     /// # Errors
     ///
@@ -156,8 +155,8 @@ impl DeviceFile {
         OpenOptions::new().read(true).write(true).open(path).map(Self::from)
     }
 
-    /// Makes the iommufd the owner of all that the device does by DMA, and opens the device: its
-    /// driver may reset it. From here on it reaches no memory. Only closing the file undoes it.
+    /// Binds the device to the iommufd and opens it, for which its driver may reset it. From here on it can
+    /// access no memory. Closing the file unbinds it.
     ///
     /// # Errors
     ///
@@ -175,12 +174,12 @@ impl DeviceFile {
         BIND_IOMMUFD.check(returned).map(drop)
     }
 
-    /// Lets the device reach what is mapped in an address space of the iommufd to which it is bound.
+    /// Attaches the device to an IOAS of the iommufd to which it is bound: it can access what is mapped there.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if its IOMMU can't have this address space, because of what is mapped where the
-    /// device has reserved windows, or if it isn't bound.
+    /// `EINVAL` if its IOMMU can't use this IOAS, as for mappings that overlap the device's reserved
+    /// regions, or if it isn't bound.
     pub fn attach(&self, ioas: &Ioas) -> Result<(), IoctlError> {
         let mut attach = vfio_device_attach_iommufd_pt {
             argsz: argsz::<vfio_device_attach_iommufd_pt>(),
@@ -192,7 +191,7 @@ impl DeviceFile {
         ATTACH_IOMMUFD_PT.check(returned).map(drop)
     }
 
-    /// Undoes [`attach`](Self::attach): the device reaches no memory.
+    /// Detaches the device from its IOAS: it can access no memory.
     ///
     /// # Errors
     ///

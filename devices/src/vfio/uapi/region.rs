@@ -1,4 +1,4 @@
-//! What VFIO says of a device's region.
+//! The information about a device's region.
 
 use std::ops::Range;
 
@@ -10,14 +10,14 @@ use vfio_bindings::bindings::vfio::{
 
 use super::capability::{capabilities, pairs, u32_at, u64_at};
 
-/// What `VFIO_DEVICE_GET_REGION_INFO` says of a region.
+/// The answer to `VFIO_DEVICE_GET_REGION_INFO`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegionInfo {
     /// Its index.
     pub index: u32,
     /// Its size in bytes.
     pub size: u64,
-    /// Where it begins in the device file.
+    /// Its offset in the device file, in bytes.
     pub offset: u64,
     /// It can be read.
     pub readable: bool,
@@ -25,16 +25,16 @@ pub struct RegionInfo {
     pub writable: bool,
     /// It can be mapped into memory.
     pub mappable: bool,
-    /// Of a mappable region, what can be mapped, in bytes from its start, where that isn't all of it
+    /// The parts of a mappable region that can be mapped, in bytes from its start; `None` for all of it
     /// (`VFIO_REGION_INFO_CAP_SPARSE_MMAP`).
     pub areas: Option<Vec<Range<u64>>>,
-    /// What can be mapped includes a PCI function's MSI-X table
+    /// The MSI-X table of a PCI function can be mapped too
     /// (`VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`).
     pub msix_mappable: bool,
 }
 
 impl RegionInfo {
-    /// Reads what the kernel wrote: a `struct vfio_region_info` and its capability chain.
+    /// Parses a `struct vfio_region_info` and its capability chain.
     pub(crate) fn parse(bytes: &[u8]) -> Self {
         let flags = u32_at(bytes, 4).unwrap_or(0);
         let mut info = Self {

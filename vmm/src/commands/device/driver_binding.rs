@@ -3,7 +3,9 @@
 use std::fmt::{self, Display, Formatter};
 use std::os::unix::fs::MetadataExt;
 
-use devices::vfio::driver_binding::{BindError, BindOptions, DriverBinding, Owner, Sysfs};
+use devices::vfio::driver_binding::{
+    BindError, BindOptions, BindOutcome, DriverBinding, Owner, Sysfs,
+};
 use devices::vfio::host::{Host, IommuGroup};
 use serde::Serialize;
 
@@ -29,47 +31,41 @@ struct Step {
     note: Option<String>,
 }
 
-/// Gives devices to VFIO.
+impl From<BindOutcome> for Step {
+    fn from(outcome: BindOutcome) -> Self {
+        let BindOutcome { device, driver, before, changed } = outcome;
+        let (name, files) = (device.name().to_owned(), Vec::new());
+        Self { name, driver, driver_before: before, changed, files, note: None }
+    }
+}
+
+/// Binds devices to VFIO's drivers.
 ///
 /// # Errors
 ///
-/// One can't be; then none is.
+/// One can't be bound; then none is.
 pub fn bind(host: &Host, names: &[String], options: &BindOptions) -> Result<Outcome, Error> {
     let bound = DriverBinding::new(host, &Sysfs).bind(names, options)?;
     let closed = options.owner.and_then(|owner| closed_to(host, owner));
     let mut steps = Vec::new();
     for bound in bound {
-        steps.push(Step {
-            name: bound.device.name().to_owned(),
-            driver: bound.device.driver()?,
-            driver_before: bound.before,
-            changed: !bound.already,
-            files: File::of(host, &bound.device),
-            note: bound
-                .device
-                .group()?
-                .and_then(|group| in_use(&host.group(group)))
-                .or_else(|| closed.clone()),
-        });
+        let group = bound.device.group()?;
+        let note = group.and_then(|group| in_use(&host.group(group))).or_else(|| closed.clone());
+        let files = File::of(host, &bound.device);
+        steps.push(Step { files, note, ..Step::from(bound) });
     }
     Ok(Outcome(steps))
 }
 
-/// Gives devices back.
+/// Binds devices to the drivers they had.
 ///
 /// # Errors
 ///
-/// One can't be; the others are.
+/// One can't be unbound from VFIO's driver; the others are.
 pub fn unbind(host: &Host, names: &[String], group: bool) -> Result<Outcome, Error> {
     let released = DriverBinding::new(host, &Sysfs).unbind(names, group)?;
-    let steps = released.into_iter().map(|released| Step {
-        name: released.device.name().to_owned(),
-        driver: released.driver,
-        driver_before: None,
-        changed: !released.already,
-        files: Vec::new(),
-        note: None,
-    });
+    let steps =
+        released.into_iter().map(|outcome| Step { driver_before: None, ..Step::from(outcome) });
     Ok(Outcome(steps.collect()))
 }
 
@@ -83,8 +79,8 @@ fn in_use(group: &IommuGroup) -> Option<String> {
     })
 }
 
-/// What a device's owner still needs: the way to the IOMMU, iommufd or the container, which all users of
-/// devices share and which gives access to nothing by itself.
+/// What a device's owner may not open yet: iommufd or the container, which all users of devices share and
+/// which give access to no device by themselves.
 fn closed_to(host: &Host, owner: Owner) -> Option<String> {
     let ways = [host.iommufd_node(), host.container_node()];
     let ways: Vec<_> = ways
@@ -93,7 +89,7 @@ fn closed_to(host: &Host, owner: Owner) -> Option<String> {
         .filter(|(_, metadata)| metadata.mode() & 0o007 < 0o006 && metadata.uid() != owner.user)
         .map(|(path, _)| path.display().to_string())
         .collect();
-    // One that is open is enough; where there is none, others say so.
+    // One of the two is enough; if neither exists, `strait check` says so.
     let all = [host.iommufd_node(), host.container_node()].iter().filter(|p| p.exists()).count();
     let closed = owner.user != 0 && !ways.is_empty() && ways.len() == all;
     closed.then(|| format!("user {} also needs: sudo chmod 666 {}", owner.user, ways.join(" ")))
@@ -125,24 +121,22 @@ impl Display for Step {
     }
 }
 
-/// Devices bound for the time of a run; given back when dropped. The machine must be gone by then:
-/// the kernel waits for whoever has a device open.
+/// Devices that are bound to VFIO for a run, and back to their drivers when dropped. The machine must be
+/// gone by then: unbinding waits for processes that have a device open.
 ///
-/// A strait that is killed (SIGKILL) can give nothing back: `strait device unbind` does it then,
-/// from what is remembered in /run/strait.
+/// After SIGKILL, `strait device unbind` does that, by the records in /run/strait.
 pub struct BindGuard {
     host: Host,
     names: Vec<String>,
 }
 
 impl BindGuard {
-    /// Binds those of these devices that aren't bound; those of descriptors are. With `force`, also
-    /// those that the host uses.
+    /// Binds those of these devices that aren't bound. With `force`, also those that the host uses.
     ///
     /// # Errors
     ///
-    /// One can't be; then none is.
-    pub fn take(names: &[&str], force: bool) -> Result<Self, Error> {
+    /// One can't be bound; then none is.
+    pub fn bind(names: &[&str], force: bool) -> Result<Self, Error> {
         let host = Host::default();
         let options = BindOptions { force, ..BindOptions::default() };
         let bound =
@@ -152,7 +146,7 @@ impl BindGuard {
                     log::error!("{error}");
                 }
             })?;
-        let changed = bound.iter().filter(|bound| !bound.already);
+        let changed = bound.iter().filter(|bound| bound.changed);
         let names = changed.map(|bound| bound.device.path().display().to_string()).collect();
         Ok(Self { host, names })
     }

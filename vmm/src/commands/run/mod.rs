@@ -37,7 +37,7 @@ pub fn run(options: &RunOptions) -> Result<ExitReason, Error> {
     logger::init(options.log_level);
     // From here on a signal ends the run in order, and drivers are bound again.
     let mut signals = Signals::new()?;
-    let bind = || BindGuard::take(&options.device_names(), options.force);
+    let bind = || BindGuard::bind(&options.device_names(), options.force);
     let bound = options.bind.then(bind).transpose();
     let result = bound.and_then(|bound| {
         let result = run_guest(options, started, &mut signals);
