@@ -1,5 +1,6 @@
 //! What KVM can refuse.
 
+use boot::help::Help;
 use std::io;
 
 /// A failure of the hypervisor, with what was being done.
@@ -63,9 +64,10 @@ impl Error {
     pub(crate) fn kvm(action: impl Into<String>, error: kvm_ioctls::Error) -> Self {
         Self::Kvm { action: action.into(), source: io_error(error) }
     }
+}
 
-    /// What the person can do about it.
-    pub fn help(&self) -> Option<String> {
+impl Help for Error {
+    fn help(&self) -> Option<String> {
         match self {
             // Of root's too: permission isn't what is missing.
             Self::OpenKvm(e) if e.raw_os_error() == Some(libc::EPERM) => Some(

@@ -1,5 +1,6 @@
 //! The kernel command line (`/chosen/bootargs`), put together by linux-loader.
 
+use crate::help::Help;
 use linux_loader::cmdline;
 use thiserror::Error;
 
@@ -24,9 +25,8 @@ pub enum CmdlineError {
     TooLong { length: usize },
 }
 
-impl CmdlineError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for CmdlineError {
+    fn help(&self) -> Option<String> {
         match self {
             Self::Nul { .. } => None,
             Self::NotAscii { .. } => Some(

@@ -1,5 +1,6 @@
 //! A file that is handed to the guest: opened once, its kind and size known while planning.
 
+use crate::help::Help;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -77,9 +78,8 @@ pub enum FileFault {
     Memory { gpa: u64, source: GuestMemoryError },
 }
 
-impl FileError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for FileError {
+    fn help(&self) -> Option<String> {
         let Self { role, path, fault } = self;
         match fault {
             FileFault::Missing | FileFault::Directory => {

@@ -8,6 +8,7 @@
 //!
 //! The DTB lies right behind the kernel, so that of a small kernel's RAM one 2 MiB block is touched.
 
+use crate::help::Help;
 use std::ops::Range;
 
 use thiserror::Error;
@@ -93,9 +94,8 @@ pub enum LayoutError {
     InitrdWindow { size: u64, reach: u64 },
 }
 
-impl LayoutError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for LayoutError {
+    fn help(&self) -> Option<String> {
         match self {
             Self::Dtb { needed, .. }
             | Self::InitrdLargerThanRam { needed, .. }

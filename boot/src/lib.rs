@@ -14,6 +14,7 @@ pub mod cmdline;
 pub mod fdt;
 pub mod file;
 pub mod format;
+pub mod help;
 pub mod initrd;
 pub mod kernel;
 pub mod layout;

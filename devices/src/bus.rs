@@ -1,5 +1,6 @@
 //! The guest's physical address space: what traps goes to a device, memory slots don't trap.
 
+use boot::help::Help;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io;
@@ -67,6 +68,8 @@ pub struct Overlap {
     /// Its addresses (GPA).
     pub other_range: Range<u64>,
 }
+
+impl Help for Overlap {}
 
 /// The number of trapped accesses to a device.
 #[derive(Clone, Debug, PartialEq, Eq)]

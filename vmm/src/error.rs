@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt::Write;
 
+use boot::help::Help;
+
 /// A failure on its way to the person.
 #[derive(Debug)]
 pub struct Error {
@@ -84,69 +86,10 @@ impl Error {
     }
 }
 
-/// Errors that know what mends them.
-macro_rules! from_helpful {
-    ($($error:ty),* $(,)?) => {
-        $(impl From<$error> for Error {
-            fn from(error: $error) -> Self {
-                Self::chain(&error).maybe_help(error.help())
-            }
-        })*
-    };
-}
-
-from_helpful! {
-    arch::Error,
-    boot::fdt::BlobError,
-    boot::fdt::overlay::OverlayError,
-    boot::file::FileError,
-    boot::initrd::InitrdError,
-    boot::kernel::KernelError,
-    boot::layout::LayoutError,
-    devices::vfio::assign::AssignError,
-    devices::vfio::selftest::SelfTestError,
-    devices::vfio::fd_limit::FdLimitTooLow,
-    devices::vfio::driver_binding::BindError,
-    devices::vfio::iommu::MapError,
-    devices::vfio::iommu::DmaConstraintError,
-    devices::vfio::pci::FunctionError,
-    devices::vfio::platform::PlatformError,
-    devices::vfio_user::VfioUserError,
-}
-
-impl From<std::io::Error> for Error {
-    fn from(error: std::io::Error) -> Self {
-        Self::chain(&error)
-    }
-}
-
-impl From<boot::fdt::host::HostError> for Error {
-    fn from(error: boot::fdt::host::HostError) -> Self {
-        Self::chain(&error)
-    }
-}
-
-impl From<devices::vfio::unbound::UnboundError> for Error {
-    fn from(error: devices::vfio::unbound::UnboundError) -> Self {
-        Self::chain(&error)
-    }
-}
-
-impl From<devices::vfio::host::ReadError> for Error {
-    fn from(error: devices::vfio::host::ReadError) -> Self {
-        Self::chain(&error)
-    }
-}
-
-impl From<devices::vfio::driver_binding::BindRecordError> for Error {
-    fn from(error: devices::vfio::driver_binding::BindRecordError) -> Self {
-        Self::chain(&error)
-    }
-}
-
-impl From<devices::bus::Overlap> for Error {
-    fn from(error: devices::bus::Overlap) -> Self {
-        Self::chain(&error)
+impl<E: Help + 'static> From<E> for Error {
+    fn from(error: E) -> Self {
+        let help = error.help();
+        Self { help, ..Self::chain(&error) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The PCI functions a guest is given: opened while planning, attached while building, taken back at
 //! the end.
 
+use boot::help::Help;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;

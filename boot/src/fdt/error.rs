@@ -1,5 +1,6 @@
 //! Why a tree can't be written, and what can be wrong with a blob that is read.
 
+use crate::help::Help;
 use thiserror::Error;
 
 use super::node::MAX_DEPTH;
@@ -44,9 +45,8 @@ impl From<vm_fdt::Error> for BlobError {
     }
 }
 
-impl BlobError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for BlobError {
+    fn help(&self) -> Option<String> {
         match self {
             Self::PropertyName { .. } => {
                 Some("names consist of the characters a-z A-Z 0-9 , . _ + ? # -".to_owned())

@@ -1,5 +1,6 @@
 //! Why a file is no initrd.
 
+use crate::help::Help;
 use std::io;
 use std::path::PathBuf;
 
@@ -43,9 +44,8 @@ pub enum InitrdFault {
 /// Makes a cpio archive of what is in the directory `root`.
 const PACK: &str = "(cd root && find . | cpio -o -H newc) > initrd.cpio";
 
-impl InitrdError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for InitrdError {
+    fn help(&self) -> Option<String> {
         let (path, fault) = match self {
             Self::File(error) => return error.help(),
             Self::Content { path, fault } => (shell_word(path), fault),

@@ -1,5 +1,6 @@
 //! Why a file can't be booted.
 
+use crate::help::Help;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -46,9 +47,8 @@ pub enum KernelFault {
     DoesNotFit { needed: u64, ram: u64 },
 }
 
-impl KernelError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for KernelError {
+    fn help(&self) -> Option<String> {
         let (path, fault) = match self {
             Self::File(error) => return error.help(),
             Self::Content { path, fault } => (shell_word(path), fault),

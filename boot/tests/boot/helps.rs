@@ -1,5 +1,6 @@
 //! The commands that errors about kernels and initrds advise, typed as they are.
 
+use boot::help::Help;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! The host's tree, read from directories as sysfs has them.
 
+use boot::help::Help;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 //! Initrd files, made here: what Linux takes is loaded, the rest is refused by name.
 
+use boot::help::Help;
 use std::fs;
 
 use boot::file::{FileError, FileFault};

@@ -1,5 +1,6 @@
 //! Kernel files, made here, opened, placed and loaded.
 
+use boot::help::Help;
 use std::path::Path;
 
 #[cfg(target_arch = "aarch64")]

@@ -1,5 +1,6 @@
 //! The address of a function, and its interrupt pin.
 
+use boot::help::Help;
 use std::fmt;
 use std::str::FromStr;
 
@@ -15,9 +16,8 @@ pub struct Bdf {
 #[error("{0:?} is no address of a PCI function")]
 pub struct AddressError(pub String);
 
-impl AddressError {
-    /// What one looks like.
-    pub fn help(&self) -> Option<String> {
+impl Help for AddressError {
+    fn help(&self) -> Option<String> {
         Some("device and function in hexadecimal, as in 03.0: up to 1f.7".into())
     }
 }

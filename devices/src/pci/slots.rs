@@ -1,5 +1,6 @@
 //! Which function is where on the guest's bus.
 
+use boot::help::Help;
 use std::ops::Range;
 
 use super::address::{Bdf, InterruptPin};
@@ -48,9 +49,8 @@ pub enum SlotError {
     Full,
 }
 
-impl SlotError {
-    /// What mends it.
-    pub fn help(&self) -> Option<String> {
+impl Help for SlotError {
+    fn help(&self) -> Option<String> {
         Some(match self {
             Self::NoBus(_) | Self::Bridge(_) => "addr=01.0 to addr=1f.7, all on bus 0".into(),
             Self::Taken(_) => "another addr=, or none".into(),

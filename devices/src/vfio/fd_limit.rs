@@ -1,6 +1,7 @@
 //! How many file descriptors this process may have open (`RLIMIT_NOFILE`): each vector of a device
 //! takes one, each line two.
 
+use boot::help::Help;
 use std::fs;
 
 use super::remedy;
@@ -20,9 +21,8 @@ pub struct FdLimitTooLow {
     pub limit: u64,
 }
 
-impl FdLimitTooLow {
-    /// What mends it.
-    pub fn help(&self) -> Option<String> {
+impl Help for FdLimitTooLow {
+    fn help(&self) -> Option<String> {
         Some(remedy::open_files(self.needed))
     }
 }

@@ -3,6 +3,7 @@
 //! The starting process may open files that strait may not: strait then needs no permission for
 //! anything in `/dev/vfio`.
 
+use boot::help::Help;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -51,9 +52,8 @@ pub enum InheritedError {
     Read(#[from] ReadError),
 }
 
-impl InheritedError {
-    /// The remedy.
-    pub fn help(&self) -> Option<String> {
+impl Help for InheritedError {
+    fn help(&self) -> Option<String> {
         let Self::Unsuitable { fd, expected, .. } = self else { return None };
         let example = expected.example();
         Some(format!(

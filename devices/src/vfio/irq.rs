@@ -36,6 +36,7 @@
 //! (Linux: `drivers/vfio/platform/vfio_platform_irq.c`, `virt/kvm/eventfd.c`,
 //! `arch/arm64/kvm/vgic/{vgic,vgic-v3,vgic-mmio}.c`.)
 
+use boot::help::Help;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -97,9 +98,8 @@ pub enum IrqError {
     },
 }
 
-impl IrqError {
-    /// What mends it.
-    pub fn help(&self) -> Option<String> {
+impl Help for IrqError {
+    fn help(&self) -> Option<String> {
         match self {
             Self::Arm { source, .. } if source.is(libc::EBUSY) => Some(
                 "the line is probably shared with another driver of the host: see /proc/interrupts"

@@ -1,5 +1,6 @@
 //! The limit of locked memory (`RLIMIT_MEMLOCK`): mapping the guest's RAM for DMA pins all of it.
 
+use boot::help::Help;
 use std::fs;
 
 use super::remedy;
@@ -115,10 +116,11 @@ impl MemlockTooLow {
             ),
         }
     }
+}
 
-    /// The remedy.
-    pub fn help(&self) -> String {
-        remedy::lock_memory(self.ram.saturating_add(self.others))
+impl Help for MemlockTooLow {
+    fn help(&self) -> Option<String> {
+        Some(remedy::lock_memory(self.ram.saturating_add(self.others)))
     }
 }
 
@@ -146,7 +148,7 @@ mod tests {
         let text = "the guest's RAM (262144 KiB) can't be pinned for DMA: this process may pin \
                     8192 KiB (RLIMIT_MEMLOCK)";
         assert_eq!(error.to_string(), text);
-        assert!(error.help().starts_with("ulimit -l 262144 "), "{}", error.help());
+        assert!(error.help().unwrap().starts_with("ulimit -l 262144 "), "{error:?}");
     }
 
     #[test]
@@ -175,7 +177,7 @@ mod tests {
             uid()
         );
         assert_eq!(error.to_string(), text);
-        assert!(error.help().starts_with("ulimit -l 524288 "), "{}", error.help());
+        assert!(error.help().unwrap().starts_with("ulimit -l 524288 "), "{error:?}");
     }
 
     #[test]

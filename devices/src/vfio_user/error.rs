@@ -1,5 +1,6 @@
 //! What can go wrong with a server before a guest has its device.
 
+use boot::help::Help;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -149,10 +150,11 @@ impl VfioUserError {
             Cause::Nonsense => Self::NoServer { path, why: failure.why.as_ref().to_owned() },
         }
     }
+}
 
-    /// What mends it.
+impl Help for VfioUserError {
     #[cold]
-    pub fn help(&self) -> Option<String> {
+    fn help(&self) -> Option<String> {
         Some(match self {
             Self::Connect { path, source } => return connecting(path, source),
             Self::NoSocket { .. } => {

@@ -93,6 +93,7 @@ fn check_directories(path: &Path, peer: Peer) -> io::Result<Result<(), VfioUserE
 
 #[cfg(test)]
 mod tests {
+    use boot::help::Help;
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,3 +1,4 @@
+use boot::help::Help;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};

@@ -1,5 +1,6 @@
 //! `--vfio-pci BDF|fd=N[,OPTION…]`.
 
+use boot::help::Help;
 use std::str::FromStr;
 
 use devices::pci::Bdf;

@@ -3,6 +3,7 @@
 
 pub mod describe;
 
+use boot::help::Help;
 use std::path::Path;
 use std::time::Duration;
 

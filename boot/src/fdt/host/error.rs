@@ -1,5 +1,6 @@
 //! What can be wrong with the host's device tree.
 
+use crate::help::Help;
 use std::io;
 use std::path::PathBuf;
 
@@ -47,9 +48,8 @@ pub enum HostError {
     CutOff { path: PathBuf, wanted: u32 },
 }
 
-impl HostError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for HostError {
+    fn help(&self) -> Option<String> {
         match self {
             Self::NoTree { .. } => Some(
                 "platform devices are assigned on hosts that boot with a device tree; where the \

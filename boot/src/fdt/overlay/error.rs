@@ -1,5 +1,6 @@
 //! What can be wrong with an overlay.
 
+use crate::help::Help;
 use thiserror::Error;
 
 use crate::fdt::ReadError;
@@ -51,9 +52,8 @@ impl OverlayFault {
     }
 }
 
-impl OverlayError {
-    /// What mends it: a command or an option, where there is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for OverlayError {
+    fn help(&self) -> Option<String> {
         match &self.fault {
             OverlayFault::Blob(ReadError::Magic) => Some(format!(
                 "compile its source: dtc -@ -I dts -O dtb -o overlay.dtbo {}",

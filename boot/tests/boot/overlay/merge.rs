@@ -1,5 +1,6 @@
 //! What overlays change.
 
+use boot::help::Help;
 use std::collections::BTreeMap;
 
 use boot::fdt::overlay::{Overlay, apply};

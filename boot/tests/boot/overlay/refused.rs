@@ -1,6 +1,7 @@
 //! What is no overlay, or lies, is an error.
 
 use boot::fdt::to_blob;
+use boot::help::Help;
 
 use super::{applied, overlay};
 use crate::support::dtc::compile;

@@ -1,5 +1,6 @@
 //! Why a device can't be assigned, and the remedy.
 
+use boot::help::Help;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -244,10 +245,11 @@ impl AssignError {
         let Self::NoFile { file, .. } = self else { return matches!(self, Self::NoCdev { .. }) };
         matches!(file, VfioFile::Container | VfioFile::Iommufd | VfioFile::Group(None))
     }
+}
 
-    /// The remedy: what to type, or what to look at.
+impl Help for AssignError {
     #[cold]
-    pub fn help(&self) -> Option<String> {
+    fn help(&self) -> Option<String> {
         Some(match self {
             Self::NotFound { similar, candidates, .. } => alternatives(similar, candidates),
             Self::Duplicate { .. } => "name each device once".to_owned(),

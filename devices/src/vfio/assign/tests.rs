@@ -1,3 +1,4 @@
+use boot::help::Help;
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 

@@ -1,5 +1,6 @@
 //! Why a device's driver couldn't be changed.
 
+use boot::help::Help;
 use std::io;
 use std::path::PathBuf;
 
@@ -98,10 +99,9 @@ pub enum BindError {
     Read(#[from] ReadError),
 }
 
-impl BindError {
-    /// The remedy.
+impl Help for BindError {
     #[cold]
-    pub fn help(&self) -> Option<String> {
+    fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),
             Self::Write { source, .. } | Self::BindRecord(BindRecordError { source, .. }) => {

@@ -1,6 +1,7 @@
 //! The driver that a device had before VFIO's, on disk: whatever happens to the process that bound the
 //! device, a later one can restore it. A reboot clears the records, as it does the bindings.
 
+use boot::help::Help;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
@@ -27,6 +28,8 @@ pub struct BindRecordError {
     #[source]
     pub source: io::Error,
 }
+
+impl Help for BindRecordError {}
 
 /// The binding of a device before VFIO's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 use super::super::testing::{FakeHost, FakeKernel};
 use super::*;
+use boot::help::Help;
 
 const DMA: &str = "2c0a0000.dma";
 const AMBA: &str = "2c0c0000.dma";

@@ -10,6 +10,7 @@ mod interrupts;
 mod processes;
 mod usage;
 
+use boot::help::Help;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ pub struct ReadError {
     #[source]
     pub source: io::Error,
 }
+
+impl Help for ReadError {}
 
 /// Where drivers before VFIO's are recorded: a reboot clears it (`hier(7)`, /run), as it does the
 /// bindings.

@@ -152,6 +152,7 @@ mod tests {
     use super::super::super::assign::{ClosedFile, DeviceRef, VfioFile, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
+    use boot::help::Help;
 
     const TYPE1: &str = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
     const IOMMUFD: &str = "sys/module/iommufd/parameters/allow_unsafe_interrupts";

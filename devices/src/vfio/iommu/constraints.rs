@@ -1,5 +1,6 @@
 //! The addresses at which RAM can be mapped for DMA, and at which devices can address it.
 
+use boot::help::Help;
 use std::ops::RangeInclusive;
 
 use super::super::assign::{AssignError, Assignment};
@@ -77,9 +78,8 @@ pub enum DmaConstraintError {
     },
 }
 
-impl DmaConstraintError {
-    /// The remedy, where less RAM is one.
-    pub fn help(&self) -> Option<String> {
+impl Help for DmaConstraintError {
+    fn help(&self) -> Option<String> {
         let (ram, end) = match self {
             Self::Reserved { ram, reserved } => (ram, reserved.region.start),
             Self::OutOfRange { ram, ranges } => {

@@ -100,6 +100,7 @@ fn attach_error(host: &Host, assignment: &Assignment, source: IoctlError) -> Ass
 
 #[cfg(test)]
 mod tests {
+    use boot::help::Help;
     use std::io;
 
     use super::super::super::assign::{DeviceRef, preflight};

@@ -145,6 +145,7 @@ fn bind_error(
 
 #[cfg(test)]
 mod tests {
+    use boot::help::Help;
     use std::io;
 
     use super::super::super::assign::{DeviceRef, preflight};

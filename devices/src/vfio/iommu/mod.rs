@@ -10,6 +10,7 @@ mod dma_ranges;
 mod iommufd;
 mod mappings;
 
+use boot::help::Help;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -58,12 +59,11 @@ pub enum MapError {
     },
 }
 
-impl MapError {
-    /// The remedy.
-    pub fn help(&self) -> Option<String> {
+impl Help for MapError {
+    fn help(&self) -> Option<String> {
         match self {
             Self::Window(error) => error.help(),
-            Self::Memlock(error) => Some(error.help()),
+            Self::Memlock(error) => error.help(),
             Self::NoMemory { .. } => Some("give the guest less memory (--memory)".to_owned()),
             Self::Refused { .. } => None,
         }

@@ -7,6 +7,7 @@ use super::super::irq::IrqError;
 use super::super::uapi::{DeviceInfo, IoctlError};
 use super::config::ConfigError;
 use crate::pci::BarError;
+use boot::help::Help;
 
 /// An error of the function `name`.
 #[derive(Debug)]
@@ -61,9 +62,8 @@ pub enum FunctionErrorKind {
     Reset(#[source] IoctlError),
 }
 
-impl FunctionError {
-    /// What mends it.
-    pub fn help(&self) -> Option<String> {
+impl Help for FunctionError {
+    fn help(&self) -> Option<String> {
         let Self { name, kind } = self;
         match kind {
             FunctionErrorKind::Info(_) => Some("dmesg has the driver's own words".to_owned()),

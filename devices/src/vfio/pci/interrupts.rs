@@ -1,5 +1,6 @@
 //! A function's interrupts: its line (INTx), or MSI or MSI-X, whichever the guest has enabled.
 
+use boot::help::Help;
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! What can go wrong with an assigned device once it can be assigned.
 
+use boot::help::Help;
 use std::fmt;
 use std::io;
 
@@ -227,9 +228,8 @@ pub enum PlatformError {
     },
 }
 
-impl PlatformError {
-    /// What mends it.
-    pub fn help(&self) -> Option<String> {
+impl Help for PlatformError {
+    fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),
             Self::HostTree { source, .. } => source.help(),

@@ -176,6 +176,7 @@ pub(super) fn node_of(tree: &HostTree, device: &HostDevice) -> Result<HostNode, 
 mod tests {
     use super::*;
     use crate::vfio::testing::FakeHost;
+    use boot::help::Help;
 
     /// Drafts of these devices of a host, by their names.
     fn builders_of(fake: &FakeHost, names: &[&str]) -> Result<Vec<NodeBuilder>, PlatformError> {

@@ -1,3 +1,4 @@
+use boot::help::Help;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;

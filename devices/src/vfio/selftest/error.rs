@@ -1,5 +1,6 @@
 //! Why a device couldn't be tested at all.
 
+use boot::help::Help;
 use std::io;
 
 use super::super::assign::AssignError;
@@ -65,9 +66,8 @@ pub enum SelfTestError {
     Quiesce(#[from] QuiesceError),
 }
 
-impl SelfTestError {
-    /// What mends it.
-    pub fn help(&self) -> Option<String> {
+impl Help for SelfTestError {
+    fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),
             Self::Interrupt { .. } => {

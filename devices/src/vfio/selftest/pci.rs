@@ -1,6 +1,7 @@
 //! The self-test of PCI functions: what VFIO offers works, and the function raises no interrupt by
 //! itself.
 
+use boot::help::Help;
 use std::error::Error;
 use std::io;
 

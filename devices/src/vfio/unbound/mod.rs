@@ -7,6 +7,7 @@
 mod pci;
 mod platform;
 
+use boot::help::Help;
 use std::ffi::c_int;
 use std::fs::File;
 use std::io;
@@ -43,6 +44,8 @@ pub enum UnboundError {
         source: io::Error,
     },
 }
+
+impl Help for UnboundError {}
 
 /// A device that isn't bound to VFIO.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! Whether a device can be had: who uses it, and what keeps it from being assigned.
 
+use boot::help::Help;
 use std::os::unix::fs::MetadataExt;
 
 use devices::vfio::assign::{self, AssignError};

@@ -1,3 +1,4 @@
+use boot::help::Help;
 use std::collections::BTreeMap;
 use std::io;
 use std::ptr::NonNull;
