@@ -1,7 +1,8 @@
 //! The error a person reads: what failed, on what, and what to do.
 
 use std::error::Error as StdError;
-use std::fmt::Write;
+
+use devices::vfio::error_chain;
 
 use boot::help::Help;
 
@@ -26,17 +27,7 @@ impl Error {
 
     /// The text of `error` and of everything that caused it.
     pub fn chain(error: &dyn StdError) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            // Some errors repeat their cause in their own text.
-            if !message.ends_with(&text) {
-                let _ = write!(message, ": {text}");
-            }
-            cause = error.source();
-        }
-        Self::new(message)
+        Self::new(error_chain::chain(error))
     }
 
     /// Adds what to do about it.

@@ -1,11 +1,17 @@
-//! Errors and what caused them, as a log or a report has them.
+//! The text of errors with their sources.
 
 use std::error::Error;
 
-/// An error with its causes, on one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
+/// The text of an error and of its sources, on one line, without those that it ends with already.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
     }
+    text
 }

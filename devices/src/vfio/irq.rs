@@ -43,6 +43,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::remedy;
 use super::uapi::{DeviceCalls, IoctlError, IrqAction};
 use crate::irq::{InterruptController, Spi, Trigger};
 use crate::ratelimit::LogLimit;
@@ -105,7 +106,7 @@ impl Help for IrqError {
                 "the line is probably shared with another driver of the host: see /proc/interrupts"
                     .to_owned(),
             ),
-            Self::EventFd { .. } => Some("raise the limit of open files (ulimit -n)".to_owned()),
+            Self::EventFd { .. } => Some(remedy::OPEN_FILES.to_owned()),
             _ => None,
         }
     }

@@ -14,7 +14,7 @@
 pub mod assign;
 pub mod bindings;
 pub mod driver_binding;
-mod error_chain;
+pub mod error_chain;
 pub mod fd_limit;
 pub mod host;
 pub mod inherited;

@@ -27,6 +27,9 @@ pub const CONTAINER: &str = "modprobe vfio_iommu_type1 (CONFIG_VFIO_CONTAINER, C
 pub const DEVICE_CDEV: &str =
     "build the host's kernel with CONFIG_VFIO_DEVICE_CDEV, or --iommu container";
 
+/// For a process that is out of file descriptors.
+pub const OPEN_FILES: &str = "raise the limit of open files (ulimit -n)";
+
 /// For a device that isn't bound to VFIO's driver.
 pub fn bind(name: &str) -> String {
     format!("strait device bind {name}")

@@ -9,6 +9,7 @@ use super::REPLY_TIMEOUT;
 use super::client::{CallError, Cause, Failure};
 use super::message::Command;
 use super::version::{OURS, Version};
+use crate::vfio::remedy;
 use crate::vfio::uapi::IoctlError;
 
 /// A device of another process that can't be had.
@@ -189,7 +190,7 @@ impl Help for VfioUserError {
             }
             Self::Version { .. } => format!("a server for vfio-user {OURS}"),
             Self::NotPci { .. } => "a server whose device is a PCI function".to_owned(),
-            Self::Host { .. } => "raise the limit of open files (ulimit -n)".to_owned(),
+            Self::Host { .. } => remedy::OPEN_FILES.to_owned(),
         })
     }
 }

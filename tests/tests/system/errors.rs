@@ -214,7 +214,7 @@ fn a_host_that_isn_t_prepared() -> Story {
     for (backend, module) in BACKENDS.iter().zip(["iommufd", "vfio_iommu_type1"]) {
         let arguments = &format!("{arguments} --iommu {backend}");
         let parameter = &format!("/sys/module/{module}/parameters/allow_unsafe_interrupts");
-        let help = &["echo Y >", parameter];
+        let help = &["echo Y | sudo tee ", parameter];
         let error = &[device, "interrupts", module];
         Wrong { arguments, status: 1, error, help }.is_refused_on(&host)?;
         host.sh(&format!("echo Y > {parameter} && strait run {arguments}"))?;

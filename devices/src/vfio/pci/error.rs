@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use super::super::irq::IrqError;
+use super::super::remedy;
 use super::super::uapi::{DeviceInfo, IoctlError};
 use super::config::ConfigError;
 use crate::pci::BarError;
@@ -66,7 +67,7 @@ impl Help for FunctionError {
     fn help(&self) -> Option<String> {
         let Self { name, kind } = self;
         match kind {
-            FunctionErrorKind::Info(_) => Some("dmesg has the driver's own words".to_owned()),
+            FunctionErrorKind::Info(_) => Some(remedy::KERNEL_LOG.to_owned()),
             FunctionErrorKind::Config(ConfigError::HeaderType(_)) => {
                 Some("name what is behind the bridge: strait device list".to_owned())
             }

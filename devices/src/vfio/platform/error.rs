@@ -11,6 +11,7 @@ use super::super::fd_limit::FdLimitTooLow;
 use super::super::irq::IrqError;
 use super::super::node::NodeError;
 use super::super::quiesce::QuiesceError;
+use super::super::remedy;
 use super::super::uapi::{DeviceInfo, IoctlError};
 use super::super::unbound::UnboundError;
 
@@ -251,7 +252,7 @@ impl Help for PlatformError {
                 "power-cycle the board, or let the guest have the device as it is: \
                  --vfio-platform {name},quiesce=off"
             )),
-            Self::Unknown { .. } => Some("dmesg has the driver's own words".to_owned()),
+            Self::Unknown { .. } => Some(remedy::KERNEL_LOG.to_owned()),
             Self::Unbound(_)
             | Self::Strange { .. }
             | Self::Count { .. }

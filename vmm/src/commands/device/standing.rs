@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use devices::vfio::assign::{self, AssignError};
 use devices::vfio::host::{Host, HostDevice, Usage};
 use devices::vfio::iommu::{Backend, IommuOptions};
+use devices::vfio::remedy;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -124,7 +125,7 @@ impl Standing {
             who => format!("in use by {}", who.join(", ")),
         });
         let files: Vec<_> = self.files.iter().map(|file| file.path.as_str()).collect();
-        self.help = Some(format!("fuser -v {}", files.join(" ")));
+        self.help = Some(remedy::show_users(&files));
         self.users =
             users.into_iter().map(|user| User { pid: user.pid, name: user.name }).collect();
     }

@@ -12,6 +12,7 @@ use arch::exit::Exit;
 use arch::{ImmediateExit, Vcpu};
 use devices::bus::{Action, Bus};
 use devices::pci::HostBridge;
+use devices::vfio::remedy;
 
 use crate::doorbell::Doorbell;
 use crate::error::Error;
@@ -207,7 +208,7 @@ impl VcpuContext {
         let unbacked = || {
             let place = gpa.map(|gpa| format!(" at {gpa:#x}")).unwrap_or_default();
             let what = format!("the guest stopped: the host can't give it its memory{place}");
-            ExitReason::Failed(Error::new(what).help("dmesg has the kernel's own words"))
+            ExitReason::Failed(Error::new(what).help(remedy::KERNEL_LOG))
         };
         (*faults > MAX_FAULTS).then(unbacked)
     }
