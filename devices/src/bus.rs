@@ -9,6 +9,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Serialize;
+
 use crate::ratelimit::LogLimit;
 
 /// What a device's write handler asks of the VMM.
@@ -72,7 +74,7 @@ pub struct Overlap {
 impl Help for Overlap {}
 
 /// The number of trapped accesses to a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Accesses {
     /// The device.
     pub name: String,

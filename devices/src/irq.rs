@@ -2,6 +2,7 @@
 
 use std::io;
 
+use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 /// A shared peripheral interrupt of the guest's GIC.
@@ -12,7 +13,8 @@ use vmm_sys_util::eventfd::EventFd;
 pub struct Spi(pub u32);
 
 /// How an interrupt line signals.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Trigger {
     /// Each signal is one interrupt (`IRQ_TYPE_EDGE_RISING`, 1).
     Edge,

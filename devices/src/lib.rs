@@ -11,6 +11,7 @@
 )]
 
 pub mod bus;
+pub mod extent;
 pub mod irq;
 pub mod pci;
 pub mod pvpanic;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use super::{ReadError, canonical, file_name, found, link_name, read_line};
 
 /// The base class of bridges in a PCI device's `class` (PCI Code and ID Assignment Specification,
@@ -11,7 +13,8 @@ use super::{ReadError, canonical, file_name, found, link_name, read_line};
 const PCI_BRIDGE: &str = "0x06";
 
 /// A bus for whose devices VFIO has a driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Bus {
     /// The platform bus.
     Platform,

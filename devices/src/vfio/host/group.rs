@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use super::{ReadError, found, link_name, read_line};
 
 /// A device of a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GroupMember {
     /// Its name in sysfs.
     pub name: String,
@@ -27,7 +29,7 @@ impl GroupMember {
 }
 
 /// IOVAs that can't be mapped, a line of the group's `reserved_regions`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReservedRegion {
     /// Its first IOVA.
     pub start: u64,

@@ -6,10 +6,12 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::{DeviceNumber, Host, HostDevice, attribute, entries, file_name};
 
 /// A process.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Process {
     /// Its PID.
     pub pid: u32,

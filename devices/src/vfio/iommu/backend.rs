@@ -4,6 +4,8 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use super::super::assign::{AssignError, Assignment, may_open};
 use super::super::host::Host;
 
@@ -17,7 +19,8 @@ pub struct IommuOptions {
 }
 
 /// An interface to the IOMMU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// `/dev/iommu` and the devices' own files.
     Iommufd,

@@ -9,6 +9,7 @@ use boot::size::{GIB, KIB, MIB, Size};
 
 use super::{DmaBuffer, SelfTest, SelfTestError, TestInterrupts, TestReport};
 use crate::vfio::region::RegisterAccess;
+use crate::vfio::uapi::page_sizes;
 
 /// How long to wait for interrupts of a device that nobody drives.
 pub(super) const QUIET: Duration = Duration::from_millis(100);
@@ -72,7 +73,7 @@ pub(super) fn check_dma(test: &mut SelfTest, report: &mut TestReport) {
     let limit = info.mappings_left.map_or(DEFAULT_MAPPING_LIMIT, u64::from);
     // As many mappings as the kernel allows: of one page each, or of the fewest that fit.
     let fewest = (GIB / limit.saturating_sub(SPARE_MAPPINGS).max(1)).max(1).next_power_of_two();
-    for page in (0..=GIB.ilog2()).map(|bit| 1 << bit).filter(|page| sizes & page != 0) {
+    for page in page_sizes(sizes).take_while(|page| *page <= GIB) {
         let outcome = map_gibibyte(test, page.max(fewest));
         test.unmap_all();
         report.add(format!("DMA: 1 GiB in pages of {}", Size(page)), outcome);

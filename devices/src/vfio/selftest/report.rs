@@ -3,10 +3,12 @@
 use std::error::Error;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::super::error_chain::chain;
 
 /// One thing that was tested.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// What was tested.
     pub what: String,
@@ -17,7 +19,7 @@ pub struct Check {
 }
 
 /// What one DMA channel did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ChannelResult {
     /// Its number.
     pub channel: u8,
@@ -28,22 +30,30 @@ pub struct ChannelResult {
     /// Interrupts that signalled their completion.
     pub interrupts: u32,
     /// The time from start to interrupt of all transfers together.
+    #[serde(skip)]
     pub busy: Duration,
+    /// Bytes transferred in a second of that time; 0 if nothing was.
+    pub bytes_per_second: u64,
     /// Why the channel failed, if it did.
     pub failure: Option<String>,
 }
 
 impl ChannelResult {
-    /// Bytes per second; 0 if nothing was transferred.
-    pub fn throughput(&self) -> u64 {
-        let nanoseconds = self.busy.as_nanos().max(1);
-        let rate = u128::from(self.bytes).saturating_mul(1_000_000_000) / nanoseconds;
-        u64::try_from(rate).unwrap_or(u64::MAX)
+    /// Counts a transfer of this many bytes that is verified, and took this long from start to
+    /// interrupt.
+    pub fn count(&mut self, bytes: u64, busy: Duration) {
+        self.transfers = self.transfers.saturating_add(1);
+        self.interrupts = self.interrupts.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.busy = self.busy.saturating_add(busy);
+        let rate =
+            u128::from(self.bytes).saturating_mul(1_000_000_000) / self.busy.as_nanos().max(1);
+        self.bytes_per_second = u64::try_from(rate).unwrap_or(u64::MAX);
     }
 }
 
 /// The result of a device's self-test.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TestReport {
     /// Which test it was: a binding's name, `general` or `PCI`.
     pub test: &'static str,
@@ -101,9 +111,15 @@ mod tests {
 
     #[test]
     fn throughput_is_bytes_a_second() {
-        let result = |bytes, busy| ChannelResult { bytes, busy, ..Default::default() };
-        assert_eq!(result(1 << 20, Duration::from_millis(500)).throughput(), 2 << 20);
-        assert_eq!(result(0, Duration::ZERO).throughput(), 0);
-        assert_eq!(result(u64::MAX, Duration::ZERO).throughput(), u64::MAX);
+        let mut channel = ChannelResult::default();
+        for (bytes, ms, rate) in [(1 << 20, 500, 2 << 20), (0, 500, 1 << 20), (1 << 20, 0, 2 << 20)]
+        {
+            channel.count(bytes, Duration::from_millis(ms));
+            assert_eq!(channel.bytes_per_second, rate);
+        }
+        assert_eq!((channel.transfers, channel.bytes), (3, 2 << 20));
+        let mut channel = ChannelResult::default();
+        channel.count(u64::MAX, Duration::ZERO);
+        assert_eq!(channel.bytes_per_second, u64::MAX);
     }
 }

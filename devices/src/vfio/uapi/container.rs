@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
 use vfio_bindings::bindings::vfio::{
     VFIO_DMA_CC_IOMMU, VFIO_GROUP_FLAGS_VIABLE, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES,
     VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU,
@@ -28,9 +29,10 @@ const IOMMU_GET_INFO: Request = Request::new("VFIO_IOMMU_GET_INFO", 12);
 
 /// What the IOMMU can map: the answer to `VFIO_IOMMU_GET_INFO` of a container, or to
 /// `IOMMU_IOAS_IOVA_RANGES` of an IOAS.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IommuInfo {
     /// The page sizes that the IOMMU can map, a bit each; 0 if the kernel doesn't say.
+    #[serde(serialize_with = "as_list")]
     pub page_sizes: u64,
     /// The alignment of IOVAs and of the sizes of mappings, in bytes: the smallest of the page sizes; 0 if
     /// the kernel doesn't say.
@@ -39,6 +41,15 @@ pub struct IommuInfo {
     pub iova_ranges: Option<Vec<RangeInclusive<u64>>>,
     /// How many more mappings may be made; `None` if the kernel doesn't say.
     pub mappings_left: Option<u32>,
+}
+
+/// Page sizes, a bit each, as numbers of bytes.
+pub fn page_sizes(bits: u64) -> impl Iterator<Item = u64> {
+    (0..u64::BITS).map(|bit| 1 << bit).filter(move |size| bits & size != 0)
+}
+
+fn as_list<S: Serializer>(bits: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    (*bits != 0).then(|| page_sizes(*bits).collect::<Vec<_>>()).serialize(serializer)
 }
 
 impl IommuInfo {

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
+use serde::Serialize;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_AMBA, VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_PLATFORM,
     VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
@@ -52,7 +53,7 @@ impl fmt::Display for DeviceInfo {
 }
 
 /// The answer to `VFIO_DEVICE_GET_IRQ_INFO`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IrqInfo {
     /// How many vectors the index has; 1 on the platform and AMBA buses.
     pub count: u32,

@@ -27,7 +27,7 @@ use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
 
 use crate::stop;
 
-pub use container::{Container, Group, IommuInfo};
+pub use container::{Container, Group, IommuInfo, page_sizes};
 pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo};
 pub use iommufd::{Ioas, Iommufd};
 pub use mapping::Mapping;

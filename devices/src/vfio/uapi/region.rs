@@ -2,22 +2,26 @@
 
 use std::ops::Range;
 
+use serde::{Serialize, Serializer};
 use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
     VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
     VFIO_REGION_INFO_FLAG_WRITE,
 };
 
+use crate::extent::Extent;
+
 use super::capability::{capabilities, pairs, u32_at, u64_at};
 
 /// The answer to `VFIO_DEVICE_GET_REGION_INFO`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RegionInfo {
     /// Its index.
     pub index: u32,
     /// Its size in bytes.
     pub size: u64,
     /// Its offset in the device file, in bytes.
+    #[serde(skip)]
     pub offset: u64,
     /// It can be read.
     pub readable: bool,
@@ -27,6 +31,7 @@ pub struct RegionInfo {
     pub mappable: bool,
     /// The parts of a mappable region that can be mapped, in bytes from its start; `None` for all of it
     /// (`VFIO_REGION_INFO_CAP_SPARSE_MMAP`).
+    #[serde(serialize_with = "as_extents")]
     pub areas: Option<Vec<Range<u64>>>,
     /// The MSI-X table of a PCI function can be mapped too
     /// (`VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`).
@@ -61,6 +66,14 @@ impl RegionInfo {
         }
         info
     }
+}
+
+fn as_extents<S: Serializer>(
+    areas: &Option<Vec<Range<u64>>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let extents = areas.as_ref().map(|areas| areas.iter().map(Extent::from).collect::<Vec<_>>());
+    extents.serialize(serializer)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use devices::vfio::driver_binding::{
 use devices::vfio::host::{Host, IommuGroup};
 use serde::Serialize;
 
-use super::standing::File;
+use super::summary::{File, driver_before};
 use crate::error::Error;
 use crate::signals;
 
@@ -51,8 +51,9 @@ pub fn bind(host: &Host, names: &[String], options: &BindOptions) -> Result<Outc
     for bound in bound {
         let group = bound.device.group()?;
         let note = group.and_then(|group| in_use(&host.group(group))).or_else(|| closed.clone());
-        let files = File::of(host, &bound.device);
-        steps.push(Step { files, note, ..Step::from(bound) });
+        let (driver_before, files) =
+            (driver_before(host, &bound.device)?, File::of(host, &bound.device));
+        steps.push(Step { driver_before, files, note, ..Step::from(bound) });
     }
     Ok(Outcome(steps))
 }

@@ -4,14 +4,12 @@ use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
 use devices::pci::{Bar, ConfigSnapshot, ROM};
-use devices::vfio::host::HostDevice;
 use devices::vfio::pci::capability::{self, Capability, CapabilityId};
 use devices::vfio::pci::{BarInfo, PciFunction, PciOptions};
 use devices::vfio::region::host_page_size;
 use devices::vfio::uapi::DeviceCalls;
 use serde::Serialize;
 
-use super::pci_ids::PciIds;
 use crate::error::Error;
 
 /// A function as a guest gets it.
@@ -46,12 +44,6 @@ pub struct BarLine {
     prefetchable: bool,
     /// What of it is mapped into the guest, in bytes from its start; the rest traps.
     mapped: Vec<[u64; 2]>,
-}
-
-/// What a function says that it is.
-pub fn identity(device: &HostDevice) -> Result<Option<String>, Error> {
-    let identity = device.pci_identity()?;
-    Ok(identity.map(|identity| PciIds::installed().describe(identity)))
 }
 
 impl FunctionSheet {

@@ -2,12 +2,12 @@
 
 mod driver_binding;
 mod function;
-mod host_node;
 mod list;
 mod pci_ids;
 mod show;
-mod standing;
+mod summary;
 mod test;
+mod vfio_info;
 mod vfio_user;
 
 use devices::vfio::driver_binding::BindOptions;
@@ -38,8 +38,8 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
             print(json, &list)?;
         }
         DeviceVerb::Show(name) => {
-            let sheet = show::Sheet::of(&host, name, options.iommu)?;
-            print(json, &sheet)?;
+            let details = show::Details::of(&host, name, options.iommu)?;
+            print(json, &details)?;
         }
         DeviceVerb::ShowVfioUser(options) => {
             let info = vfio_user::ServerInfo::of(options)?;

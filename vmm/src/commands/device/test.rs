@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use devices::vfio::bindings;
 use devices::vfio::host::Host;
-use devices::vfio::iommu::IommuOptions;
+use devices::vfio::iommu::{Backend, IommuOptions};
 use devices::vfio::selftest::{SelfTest, TestReport};
 use serde::Serialize;
 
@@ -15,31 +15,10 @@ use crate::error::Error;
 #[derive(Debug, Serialize)]
 pub struct Verdict {
     name: String,
-    /// Whose test it was: that of a kind of device, or `general`.
-    test: &'static str,
-    /// The way to its IOMMU: `iommufd` or `container`.
-    iommu: &'static str,
+    iommu: Backend,
     passed: bool,
-    checks: Vec<Check>,
-    channels: Vec<Channel>,
-}
-
-#[derive(Debug, Serialize)]
-struct Check {
-    what: String,
-    passed: bool,
-    detail: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Channel {
-    channel: u8,
-    passed: bool,
-    transfers: u32,
-    bytes: u64,
-    interrupts: u32,
-    bytes_per_second: u64,
-    failure: Option<String>,
+    #[serde(flatten)]
+    report: TestReport,
 }
 
 /// Tests a device that is bound to VFIO.
@@ -50,28 +29,11 @@ struct Channel {
 pub fn run(host: &Host, name: &str, options: IommuOptions) -> Result<Verdict, Error> {
     let mut test = SelfTest::open(host, name, options)?;
     let report = bindings::self_test(&mut test)?;
-    Ok(Verdict::of(test.name(), test.iommu().backend().name(), report))
+    let (name, iommu) = (test.name().to_owned(), test.iommu().backend());
+    Ok(Verdict { name, iommu, passed: report.passed(), report })
 }
 
 impl Verdict {
-    fn of(name: &str, iommu: &'static str, report: TestReport) -> Self {
-        let passed = report.passed();
-        let checks = report.checks.into_iter();
-        let checks =
-            checks.map(|c| Check { what: c.what, passed: c.passed, detail: c.detail }).collect();
-        let channels = report.channels.into_iter().map(|row| Channel {
-            channel: row.channel,
-            passed: row.failure.is_none(),
-            transfers: row.transfers,
-            bytes: row.bytes,
-            interrupts: row.interrupts,
-            bytes_per_second: row.throughput(),
-            failure: row.failure,
-        });
-        let channels = channels.collect();
-        Self { name: name.to_owned(), test: report.test, iommu, passed, checks, channels }
-    }
-
     /// Whether the device passed.
     pub fn passed(&self) -> bool {
         self.passed
@@ -80,7 +42,7 @@ impl Verdict {
     fn channel_table(&self) -> Table {
         let mut table =
             Table::new(["  CHANNEL", "TRANSFERS", "BYTES", "INTERRUPTS", "MB/S", "RESULT"]);
-        for row in &self.channels {
+        for row in &self.report.channels {
             let rate = row.bytes_per_second / 100_000;
             table.row([
                 format!("  {}", row.channel),
@@ -97,15 +59,15 @@ impl Verdict {
 
 impl Display for Verdict {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {} test ({})", self.name, self.test, self.iommu)?;
+        writeln!(f, "{}: {} test ({})", self.name, self.report.test, self.iommu.name())?;
         let word = |passed| if passed { "pass" } else { "FAIL" };
         let mut checks = Table::default();
-        for check in &self.checks {
+        for check in &self.report.checks {
             let passed = format!("  {}", word(check.passed));
             checks.row([&passed, &check.what, &check.detail]);
         }
         write!(f, "{checks}")?;
-        if !self.channels.is_empty() {
+        if !self.report.channels.is_empty() {
             write!(f, "\n{}", self.channel_table())?;
         }
         writeln!(f, "\n{}: {}", self.name, if self.passed { "passed" } else { "FAILED" })
@@ -124,16 +86,12 @@ mod tests {
     fn a_failure_is_told_by_its_channel() {
         let mut report = TestReport::new("PL330");
         report.add("interrupts", Ok::<_, String>("8 of them"));
-        let good = ChannelResult {
-            transfers: 16,
-            bytes: 5_000_000,
-            interrupts: 16,
-            busy: Duration::from_secs(2),
-            ..Default::default()
-        };
+        let mut good = ChannelResult::default();
+        (0..16).for_each(|_| good.count(312_500, Duration::from_millis(125)));
         let failure = Some("no interrupt".to_owned());
         report.channels = vec![good, ChannelResult { channel: 1, failure, ..Default::default() }];
-        let verdict = Verdict::of("1.dma", "container", report);
+        let (name, iommu) = ("1.dma".to_owned(), Backend::Container);
+        let verdict = Verdict { name, iommu, passed: report.passed(), report };
         assert!(!verdict.passed());
         assert_eq!(
             verdict.to_string(),

@@ -195,12 +195,7 @@ impl<'a> Driver<'a> {
             let event = (usize::from(channel) + number) % usize::from(self.events.max(1));
             let event = u8::try_from(event).unwrap_or(0);
             match self.transfer(channel, event, *transfer) {
-                Ok(busy) => {
-                    result.transfers += 1;
-                    result.bytes += transfer.0 as u64;
-                    result.interrupts += 1;
-                    result.busy += busy;
-                }
+                Ok(busy) => result.count(transfer.0 as u64, busy),
                 Err(StepError::Device(failure)) => {
                     let failure = format!("{} bytes, event {event}: {failure}", transfer.0);
                     result.failure = Some(failure);

@@ -1,14 +1,17 @@
-//! Whether a device can be had: who uses it, and what keeps it from being assigned.
+//! What is known of a device without opening it: above all whether it is free, who uses it, and what
+//! keeps it from being assigned.
 
 use boot::help::Help;
 use std::os::unix::fs::MetadataExt;
 
 use devices::vfio::assign::{self, AssignError};
-use devices::vfio::host::{Host, HostDevice, Usage};
+use devices::vfio::driver_binding::BindRecords;
+use devices::vfio::host::{Bus, Host, HostDevice, Process, Usage};
 use devices::vfio::iommu::{Backend, IommuOptions};
 use devices::vfio::remedy;
 use serde::Serialize;
 
+use super::pci_ids::PciIds;
 use crate::error::Error;
 
 /// In short.
@@ -25,29 +28,29 @@ pub enum State {
     Blocked,
 }
 
-/// Where a device stands.
+/// What is known of a device without opening it.
 #[derive(Debug, Serialize)]
-pub struct Standing {
+pub struct Summary {
+    pub name: String,
+    pub bus: Bus,
+    pub driver: Option<String>,
+    /// The driver that `unbind` restores.
+    pub driver_before: Option<String>,
+    /// A PCI function's class, vendor and device; of others, the most specific of `compatible`.
+    pub what: Option<String>,
     pub state: State,
-    /// It is with VFIO.
+    /// It is bound to VFIO's driver.
     pub bound: bool,
     /// What the host uses it for.
-    pub host_uses: Vec<String>,
-    /// The processes that have it, as far as this one may see them.
-    pub users: Vec<User>,
-    /// The files by which VFIO lets it be had.
+    host_uses: Vec<String>,
+    /// The processes that have it open, as far as this one may see them.
+    users: Vec<Process>,
+    /// The files by which VFIO gives access to it.
     pub files: Vec<File>,
     /// Why it isn't free, or why it can't be assigned as it is.
     pub reason: Option<String>,
     /// The command that mends it.
     pub help: Option<String>,
-}
-
-/// A process.
-#[derive(Debug, Serialize)]
-pub struct User {
-    pid: u32,
-    name: String,
 }
 
 /// A file, and whose it is.
@@ -79,15 +82,28 @@ impl File {
     }
 }
 
-impl Standing {
+impl Summary {
     /// Looks at a device.
     ///
     /// # Errors
     ///
-    /// It can't be looked at.
-    pub fn of(host: &Host, usage: &Usage<'_>, device: &HostDevice) -> Result<Self, Error> {
+    /// Its attributes can't be read.
+    pub fn of(
+        host: &Host,
+        names: &PciIds,
+        usage: &Usage<'_>,
+        device: &HostDevice,
+    ) -> Result<Self, Error> {
         let bound = device.is_with_vfio()?;
-        let mut standing = Self {
+        let mut summary = Self {
+            name: device.name().to_owned(),
+            bus: device.bus(),
+            driver: device.driver()?,
+            driver_before: driver_before(host, device)?,
+            what: match device.pci_identity()? {
+                Some(identity) => Some(names.describe(identity)),
+                None => device.compatible()?.into_iter().next(),
+            },
             state: State::Free,
             bound,
             host_uses: Vec::new(),
@@ -100,15 +116,15 @@ impl Standing {
             .and_then(|assignment| Backend::choose(host, &[assignment], IommuOptions::default()));
         let needs_bind = matches!(error, Err(AssignError::NotBound { .. }));
         if let Err(error) = error {
-            (standing.reason, standing.help) = (Some(error.to_string()), error.help());
-            standing.state = if needs_bind { State::Free } else { State::Blocked };
+            (summary.reason, summary.help) = (Some(error.to_string()), error.help());
+            summary.state = if needs_bind { State::Free } else { State::Blocked };
         }
         if bound {
-            standing.look_at_processes(host, usage, device);
+            summary.look_at_processes(host, usage, device);
         } else if needs_bind {
-            standing.look_at_host(host, usage, device)?;
+            summary.look_at_host(host, usage, device)?;
         }
-        Ok(standing)
+        Ok(summary)
     }
 
     /// Whether a process has it.
@@ -126,8 +142,7 @@ impl Standing {
         });
         let files: Vec<_> = self.files.iter().map(|file| file.path.as_str()).collect();
         self.help = Some(remedy::show_users(&files));
-        self.users =
-            users.into_iter().map(|user| User { pid: user.pid, name: user.name }).collect();
+        self.users = users;
     }
 
     /// Whether the host uses it, or another device of its group, which would have to be taken along.
@@ -164,8 +179,8 @@ impl Standing {
         }
     }
 
-    /// As a person reads it.
-    pub fn to_text(&self, name: &str) -> String {
+    /// The state in words.
+    pub fn state_text(&self) -> String {
         let reason = self.reason.as_deref().unwrap_or_default();
         match self.state {
             State::Free if self.bound => format!("free, bound: {}", File::list(&self.files)),
@@ -173,9 +188,14 @@ impl Standing {
             State::UsedByHost | State::InUse => reason.to_owned(),
             State::Blocked => {
                 let what = if self.bound { "assigned" } else { "bound" };
-                let prefix = format!("{name} can't be assigned: ");
+                let prefix = format!("{} can't be assigned: ", self.name);
                 format!("can't be {what}: {}", reason.strip_prefix(&prefix).unwrap_or(reason))
             }
         }
     }
+}
+
+/// The driver that `unbind` restores.
+pub fn driver_before(host: &Host, device: &HostDevice) -> Result<Option<String>, Error> {
+    Ok(BindRecords::of(host).read(device)?.and_then(|record| record.driver))
 }
