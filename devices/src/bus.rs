@@ -77,6 +77,7 @@ impl Help for Overlap {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Accesses {
     /// The device.
+    #[serde(skip)]
     pub name: String,
     /// Reads.
     pub reads: u64,

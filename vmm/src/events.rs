@@ -12,13 +12,13 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::alarm::AlarmClock;
 use crate::console::{Input, Progress};
+use crate::console_timeout::ConsoleTimeout;
 use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::limits::UnpinnedMemory;
 use crate::output;
 use crate::signals::{Request, Signals};
-use crate::silence::Silence;
 use crate::stats::Recorder;
 
 /// What the loop listens to.
@@ -35,7 +35,7 @@ pub struct Sources<'a> {
     /// The RTC, which may ask for alarms.
     pub clock: AlarmClock,
     /// What watches for a console that stays silent.
-    pub silence: Option<Silence>,
+    pub console_timeout: Option<ConsoleTimeout>,
     /// What tells of too little memory for a guest whose RAM isn't pinned.
     pub memory: Option<UnpinnedMemory>,
 }
@@ -68,7 +68,7 @@ pub fn run(
     let failed = |e: event_manager::Error| Error::new(format!("the event loop failed: {e}"));
     let timer = sources.timeout.map(start_timer).transpose()?;
     let ending = Rc::new(RefCell::new(None));
-    let (mut silence, mut memory) = (sources.silence.take(), sources.memory.take());
+    let (mut console_timeout, mut memory) = (sources.console_timeout.take(), sources.memory.take());
     let mut manager = EventManager::<Desk<'_>>::new().map_err(failed)?;
     manager.add_subscriber(Desk { sources, timer, recorder, ending: ending.clone() });
     loop {
@@ -78,11 +78,13 @@ pub fn run(
                 End::Here(ending) => Some(ending),
             });
         }
-        let waits =
-            [silence.as_ref().map(Silence::wait_ms), memory.as_ref().map(UnpinnedMemory::wait_ms)];
+        let waits = [
+            console_timeout.as_ref().map(ConsoleTimeout::wait_ms),
+            memory.as_ref().map(UnpinnedMemory::wait_ms),
+        ];
         let wait = waits.into_iter().flatten().min().unwrap_or(FOR_EVER);
         let events = manager.run_with_timeout(wait).map_err(failed)?;
-        silence = silence.and_then(Silence::look);
+        console_timeout = console_timeout.and_then(ConsoleTimeout::check);
         memory = memory.and_then(UnpinnedMemory::look);
         // The end of each of these waits comes once in a run, and isn't the guest's doing.
         if let Some(recorder) = recorder.filter(|_| events > 0) {

@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arch::KvmStats;
-use devices::bus::Bus;
+use devices::bus::{Accesses, Bus};
 use devices::vfio::iommu::Backend;
 use serde::Serialize;
 
+use crate::device_monitor::DeviceMonitor;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
-use crate::functions::{self, Watch};
-use crate::lines::{self, Lines};
-use crate::unused::{Evidence, Unused};
+use crate::functions;
+use crate::interrupts::LineStats;
 use crate::{outfile, output};
 
 /// A vCPU's exits to the VMM, by reason.
@@ -59,10 +59,8 @@ pub struct Recorder {
     exits: Vec<Arc<Exits>>,
     bus: Arc<Bus>,
     event_loop_wakeups: AtomicU64,
-    interrupts: Arc<Lines>,
-    unused: Arc<Unused>,
+    monitor: Arc<DeviceMonitor>,
     iommu: Option<Backend>,
-    functions: Watch,
     kvm: KvmCounters,
     /// Descriptors kept for what is opened to write: there may be none left then.
     spare: Mutex<[Option<File>; 2]>,
@@ -82,30 +80,17 @@ struct Report<'a> {
     /// Just before the guest's first instruction.
     first_instruction: Option<Elapsed>,
     exits: BTreeMap<&'static str, u64>,
-    devices: BTreeMap<String, DeviceAccesses>,
+    devices: BTreeMap<String, Accesses>,
     event_loop_wakeups: u64,
     /// What nobody read.
-    output_dropped: Dropped,
+    output_dropped: output::Dropped,
     /// The way to the IOMMU, where there are assigned devices.
-    iommu: Option<&'static str>,
+    iommu: Option<Backend>,
     /// The lines of assigned devices.
-    interrupts: Vec<lines::Report>,
+    interrupts: Vec<LineStats>,
     /// The interrupts of assigned PCI functions.
     pci_interrupts: Vec<functions::Report>,
     kvm: KvmReport<'a>,
-}
-
-/// Bytes that were dropped, for nobody read them.
-#[derive(Serialize)]
-struct Dropped {
-    console: u64,
-    log: u64,
-}
-
-#[derive(Serialize)]
-struct DeviceAccesses {
-    reads: u64,
-    writes: u64,
 }
 
 #[derive(Serialize)]
@@ -115,17 +100,17 @@ struct KvmReport<'a> {
 }
 
 impl Recorder {
-    /// Prepares to write to `path`; `started` is when strait did. Watches the functions from now on:
-    /// before they are armed.
+    /// Prepares to write to `path`; `started` is when strait did, `iommu` how assigned devices reach
+    /// memory.
     pub fn new(
         path: &Path,
         started: Instant,
         vm: &impl AsRawFd,
         vcpus: &[impl AsRawFd],
         bus: Arc<Bus>,
-        watched: (Arc<Lines>, Arc<Unused>, Watch),
+        monitor: Arc<DeviceMonitor>,
+        iommu: Option<Backend>,
     ) -> Self {
-        let (interrupts, unused, functions) = watched;
         Self {
             path: path.to_owned(),
             started,
@@ -133,18 +118,11 @@ impl Recorder {
             exits: vcpus.iter().map(|_| Arc::default()).collect(),
             bus,
             event_loop_wakeups: AtomicU64::new(0),
-            interrupts,
-            unused,
-            iommu: None,
-            functions,
+            monitor,
+            iommu,
             kvm: KvmCounters::open(vm, vcpus),
             spare: Mutex::new([open_spare(), open_spare()]),
         }
-    }
-
-    /// The way by which assigned devices reach memory.
-    pub fn through(self, iommu: Option<Backend>) -> Self {
-        Self { iommu, ..self }
     }
 
     /// Where vCPU `index` counts its exits.
@@ -174,24 +152,16 @@ impl Recorder {
         *spare = [None, None];
         let report = self.report(ending);
         if ending.is_none() {
-            self.tell_unused(&report.interrupts);
+            let lines = report.interrupts.iter().map(LineStats::enabled);
+            let enabled: BTreeMap<_, _> = lines.collect();
+            let is_enabled = |spi| enabled.get(&spi).copied().flatten();
+            self.monitor.warn_of_unused(&self.bus, is_enabled);
         }
         let text = serde_json::to_string_pretty(&report).map_err(io::Error::other);
         let written =
             text.and_then(|text| outfile::write(&self.path, MODE, (text + "\n").as_bytes()));
         *spare = [open_spare(), open_spare()];
         written.map_err(|e| unwritable(&self.path, &e))
-    }
-
-    /// Tells of devices that the guest doesn't use, as far as the host's kernel tells while vCPUs run.
-    fn tell_unused(&self, interrupts: &[lines::Report]) {
-        let enabled: BTreeMap<_, _> = interrupts.iter().map(lines::Report::enabled).collect();
-        self.unused.tell(&Evidence {
-            bus: &self.bus,
-            is_enabled: |spi| enabled.get(&spi).copied().flatten(),
-            has_fired: |device: &str| self.interrupts.have_fired(device),
-            functions: &self.functions,
-        });
     }
 
     fn report(&self, ending: Option<&ExitReason>) -> Report<'_> {
@@ -206,26 +176,19 @@ impl Recorder {
         let sum = |counter: Counter| {
             self.exits.iter().map(|exits| counter(exits).load(Ordering::Relaxed)).sum()
         };
+        let accesses = self.bus.accesses().into_iter();
         Report {
             ending: ending.map(ExitReason::name),
             exit_status: ending.map(ExitReason::exit_status),
             elapsed: self.elapsed(),
             first_instruction: self.first_instruction.get().copied(),
             exits: counters.into_iter().map(|(name, counter)| (name, sum(counter))).collect(),
-            devices: self
-                .bus
-                .accesses()
-                .into_iter()
-                .map(|a| (a.name, DeviceAccesses { reads: a.reads, writes: a.writes }))
-                .collect(),
+            devices: accesses.map(|accesses| (accesses.name.clone(), accesses)).collect(),
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
-            output_dropped: {
-                let (console, log) = output::dropped();
-                Dropped { console, log }
-            },
-            iommu: self.iommu.map(Backend::name),
-            interrupts: self.interrupts.report(),
-            pci_interrupts: self.functions.report(),
+            output_dropped: output::dropped(),
+            iommu: self.iommu,
+            interrupts: self.monitor.lines.report(),
+            pci_interrupts: self.monitor.functions.report(),
             kvm: self.kvm.report(),
         }
     }

@@ -9,7 +9,7 @@ use devices::vfio::platform::PlatformDevice;
 use crate::allocator::{AllocError, Allocator};
 use crate::cli::{PlatformOptions, RegionAddress};
 use crate::error::Error;
-use crate::lines::Wire;
+use crate::interrupts::Line;
 
 /// A platform device with its addresses and interrupts in the guest.
 pub struct AssignedDevice {
@@ -57,11 +57,11 @@ impl AssignedDevice {
         self.device.binding().and_then(|binding| binding.kernel_option)
     }
 
-    pub(super) fn wires(&self) -> impl Iterator<Item = Wire> {
+    pub(super) fn lines(&self) -> impl Iterator<Item = Line> {
         self.spis.iter().zip(self.device.irqs()).enumerate().map(|(index, (spi, irq))| {
             let (fired, resample) = irq.eventfds();
             let device = self.name().to_owned();
-            Wire { device, index, spi: *spi, trigger: irq.trigger(), fired, resample }
+            Line { device, index, spi: *spi, trigger: irq.trigger(), fired, resample }
         })
     }
 

@@ -26,8 +26,8 @@ use crate::allocator::Allocator;
 use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions};
 use crate::error::Error;
 use crate::functions::{Functions, OpenFunction};
+use crate::interrupts::Line;
 use crate::limits;
-use crate::lines::Wire;
 use crate::tree;
 use crate::vfio_user::VfioUserDevices;
 
@@ -154,8 +154,8 @@ impl AssignedDevices {
     }
 
     /// Their interrupt lines, for statistics.
-    pub fn wires(&self) -> Vec<Wire> {
-        self.platform.iter().flat_map(AssignedDevice::wires).collect()
+    pub fn lines(&self) -> Vec<Line> {
+        self.platform.iter().flat_map(AssignedDevice::lines).collect()
     }
 
     /// Stops what the devices of the host were doing, before RAM is mapped for their DMA.

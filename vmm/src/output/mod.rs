@@ -15,6 +15,7 @@ use std::panic::PanicHookInfo;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use sink::{STALL, STEP};
 
 pub use sink::Sink;
@@ -53,9 +54,18 @@ pub fn wait_for_room(over: impl Fn() -> bool) {
     STDOUT.wait_for_room(over);
 }
 
-/// How many bytes of the guest's output and of the log were dropped.
-pub fn dropped() -> (u64, u64) {
-    (STDOUT.dropped(), STDERR.dropped())
+/// Bytes that were dropped because nobody read them.
+#[derive(Debug, Serialize)]
+pub struct Dropped {
+    /// Of the guest's console.
+    console: u64,
+    /// Of the log.
+    log: u64,
+}
+
+/// What was dropped so far.
+pub fn dropped() -> Dropped {
+    Dropped { console: STDOUT.dropped(), log: STDERR.dropped() }
 }
 
 /// Takes output of the guest; whether it should wait before it makes more.

@@ -13,18 +13,17 @@ use self::machine::Machine;
 use crate::cli::{ConsoleKind, RunOptions};
 use crate::commands::device::BindGuard;
 use crate::commands::print::print;
+use crate::console_timeout::ConsoleTimeout;
+use crate::device_monitor::DeviceMonitor;
 use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::events::Sources;
 use crate::exit_reason::ExitReason;
 use crate::limits::{self, UnpinnedMemory};
-use crate::lines::Lines;
 use crate::plan::describe::Description;
 use crate::plan::{self, Opened};
 use crate::signals::Signals;
-use crate::silence::Silence;
 use crate::stats::Recorder;
-use crate::unused::{Evidence, Unused};
 use crate::{logger, output, stats};
 
 /// Runs a guest to its end.
@@ -83,12 +82,11 @@ fn run_guest(
     let board = build::board(plan.console, &core, &doorbell)?;
     let mut machine = Machine::new(core, ram, assigned, board.bus)?;
     let assigned = machine.assigned();
-    let (lines, unused) = (Arc::new(Lines::new(assigned.wires())), Arc::new(Unused::of(assigned)));
+    let monitor = Arc::new(DeviceMonitor::of(assigned));
     let recorder = options.stats.as_deref().map(|path| {
-        let watched = (lines.clone(), unused.clone(), assigned.functions.watch());
-        let (vm, vcpus, bus) = (machine.vm(), machine.vcpus(), machine.bus());
-        let recorder = Recorder::new(path, started, vm, vcpus, bus.clone(), watched);
-        Arc::new(recorder.through(assigned.backend()))
+        let (vm, vcpus, bus) = (machine.vm(), machine.vcpus(), machine.bus().clone());
+        let iommu = assigned.backend();
+        Arc::new(Recorder::new(path, started, vm, vcpus, bus, monitor.clone(), iommu))
     });
     output::call(&doorbell);
     let sources = Sources {
@@ -98,16 +96,14 @@ fn run_guest(
         input: board.input,
         clock: board.clock,
         memory: assigned.iommu.is_none().then(|| UnpinnedMemory::new(plan.ram.size)),
-        silence: (plan.console == ConsoleKind::Stdio).then(|| Silence::new(board.spoke, shortage)),
+        console_timeout: (plan.console == ConsoleKind::Stdio)
+            .then(|| ConsoleTimeout::new(board.spoke, shortage)),
     };
     machine.arm()?;
     let result = machine.run(sources, recorder);
-    unused.tell(&Evidence {
-        bus: machine.bus(),
-        is_enabled: |spi| machine.gic().is_enabled(spi).ok(),
-        has_fired: |device: &str| lines.have_fired(device),
-        functions: &machine.assigned().functions.watch(),
-    });
+    monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
+    // It shares the functions with the machine.
+    drop(monitor);
     machine.release();
     result
 }

@@ -1,4 +1,4 @@
-//! A guest that says nothing: what may be wrong is told once.
+//! A guest that writes nothing to its console: what may be wrong is logged once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,32 +6,32 @@ use std::time::{Duration, Instant};
 
 use boot::size::Size;
 
-/// How long a guest may take to its first word: Linux takes less than a second.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a guest may take to its first output: Linux takes less than a second.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Watches for the first word.
-pub struct Silence {
+/// Waits for the first output.
+pub struct ConsoleTimeout {
     until: Instant,
     spoke: Arc<AtomicBool>,
     shortage: Option<(u64, u64)>,
 }
 
-impl Silence {
-    /// Watches from now on; `spoke` becomes true when the guest writes to its console. `shortage`
+impl ConsoleTimeout {
+    /// Waits from now on; `spoke` becomes true when the guest writes to its console. `shortage`
     /// tells how many bytes the kernel's file has of how many in memory, if it lacks many.
     pub fn new(spoke: Arc<AtomicBool>, shortage: Option<(u64, u64)>) -> Self {
-        Self { until: Instant::now() + PATIENCE, spoke, shortage }
+        Self { until: Instant::now() + TIMEOUT, spoke, shortage }
     }
 
-    /// How long to wait before the next look, in ms.
+    /// How long until the next [`check`](Self::check), in ms.
     pub fn wait_ms(&self) -> i32 {
         let left = self.until.saturating_duration_since(Instant::now());
         // One more, for what is cut off.
         i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX)
     }
 
-    /// Looks; `None` when there is no more to wait for.
-    pub fn look(self) -> Option<Self> {
+    /// Logs what may be wrong when the time is over; `None` when there is no more to wait for.
+    pub fn check(self) -> Option<Self> {
         if self.spoke.load(Ordering::Relaxed) {
             return None;
         }
@@ -47,7 +47,7 @@ impl Silence {
             "the guest has written nothing to its console for {} s. Does its kernel have \
              CONFIG_SERIAL_8250_CONSOLE and CONFIG_SERIAL_OF_PLATFORM, and is ttyS0 its console \
              (--cmdline console=ttyS0)? --cmdline earlycon shows what it says before that",
-            PATIENCE.as_secs()
+            TIMEOUT.as_secs()
         );
         if let Some((has, takes)) = self.shortage {
             text += &format!(
@@ -65,24 +65,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_speaks_in_time_is_left_alone() {
+    fn a_guest_with_output_in_time_is_left_alone() {
         let spoke = Arc::new(AtomicBool::new(false));
-        let silence = Silence::new(spoke.clone(), None);
-        assert!((9_000..=10_001).contains(&silence.wait_ms()));
-        let silence = silence.look().unwrap();
+        let timeout = ConsoleTimeout::new(spoke.clone(), None);
+        assert!((9_000..=10_001).contains(&timeout.wait_ms()));
+        let timeout = timeout.check().unwrap();
         spoke.store(true, Ordering::Relaxed);
-        assert!(silence.look().is_none());
+        assert!(timeout.check().is_none());
     }
 
     #[test]
-    fn who_does_not_is_told_of_once() {
+    fn a_guest_without_output_is_logged_once() {
         let start = Instant::now();
-        let silence = Silence { until: start, spoke: Arc::default(), shortage: None };
-        assert_eq!(silence.wait_ms(), 1);
-        assert!(silence.look().is_none());
+        let timeout = ConsoleTimeout { until: start, spoke: Arc::default(), shortage: None };
+        assert_eq!(timeout.wait_ms(), 1);
+        assert!(timeout.check().is_none());
         let shortage = Some((5 << 20, 9 << 20));
-        let silence = Silence { until: start, spoke: Arc::default(), shortage };
-        assert!(silence.text().ends_with(
+        let timeout = ConsoleTimeout { until: start, spoke: Arc::default(), shortage };
+        assert!(timeout.text().ends_with(
             "has 5 MiB of the 9 MiB that the kernel takes in memory: it may be cut off"
         ));
     }

@@ -5,29 +5,27 @@
 //! last signal is on its way to the guest and back (see `devices::vfio::irq`). One that stays
 //! somewhere for a second without a new one being handled is stuck there.
 
-mod host;
-mod vgic;
+mod kernel;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::RawFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::irq::{Spi, Trigger};
 use devices::vfio::host::Host;
 use serde::Serialize;
 
-use self::host::HostLine;
-use self::vgic::SpiState;
+use self::kernel::{HostLine, SpiState};
 
 /// How long a signal may be on its way: guests handle interrupts within microseconds, on a busy host
 /// within milliseconds.
-const STUCK: Duration = Duration::from_secs(1);
+const STUCK_AFTER: Duration = Duration::from_secs(1);
 
 /// A line to watch.
 #[derive(Clone, Debug)]
-pub struct Wire {
+pub struct Line {
     /// The device's name in sysfs.
     pub device: String,
     /// The interrupt's index with VFIO.
@@ -72,7 +70,7 @@ impl Stage {
 
 /// What is told of a line.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct LineStats {
     device: String,
     index: usize,
     spi: u32,
@@ -94,106 +92,110 @@ pub struct Report {
 }
 
 /// Watches lines.
-pub struct Lines {
-    wires: Vec<Watched>,
-    looks: Mutex<Vec<Look>>,
-}
+pub struct LineMonitor(Mutex<Vec<MonitoredLine>>);
 
-struct Watched {
-    wire: Wire,
-    /// The host's number of the line at its interrupt controller.
+struct MonitoredLine {
+    line: Line,
+    /// The INTID of the line at the host's interrupt controller.
     host: Option<u32>,
     /// How often the host had handled it before.
     before: u64,
+    /// What was seen of it last.
+    last: Option<Sample>,
 }
 
 /// What was seen of a line, and when for the first time.
 #[derive(Clone, Copy, Debug)]
-struct Look {
+struct Sample {
     stage: Stage,
     fired: Option<u64>,
     since: Instant,
 }
 
-impl Lines {
+impl LineMonitor {
     /// Watches these lines from now on; they must not be armed yet.
-    #[cold]
-    pub fn new(wires: Vec<Wire>) -> Self {
-        if wires.is_empty() {
-            return Self { wires: Vec::new(), looks: Mutex::default() };
-        }
-        let table = host::table();
-        let host = Host::default();
-        let mut numbers = BTreeMap::new();
-        let wires: Vec<Watched> = wires
-            .into_iter()
-            .map(|wire| {
-                let of_device = numbers
-                    .entry(wire.device.clone())
-                    .or_insert_with(|| host::numbers(&host, &wire.device));
-                let number = of_device.get(wire.index).copied();
-                let before = number.and_then(|n| table.get(&n)).map_or(0, |line| line.count);
-                Watched { wire, host: number, before }
-            })
-            .collect();
-        Self { wires, looks: Mutex::default() }
+    pub fn new(lines: Vec<Line>) -> Self {
+        let lines = if lines.is_empty() { Vec::new() } else { monitored(lines) };
+        Self(Mutex::new(lines))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<MonitoredLine>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the host has handled an interrupt of this device since the guest has it.
     #[cold]
     pub fn have_fired(&self, device: &str) -> bool {
-        let table = host::table();
-        self.wires.iter().filter(|watched| watched.wire.device == device).any(|watched| {
-            let line = watched.host.and_then(|number| table.get(&number));
-            line.is_some_and(|line| line.count > watched.before)
-        })
+        let table = kernel::host_lines();
+        let lines = self.lock();
+        let mut of_device = lines.iter().filter(|monitored| monitored.line.device == device);
+        of_device.any(|monitored| monitored.fired(&table).is_some_and(|fired| fired > 0))
     }
 
-    /// Looks at all lines.
+    /// Looks at all lines, and warns of those that are stuck.
     #[cold]
-    pub fn report(&self) -> Vec<Report> {
-        if self.wires.is_empty() {
+    pub fn report(&self) -> Vec<LineStats> {
+        let mut lines = self.lock();
+        if lines.is_empty() {
             return Vec::new();
         }
-        let table = host::table();
-        let spis = vgic::spis(std::process::id());
+        let (table, spis) = (kernel::host_lines(), kernel::guest_spis(std::process::id()));
         let now = Instant::now();
-        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut earlier = looks.drain(..);
-        let mut later = Vec::with_capacity(self.wires.len());
-        let mut reports = Vec::with_capacity(self.wires.len());
-        for watched in &self.wires {
-            let line = watched.host.and_then(|number| table.get(&number));
-            let state = State::of(&watched.wire, line, spis.get(&watched.wire.spi.0));
-            let fired = line.map(|line| line.count.saturating_sub(watched.before));
-            let look = Look::next(earlier.next(), state.stage(), fired, now);
-            reports.push(watched.wire.report(&state, &look, now));
-            later.push(look);
+        let stats: Vec<_> = lines.iter_mut().map(|line| line.report(&table, &spis, now)).collect();
+        for LineStats { device, index, awaiting, awaiting_ms, .. } in
+            stats.iter().filter(|stats| stats.stuck)
+        {
+            let where_it_is = awaiting.text();
+            log::warn!("{device}: interrupt {index} is stuck: {where_it_is}, for {awaiting_ms} ms");
         }
-        drop(earlier);
-        *looks = later;
-        for report in reports.iter().filter(|report| report.stuck) {
-            log::warn!(
-                "{}: interrupt {} is stuck: {}, for {} ms",
-                report.device,
-                report.index,
-                report.awaiting.text(),
-                report.awaiting_ms
-            );
-        }
-        reports
+        stats
     }
 }
 
-impl Report {
+#[cold]
+fn monitored(lines: Vec<Line>) -> Vec<MonitoredLine> {
+    let (table, host) = (kernel::host_lines(), Host::default());
+    let mut numbers = BTreeMap::new();
+    let monitored = lines.into_iter().map(|line| {
+        let of_device = numbers
+            .entry(line.device.clone())
+            .or_insert_with(|| kernel::host_numbers(&host, &line.device));
+        let number = of_device.get(line.index).copied();
+        let before = number.and_then(|number| table.get(&number)).map_or(0, |line| line.count);
+        MonitoredLine { line, host: number, before, last: None }
+    });
+    monitored.collect()
+}
+
+impl MonitoredLine {
+    /// How often the host has handled it since the guest has it.
+    fn fired(&self, table: &BTreeMap<u32, HostLine>) -> Option<u64> {
+        Some(table.get(&self.host?)?.count.saturating_sub(self.before))
+    }
+
+    fn report(
+        &mut self,
+        table: &BTreeMap<u32, HostLine>,
+        spis: &BTreeMap<u32, SpiState>,
+        now: Instant,
+    ) -> LineStats {
+        let host = self.host.and_then(|number| table.get(&number));
+        let state = LineState::of(&self.line, host, spis.get(&self.line.spi.0));
+        let sample = Sample::next(self.last, state.stage(), self.fired(table), now);
+        self.last = Some(sample);
+        self.line.stats(&state, &sample, now)
+    }
+}
+
+impl LineStats {
     /// The guest's SPI, and whether it has that enabled.
     pub fn enabled(&self) -> (u32, Option<bool>) {
         (self.spi, self.enabled)
     }
 }
 
-impl Look {
-    /// The look at a line that was seen as `earlier` before: the same while nothing has moved.
+impl Sample {
+    /// The sample of a line that was seen as `earlier` before: the same while nothing has moved.
     fn next(earlier: Option<Self>, stage: Stage, fired: Option<u64>, now: Instant) -> Self {
         let unmoved = earlier.filter(|earlier| (earlier.stage, earlier.fired) == (stage, fired));
         unmoved.unwrap_or(Self { stage, fired, since: now })
@@ -202,7 +204,7 @@ impl Look {
 
 /// What the kernel tells of a line.
 #[derive(Clone, Copy, Debug, Default)]
-struct State {
+struct LineState {
     /// Signals that KVM has not taken.
     untaken: u64,
     /// Ends of interrupt that VFIO has not taken.
@@ -215,15 +217,15 @@ struct State {
     masked: Option<bool>,
 }
 
-impl State {
-    fn of(wire: &Wire, line: Option<&HostLine>, spi: Option<&SpiState>) -> Self {
-        let level = wire.trigger == Trigger::Level;
+impl LineState {
+    fn of(line: &Line, host: Option<&HostLine>, spi: Option<&SpiState>) -> Self {
+        let level = line.trigger == Trigger::Level;
         Self {
-            untaken: pending(wire.fired),
-            unended: wire.resample.map_or(0, pending),
+            untaken: pending(line.fired),
+            unended: line.resample.map_or(0, pending),
             asserted: spi.map(|spi| spi.high).filter(|_| level),
             enabled: spi.map(|spi| spi.enabled),
-            masked: line.and_then(|line| line.masked).filter(|_| level),
+            masked: host.and_then(|host| host.masked).filter(|_| level),
         }
     }
 
@@ -238,25 +240,25 @@ impl State {
     }
 }
 
-impl Wire {
-    fn report(&self, state: &State, look: &Look, now: Instant) -> Report {
-        let waited = now.saturating_duration_since(look.since);
-        let waited = if look.stage == Stage::Idle { Duration::ZERO } else { waited };
+impl Line {
+    fn stats(&self, state: &LineState, sample: &Sample, now: Instant) -> LineStats {
+        let waited = now.saturating_duration_since(sample.since);
+        let waited = if sample.stage == Stage::Idle { Duration::ZERO } else { waited };
         // The host masks a level line each time, so that at most one signal is on its way.
-        let on_its_way = u64::from(look.stage != Stage::Idle);
-        let resampled = look.fired.filter(|_| state.asserted.is_some());
-        Report {
+        let on_its_way = u64::from(sample.stage != Stage::Idle);
+        let resampled = sample.fired.filter(|_| state.asserted.is_some());
+        LineStats {
             device: self.device.clone(),
             index: self.index,
             spi: self.spi.0,
             level: self.trigger == Trigger::Level,
             enabled: state.enabled,
-            fired: look.fired,
-            injected: look.fired.map(|fired| fired.saturating_sub(state.untaken)),
+            fired: sample.fired,
+            injected: sample.fired.map(|fired| fired.saturating_sub(state.untaken)),
             resampled: resampled.map(|fired| fired.saturating_sub(on_its_way)),
-            awaiting: look.stage,
+            awaiting: sample.stage,
             awaiting_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
-            stuck: waited >= STUCK,
+            stuck: waited >= STUCK_AFTER,
         }
     }
 }
@@ -279,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_stage_is_the_first_that_holds_the_signal() {
-        let state = |untaken, asserted, unended, masked| State {
+        let state = |untaken, asserted, unended, masked| LineState {
             untaken,
             unended,
             asserted,
@@ -306,7 +308,7 @@ mod tests {
     fn a_line_is_stuck_when_nothing_has_moved_for_a_second() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let wire = Wire {
+        let line = Line {
             device: "1.dma".into(),
             index: 3,
             spi: Spi(67),
@@ -314,9 +316,9 @@ mod tests {
             fired: -1,
             resample: None,
         };
-        let state = State { asserted: Some(true), ..State::default() };
+        let state = LineState { asserted: Some(true), ..LineState::default() };
         // When, where, fired; stuck?
-        let looks = [
+        let samples = [
             (0, Stage::Guest, 1, false),
             (900, Stage::Guest, 1, false),
             (1000, Stage::Guest, 1, true),
@@ -328,13 +330,13 @@ mod tests {
             (9000, Stage::Idle, 2, false),
         ];
         let mut earlier = None;
-        for (ms, stage, fired, stuck) in looks {
-            let look = Look::next(earlier, stage, Some(fired), at(ms));
-            assert_eq!(wire.report(&state, &look, at(ms)).stuck, stuck, "{ms}");
-            earlier = Some(look);
+        for (ms, stage, fired, stuck) in samples {
+            let sample = Sample::next(earlier, stage, Some(fired), at(ms));
+            assert_eq!(line.stats(&state, &sample, at(ms)).stuck, stuck, "{ms}");
+            earlier = Some(sample);
         }
-        let look = Look::next(None, Stage::Guest, Some(5), start);
-        let report = wire.report(&state, &look, start);
+        let sample = Sample::next(None, Stage::Guest, Some(5), start);
+        let report = line.stats(&state, &sample, start);
         assert_eq!((report.fired, report.injected, report.resampled), (Some(5), Some(5), Some(4)));
     }
 
