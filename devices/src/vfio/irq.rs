@@ -36,11 +36,11 @@
 //! (Linux: `drivers/vfio/platform/vfio_platform_irq.c`, `virt/kvm/eventfd.c`,
 //! `arch/arm64/kvm/vgic/{vgic,vgic-v3,vgic-mmio}.c`.)
 
-use boot::help::Help;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use boot::help::Help;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::remedy;

@@ -1,10 +1,10 @@
-//! What can go wrong with an assigned device once it can be assigned.
+//! What can go wrong with a platform device.
 
-use boot::help::Help;
 use std::fmt;
 use std::io;
 
 use boot::fdt::host::HostError;
+use boot::help::Help;
 
 use super::super::assign::AssignError;
 use super::super::fd_limit::FdLimitTooLow;
@@ -44,7 +44,7 @@ impl fmt::Display for InterruptHolder {
 }
 
 impl InterruptHolder {
-    /// What has it give the interrupt up.
+    /// How to have it give the interrupt up.
     fn help(&self) -> String {
         match self {
             Self::Device { by_vfio: true, .. } => "end that guest first".to_owned(),
@@ -56,29 +56,21 @@ impl InterruptHolder {
     }
 }
 
-/// What went wrong with a device.
+/// What went wrong with a device, by whose name each variant but the first two begins.
 #[derive(Debug, thiserror::Error)]
 pub enum PlatformError {
     /// It can't be opened.
     #[error(transparent)]
     Assign(#[from] AssignError),
-    /// What it will be can't be foreseen.
+    /// It isn't bound to VFIO, and can't be planned with.
     #[error(transparent)]
     Unbound(#[from] UnboundError),
     /// The firmware described it by other means than a device tree.
-    #[error("{name} can't be assigned: the host's device tree has no node for it")]
-    NoNode {
-        /// The device.
-        name: String,
-    },
-    /// Linux made several devices of one node.
-    #[error("{name} can't be assigned: its device tree node is also that of {other}")]
-    SameNode {
-        /// The device.
-        name: String,
-        /// The other device, which is to be assigned too.
-        other: String,
-    },
+    #[error("{0} can't be assigned: the host's device tree has no node for it")]
+    NoNode(String),
+    /// Linux made several devices of one node; the other one is to be assigned too.
+    #[error("{0} can't be assigned: its device tree node is also that of {1}")]
+    SameNode(String, String),
     /// Two devices have one interrupt.
     #[error(
         "{name} can't be assigned beside {other}: both have interrupt {interrupt}, which VFIO gives \
@@ -120,143 +112,96 @@ pub enum PlatformError {
         holder: InterruptHolder,
     },
     /// Its node in the host's device tree is malformed.
-    #[error("{name} can't be assigned: its device tree node can't be read")]
-    HostTree {
-        /// The device.
-        name: String,
-        /// Why not.
-        #[source]
-        source: HostError,
-    },
+    #[error("{0} can't be assigned: its device tree node can't be read")]
+    HostTree(String, #[source] HostError),
     /// The guest's node can't be made of it.
-    #[error("{name} can't be assigned")]
-    Node {
-        /// The device.
-        name: String,
-        /// Why not.
-        #[source]
-        source: NodeError,
-    },
-    /// VFIO doesn't tell what it has.
-    #[error("{name} can't be assigned: VFIO doesn't tell what it has")]
-    Unknown {
-        /// The device.
-        name: String,
-        /// What VFIO refused.
-        #[source]
-        source: IoctlError,
-    },
-    /// VFIO tells of it what can't be.
-    #[error("{name} can't be assigned: VFIO describes no platform or AMBA device, but {info}")]
-    Strange {
-        /// The device.
-        name: String,
-        /// What VFIO tells.
-        info: DeviceInfo,
-    },
-    /// An interrupt can't be handed to the guest.
-    #[error("{name} can't be assigned")]
-    Irq {
-        /// The device.
-        name: String,
-        /// Which, and why not.
-        #[source]
-        source: IrqError,
-    },
+    #[error("{0} can't be assigned")]
+    Node(String, #[source] NodeError),
+    /// VFIO doesn't describe it.
+    #[error("{0} can't be assigned: VFIO doesn't describe it")]
+    Info(String, #[source] IoctlError),
+    /// VFIO describes something else.
+    #[error("{0} can't be assigned: VFIO describes no platform or AMBA device, but {1}")]
+    NotPlatform(String, DeviceInfo),
+    /// An interrupt can't be assigned.
+    #[error("{0} can't be assigned")]
+    Irq(String, #[source] IrqError),
     /// Its interrupts take more file descriptors than there can be.
-    #[error("{name} can't be assigned: its interrupts")]
-    Descriptors {
+    #[error("{0} can't be assigned: its interrupts")]
+    FdLimit(String, #[source] FdLimitTooLow),
+    /// It was given another number of addresses or interrupts than it has.
+    #[error("{name} has {expected} {what}, and was given {found}")]
+    WrongCount {
         /// The device.
         name: String,
-        /// How many, and how many there can be.
-        #[source]
-        source: FdLimitTooLow,
-    },
-    /// It was given another number of places than it has.
-    #[error("{name} has {wanted} {what}, and was given places for {found}")]
-    Count {
-        /// The device.
-        name: String,
-        /// Places of what.
+        /// Of what.
         what: &'static str,
         /// How many it has.
-        wanted: usize,
+        expected: usize,
         /// How many it was given.
         found: usize,
     },
-    /// A region was given a place where it can't be.
+    /// A region was given an address at which it can't be mapped.
     #[error("region {index} of {name} can't be at {gpa:#x}: the host's pages are {page:#x} bytes")]
-    Misplaced {
+    Misaligned {
         /// The device.
         name: String,
         /// The region.
         index: u32,
-        /// Its place (GPA).
+        /// The address (GPA).
         gpa: u64,
         /// The size of the host's pages in bytes.
         page: u64,
     },
-    /// The hypervisor doesn't take a region.
+    /// The hypervisor refuses a region.
     #[error("region {index} of {name} can't be mapped into the guest at {gpa:#x}")]
     MapRegion {
         /// The device.
         name: String,
         /// The region.
         index: u32,
-        /// Its place (GPA).
+        /// The address (GPA).
         gpa: u64,
         /// Why not.
         #[source]
         source: io::Error,
     },
     /// It doesn't stop.
-    #[error("{name} doesn't stop what it is doing")]
-    Quiesce {
-        /// The device.
-        name: String,
-        /// In which way.
-        #[source]
-        source: QuiesceError,
-    },
+    #[error("{0} doesn't stop what it is doing")]
+    Quiesce(String, #[source] QuiesceError),
     /// VFIO couldn't reset it.
-    #[error("{name} can't be reset")]
-    Reset {
-        /// The device.
-        name: String,
-        /// What VFIO refused.
-        #[source]
-        source: IoctlError,
-    },
+    #[error("{0} can't be reset")]
+    Reset(String, #[source] IoctlError),
 }
 
 impl Help for PlatformError {
     fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),
-            Self::HostTree { source, .. } => source.help(),
-            Self::Irq { source, .. } => source.help(),
-            Self::Descriptors { source, .. } => source.help(),
-            Self::Node { name, source } => Some(source.help(name)),
-            Self::NoNode { .. } => Some(
+            Self::HostTree(_, error) => error.help(),
+            Self::Irq(_, error) => error.help(),
+            Self::FdLimit(_, error) => error.help(),
+            Self::Node(name, error) => Some(error.help(name)),
+            Self::NoNode(_) => Some(
                 "boot the host with a device tree; where the firmware offers both, with acpi=off"
                     .to_owned(),
             ),
-            Self::SameNode { name, other } | Self::SharedInterrupt { name, other, .. } => {
+            Self::SameNode(name, other) | Self::SharedInterrupt { name, other, .. } => {
                 Some(format!("--vfio-platform {other} or --vfio-platform {name}, not both"))
             }
             Self::RepeatedInterrupt { .. } => {
                 Some("a host device tree whose node lists it once".to_owned())
             }
             Self::HeldInterrupt { holder, .. } => Some(holder.help()),
-            Self::Quiesce { name, .. } | Self::Reset { name, .. } => Some(format!(
+            Self::Quiesce(name, _) | Self::Reset(name, _) => Some(format!(
                 "power-cycle the board, or let the guest have the device as it is: \
                  --vfio-platform {name},quiesce=off"
             )),
-            Self::Unknown { .. } => Some(remedy::KERNEL_LOG.to_owned()),
+            Self::Info(..) => Some(remedy::KERNEL_LOG.to_owned()),
             Self::Unbound(_)
-            | Self::Strange { .. }
-            | Self::Count { .. }
-            | Self::Misplaced { .. }
+            | Self::NotPlatform(..)
+            | Self::WrongCount { .. }
+            | Self::Misaligned { .. }
             | Self::MapRegion { .. } => None,
         }
     }

@@ -2,9 +2,9 @@
 //!
 //! The VMM's part, in this order:
 //!
-//! 1. while planning: [`node_builders`], then [`PlatformDevice::open`]. What the device has is known then
-//!    ([`regions`](PlatformDevice::regions), [`irqs`](PlatformDevice::irqs)), so that places can be
-//!    given to it, and [`node`](PlatformDevice::node) describes it.
+//! 1. while planning: [`node_builders`], then [`PlatformDevice::open`]. What the device has is known
+//!    then ([`regions`](PlatformDevice::regions), [`irqs`](PlatformDevice::irqs)), so that addresses
+//!    and interrupts can be allocated for it, and [`node`](PlatformDevice::node) describes it.
 //! 2. while building, before guest RAM is mapped for DMA: [`quiesce`](PlatformDevice::quiesce), so
 //!    that nothing a previous owner started writes into the guest.
 //! 3. [`map_regions`](PlatformDevice::map_regions), then
@@ -19,9 +19,9 @@
 //! owner quiesces the device.
 
 mod error;
+mod interrupts;
 mod nodes;
 
-use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use boot::fdt::host::HostTree;
@@ -44,14 +44,13 @@ use crate::bus::MemorySlots;
 use crate::bus::SharedDevice;
 use crate::irq::{InterruptController, Spi};
 
-/// Regions and interrupts that a device is taken to have at most; VFIO's own numbers are the
-/// kernel's, and far below.
-const MOST: u32 = 1024;
+/// The most regions, and the most interrupts, of a device. The kernel's numbers are far below.
+const MAX_COUNT: u32 = 1024;
 
-/// What a person can choose for a device.
+/// The options of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlatformDeviceOptions {
-    /// Stop the device before the guest gets it and after; otherwise it is left as it is.
+    /// Quiesce the device before the guest gets it and after; otherwise it is left as it is.
     pub quiesce: bool,
     /// Map its regions into the guest where they can be; otherwise the guest's accesses trap.
     pub mmap: bool,
@@ -65,7 +64,7 @@ impl Default for PlatformDeviceOptions {
     }
 }
 
-/// A region that the guest reaches by traps: to be put on the bus.
+/// A region, or the part of it that isn't mapped, of which the guest's accesses trap: for the bus.
 pub struct Trap {
     /// Its GPA.
     pub gpa: u64,
@@ -76,6 +75,7 @@ pub struct Trap {
 }
 
 /// An assigned device.
+#[derive(Debug)]
 pub struct PlatformDevice {
     // The interrupts are dropped, and so disarmed, first.
     irqs: Vec<AssignedIrq>,
@@ -88,28 +88,17 @@ pub struct PlatformDevice {
     builder: NodeBuilder,
     options: PlatformDeviceOptions,
     page_size: u64,
-    /// The guest may have touched it since it was quiesced last.
-    touched: bool,
-}
-
-impl fmt::Debug for PlatformDevice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PlatformDevice")
-            .field("name", &self.name)
-            .field("regions", &self.regions.len())
-            .field("irqs", &self.irqs.len())
-            .field("binding", &self.binding)
-            .finish_non_exhaustive()
-    }
+    /// The guest may have used it since it was quiesced last.
+    used: bool,
 }
 
 impl PlatformDevice {
-    /// Opens the device of an attached group and looks at all it has. `builder` is its node, of
-    /// [`node_builders`]. VFIO resets it if it can.
+    /// Opens the device of an attached group with all its regions and interrupts. `builder` is its
+    /// node's, of [`node_builders`]. VFIO resets it if it can.
     ///
     /// # Errors
     ///
-    /// If it can't be opened, or has something that can't be handed to a guest.
+    /// If it can't be opened, or has something that can't be assigned.
     pub fn open(
         iommu: &Iommu,
         assignment: &Assignment,
@@ -120,8 +109,8 @@ impl PlatformDevice {
         Self::new(assignment.name(), calls, builder, options, host_page_size())
     }
 
-    /// As [`open`](Self::open), a device that VFIO doesn't have yet, as far as its node tells: a
-    /// guest can be planned with it, not run.
+    /// As [`open`](Self::open), of a device that isn't bound to VFIO, from its node: a guest can be
+    /// planned with it, not run.
     ///
     /// # Errors
     ///
@@ -139,7 +128,7 @@ impl PlatformDevice {
         Self::new(name, Arc::new(calls), builder, options, page_size)
     }
 
-    /// The device behind these calls.
+    /// The device with these calls.
     fn new(
         name: &str,
         calls: Arc<dyn DeviceCalls>,
@@ -147,44 +136,42 @@ impl PlatformDevice {
         options: PlatformDeviceOptions,
         page_size: u64,
     ) -> Result<Self, PlatformError> {
-        let unknown = |source| PlatformError::Unknown { name: name.to_owned(), source };
-        let info = calls.info().map_err(unknown)?;
-        if !info.platform && !info.amba || info.regions > MOST || info.irqs > MOST {
-            return Err(PlatformError::Strange { name: name.to_owned(), info });
+        let failed = |error| PlatformError::Info(name.to_owned(), error);
+        let info = calls.info().map_err(failed)?;
+        if !info.platform && !info.amba || info.regions > MAX_COUNT || info.irqs > MAX_COUNT {
+            return Err(PlatformError::NotPlatform(name.to_owned(), info));
         }
         // A trigger and a resample eventfd.
         fd_limit::reserve(u64::from(info.irqs).saturating_mul(2))
-            .map_err(|source| PlatformError::Descriptors { name: name.to_owned(), source })?;
+            .map_err(|error| PlatformError::FdLimit(name.to_owned(), error))?;
         let mappable = options.mmap.then_some(page_size);
         let regions = (0..info.regions)
             .map(|index| Region::open(calls.clone(), index, mappable).map(Arc::new))
             .collect::<Result<_, _>>()
-            .map_err(unknown)?;
+            .map_err(failed)?;
         let irqs = (0..info.irqs)
             .map(|index| AssignedIrq::open(calls.clone(), index))
             .collect::<Result<_, _>>()
-            .map_err(|source| PlatformError::Irq { name: name.to_owned(), source })?;
-        // What the host calls it first: a person may give the guest another name for it.
+            .map_err(|error| PlatformError::Irq(name.to_owned(), error))?;
+        // By the host's `compatible` first: an option may give the guest another.
         let binding = bindings::find(&builder.compatible)
             .or_else(|| bindings::find(&options.node.compatible));
         if let Some(binding) = binding {
             (binding.refine)(&mut builder);
         }
-        let node = |source| PlatformError::Node { name: name.to_owned(), source };
+        let node = |error| PlatformError::Node(name.to_owned(), error);
         builder.apply_options(&options.node).and_then(|()| builder.check()).map_err(node)?;
-        let (name, reset) = (name.to_owned(), info.reset);
-        let touched = false;
         Ok(Self {
             irqs,
             regions,
-            name,
+            name: name.to_owned(),
             calls,
-            reset,
+            reset: info.reset,
             binding,
             builder,
             options,
             page_size,
-            touched,
+            used: false,
         })
     }
 
@@ -203,7 +190,7 @@ impl PlatformDevice {
         &self.irqs
     }
 
-    /// What is known of this kind of device.
+    /// Its binding, if there is one for this kind of device.
     pub fn binding(&self) -> Option<&'static Binding> {
         self.binding
     }
@@ -213,7 +200,7 @@ impl PlatformDevice {
         self.page_size
     }
 
-    /// The guest's node but for addresses and interrupts.
+    /// Its node in the guest but for addresses and interrupts.
     pub fn node_builder(&self) -> &NodeBuilder {
         &self.builder
     }
@@ -233,7 +220,7 @@ impl PlatformDevice {
         Ok(self.builder.build(&regions, &irqs))
     }
 
-    /// Stops whatever the device is doing.
+    /// Stops the device's DMA and interrupts.
     ///
     /// # Errors
     ///
@@ -247,27 +234,25 @@ impl PlatformDevice {
             let regions: Vec<&dyn RegisterAccess> =
                 self.regions.iter().map(|region| &**region as &dyn RegisterAccess).collect();
             (binding.quiesce)(&regions)
-                .map_err(|source| PlatformError::Quiesce { name: self.name.clone(), source })?;
+                .map_err(|error| PlatformError::Quiesce(self.name.clone(), error))?;
             quiesced = Quiesced::ByBinding(binding.name);
         }
         if self.reset {
-            self.calls
-                .reset()
-                .map_err(|source| PlatformError::Reset { name: self.name.clone(), source })?;
+            self.calls.reset().map_err(|error| PlatformError::Reset(self.name.clone(), error))?;
             quiesced = Quiesced::ByReset;
         }
         if quiesced == Quiesced::Unsupported {
             log::info!(
-                "{}: how to stop such a device isn't known, and VFIO has no reset for it: it is \
-                 left as it is",
+                "{}: there is no binding that could stop it, and VFIO has no reset for it: it is left \
+                 as it is",
                 self.name
             );
         }
         Ok(quiesced)
     }
 
-    /// Puts its regions into the guest at `gpas`; those that can't be mapped are returned, to be
-    /// put on the bus.
+    /// Maps its regions into the guest at `gpas`; those that can't be mapped as a whole are returned,
+    /// to be put on the bus.
     ///
     /// # Safety
     ///
@@ -283,12 +268,17 @@ impl PlatformDevice {
         gpas: &[u64],
     ) -> Result<Vec<Trap>, PlatformError> {
         self.check_count("regions", self.regions.len(), gpas.len())?;
-        self.touched = true;
+        self.used = true;
         let mut traps = Vec::new();
         for (region, gpa) in self.regions.iter().zip(gpas.iter().copied()) {
             let (index, page) = (region.index(), self.page_size);
             if !region.areas().is_empty() && !gpa.is_multiple_of(page) {
-                return Err(PlatformError::Misplaced { name: self.name.clone(), index, gpa, page });
+                return Err(PlatformError::Misaligned {
+                    name: self.name.clone(),
+                    index,
+                    gpa,
+                    page,
+                });
             }
             for area in region.areas() {
                 let gpa = gpa.saturating_add(area.range().start);
@@ -320,39 +310,38 @@ impl PlatformDevice {
     ) -> Result<(), PlatformError> {
         self.check_count("interrupts", self.irqs.len(), spis.len())?;
         for (irq, spi) in self.irqs.iter().zip(spis) {
-            irq.connect(gic, *spi)
-                .map_err(|source| PlatformError::Irq { name: self.name.clone(), source })?;
+            irq.connect(gic, *spi).map_err(|error| PlatformError::Irq(self.name.clone(), error))?;
         }
         Ok(())
     }
 
-    /// Lets its interrupts through. None is if one can't be.
+    /// Arms its interrupts on the host: all of them or none.
     ///
     /// # Errors
     ///
     /// What VFIO refused.
     pub fn arm(&mut self) -> Result<(), PlatformError> {
         let armed = self.irqs.iter_mut().try_for_each(AssignedIrq::arm);
-        armed.map_err(|source| {
+        armed.map_err(|error| {
             self.disarm();
-            PlatformError::Irq { name: self.name.clone(), source }
+            PlatformError::Irq(self.name.clone(), error)
         })
     }
 
-    /// Stops its interrupts on the host.
+    /// Disarms its interrupts on the host.
     pub fn disarm(&mut self) {
         self.irqs.iter_mut().for_each(AssignedIrq::disarm);
     }
 
-    /// Takes it back from a guest that runs no more: its interrupts are stopped, then itself.
-    /// Nothing if the guest never had it.
+    /// Takes it back from a guest that runs no more: disarms its interrupts, then quiesces it. Does
+    /// nothing if the guest never had it.
     ///
     /// # Errors
     ///
     /// If it doesn't stop. The kernel keeps it from all memory once its files are closed.
     pub fn release(&mut self) -> Result<Quiesced, PlatformError> {
         self.disarm();
-        if !std::mem::take(&mut self.touched) {
+        if !std::mem::take(&mut self.used) {
             return Ok(Quiesced::Disabled);
         }
         self.quiesce()
@@ -361,13 +350,13 @@ impl PlatformDevice {
     fn check_count(
         &self,
         what: &'static str,
-        wanted: usize,
+        expected: usize,
         found: usize,
     ) -> Result<(), PlatformError> {
-        if wanted == found {
+        if expected == found {
             return Ok(());
         }
-        Err(PlatformError::Count { name: self.name.clone(), what, wanted, found })
+        Err(PlatformError::WrongCount { name: self.name.clone(), what, expected, found })
     }
 }
 

@@ -1,21 +1,17 @@
-//! The nodes of devices that one guest is given, made of the host's.
+//! The nodes of the devices that are assigned to one guest, made of the host's.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use boot::fdt::host::{HostNode, HostTree, Reference};
+use boot::fdt::host::{HostNode, HostTree};
 
-use super::{InterruptHolder, PlatformError};
+use super::PlatformError;
+use super::interrupts::check_interrupts;
 use crate::vfio::assign::AssignError;
-use crate::vfio::host::{Bus, Host, HostDevice, InterruptEntry};
+use crate::vfio::host::{Host, HostDevice};
 use crate::vfio::node::{HostDeviceNode, NodeBuilder, NodeOptions, PhandleMap};
 
-/// The first SPI's INTID (Arm GIC Architecture Specification, IHI 0069, 2.2.1).
-const FIRST_SPI: u64 = 32;
-
-/// The guest's nodes of all these devices, in the making. Where one refers to another on the host,
-/// it does in the guest.
+/// The builders of the guest's nodes of all these devices, in their order. Where one refers to another
+/// on the host, it does in the guest.
 ///
 /// # Errors
 ///
@@ -31,8 +27,7 @@ pub fn node_builders(
         let node = node_of(tree, device)?;
         let same = nodes.iter().position(|other| other.directory() == node.directory());
         if let Some((other, _)) = same.and_then(|index| devices.get(index)) {
-            let (name, other) = (device.name().to_owned(), other.name().to_owned());
-            return Err(PlatformError::SameNode { name, other });
+            return Err(PlatformError::SameNode(device.name().to_owned(), other.name().to_owned()));
         }
         nodes.push(node);
     }
@@ -44,132 +39,21 @@ pub fn node_builders(
     });
     let given: Vec<HostDeviceNode<'_>> = given.collect();
     let phandles = PhandleMap::new(tree, &given)
-        .map_err(|(name, source)| PlatformError::HostTree { name: name.to_owned(), source })?;
+        .map_err(|(name, error)| PlatformError::HostTree(name.to_owned(), error))?;
     let phandles = Arc::new(phandles);
     let builder = |given: &HostDeviceNode<'_>| {
         NodeBuilder::from_host(tree, &phandles, given)
-            .map_err(|source| PlatformError::HostTree { name: given.name.to_owned(), source })
+            .map_err(|error| PlatformError::HostTree(given.name.to_owned(), error))
     };
     given.iter().map(builder).collect()
-}
-
-/// An interrupt of the host, by what identifies it: its controller's directory in the device tree,
-/// and its cells there without their flags, but with its type where the controller has several
-/// (Documentation/devicetree/bindings/interrupt-controller/arm,gic-v3.yaml).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Interrupt {
-    controller: PathBuf,
-    cells: Vec<u32>,
-}
-
-impl Interrupt {
-    /// Those of a node; none where they can't be made out, as VFIO has none then.
-    fn of(tree: &HostTree, node: &HostNode) -> Vec<Self> {
-        let references = tree.interrupts(node).unwrap_or_default().into_iter();
-        let identity = |Reference { provider, arguments: mut cells }: Reference| {
-            cells.truncate(if cells.len() > 2 { 2 } else { 1 });
-            Self { controller: provider.directory().to_owned(), cells }
-        };
-        references.map(identity).collect()
-    }
-
-    /// Its INTID, if it is an SPI of a GIC.
-    fn intid(&self) -> Option<u64> {
-        match self.cells.as_slice() {
-            [0, number] => Some(u64::from(*number).saturating_add(FIRST_SPI)),
-            _ => None,
-        }
-    }
-}
-
-/// Checks that VFIO can have each interrupt of the devices. It requests each for itself alone
-/// (`vfio_set_trigger` in drivers/vfio/platform/vfio_platform_irq.c, without `IRQF_SHARED`): none can
-/// be another's of the devices, on a node's list twice, or be requested by a driver of the host.
-fn check_interrupts(
-    host: &Host,
-    tree: &HostTree,
-    nodes: &[HostNode],
-    devices: &[(&HostDevice, &NodeOptions)],
-) -> Result<(), PlatformError> {
-    let mut owners: BTreeMap<Interrupt, &HostDevice> = BTreeMap::new();
-    for (node, (device, _)) in nodes.iter().zip(devices) {
-        for interrupt in Interrupt::of(tree, node) {
-            let Some(other) = owners.insert(interrupt.clone(), device) else { continue };
-            let (name, interrupt) = (device.name().to_owned(), told(tree, &interrupt));
-            return Err(if other == *device {
-                PlatformError::RepeatedInterrupt { name, node: tree.path(node), interrupt }
-            } else {
-                let other = other.name().to_owned();
-                PlatformError::SharedInterrupt { name, other, interrupt }
-            });
-        }
-    }
-    let by_intid: BTreeMap<u64, &Interrupt> =
-        owners.keys().filter_map(|interrupt| Some((interrupt.intid()?, interrupt))).collect();
-    if by_intid.is_empty() {
-        return Ok(());
-    }
-    let table = host.interrupts();
-    for entry in table.entries().filter(|entry| entry.controller.starts_with("GIC")) {
-        let owned = by_intid.get(&entry.number).and_then(|i| Some((*i, *owners.get(*i)?)));
-        let Some((interrupt, device)) = owned else { continue };
-        // Until it is bound to VFIO, its own driver has it.
-        let driver = device.driver().map_err(AssignError::Read)?;
-        if driver.as_deref() == Some(device.bus().vfio_driver())
-            && let Some(holder) = holder(host, tree, device, interrupt, &entry)
-        {
-            let (name, interrupt) = (device.name().to_owned(), told(tree, interrupt));
-            return Err(PlatformError::HeldInterrupt { name, interrupt, holder });
-        }
-    }
-    Ok(())
-}
-
-/// Who has requested an interrupt of `device`: another device of the host with the same interrupt,
-/// or where there is none, the handler alone. Nobody if it is VFIO for this very device, which
-/// another process has then.
-#[cold]
-fn holder(
-    host: &Host,
-    tree: &HostTree,
-    device: &HostDevice,
-    interrupt: &Interrupt,
-    entry: &InterruptEntry<'_>,
-) -> Option<InterruptHolder> {
-    let handler = entry.handlers().next()?;
-    // `vfio-irq[44](2c0a0000.dma)`, but with an AMBA device's peripheral ID for its name.
-    let by_vfio = handler.starts_with("vfio-");
-    if by_vfio && handler.ends_with(&format!("({})", device.name())) {
-        return None;
-    }
-    let all = Bus::DESCRIBED.into_iter().flat_map(|bus| host.devices_on(bus));
-    for other in all.filter(|other| other != device) {
-        let Ok(Some(driver)) = other.driver() else { continue };
-        let Ok(Some(node)) = other.of_node() else { continue };
-        let Ok(node) = tree.node_alone(&node) else { continue };
-        if (driver == other.bus().vfio_driver()) == by_vfio
-            && Interrupt::of(tree, &node).contains(interrupt)
-        {
-            let device = other.name().to_owned();
-            return Some(InterruptHolder::Device { device, driver, by_vfio });
-        }
-    }
-    (!by_vfio).then(|| InterruptHolder::Handler(handler.to_owned()))
-}
-
-/// An interrupt as its controller's node numbers it.
-fn told(tree: &HostTree, interrupt: &Interrupt) -> String {
-    let cells: Vec<String> = interrupt.cells.iter().map(u32::to_string).collect();
-    let controller = tree.node_alone(&interrupt.controller).map(|node| tree.path(&node));
-    format!("{} of {}", cells.join(" "), controller.unwrap_or_default())
 }
 
 /// A device's node on the host.
 pub(super) fn node_of(tree: &HostTree, device: &HostDevice) -> Result<HostNode, PlatformError> {
     let name = || device.name().to_owned();
     let directory = device.of_node().map_err(AssignError::Read)?;
-    let directory = directory.ok_or_else(|| PlatformError::NoNode { name: name() })?;
-    tree.node(&directory).map_err(|source| PlatformError::HostTree { name: name(), source })
+    let directory = directory.ok_or_else(|| PlatformError::NoNode(name()))?;
+    tree.node(&directory).map_err(|error| PlatformError::HostTree(name(), error))
 }
 
 #[cfg(test)]
@@ -178,7 +62,7 @@ mod tests {
     use crate::vfio::testing::FakeHost;
     use boot::help::Help;
 
-    /// Drafts of these devices of a host, by their names.
+    /// The builders of these devices of a host, by their names.
     fn builders_of(fake: &FakeHost, names: &[&str]) -> Result<Vec<NodeBuilder>, PlatformError> {
         let tree = HostTree::at(&fake.host().device_tree()).unwrap();
         let device = |name: &&str| fake.host().find(name).unwrap().unwrap();
@@ -304,10 +188,10 @@ mod tests {
         fake.behind_iommu("platform", "1.usb");
         fake.link("sys/devices/platform/xhci.1/of_node", "sys/firmware/devicetree/base/1.usb");
         let error = builders_of(&fake, &["1.usb", "xhci.1"]).unwrap_err();
-        assert!(matches!(error, PlatformError::SameNode { .. }), "{error}");
+        assert!(matches!(error, PlatformError::SameNode(..)), "{error}");
         let text = format!("{error}\n{}", error.help().unwrap());
         assert_eq!(text.matches("1.usb").count() + text.matches("xhci.1").count(), 4, "{text}");
         let error = builders_of(&fake, &["bare"]).unwrap_err();
-        assert!(matches!(error, PlatformError::NoNode { .. }), "{error}");
+        assert!(matches!(error, PlatformError::NoNode(_)), "{error}");
     }
 }

@@ -182,13 +182,13 @@ fn the_node_has_what_vfio_has() {
 }
 
 #[test]
-fn places_that_do_not_fit_are_refused() {
+fn addresses_and_interrupts_that_do_not_fit_are_refused() {
     let mut device = open(&Arc::new(fake()), "vendor,device");
     let slots = Slots { refuse: Some(0xd00_0000), ..Default::default() };
     let count = map(&mut device, &slots, &[0xc00_0000]).err().unwrap();
-    assert_eq!(count.to_string(), "1.dev has 2 regions, and was given places for 1");
+    assert_eq!(count.to_string(), "1.dev has 2 regions, and was given 1");
     let misplaced = map(&mut device, &slots, &[0xc00_1000, 0]).err().unwrap();
-    assert!(matches!(misplaced, PlatformError::Misplaced { index: 0, gpa: 0xc00_1000, .. }));
+    assert!(matches!(misplaced, PlatformError::Misaligned { index: 0, gpa: 0xc00_1000, .. }));
     let refused = map(&mut device, &slots, &[0xd00_0000, 0]).err().unwrap();
     assert!(matches!(refused, PlatformError::MapRegion { index: 0, .. }), "{refused}");
     let gic = Gic::default();
@@ -220,7 +220,7 @@ fn a_device_that_vfio_can_reset_is_reset() {
     assert_eq!(calls.take_calls(), [Call::Reset]);
     calls.fail_at(0);
     let error = device.quiesce().unwrap_err();
-    assert!(matches!(error, PlatformError::Reset { .. }), "{error}");
+    assert!(matches!(error, PlatformError::Reset(..)), "{error}");
     assert!(error.help().unwrap().contains("1.dev,quiesce=off"));
 
     // After the guest, but only if there was one.
@@ -303,5 +303,5 @@ fn what_is_no_platform_device_is_refused() {
     use super::super::uapi::{DeviceInfo, IoctlError, IrqAction, Mapping};
     let (builder, options) = (builder("x"), PlatformDeviceOptions::default());
     let error = PlatformDevice::new("1.dev", Arc::new(Other), builder, options, PAGE).unwrap_err();
-    assert!(matches!(error, PlatformError::Strange { .. }), "{error}");
+    assert!(matches!(error, PlatformError::NotPlatform(..)), "{error}");
 }

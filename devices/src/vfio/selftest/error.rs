@@ -1,7 +1,8 @@
 //! Why a device couldn't be tested at all.
 
-use boot::help::Help;
 use std::io;
+
+use boot::help::Help;
 
 use super::super::assign::AssignError;
 use super::super::quiesce::QuiesceError;

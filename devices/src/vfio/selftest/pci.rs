@@ -1,10 +1,10 @@
 //! The self-test of PCI functions: what VFIO offers works, and the function raises no interrupt by
 //! itself.
 
-use boot::help::Help;
 use std::error::Error;
 use std::io;
 
+use boot::help::Help;
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX,
     VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_ROM_REGION_INDEX,
