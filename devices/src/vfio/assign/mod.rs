@@ -142,15 +142,10 @@ fn find(
 ///
 /// Why it can't be assigned.
 pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError> {
-    if device.is_bridge()? {
-        return Err(AssignError::Bridge { name: device.name().to_owned() });
-    }
     // Before the driver: without an IOMMU, binding VFIO's is no remedy.
-    let no_group = || AssignError::NoGroup { name: device.name().to_owned() };
-    if !device.behind_iommu()? {
-        return Err(no_group());
-    }
+    check_bindable(host, &device)?;
     check_driver(host, &device)?;
+    let no_group = || AssignError::NoGroup { name: device.name().to_owned() };
     let group = host.group(device.group()?.ok_or_else(no_group)?);
     if group.is_noiommu()? {
         return Err(AssignError::NoIommu { name: device.name().to_owned(), group: group.number() });
@@ -173,6 +168,21 @@ pub(super) fn no_device(host: &Host, name: &str) -> AssignError {
     AssignError::NotFound { name: name.to_owned(), similar, candidates: names(&devices) }
 }
 
+/// Checks that the device can be bound to VFIO's driver for its bus, and then be assigned.
+pub(super) fn check_bindable(host: &Host, device: &HostDevice) -> Result<(), AssignError> {
+    let (name, bus) = (device.name().to_owned(), device.bus());
+    if device.is_bridge()? {
+        return Err(AssignError::Bridge { name });
+    }
+    if !device.behind_iommu()? {
+        return Err(AssignError::NoGroup { name });
+    }
+    if !host.has_vfio_driver(bus) {
+        return Err(AssignError::NoVfioDriver { name, bus });
+    }
+    Ok(())
+}
+
 /// Checks that the device is bound to VFIO's driver for its bus.
 fn check_driver(host: &Host, device: &HostDevice) -> Result<(), AssignError> {
     let (name, bus) = (device.name().to_owned(), device.bus());
@@ -180,17 +190,9 @@ fn check_driver(host: &Host, device: &HostDevice) -> Result<(), AssignError> {
     if driver.as_deref() == Some(bus.vfio_driver()) {
         return Ok(());
     }
-    if !host.has_vfio_driver(bus) {
-        return Err(AssignError::NoVfioDriver { name, bus });
-    }
-    // vfio-platform has probed the device and refused it: with `reset_required` it does so if the
-    // kernel has no reset function for the device. vfio-amba requires none.
+    // The driver has probed the device and refused it.
     let probed = device.driver_override()?.as_deref() == Some(bus.vfio_driver());
-    if driver.is_none()
-        && probed
-        && bus == Bus::Platform
-        && host.flag("vfio_platform", "reset_required")? == Some(true)
-    {
+    if driver.is_none() && probed && host.is_reset_required(bus)? {
         return Err(AssignError::ResetRequired { name });
     }
     Err(AssignError::NotBound { name, bus, driver })

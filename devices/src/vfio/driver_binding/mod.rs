@@ -22,7 +22,7 @@ pub use record::{BindRecord, BindRecordError, BindRecords, Owner};
 pub use sysfs_write::{AttributeWriter, HungWrite, Sysfs, WriteError};
 
 use super::assign::{self, AssignError};
-use super::host::{Bus, Host, HostDevice, OpenFiles, Usage};
+use super::host::{Host, HostDevice, OpenFiles, Usage};
 use super::uapi::{DeviceFile, Iommufd};
 
 /// How devices are to be bound to VFIO.
@@ -78,7 +78,7 @@ impl<'a> DriverBinding<'a> {
         let devices = self.devices(names)?;
         let with_vfio = devices.iter().all(|device| matches!(device.is_with_vfio(), Ok(true)));
         if with_vfio && !options.group && options.owner.is_none() {
-            return devices.into_iter().map(|device| self.take(device)).collect();
+            return devices.into_iter().map(|device| self.bind_one(device)).collect();
         }
         let _lock = self.records.lock()?;
         let mut bound = Vec::new();
@@ -101,11 +101,9 @@ impl<'a> DriverBinding<'a> {
         let mut devices = self.devices(names)?;
         let _lock = self.records.lock()?;
         if group {
-            for member in devices.clone().iter().map(|device| self.host.members_with(device)) {
-                add_new(&mut devices, member?);
-            }
+            self.add_members(&mut devices)?;
         }
-        let results: Vec<_> = devices.iter().map(|device| self.give_back(device)).collect();
+        let results: Vec<_> = devices.iter().map(|device| self.unbind_one(device)).collect();
         results.into_iter().collect()
     }
 
@@ -119,6 +117,14 @@ impl<'a> DriverBinding<'a> {
         Ok(devices)
     }
 
+    /// Adds the other devices of these devices' groups.
+    fn add_members(&self, devices: &mut Vec<HostDevice>) -> Result<(), BindError> {
+        for device in devices.clone() {
+            add_new(devices, self.host.members_with(&device)?);
+        }
+        Ok(())
+    }
+
     #[cold]
     fn bind_all(
         &self,
@@ -127,13 +133,11 @@ impl<'a> DriverBinding<'a> {
         bound: &mut Vec<BindOutcome>,
     ) -> Result<(), BindError> {
         if options.group {
-            for device in devices.clone() {
-                add_new(&mut devices, self.host.members_with(&device)?);
-            }
+            self.add_members(&mut devices)?;
         }
         let usage = (!options.force).then(|| Usage::of(self.host));
         let check = |device: &HostDevice, all: &[HostDevice]| -> Result<(), BindError> {
-            self.check(device)?;
+            assign::check_bindable(self.host, device)?;
             match usage.as_ref().map(|usage| usage.of_device(device, all)) {
                 Some(uses) if !uses.is_empty() => {
                     Err(BindError::UsedByHost { name: device.name().to_owned(), uses })
@@ -144,10 +148,10 @@ impl<'a> DriverBinding<'a> {
         devices.iter().try_for_each(|device| check(device, &devices))?;
         let mut next = 0;
         while let Some(device) = devices.get(next).cloned() {
-            bound.push(self.take(device.clone())?);
-            self.give_files(&device, options.owner)?;
+            bound.push(self.bind_one(device.clone())?);
+            self.change_owner(&device, options.owner)?;
             if options.group {
-                // A platform device may have got its group just with the driver.
+                // The group of a platform device may have been created with the driver.
                 let known = devices.len();
                 add_new(&mut devices, self.host.members_with(&device)?);
                 let mut new = devices.iter().skip(known);
@@ -158,26 +162,8 @@ impl<'a> DriverBinding<'a> {
         Ok(())
     }
 
-    /// Checks that a device can be taken, before anything is done to it.
-    fn check(&self, device: &HostDevice) -> Result<(), BindError> {
-        let (name, bus) = (device.name().to_owned(), device.bus());
-        if device.is_with_vfio()? {
-            return Ok(());
-        }
-        if device.is_bridge()? {
-            return Err(AssignError::Bridge { name }.into());
-        }
-        if !device.behind_iommu()? {
-            return Err(AssignError::NoGroup { name }.into());
-        }
-        if !self.host.has_vfio_driver(bus) {
-            return Err(AssignError::NoVfioDriver { name, bus }.into());
-        }
-        Ok(())
-    }
-
     /// Makes a bound device's files `owner`'s, or else the recorded owner's.
-    fn give_files(&self, device: &HostDevice, owner: Option<Owner>) -> Result<(), BindError> {
+    fn change_owner(&self, device: &HostDevice, owner: Option<Owner>) -> Result<(), BindError> {
         let Some(to) = owner.or_else(|| self.records.owner(device)) else { return Ok(()) };
         for path in self.host.files_of(device) {
             to.chown(&path).map_err(|source| BindError::Owner {
@@ -191,7 +177,7 @@ impl<'a> DriverBinding<'a> {
 
     /// Binds one device; restores it if that fails, unless a write is still under way.
     #[cold]
-    fn take(&self, device: HostDevice) -> Result<BindOutcome, BindError> {
+    fn bind_one(&self, device: HostDevice) -> Result<BindOutcome, BindError> {
         let before = device.driver()?;
         if before.as_deref() == Some(device.bus().vfio_driver()) {
             return Ok(BindOutcome { device, driver: before.clone(), before, changed: false });
@@ -200,21 +186,21 @@ impl<'a> DriverBinding<'a> {
         let mut driver_override = device.driver_override()?;
         driver_override = driver_override.filter(|driver| driver != device.bus().vfio_driver());
         self.records.write(&device, &BindRecord { driver: before.clone(), driver_override })?;
-        match self.change(&device, before.is_some()) {
+        match self.rebind(&device, before.is_some()) {
             Ok(()) => {
                 let driver = Some(device.bus().vfio_driver().to_owned());
                 Ok(BindOutcome { device, driver, before, changed: true })
             }
             Err(error @ BindError::Hung { .. }) => Err(error),
             Err(error) => {
-                self.give_back_or_log(&device);
+                self.unbind_or_log(&device);
                 Err(error)
             }
         }
     }
 
     /// Unbinds a device and has VFIO's driver probe it.
-    fn change(&self, device: &HostDevice, bound: bool) -> Result<(), BindError> {
+    fn rebind(&self, device: &HostDevice, bound: bool) -> Result<(), BindError> {
         let driver = device.bus().vfio_driver();
         self.write(device, device.path().join("driver_override"), driver)?;
         if bound {
@@ -226,8 +212,7 @@ impl<'a> DriverBinding<'a> {
             return Ok(());
         }
         let name = device.name().to_owned();
-        let platform = device.bus() == Bus::Platform;
-        if platform && self.host.flag("vfio_platform", "reset_required")? == Some(true) {
+        if self.host.is_reset_required(device.bus())? {
             return Err(AssignError::ResetRequired { name }.into());
         }
         Err(BindError::NotTaken { name, driver: driver.to_owned(), now })
@@ -235,17 +220,17 @@ impl<'a> DriverBinding<'a> {
 
     fn undo(&self, bound: &[BindOutcome]) {
         let changed = bound.iter().rev().filter(|bound| bound.changed);
-        changed.for_each(|bound| self.give_back_or_log(&bound.device));
+        changed.for_each(|bound| self.unbind_or_log(&bound.device));
     }
 
-    fn give_back_or_log(&self, device: &HostDevice) {
-        if let Err(error) = self.give_back(device) {
+    fn unbind_or_log(&self, device: &HostDevice) {
+        if let Err(error) = self.unbind_one(device) {
             log::error!("{error}; to try again: strait device unbind {}", device.name());
         }
     }
 
     #[cold]
-    fn give_back(&self, device: &HostDevice) -> Result<BindOutcome, BindError> {
+    fn unbind_one(&self, device: &HostDevice) -> Result<BindOutcome, BindError> {
         let vfio = device.bus().vfio_driver();
         let record = self.records.read(device)?;
         let now = device.driver()?;
@@ -264,7 +249,7 @@ impl<'a> DriverBinding<'a> {
             self.write(device, device.path().join("driver/unbind"), device.name())?;
         }
         if device.driver()?.is_none() {
-            self.restore(device, record.as_ref())?;
+            self.bind_previous(device, record.as_ref())?;
         }
         self.records.remove(device)?;
         let driver = device.driver()?;
@@ -272,7 +257,11 @@ impl<'a> DriverBinding<'a> {
     }
 
     /// Binds a device without a driver to the one it had, or if there is no record, to one that matches.
-    fn restore(&self, device: &HostDevice, record: Option<&BindRecord>) -> Result<(), BindError> {
+    fn bind_previous(
+        &self,
+        device: &HostDevice,
+        record: Option<&BindRecord>,
+    ) -> Result<(), BindError> {
         let Some(record) = record else {
             return self.write(device, self.bus(device).join("drivers_probe"), device.name());
         };

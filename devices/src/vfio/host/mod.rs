@@ -202,6 +202,16 @@ impl Host {
         self.bus(bus).join("drivers").join(bus.vfio_driver()).exists()
     }
 
+    /// Whether the bus's VFIO driver refuses devices for which the kernel has no reset function: vfio-platform
+    /// does with `reset_required` on, vfio-amba and vfio-pci never do.
+    ///
+    /// # Errors
+    ///
+    /// Sysfs can't be read.
+    pub fn is_reset_required(&self, bus: Bus) -> Result<bool, ReadError> {
+        Ok(bus == Bus::Platform && self.flag("vfio_platform", "reset_required")? == Some(true))
+    }
+
     /// The value of a module's boolean parameter; `None` if there is no such module or parameter.
     ///
     /// # Errors
