@@ -32,8 +32,8 @@ pub struct Artifacts {
     pub busybox: PathBuf,
     /// `strait`: arm64, statically linked, release profile.
     pub strait: PathBuf,
-    /// The test tool `probe`: arm64, statically linked.
-    pub probe: PathBuf,
+    /// The test agent: arm64, statically linked.
+    pub agent: PathBuf,
 }
 
 /// A kernel and its modules.
@@ -110,7 +110,7 @@ mod tests {
             stock_modules: "/s/modules".into(),
             busybox: "/b/busybox".into(),
             strait: "/t/strait".into(),
-            probe: "/t/probe".into(),
+            agent: "/t/agent".into(),
         }
     }
 

@@ -158,13 +158,13 @@ struct Sample {
 
 /// Runs a command, as the model's shell takes it, several times.
 fn run_times(host: &Host, command: &str) -> Result<Sample, Failure> {
-    let said = host.sh(&format!("probe measure {RUNS} {command}"))?;
+    let said = host.sh(&format!("agent measure {RUNS} {command}"))?;
     sample(&said).ok_or_else(|| {
         Failure::new(format!("`{command}` in the model: not every run ended well:\n{said}"))
     })
 }
 
-/// Reads `probe measure`'s lines: wall ns, CPU ns, RSS KiB, exit status, which must be 0.
+/// Reads `agent measure`'s lines: wall ns, CPU ns, RSS KiB, exit status, which must be 0.
 fn sample(said: &str) -> Option<Sample> {
     let mut wall = Vec::new();
     let mut cpu = Vec::new();

@@ -42,7 +42,7 @@ Give a DMA controller to VFIO, then start a guest that owns it (in the guest: dm
   strait {model}
 Debian's own kernel:
   strait {stock}
-Kernels and initrds are in /k; `strait --help`, `probe` and busybox have more.
+Kernels and initrds are in /k; `strait --help`, `agent` and busybox have more.
 
 "
     )

@@ -313,7 +313,7 @@ mod tests {
             stock_modules: "/m".into(),
             busybox: "/b".into(),
             strait: "/s".into(),
-            probe: "/p".into(),
+            agent: "/p".into(),
         };
         let command = board.command(&artifacts, "model.do=agent").unwrap();
         command.get_args().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")

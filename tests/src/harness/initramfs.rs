@@ -18,7 +18,7 @@ const GUEST_DMATEST: &str = include_str!("../../model/guest/dmatest");
 /// never at boot.
 const DMATEST: &str = "dmatest.ko";
 
-/// The host's: busybox, strait, the probe, kernels and guests' initrds under `/k`; with Debian's
+/// The host's: busybox, strait, the agent, kernels and guests' initrds under `/k`; with Debian's
 /// kernel if `stock`. `large` is the kernel that it has instead of the usual one.
 pub(super) fn host(
     artifacts: &Artifacts,
@@ -91,7 +91,7 @@ fn skeleton(artifacts: &Artifacts, init: &str) -> Result<Archive, Failure> {
     archive.file("init", init.as_bytes());
     archive.file("bin/busybox", &read(&artifacts.busybox)?);
     archive.symlink("bin/sh", "busybox");
-    archive.file("bin/probe", &read(&artifacts.probe)?);
+    archive.file("bin/agent", &read(&artifacts.agent)?);
     Ok(archive)
 }
 

@@ -63,7 +63,7 @@ impl<'a> Assembly<'a> {
         self.make(&given, &archive, &versions)
     }
 
-    /// Strait and the test tool, and what built them.
+    /// strait and the test agent, and what built them.
     pub(super) fn clone_binaries(&self) -> Result<(Toolchain, Binaries), Error> {
         let toolchain = self.toolchain(&[])?;
         let binaries = self.build_clone(&toolchain)?;
@@ -224,7 +224,7 @@ fn finish(
             None => made(stock::BUSYBOX)?.join("busybox"),
         },
         strait: binaries.strait,
-        probe: binaries.probe,
+        agent: binaries.agent,
     };
     let description = workspace::target_dir().join("model.json");
     let json = artifacts.to_json().map_err(std::io::Error::from);

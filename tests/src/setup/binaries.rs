@@ -1,4 +1,4 @@
-//! What of the workspace itself runs in the model: strait and the test tool, for 64-bit Arm.
+//! What of the workspace itself runs in the model: strait and the test agent, for 64-bit Arm.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ const BUILD: [&str; 10] = [
     "--bin",
     "strait",
     "--bin",
-    "probe",
+    "agent",
 ];
 
 /// `e_machine` of 64-bit Arm ("ELF for the Arm 64-bit Architecture", section 5.1).
@@ -35,8 +35,8 @@ const PT_INTERP: u32 = 3;
 pub(super) struct Binaries {
     /// The VMM.
     pub(super) strait: PathBuf,
-    /// The test tool.
-    pub(super) probe: PathBuf,
+    /// The test agent.
+    pub(super) agent: PathBuf,
 }
 
 /// Builds them, as far as they aren't up to date.
@@ -55,8 +55,8 @@ pub(super) fn build(toolchain: &Toolchain, step: &Step) -> Result<Binaries, Erro
         }
     })?;
     let dir = workspace::target_dir().join(TARGET).join("release");
-    let binaries = Binaries { strait: dir.join("strait"), probe: dir.join("probe") };
-    for path in [&binaries.strait, &binaries.probe] {
+    let binaries = Binaries { strait: dir.join("strait"), agent: dir.join("agent") };
+    for path in [&binaries.strait, &binaries.agent] {
         let program = fs::read(path).at("read", path)?;
         if let Some(wrong) = fault(&program) {
             return Err(Error::Built { path: path.clone(), wrong: wrong.to_owned() });

@@ -1,7 +1,7 @@
 //! Makes what the system model needs, and keeps it in a cache.
 //!
 //! Debian's archive gives the sources of QEMU and of the host's kernel, an unmodified kernel and
-//! busybox; the clone gives strait and the test tool. [`run`] makes what is missing, everything at
+//! busybox; the clone gives strait and the test agent. [`run`] makes what is missing, everything at
 //! once, and returns where it lies. On a distribution that isn't Debian's kin a person brings the
 //! parts along by [`Options`].
 
@@ -67,7 +67,7 @@ pub fn run(options: &Options, purpose: Purpose) -> Result<Model, Error> {
     Assembly::new(options)?.model(purpose)
 }
 
-/// Builds strait and the test tool, and nothing else of the model; returns where strait lies.
+/// Builds strait and the test agent, and nothing else of the model; returns where strait lies.
 ///
 /// # Errors
 ///

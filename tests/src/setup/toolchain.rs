@@ -13,7 +13,7 @@ use super::process::{self, command, is_installed};
 use super::progress::Step;
 use super::workspace;
 
-/// What strait and its test tool are built for.
+/// What strait and its test agent are built for.
 pub const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// What cargo calls [`TARGET`] in environment variables.
 const TARGET_VARIABLE: &str = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU";

@@ -56,14 +56,14 @@ fn with_what_the_hosts_cpus_have() -> Story {
     let host = Board::new().cpu_features().boot()?;
     let (all, named) =
         ("sve 512\npauth\n", "SVE (128, 256, 384, 512 bits), pointer authentication, PMU");
-    assert_eq!(host.sh("probe cpu")?, all);
+    assert_eq!(host.sh("agent cpu")?, all);
     assert!(host.sh("strait check")?.contains(named));
     assert!(host.sh("strait run --kernel /k/model --dry-run")?.contains(named));
     for (options, has) in
         [("--cpus 2", all), ("--cpu-features -sve", "pauth\n"), ("--cpu-features -pauth,-sve", "")]
     {
         let mut guest = host.guest(options)?;
-        assert_eq!(guest.sh("probe cpu")?.replace('\r', ""), has, "{options}");
+        assert_eq!(guest.sh("agent cpu")?.replace('\r', ""), has, "{options}");
         assert_eq!(guest.power_off()?, 0);
     }
     Ok(())
@@ -128,12 +128,12 @@ fn accesses_to_nothing_never_end_the_guest() -> Story {
     let mut guest = host.guest("--stats /tmp/stats")?;
     // Between the board's devices and those that are assigned.
     let nothing = "0xb000000";
-    guest.sh(&format!("probe memory fill {nothing} 4096 0xff"))?;
-    guest.sh(&format!("probe memory check {nothing} 4096 0"))?;
+    guest.sh(&format!("agent memory fill {nothing} 4096 0xff"))?;
+    guest.sh(&format!("agent memory check {nothing} 4096 0"))?;
     // What a pair load reads isn't told to KVM: the bus answers with an error.
-    let (status, text) = guest.run(&format!("probe memory pair {nothing}"))?;
+    let (status, text) = guest.run(&format!("agent memory pair {nothing}"))?;
     assert_eq!(status, 128 + 7, "no SIGBUS: {text}");
-    assert!(guest.sh(&format!("probe memory pair 0x9020000; echo {nothing}"))?.contains(nothing));
+    assert!(guest.sh(&format!("agent memory pair 0x9020000; echo {nothing}"))?.contains(nothing));
     assert_eq!(guest.power_off()?, 0);
     let stats = host.sh("cat /tmp/stats")?;
     let stats: serde_json::Value = serde_json::from_str(&stats).expect("statistics are JSON");

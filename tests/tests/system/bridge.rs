@@ -69,14 +69,14 @@ impl Function<'_> {
 fn edu_answers(guest: &mut Guest, at: u64) -> Result<bool, Failure> {
     let register = at + COMPLEMENT;
     let command = format!(
-        "probe memory fill {register:#x} 4 0x5a && probe memory check {register:#x} 4 0xa5"
+        "agent memory fill {register:#x} 4 0x5a && agent memory check {register:#x} 4 0xa5"
     );
     guest.run(&command).map(|(status, _)| status == 0)
 }
 
 /// Checks that nobody answers there.
 fn nobody_answers(guest: &mut Guest, at: u64) -> Story {
-    guest.sh(&format!("probe memory check {at:#x} 16 0xff")).map(|_| ())
+    guest.sh(&format!("agent memory check {at:#x} 16 0xff")).map(|_| ())
 }
 
 #[test]

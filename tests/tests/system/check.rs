@@ -192,7 +192,7 @@ fn a_stock_host() -> Story {
     let text = host.sh("strait check")?;
     assert!(text.contains(&format!("{file} (0000:00:05.0)")), "{text}");
     // And another's files are checked.
-    let person = "probe as 1000 memlock=1073741824 strait";
+    let person = "agent as 1000 memlock=1073741824 strait";
     host.sh("chmod 666 /dev/kvm /dev/vfio/vfio")?;
     let closed = check(&host, person, "")?;
     let blocks = |complaint: &Complaint<'static>| (complaint.0, "blocks", complaint.2);
@@ -218,7 +218,7 @@ fn a_host_without_an_iommu() -> Story {
 fn a_person_without_permission() -> Story {
     let host = Board::new().boot()?;
     host.sh("chmod 600 /dev/kvm /dev/vfio/vfio /dev/iommu")?;
-    let person = "probe as 1000 memlock=8388608 strait";
+    let person = "agent as 1000 memlock=8388608 strait";
     complains(
         &check(&host, person, "")?,
         &[
@@ -233,7 +233,7 @@ fn a_person_without_permission() -> Story {
 
     // A device that is bound, and belongs to root.
     host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
-    let person = "probe as 1000 memlock=1073741824 strait";
+    let person = "agent as 1000 memlock=1073741824 strait";
     complains(&check(&host, person, "")?, &[("VFIO devices", "blocks", "udev")]);
     host.sh(&format!("strait device bind {}", PLATFORM_DMA[1]))?;
     host.sh(&format!("chown 1000 /dev/vfio/{}", host.group(PLATFORM_DMA[1])?))?;

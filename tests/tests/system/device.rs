@@ -52,7 +52,7 @@ fn devices_are_listed_with_what_they_need() -> Story {
     let agent = pci.next().unwrap_or(&Value::Null);
     assert_eq!((&agent["state"], pci.next()), (&"used-by-host".into(), None), "{list}");
     let uses = agent["host_uses"][0].as_str().unwrap_or_default();
-    assert!(uses.starts_with("/dev/vport") && uses.contains("(probe)"), "{uses}");
+    assert!(uses.starts_with("/dev/vport") && uses.contains("(agent)"), "{uses}");
 
     host.sh(&format!("strait device bind {}", AMBA_DMA[0]))?;
     let list = json(&host, "device list")?;
@@ -204,7 +204,7 @@ fn a_bind_that_fails_half_way_undoes_itself() -> Story {
     assert!(answer.errors.contains("vfio_platform.reset_required=0"), "{}", answer.errors);
     assert_eq!(drivers(&host)?, own());
     assert_eq!(host.sh("find /run/strait -name '2c*'")?, "");
-    let nobody = host.run(&format!("probe as 1000 strait device bind {}", AMBA_DMA[0]))?;
+    let nobody = host.run(&format!("agent as 1000 strait device bind {}", AMBA_DMA[0]))?;
     assert_eq!(nobody.status, 1);
     assert!(nobody.errors.contains("sudo"), "{}", nobody.errors);
     assert_eq!(drivers(&host)?, own());
@@ -283,7 +283,7 @@ fn an_owner_has_a_device_without_privileges() -> Story {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
     host.sh("chmod 666 /dev/kvm && chmod 600 /dev/iommu")?;
     let name = AMBA_DMA[0];
-    let owner = "probe as 1000 memlock=1073741824 strait";
+    let owner = "agent as 1000 memlock=1073741824 strait";
     let run = format!("{owner} run --kernel /k/off --vfio-platform {name}");
     let bound = host.sh(&format!("strait device bind --owner 1000:100 {name}"))?;
     let group = format!("/dev/vfio/{}", host.group(name)?);
@@ -406,7 +406,7 @@ fn a_controller_that_loses_interrupts_fails_its_test() -> Story {
     let host = Board::new().boot()?;
     host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
     // Somebody who keeps disabling its interrupts.
-    let saboteur = host.start("while :; do probe pl330 0x2c0a0000 clear; done")?;
+    let saboteur = host.start("while :; do agent pl330 0x2c0a0000 clear; done")?;
     let answer = host.run(&format!("strait device test {}", PLATFORM_DMA[0]))?;
     saboteur.signal(SIGKILL)?;
     assert_eq!(answer.status, 1, "{}", answer.output);

@@ -19,7 +19,7 @@ struct Wrong<'a> {
 fn state(host: &Host) -> Result<String, Failure> {
     host.sh("for device in /sys/bus/platform/devices/2c*.dma /sys/bus/amba/devices/2c*.dma; do \
              echo $device $(readlink $device/driver) $(cat $device/driver_override); done; \
-             probe pl330 0x2c0a0000 status; ls -l /dev/vfio /dev/kvm | cut -c 1-30; \
+             agent pl330 0x2c0a0000 status; ls -l /dev/vfio /dev/kvm | cut -c 1-30; \
              ls /sys/kernel/debug/kvm /tmp /k; cat /proc/mounts; \
              cat /sys/module/vfio*/parameters/* 2>/dev/null")
 }
@@ -142,37 +142,37 @@ fn a_person_without_permission() -> Story {
     host.sh("chmod 600 /dev/kvm")?;
     let error = &["/dev/kvm"];
     Wrong { arguments: "--kernel /k/off", status: 1, error, help: &["/dev/kvm"] }
-        .is_refused_by(&host, "probe as 1000 strait")?;
+        .is_refused_by(&host, "agent as 1000 strait")?;
     host.sh("chmod 666 /dev/kvm")?;
 
     let permit = format!("strait device bind --owner 1000 {device}");
     let error = &[device, &node, "1000"];
     Wrong { arguments, status: 1, error, help: &[&permit, "udevadm control --reload"] }
-        .is_refused_by(&host, "probe as 1000 strait")?;
+        .is_refused_by(&host, "agent as 1000 strait")?;
     host.sh(&format!("{permit} && chmod 600 /dev/vfio/vfio"))?;
     let container = &format!("{arguments} --iommu container");
     let error = &[device, "user 1000 may not open /dev/vfio/vfio, which"];
     Wrong { arguments: container, status: 1, error, help: &["chmod 666 /dev/vfio/vfio"] }
-        .is_refused_by(&host, "probe as 1000 strait")?;
+        .is_refused_by(&host, "agent as 1000 strait")?;
     host.sh("chmod 666 /dev/vfio/vfio")?;
 
     let error = &["RLIMIT_MEMLOCK"];
     Wrong { arguments, status: 1, error, help: &["ulimit -l"] }
-        .is_refused_by(&host, "probe as 1000 memlock=8388608 strait")?;
+        .is_refused_by(&host, "agent as 1000 memlock=8388608 strait")?;
     // With what the helps say to do, it works.
-    host.sh(&format!("probe as 1000 memlock=1073741824 strait run {arguments}"))?;
+    host.sh(&format!("agent as 1000 memlock=1073741824 strait run {arguments}"))?;
 
     // The same through iommufd, for which that permits nothing.
     let arguments = &format!("{arguments} --iommu iommufd");
     host.sh("chown 0 /dev/vfio/devices/vfio0")?;
     let error = &[device, "user 1000 may not open", "/dev/iommu", "/dev/vfio/devices/vfio0"];
     Wrong { arguments, status: 1, error, help: &[&permit, "chmod 666 /dev/iommu"] }
-        .is_refused_by(&host, "probe as 1000 strait")?;
+        .is_refused_by(&host, "agent as 1000 strait")?;
     host.sh(&format!("{permit} && chmod 666 /dev/iommu"))?;
     let error = &["RLIMIT_MEMLOCK"];
     Wrong { arguments, status: 1, error, help: &["ulimit -l"] }
-        .is_refused_by(&host, "probe as 1000 memlock=8388608 strait")?;
-    host.sh(&format!("probe as 1000 memlock=1073741824 strait run {arguments}"))?;
+        .is_refused_by(&host, "agent as 1000 memlock=8388608 strait")?;
+    host.sh(&format!("agent as 1000 memlock=1073741824 strait run {arguments}"))?;
     Ok(())
 }
 
@@ -237,9 +237,9 @@ fn a_host_that_isn_t_prepared() -> Story {
 #[test]
 fn servers_that_can_t_be_had() -> Story {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
-    let mut server = host.start("exec probe vfio-user serve /tmp/device 2>&1")?;
+    let mut server = host.start("exec agent vfio-user serve /tmp/device 2>&1")?;
     server.wait_for("serving")?;
-    let stale = host.start("exec probe vfio-user serve /tmp/stale")?;
+    let stale = host.start("exec agent vfio-user serve /tmp/stale")?;
     host.until("[ -S /tmp/stale ]")?;
     stale.signal(9)?;
     stale.exit_status()?;
@@ -258,9 +258,9 @@ fn servers_that_can_t_be_had() -> Story {
     }
     let arguments = "--kernel /k/off --vfio-user /tmp/device";
     let (error, help) = (&["/tmp/device", "Permission denied"], &["ls -l /tmp/device", "setfacl"]);
-    Wrong { arguments, status: 1, error, help }.is_refused_by(&host, "probe as 1000 strait")?;
+    Wrong { arguments, status: 1, error, help }.is_refused_by(&host, "agent as 1000 strait")?;
     // With permission it takes no privilege.
-    host.sh(&format!("chmod 777 /tmp/device /dev/kvm && probe as 1000 strait run {arguments}"))?;
+    host.sh(&format!("chmod 777 /tmp/device /dev/kvm && agent as 1000 strait run {arguments}"))?;
     Ok(())
 }
 
@@ -272,7 +272,7 @@ fn files_that_are_no_kernels_and_no_initrds() -> Story {
         "cd /tmp; touch empty; head -c 20000000 /k/stock >truncated; head -c 5000000 /k/model >half; head -c 40 /k/model >short; \
          { head -c 510 /dev/zero; printf '\\125\\252\\353\\152HdrS'; head -c 9000 /dev/zero; } >x86; \
          echo '#!/bin/sh' >script; gzip -c script >script.gz; gzip -c /bin/busybox | head -c 99999 >early.gz; \
-         cp /k/guest.cpio large; truncate -s 300M large; cp /bin/probe elf; \
+         cp /k/guest.cpio large; truncate -s 300M large; cp /bin/agent elf; \
          gzip -c /k/guest.cpio | head -c 300001 >cut.gz",
     )?;
     let table: &[(&str, i32, &[&str], &[&str])] = &[

@@ -161,7 +161,7 @@ fn a_line_that_the_guest_never_handles_is_told_as_stuck() -> Story {
     let arguments = format!("--bind --vfio-platform {} --stats /tmp/stats", PLATFORM_DMA[0]);
     let launch = Launch::model().cmdline("initcall_blacklist=pl330_driver_init").with(&arguments);
     let mut guest = host.launch(&launch)?;
-    guest.sh("probe pl330 0xc000000 raise 3")?;
+    guest.sh("agent pl330 0xc000000 raise 3")?;
     let first = statistics(&host, &mut guest, "/tmp/stats")?;
     let line = &lines(&first)[3];
     assert_eq!((&line["fired"], &line["injected"]), (&1.into(), &1.into()), "{line}");
@@ -195,7 +195,7 @@ fn lose_a_line(host: &Host, backend: &str) -> Result<(), Failure> {
     test.pass(&mut guest)?;
     // As if the guest's end of the last interrupt had got lost: VFIO never heard of it.
     let process = guest.pid()?;
-    host.sh(&format!("probe vfio mask {process} 3"))?;
+    host.sh(&format!("agent vfio mask {process} 3"))?;
     let first = statistics(host, &mut guest, "/tmp/stats")?;
     assert_eq!(lines(&first).len(), 9);
     for line in lines(&first) {
@@ -218,7 +218,7 @@ fn lose_a_line(host: &Host, backend: &str) -> Result<(), Failure> {
             .contains("interrupt 3 is stuck: its line is masked and nothing will unmask it")
     );
     // It was nothing else: unmasked, the line works, and is idle again.
-    host.sh(&format!("probe vfio unmask {process} 3"))?;
+    host.sh(&format!("agent vfio unmask {process} 3"))?;
     test.pass(&mut guest)?;
     let third = statistics(host, &mut guest, "/tmp/stats")?;
     assert!(lines(&third).iter().all(|line| line["awaiting"] == "idle"), "{third:#}");

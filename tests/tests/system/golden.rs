@@ -219,7 +219,7 @@ fn plans(golden: &mut Golden<'_>) -> Story {
 
 /// A device of another process.
 fn served(golden: &mut Golden<'_>) -> Story {
-    let mut server = golden.host.start(&format!("exec probe vfio-user serve {SOCKET} 2>&1"))?;
+    let mut server = golden.host.start(&format!("exec agent vfio-user serve {SOCKET} 2>&1"))?;
     server.wait_for("serving")?;
     golden.both("show-vfio-user", &format!("device show --vfio-user {SOCKET}"))?;
     golden.plan("plan-vfio-user", &format!("--vfio-user {SOCKET},addr=03.0"))

@@ -18,7 +18,7 @@ fn attacker(host: &Host, backend: &str) -> Result<Guest, Failure> {
     let mut guest = host.launch(&launch)?;
     guest.sh("cd /sys/bus/amba/drivers/dma-pl330 && basename *.dma* >unbind")?;
     guest
-        .sh(&format!("probe memory fill {OURS} 4096 0x5a && probe memory fill {TARGET} 4096 0"))?;
+        .sh(&format!("agent memory fill {OURS} 4096 0x5a && agent memory fill {TARGET} 4096 0"))?;
     Ok(guest)
 }
 
@@ -26,14 +26,14 @@ fn attacker(host: &Host, backend: &str) -> Result<Guest, Failure> {
 fn copy(guest: &mut Guest, from: &str, to: &str) -> Result<(), Failure> {
     // A fault may or may not stop the channel; what was copied is looked at by others.
     let (_, said) =
-        guest.run(&format!("probe pl330 {DEVICE} copy 0 {PROGRAM} {from} {to} 4096"))?;
+        guest.run(&format!("agent pl330 {DEVICE} copy 0 {PROGRAM} {from} {to} 4096"))?;
     assert!(said.contains("channel 0"), "the device did nothing: {said}");
     Ok(())
 }
 
 /// A page of host memory, its physical address outside the guest's RAM and within 32 bits.
 fn canary(host: &Host) -> Result<(Process, String), Failure> {
-    let mut canary = host.start("exec probe canary 0x80000000 0xf0000000 2>&1")?;
+    let mut canary = host.start("exec agent canary 0x80000000 0xf0000000 2>&1")?;
     canary.wait_for("canary ")?;
     let address = canary.wait_for("\n")?.trim().to_owned();
     Ok((canary, address))
@@ -55,7 +55,7 @@ fn what_the_guest_owns_can_be_copied() -> Story {
     for backend in BACKENDS {
         let mut guest = attacker(&host, backend)?;
         copy(&mut guest, OURS, TARGET)?;
-        guest.sh(&format!("probe memory check {TARGET} 4096 0x5a"))?;
+        guest.sh(&format!("agent memory check {TARGET} 4096 0x5a"))?;
         assert!(!host.sh("dmesg")?.contains("event 0x10"));
         assert_eq!(guest.power_off()?, 0);
     }
@@ -75,7 +75,7 @@ fn host_memory_can_t_be_written() -> Story {
         assert_eq!(canary.exit_status()?, 0);
         // The guest lives on, and its device works.
         copy(&mut guest, OURS, TARGET)?;
-        guest.sh(&format!("probe memory check {TARGET} 4096 0x5a"))?;
+        guest.sh(&format!("agent memory check {TARGET} 4096 0x5a"))?;
         assert_eq!(guest.power_off()?, 0);
         // The next one's faults are its own.
         host.sh("dmesg -c >/dev/null")?;
@@ -93,8 +93,8 @@ fn host_memory_can_t_be_read() -> Story {
     copy(&mut guest, &address, TARGET)?;
     reported(&host, &address)?;
     // Whatever is there now, it isn't the canary: that has no two equal bytes in a row.
-    let (_, zero) = guest.run(&format!("probe memory check {TARGET} 4096 0"))?;
-    let (_, ours) = guest.run(&format!("probe memory check {TARGET} 4096 0x5a"))?;
+    let (_, zero) = guest.run(&format!("agent memory check {TARGET} 4096 0"))?;
+    let (_, ours) = guest.run(&format!("agent memory check {TARGET} 4096 0x5a"))?;
     assert!(zero.is_empty() || ours.is_empty(), "{zero}{ours}");
     canary.send("\n")?;
     assert_eq!(canary.exit_status()?, 0);
@@ -132,11 +132,11 @@ fn nothing_is_reachable_after_the_guest() -> Story {
     for backend in BACKENDS {
         let mut guest = attacker(&host, backend)?;
         let (mut canary, address) = canary(&host)?;
-        guest.sh(&format!("probe pl330 {DEVICE} copy-on 4 5 {PROGRAM} {OURS} {address} 4096"))?;
+        guest.sh(&format!("agent pl330 {DEVICE} copy-on 4 5 {PROGRAM} {OURS} {address} 4096"))?;
         // The VMM gone without a word, the device still holds its program; the host wakes it.
         guest.process().signal(9)?;
         assert_eq!(guest.exit_status()?, 128 + 9);
-        host.sh("probe pl330 0x2c0a0000 signal 4")?;
+        host.sh("agent pl330 0x2c0a0000 signal 4")?;
         canary.send("\n")?;
         canary.wait_for("intact")?;
         assert_eq!(canary.exit_status()?, 0);

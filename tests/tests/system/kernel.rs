@@ -39,13 +39,13 @@ fn a_guest_runs_another_kernel_and_that_one_s_crash_kernel() -> Story {
     let mut guest = host.launch(&launch)?;
     DmaTest::default().pass(&mut guest)?;
 
-    guest.begin(&format!("probe kexec /k/model /k/next.cpio '{CMDLINE} crashkernel=128M'"))?;
+    guest.begin(&format!("agent kexec /k/model /k/next.cpio '{CMDLINE} crashkernel=128M'"))?;
     comes_up_again(&mut guest)?;
     assert!(guest.sh("cat /proc/cmdline")?.contains("crashkernel"));
     assert_eq!(guest.sh("nproc")?.trim(), "2");
     DmaTest::default().pass(&mut guest)?;
 
-    guest.sh(&format!("probe kexec-on-crash /k/model /k/next.cpio '{CMDLINE} nr_cpus=1'"))?;
+    guest.sh(&format!("agent kexec-on-crash /k/model /k/next.cpio '{CMDLINE} nr_cpus=1'"))?;
     guest.begin("echo c >/proc/sysrq-trigger")?;
     comes_up_again(&mut guest)?;
     guest.sh("[ -s /proc/vmcore ] && ! [ -e /k/model ]")?;

@@ -77,7 +77,7 @@ fn pci_devices_work_for_guests_with_pages_of_either_size() -> Story {
             guest.sh("dd if=/dev/urandom of=/tmp/noise bs=64k count=64 2>/dev/null && \
                  dd if=/tmp/noise of=/dev/nvme0n1 bs=64k conv=fsync 2>/dev/null && \
                  dd if=/dev/nvme0n1 bs=64k count=64 iflag=direct 2>/dev/null | cmp - /tmp/noise")?;
-            guest.sh("probe edu 0000:00:02.0 msi 8")?;
+            guest.sh("agent edu 0000:00:02.0 msi 8")?;
             let lines = guest.sh("grep nvme /proc/interrupts")?;
             assert!(lines.contains("MSI"), "{lines}");
             assert_eq!(guest.power_off()?, 0);

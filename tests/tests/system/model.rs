@@ -120,25 +120,25 @@ fn devices_change_hands() -> Story {
 
 #[test]
 fn the_probe_drives_a_dma_controller() -> Story {
-    // What lies beyond mem= is nobody's, so that the probe may have it.
+    // What lies beyond mem= is nobody's, so that the agent may have it.
     let host = Board::new().memory("1G").param("mem=512M").boot()?;
     let base = "0x2c0a0000";
-    host.sh("probe memory fill 0x70010000 4096 0x5a && probe memory fill 0x70020000 4096 0")?;
-    host.sh(&format!("probe pl330 {base} raise 3"))?;
-    assert!(host.sh(&format!("probe pl330 {base} status"))?.contains("interrupts 0x8"));
-    host.sh(&format!("probe pl330 {base} clear"))?;
-    assert!(host.sh(&format!("probe pl330 {base} status"))?.contains("interrupts 0x0"));
-    assert_eq!(host.run(&format!("probe pl330 {base} raise 32"))?.status, 1);
+    host.sh("agent memory fill 0x70010000 4096 0x5a && agent memory fill 0x70020000 4096 0")?;
+    host.sh(&format!("agent pl330 {base} raise 3"))?;
+    assert!(host.sh(&format!("agent pl330 {base} status"))?.contains("interrupts 0x8"));
+    host.sh(&format!("agent pl330 {base} clear"))?;
+    assert!(host.sh(&format!("agent pl330 {base} status"))?.contains("interrupts 0x0"));
+    assert_eq!(host.run(&format!("agent pl330 {base} raise 32"))?.status, 1);
     // The kernel leaves a device without a driver no way through the SMMU.
-    host.sh(&format!("probe pl330 {base} copy 1 0x70000000 0x70010000 0x70020000 4096 || true"))?;
-    host.sh("probe memory check 0x70020000 4096 0")?;
+    host.sh(&format!("agent pl330 {base} copy 1 0x70000000 0x70010000 0x70020000 4096 || true"))?;
+    host.sh("agent memory check 0x70020000 4096 0")?;
     Ok(())
 }
 
 #[test]
 fn a_canary_is_where_it_says_and_unharmed() -> Story {
     let host = Board::new().boot()?;
-    let mut canary = host.start("exec probe canary 0x80000000 0xf0000000 2>&1")?;
+    let mut canary = host.start("exec agent canary 0x80000000 0xf0000000 2>&1")?;
     canary.wait_for("canary 0x")?;
     let address = canary.wait_for("\n")?;
     let address = u64::from_str_radix(address.trim(), 16).expect("a number");

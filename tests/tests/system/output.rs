@@ -89,7 +89,8 @@ fn a_run_whose_output_nobody_reads_can_be_ended() -> Story {
 fn output_is_whole_for_a_reader_that_is_slow_and_counted_for_one_that_stalls() -> Story {
     let host = board().boot()?;
     // Exits by the thousand take their time on a busy machine.
-    let slow = host.start("strait run --kernel /k/much | probe late 3 | wc -c")?.patience(300);
+    let slow =
+        host.start("strait run --kernel /k/much | agent delayed-cat 3 | wc -c")?.patience(300);
     assert_eq!((slow.exit_status()?, slow.output().trim()), (0, MUCH.to_string().as_str()));
     let _stalls = host.start(&unread("--kernel /k/much --stats /tmp/stats 2>/tmp/errors"))?;
     let written = host.start("until [ -s /tmp/stats ]; do sleep 0.2; done")?.patience(300);
@@ -179,7 +180,7 @@ fn a_signal_is_heard_while_planning() -> Story {
     let host = board().boot()?;
     let before = host.driver(PLATFORM_DMA[0])?;
     // A server that listens and doesn't answer.
-    let mut server = host.start("exec probe vfio-user serve /tmp/hung.sock 2>&1")?;
+    let mut server = host.start("exec agent vfio-user serve /tmp/hung.sock 2>&1")?;
     server.wait_for("serving")?;
     host.sh(&format!("kill -STOP {}", server.pid()?))?;
     let run = format!("run --kernel /k/wait --bind --vfio-platform {}", PLATFORM_DMA[0]);

@@ -22,14 +22,14 @@ fn host_of(board: Board, device: &str) -> Result<Host, Failure> {
         "chmod 700 /dev/vfio && chmod 600 /dev/iommu && chmod 666 /dev/kvm && chmod 1777 /tmp",
     )?;
     let nothing =
-        host.run("probe as 1000 sh -c ': <>/dev/iommu'; probe as 1000 sh -c 'ls /dev/vfio'")?;
+        host.run("agent as 1000 sh -c ': <>/dev/iommu'; agent as 1000 sh -c 'ls /dev/vfio'")?;
     assert_eq!(nothing.errors.matches("denied").count(), 2, "{}", nothing.errors);
     Ok(host)
 }
 
 /// strait by user 1000, who may pin so many KiB.
 fn as_user(kib: u64) -> String {
-    format!("probe as 1000 memlock={} strait", kib << 10)
+    format!("agent as 1000 memlock={} strait", kib << 10)
 }
 
 /// A guest of user 1000 with the first device and as much memory as may be pinned.
@@ -83,7 +83,7 @@ fn a_user_without_privileges_has_a_pci_device_for_a_guest() -> Story {
     let mut guest = guest_with(&host, &passed)?;
     assert_eq!(host.sh(&format!("stat -c %u /proc/{}", guest.pid()?))?, "1000\n");
     for by in ["msi", "line"] {
-        guest.sh(&format!("probe edu 0000:00:01.0 {by} 20"))?;
+        guest.sh(&format!("agent edu 0000:00:01.0 {by} 20"))?;
     }
     assert_eq!(guest.power_off()?, 0);
     // A device of one bus is none of another's option.

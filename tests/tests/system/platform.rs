@@ -189,8 +189,8 @@ fn a_line_that_is_high_before_the_guest_boots() -> Story {
     let host = Board::new().boot()?;
     let device = PLATFORM_DMA[0];
     host.bind(device)?;
-    host.sh("probe pl330 0x2c0a0000 raise 2 && probe pl330 0x2c0a0000 raise 7")?;
-    assert!(host.sh("probe pl330 0x2c0a0000 status")?.contains("interrupts 0x84"));
+    host.sh("agent pl330 0x2c0a0000 raise 2 && agent pl330 0x2c0a0000 raise 7")?;
+    assert!(host.sh("agent pl330 0x2c0a0000 status")?.contains("interrupts 0x84"));
     let mut guest = host.guest(&assigned(&[device]))?;
     assert_eq!(guest.interrupts()?.sum(".dma"), 0, "an interrupt before the first transfer");
     DmaTest::default().pass(&mut guest)?;
@@ -217,13 +217,13 @@ fn a_line_that_rises_before_the_guest_wants_it_is_not_lost() -> Story {
     };
     for cpus in ["", " --cpus 2"] {
         for kernel in ["high", "high-often"] {
-            host.sh("probe pl330 0x2c0a0000 raise 3")?;
+            host.sh("agent pl330 0x2c0a0000 raise 3")?;
             assert_eq!(status(kernel, &format!(",quiesce=off{cpus}"))?, 0, "{kernel}{cpus}");
         }
         assert_eq!(status("low-often", cpus)?, 0);
     }
     // That the payload tells an interrupt that doesn't come: a quiesced line isn't high.
-    host.sh("probe pl330 0x2c0a0000 raise 3")?;
+    host.sh("agent pl330 0x2c0a0000 raise 3")?;
     assert_eq!(status("high", "")?, 3);
     Ok(())
 }
@@ -253,7 +253,7 @@ fn a_device_left_running_is_stopped_for_the_next_guest() -> Story {
     let host = Board::new().boot()?;
     let device = PLATFORM_DMA[0];
     let running = || -> Result<bool, Failure> {
-        let status = host.sh("probe pl330 0x2c0a0000 status")?;
+        let status = host.sh("agent pl330 0x2c0a0000 status")?;
         Ok(status.lines().any(|line| line.starts_with("channel") && !line.contains("stopped")))
     };
     host.bind(device)?;
@@ -263,9 +263,9 @@ fn a_device_left_running_is_stopped_for_the_next_guest() -> Story {
     // A channel that copies whenever event 4 happens, for ever.
     let [at, from, to] = ["0x4d000000", "0x4d100000", "0x4d200000"];
     guest.sh(&format!(
-        "probe memory fill {from} 4096 0x77 && probe memory fill {to} 4096 0 && \
-         probe pl330 {FIRST} copy-on 4 5 {at} {from} {to} 4096 && probe pl330 {FIRST} signal 4 && \
-         probe memory check {to} 4096 0x77"
+        "agent memory fill {from} 4096 0x77 && agent memory fill {to} 4096 0 && \
+         agent pl330 {FIRST} copy-on 4 5 {at} {from} {to} 4096 && agent pl330 {FIRST} signal 4 && \
+         agent memory check {to} 4096 0x77"
     ))?;
     guest.process().signal(9)?;
     assert_eq!(guest.exit_status()?, 128 + 9);
@@ -279,10 +279,10 @@ fn a_device_left_running_is_stopped_for_the_next_guest() -> Story {
     // Linux' driver can't stand an event of another's making: it goes first.
     guest.sh(&format!(
         "cd /sys/bus/amba/drivers/dma-pl330 && basename *.dma* >unbind && \
-         probe pl330 {FIRST} copy-on 4 5 {at} {from} {to} 4096 && probe pl330 {FIRST} raise 1"
+         agent pl330 {FIRST} copy-on 4 5 {at} {from} {to} 4096 && agent pl330 {FIRST} raise 1"
     ))?;
     assert_eq!(guest.power_off()?, 0);
     assert!(!running()?);
-    assert!(host.sh("probe pl330 0x2c0a0000 status")?.contains("enabled 0x0 interrupts 0x0"));
+    assert!(host.sh("agent pl330 0x2c0a0000 status")?.contains("enabled 0x0 interrupts 0x0"));
     Ok(())
 }

@@ -90,7 +90,7 @@ fn how_the_guest_ended_counts_more_than_statistics() -> Story {
         let guest = run("--stats /tmp/stats")?;
         host.until("[ -n \"$(ls /sys/kernel/debug/kvm | grep -- -)\" ]")?;
         let pid = guest.pid()?;
-        host.sh(&format!("probe files {pid} {}", limit.replace("PID", &pid.to_string())))?;
+        host.sh(&format!("agent files {pid} {}", limit.replace("PID", &pid.to_string())))?;
         guest.signal(SIGTERM)?;
         assert_eq!(guest.exit_status()?, 128 + SIGTERM);
         assert_eq!(host.run("rm /tmp/stats")?.status == 0, written, "{}", guest.output());

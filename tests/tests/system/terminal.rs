@@ -145,7 +145,7 @@ fn output_that_can_t_be_written_now_is_not_lost() -> Story {
     let host = Board::new().boot()?;
     let launch = Launch::model().does("count").arguments();
     // A reader that doesn't read at first: the guest says more than its pipe holds.
-    let slow = host.start(&format!("strait {launch} | probe late 3"))?;
+    let slow = host.start(&format!("strait {launch} | agent delayed-cat 3"))?;
     assert_eq!(slow.exit_status()?, 0);
     let numbers: Vec<u32> =
         slow.output().lines().filter_map(|line| line.trim().parse().ok()).collect();

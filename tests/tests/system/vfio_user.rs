@@ -13,7 +13,7 @@ const FAILED: &str = "the device has failed";
 
 /// Starts a server.
 fn serve_at(host: &Host, socket: &str) -> Result<Process, Failure> {
-    let mut server = host.start(&format!("exec probe vfio-user serve {socket} 2>&1"))?;
+    let mut server = host.start(&format!("exec agent vfio-user serve {socket} 2>&1"))?;
     server.wait_for("serving")?;
     Ok(server)
 }
@@ -29,7 +29,7 @@ fn guest(host: &Host) -> Result<Guest, Failure> {
 
 /// Has all of the device driven.
 fn drive(guest: &mut Guest, device: &str) -> Story {
-    let said = guest.sh(&format!("probe vfio-user drive {device}"))?;
+    let said = guest.sh(&format!("agent vfio-user drive {device}"))?;
     assert!(said.contains("copies: 64 on 4 vectors") && said.contains("passed"), "{said}");
     Ok(())
 }
@@ -37,7 +37,7 @@ fn drive(guest: &mut Guest, device: &str) -> Story {
 /// Has the server go wrong in this way; what the guest says is left. Said when strait has told of it,
 /// on the same terminal.
 fn go_wrong(guest: &mut Guest, way: u32) -> Result<String, Failure> {
-    guest.sh(&format!("probe vfio-user wrong {DEVICE} {way} >/tmp/left; sleep 1; cat /tmp/left"))
+    guest.sh(&format!("agent vfio-user wrong {DEVICE} {way} >/tmp/left; sleep 1; cat /tmp/left"))
 }
 
 /// Checks what is left of a device whose server went wrong: nothing but ones, and a guest that
@@ -111,7 +111,7 @@ fn servers_of_strangers_are_refused_unless_told() -> Story {
     host.sh("mkdir -m 755 /tmp/theirs && chown 1000 /tmp/theirs && mkdir -m 777 /tmp/open")?;
     let (theirs, open) = ("/tmp/theirs/socket", "/tmp/open/socket");
     let mut server =
-        host.start(&format!("exec probe as 1000 probe vfio-user serve {theirs} 2>&1"))?;
+        host.start(&format!("exec agent as 1000 agent vfio-user serve {theirs} 2>&1"))?;
     server.wait_for("serving")?;
     let _open = serve_at(&host, open)?;
     let plan = |socket: &str| {
@@ -143,7 +143,7 @@ fn where_there_are_no_messages_its_line_works() -> Story {
     let host = Board::new().gic(2).boot()?;
     let _server = serve(&host)?;
     let mut guest = guest(&host)?;
-    let said = guest.sh(&format!("probe vfio-user line {DEVICE}"))?;
+    let said = guest.sh(&format!("agent vfio-user line {DEVICE}"))?;
     assert!(said.contains("line: a level"), "{said}");
     assert_eq!(guest.power_off()?, 0);
     Ok(())
@@ -160,7 +160,7 @@ fn devices_of_two_processes_beside_one_of_the_host() -> Story {
         PLATFORM_DMA[0]
     ))?;
     guest.begin(&format!(
-        "probe vfio-user copy {DEVICE} 20 >/tmp/one & probe vfio-user copy 0000:00:02.0 20 && \
+        "agent vfio-user copy {DEVICE} 20 >/tmp/one & agent vfio-user copy 0000:00:02.0 20 && \
          wait $! && cat /tmp/one"
     ))?;
     let (status, said) = guest.finish()?;
@@ -234,7 +234,7 @@ fn a_signal_ends_a_run_that_waits_for_a_server() -> Story {
     let server = serve(&host)?;
     let pid = server.pid()?;
     let mut guest = guest(&host)?;
-    guest.begin(&format!("probe vfio-user wrong {DEVICE} 2"))?;
+    guest.begin(&format!("agent vfio-user wrong {DEVICE} 2"))?;
     host.until(&format!("grep -q '^State:.T' /proc/{pid}/status"))?;
     let asked = Instant::now();
     guest.process().signal(15)?;

@@ -144,7 +144,7 @@ fn functions_of_one_group_are_assigned_together_with_a_platform_device() -> Stor
     );
     guest.sh("cat /dev/nvme0n1 >/dev/null & echo $! >/tmp/reader; true")?;
     DmaTest::default().pass(&mut guest)?;
-    guest.sh("probe edu 0000:00:03.1 msi 20")?;
+    guest.sh("agent edu 0000:00:03.1 msi 20")?;
     fill_disk(&mut guest)?;
     check_no_missed_interrupt(&mut guest)?;
     assert_eq!(guest.power_off()?, 0);

@@ -52,10 +52,10 @@ fn a_program_in_the_guest_uses_msi_and_intx() -> Story {
         let launch = Launch::model().with(&format!("--iommu {backend} "));
         let mut guest = guest_with(&host, &[EDU, TESTDEV], launch)?;
         for by in ["msi", "line"] {
-            let said = guest.sh(&format!("probe edu {FIRST} {by} 50"))?;
+            let said = guest.sh(&format!("agent edu {FIRST} {by} 50"))?;
             assert!(said.contains("50 pages each way, 101 interrupts"), "{said}");
         }
-        let said = guest.sh("probe testdev 0000:00:02.0 1000")?;
+        let said = guest.sh("agent testdev 0000:00:02.0 1000")?;
         assert!(said.contains("mmio-no-eventfd: 1000 writes"), "{said}");
         assert!(said.contains("portio-no-eventfd: 1000 writes"), "{said}");
         assert_eq!(guest.power_off()?, 0);
@@ -71,7 +71,7 @@ fn without_an_its_functions_use_intx() -> Story {
     fill_disk(&mut guest)?;
     let lines = guest.sh("grep nvme /proc/interrupts")?;
     assert!(lines.contains("GIC-0") && lines.contains("Level"), "{lines}");
-    guest.sh("probe edu 0000:00:02.0 line 20")?;
+    guest.sh("agent edu 0000:00:02.0 line 20")?;
     check_no_missed_interrupt(&mut guest)?;
     assert_eq!(guest.power_off()?, 0);
     check_host(&host)

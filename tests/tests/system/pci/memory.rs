@@ -76,14 +76,14 @@ fn a_guest_survives_memory_that_is_disabled_on_the_host() -> Story {
     let device = format!("/sys/bus/pci/devices/{FIRST}");
     let bar = guest.sh(&format!("echo 1 >{device}/enable && cut -d ' ' -f 1 {device}/resource"))?;
     let bar = bar.lines().next().unwrap_or_default();
-    let reads_ones = format!("probe memory check {bar} 64 0xff");
+    let reads_ones = format!("agent memory check {bar} 64 0xff");
     assert_ne!(guest.run(&reads_ones)?.0, 0);
     let pid = guest.pid()?;
-    host.sh(&format!("probe vfio memory off {pid}"))?;
+    host.sh(&format!("agent vfio memory off {pid}"))?;
     guest.sh(&reads_ones)?;
-    host.sh(&format!("probe vfio memory on {pid}"))?;
+    host.sh(&format!("agent vfio memory on {pid}"))?;
     assert_ne!(guest.run(&reads_ones)?.0, 0, "by traps");
-    guest.sh(&format!("probe edu {FIRST} msi 5"))?;
+    guest.sh(&format!("agent edu {FIRST} msi 5"))?;
     let said = guest.process().output();
     assert_eq!(said.matches("can't give the guest its registers").count(), 1, "{said}");
     assert_eq!(guest.power_off()?, 0);
@@ -105,18 +105,21 @@ fn random_accesses_of_a_guest_harm_only_itself() -> Story {
     // BARs are by then wherever they are.
     for round in 0..4 {
         for slot in [1, 2, 3] {
-            guest.sh(&format!("probe noise {:#x} 0x1000 3000", 0x3f10_0000 + (slot << 15)))?;
+            guest.sh(&format!(
+                "agent random-access {:#x} 0x1000 3000",
+                0x3f10_0000 + (slot << 15)
+            ))?;
         }
-        guest.sh(&format!("probe noise 0x3f10{round}000 0x1000 500 gentle"))?;
-        guest.sh("probe noise 0x20000000 0x1f000000 1000 gentle")?;
-        guest.sh("probe noise 0x3f000000 0x10000 1000")?;
+        guest.sh(&format!("agent random-access 0x3f10{round}000 0x1000 500 read-only"))?;
+        guest.sh("agent random-access 0x20000000 0x1f000000 1000 read-only")?;
+        guest.sh("agent random-access 0x3f000000 0x10000 1000")?;
     }
     assert_eq!(guest.power_off()?, 0, "strait is there to the end");
     // All works for the next.
     let mut guest = host.guest(&devices)?;
     fill_disk(&mut guest)?;
-    guest.sh("probe edu 0000:00:02.0 msi 5")?;
-    guest.sh("probe testdev 0000:00:03.0 5")?;
+    guest.sh("agent edu 0000:00:02.0 msi 5")?;
+    guest.sh("agent testdev 0000:00:03.0 5")?;
     check_no_missed_interrupt(&mut guest)?;
     assert_eq!(guest.power_off()?, 0);
     check_host(&host)

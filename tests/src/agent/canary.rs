@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
-use crate::{Trouble, devmem};
+use crate::{CommandError, devmem};
 
 /// What is looked after at a time; the kernel's pages have this size or a multiple.
 const PAGE: usize = 4096;
@@ -19,7 +19,7 @@ const FRAME: u64 = (1 << 55) - 1;
 
 /// Fills a locked page whose physical address is in `low..high`, prints `canary 0xADDRESS`, waits
 /// for a line of input, and fails if the page has changed.
-pub(crate) fn watch(low: u64, high: u64) -> Result<(), Trouble> {
+pub(crate) fn watch(low: u64, high: u64) -> Result<(), CommandError> {
     let pagemap = File::open("/proc/self/pagemap")?;
     // Chunks that don't fit are kept, so that the kernel gives others.
     let mut chunks = Vec::new();
@@ -37,7 +37,7 @@ pub(crate) fn watch(low: u64, high: u64) -> Result<(), Trouble> {
     Err(format!("found no page in {low:#x}..{high:#x}").into())
 }
 
-fn guard(chunk: &Locked, index: usize, physical: u64) -> Result<(), Trouble> {
+fn guard(chunk: &Locked, index: usize, physical: u64) -> Result<(), CommandError> {
     chunk.fill(index);
     println!("canary {physical:#x}");
     io::stdout().flush()?;
@@ -52,7 +52,7 @@ fn guard(chunk: &Locked, index: usize, physical: u64) -> Result<(), Trouble> {
 }
 
 /// The physical address behind a virtual one of this process.
-pub(crate) fn physical(pagemap: &File, address: usize) -> Result<u64, Trouble> {
+pub(crate) fn physical(pagemap: &File, address: usize) -> Result<u64, CommandError> {
     let mut entry = [0; size_of::<u64>()];
     let (address, page) = (u64::try_from(address)?, devmem::page_size());
     let offset = address / page * u64::try_from(size_of::<u64>())?;

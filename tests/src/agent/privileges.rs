@@ -4,11 +4,11 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::{Trouble, number, number32};
+use crate::{CommandError, number, number32};
 
 /// Becomes user (and group) `user` without supplementary groups or capabilities, with the limits
 /// given as `memlock=BYTES`, and runs the rest as a command.
-pub(crate) fn run(user: &str, words: &[&str]) -> Result<(), Trouble> {
+pub(crate) fn run(user: &str, words: &[&str]) -> Result<(), CommandError> {
     let user = number32(user)?;
     let (limit, command) = match words {
         [limit, command @ ..] if limit.starts_with("memlock=") => {
@@ -40,7 +40,7 @@ pub(crate) fn run(user: &str, words: &[&str]) -> Result<(), Trouble> {
 }
 
 /// Lets `process` have no descriptor of number `count` or above from now on.
-pub(crate) fn limit_files(process: u32, count: u64) -> Result<(), Trouble> {
+pub(crate) fn limit_files(process: u32, count: u64) -> Result<(), CommandError> {
     let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
     let process = i32::try_from(process)?;
     // SAFETY: `limit` outlives the call, which only reads it, and nothing is asked for.

@@ -1,21 +1,21 @@
-//! The test tool inside the system model: in the host and in its guests.
+//! The test agent inside the system model, on the host and in its guests.
 //!
-//! It pokes devices, holds memory to be attacked, drops privileges, measures programs, and is the
-//! agent at the other end of the harness' control channel.
+//! On the host it serves the harness on the control channel. Its other commands are what tests run
+//! there and in guests: they access devices, watch memory, drop privileges, measure programs.
 
-mod agent;
 mod canary;
+mod control;
 mod cpu;
+mod delayed_cat;
 mod devmem;
 mod edu;
 mod kexec;
-mod late;
 mod measure;
 mod microcode;
 mod noiommu;
-mod noise;
 mod pl330;
 mod privileges;
+mod random_access;
 mod testdev;
 mod vfio;
 mod vfio_user;
@@ -23,8 +23,8 @@ mod vfio_user;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: probe COMMAND
-  agent PORT                            serve the harness on a virtio-serial port
+usage: agent COMMAND
+  serve PORT                            serve the harness on a virtio-serial port
   pl330 BASE status                     state of the manager, the channels and the events
   pl330 BASE raise EVENT                raise an event with its interrupt enabled
   pl330 BASE clear                      disable and clear all interrupts
@@ -38,8 +38,9 @@ usage: probe COMMAND
   canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
                                         and after a line of input check that it is unchanged
   cpu                                   use what there is of SVE and pointer authentication, and say so
-  noise ADDRESS LENGTH N [gentle]       N accesses of any size at any place of physical memory, half
-                                        of them writes unless gentle
+  random-access ADDRESS LENGTH N [read-only]
+                                        N accesses of any size at any place of physical memory, half
+                                        of them writes unless read-only
   edu BDF msi|line ROUNDS               drive QEMU's edu device, in a guest: registers, factorial,
                                         pages copied there and back, all told by interrupts
   testdev BDF N                         have both BARs of QEMU's pci-testdev count N writes
@@ -49,7 +50,7 @@ usage: probe COMMAND
   files PID N                           let a process have no descriptor of N or above from now on
   kexec KERNEL INITRD CMDLINE           run another kernel instead of this one
   kexec-on-crash KERNEL INITRD CMDLINE  the same when this one crashes
-  late SECONDS                          copy input to output after SECONDS, with a pipe of a page
+  delayed-cat SECONDS                   copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH [messages|single]
                                         serve a PCI device on a socket; as libvfio-user does, with
                                         memory by messages on a connection of its own, or on one
@@ -63,13 +64,13 @@ usage: probe COMMAND
 Numbers are decimal or 0x….";
 
 /// Why a command did not do what it should.
-type Trouble = Box<dyn std::error::Error>;
+type CommandError = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
-        ["agent", port] => agent::serve(port.as_ref()),
+        ["serve", port] => control::serve(port.as_ref()),
         ["pl330", base, command @ ..] => number(base).and_then(|base| pl330::run(base, command)),
         ["memory", "fill", address, length, byte] => memory(address, length, byte, devmem::fill),
         ["memory", "check", address, length, byte] => memory(address, length, byte, devmem::check),
@@ -78,8 +79,10 @@ fn main() -> ExitCode {
         }
         ["cpu"] => cpu::run(),
         ["memory", "pair", address] => number(address).and_then(devmem::pair),
-        ["noise", address, length, count] => noise(address, length, count, false),
-        ["noise", address, length, count, "gentle"] => noise(address, length, count, true),
+        ["random-access", address, length, count] => random_access(address, length, count, false),
+        ["random-access", address, length, count, "read-only"] => {
+            random_access(address, length, count, true)
+        }
         ["edu", name, by, rounds] => number(rounds).and_then(|rounds| edu::run(name, by, rounds)),
         ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
         ["vfio", "memory", state, process] => vfio::memory(state, process),
@@ -89,7 +92,7 @@ fn main() -> ExitCode {
         }
         ["kexec", kernel, initrd, cmdline] => kexec::run(kernel, initrd, cmdline),
         ["kexec-on-crash", kernel, initrd, cmdline] => kexec::on_crash(kernel, initrd, cmdline),
-        ["late", seconds] => number(seconds).and_then(late::copy),
+        ["delayed-cat", seconds] => number(seconds).and_then(delayed_cat::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref(), None),
         ["vfio-user", "serve", path, manners] => vfio_user::serve(path.as_ref(), Some(manners)),
@@ -108,15 +111,15 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            eprintln!("probe {}: {trouble}", words.join(" "));
+        Err(error) => {
+            eprintln!("agent {}: {error}", words.join(" "));
             ExitCode::FAILURE
         }
     }
 }
 
 /// A number as the command line spells it.
-fn number(text: &str) -> Result<u64, Trouble> {
+fn number(text: &str) -> Result<u64, CommandError> {
     let parsed = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
@@ -125,20 +128,25 @@ fn number(text: &str) -> Result<u64, Trouble> {
 }
 
 /// A 32-bit number as the command line spells it.
-fn number32(text: &str) -> Result<u32, Trouble> {
+fn number32(text: &str) -> Result<u32, CommandError> {
     u32::try_from(number(text)?).map_err(|_| format!("{text} has more than 32 bits").into())
 }
 
-fn noise(address: &str, length: &str, count: &str, gentle: bool) -> Result<(), Trouble> {
-    noise::make(number(address)?, number(length)?, number(count)?, gentle)
+fn random_access(
+    address: &str,
+    length: &str,
+    count: &str,
+    read_only: bool,
+) -> Result<(), CommandError> {
+    random_access::run(number(address)?, number(length)?, number(count)?, read_only)
 }
 
 fn memory(
     address: &str,
     length: &str,
     byte: &str,
-    act: fn(u64, u64, u8) -> Result<(), Trouble>,
-) -> Result<(), Trouble> {
+    act: fn(u64, u64, u8) -> Result<(), CommandError>,
+) -> Result<(), CommandError> {
     let byte = u8::try_from(number(byte)?).map_err(|_| format!("{byte} is no byte"))?;
     act(number(address)?, number(length)?, byte)
 }

@@ -14,7 +14,7 @@ use vfio_bindings::bindings::vfio::{
     vfio_irq_set, vfio_region_info,
 };
 
-use crate::Trouble;
+use crate::CommandError;
 
 const PAGE: usize = 4096;
 /// The command register, and its bits for memory and bus mastering.
@@ -45,7 +45,7 @@ pub(crate) struct Driven {
 impl Driven {
     /// Binds the function of this name (`0000:00:01.0`) to vfio-pci and opens it, with memory and
     /// bus mastering on.
-    pub(crate) fn open(name: &str) -> Result<Self, Trouble> {
+    pub(crate) fn open(name: &str) -> Result<Self, CommandError> {
         let device = Path::new("/sys/bus/pci/devices").join(name);
         bind(&device, name).map_err(|error| format!("can't bind {name}: {error}"))?;
         let group = fs::read_link(device.join("iommu_group"))?;
@@ -90,7 +90,7 @@ impl Driven {
     }
 
     /// Maps a region into this process.
-    pub(crate) fn map(&self, region: u32) -> Result<Shown, Trouble> {
+    pub(crate) fn map(&self, region: u32) -> Result<Shown, CommandError> {
         let info = self.region(region)?;
         let size = usize::try_from(info.size)?;
         let offset = i64::try_from(info.offset)?;
@@ -154,7 +154,7 @@ impl Event {
     }
 
     /// Waits until it is signalled; how often it was since it was asked last.
-    pub(crate) fn wait(&self) -> Result<u64, Trouble> {
+    pub(crate) fn wait(&self) -> Result<u64, CommandError> {
         let milliseconds = i32::try_from(PATIENCE.as_millis())?;
         let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one structure, as the count says.
@@ -199,7 +199,7 @@ impl Shown {
     }
 
     /// The physical address of each page.
-    pub(crate) fn addresses(&self) -> Result<Vec<u64>, Trouble> {
+    pub(crate) fn addresses(&self) -> Result<Vec<u64>, CommandError> {
         let pagemap = File::open("/proc/self/pagemap")?;
         let pages = (0..self.size).step_by(PAGE);
         pages.map(|at| crate::canary::physical(&pagemap, self.base.addr() + at)).collect()

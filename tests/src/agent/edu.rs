@@ -1,7 +1,7 @@
 //! QEMU's educational PCI device (docs/specs/edu.rst): it inverts, computes factorials, and copies
 //! between its own memory and its host's, each told by an interrupt.
 
-use crate::Trouble;
+use crate::CommandError;
 use crate::noiommu::{Driven, Event, Shown};
 
 /// Registers, in bytes from the start of its only region.
@@ -44,7 +44,7 @@ struct Edu {
 
 /// Has the device of this name invert, compute and copy `rounds` pages each way, told by messages,
 /// or by its line.
-pub(crate) fn run(name: &str, by: &str, rounds: u64) -> Result<(), Trouble> {
+pub(crate) fn run(name: &str, by: &str, rounds: u64) -> Result<(), CommandError> {
     let index = match by {
         "msi" => MSI,
         "line" => LINE,
@@ -78,7 +78,7 @@ impl Edu {
         self.registers.write(register / 4, value);
     }
 
-    fn check_registers(&self) -> Result<(), Trouble> {
+    fn check_registers(&self) -> Result<(), CommandError> {
         let identity = self.get(IDENTITY);
         if identity != IS {
             return Err(format!("this isn't an edu: {identity:#x}").into());
@@ -93,7 +93,7 @@ impl Edu {
         Ok(())
     }
 
-    fn check_factorial(&self) -> Result<(), Trouble> {
+    fn check_factorial(&self) -> Result<(), CommandError> {
         self.set(STATUS, TELL_FACTORIAL);
         self.set(FACTORIAL, 10);
         self.wait(FACTORIAL_DONE)?;
@@ -105,7 +105,7 @@ impl Edu {
     }
 
     /// Waits for an interrupt, exactly one, and its reason.
-    fn wait(&self, reason: u32) -> Result<(), Trouble> {
+    fn wait(&self, reason: u32) -> Result<(), CommandError> {
         let count = self.event.wait()?;
         let found = self.get(INTERRUPT);
         self.set(ACKNOWLEDGE, found);
@@ -118,7 +118,7 @@ impl Edu {
         Ok(())
     }
 
-    fn copy(&self, from: u32, to: u32, command: u32) -> Result<(), Trouble> {
+    fn copy(&self, from: u32, to: u32, command: u32) -> Result<(), CommandError> {
         for (register, value) in [(SOURCE, from), (DESTINATION, to), (COUNT, PAGE)] {
             self.set(register, value);
         }
@@ -127,7 +127,12 @@ impl Edu {
     }
 
     /// Copies a page to the device and back to another page.
-    fn check_copy(&self, pages: &Shown, [from, to]: [u32; 2], round: u64) -> Result<(), Trouble> {
+    fn check_copy(
+        &self,
+        pages: &Shown,
+        [from, to]: [u32; 2],
+        round: u64,
+    ) -> Result<(), CommandError> {
         let words = usize::try_from(PAGE / 4)?;
         let seed = u32::try_from(round)?.wrapping_mul(0x9e37_79b9);
         for word in 0..words {

@@ -23,12 +23,12 @@ use super::config::{self, Config};
 use super::copier::Memory;
 use super::front::{self, Asker};
 use super::{DONE, FAULT, IDENTITY, MEMORY_SIZE, REGISTERS_SIZE, TABLE_SIZE, VECTORS, register};
-use crate::Trouble;
+use crate::CommandError;
 
 /// Serves the device to one client after the other; prints a line once clients can come. With
 /// `messages` it reads and writes their memory as libvfio-user does, on a connection of its own
 /// unless that is to be the `single` one.
-pub(crate) fn serve(path: &Path, manners: Option<&str>) -> Result<(), Trouble> {
+pub(crate) fn serve(path: &Path, manners: Option<&str>) -> Result<(), CommandError> {
     let mut device = Device::new()?;
     let server = |path: &Path| Server::new(path, true, irqs(), regions(&device.memory));
     let server = match manners {

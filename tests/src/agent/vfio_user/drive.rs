@@ -1,7 +1,7 @@
 //! The program that drives the served device in a guest.
 
 use super::{DONE, FAULT, IDENTITY, VECTORS, register};
-use crate::Trouble;
+use crate::CommandError;
 use crate::noiommu::{Driven, Event, Shown};
 
 const REGISTERS: u32 = 0;
@@ -16,27 +16,27 @@ const PAGES: usize = 16;
 struct Device(Driven);
 
 impl Device {
-    fn read(&self, register: u64) -> Result<u32, Trouble> {
+    fn read(&self, register: u64) -> Result<u32, CommandError> {
         Ok(u32::from_le_bytes(self.0.read(REGISTERS, register)?))
     }
 
-    fn write(&self, register: u64, value: u32) -> Result<(), Trouble> {
+    fn write(&self, register: u64, value: u32) -> Result<(), CommandError> {
         Ok(self.0.write(REGISTERS, register, &value.to_le_bytes())?)
     }
 
-    fn write64(&self, register: u64, value: u64) -> Result<(), Trouble> {
+    fn write64(&self, register: u64, value: u64) -> Result<(), CommandError> {
         Ok(self.0.write(REGISTERS, register, &value.to_le_bytes())?)
     }
 
     /// Starts a copy; what it came to is known once its interrupt has come.
-    fn copy(&self, from: u64, to: u64, length: u32, vector: u32) -> Result<(), Trouble> {
+    fn copy(&self, from: u64, to: u64, length: u32, vector: u32) -> Result<(), CommandError> {
         self.write64(register::SOURCE, from)?;
         self.write64(register::DESTINATION, to)?;
         self.write(register::LENGTH, length)?;
         self.write(register::GO, vector)
     }
 
-    fn expect(&self, register: u64, expected: u32) -> Result<(), Trouble> {
+    fn expect(&self, register: u64, expected: u32) -> Result<(), CommandError> {
         match self.read(register)? {
             value if value == expected => Ok(()),
             value => Err(format!("register {register:#x} is {value:#x}, not {expected:#x}").into()),
@@ -45,7 +45,7 @@ impl Device {
 }
 
 /// Drives all that the device has, and verifies it.
-pub(crate) fn drive(name: &str) -> Result<(), Trouble> {
+pub(crate) fn drive(name: &str) -> Result<(), CommandError> {
     let device = Device(Driven::open(name)?);
     registers(&device)?;
     memory(&device.0.map(MEMORY)?, &device.0)?;
@@ -58,20 +58,20 @@ pub(crate) fn drive(name: &str) -> Result<(), Trouble> {
 }
 
 /// Drives what it has without messages, and verifies it.
-pub(crate) fn by_line(name: &str) -> Result<(), Trouble> {
+pub(crate) fn by_line(name: &str) -> Result<(), CommandError> {
     let device = Device(Driven::open(name)?);
     registers(&device)?;
     line(&device)
 }
 
 /// Copies pages this many times, and says how many copies were made.
-pub(crate) fn copy(name: &str, rounds: u64) -> Result<(), Trouble> {
+pub(crate) fn copy(name: &str, rounds: u64) -> Result<(), CommandError> {
     println!("copied {}", copies(&Device(Driven::open(name)?), rounds)?);
     Ok(())
 }
 
 /// Has the server go wrong in this way, and says what is left of the device.
-pub(crate) fn wrong(name: &str, way: &str) -> Result<(), Trouble> {
+pub(crate) fn wrong(name: &str, way: &str) -> Result<(), CommandError> {
     let device = Device(Driven::open(name)?);
     let memory = device.0.map(MEMORY)?;
     memory.write(0, 0x1234_5678);
@@ -81,18 +81,18 @@ pub(crate) fn wrong(name: &str, way: &str) -> Result<(), Trouble> {
 }
 
 /// Says what is left of the device.
-pub(crate) fn look(name: &str) -> Result<(), Trouble> {
+pub(crate) fn look(name: &str) -> Result<(), CommandError> {
     let device = Device(Driven::open(name)?);
     remains(&device, &device.0.map(MEMORY)?)
 }
 
-fn remains(device: &Device, memory: &Shown) -> Result<(), Trouble> {
+fn remains(device: &Device, memory: &Shown) -> Result<(), CommandError> {
     println!("identity {:#010x}", device.read(register::IDENTITY)?);
     println!("memory {:#010x}", memory.read(0));
     Ok(())
 }
 
-fn registers(device: &Device) -> Result<(), Trouble> {
+fn registers(device: &Device) -> Result<(), CommandError> {
     device.expect(register::IDENTITY, IDENTITY)?;
     for value in [0, u32::MAX, 0x1234_5678] {
         device.write(register::SCRATCH, value)?;
@@ -107,7 +107,7 @@ fn registers(device: &Device) -> Result<(), Trouble> {
 }
 
 /// What is written through a mapping is what the server reads, and the other way round.
-fn memory(shown: &Shown, device: &Driven) -> Result<(), Trouble> {
+fn memory(shown: &Shown, device: &Driven) -> Result<(), CommandError> {
     for (index, offset) in [(0usize, 0u64), (1023, 4092), (4095, 16380)] {
         let value = 0xc0de_0000 | u32::try_from(index)?;
         shown.write(index, value);
@@ -122,7 +122,7 @@ fn memory(shown: &Shown, device: &Driven) -> Result<(), Trouble> {
 }
 
 /// Copies a page of each to each other by each vector in turn; the number of copies.
-fn copies(device: &Device, rounds: u64) -> Result<u64, Trouble> {
+fn copies(device: &Device, rounds: u64) -> Result<u64, CommandError> {
     let events = (0..VECTORS).map(|_| Event::new()).collect::<Result<Vec<_>, _>>()?;
     device.0.signal(MSIX, &events)?;
     let pages = Shown::pages(2 * PAGES)?;
@@ -165,7 +165,7 @@ fn copies(device: &Device, rounds: u64) -> Result<u64, Trouble> {
 }
 
 /// An address that is nobody's is a fault, and changes nothing.
-fn faults(device: &Device) -> Result<(), Trouble> {
+fn faults(device: &Device) -> Result<(), CommandError> {
     let events = [Event::new()?];
     device.0.signal(MSIX, &events)?;
     let page = Shown::pages(1)?;
@@ -185,7 +185,7 @@ fn faults(device: &Device) -> Result<(), Trouble> {
 }
 
 /// The interrupt line: a level that comes again until it is quenched.
-fn line(device: &Device) -> Result<(), Trouble> {
+fn line(device: &Device) -> Result<(), CommandError> {
     let events = [Event::new()?];
     let [event] = &events;
     device.0.signal(INTX, &events)?;

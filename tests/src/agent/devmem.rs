@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-use crate::Trouble;
+use crate::CommandError;
 
 /// The size of this kernel's pages in bytes.
 pub(crate) fn page_size() -> u64 {
@@ -26,7 +26,7 @@ pub(crate) struct Window {
 
 impl Window {
     /// Maps `length` bytes at physical `address`, both multiples of 4.
-    pub(crate) fn open(address: u64, length: u64) -> Result<Self, Trouble> {
+    pub(crate) fn open(address: u64, length: u64) -> Result<Self, CommandError> {
         if !address.is_multiple_of(4) || !length.is_multiple_of(4) || length == 0 {
             return Err(format!("{address:#x}+{length:#x} isn't made of 32-bit words").into());
         }
@@ -55,7 +55,7 @@ impl Window {
     }
 
     /// The word at byte `offset`.
-    pub(crate) fn read(&self, offset: u64) -> Result<u32, Trouble> {
+    pub(crate) fn read(&self, offset: u64) -> Result<u32, CommandError> {
         let index = self.index(offset)?;
         // SAFETY: `index` lies within the mapping, which lives as long as `self`; another agent
         // may change the word, hence volatile.
@@ -63,7 +63,7 @@ impl Window {
     }
 
     /// Sets the word at byte `offset`.
-    pub(crate) fn write(&self, offset: u64, value: u32) -> Result<(), Trouble> {
+    pub(crate) fn write(&self, offset: u64, value: u32) -> Result<(), CommandError> {
         let index = self.index(offset)?;
         // SAFETY: as for reading.
         unsafe { self.base.add(index).write_volatile(value) };
@@ -71,7 +71,7 @@ impl Window {
     }
 
     /// Reads 1, 2, 4 or 8 bytes at byte `offset` by one access, which is aligned to them.
-    pub(crate) fn read_sized(&self, offset: u64, size: u64) -> Result<u64, Trouble> {
+    pub(crate) fn read_sized(&self, offset: u64, size: u64) -> Result<u64, CommandError> {
         let place = self.place(offset, size)?;
         // SAFETY: all of it lies within the mapping, which lives as long as `self`, and is aligned.
         Ok(unsafe {
@@ -87,7 +87,12 @@ impl Window {
     /// Writes the low 1, 2, 4 or 8 bytes of `value` at byte `offset` by one access, which is aligned
     /// to them.
     #[expect(clippy::cast_possible_truncation, reason = "the low bytes are what is wanted")]
-    pub(crate) fn write_sized(&self, offset: u64, size: u64, value: u64) -> Result<(), Trouble> {
+    pub(crate) fn write_sized(
+        &self,
+        offset: u64,
+        size: u64,
+        value: u64,
+    ) -> Result<(), CommandError> {
         let place = self.place(offset, size)?;
         // SAFETY: as for reading.
         unsafe {
@@ -102,7 +107,7 @@ impl Window {
     }
 
     /// Where `size` (1, 2, 4 or 8) bytes at `offset` are in this process.
-    fn place(&self, offset: u64, size: u64) -> Result<NonNull<u8>, Trouble> {
+    fn place(&self, offset: u64, size: u64) -> Result<NonNull<u8>, CommandError> {
         let end = offset.checked_add(size).filter(|end| *end <= 4 * self.words as u64);
         if end.is_none() || !matches!(size, 1 | 2 | 4 | 8) || !offset.is_multiple_of(size) {
             return Err(format!("{size} bytes at {offset:#x} are outside the window").into());
@@ -114,7 +119,7 @@ impl Window {
 
     /// Reads the window's first two words by one instruction, a pair load.
     #[cfg(target_arch = "aarch64")]
-    pub(crate) fn read_pair(&self) -> Result<[u32; 2], Trouble> {
+    pub(crate) fn read_pair(&self) -> Result<[u32; 2], CommandError> {
         self.index(4)?;
         let (first, second): (u32, u32);
         // SAFETY: the two words at `first` lie within the mapping, which lives as long as `self`.
@@ -131,11 +136,11 @@ impl Window {
 
     /// There are pair loads on Arm only.
     #[cfg(not(target_arch = "aarch64"))]
-    pub(crate) fn read_pair(&self) -> Result<[u32; 2], Trouble> {
+    pub(crate) fn read_pair(&self) -> Result<[u32; 2], CommandError> {
         Err("pair loads are Arm's".into())
     }
 
-    fn index(&self, offset: u64) -> Result<usize, Trouble> {
+    fn index(&self, offset: u64) -> Result<usize, CommandError> {
         let word = usize::try_from(offset / 4)?;
         if !offset.is_multiple_of(4) || word >= self.words {
             return Err(format!("offset {offset:#x} is outside the window").into());
@@ -152,13 +157,13 @@ impl Drop for Window {
 }
 
 /// Fills physical memory with a byte.
-pub(crate) fn fill(address: u64, length: u64, byte: u8) -> Result<(), Trouble> {
+pub(crate) fn fill(address: u64, length: u64, byte: u8) -> Result<(), CommandError> {
     let window = Window::open(address, length)?;
     (0..length / 4).try_for_each(|word| window.write(word * 4, u32::from_ne_bytes([byte; 4])))
 }
 
 /// Fails unless all of that physical memory is `byte`.
-pub(crate) fn check(address: u64, length: u64, byte: u8) -> Result<(), Trouble> {
+pub(crate) fn check(address: u64, length: u64, byte: u8) -> Result<(), CommandError> {
     let window = Window::open(address, length)?;
     for word in 0..length / 4 {
         let value = window.read(word * 4)?;
@@ -171,7 +176,7 @@ pub(crate) fn check(address: u64, length: u64, byte: u8) -> Result<(), Trouble> 
 }
 
 /// Prints two words that are read by one instruction.
-pub(crate) fn pair(address: u64) -> Result<(), Trouble> {
+pub(crate) fn pair(address: u64) -> Result<(), CommandError> {
     let [first, second] = Window::open(address, 8)?.read_pair()?;
     println!("{first:#010x} {second:#010x}");
     Ok(())

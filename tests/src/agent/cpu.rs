@@ -3,7 +3,7 @@
 //! The kernel says which there are (`AT_HWCAP`, Documentation/arch/arm64/elf_hwcaps.rst); an
 //! instruction of one that isn't there ends the program by SIGILL.
 
-use crate::Trouble;
+use crate::CommandError;
 
 /// `HWCAP_SVE`, `HWCAP_PACA` and `HWCAP_PACG`.
 const SVE: u64 = 1 << 22;
@@ -11,7 +11,7 @@ const PACA: u64 = 1 << 30;
 const PACG: u64 = 1 << 31;
 
 /// Says what there is, after using it: `sve BITS` and `pauth`, each in a line.
-pub(crate) fn run() -> Result<(), Trouble> {
+pub(crate) fn run() -> Result<(), CommandError> {
     // SAFETY: takes a number.
     let features = unsafe { libc::getauxval(libc::AT_HWCAP) };
     if features & SVE != 0 {
@@ -26,7 +26,7 @@ pub(crate) fn run() -> Result<(), Trouble> {
 
 /// Adds up numbers by vectors of whatever length there is; the length in bits.
 #[cfg(target_arch = "aarch64")]
-fn add_vectors() -> Result<u64, Trouble> {
+fn add_vectors() -> Result<u64, CommandError> {
     const COUNT: u64 = 1000;
     let numbers: Vec<u64> = (1..=COUNT).collect();
     let (sum, bytes): (u64, u64);
@@ -68,7 +68,7 @@ fn add_vectors() -> Result<u64, Trouble> {
 
 /// Signs a pointer and has the signature checked, then another's, which must not pass.
 #[cfg(target_arch = "aarch64")]
-fn authenticate() -> Result<(), Trouble> {
+fn authenticate() -> Result<(), CommandError> {
     let value = std::ptr::from_ref(&SVE).addr() as u64;
     let (signed, checked, generic): (u64, u64, u64);
     // SAFETY: no memory is touched; a signature that fits makes no fault.
@@ -99,11 +99,11 @@ fn authenticate() -> Result<(), Trouble> {
 }
 
 #[cfg(not(target_arch = "aarch64"))]
-fn add_vectors() -> Result<u64, Trouble> {
+fn add_vectors() -> Result<u64, CommandError> {
     Err("only on 64-bit Arm".into())
 }
 
 #[cfg(not(target_arch = "aarch64"))]
-fn authenticate() -> Result<(), Trouble> {
+fn authenticate() -> Result<(), CommandError> {
     Err("only on 64-bit Arm".into())
 }

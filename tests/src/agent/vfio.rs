@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use crate::{Trouble, number32};
+use crate::{CommandError, number32};
 
 /// `VFIO_DEVICE_SET_IRQS` (Linux include/uapi/linux/vfio.h).
 const SET_IRQS: libc::c_ulong = (0x3b << 8) | 110;
@@ -23,7 +23,7 @@ struct IrqSet {
 }
 
 /// Masks or unmasks an interrupt of the only VFIO device that a process has open.
-pub(crate) fn run(action: &str, process: &str, index: &str) -> Result<(), Trouble> {
+pub(crate) fn run(action: &str, process: &str, index: &str) -> Result<(), CommandError> {
     let action = match action {
         "mask" => ACTION_MASK,
         "unmask" => ACTION_UNMASK,
@@ -50,7 +50,7 @@ const COMMAND: libc::off_t = (7 << 40) + 4;
 const COMMAND_MEMORY: u16 = 1 << 1;
 
 /// Turns on or off the memory of the only VFIO device, a PCI function, that a process has open.
-pub(crate) fn memory(state: &str, process: &str) -> Result<(), Trouble> {
+pub(crate) fn memory(state: &str, process: &str) -> Result<(), CommandError> {
     let device = device_of(number32(process)?)?;
     let mut command = [0; 2];
     let (size, buffer) = (command.len(), command.as_mut_ptr().cast());
@@ -73,7 +73,7 @@ pub(crate) fn memory(state: &str, process: &str) -> Result<(), Trouble> {
 }
 
 /// The process' device, as a descriptor of this one (pidfd_getfd(2)).
-fn device_of(process: u32) -> Result<OwnedFd, Trouble> {
+fn device_of(process: u32) -> Result<OwnedFd, CommandError> {
     let mut found = None;
     for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
         let path = entry?.path();
@@ -96,7 +96,7 @@ fn device_of(process: u32) -> Result<OwnedFd, Trouble> {
 }
 
 /// The new descriptor that a system call returned.
-fn owned(returned: libc::c_long) -> Result<OwnedFd, Trouble> {
+fn owned(returned: libc::c_long) -> Result<OwnedFd, CommandError> {
     let descriptor = libc::c_int::try_from(returned)?;
     if descriptor < 0 {
         return Err(io::Error::last_os_error().into());

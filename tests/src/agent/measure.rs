@@ -5,12 +5,12 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::Trouble;
+use crate::CommandError;
 
 /// Runs a command `runs` times with its output thrown away and prints a line for each run: wall
 /// time from process start to process end in ns, CPU time in ns, largest RSS in KiB, exit status
 /// (or 128 and the signal).
-pub(crate) fn run(runs: &str, words: &[&str]) -> Result<(), Trouble> {
+pub(crate) fn run(runs: &str, words: &[&str]) -> Result<(), CommandError> {
     let runs = crate::number(runs)?;
     let [program, arguments @ ..] = words else {
         return Err("nothing to measure".into());
@@ -32,7 +32,7 @@ struct Cost {
     status: i32,
 }
 
-fn once(command: &mut Command) -> Result<Cost, Trouble> {
+fn once(command: &mut Command) -> Result<Cost, CommandError> {
     let output = File::create("/dev/null")?;
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     let start = Instant::now();

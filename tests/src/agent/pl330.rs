@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::devmem::Window;
 use crate::microcode;
-use crate::{Trouble, number32};
+use crate::{CommandError, number32};
 
 const INTEN: u64 = 0x020;
 const INT_EVENT_RIS: u64 = 0x024;
@@ -57,7 +57,7 @@ const DMAGO_NON_SECURE: u32 = 0xa2;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs one command on the controller at physical address `base`.
-pub(crate) fn run(base: u64, command: &[&str]) -> Result<(), Trouble> {
+pub(crate) fn run(base: u64, command: &[&str]) -> Result<(), CommandError> {
     let dma = Pl330 { registers: Window::open(base, 0x1000)? };
     match command {
         ["status"] => dma.status(),
@@ -73,7 +73,7 @@ pub(crate) fn run(base: u64, command: &[&str]) -> Result<(), Trouble> {
         }
         ["signal", event] => dma.signal(checked(number32(event)?, EVENTS, "event")?),
         ["kill", channel] => dma.kill(checked(number32(channel)?, CHANNELS, "channel")?),
-        _ => Err("no such command; see probe without arguments".into()),
+        _ => Err("no such command; see agent without arguments".into()),
     }
 }
 
@@ -82,7 +82,7 @@ struct Pl330 {
 }
 
 impl Pl330 {
-    fn status(&self) -> Result<(), Trouble> {
+    fn status(&self) -> Result<(), CommandError> {
         let read = |register| self.registers.read(register);
         println!("manager: {} fault {:#x}", state(read(DSR)?), read(FTRD)?);
         for channel in 0..CHANNELS {
@@ -99,7 +99,7 @@ impl Pl330 {
         Ok(())
     }
 
-    fn raise(&self, event: u32) -> Result<(), Trouble> {
+    fn raise(&self, event: u32) -> Result<(), CommandError> {
         checked(event, EVENTS, "event")?;
         let enabled = self.registers.read(INTEN)?;
         self.registers.write(INTEN, enabled | 1 << event)?;
@@ -113,13 +113,13 @@ impl Pl330 {
     }
 
     /// Makes an event happen.
-    fn signal(&self, event: u32) -> Result<(), Trouble> {
+    fn signal(&self, event: u32) -> Result<(), CommandError> {
         // The manager thread executes DMASEV: debug instructions have bytes 0 and 1 in the high
         // half of DBGINST0 ("Debug Instruction-0 Register").
         self.debug(DMASEV << 16 | (event << 3) << 24, 0)
     }
 
-    fn clear(&self) -> Result<(), Trouble> {
+    fn clear(&self) -> Result<(), CommandError> {
         // In this order: only an enabled interrupt can be cleared.
         self.registers.write(INTCLR, u32::MAX)?;
         self.registers.write(INTEN, 0)
@@ -132,7 +132,7 @@ impl Pl330 {
         at: &str,
         [from, to, length]: [&&str; 3],
         whenever: Option<u32>,
-    ) -> Result<u32, Trouble> {
+    ) -> Result<u32, CommandError> {
         let channel = checked(number32(channel)?, CHANNELS, "channel")?;
         let (at, length) = (number32(at)?, number32(length)?);
         let bursts = length / microcode::BURST;
@@ -149,7 +149,7 @@ impl Pl330 {
     }
 
     /// Waits until a channel has stopped.
-    fn wait(&self, channel: u32) -> Result<(), Trouble> {
+    fn wait(&self, channel: u32) -> Result<(), CommandError> {
         let end = Instant::now() + PATIENCE;
         loop {
             let status = self.registers.read(csr(channel))? & 0xf;
@@ -172,13 +172,13 @@ impl Pl330 {
         }
     }
 
-    fn kill(&self, channel: u32) -> Result<(), Trouble> {
+    fn kill(&self, channel: u32) -> Result<(), CommandError> {
         self.debug(KILL_CHANNEL | channel << 8, 0)?;
         self.wait(channel)
     }
 
     /// Has the debug registers execute an instruction; their order matters.
-    fn debug(&self, first: u32, second: u32) -> Result<(), Trouble> {
+    fn debug(&self, first: u32, second: u32) -> Result<(), CommandError> {
         let end = Instant::now() + PATIENCE;
         while self.registers.read(DBGSTATUS)? & 1 != 0 {
             if Instant::now() > end {
@@ -192,7 +192,7 @@ impl Pl330 {
 }
 
 /// Writes a program to physical memory, padded to whole words.
-fn place(at: u32, program: &[u8]) -> Result<(), Trouble> {
+fn place(at: u32, program: &[u8]) -> Result<(), CommandError> {
     let length = u64::try_from(program.len().next_multiple_of(4))?;
     let memory = Window::open(u64::from(at), length)?;
     for (offset, bytes) in (0..).step_by(4).zip(program.chunks(4)) {
@@ -203,7 +203,7 @@ fn place(at: u32, program: &[u8]) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn checked(number: u32, count: u32, what: &str) -> Result<u32, Trouble> {
+fn checked(number: u32, count: u32, what: &str) -> Result<u32, CommandError> {
     if number < count { Ok(number) } else { Err(format!("there is no {what} {number}").into()) }
 }
 

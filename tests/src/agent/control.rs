@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tests::harness::wire::{Frame, Kind};
 
-use crate::Trouble;
+use crate::CommandError;
 
 /// How long output may trail behind the end of a program whose children keep its pipes open.
 const TRAIL: Duration = Duration::from_millis(300);
@@ -34,7 +34,7 @@ struct Line {
 }
 
 /// Serves the harness at `port` until that is closed.
-pub(crate) fn serve(port: &Path) -> Result<(), Trouble> {
+pub(crate) fn serve(port: &Path) -> Result<(), CommandError> {
     let mut reader = OpenOptions::new().read(true).write(true).open(port)?;
     let line = Line { port: Arc::new(Mutex::new(reader.try_clone()?)), running: Arc::default() };
     line.say(Frame::new(Kind::Hello, 0, []))?;

@@ -4,14 +4,14 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use crate::Trouble;
+use crate::CommandError;
 
 /// The smallest pipe, in bytes (pipe(7), "Pipe capacity").
 const PIPE: i32 = 4096;
 
 /// Makes the pipe on standard input as small as can be, reads nothing for a while, then copies it
 /// all to standard output.
-pub(crate) fn copy(seconds: u64) -> Result<(), Trouble> {
+pub(crate) fn copy(seconds: u64) -> Result<(), CommandError> {
     // SAFETY: the call takes numbers only.
     if unsafe { libc::fcntl(libc::STDIN_FILENO, libc::F_SETPIPE_SZ, PIPE) } < 0 {
         return Err(io::Error::last_os_error().into());

@@ -1,7 +1,7 @@
 //! QEMU's PCI test device (docs/specs/pci-testdev.rst): it counts writes to its registers, in memory
 //! and behind I/O ports.
 
-use crate::Trouble;
+use crate::CommandError;
 use crate::noiommu::Driven;
 
 /// VFIO's region of the configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`), the command register,
@@ -19,7 +19,7 @@ const WRITES: u64 = 12;
 const NAME: u64 = 16;
 
 /// Has each of the two BARs count `writes`.
-pub(crate) fn run(name: &str, writes: u64) -> Result<(), Trouble> {
+pub(crate) fn run(name: &str, writes: u64) -> Result<(), CommandError> {
     let device = Driven::open(name)?;
     let [command] = device.read(CONFIG, COMMAND)?;
     device.write(CONFIG, COMMAND, &[command | DECODING])?;
@@ -48,7 +48,7 @@ pub(crate) fn run(name: &str, writes: u64) -> Result<(), Trouble> {
 }
 
 /// Four bytes by an access each: the device answers by single bytes.
-fn number(device: &Driven, region: u32, offset: u64) -> Result<u32, Trouble> {
+fn number(device: &Driven, region: u32, offset: u64) -> Result<u32, CommandError> {
     let mut bytes = [0; 4];
     for (byte, at) in bytes.iter_mut().zip(offset..) {
         [*byte] = device.read(region, at)?;
@@ -56,7 +56,7 @@ fn number(device: &Driven, region: u32, offset: u64) -> Result<u32, Trouble> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-fn text(device: &Driven, region: u32) -> Result<String, Trouble> {
+fn text(device: &Driven, region: u32) -> Result<String, CommandError> {
     let mut text = String::new();
     for offset in NAME..NAME + 32 {
         match device.read(region, offset)? {
