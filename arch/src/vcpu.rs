@@ -13,12 +13,12 @@ use kvm_bindings::{
     KVM_REG_ARM64, KVM_REG_ARM64_SVE, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_REG_SIZE_U512,
     kvm_device_attr, kvm_regs, kvm_vcpu_events, kvm_vcpu_init, user_pt_regs,
 };
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::cpu::PMU_PPI;
 use crate::error::io_error;
 use crate::exit::{self, Exit};
-use crate::{CpuFeatures, Error, Vm};
+use crate::{CpuFeatures, Error};
 
 /// The registers with which the boot vCPU enters the kernel (Documentation/arch/arm64/booting.rst, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +44,10 @@ impl Vcpu {
     /// # Errors
     ///
     /// KVM refused.
-    pub(crate) fn new(vm: &Vm, index: u64, features: CpuFeatures) -> Result<Self, Error> {
-        let fd = vm.fd().create_vcpu(index).map_err(|e| refused("create", index, e))?;
+    pub(crate) fn new(vm: &VmFd, index: u64, features: CpuFeatures) -> Result<Self, Error> {
+        let fd = vm.create_vcpu(index).map_err(|e| refused("create", index, e))?;
         let mut init = kvm_vcpu_init::default();
-        vm.fd()
-            .get_preferred_target(&mut init)
+        vm.get_preferred_target(&mut init)
             .map_err(|e| Error::kvm("tell the host CPU's type (KVM_ARM_PREFERRED_TARGET)", e))?;
         init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2 | feature_bits(features);
         if index > 0 {

@@ -101,7 +101,7 @@ impl Vm {
             let limit = self.max_vcpus;
             return Err(Error::TooManyCpus { asked: count, limit, who: "this host's KVM" });
         }
-        (0..count).map(|index| Vcpu::new(self, index, features)).collect()
+        (0..count).map(|index| Vcpu::new(&self.fd, index, features)).collect()
     }
 
     /// The bits of guest physical address that this host's KVM can give a VM

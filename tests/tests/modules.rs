@@ -18,15 +18,10 @@ type Imports = BTreeMap<Module, BTreeSet<Module>>;
 fn no_two_modules_import_each_other() {
     let files: BTreeMap<Module, String> = CRATES.iter().flat_map(|name| modules(name)).collect();
     assert!(files.len() > 100, "{} modules", files.len());
-    let found: BTreeSet<Vec<&str>> = circles(&imports(&files))
-        .iter()
-        .map(|circle| {
-            let mut circle: Vec<&str> =
-                circle.iter().map(|module| files[module].as_str()).collect();
-            circle.sort_unstable();
-            circle
-        })
-        .collect();
+    let names = |circle: &BTreeSet<Module>| -> Vec<String> {
+        circle.iter().map(|module| files[module].clone()).collect()
+    };
+    let found: Vec<Vec<String>> = circles(&imports(&files)).iter().map(names).collect();
     assert!(found.is_empty(), "modules import each other in a circle: {found:#?}");
 }
 
@@ -67,47 +62,95 @@ fn module(name: &str, file: &Path, source: &Path) -> Module {
     module
 }
 
-/// What the modules import of their own crate. A module and its child may import each other, for
+/// What the modules import of their own crate. A module and those in it may import each other, for
 /// one is part of the other, and a crate's root is but its list of modules.
 fn imports(files: &BTreeMap<Module, String>) -> Imports {
-    let of = |(module, file): (&Module, &String)| {
-        let source = fs::read_to_string(workspace::root().join(file)).unwrap();
-        let targets = uses(&source).into_iter().filter_map(|path| {
-            let mut path = absolute(module, &path)?;
-            while !files.contains_key(&path) {
-                path.pop()?;
-            }
-            let (parent, own) = (parent(module), parent(&path));
-            let counts = path.len() > 1 && path != *module && path != parent && own != *module;
-            counts.then_some(path)
+    let paths: BTreeMap<&Module, Vec<String>> = files
+        .iter()
+        .map(|(module, file)| {
+            (module, paths(&fs::read_to_string(workspace::root().join(file)).unwrap()))
+        })
+        .collect();
+    // What a module re-exports is a name of its own, which leads to where it comes from.
+    let exports: BTreeMap<Module, Module> = paths
+        .iter()
+        .flat_map(|(module, paths)| {
+            let exported = paths.iter().filter_map(|path| path.strip_prefix("pub "));
+            exported.filter_map(|path| {
+                let target = absolute(module, path, files)?;
+                Some(([&module[..], &target[target.len() - 1..]].concat(), target))
+            })
+        })
+        .collect();
+    let of = |(module, paths): (&&Module, &Vec<String>)| {
+        let targets = paths.iter().filter_map(|path| {
+            let path = path.strip_prefix("pub ").unwrap_or(path);
+            let target = resolve(absolute(module, path, files)?, files, &exports)?;
+            let counts =
+                target.len() > 1 && !target.starts_with(module) && !module.starts_with(&target);
+            counts.then_some(target)
         });
-        (module.clone(), targets.collect())
+        ((*module).clone(), targets.collect())
     };
-    files.iter().map(of).collect()
+    paths.iter().map(of).collect()
+}
+
+/// The module in which the item at a path is, by way of re-exports.
+fn resolve(
+    mut path: Module,
+    files: &BTreeMap<Module, String>,
+    exports: &BTreeMap<Module, Module>,
+) -> Option<Module> {
+    let mut rest = Module::new();
+    for _ in 0..100 {
+        if files.contains_key(&path) {
+            return Some(path);
+        }
+        match exports.get(&path) {
+            Some(target) if *target != path => {
+                path = [target.clone(), std::mem::take(&mut rest)].concat()
+            }
+            _ => rest.insert(0, path.pop()?),
+        }
+    }
+    panic!("re-exports of {path:?} lead to each other");
 }
 
 fn parent(module: &[String]) -> Module {
     module.split_last().map_or(Vec::new(), |(_, parent)| parent.to_vec())
 }
 
-/// The paths of all `use` declarations in `source`, but for those of its tests.
-fn uses(source: &str) -> Vec<String> {
+/// The paths of all `use` declarations in `source`, those of `pub use` with a `pub ` before, and those
+/// in its code; tests are left out.
+fn paths(source: &str) -> Vec<String> {
     let code: String = source
         .lines()
         .map(|line| line.split("//").next().unwrap_or(line).trim_start().to_owned() + "\n")
         .collect();
     let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let mut paths = Vec::new();
-    for declaration in code.split(';') {
-        let starts = declaration.match_indices("use ").map(|(at, _)| at).filter(|at| {
-            let before = declaration[..*at].lines().last().unwrap_or_default();
-            before.is_empty() || declaration[..*at].ends_with('\n') || before.starts_with("pub")
+    for statement in code.split(';') {
+        let declaration = statement.rmatch_indices("use ").find_map(|(at, _)| {
+            let before = statement[..at].rsplit('\n').next().unwrap_or_default();
+            let visible = before.starts_with("pub") && before.ends_with(' ');
+            (before.is_empty() || visible).then_some((at, visible))
         });
-        if let Some(at) = starts.last() {
-            flatten("", declaration[at + 4..].trim(), &mut paths);
+        match declaration {
+            Some((at, false)) if statement[..at].ends_with("#[cfg(test)]\n") => (),
+            Some((at, visible)) => {
+                flatten(if visible { "pub " } else { "" }, statement[at + 4..].trim(), &mut paths);
+            }
+            None => paths.extend(qualified(statement)),
         }
     }
     paths
+}
+
+/// The paths in code that begin with `crate` or `super`.
+fn qualified(code: &str) -> impl Iterator<Item = String> {
+    let words = code.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
+    let starts = |word: &&str| word.starts_with("crate::") || word.starts_with("super::");
+    words.filter(starts).map(|word| word.trim_end_matches(':').to_owned())
 }
 
 /// `a::{b, c::{d}}` as `a::b` and `a::c::d`.
@@ -137,12 +180,15 @@ fn flatten(lead: &str, tree: &str, paths: &mut Vec<String>) {
 }
 
 /// A path as names from the crate on; none if it leads to another crate.
-fn absolute(module: &Module, path: &str) -> Option<Module> {
+fn absolute(module: &Module, path: &str, files: &BTreeMap<Module, String>) -> Option<Module> {
     let mut names: Vec<&str> = path.split("::").map(str::trim).collect();
-    let mut base = match *names.first()? {
+    let first = *names.first()?;
+    let child = || [&module[..], &[first.to_owned()]].concat();
+    let mut base = match first {
         "crate" => vec![module.first()?.clone()],
-        "self" => module.clone(),
         "super" => parent(module),
+        "self" => module.clone(),
+        _ if files.contains_key(&child()) => child(),
         _ => return None,
     };
     names.remove(0);
@@ -150,7 +196,7 @@ fn absolute(module: &Module, path: &str) -> Option<Module> {
         base.pop();
         names.remove(0);
     }
-    base.extend(names.into_iter().map(str::to_owned));
+    base.extend(names.into_iter().filter(|name| *name != "self").map(str::to_owned));
     Some(base)
 }
 
@@ -176,24 +222,41 @@ fn reachable<'a>(imports: &'a Imports, from: &'a Module) -> BTreeSet<&'a Module>
 }
 
 #[test]
-fn declarations_are_read_as_rust_does() {
+fn paths_are_read_as_rust_does() {
     let source = "//! use crate::no;\nuse std::fmt;\npub use self::a::{B, c::{self, D as E}};\n\
-                  use crate::x::{\n    y,\n    z::Z, // use crate::nor;\n};\n    use super::super::w;\n\
-                  const T: &str = \"please use crate::t\";\n#[cfg(test)]\nmod tests {\n    use crate::u;\n}";
+                  use crate::x::{\n    y,\n    z::Z, // use crate::nor;\n};\n\
+                  const T: &str = \"please use me\";\n#[cfg(test)]\nuse crate::v;\n\
+                  fn f() { super::g(crate::h::i::J) }\n\
+                  #[cfg(test)]\nmod tests {\n    use crate::u;\n}";
     let expected = [
         "std::fmt",
-        "self::a::B",
-        "self::a::c::self",
-        "self::a::c::D",
+        "pub self::a::B",
+        "pub self::a::c::self",
+        "pub self::a::c::D",
         "crate::x::y",
         "crate::x::z::Z",
-        "super::super::w",
+        "super::g",
+        "crate::h::i::J",
     ];
-    assert_eq!(uses(source), expected);
-    let module: Module = ["boot", "fdt", "host"].map(str::to_owned).into();
-    assert_eq!(absolute(&module, "super::super::w").unwrap(), ["boot", "w"]);
-    assert_eq!(absolute(&module, "self::a").unwrap(), ["boot", "fdt", "host", "a"]);
-    assert_eq!(absolute(&module, "std::fmt"), None);
+    assert_eq!(paths(source), expected);
+}
+
+#[test]
+fn an_item_is_where_its_re_exports_lead() {
+    let module = |path: &str| -> Module { path.split("::").map(str::to_owned).collect() };
+    let files: BTreeMap<Module, String> = ["boot", "boot::fdt", "boot::fdt::node", "boot::w"]
+        .map(|path| (module(path), String::new()))
+        .into();
+    let absolute = |path| absolute(&module("boot::fdt"), path, &files);
+    assert_eq!(absolute("super::w::x"), Some(module("boot::w::x")));
+    assert_eq!(absolute("self::node::Node"), Some(module("boot::fdt::node::Node")));
+    assert_eq!(absolute("node::self"), Some(module("boot::fdt::node")));
+    assert_eq!(absolute("std::fmt"), None);
+    let exports = [("boot::fdt::Node", "boot::fdt::node::Node"), ("boot::Node", "boot::fdt::Node")];
+    let exports = exports.map(|(from, to)| (module(from), module(to))).into();
+    let resolve = |path| resolve(module(path), &files, &exports);
+    assert_eq!(resolve("boot::Node::new"), Some(module("boot::fdt::node")));
+    assert_eq!(resolve("boot::w::Other"), Some(module("boot::w")));
 }
 
 #[test]
