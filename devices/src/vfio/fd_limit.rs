@@ -1,12 +1,12 @@
-//! How many file descriptors this process may have open (`RLIMIT_NOFILE`): each vector of a device
-//! takes one, each line two.
+//! The limit of open file descriptors (`RLIMIT_NOFILE`): each MSI vector of a device takes one, each
+//! level-triggered line two.
 
 use boot::help::Help;
 use std::fs;
 
 use super::remedy;
 
-/// So many are taken to be open already where the limit is far away: then they aren't counted.
+/// How many descriptors are assumed to be open; they are counted only if the limit is near.
 const ASSUMED_OPEN: u64 = 128;
 
 /// The limit is lower than what is needed.
@@ -15,7 +15,7 @@ const ASSUMED_OPEN: u64 = 128;
     "{needed} file descriptors are needed, and this process may have {limit} open (RLIMIT_NOFILE)"
 )]
 pub struct FdLimitTooLow {
-    /// How many, those that are open already included.
+    /// How many are needed, with those that are open already.
     pub needed: u64,
     /// The hard limit.
     pub limit: u64,
@@ -27,8 +27,8 @@ impl Help for FdLimitTooLow {
     }
 }
 
-/// Sees to it that this process can open `more` descriptors: if it can't, raises the limit as far as
-/// it goes.
+/// Makes sure that this process can open `more` descriptors, by raising the soft limit to the hard one if
+/// needed.
 ///
 /// # Errors
 ///
@@ -44,14 +44,14 @@ pub fn reserve(more: u64) -> Result<(), FdLimitTooLow> {
     }
     let needed = more.saturating_add(open().unwrap_or(limit.rlim_cur));
     let Some(raised) = raised(needed, limit)? else { return Ok(()) };
-    // SAFETY: reads one `rlimit`. Up to the hard limit this is anyone's.
+    // SAFETY: reads one `rlimit`. Raising it to the hard limit needs no privilege.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } != 0 {
         return Err(FdLimitTooLow { needed, limit: limit.rlim_cur });
     }
     Ok(())
 }
 
-/// What the limit is to be so that `needed` descriptors can be open; `None` if it is high enough.
+/// The limit with which `needed` descriptors can be open; `None` if it is high enough.
 fn raised(needed: u64, limit: libc::rlimit) -> Result<Option<libc::rlimit>, FdLimitTooLow> {
     if needed <= limit.rlim_cur {
         return Ok(None);
@@ -62,11 +62,11 @@ fn raised(needed: u64, limit: libc::rlimit) -> Result<Option<libc::rlimit>, FdLi
     Ok(Some(libc::rlimit { rlim_cur: limit.rlim_max, ..limit }))
 }
 
-/// How many descriptors are open; `None` if that can't be found out, for it takes one.
+/// How many descriptors are open; `None` if none is left to count them.
 #[cold]
 fn open() -> Option<u64> {
     let entries = fs::read_dir("/proc/self/fd").ok()?.count();
-    // One is the directory's own.
+    // One is that of the directory.
     u64::try_from(entries.saturating_sub(1)).ok()
 }
 
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_is_raised_if_it_has_to_be_as_far_as_it_goes() {
+    fn the_limit_is_raised_up_to_the_hard_limit() {
         let limit = |soft, hard| libc::rlimit { rlim_cur: soft, rlim_max: hard };
         let soft = |needed, limit| raised(needed, limit).map(|new| new.map(|new| new.rlim_cur));
         assert_eq!(soft(32, limit(32, 64)), Ok(None));
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_is_counted() {
+    fn open_descriptors_are_counted() {
         let before = open().unwrap();
         assert!(before >= 3);
         reserve(1).unwrap();

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_user_s_other_processes_have_pinned_counts_too() {
+    fn memory_pinned_by_other_processes_counts_too() {
         let memlock = Memlock { limit: Some(384 << 20), exempt: false };
         memlock.check_with(256 << 20, 128 << 20).unwrap();
         Memlock { exempt: true, ..memlock }.check_with(1 << 30, 0).unwrap();

@@ -1,12 +1,13 @@
-//! Device assignment: a host's device in the guest's hands, through VFIO.
+//! Device assignment through VFIO.
 //!
-//! In the order in which a machine comes to be:
+//! In the order in which a machine is built:
 //!
-//! 1. [`assign`] looks at [`host`] and decides whether the devices can be assigned.
-//! 2. [`iommu`] opens the way to the IOMMU, iommufd or a container, and attaches the devices.
-//! 3. [`platform`] opens each device; the machine is now fully known and can be planned.
-//! 4. [`platform::PlatformDevice::quiesce`] stops what a device was doing, then
-//!    [`iommu::Iommu::map`] lets it reach the guest's RAM.
+//! 1. [`assign`] checks by [`host`] (sysfs) whether the devices can be assigned. [`driver_binding`] binds
+//!    them to VFIO's drivers on request.
+//! 2. [`iommu`] opens iommufd or a container, and attaches the devices.
+//! 3. [`platform`] and [`pci`] open each device; the machine is now fully known and can be planned.
+//! 4. [`platform::PlatformDevice::quiesce`] stops a device's DMA and interrupts, then
+//!    [`iommu::Iommu::map`] maps the guest's RAM.
 //! 5. [`region`]s are mapped into the guest or trapped, [`irq`]s are connected and, last, armed.
 //!
 //! Nothing of this needs the VMM while the guest runs.

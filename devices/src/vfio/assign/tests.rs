@@ -43,7 +43,7 @@ fn devices_of_both_buses_can_be_assigned_together() {
 }
 
 #[test]
-fn an_unknown_name_is_answered_with_those_there_are() {
+fn an_unknown_name_is_answered_with_similar_names_or_candidates() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("vfio-platform"), Some(3));
     fake.device("platform", "9000000.serial", None, None);
@@ -83,7 +83,7 @@ fn an_unbound_device_is_refused_with_the_command_to_bind_it() {
 }
 
 #[test]
-fn a_device_whose_group_comes_with_its_driver_is_only_unbound() {
+fn a_device_whose_group_comes_with_its_driver_counts_as_not_bound() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, None, None);
     assert!(refusal(&fake, &[DMA]).0.contains("it is in no IOMMU group"));
@@ -94,7 +94,7 @@ fn a_device_whose_group_comes_with_its_driver_is_only_unbound() {
 }
 
 #[test]
-fn reset_required_is_blamed_only_when_vfio_platform_was_asked() {
+fn reset_required_is_the_error_only_after_vfio_platform_has_probed() {
     let parameter = "sys/module/vfio_platform/parameters/reset_required";
     // Bus, driver_override, reset_required; is it to blame?
     let cases = [
@@ -228,7 +228,7 @@ fn missing_files_in_dev_are_named() {
 }
 
 #[test]
-fn a_refused_open_says_who_and_what() {
+fn a_refused_open_names_the_user_and_the_file() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("vfio-platform"), Some(3));
     let device = fake.host().find(DMA).unwrap().unwrap();
@@ -268,7 +268,7 @@ fn denied(uid: u32, files: &[(&str, Option<&str>)]) -> AssignError {
 }
 
 #[test]
-fn permission_is_mended_for_the_user_who_asked() {
+fn the_remedy_for_permission_names_the_user() {
     let error = denied(1000, &[("/dev/vfio/3", Some(DMA))]);
     assert_eq!(
         error.to_string(),
@@ -281,7 +281,7 @@ fn permission_is_mended_for_the_user_who_asked() {
 }
 
 #[test]
-fn all_files_that_are_closed_are_named_and_mended_at_once() {
+fn the_remedy_for_permission_covers_all_closed_files() {
     let error = denied(1000, &[("/dev/iommu", None), ("/dev/vfio/devices/vfio0", Some(DMA))]);
     let text = error.to_string();
     assert!(text.contains("/dev/iommu") && text.contains("nor /dev/vfio/devices/vfio0"), "{text}");
@@ -312,7 +312,7 @@ fn the_rules_for_udev_are_complete() {
 }
 
 #[test]
-fn a_bridge_is_not_among_the_devices_that_there_are() {
+fn bridges_are_not_suggested() {
     let fake = FakeHost::with_vfio();
     fake.device("pci", "0000:00:00.0", None, Some(2));
     fake.write("sys/devices/pci/0000:00:00.0/class", "0x060000\n");
@@ -346,7 +346,7 @@ fn an_inherited_descriptor_names_the_device_whose_file_it_is() {
 }
 
 #[test]
-fn one_device_by_two_names_is_refused() {
+fn a_device_given_by_two_names_is_refused() {
     let fake = FakeHost::with_vfio();
     fake.device("platform", DMA, Some("vfio-platform"), Some(3));
     let path = fake.path("sys/bus/platform/devices/2c0a0000.dma");

@@ -16,7 +16,7 @@ pub enum BindError {
     #[error(transparent)]
     Assign(#[from] AssignError),
     /// A sysfs attribute couldn't be written.
-    #[error("{name} can't change its driver: {} doesn't take {value:?}", path.display())]
+    #[error("the driver of {name} can't be changed: {value:?} can't be written to {}", path.display())]
     Write {
         /// The device.
         name: String,
@@ -29,7 +29,7 @@ pub enum BindError {
         source: io::Error,
     },
     /// The write of a sysfs attribute doesn't return.
-    #[error("{name} can't change its driver: {value:?} was written to {}, and {hung}", path.display())]
+    #[error("the driver of {name} can't be changed: {value:?} was written to {}, and {hung}", path.display())]
     Hung {
         /// The device.
         name: String,
@@ -41,7 +41,7 @@ pub enum BindError {
         hung: HungWrite,
     },
     /// The host uses the device.
-    #[error("{name} can't be taken: the host uses it: {}", list(uses))]
+    #[error("{name} can't be bound to VFIO: the host uses it: {}", list(uses))]
     UsedByHost {
         /// The device.
         name: String,
@@ -60,7 +60,7 @@ pub enum BindError {
         source: io::Error,
     },
     /// The driver was told to probe the device, and didn't bind to it.
-    #[error("{driver} doesn't take {name}{}", now.as_ref().map_or(String::new(), |now|
+    #[error("{driver} doesn't bind to {name}{}", now.as_ref().map_or(String::new(), |now|
         format!(": its driver is {now}")))]
     NotTaken {
         /// The device.
@@ -71,7 +71,7 @@ pub enum BindError {
         now: Option<String>,
     },
     /// A process has it open through VFIO, and unbinding it would wait for that process.
-    #[error("{name} can't be taken from VFIO: another process uses {}{}", path.display(),
+    #[error("{name} can't be unbound from VFIO: another process uses {}{}", path.display(),
         list_users(users))]
     InUse {
         /// The device.
@@ -84,7 +84,9 @@ pub enum BindError {
         files: Vec<PathBuf>,
     },
     /// Its driver before isn't in the kernel any more.
-    #[error("{name} can't be given back: the host's kernel has no driver {driver} any more")]
+    #[error(
+        "{name} can't be bound to {driver}, its driver before: the host's kernel doesn't have it any more"
+    )]
     DriverGone {
         /// The device.
         name: String,

@@ -18,7 +18,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A record that can't be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("the driver before can't be remembered: {what} {}", path.display())]
+#[error("the driver before can't be recorded: {what} {}", path.display())]
 pub struct BindRecordError {
     /// The operation that failed.
     pub what: &'static str,

@@ -74,7 +74,7 @@ fn a_failure_restores_the_devices_before() {
     // What fails of the second device, after the first has been bound.
     type Break = fn(&mut FakeKernel<'_>);
     let cases: [(&str, Break); 4] = [
-        ("vfio-amba doesn't take", |kernel| kernel.refuses.push(("vfio-amba", AMBA))),
+        ("vfio-amba doesn't bind to", |kernel| kernel.refuses.push(("vfio-amba", AMBA))),
         ("drivers_probe", |kernel| kernel.denied.push(("amba/drivers_probe", libc::EINVAL))),
         ("driver_override", |kernel| {
             kernel.denied.push(("amba/2c0c0000.dma/driver_override", libc::EACCES));
@@ -106,7 +106,7 @@ fn a_refusal_for_lack_of_a_reset_function_has_its_own_error() {
     let error =
         DriverBinding::new(&host, &kernel).bind(&[DMA], &BindOptions::default()).unwrap_err();
     assert!(matches!(error, BindError::Assign(AssignError::ResetRequired { .. })), "{error}");
-    assert_eq!(drivers(&fake)[0], some("dma-pl330"), "given back");
+    assert_eq!(drivers(&fake)[0], some("dma-pl330"), "restored");
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_group_is_restored_if_one_of_its_devices_fails() {
 
 #[test]
 fn the_device_of_a_killed_process_is_restored() {
-    // Killed after the record was written and the driver taken away.
+    // Killed after the record was written and the driver unbound.
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let device = host.find(DMA).unwrap().unwrap();
@@ -211,7 +211,7 @@ fn a_device_that_the_host_uses_is_refused_before_anything_is_written() {
     let error = binding.bind(&[AMBA, DMA], &BindOptions::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "2c0a0000.dma can't be taken: the host uses it: sda is mounted on /mnt"
+        "2c0a0000.dma can't be bound to VFIO: the host uses it: sda is mounted on /mnt"
     );
     let help = error.help().unwrap();
     assert!(help.starts_with("umount /mnt\nor --force, "), "{help}");
@@ -257,7 +257,7 @@ fn after_a_hung_write_nothing_more_is_written_and_the_record_stays() {
     assert!(error.help().unwrap().ends_with("strait device unbind 2c0a0000.dma"));
     let last = kernel.writes().into_iter().rfind(|(path, _)| path.contains(DMA)).unwrap();
     assert!(last.0.ends_with("driver/unbind"), "{last:?}");
-    assert_eq!(drivers(&fake)[1], None, "the other one is given back");
+    assert_eq!(drivers(&fake)[1], None, "the other one is restored");
     let device = host.find(DMA).unwrap().unwrap();
     assert_eq!(
         BindRecords::of(&host).read(&device).unwrap().and_then(|r| r.driver),

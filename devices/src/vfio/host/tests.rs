@@ -37,7 +37,7 @@ fn a_device_is_found_by_its_path() {
 }
 
 #[test]
-fn a_pci_function_is_found_without_its_domain_and_says_what_it_is() {
+fn a_pci_function_is_found_without_its_domain_and_identified() {
     let fake = FakeHost::new();
     fake.device("pci", "0000:00:05.0", None, None);
     let path = "sys/devices/pci/0000:00:05.0";
@@ -119,7 +119,7 @@ fn module_flags_are_yes_no_or_absent() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named() {
+fn a_read_error_names_the_file() {
     let fake = FakeHost::new();
     fake.mkdir("sys/module/m/parameters/p");
     let error = fake.host().flag("m", "p").unwrap_err();

@@ -253,14 +253,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_device_needs_no_iommu() {
+    fn opening_without_devices_is_an_error() {
         let options = IommuOptions::default();
         let opened = Iommu::open(&FakeHost::with_vfio().host(), &[], options);
         assert!(matches!(opened, Err(AssignError::NoDevices)));
     }
 
     #[test]
-    fn too_little_memory_is_told_from_too_low_a_limit() {
+    fn too_little_memory_and_too_low_a_limit_are_different_errors() {
         let limit = |limit, exempt| Memlock { limit, exempt };
         let map = |memlock, others, errno| {
             let source = io::Error::from_raw_os_error(errno);

@@ -1,4 +1,4 @@
-//! A made-up VFIO device: its regions are a file in memory, its calls are recorded.
+//! A fake VFIO device: its regions are a file in memory, its calls are recorded.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! A made-up PCI function behind VFIO: a [`FakeDevice`] with VFIO's regions and interrupts of one.
+//! A fake PCI function behind VFIO: a [`FakeDevice`] with VFIO's regions and interrupts of one.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

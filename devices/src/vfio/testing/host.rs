@@ -1,4 +1,4 @@
-//! A made-up host for tests: a directory with the parts of `/sys` and `/dev` that matter.
+//! A fake host for tests: a directory with parts of `/sys`, `/proc` and `/dev`.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,4 +1,4 @@
-//! A made-up driver core: what writing to a [`FakeHost`]'s attributes does.
+//! A fake driver core: what writes to a [`FakeHost`]'s attributes do.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,15 +13,15 @@ use super::FakeHost;
 /// Drivers as sysfs lets them be bound and unbound.
 pub(crate) struct FakeKernel<'a> {
     host: &'a FakeHost,
-    /// The driver that takes a device by itself.
+    /// The driver that matches a device without an override.
     pub(crate) natural: BTreeMap<&'static str, &'static str>,
-    /// Drivers and devices: the former refuse the latter.
+    /// Drivers, and devices that their `probe` refuses.
     pub(crate) refuses: Vec<(&'static str, &'static str)>,
-    /// Groups that devices get with their driver.
+    /// Groups that are created with a device's driver.
     pub(crate) groups: BTreeMap<&'static str, u32>,
-    /// AttributeWriter (the end of their path) that can't be written, with the error number.
+    /// Attributes, by the end of their path, that can't be written, with the error number.
     pub(crate) denied: Vec<(&'static str, i32)>,
-    /// AttributeWriter (the end of their path) that are never done being written.
+    /// Attributes, by the end of their path, whose writes don't return.
     pub(crate) hangs: Vec<&'static str>,
     writes: Mutex<Vec<(String, String)>>,
 }
@@ -42,7 +42,7 @@ impl<'a> FakeKernel<'a> {
         if path.exists() { Ok(path) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
     }
 
-    /// The driver that may have the device is offered it.
+    /// Has the driver that matches the device probe it.
     fn probe(&self, bus: &str, name: &str) -> io::Result<()> {
         let device = self.device(bus, name)?;
         let only = fs::read_to_string(device.join("driver_override"))?;
@@ -62,7 +62,7 @@ impl<'a> FakeKernel<'a> {
         let directory = self.host.path(format!("sys/bus/{bus}/drivers/{driver}"));
         let refused = self.refuses.iter().any(|(d, n)| (*d, *n) == (driver, name));
         if refused || !directory.exists() {
-            // As the driver core does: a driver's refusal is nobody's error.
+            // As in the driver core, a refused probe isn't an error of the write.
             return Ok(());
         }
         if let Some(group) = self.groups.get(name) {

@@ -1,4 +1,4 @@
-//! What tests use in place of a host and its devices.
+//! Fakes of a host and its devices for tests.
 
 mod device;
 mod function;

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_say_what_of_them_can_be_mapped() {
+    fn the_mappable_parts_of_a_region_are_parsed() {
         // READ 1, WRITE 2, MMAP 4, CAPS 8; the sparse areas (identity 1, version 1), two of them,
         // then MSI-X (identity 3).
         let sparse = [1 << 16 | 1, 32 + 48, 2, 0, 0, 0, 0x1000, 0, 0x3000, 0, 0x1000, 0];

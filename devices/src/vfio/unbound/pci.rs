@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_counted_by_their_capabilities() {
+    fn vectors_are_counted_by_their_capabilities() {
         let mut config = vec![0; 256];
         (config[6], config[0x34], config[0x3d]) = (0x10, 0x40, 1);
         // MSI for 8, then MSI-X for 65.

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_has_what_its_node_says() {
+    fn regions_and_interrupts_are_those_of_the_node() {
         let calls = unbound("platform");
         let info = calls.info().unwrap();
         assert_eq!((info.platform, info.amba, info.reset), (true, false, false));

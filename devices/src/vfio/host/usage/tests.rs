@@ -95,7 +95,7 @@ fn a_mount_of_another_namespace_counts() {
 }
 
 #[test]
-fn what_is_made_of_a_disk_is_followed() {
+fn block_devices_built_on_a_disk_are_followed() {
     let fake = host();
     disk(&fake);
     let part =
@@ -145,7 +145,7 @@ fn a_namespace_with_several_paths_is_found_by_its_hidden_path() {
 }
 
 #[test]
-fn an_interface_that_is_up_is_found_with_what_goes_by_it() {
+fn an_interface_that_is_up_is_found_with_those_above_and_routes() {
     let fake = host();
     let eth0 = fake.below("pci/0000:00:05.0/net/eth0", "net");
     fake.write(eth0.join("flags"), "0x1002\n");
@@ -197,7 +197,7 @@ fn shares_and_consoles_over_virtio_are_found() {
 }
 
 #[test]
-fn devices_of_other_classes_tell_whether_they_are_used() {
+fn uses_of_other_classes_are_found() {
     // A node below the device, an attribute of it, what that means, and a value that means nothing.
     let cases = [
         ("tty/ttyS0", "tty", "dev", "4:64", "ttyS0 is the host's console", "4:65"),
@@ -227,7 +227,7 @@ fn devices_of_other_classes_tell_whether_they_are_used() {
 }
 
 #[test]
-fn what_others_need_a_device_for_is_found() {
+fn devices_that_depend_on_a_device_are_found() {
     let fake = host();
     let device = "sys/devices/pci/0000:00:05.0";
     fake.write(format!("{device}/sriov_numvfs"), "0\n");
@@ -252,7 +252,7 @@ fn what_others_need_a_device_for_is_found() {
 }
 
 #[test]
-fn what_is_with_vfio_is_not_used_by_the_host() {
+fn a_device_bound_to_vfio_has_no_uses() {
     let fake = FakeHost::with_vfio();
     fake.device("pci", DEVICE, Some("vfio-pci"), Some(3));
     let node = fake.below("pci/0000:00:05.0/vfio-dev/vfio0", "vfio-dev");
