@@ -2,7 +2,7 @@
 //!
 //! - [`setup`] makes what the model needs: QEMU, kernels, busybox, strait itself.
 //! - [`artifacts`] names what it made; everything that runs the model starts from there.
-//! - [`harness`] boots a model host and tells stories on it.
+//! - [`harness`] boots a model host and runs scenarios on it.
 //! - [`suite`] runs every test, [`mod@bench`] measures, [`demo`] shows the main job, [`shell`] is for
 //!   looking around, [`manual`] makes the man page and completions, [`package`] a Debian package.
 

@@ -35,7 +35,7 @@ enum Command {
     Test {
         /// Only the tests whose names contain this
         filter: Option<String>,
-        /// Let the stories that can be long be long
+        /// Run long tests at full length
         #[arg(long)]
         soak: bool,
     },

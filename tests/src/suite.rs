@@ -27,7 +27,7 @@ const BOARDS: &str = "STRAIT_BOARDS";
 /// How many of the slowest system tests are named at the end.
 const SLOWEST: usize = 20;
 
-/// Runs the tests whose names contain `filter`, or all; `soak` makes long stories long.
+/// Runs the tests whose names contain `filter`, or all; `soak` runs long tests at full length.
 ///
 /// # Errors
 ///

@@ -19,7 +19,7 @@ use crate::artifacts::{Artifacts, Kernel};
 /// How long the host may take to boot, in seconds. It takes one when nothing else runs.
 const BOOT: u64 = 90;
 
-/// What is given to the host's kernel unless a story says otherwise: platform devices without a
+/// What is given to the host's kernel unless a test says otherwise: platform devices without a
 /// reset driver may be assigned, and without interrupt remapping (they have no MSIs).
 const PARAMETERS: &str = "console=ttyAMA0 quiet panic=-1 vfio_platform.reset_required=0 \
                           iommufd.allow_unsafe_interrupts=1 \
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_story_asks_for_reaches_qemu() {
+    fn options_reach_qemu() {
         for (board, wanted) in [
             (Board::new(), "-smp 2 -m 4G -accel tcg,thread=multi"),
             (Board::new().gic(2), "gic-version=2"),
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_story_s_parameter_comes_after_the_default_and_so_wins() {
+    fn a_test_s_kernel_parameter_overrides_the_default() {
         let arguments = arguments(&Board::new().param("vfio_platform.reset_required=1"));
         let default = arguments.find("reset_required=0");
         let wanted = arguments.find("reset_required=1");

@@ -43,7 +43,7 @@ mod tests {
     use super::scale;
 
     #[test]
-    fn a_scale_that_makes_no_sense_is_one() {
+    fn an_invalid_scale_is_one() {
         for (text, factor) in [
             (None, 1.0),
             (Some("2.5"), 2.5),

@@ -1,11 +1,11 @@
-//! Why a story stopped.
+//! Why a test failed.
 
 use std::fmt;
 
 /// What a system test returns.
-pub type Story = Result<(), Failure>;
+pub type TestResult = Result<(), Failure>;
 
-/// Why a story stopped: a sentence for the person who reads the test's output.
+/// Why a test failed: a sentence for the person who reads its output.
 ///
 /// `Debug` is `Display`, because the test runner prints the former.
 #[derive(Clone)]

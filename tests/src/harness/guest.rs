@@ -1,4 +1,4 @@
-//! A guest as a story speaks to it: through the serial console that strait gives it.
+//! A guest as a test uses it: through the serial console that strait gives it.
 
 use std::fmt::Write as _;
 

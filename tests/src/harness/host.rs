@@ -1,4 +1,4 @@
-//! The Linux on the modelled machine, as a story speaks to it.
+//! The Linux on the modelled machine, as a test uses it.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;

@@ -88,7 +88,7 @@ Err:          0
     }
 
     #[test]
-    fn what_is_said_before_the_table_is_none_of_it() {
+    fn text_before_the_table_is_skipped() {
         let text = format!("strait: warn: 1.dma: interrupt 3 is stuck\n{AFTER}");
         assert_eq!(Interrupts::parse(&text), Interrupts::parse(AFTER));
     }

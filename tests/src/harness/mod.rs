@@ -1,12 +1,12 @@
 //! The harness of the system tests.
 //!
-//! A system test is a short story: boot a model host with these devices and parameters, run
+//! A system test is a short scenario: boot a model host with these devices and parameters, run
 //! strait with these arguments, wait for this, assert that.
 //!
 //! ```no_run
-//! use tests::harness::{Board, PLATFORM_DMA, Story};
+//! use tests::harness::{Board, PLATFORM_DMA, TestResult};
 //!
-//! fn a_guest_drives_its_dma_controller() -> Story {
+//! fn a_guest_drives_its_dma_controller() -> TestResult {
 //!     let host = Board::new().cpus(2).boot()?;
 //!     host.bind(PLATFORM_DMA[0])?;
 //!     let mut guest = host.guest(&format!("--vfio-platform {}", PLATFORM_DMA[0]))?;
@@ -18,7 +18,7 @@
 //! - [`Board`] is the modelled machine before it is switched on, [`Host`] the Linux that runs on
 //!   it, [`Process`] a program on that host, [`Guest`] a strait whose guest offers a shell.
 //! - Commands travel over a virtio-serial port to an agent ([`wire`]), apart from the consoles.
-//! - Everything said by anybody is kept with time stamps in a [`Transcript`]; when a story fails
+//! - Everything said by anybody is kept with time stamps in a [`Transcript`]; when a test fails
 //!   it is printed and the file that holds it is named.
 //! - Nothing waits without a deadline, and QEMU dies with the test, however that ends.
 
@@ -49,7 +49,7 @@ pub use board::Board;
 pub use costs::Costs;
 pub use counters::{ExitCounts, ThreadWakeups};
 pub use dmatest::{DmaTest, Summary};
-pub use failure::{Failure, Story};
+pub use failure::{Failure, TestResult};
 pub use guest::{Guest, Launch};
 pub use host::{Answer, Host};
 pub use interrupts::Interrupts;

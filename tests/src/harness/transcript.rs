@@ -21,7 +21,7 @@ pub const TIMES: &str = "STRAIT_TEST_TIMES";
 /// Everything said by the host, by its programs and by the harness, line by line.
 ///
 /// It is written to a file as it happens, so that even a run that is killed leaves it behind;
-/// the file of a story that ends well is removed.
+/// the file of a test that passes is removed.
 pub struct Transcript {
     start: Instant,
     test: String,
@@ -72,10 +72,10 @@ impl Transcript {
     /// Notes what the harness did.
     pub(super) fn note(&self, text: &str) {
         let mut state = self.lock();
-        self.write(&mut state, "story", text.as_bytes());
+        self.write(&mut state, "test", text.as_bytes());
     }
 
-    /// Notes why the story stops, and that the transcript is worth keeping.
+    /// Notes why the test failed, and that the transcript is worth keeping.
     pub(super) fn failure(&self, reason: impl Into<String>) -> Failure {
         let reason = reason.into();
         self.note(&reason);
@@ -83,7 +83,7 @@ impl Transcript {
         Failure::new(reason)
     }
 
-    /// Ends the transcript: shows it, and where it is kept, if the story failed or is panicking;
+    /// Ends the transcript: shows it, and where it is kept, if the test failed or is panicking;
     /// else removes the file.
     pub(super) fn end(&self) {
         if let Some(times) = std::env::var_os(TIMES) {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn interleaved_speakers_keep_their_lines_whole() {
+    fn lines_of_interleaved_sources_stay_whole() {
         let transcript = Transcript::start();
         transcript.hear("host", b"Boot");
         transcript.hear("guest", b"one\ntw");
@@ -179,22 +179,22 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_a_story_that_ended_well_goes() {
+    fn the_file_of_a_passed_test_is_removed() {
         let transcript = Transcript::start();
         transcript.note("begun");
         let kept = std::fs::read_to_string(transcript.path()).expect("the transcript's file");
-        assert_eq!(without_times(&kept), ["story | begun"]);
+        assert_eq!(without_times(&kept), ["test | begun"]);
         transcript.end();
         assert!(!transcript.path().exists());
     }
 
     #[test]
-    fn the_file_of_a_story_that_failed_stays() {
+    fn the_file_of_a_failed_test_is_kept() {
         let transcript = Transcript::start();
         assert_eq!(transcript.failure("no luck").to_string(), "no luck");
         transcript.end();
         let kept = std::fs::read_to_string(transcript.path()).expect("the transcript's file");
-        assert_eq!(without_times(&kept), ["story | no luck"]);
+        assert_eq!(without_times(&kept), ["test | no luck"]);
         transcript.forget();
     }
 }

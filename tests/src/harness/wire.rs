@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_frames_are_refused() {
         for (bytes, kind) in [
             (&b"\xff\0\0\0\0\0\0\0\0"[..], io::ErrorKind::InvalidData),
             (&b"\0\0\0\0\0\xff\xff\xff\xff"[..], io::ErrorKind::InvalidData),

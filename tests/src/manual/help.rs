@@ -162,7 +162,7 @@ Exit status: 0 done,
 ";
 
     #[test]
-    fn a_text_is_taken_apart() {
+    fn a_help_text_is_parsed() {
         let help = Help::parse(TEXT);
         assert_eq!(help.summary, "Do it.");
         assert_eq!(help.usage, ["it [OPTIONS]", "it --now"]);
@@ -179,7 +179,7 @@ Exit status: 0 done,
     }
 
     #[test]
-    fn options_tell_their_values() {
+    fn options_have_their_values() {
         let help = Help::parse(TEXT);
         let options: Vec<_> = help.options().map(|i| (i.option().unwrap(), i.value())).collect();
         let choices = "auto|iommufd|container";

@@ -298,7 +298,7 @@ Description: Linux for 64-bit ARMv8 machines
     }
 
     #[test]
-    fn an_answer_grows_old() {
+    fn cached_versions_expire() {
         let asked = |ago: u64| Versions {
             qemu: String::new(),
             linux_source: String::new(),

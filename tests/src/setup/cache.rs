@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn who_uses_an_artefact_keeps_it_from_being_locked_by_others() {
+    fn an_artefact_in_use_can_not_be_locked_exclusively() {
         let fixture = Fixture::new("held");
         let thing = fixture.thing("a");
         let first = thing.get(&fixture.step(), |_| Ok(())).unwrap();

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_takes_only_what_nobody_is_making() {
+    fn a_sweep_spares_what_is_being_made() {
         let cache = cache("sweep", &["a-1", "b-1.partial", "c-1.partial"]);
         let made = cache.lock("c-1").try_exclusive().unwrap();
         let progress = Progress::start();

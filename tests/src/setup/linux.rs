@@ -247,14 +247,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_an_option_the_last_word_counts() {
+    fn the_last_value_of_an_option_counts() {
         let first = "# a comment\nCONFIG_B=y\nCONFIG_A=y\nCONFIG_S=\"x=1\"\n".to_owned();
         let second = "CONFIG_A=n\n".to_owned();
         assert_eq!(merged(&[first, second]), "CONFIG_A=n\nCONFIG_B=y\nCONFIG_S=\"x=1\"\n");
     }
 
     #[test]
-    fn options_without_effect_are_named() {
+    fn options_without_effect_are_listed() {
         let result = "CONFIG_A=y\nCONFIG_AB=m\n# CONFIG_OFF is not set\nCONFIG_S=\"x\"\n";
         let table: [(&str, &[&str]); 8] = [
             ("CONFIG_A=y", &[]),

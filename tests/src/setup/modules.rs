@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_is_an_error_and_not_a_hang() {
+    fn a_dependency_cycle_is_an_error() {
         let depends = graph(&[("a", &["b"]), ("b", &["a"]), ("c", &[])]);
         assert!(matches!(order(&depends), Err(Error::ModuleOrder { .. })));
     }

@@ -219,7 +219,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn what_is_not_given_is_asked_for() {
+    fn missing_parts_are_asked_for() {
         let purpose = Purpose::Tests;
         let nothing =
             Given { qemu: None, host: None, host_64k: None, stock: None, busybox: None, purpose };
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_must_be_what_it_is_called() {
+    fn given_files_are_checked() {
         let dir = std::env::temp_dir().join(format!("options-test-{}", std::process::id()));
         let modules = dir.join("modules");
         let empty = dir.join("empty");

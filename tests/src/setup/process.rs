@@ -259,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn output_that_is_not_text_is_no_trouble() {
+    fn output_that_is_not_utf8_is_logged() {
         let (result, seen, _) = sh("bytes", r"printf 'a\377b\nlast'");
         result.unwrap();
         assert_eq!(seen, ["a\u{fffd}b", "last"]);
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_named() {
+    fn a_missing_program_is_named() {
         let error = capture(&mut command("/nonexistent/program")).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/program"), "{error}");
     }

@@ -1,6 +1,6 @@
 //! Guests boot: with any number of CPUs, on either interrupt controller, with either kernel.
 
-use tests::harness::{Board, Failure, Guest, Host, Launch, Story};
+use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};
 
 /// What a guest says of its CPUs and its interrupt controller.
 fn machine(guest: &mut Guest) -> Result<(String, bool), Failure> {
@@ -9,7 +9,7 @@ fn machine(guest: &mut Guest) -> Result<(String, bool), Failure> {
     Ok((cpus.trim().to_owned(), interrupts.contains("GICv3")))
 }
 
-fn boots_with(host: &Host, cpus: u32, gicv3: bool) -> Story {
+fn boots_with(host: &Host, cpus: u32, gicv3: bool) -> TestResult {
     let mut guest = host.guest(&format!("--cpus {cpus}"))?;
     assert_eq!(machine(&mut guest)?, (cpus.to_string(), gicv3));
     // Every CPU really runs something.
@@ -21,7 +21,7 @@ fn boots_with(host: &Host, cpus: u32, gicv3: bool) -> Story {
 }
 
 #[test]
-fn with_one_four_and_eight_cpus_on_gicv3() -> Story {
+fn one_four_and_eight_cpus_boot_on_gicv3() -> TestResult {
     let host = Board::new().boot()?;
     for cpus in [1, 4, 8] {
         boots_with(&host, cpus, true)?;
@@ -30,7 +30,7 @@ fn with_one_four_and_eight_cpus_on_gicv3() -> Story {
 }
 
 #[test]
-fn an_its_without_pci_devices() -> Story {
+fn an_its_is_created_on_request() -> TestResult {
     let host = Board::new().boot()?;
     let plan = |gic: &str| -> Result<bool, Failure> {
         let text =
@@ -52,7 +52,7 @@ fn an_its_without_pci_devices() -> Story {
 }
 
 #[test]
-fn with_what_the_hosts_cpus_have() -> Story {
+fn guests_have_the_host_cpu_features() -> TestResult {
     let host = Board::new().cpu_features().boot()?;
     let (all, named) =
         ("sve 512\npauth\n", "SVE (128, 256, 384, 512 bits), pointer authentication, PMU");
@@ -70,7 +70,7 @@ fn with_what_the_hosts_cpus_have() -> Story {
 }
 
 #[test]
-fn with_one_four_and_eight_cpus_on_gicv2() -> Story {
+fn one_four_and_eight_cpus_boot_on_gicv2() -> TestResult {
     let host = Board::new().gic(2).boot()?;
     for cpus in [1, 4, 8] {
         boots_with(&host, cpus, false)?;
@@ -79,7 +79,7 @@ fn with_one_four_and_eight_cpus_on_gicv2() -> Story {
 }
 
 #[test]
-fn the_interrupt_controller_can_be_chosen_where_the_host_has_it() -> Story {
+fn the_interrupt_controller_can_be_chosen() -> TestResult {
     let host = Board::new().gic(2).boot()?;
     let mut guest = host.guest("--gic 2")?;
     assert_eq!(machine(&mut guest)?, ("1".into(), false));
@@ -91,7 +91,7 @@ fn the_interrupt_controller_can_be_chosen_where_the_host_has_it() -> Story {
 }
 
 #[test]
-fn with_little_and_with_much_memory() -> Story {
+fn guests_boot_with_64_mib_and_5_gib() -> TestResult {
     let host = Board::new().memory("8G").boot()?;
     for (size, kilobytes) in [("64M", 0..65536), ("5G", 5_000_000..5_242_880)] {
         let mut guest = host.launch(&Launch::model().memory(size))?;
@@ -104,7 +104,7 @@ fn with_little_and_with_much_memory() -> Story {
 }
 
 #[test]
-fn debians_unmodified_kernel() -> Story {
+fn debians_kernel_boots() -> TestResult {
     let host = Board::new().stock().boot()?;
     let mut guest = host.launch(&Launch::stock().with("--cpus 2"))?;
     assert!(guest.sh("uname -r")?.contains("+deb"));
@@ -114,7 +114,7 @@ fn debians_unmodified_kernel() -> Story {
 }
 
 #[test]
-fn a_compressed_kernel() -> Story {
+fn a_gzip_compressed_kernel_boots() -> TestResult {
     let host = Board::new().boot()?;
     host.sh("gzip -c /k/model > /tmp/kernel.gz")?;
     let launch = Launch::model().does("poweroff").kernel("/tmp/kernel.gz");
@@ -123,7 +123,7 @@ fn a_compressed_kernel() -> Story {
 }
 
 #[test]
-fn accesses_to_nothing_never_end_the_guest() -> Story {
+fn accesses_to_unassigned_addresses_do_not_end_the_guest() -> TestResult {
     let host = Board::new().boot()?;
     let mut guest = host.guest("--stats /tmp/stats")?;
     // Between the board's devices and those that are assigned.

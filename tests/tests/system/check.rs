@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
-use tests::harness::{Board, Failure, Host, PLATFORM_DMA, Story, payload};
+use tests::harness::{Board, Failure, Host, PLATFORM_DMA, TestResult, payload};
 use tests::setup::workspace;
 
 /// The findings, after looking at the exit status; `program` is how strait is run.
@@ -52,7 +52,7 @@ fn complains(diagnosis: &Value, expected: &[Complaint<'_>]) {
 }
 
 #[test]
-fn a_host_as_it_should_be() -> Story {
+fn a_complete_host_has_no_complaints() -> TestResult {
     let host = Board::new().boot()?;
     let diagnosis = check(&host, "strait", "")?;
     complains(&diagnosis, &[]);
@@ -83,7 +83,7 @@ fn a_host_as_it_should_be() -> Story {
 }
 
 #[test]
-fn a_kernel_in_which_something_is_missing() -> Story {
+fn missing_kernel_options_are_named() -> TestResult {
     let missing = |initcall: &str| Board::new().param(&format!("initcall_blacklist={initcall}"));
     let cases: [(Board, &[Complaint<'_>]); 8] = [
         (Board::new().param("kvm-arm.mode=none"), &[("KVM", "blocks", "CONFIG_KVM")]),
@@ -120,7 +120,7 @@ fn a_kernel_in_which_something_is_missing() -> Story {
 }
 
 #[test]
-fn parameters_that_forbid_it() -> Story {
+fn forbidding_kernel_parameters_are_named() -> TestResult {
     let module = |name| format!("/sys/module/{name}/parameters/allow_unsafe_interrupts");
     let [iommufd, type1] = ["iommufd", "vfio_iommu_type1"].map(module);
     let host = Board::new()
@@ -165,7 +165,7 @@ fn parameters_that_forbid_it() -> Story {
 
 /// As Debian's kernels are: PCI functions are all that can be assigned.
 #[test]
-fn a_stock_host() -> Story {
+fn a_host_with_debians_options_assigns_pci_functions() -> TestResult {
     let missing = "vfio_platform_driver_init,vfio_amba_driver_init,iommufd_init";
     let host = Board::new()
         .param(&format!("initcall_blacklist={missing}"))
@@ -205,7 +205,7 @@ fn a_stock_host() -> Story {
 }
 
 #[test]
-fn a_host_without_an_iommu() -> Story {
+fn a_missing_iommu_is_named() -> TestResult {
     let host = Board::new().boot()?;
     host.sh(
         "mount -t tmpfs none /sys/class/iommu && mount -t tmpfs none /sys/kernel/iommu_groups",
@@ -215,7 +215,7 @@ fn a_host_without_an_iommu() -> Story {
 }
 
 #[test]
-fn a_person_without_permission() -> Story {
+fn missing_permissions_are_named() -> TestResult {
     let host = Board::new().boot()?;
     host.sh("chmod 600 /dev/kvm /dev/vfio/vfio /dev/iommu")?;
     let person = "agent as 1000 memlock=8388608 strait";
@@ -259,7 +259,7 @@ const RULES: &str = "resources/examples/60-strait.rules";
 
 /// Does what rules of udev say (udev(7)) to the devices that the host has, with 1000 for any group.
 /// They match by subsystem and name, and set group and mode.
-fn apply_udev_rules(host: &Host, rules: &str) -> Story {
+fn apply_udev_rules(host: &Host, rules: &str) -> TestResult {
     for rule in rules.lines().filter(|line| !line.starts_with('#')) {
         let (mut subsystem, mut kernel, mut command) = ("", "*", String::new());
         for part in rule.split(", ") {
@@ -281,7 +281,7 @@ fn apply_udev_rules(host: &Host, rules: &str) -> Story {
 }
 
 #[test]
-fn memory_that_does_not_suffice() -> Story {
+fn insufficient_memory_is_named() -> TestResult {
     let host = Board::new().memory("1G").boot()?;
     complains(&check(&host, "strait", "--memory 2G")?, &[("free memory", "blocks", "--memory")]);
     host.sh("echo never > /sys/kernel/mm/transparent_hugepage/enabled")?;
@@ -296,7 +296,7 @@ fn within(group: &str, program: &str) -> String {
 }
 
 #[test]
-fn limits_of_control_groups() -> Story {
+fn cgroup_limits_are_named() -> TestResult {
     const GROUP: &str = "/sys/fs/cgroup/job";
     let board = Board::new().file("k/off", payload::power_off());
     let host = board.file("k/wait", payload::wait()).boot()?;
@@ -307,7 +307,7 @@ fn limits_of_control_groups() -> Story {
     let device = PLATFORM_DMA[0];
     let run = format!("{strait} run --kernel /k/off --bind --vfio-platform {device} --cpus 2");
     // What it says, and that the device is nobody's afterwards.
-    let refused = |error: &[&str]| -> Story {
+    let refused = |error: &[&str]| -> TestResult {
         let answer = host.run(&run)?;
         assert_eq!(answer.status, 1, "{}", answer.errors);
         for part in error {
@@ -362,7 +362,7 @@ fn limits_of_control_groups() -> Story {
 }
 
 #[test]
-fn limits_of_the_process() -> Story {
+fn process_limits_are_named() -> TestResult {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
     let limited = |limits: &str| format!("sh -c 'ulimit {limits} && exec strait \"$@\"' sh");
     for (limit, name) in [("-v 200000", "RLIMIT_AS"), ("-d 200000", "RLIMIT_DATA")] {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tests::harness::{
-    AMBA_DMA, BACKENDS, Board, Failure, Host, Launch, PLATFORM_DMA, Story, payload,
+    AMBA_DMA, BACKENDS, Board, Failure, Host, Launch, PLATFORM_DMA, TestResult, payload,
 };
 
 const SIGKILL: i32 = 9;
@@ -36,7 +36,7 @@ fn vfio() -> [Option<String>; 2] {
 }
 
 #[test]
-fn devices_are_listed_with_what_they_need() -> Story {
+fn device_list_shows_state_and_help() -> TestResult {
     let host = Board::new().boot()?;
     let list = json(&host, "device list")?;
     for name in PLATFORM_DMA {
@@ -71,7 +71,7 @@ fn devices_are_listed_with_what_they_need() -> Story {
 }
 
 #[test]
-fn all_that_is_known_of_a_device_is_shown() -> Story {
+fn device_show_agrees_before_and_after_binding() -> TestResult {
     let host = Board::new().boot()?;
     let name = PLATFORM_DMA[0];
     let unbound = json(&host, &format!("device show {name}"))?;
@@ -125,7 +125,7 @@ fn all_that_is_known_of_a_device_is_shown() -> Story {
 
 /// Devices of each kind, planned for a guest and shown while they are the host's, then VFIO's.
 #[test]
-fn a_guest_is_planned_before_its_devices_are_bound() -> Story {
+fn plans_of_unbound_and_bound_devices_agree() -> TestResult {
     const FUNCTION: &str = "0000:00:05.0";
     let host =
         Board::new().uart().disk("d", 1 << 20).device("nvme,serial=1,drive=d,addr=5").boot()?;
@@ -171,7 +171,7 @@ fn a_guest_is_planned_before_its_devices_are_bound() -> Story {
 }
 
 #[test]
-fn devices_go_to_vfio_and_back() -> Story {
+fn devices_are_bound_and_unbound() -> TestResult {
     let host = Board::new().boot()?;
     assert_eq!(drivers(&host)?, own());
     let names = format!("{} {}", PLATFORM_DMA[0], AMBA_DMA[0]);
@@ -196,7 +196,7 @@ fn devices_go_to_vfio_and_back() -> Story {
 }
 
 #[test]
-fn a_bind_that_fails_half_way_undoes_itself() -> Story {
+fn a_failed_bind_is_undone() -> TestResult {
     let host = Board::new().param("vfio_platform.reset_required=1").boot()?;
     // The AMBA driver wants no reset function, the platform one does.
     let answer = host.run(&format!("strait device bind {} {}", AMBA_DMA[0], PLATFORM_DMA[0]))?;
@@ -212,7 +212,7 @@ fn a_bind_that_fails_half_way_undoes_itself() -> Story {
 }
 
 #[test]
-fn a_group_is_bound_as_a_whole() -> Story {
+fn a_whole_group_can_be_bound() -> TestResult {
     let host = Board::new().boot()?;
     // On this board every device has a group of its own: another view of sysfs makes one shared.
     let [one, other] = AMBA_DMA;
@@ -242,7 +242,7 @@ fn a_group_is_bound_as_a_whole() -> Story {
 }
 
 #[test]
-fn a_device_in_use_is_left_to_its_user() -> Story {
+fn a_device_in_use_is_not_unbound() -> TestResult {
     let host = Board::new().boot()?;
     let name = AMBA_DMA[0];
     host.sh(&format!("strait device bind {name}"))?;
@@ -279,7 +279,7 @@ fn a_device_in_use_is_left_to_its_user() -> Story {
 }
 
 #[test]
-fn an_owner_has_a_device_without_privileges() -> Story {
+fn owner_gives_a_device_to_an_unprivileged_user() -> TestResult {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
     host.sh("chmod 666 /dev/kvm && chmod 600 /dev/iommu")?;
     let name = AMBA_DMA[0];
@@ -320,7 +320,7 @@ fn an_owner_has_a_device_without_privileges() -> Story {
 }
 
 #[test]
-fn a_run_borrows_its_devices_and_gives_them_back() -> Story {
+fn run_with_bind_restores_the_drivers() -> TestResult {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
     let devices =
         format!("--bind --vfio-platform {} --vfio-platform {}", PLATFORM_DMA[0], AMBA_DMA[0]);
@@ -382,7 +382,7 @@ fn passed(verdict: &Value) {
 }
 
 #[test]
-fn a_controller_passes_its_test_on_either_bus() -> Story {
+fn the_pl330_self_test_passes_on_both_buses() -> TestResult {
     let host = Board::new().boot()?;
     for (name, backend) in [PLATFORM_DMA[1], AMBA_DMA[1]].into_iter().zip(BACKENDS) {
         let before = host.sh("dmesg | grep -c 'event 0x10 received' || true")?;
@@ -402,7 +402,7 @@ fn a_controller_passes_its_test_on_either_bus() -> Story {
 }
 
 #[test]
-fn a_controller_that_loses_interrupts_fails_its_test() -> Story {
+fn the_pl330_self_test_fails_without_interrupts() -> TestResult {
     let host = Board::new().boot()?;
     host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
     // Somebody who keeps disabling its interrupts.
@@ -415,7 +415,7 @@ fn a_controller_that_loses_interrupts_fails_its_test() -> Story {
 }
 
 #[test]
-fn other_devices_get_the_general_test() -> Story {
+fn other_devices_have_the_general_self_test() -> TestResult {
     let host = Board::new().uart().boot()?;
     host.sh(&format!("strait device bind {UART}"))?;
     for backend in BACKENDS {

@@ -1,7 +1,7 @@
 //! Wrong uses: each is an error of three parts (what failed, on what, what to do), and the host
 //! stays as it was.
 
-use tests::harness::{AMBA_DMA, BACKENDS, Board, Failure, Host, PLATFORM_DMA, Story, payload};
+use tests::harness::{AMBA_DMA, BACKENDS, Board, Failure, Host, PLATFORM_DMA, TestResult, payload};
 
 /// A wrong use and its answer.
 struct Wrong<'a> {
@@ -26,12 +26,12 @@ fn state(host: &Host) -> Result<String, Failure> {
 
 impl Wrong<'_> {
     /// Does it, and checks the answer and the host.
-    fn is_refused_on(&self, host: &Host) -> Story {
+    fn is_refused_on(&self, host: &Host) -> TestResult {
         self.is_refused_by(host, "strait")
     }
 
     /// The same with strait run by `program`.
-    fn is_refused_by(&self, host: &Host, program: &str) -> Story {
+    fn is_refused_by(&self, host: &Host, program: &str) -> TestResult {
         let command = format!("{program} run {}", self.arguments);
         let before = state(host)?;
         let answer = host.run(&command)?;
@@ -52,7 +52,7 @@ impl Wrong<'_> {
 }
 
 #[test]
-fn devices_that_can_t_be_assigned() -> Story {
+fn unassignable_devices_are_refused() -> TestResult {
     let host = Board::new().boot()?;
     host.bind(PLATFORM_DMA[0])?;
     let [bound, unbound, own] = [PLATFORM_DMA[0], PLATFORM_DMA[1], AMBA_DMA[0]];
@@ -84,7 +84,7 @@ fn devices_that_can_t_be_assigned() -> Story {
 }
 
 #[test]
-fn groups_that_can_t_be_used() -> Story {
+fn shared_reserved_and_busy_groups_are_refused() -> TestResult {
     let host = Board::new().file("k/spin", payload::spin()).boot()?;
     let device = PLATFORM_DMA[0];
     host.bind(device)?;
@@ -132,7 +132,7 @@ fn groups_that_can_t_be_used() -> Story {
 }
 
 #[test]
-fn a_person_without_permission() -> Story {
+fn missing_permissions_are_named() -> TestResult {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
     let device = PLATFORM_DMA[0];
     host.bind(device)?;
@@ -177,7 +177,7 @@ fn a_person_without_permission() -> Story {
 }
 
 #[test]
-fn a_host_without_what_was_asked_for() -> Story {
+fn missing_iommu_interfaces_are_named() -> TestResult {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
     let device = PLATFORM_DMA[0];
     host.bind(device)?;
@@ -200,7 +200,7 @@ fn a_host_without_what_was_asked_for() -> Story {
 }
 
 #[test]
-fn a_host_that_isn_t_prepared() -> Story {
+fn forbidding_kernel_parameters_are_named() -> TestResult {
     let device = PLATFORM_DMA[0];
     let arguments = &format!("--kernel /k/off --vfio-platform {device}");
     let board = Board::new().file("k/off", payload::power_off());
@@ -235,7 +235,7 @@ fn a_host_that_isn_t_prepared() -> Story {
 }
 
 #[test]
-fn servers_that_can_t_be_had() -> Story {
+fn unreachable_vfio_user_servers_are_refused() -> TestResult {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
     let mut server = host.start("exec agent vfio-user serve /tmp/device 2>&1")?;
     server.wait_for("serving")?;
@@ -265,7 +265,7 @@ fn servers_that_can_t_be_had() -> Story {
 }
 
 #[test]
-fn files_that_are_no_kernels_and_no_initrds() -> Story {
+fn unusable_kernels_and_initrds_are_refused() -> TestResult {
     let host = Board::new().stock().file("k/off", payload::power_off()).boot()?;
     // An x86 kernel has 0xaa55 at 0x1fe and "HdrS" at 0x202 (its boot protocol's header).
     host.sh(
@@ -310,7 +310,7 @@ fn files_that_are_no_kernels_and_no_initrds() -> Story {
 }
 
 #[test]
-fn options_that_make_no_sense() -> Story {
+fn invalid_options_are_refused() -> TestResult {
     let host = Board::new().file("k/off", payload::power_off()).boot()?;
     let table: &[(&str, i32, &[&str], &[&str])] = &[
         ("--memory 0M", 2, &["--memory", "0"], &["--memory"]),

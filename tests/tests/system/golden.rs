@@ -9,7 +9,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use tests::harness::{AMBA_DMA, Board, Failure, Host, PLATFORM_DMA, Story, UART, overlay, payload};
+use tests::harness::{
+    AMBA_DMA, Board, Failure, Host, PLATFORM_DMA, TestResult, UART, overlay, payload,
+};
 use tests::setup::workspace;
 
 /// The environment variable that has the files written anew.
@@ -53,14 +55,14 @@ impl<'a> Golden<'a> {
 
     /// Compares what strait prints with these arguments, on standard output and standard error, with
     /// `NAME.txt`.
-    fn text(&mut self, name: &str, arguments: &str) -> Story {
+    fn text(&mut self, name: &str, arguments: &str) -> TestResult {
         let answer = self.host.run(&format!("strait {arguments} 2>&1"))?;
         self.compare(&format!("{name}.txt"), &answer.output);
         Ok(())
     }
 
     /// As [`text`](Self::text), and what it prints as JSON with `NAME.json`.
-    fn both(&mut self, name: &str, arguments: &str) -> Story {
+    fn both(&mut self, name: &str, arguments: &str) -> TestResult {
         self.text(name, arguments)?;
         let json = self.host.run(&format!("strait {arguments} --json"))?.output;
         self.compare(&format!("{name}.json"), &json);
@@ -68,7 +70,7 @@ impl<'a> Golden<'a> {
     }
 
     /// As [`both`](Self::both), of the plan of a run.
-    fn plan(&mut self, name: &str, arguments: &str) -> Story {
+    fn plan(&mut self, name: &str, arguments: &str) -> TestResult {
         self.both(name, &format!("run --kernel /k/off --dry-run {arguments}"))
     }
 
@@ -181,7 +183,7 @@ fn board() -> Board {
 }
 
 /// While the devices are the host's.
-fn unbound(golden: &mut Golden<'_>) -> Story {
+fn unbound(golden: &mut Golden<'_>) -> TestResult {
     golden.both("check", "check --memory 64M")?;
     golden.both("list-unbound", "device list")?;
     golden.both("show-platform-unbound", &format!("device show {}", PLATFORM_DMA[0]))?;
@@ -191,7 +193,7 @@ fn unbound(golden: &mut Golden<'_>) -> Story {
 }
 
 /// Once they are VFIO's.
-fn bound(golden: &mut Golden<'_>) -> Story {
+fn bound(golden: &mut Golden<'_>) -> TestResult {
     golden.text("bind", &format!("device bind {} {} {UART}", PLATFORM_DMA[0], AMBA_DMA[0]))?;
     golden.both("bind-again", &format!("device bind {} {DISK} {EDU}", AMBA_DMA[0]))?;
     golden.both("list-bound", "device list")?;
@@ -202,7 +204,7 @@ fn bound(golden: &mut Golden<'_>) -> Story {
 }
 
 /// Plans of runs without devices, and with those that are bound.
-fn plans(golden: &mut Golden<'_>) -> Story {
+fn plans(golden: &mut Golden<'_>) -> TestResult {
     golden.plan("plan", "")?;
     golden.plan("plan-options", "--gic 3,its=on --memory 1G --cpus 2 --initrd /tmp/initrd")?;
     let [dma, amba] = [PLATFORM_DMA[0], AMBA_DMA[0]];
@@ -218,7 +220,7 @@ fn plans(golden: &mut Golden<'_>) -> Story {
 }
 
 /// A device of another process.
-fn served(golden: &mut Golden<'_>) -> Story {
+fn served(golden: &mut Golden<'_>) -> TestResult {
     let mut server = golden.host.start(&format!("exec agent vfio-user serve {SOCKET} 2>&1"))?;
     server.wait_for("serving")?;
     golden.both("show-vfio-user", &format!("device show --vfio-user {SOCKET}"))?;
@@ -245,7 +247,7 @@ fn statistics(golden: &mut Golden<'_>) -> Result<(), Failure> {
 }
 
 #[test]
-fn commands_print_what_is_in_the_golden_files() -> Story {
+fn commands_print_what_is_in_the_golden_files() -> TestResult {
     let host = board().boot()?;
     host.until(&format!("[ -e /sys/bus/pci/devices/{DISK}/driver ]"))?;
     let mut golden = Golden::on(&host);

@@ -1,7 +1,7 @@
 //! A guest's device reaches the guest's memory and nothing else.
 
 use tests::harness::{
-    BACKENDS, Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, Process, Story,
+    BACKENDS, Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, Process, TestResult,
 };
 
 /// The device in the guest, and what lies beyond its `mem=`: the program's and the data's.
@@ -50,7 +50,7 @@ fn reported(host: &Host, address: &str) -> Result<(), Failure> {
 }
 
 #[test]
-fn what_the_guest_owns_can_be_copied() -> Story {
+fn dma_within_guest_memory_works() -> TestResult {
     let host = Board::new().boot()?;
     for backend in BACKENDS {
         let mut guest = attacker(&host, backend)?;
@@ -63,7 +63,7 @@ fn what_the_guest_owns_can_be_copied() -> Story {
 }
 
 #[test]
-fn host_memory_can_t_be_written() -> Story {
+fn dma_cannot_write_host_memory() -> TestResult {
     let host = Board::new().boot()?;
     for backend in BACKENDS {
         let mut guest = attacker(&host, backend)?;
@@ -84,7 +84,7 @@ fn host_memory_can_t_be_written() -> Story {
 }
 
 #[test]
-fn host_memory_can_t_be_read() -> Story {
+fn dma_cannot_read_host_memory() -> TestResult {
     let host = Board::new().boot()?;
     let mut guest = attacker(&host, "auto")?;
     let (canary, address) = canary(&host)?;
@@ -103,7 +103,7 @@ fn host_memory_can_t_be_read() -> Story {
 }
 
 #[test]
-fn another_guest_s_memory_can_t_be_reached_and_its_dma_goes_on() -> Story {
+fn dma_cannot_reach_another_guest() -> TestResult {
     let host = Board::new().boot()?;
     host.bind(PLATFORM_DMA[1])?;
     let victim = format!("--vfio-platform {} --iommu container", PLATFORM_DMA[1]);
@@ -127,7 +127,7 @@ fn another_guest_s_memory_can_t_be_reached_and_its_dma_goes_on() -> Story {
 }
 
 #[test]
-fn nothing_is_reachable_after_the_guest() -> Story {
+fn dma_reaches_nothing_after_the_vmm_was_killed() -> TestResult {
     let host = Board::new().boot()?;
     for backend in BACKENDS {
         let mut guest = attacker(&host, backend)?;

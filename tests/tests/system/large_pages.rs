@@ -1,14 +1,14 @@
 //! A host whose pages have 64 KiB: registers that don't fill one are trapped, and all else is as
 //! ever, for guests with pages of either size.
 
-use tests::harness::{AMBA_DMA, BACKENDS, Board, DmaTest, Host, Launch, PLATFORM_DMA, Story};
+use tests::harness::{AMBA_DMA, BACKENDS, Board, DmaTest, Host, Launch, PLATFORM_DMA, TestResult};
 
 /// Where the disk and the edu are on the host.
 const DISK: &str = "0000:00:05.0";
 const EDU: &str = "0000:00:06.0";
 
 /// Checks that the host is well: nothing crashed, and its VFIO found no fault.
-fn host_is_well(host: &Host) -> Story {
+fn host_is_well(host: &Host) -> TestResult {
     let log = host.sh("dmesg")?;
     for word in ["BUG", "Oops", "WARNING", "Call trace", "SError"] {
         assert!(!log.contains(word), "{word}:\n{log}");
@@ -17,7 +17,7 @@ fn host_is_well(host: &Host) -> Story {
 }
 
 #[test]
-fn platform_and_amba_devices_work_for_guests_with_pages_of_either_size() -> Story {
+fn platform_and_amba_devices_work_with_4k_and_64k_guest_pages() -> TestResult {
     let host = Board::new().large_pages().boot()?;
     let devices = [PLATFORM_DMA[0], AMBA_DMA[0]];
     devices.iter().try_for_each(|name| host.bind(name))?;
@@ -46,7 +46,7 @@ fn platform_and_amba_devices_work_for_guests_with_pages_of_either_size() -> Stor
 }
 
 #[test]
-fn a_distribution_s_kernel_drives_a_device() -> Story {
+fn debians_kernel_drives_a_device() -> TestResult {
     let host = Board::new().large_pages().stock().boot()?;
     host.bind(PLATFORM_DMA[0])?;
     let mut guest =
@@ -58,7 +58,7 @@ fn a_distribution_s_kernel_drives_a_device() -> Story {
 }
 
 #[test]
-fn pci_devices_work_for_guests_with_pages_of_either_size() -> Story {
+fn pci_devices_work_with_4k_and_64k_guest_pages() -> TestResult {
     let host = Board::new()
         .large_pages()
         .disk("disk", 64 << 20)

@@ -5,25 +5,25 @@
 //! free, whichever module it is in.
 
 mod boot;
-mod bridge;
 mod check;
 mod device;
+mod device_tree;
 mod errors;
-mod fleet;
 mod golden;
+mod inherited;
 mod isolation;
-mod kernel;
+mod kexec;
 mod large_pages;
-mod manual;
+mod mmio;
 mod model;
-mod node;
 mod output;
 mod package;
-mod passed;
 mod pci;
+mod pci_host;
 mod platform;
-mod power;
+mod resources;
+mod run;
+mod several_guests;
 mod terminal;
-mod traps;
 mod uart;
 mod vfio_user;

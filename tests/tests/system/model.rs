@@ -1,9 +1,9 @@
-//! The system model itself: what every other story stands on.
+//! The system model itself: what every other test relies on.
 
-use tests::harness::{AMBA_DMA, Board, DmaTest, Interrupts, PLATFORM_DMA, Story, Summary};
+use tests::harness::{AMBA_DMA, Board, DmaTest, Interrupts, PLATFORM_DMA, Summary, TestResult};
 
 #[test]
-fn a_host_has_what_it_is_made_with() -> Story {
+fn the_host_has_its_configured_cpus_files_and_parameters() -> TestResult {
     let host =
         Board::new().cpus(3).memory("2G").param("loglevel=5").file("tmp/note", "here").boot()?;
     assert_eq!(host.sh("nproc")?, "3\n");
@@ -20,7 +20,7 @@ fn a_host_has_what_it_is_made_with() -> Story {
 }
 
 #[test]
-fn a_host_with_gicv2_has_kvm() -> Story {
+fn a_host_with_gicv2_has_kvm() -> TestResult {
     let host = Board::new().gic(2).boot()?;
     assert!(host.sh("cat /proc/interrupts")?.contains("GICv2"));
     host.sh("[ -c /dev/kvm ]")?;
@@ -28,7 +28,7 @@ fn a_host_with_gicv2_has_kvm() -> Story {
 }
 
 #[test]
-fn commands_answer_with_status_and_both_streams() -> Story {
+fn commands_return_status_and_both_streams() -> TestResult {
     let host = Board::new().boot()?;
     let answer = host.run("echo out; echo err >&2; exit 7")?;
     assert_eq!(
@@ -45,7 +45,7 @@ fn commands_answer_with_status_and_both_streams() -> Story {
 }
 
 #[test]
-fn processes_run_side_by_side() -> Story {
+fn processes_run_concurrently() -> TestResult {
     let host = Board::new().boot()?;
     let mut one = host.start("cat; echo one ends")?;
     let mut two = host.start("while read line; do echo \"two: $line\"; done; exit 5")?;
@@ -67,7 +67,7 @@ fn processes_run_side_by_side() -> Story {
 }
 
 #[test]
-fn a_terminal_is_a_terminal() -> Story {
+fn processes_run_on_a_terminal() -> TestResult {
     let host = Board::new().boot()?;
     let mut shell = host.on_terminal("stty size; trap 'echo interrupted' INT; exec sh -i")?;
     shell.wait_for("24 80")?;
@@ -86,7 +86,7 @@ fn a_terminal_is_a_terminal() -> Story {
 }
 
 #[test]
-fn the_hosts_own_driver_copies_memory() -> Story {
+fn the_hosts_own_driver_copies_memory() -> TestResult {
     let host = Board::new().boot()?;
     let test = DmaTest { copies: 10, size: 4096, channels: 16 };
     let DmaTest { copies, size, channels } = test;
@@ -104,7 +104,7 @@ fn the_hosts_own_driver_copies_memory() -> Story {
 }
 
 #[test]
-fn devices_change_hands() -> Story {
+fn devices_are_bound_and_unbound() -> TestResult {
     let host = Board::new().boot()?;
     for name in [PLATFORM_DMA[0], AMBA_DMA[0]] {
         let before = host.driver(name)?;
@@ -119,7 +119,7 @@ fn devices_change_hands() -> Story {
 }
 
 #[test]
-fn the_probe_drives_a_dma_controller() -> Story {
+fn the_agent_drives_a_dma_controller() -> TestResult {
     // What lies beyond mem= is nobody's, so that the agent may have it.
     let host = Board::new().memory("1G").param("mem=512M").boot()?;
     let base = "0x2c0a0000";
@@ -136,7 +136,7 @@ fn the_probe_drives_a_dma_controller() -> Story {
 }
 
 #[test]
-fn a_canary_is_where_it_says_and_unharmed() -> Story {
+fn a_canary_is_at_its_address_and_unchanged() -> TestResult {
     let host = Board::new().boot()?;
     let mut canary = host.start("exec agent canary 0x80000000 0xf0000000 2>&1")?;
     canary.wait_for("canary 0x")?;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tests::harness::{Board, Failure, Host, PLATFORM_DMA, Process, Story, payload};
+use tests::harness::{Board, Failure, Host, PLATFORM_DMA, Process, TestResult, payload};
 
 const SIGTERM: i32 = 15;
 
@@ -41,7 +41,7 @@ fn unread(arguments: &str) -> String {
 }
 
 /// Waits until a guest runs, and has said something.
-fn running(host: &Host) -> Story {
+fn running(host: &Host) -> TestResult {
     host.until("grep -qs vcpu0 /proc/$(pidof strait)/task/*/comm")?;
     host.sh("sleep 2").map(|_| ())
 }
@@ -54,7 +54,7 @@ fn status(host: &Host, since: Instant) -> Result<i32, Failure> {
 }
 
 #[test]
-fn a_run_whose_output_nobody_reads_can_be_ended() -> Story {
+fn a_run_with_unread_output_can_be_ended() -> TestResult {
     let host = board().boot()?;
     for (arguments, expected) in
         [("--kernel /k/talk --cpus 2", 128 + SIGTERM), ("--kernel /k/talk --timeout 8", 124)]
@@ -86,7 +86,7 @@ fn a_run_whose_output_nobody_reads_can_be_ended() -> Story {
 }
 
 #[test]
-fn output_is_whole_for_a_reader_that_is_slow_and_counted_for_one_that_stalls() -> Story {
+fn a_slow_reader_gets_all_output_and_a_stalled_one_has_it_counted() -> TestResult {
     let host = board().boot()?;
     // Exits by the thousand take their time on a busy machine.
     let slow =
@@ -108,7 +108,7 @@ fn output_is_whole_for_a_reader_that_is_slow_and_counted_for_one_that_stalls() -
 }
 
 #[test]
-fn nothing_that_can_t_be_written_ends_a_run() -> Story {
+fn failing_writes_do_not_end_a_run() -> TestResult {
     let host = board().boot()?;
     for output in [">/dev/full", "2>/dev/full", ">/dev/full 2>&1", ">&- 2>&-"] {
         for kernel in ["flood", "some"] {
@@ -139,7 +139,7 @@ fn nothing_that_can_t_be_written_ends_a_run() -> Story {
 }
 
 #[test]
-fn a_guest_s_flood_is_a_few_lines_in_the_log() -> Story {
+fn repeated_messages_are_limited_in_the_log() -> TestResult {
     let host = board().boot()?;
     let answer = host.run("strait run --kernel /k/flood")?;
     assert_eq!(answer.status, 0);
@@ -159,7 +159,7 @@ fn with_device(host: &Host) -> Result<Process, Failure> {
 }
 
 #[test]
-fn whatever_signal_ends_it_the_device_is_given_back() -> Story {
+fn every_terminating_signal_gives_the_device_back() -> TestResult {
     let host = board().boot()?;
     let before = host.driver(PLATFORM_DMA[0])?;
     // SIGUSR2, SIGALRM, SIGSTKFLT, SIGXCPU, SIGXFSZ, SIGVTALRM, SIGPROF, SIGIO, SIGPWR, real-time
@@ -176,7 +176,7 @@ fn whatever_signal_ends_it_the_device_is_given_back() -> Story {
 }
 
 #[test]
-fn a_signal_is_heard_while_planning() -> Story {
+fn a_signal_during_planning_ends_the_run() -> TestResult {
     let host = board().boot()?;
     let before = host.driver(PLATFORM_DMA[0])?;
     // A server that listens and doesn't answer.
@@ -202,7 +202,7 @@ fn a_signal_is_heard_while_planning() -> Story {
 }
 
 #[test]
-fn in_the_background_it_isn_t_stopped_for_its_terminal() -> Story {
+fn in_the_background_it_isn_t_stopped_for_its_terminal() -> TestResult {
     let host = board().boot()?;
     let mut shell = host.on_terminal(
         "set -m; strait run --kernel /k/wait; echo stopped; \

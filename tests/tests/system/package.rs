@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tests::artifacts::Artifacts;
-use tests::harness::{Board, Story};
+use tests::harness::{Board, TestResult};
 use tests::package;
 use tests::setup::workspace;
 
@@ -93,7 +93,7 @@ fn installed_by_dpkg(deb: &str, root: &str) {
 }
 
 #[test]
-fn the_tar_archive_unpacks_on_a_board() -> Story {
+fn the_tar_archive_unpacks_on_a_board() -> TestResult {
     let strait = Artifacts::from_env().unwrap().strait;
     let archive = package::tarball(&strait).unwrap();
     let host = Board::new().file("tmp/strait.tar.gz", archive).boot()?;

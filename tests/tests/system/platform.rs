@@ -3,7 +3,7 @@
 use tests::harness::payload::{self, EventLine};
 use tests::harness::{
     AMBA_DMA, BACKENDS, Board, Costs, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA,
-    SteadyState, Story,
+    SteadyState, TestResult,
 };
 use tests::suite::SOAK;
 
@@ -69,7 +69,7 @@ fn each_line_once_per_transfer(host: &Host, guest: &mut Guest) -> Result<SteadyS
 }
 
 #[test]
-fn a_device_on_the_platform_bus_works_without_the_vmm() -> Story {
+fn dma_on_the_platform_bus_causes_no_exits() -> TestResult {
     let host = Board::new().cpus(1).boot()?;
     let mut guest = guest_with(&host, &PLATFORM_DMA[..1])?;
     let steady = each_line_once_per_transfer(&host, &mut guest)?;
@@ -79,7 +79,7 @@ fn a_device_on_the_platform_bus_works_without_the_vmm() -> Story {
 }
 
 #[test]
-fn a_device_on_the_amba_bus_works_without_the_vmm() -> Story {
+fn dma_on_the_amba_bus_causes_no_exits() -> TestResult {
     let host = Board::new().cpus(1).boot()?;
     assert_eq!(host.driver(AMBA_DMA[0])?.as_deref(), Some("dma-pl330"));
     let mut guest = guest_through("container", &host, &AMBA_DMA[..1])?;
@@ -92,7 +92,7 @@ fn a_device_on_the_amba_bus_works_without_the_vmm() -> Story {
 }
 
 #[test]
-fn a_dry_run_says_where_a_device_would_be_and_what_it_would_lack() -> Story {
+fn a_dry_run_describes_the_device() -> TestResult {
     let host = Board::new().boot()?;
     host.bind(PLATFORM_DMA[0])?;
     let device = PLATFORM_DMA[0];
@@ -114,7 +114,7 @@ fn a_dry_run_says_where_a_device_would_be_and_what_it_would_lack() -> Story {
 }
 
 #[test]
-fn a_device_works_with_gicv2() -> Story {
+fn a_device_works_with_gicv2() -> TestResult {
     let host = Board::new().gic(2).boot()?;
     let mut guest = guest_with(&host, &PLATFORM_DMA[..1])?;
     DmaTest::default().pass(&mut guest)?;
@@ -123,7 +123,7 @@ fn a_device_works_with_gicv2() -> Story {
 }
 
 #[test]
-fn debians_own_module_drives_it() -> Story {
+fn debians_module_drives_the_device() -> TestResult {
     let host = Board::new().stock().boot()?;
     host.bind(PLATFORM_DMA[0])?;
     let mut guest = host.launch(&Launch::stock().with(&assigned(&PLATFORM_DMA[..1])))?;
@@ -135,7 +135,7 @@ fn debians_own_module_drives_it() -> Story {
 }
 
 #[test]
-fn two_devices_in_one_guest() -> Story {
+fn two_devices_in_one_guest() -> TestResult {
     let host = Board::new().boot()?;
     let devices = [PLATFORM_DMA[0], AMBA_DMA[1]];
     let test = DmaTest { channels: 16, ..DmaTest::default() };
@@ -148,7 +148,7 @@ fn two_devices_in_one_guest() -> Story {
 }
 
 #[test]
-fn two_guests_with_a_device_each() -> Story {
+fn two_guests_with_a_device_each() -> TestResult {
     let host = Board::new().boot()?;
     // By different ways to the IOMMU.
     let mut one = guest_through(BACKENDS[0], &host, &PLATFORM_DMA[..1])?;
@@ -173,7 +173,7 @@ fn two_guests_with_a_device_each() -> Story {
 }
 
 #[test]
-fn memory_above_4_gib_doesnt_disturb_a_32_bit_device() -> Story {
+fn a_32_bit_dma_controller_works_with_ram_above_4_gib() -> TestResult {
     let host = Board::new().memory("8G").boot()?;
     host.bind(PLATFORM_DMA[0])?;
     let launch = Launch::model().memory("5G").with(&assigned(&PLATFORM_DMA[..1]));
@@ -185,7 +185,7 @@ fn memory_above_4_gib_doesnt_disturb_a_32_bit_device() -> Story {
 }
 
 #[test]
-fn a_line_that_is_high_before_the_guest_boots() -> Story {
+fn a_line_that_is_high_before_boot_causes_no_spurious_interrupt() -> TestResult {
     let host = Board::new().boot()?;
     let device = PLATFORM_DMA[0];
     host.bind(device)?;
@@ -199,7 +199,7 @@ fn a_line_that_is_high_before_the_guest_boots() -> Story {
 }
 
 #[test]
-fn a_line_that_rises_before_the_guest_wants_it_is_not_lost() -> Story {
+fn an_interrupt_raised_while_disabled_is_delivered() -> TestResult {
     const LINE: EventLine = EventLine { controller: 0x0c00_0000, event: 3, intid: 96 + 3 };
     // Without Linux, whose driver can't stand an interrupt before it has probed: the payload tells
     // by its ending whether each interrupt came, 100 times with its SPI disabled while it rises.
@@ -229,7 +229,7 @@ fn a_line_that_rises_before_the_guest_wants_it_is_not_lost() -> Story {
 }
 
 #[test]
-fn a_device_whose_vmm_was_killed_can_be_assigned_again() -> Story {
+fn a_device_whose_vmm_was_killed_can_be_assigned_again() -> TestResult {
     let host = Board::new().boot()?;
     let device = PLATFORM_DMA[0];
     let mut guest = guest_with(&host, &[device])?;
@@ -249,7 +249,7 @@ fn a_device_whose_vmm_was_killed_can_be_assigned_again() -> Story {
 }
 
 #[test]
-fn a_device_left_running_is_stopped_for_the_next_guest() -> Story {
+fn a_running_device_is_quiesced_for_the_next_guest() -> TestResult {
     let host = Board::new().boot()?;
     let device = PLATFORM_DMA[0];
     let running = || -> Result<bool, Failure> {

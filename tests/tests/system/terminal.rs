@@ -1,6 +1,6 @@
 //! The guest's console on a person's terminal.
 
-use tests::harness::{Board, Failure, Host, Launch, Process, Story};
+use tests::harness::{Board, Failure, Host, Launch, Process, TestResult};
 
 const CTRL_A: &str = "\x01";
 const CTRL_C: &str = "\x03";
@@ -33,7 +33,7 @@ fn end(shell: &mut Process) -> Result<i32, Failure> {
 }
 
 #[test]
-fn ctrl_a_x_leaves() -> Story {
+fn ctrl_a_x_ends_the_run() -> TestResult {
     let host = Board::new().boot()?;
     for action in ["idle", "busy"] {
         let mut shell = start(&host, &Launch::model().does(action).with("--cpus 2"))?;
@@ -45,7 +45,7 @@ fn ctrl_a_x_leaves() -> Story {
 }
 
 #[test]
-fn keys_go_to_the_guest() -> Story {
+fn keys_go_to_the_guest() -> TestResult {
     let host = Board::new().boot()?;
     let mut shell = start(&host, &Launch::model())?;
     shell.send("echo typed $((6 * 7))\n")?;
@@ -66,7 +66,7 @@ fn keys_go_to_the_guest() -> Story {
 }
 
 #[test]
-fn the_terminal_is_restored_whatever_ends_it() -> Story {
+fn the_terminal_is_restored_after_every_kind_of_end() -> TestResult {
     let host = Board::new().boot()?;
     // SIGHUP, SIGINT, SIGQUIT, SIGABRT, SIGSEGV, SIGTERM.
     for signal in [1, 2, 3, 6, 11, 15] {
@@ -87,7 +87,7 @@ fn the_terminal_is_restored_whatever_ends_it() -> Story {
 }
 
 #[test]
-fn a_terminal_that_is_hung_up_ends_it() -> Story {
+fn a_hangup_ends_the_run() -> TestResult {
     let host = Board::new().boot()?;
     let launch = Launch::model().does("idle");
     let mut strait = host.on_terminal(&format!("exec strait {}", launch.arguments()))?;
@@ -98,7 +98,7 @@ fn a_terminal_that_is_hung_up_ends_it() -> Story {
 }
 
 #[test]
-fn pasted_text_arrives_whole() -> Story {
+fn pasted_text_arrives_whole() -> TestResult {
     let host = Board::new().boot()?;
     let mut guest = host.guest("--cpus 2")?;
     let lines: Vec<String> = (0..200).map(|n| format!("line {n} {}", "x".repeat(60))).collect();
@@ -112,7 +112,7 @@ fn pasted_text_arrives_whole() -> Story {
 }
 
 #[test]
-fn a_burst_of_any_length_is_read_to_its_end() -> Story {
+fn input_bursts_of_any_length_arrive() -> TestResult {
     let host = Board::new().boot()?;
     let mut guest = host.guest("")?;
     // The guest's driver reads at most 256 bytes each time it is called: whatever is left in the
@@ -126,7 +126,7 @@ fn a_burst_of_any_length_is_read_to_its_end() -> Story {
 }
 
 #[test]
-fn input_may_end_or_be_nothing() -> Story {
+fn standard_input_may_be_empty_or_closed() -> TestResult {
     let host = Board::new().boot()?;
     let launch = Launch::model().does("poweroff").arguments();
     let answer = host.run(&format!("strait {launch} </dev/null"))?;
@@ -141,7 +141,7 @@ fn input_may_end_or_be_nothing() -> Story {
 }
 
 #[test]
-fn output_that_can_t_be_written_now_is_not_lost() -> Story {
+fn output_waits_for_a_slow_reader() -> TestResult {
     let host = Board::new().boot()?;
     let launch = Launch::model().does("count").arguments();
     // A reader that doesn't read at first: the guest says more than its pipe holds.

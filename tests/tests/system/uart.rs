@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 use tests::harness::{
-    Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, SHARED_UART, Story, UART,
+    Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, SHARED_UART, TestResult, UART,
 };
 
 /// As much as must go each way.
@@ -37,7 +37,7 @@ fn interrupts(guest: &mut Guest) -> Result<u64, Failure> {
 }
 
 #[test]
-fn what_a_guest_says_arrives_and_what_is_typed_arrives_by_interrupt() -> Story {
+fn a_guest_sends_and_receives_by_interrupt() -> TestResult {
     let host = Board::new().uart().boot()?;
     let mut uart = host.uart()?;
     let mut guest = guest(&host, "")?;
@@ -54,7 +54,7 @@ fn what_a_guest_says_arrives_and_what_is_typed_arrives_by_interrupt() -> Story {
 }
 
 #[test]
-fn of_two_uarts_with_one_interrupt_either_can_be_a_guest_s_but_not_both() -> Story {
+fn two_devices_with_one_spi_are_not_assigned_together() -> TestResult {
     let host = Board::new().shared_uart().boot()?;
     let mut uart = host.uart()?;
     let mut guest = guest(&host, "")?;
@@ -79,7 +79,7 @@ fn of_two_uarts_with_one_interrupt_either_can_be_a_guest_s_but_not_both() -> Sto
 }
 
 #[test]
-fn a_hundred_kibibytes_each_way_arrive_whole_while_a_dma_controller_works() -> Story {
+fn a_hundred_kib_each_way_arrive_during_dma() -> TestResult {
     let host = Board::new().uart().boot()?;
     let mut uart = host.uart()?;
     host.bind(PLATFORM_DMA[0])?;
@@ -112,7 +112,7 @@ fn a_hundred_kibibytes_each_way_arrive_whole_while_a_dma_controller_works() -> S
 }
 
 #[test]
-fn a_guests_console_is_the_uart() -> Story {
+fn the_guest_console_can_be_the_assigned_uart() -> TestResult {
     let host = Board::new().uart().boot()?;
     let mut uart = host.uart()?;
     host.bind(UART)?;
@@ -130,7 +130,7 @@ fn a_guests_console_is_the_uart() -> Story {
 }
 
 #[test]
-fn the_next_guest_finds_a_uart_that_is_still() -> Story {
+fn a_uart_is_quiesced_for_the_next_guest() -> TestResult {
     let host = Board::new().uart().boot()?;
     let mut uart = host.uart()?;
     let mut first = guest(&host, "")?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, Story};
+use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, TestResult};
 
 /// Where the server listens.
 const SOCKET: &str = "/tmp/device.sock";
@@ -28,7 +28,7 @@ fn guest(host: &Host) -> Result<Guest, Failure> {
 }
 
 /// Has all of the device driven.
-fn drive(guest: &mut Guest, device: &str) -> Story {
+fn drive(guest: &mut Guest, device: &str) -> TestResult {
     let said = guest.sh(&format!("agent vfio-user drive {device}"))?;
     assert!(said.contains("copies: 64 on 4 vectors") && said.contains("passed"), "{said}");
     Ok(())
@@ -42,7 +42,7 @@ fn go_wrong(guest: &mut Guest, way: u32) -> Result<String, Failure> {
 
 /// Checks what is left of a device whose server went wrong: nothing but ones, and a guest that
 /// lives.
-fn has_failed(guest: &mut Guest, said: &str, why: &str) -> Story {
+fn has_failed(guest: &mut Guest, said: &str, why: &str) -> TestResult {
     assert!(said.contains("identity 0xffffffff\nmemory 0xffffffff"), "{said}");
     // Configuration space, too.
     assert_eq!(guest.sh(&format!("hexdump -n 4 -e '1/4 \"%08x\"' {CONFIG}"))?, "ffffffff");
@@ -56,7 +56,7 @@ fn has_failed(guest: &mut Guest, said: &str, why: &str) -> Story {
 const CONFIG: &str = "/sys/bus/pci/devices/0000:00:01.0/config";
 
 #[test]
-fn a_guest_drives_a_device_of_another_process() -> Story {
+fn a_guest_drives_a_device_of_another_process() -> TestResult {
     let host = Board::new().boot()?;
     let _server = serve(&host)?;
     let offer = host.sh(&format!("strait device show --vfio-user {SOCKET}"))?;
@@ -83,7 +83,7 @@ fn a_guest_drives_a_device_of_another_process() -> Story {
 }
 
 #[test]
-fn a_server_in_libvfio_user_s_manners_asks_for_memory_by_messages() -> Story {
+fn a_server_in_libvfio_user_s_manners_asks_for_memory_by_messages() -> TestResult {
     let host = Board::new().boot()?;
     let single = "/tmp/single.sock";
     // On a connection of its own, and all the time; or on the one that there is.
@@ -106,7 +106,7 @@ fn a_server_in_libvfio_user_s_manners_asks_for_memory_by_messages() -> Story {
 }
 
 #[test]
-fn servers_of_strangers_are_refused_unless_told() -> Story {
+fn servers_of_strangers_are_refused_unless_told() -> TestResult {
     let host = Board::new().boot()?;
     host.sh("mkdir -m 755 /tmp/theirs && chown 1000 /tmp/theirs && mkdir -m 777 /tmp/open")?;
     let (theirs, open) = ("/tmp/theirs/socket", "/tmp/open/socket");
@@ -139,7 +139,7 @@ fn servers_of_strangers_are_refused_unless_told() -> Story {
 }
 
 #[test]
-fn where_there_are_no_messages_its_line_works() -> Story {
+fn where_there_are_no_messages_its_line_works() -> TestResult {
     let host = Board::new().gic(2).boot()?;
     let _server = serve(&host)?;
     let mut guest = guest(&host)?;
@@ -150,7 +150,7 @@ fn where_there_are_no_messages_its_line_works() -> Story {
 }
 
 #[test]
-fn devices_of_two_processes_beside_one_of_the_host() -> Story {
+fn devices_of_two_processes_beside_one_of_the_host() -> TestResult {
     let host = Board::new().boot()?;
     let second = "/tmp/second.sock";
     let _servers = [serve(&host)?, serve_at(&host, second)?];
@@ -171,7 +171,7 @@ fn devices_of_two_processes_beside_one_of_the_host() -> Story {
 }
 
 #[test]
-fn a_server_that_dies_leaves_a_failed_device() -> Story {
+fn a_server_that_dies_leaves_a_failed_device() -> TestResult {
     let host = Board::new().boot()?;
     let server = serve(&host)?;
     let mut guest = guest(&host)?;
@@ -184,7 +184,7 @@ fn a_server_that_dies_leaves_a_failed_device() -> Story {
 }
 
 #[test]
-fn a_server_that_hangs_stops_the_guest_once() -> Story {
+fn a_server_that_hangs_stops_the_guest_once() -> TestResult {
     let host = Board::new().boot()?;
     let server = serve(&host)?;
     let mut first = guest(&host)?;
@@ -205,7 +205,7 @@ fn a_server_that_hangs_stops_the_guest_once() -> Story {
 }
 
 #[test]
-fn a_server_that_sends_nonsense_is_left() -> Story {
+fn a_server_that_sends_nonsense_is_left() -> TestResult {
     let host = Board::new().boot()?;
     let _server = serve(&host)?;
     let mut guest = guest(&host)?;
@@ -216,7 +216,7 @@ fn a_server_that_sends_nonsense_is_left() -> Story {
 }
 
 #[test]
-fn a_server_that_dies_while_nobody_asks_is_noticed() -> Story {
+fn a_server_that_dies_while_nobody_asks_is_noticed() -> TestResult {
     let host = Board::new().boot()?;
     let server = serve(&host)?;
     let mut guest = guest(&host)?;
@@ -229,7 +229,7 @@ fn a_server_that_dies_while_nobody_asks_is_noticed() -> Story {
 }
 
 #[test]
-fn a_signal_ends_a_run_that_waits_for_a_server() -> Story {
+fn a_signal_ends_a_run_that_waits_for_a_server() -> TestResult {
     let host = Board::new().boot()?;
     let server = serve(&host)?;
     let pid = server.pid()?;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use tests::harness::payload;
-use tests::harness::{Board, Bus, Host, Launch, Story};
+use tests::harness::{Board, Bus, Host, Launch, TestResult};
 
 use super::{CARD, DISK, FIRST, check_no_missed_interrupt, with_disk};
 
 #[test]
-fn devices_are_shown_bound_and_refused_with_a_remedy() -> Story {
+fn devices_are_shown_bound_and_refused_with_a_remedy() -> TestResult {
     let ids = "1b36  Red Hat, Inc.\n\t0010  QEMU NVM Express Controller\n\
                C 01  Mass storage controller\n\t08  Non-Volatile memory controller\n";
     let host = with_disk().boot()?;
@@ -44,7 +44,7 @@ fn devices_are_shown_bound_and_refused_with_a_remedy() -> Story {
 }
 
 /// A disk of 65 vectors where few files may be open.
-fn needs_descriptors(host: &Host) -> Story {
+fn needs_descriptors(host: &Host) -> TestResult {
     let plan = "strait run --kernel /k/model --vfio-pci 00:05.0 --dry-run";
     let refused = host.run(&format!("ulimit -n 32; {plan}"))?;
     assert_eq!(refused.status, 1, "{refused:?}");
@@ -77,7 +77,7 @@ fn needs_descriptors(host: &Host) -> Story {
 }
 
 /// Checks that a device is refused, for this reason, whoever asks, and that nothing was done to it.
-fn refused(host: &Host, device: &str, reason: &str) -> Story {
+fn refused(host: &Host, device: &str, reason: &str) -> TestResult {
     let driver = host.driver(device)?;
     for command in
         [format!("device bind {device}"), format!("run --kernel /k/off --bind --vfio-pci {device}")]
@@ -97,7 +97,7 @@ fn refused(host: &Host, device: &str, reason: &str) -> Story {
 }
 
 #[test]
-fn devices_in_use_by_the_host_are_refused_by_name() -> Story {
+fn devices_in_use_by_the_host_are_refused_by_name() -> TestResult {
     let host = with_disk()
         .file("k/off", payload::power_off())
         .option("-netdev", "hubport,id=card,hubid=0")
@@ -165,7 +165,7 @@ fn devices_in_use_by_the_host_are_refused_by_name() -> Story {
 }
 
 #[test]
-fn a_device_behind_a_root_port_is_an_integrated_endpoint_in_the_guest() -> Story {
+fn a_device_behind_a_root_port_is_an_integrated_endpoint_in_the_guest() -> TestResult {
     let host = Board::new()
         .device("pcie-root-port,id=below,addr=a,chassis=1")
         .device("virtio-rng-pci,bus=below,ats=on,iommu_platform=on,disable-legacy=on")

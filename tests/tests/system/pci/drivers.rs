@@ -1,7 +1,7 @@
 //! Guest drivers at work: a disk, a network card, functions of one group.
 
 use tests::harness::payload;
-use tests::harness::{Board, DmaTest, Launch, PLATFORM_DMA, Story};
+use tests::harness::{Board, DmaTest, Launch, PLATFORM_DMA, TestResult};
 
 use super::{
     CARD, DISK, FIRST, check_host, check_no_missed_interrupt, disk_checksum, fill_disk, guest_with,
@@ -9,7 +9,7 @@ use super::{
 };
 
 #[test]
-fn devices_that_no_guest_driver_uses_are_reported() -> Story {
+fn devices_that_no_guest_driver_uses_are_reported() -> TestResult {
     let host = with_disk().file("k/wait", payload::wait()).boot()?;
     let dma = PLATFORM_DMA[0];
     host.bind(dma)?;
@@ -45,7 +45,7 @@ fn devices_that_no_guest_driver_uses_are_reported() -> Story {
 }
 
 #[test]
-fn a_file_system_on_a_disk_survives_guests_and_their_vmm() -> Story {
+fn a_file_system_on_a_disk_survives_guests_and_their_vmm() -> TestResult {
     let host = with_disk().boot()?;
     let mut guest = guest_with(&host, &[DISK], Launch::model())?;
     let written = fill_disk(&mut guest)?;
@@ -80,7 +80,7 @@ fn a_file_system_on_a_disk_survives_guests_and_their_vmm() -> Story {
 }
 
 #[test]
-fn a_network_card_sends_and_receives() -> Story {
+fn a_network_card_sends_and_receives() -> TestResult {
     let host = Board::new()
         .option("-netdev", "hubport,id=card,hubid=0")
         .option("-netdev", "hubport,id=host,hubid=0")
@@ -114,7 +114,7 @@ fn a_network_card_sends_and_receives() -> Story {
 }
 
 #[test]
-fn functions_of_one_group_are_assigned_together_with_a_platform_device() -> Story {
+fn functions_of_one_group_are_assigned_together_with_a_platform_device() -> TestResult {
     let host = Board::new()
         .disk("disk", 64 << 20)
         .device("nvme,drive=disk,serial=one,addr=5.0,multifunction=on")

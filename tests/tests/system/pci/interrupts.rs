@@ -1,7 +1,7 @@
 //! Interrupts of PCI functions: MSI, MSI-X, INTx.
 
 use serde_json::Value;
-use tests::harness::{BACKENDS, Costs, Failure, Guest, Launch, Story};
+use tests::harness::{BACKENDS, Costs, Failure, Guest, Launch, TestResult};
 
 use super::{
     DISK, EDU, FIRST, TESTDEV, check_host, check_no_missed_interrupt, fill_disk, guest_with,
@@ -9,7 +9,7 @@ use super::{
 };
 
 #[test]
-fn a_hundred_thousand_reads_lose_no_interrupt_and_cause_no_exit() -> Story {
+fn a_hundred_thousand_reads_lose_no_interrupt_and_cause_no_exit() -> TestResult {
     let host = with_disk().boot()?;
     let launch = Launch::model().with("--cpus 2 --stats /tmp/stats");
     let mut guest = guest_with(&host, &[DISK], launch)?;
@@ -46,7 +46,7 @@ fn a_hundred_thousand_reads_lose_no_interrupt_and_cause_no_exit() -> Story {
 }
 
 #[test]
-fn a_program_in_the_guest_uses_msi_and_intx() -> Story {
+fn a_program_in_the_guest_uses_msi_and_intx() -> TestResult {
     let host = with_edu().device("pci-testdev,addr=8").boot()?;
     for backend in BACKENDS {
         let launch = Launch::model().with(&format!("--iommu {backend} "));
@@ -64,7 +64,7 @@ fn a_program_in_the_guest_uses_msi_and_intx() -> Story {
 }
 
 #[test]
-fn without_an_its_functions_use_intx() -> Story {
+fn without_an_its_functions_use_intx() -> TestResult {
     let host = with_disk().gic(2).device("edu,addr=7,dma_mask=0xffffffffffff").boot()?;
     let mut guest = guest_with(&host, &[DISK, EDU], Launch::model())?;
     assert!(guest.process().output().contains("interrupt pins only"));

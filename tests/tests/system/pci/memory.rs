@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tests::harness::payload::{self, Toggle};
-use tests::harness::{Host, Launch, Story};
+use tests::harness::{Host, Launch, TestResult};
 
 use super::{
     DISK, EDU, FIRST, TESTDEV, check_host, check_no_missed_interrupt, fill_disk, guest_with,
@@ -10,7 +10,7 @@ use super::{
 };
 
 #[test]
-fn reads_are_ones_while_the_guest_disables_memory() -> Story {
+fn reads_are_ones_while_the_guest_disables_memory() -> TestResult {
     // One vCPU reads the NVMe's first register, mapped or trapped; the other turns memory off and on,
     // puts the function into D3 and back, and has it reset itself.
     const CONFIG: u32 = 0x3f10_8000;
@@ -53,7 +53,7 @@ fn reads_are_ones_while_the_guest_disables_memory() -> Story {
 }
 
 /// Unbinds the disk while a guest has it: the host waits for the run's end, and lets nobody reset it.
-fn unbind_while_it_runs(host: &Host) -> Story {
+fn unbind_while_it_runs(host: &Host) -> TestResult {
     let strait = host.strait(&format!("run --kernel /k/spin --vfio-pci {DISK}"))?;
     host.until("grep -q vfio-intx /proc/interrupts")?;
     let unbind = host.start(&format!("echo {DISK} >/sys/bus/pci/drivers/vfio-pci/unbind"))?;
@@ -70,7 +70,7 @@ fn unbind_while_it_runs(host: &Host) -> Story {
 }
 
 #[test]
-fn a_guest_survives_memory_that_is_disabled_on_the_host() -> Story {
+fn a_guest_survives_memory_that_is_disabled_on_the_host() -> TestResult {
     let host = with_edu().boot()?;
     let mut guest = guest_with(&host, &[EDU], Launch::model())?;
     let device = format!("/sys/bus/pci/devices/{FIRST}");
@@ -91,7 +91,7 @@ fn a_guest_survives_memory_that_is_disabled_on_the_host() -> Story {
 }
 
 #[test]
-fn random_accesses_of_a_guest_harm_only_itself() -> Story {
+fn random_accesses_of_a_guest_harm_only_itself() -> TestResult {
     let host = with_disk()
         .device("edu,addr=7,dma_mask=0xffffffffffff")
         .device("pci-testdev,addr=8")

@@ -5,7 +5,7 @@ mod drivers;
 mod interrupts;
 mod memory;
 
-use tests::harness::{Board, Failure, Guest, Host, Launch, Story};
+use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};
 
 /// Where the devices are on the host.
 const DISK: &str = "0000:00:05.0";
@@ -54,7 +54,7 @@ fn disk_checksum(guest: &mut Guest) -> Result<String, Failure> {
 
 /// Checks that no driver of the guest missed an interrupt: they say so when they find out by a
 /// timeout.
-fn check_no_missed_interrupt(guest: &mut Guest) -> Story {
+fn check_no_missed_interrupt(guest: &mut Guest) -> TestResult {
     let words = ["timeout,", "timed out", "nobody cared", "Hardware Unit Hang", "NETDEV WATCHDOG"];
     let log = guest.log_of(&words.join("\\|"))?;
     assert!(!words.iter().any(|word| log.contains(word)), "{log}");
@@ -62,7 +62,7 @@ fn check_no_missed_interrupt(guest: &mut Guest) -> Story {
 }
 
 /// Checks that the host is well: nothing crashed, and its VFIO found no fault.
-fn check_host(host: &Host) -> Story {
+fn check_host(host: &Host) -> TestResult {
     let log = host.sh("dmesg")?;
     for word in ["BUG", "Oops", "WARNING", "Call trace", "SError"] {
         assert!(!log.contains(word), "{word}:\n{log}");

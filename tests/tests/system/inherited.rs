@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tests::harness::{
-    BACKENDS, Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, SteadyState, Story,
+    BACKENDS, Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, SteadyState, TestResult,
     payload,
 };
 
@@ -46,7 +46,7 @@ fn guest_with(host: &Host, passed: &str) -> Result<Guest, Failure> {
 }
 
 #[test]
-fn a_user_without_privileges_has_a_device_for_a_guest() -> Story {
+fn an_unprivileged_user_assigns_a_platform_device() -> TestResult {
     let host = host()?;
     let mut guest = guest(&host)?;
     assert_eq!(host.sh(&format!("stat -c %u /proc/{}", guest.pid()?))?, "1000\n");
@@ -76,7 +76,7 @@ fn a_user_without_privileges_has_a_device_for_a_guest() -> Story {
 }
 
 #[test]
-fn a_user_without_privileges_has_a_pci_device_for_a_guest() -> Story {
+fn an_unprivileged_user_assigns_a_pci_device() -> TestResult {
     let board = Board::new().device("edu,addr=7,dma_mask=0xffffffffffff");
     let host = host_of(board, "0000:00:07.0")?;
     let passed = PASSED.replace("platform", "pci");
@@ -102,7 +102,7 @@ fn refusal(host: &Host, command: &str, status: i32) -> Result<(String, String), 
 }
 
 #[test]
-fn a_locked_memory_limit_that_does_not_suffice() -> Story {
+fn an_insufficient_locked_memory_limit_is_refused() -> TestResult {
     let host = host()?;
     let run = |kib| format!("{} run --kernel /k/off --memory 256M {PASSED}", as_user(kib));
     let (error, help) = refusal(&host, &run(262_140), 1)?;
@@ -132,7 +132,7 @@ fn a_locked_memory_limit_that_does_not_suffice() -> Story {
 }
 
 #[test]
-fn descriptors_that_are_something_else() -> Story {
+fn unsuitable_descriptors_are_refused() -> TestResult {
     let host = host()?;
     host.bind(PLATFORM_DMA[1])?;
     let device = "/dev/vfio/devices/vfio0";
@@ -186,7 +186,7 @@ fn descriptors_that_are_something_else() -> Story {
 }
 
 #[test]
-fn a_descriptor_that_is_somebody_s_already() -> Story {
+fn a_descriptor_in_use_is_refused() -> TestResult {
     let host =
         Board::new().file("k/off", payload::power_off()).file("k/spin", payload::spin()).boot()?;
     host.bind(PLATFORM_DMA[0])?;

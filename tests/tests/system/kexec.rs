@@ -1,7 +1,7 @@
 //! What a guest's kernel does with itself while a device is its own: it makes way for another one,
 //! and crashes.
 
-use tests::harness::{Board, DmaTest, Guest, Host, Launch, PLATFORM_DMA, Story};
+use tests::harness::{Board, DmaTest, Guest, Host, Launch, PLATFORM_DMA, TestResult};
 
 const NAME: &str = PLATFORM_DMA[0];
 /// What the kernels that follow are told.
@@ -9,7 +9,7 @@ const CMDLINE: &str = "console=ttyS0 quiet strait.do=shell";
 
 /// Puts a kernel into guests' initrds: into `/tmp/inner.cpio`, and with that one into
 /// `/tmp/outer.cpio`, at `/k/model` and `/k/next.cpio`.
-fn kernels_in_initrds(host: &Host) -> Story {
+fn kernels_in_initrds(host: &Host) -> TestResult {
     for (inner, outer) in [("/k/guest", "/tmp/inner"), ("/tmp/inner", "/tmp/outer")] {
         host.sh(&format!(
             "rm -rf /tmp/more && mkdir -p /tmp/more/k && cd /tmp/more && \
@@ -21,14 +21,14 @@ fn kernels_in_initrds(host: &Host) -> Story {
 }
 
 /// Waits until the guest's next kernel has come up.
-fn comes_up_again(guest: &mut Guest) -> Story {
+fn comes_up_again(guest: &mut Guest) -> TestResult {
     guest.process().wait_for("GUEST READY: shell")?;
     guest.process().wait_for("\n")?;
     guest.sh("true").map(|_| ())
 }
 
 #[test]
-fn a_guest_runs_another_kernel_and_that_one_s_crash_kernel() -> Story {
+fn a_device_works_after_kexec_and_in_a_crash_kernel() -> TestResult {
     let host = Board::new().boot()?;
     host.bind(NAME)?;
     kernels_in_initrds(&host)?;

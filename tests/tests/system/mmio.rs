@@ -1,7 +1,7 @@
 //! Registers that aren't mapped into the guest: every access traps, and goes to the device.
 
 use tests::harness::payload::{self, Access};
-use tests::harness::{Board, DmaTest, Failure, Guest, PLATFORM_DMA, Story};
+use tests::harness::{Board, DmaTest, Failure, Guest, PLATFORM_DMA, TestResult};
 
 /// Where the first assigned device is in the guest.
 const BASE: u64 = 0x0c00_0000;
@@ -17,7 +17,7 @@ fn read(guest: &mut Guest, offset: u64, bits: u32) -> Result<u64, Failure> {
 }
 
 #[test]
-fn a_device_works_by_traps_alone() -> Story {
+fn a_device_works_with_mmap_off() -> TestResult {
     let host = Board::new().boot()?;
     let name = PLATFORM_DMA[0];
     host.bind(name)?;
@@ -34,7 +34,7 @@ fn a_device_works_by_traps_alone() -> Story {
 }
 
 #[test]
-fn accesses_of_every_size_at_every_place_have_a_defined_result() -> Story {
+fn mapped_and_trapped_accesses_have_the_same_results() -> TestResult {
     let host = Board::new().boot()?;
     let name = PLATFORM_DMA[0];
     host.bind(name)?;
@@ -73,7 +73,7 @@ fn accesses_of_every_size_at_every_place_have_a_defined_result() -> Story {
 }
 
 #[test]
-fn accesses_that_no_register_takes_do_nothing() -> Story {
+fn invalid_accesses_are_ignored() -> TestResult {
     let base = u32::try_from(BASE).expect("below 4 GiB");
     let read =
         |offset: u32, bytes, expected| Access::Read { address: base + offset, bytes, expected };

@@ -1,6 +1,6 @@
 //! How a run ends, and with which exit status.
 
-use tests::harness::{Board, Failure, Host, Launch, Story, payload};
+use tests::harness::{Board, Failure, Host, Launch, TestResult, payload};
 
 const SIGINT: i32 = 2;
 const SIGUSR1: i32 = 10;
@@ -26,7 +26,7 @@ fn end(host: &Host, arguments: &str) -> Result<(i32, String), Failure> {
 }
 
 #[test]
-fn power_off_is_0_reset_is_3_panic_is_4() -> Story {
+fn the_exit_status_tells_power_off_reset_and_panic() -> TestResult {
     let host = board().boot()?;
     assert_eq!(end(&host, "run --kernel /k/off")?, (0, String::new()));
     let reset = (3, "strait: the guest asked for a reset\n".to_owned());
@@ -45,7 +45,7 @@ fn power_off_is_0_reset_is_3_panic_is_4() -> Story {
 }
 
 #[test]
-fn a_guest_without_a_word_is_told_of_once() -> Story {
+fn a_silent_guest_is_reported_once() -> TestResult {
     let host = board().boot()?;
     let still = "strait: the guest still ran after 11.5 s\n";
     let (status, said) = end(&host, "run --kernel /k/wait --timeout 11.5")?;
@@ -67,7 +67,7 @@ fn a_guest_without_a_word_is_told_of_once() -> Story {
 }
 
 #[test]
-fn how_the_guest_ended_counts_more_than_statistics() -> Story {
+fn unwritable_statistics_do_not_change_the_exit_status() -> TestResult {
     let host = board().boot()?;
     host.sh("mkdir /tmp/small && mount -t tmpfs -o size=16k none /tmp/small")?;
     // Whoever can guess the name of the file that becomes the statistics gains nothing.
@@ -99,7 +99,7 @@ fn how_the_guest_ended_counts_more_than_statistics() -> Story {
 }
 
 #[test]
-fn a_timeout_is_124_whatever_the_guest_does() -> Story {
+fn a_timeout_ends_the_run_with_status_124() -> TestResult {
     let host = board().boot()?;
     for kernel in ["spin", "wait"] {
         for cpus in [1, 3] {
@@ -130,7 +130,7 @@ fn a_timeout_is_124_whatever_the_guest_does() -> Story {
 }
 
 #[test]
-fn signals_end_it_cleanly() -> Story {
+fn sigint_and_sigterm_end_the_run() -> TestResult {
     let host = board().boot()?;
     for signal in [SIGINT, SIGTERM] {
         for launch in [Launch::model().does("idle"), Launch::model().does("busy").with("--cpus 2")]
@@ -147,7 +147,7 @@ fn signals_end_it_cleanly() -> Story {
 }
 
 #[test]
-fn statistics_are_written_on_demand_and_at_the_end() -> Story {
+fn statistics_are_written_on_demand_and_at_the_end() -> TestResult {
     let host = board().boot()?;
     let mut guest = host.guest("--stats /tmp/stats --cpus 2")?;
     assert_ne!(host.run("[ -e /tmp/stats ]")?.status, 0);
@@ -177,7 +177,7 @@ fn statistics_are_written_on_demand_and_at_the_end() -> Story {
 }
 
 #[test]
-fn a_dry_run_prints_the_plan_and_runs_nothing() -> Story {
+fn a_dry_run_prints_the_plan_and_runs_nothing() -> TestResult {
     let host = board().boot()?;
     let plan = host.sh("strait run --kernel /k/model --initrd /k/guest.cpio --cpus 3 --dry-run")?;
     let map = "0x040000000-0x04fffffff  RAM";
@@ -200,7 +200,7 @@ fn a_dry_run_prints_the_plan_and_runs_nothing() -> Story {
 }
 
 #[test]
-fn the_device_tree_can_be_had() -> Story {
+fn dump_dtb_writes_the_device_tree() -> TestResult {
     let host = board().boot()?;
     assert_eq!(status(&host, "run --kernel /k/off --dump-dtb /tmp/dtb")?, 0);
     // It holds the guest's seeds.
@@ -214,7 +214,7 @@ fn the_device_tree_can_be_had() -> Story {
 }
 
 #[test]
-fn killing_it_leaves_nothing_behind() -> Story {
+fn sigkill_leaves_no_virtual_machine_behind() -> TestResult {
     let host = board().boot()?;
     let mut guest = host.launch(&Launch::model().does("busy").with("--cpus 2"))?;
     guest.process().signal(9)?;
@@ -226,7 +226,7 @@ fn killing_it_leaves_nothing_behind() -> Story {
 
 /// Of a PL031: its identification is an AMBA bus' business, its alarm a guest's.
 #[test]
-fn the_clocks_alarm_wakes_a_guest() -> Story {
+fn the_rtc_alarm_interrupts_the_guest() -> TestResult {
     let host = Board::new().boot()?;
     let mut guest = host.guest("--cpus 2 --stats /tmp/stats")?;
     let interrupts = "sed -n '/rtc-pl031/{s/^ *[0-9]*: *\\([0-9]*\\) *\\([0-9]*\\) .*/\\1 \\2/p}' \

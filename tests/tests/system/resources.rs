@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use tests::artifacts::Artifacts;
-use tests::harness::{Board, Story, payload};
+use tests::harness::{Board, TestResult, payload};
 use tests::manual;
 use tests::setup::workspace;
 use tests::suite;
@@ -18,7 +18,7 @@ fn sh(shell: &str, script: &str) -> String {
 }
 
 #[test]
-fn the_man_page_and_the_completions_are_those_of_the_help() {
+fn the_man_page_and_completions_match_the_help() {
     let strait = Artifacts::from_env().unwrap().strait;
     for made in manual::make(&strait).unwrap() {
         let path = workspace::root().join(&made.path);
@@ -76,7 +76,7 @@ fn shrinkwrap_takes_the_overlay_for_the_fvp() {
 }
 
 #[test]
-fn the_examples_name_options_that_there_are() {
+fn the_systemd_unit_is_valid_and_its_options_exist() {
     let strait = Artifacts::from_env().unwrap().strait;
     let help = manual::texts(&strait).unwrap();
     let examples = workspace::root().join("resources/examples");
@@ -101,7 +101,7 @@ fn the_examples_name_options_that_there_are() {
 }
 
 #[test]
-fn the_boot_test_script_reports_how_the_guest_ended() -> Story {
+fn the_boot_test_script_reports_how_the_guest_ended() -> TestResult {
     let script = fs::read(workspace::root().join("resources/ci/boot-test.sh")).unwrap();
     let host = Board::new().file("bin/boot-test", script).file("k/spin", payload::spin()).boot()?;
     let powers_off = "boot-test /k/model /k/guest.cpio --cmdline 'quiet strait.do=poweroff'";

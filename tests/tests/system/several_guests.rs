@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::harness::{
     AMBA_DMA, BACKENDS, Board, DmaTest, Failure, Guest, Host, Interrupts, Launch, PLATFORM_DMA,
-    Story,
+    TestResult,
 };
 use tests::suite::SOAK;
 
@@ -99,7 +99,7 @@ impl Worker {
 }
 
 #[test]
-fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
+fn four_guests_run_dma_concurrently() -> TestResult {
     let host = Board::new().boot()?;
     let devices = [PLATFORM_DMA, AMBA_DMA].concat();
     let backends = BACKENDS.iter().cycle();
@@ -134,7 +134,7 @@ fn four_guests_with_a_controller_each_work_side_by_side() -> Story {
 }
 
 #[test]
-fn on_four_cpus_interrupts_come_together_and_none_is_lost() -> Story {
+fn no_interrupt_is_lost_on_four_cpus() -> TestResult {
     let host = Board::new().cpus(4).boot()?;
     for backend in BACKENDS {
         let mut worker = Worker::hire(&host, PLATFORM_DMA[0], backend, " --cpus 4")?;
@@ -155,7 +155,7 @@ fn on_four_cpus_interrupts_come_together_and_none_is_lost() -> Story {
 }
 
 #[test]
-fn a_line_that_the_guest_never_handles_is_told_as_stuck() -> Story {
+fn an_unhandled_interrupt_is_reported_as_stuck() -> TestResult {
     let host = Board::new().boot()?;
     // A guest without a driver: nobody enables the interrupt, nobody ends it.
     let arguments = format!("--bind --vfio-platform {} --stats /tmp/stats", PLATFORM_DMA[0]);
@@ -179,7 +179,7 @@ fn a_line_that_the_guest_never_handles_is_told_as_stuck() -> Story {
 }
 
 #[test]
-fn a_line_that_nothing_will_unmask_is_told_as_lost() -> Story {
+fn a_line_that_stays_masked_is_reported_as_lost() -> TestResult {
     let host = Board::new().boot()?;
     for backend in BACKENDS {
         lose_a_line(&host, backend)?;

@@ -1,7 +1,7 @@
 //! The PCI host that a guest gets with its PCI devices: what it finds there, and what becomes of the
 //! devices' registers wherever it puts them.
 
-use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, Story};
+use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult};
 
 /// Where the devices are on the host.
 const EDU: &str = "0000:00:05.0";
@@ -75,12 +75,12 @@ fn edu_answers(guest: &mut Guest, at: u64) -> Result<bool, Failure> {
 }
 
 /// Checks that nobody answers there.
-fn nobody_answers(guest: &mut Guest, at: u64) -> Story {
+fn nobody_answers(guest: &mut Guest, at: u64) -> TestResult {
     guest.sh(&format!("agent memory check {at:#x} 16 0xff")).map(|_| ())
 }
 
 #[test]
-fn a_guest_finds_the_bridge_and_its_functions_where_they_are_wanted() -> Story {
+fn functions_are_found_at_the_requested_slots() -> TestResult {
     let host = boot(board())?;
     let devices =
         format!("--vfio-pci {NVME} --vfio-pci {EDU},addr=1f.1 --vfio-pci {SECOND_NVME},addr=1f.0");
@@ -118,7 +118,7 @@ fn a_guest_finds_the_bridge_and_its_functions_where_they_are_wanted() -> Story {
 }
 
 #[test]
-fn a_bar_goes_where_the_guest_puts_it_but_over_nothing_else() -> Story {
+fn a_bar_can_be_moved_but_not_over_other_regions() -> TestResult {
     let host = boot(board())?;
     let devices = format!("--vfio-pci {EDU} --vfio-pci {NVME}");
     let mut guest = host.launch(&Launch::model().cmdline("mem=192M").with(&devices))?;
@@ -154,7 +154,7 @@ fn a_bar_goes_where_the_guest_puts_it_but_over_nothing_else() -> Story {
 }
 
 #[test]
-fn devices_that_are_removed_are_found_again_and_work() -> Story {
+fn removed_functions_are_found_by_a_rescan() -> TestResult {
     let host = boot(board())?;
     let mut guest = host.guest(&format!("--vfio-pci {NVME} --vfio-pci {SECOND_NVME}"))?;
     let first = Function("01.0").resources(&mut guest)?[0][0];
@@ -178,7 +178,7 @@ fn devices_that_are_removed_are_found_again_and_work() -> Story {
 }
 
 #[test]
-fn with_a_gicv2_functions_signal_by_their_pins() -> Story {
+fn functions_use_intx_on_gicv2() -> TestResult {
     let host = boot(board().gic(2))?;
     let device = format!("--vfio-pci {NVME}");
     let plan = host.sh(&format!("strait run --kernel /k/model {device} --dry-run"))?;
@@ -195,7 +195,7 @@ fn with_a_gicv2_functions_signal_by_their_pins() -> Story {
 }
 
 #[test]
-fn seats_and_addresses_that_can_not_be_had_are_refused() -> Story {
+fn unavailable_slots_and_addresses_are_refused() -> TestResult {
     let host = boot(board())?;
     host.bind(PLATFORM_DMA[0])?;
     for (devices, said, help) in [

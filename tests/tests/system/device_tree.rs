@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 use tests::harness::{
-    Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, Story, compile_overlay, overlay,
+    Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, TestResult, compile_overlay, overlay,
 };
 use tests::setup::workspace;
 
@@ -25,7 +25,7 @@ fn refusal(host: &Host, arguments: &str) -> Result<String, Failure> {
 }
 
 #[test]
-fn the_plan_accounts_for_every_property_of_the_hosts_node_once() -> Story {
+fn the_plan_lists_every_host_property_once() -> TestResult {
     let host = Board::new().boot()?;
     host.bind(NAME)?;
     let plan = plan(&host, &format!("--vfio-platform {NAME}"))?;
@@ -60,7 +60,7 @@ fn the_plan_accounts_for_every_property_of_the_hosts_node_once() -> Story {
 }
 
 #[test]
-fn a_device_at_the_hosts_address_under_a_persons_names_works() -> Story {
+fn options_set_address_name_alias_and_clock_rate() -> TestResult {
     let host = Board::new().boot()?;
     host.bind(NAME)?;
     let options =
@@ -84,7 +84,7 @@ fn a_device_at_the_hosts_address_under_a_persons_names_works() -> Story {
 }
 
 #[test]
-fn places_that_are_taken_are_refused_with_both_names() -> Story {
+fn overlapping_addresses_are_refused_naming_both_owners() -> TestResult {
     let host = Board::new().boot()?;
     PLATFORM_DMA.iter().try_for_each(|name| host.bind(name))?;
     let [first, second] = PLATFORM_DMA;
@@ -110,7 +110,7 @@ fn places_that_are_taken_are_refused_with_both_names() -> Story {
 }
 
 #[test]
-fn options_that_fit_nothing_are_refused_with_what_there_is() -> Story {
+fn unfitting_device_options_are_refused_naming_the_choices() -> TestResult {
     let host = Board::new().boot()?;
     host.bind(NAME)?;
     for (options, expected) in [
@@ -134,7 +134,7 @@ fn options_that_fit_nothing_are_refused_with_what_there_is() -> Story {
 }
 
 #[test]
-fn an_overlay_has_the_last_word() -> Story {
+fn overlays_change_the_guest_tree() -> TestResult {
     let change = overlay(
         "&_2c0a0000_dma { clocks = <&osc>; interrupt-parent = <&gic>; label = \"mine\"; };
          &clocks { osc: osc { compatible = \"fixed-clock\"; #clock-cells = <0>;
@@ -189,7 +189,7 @@ fn an_overlay_has_the_last_word() -> Story {
 }
 
 #[test]
-fn what_the_hosts_buses_let_a_device_address_is_held_to() -> Story {
+fn dma_ranges_of_host_buses_are_enforced() -> TestResult {
     let host = Board::new().boot()?;
     PLATFORM_DMA.iter().try_for_each(|name| host.bind(name))?;
     // The host's tree, on other buses.
