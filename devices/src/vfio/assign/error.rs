@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use boot::fdt::host::HostError;
 
-use super::super::host::{Bus, GroupMember, Process, ReadError, list_users};
+use super::super::host::{GroupMember, HostBus, Process, ReadError, list_users};
 use super::super::inherited::InheritedError;
 use super::super::remedy;
 use super::super::uapi::IoctlError;
@@ -41,7 +41,7 @@ pub enum AssignError {
         /// The device.
         name: String,
         /// Its bus.
-        bus: Bus,
+        bus: HostBus,
     },
     /// The device is a PCI bridge.
     #[error("{name} can't be assigned: it is a bridge, and what is behind it needs it on the host")]
@@ -55,7 +55,7 @@ pub enum AssignError {
         /// The device.
         name: String,
         /// Its bus.
-        bus: Bus,
+        bus: HostBus,
         /// Its driver.
         driver: Option<String>,
     },
@@ -74,7 +74,7 @@ pub enum AssignError {
         /// The device.
         name: String,
         /// Its bus.
-        bus: Bus,
+        bus: HostBus,
     },
     /// The device is behind no IOMMU.
     #[error("{name} can't be assigned: it is in no IOMMU group, so nothing would confine its DMA")]
@@ -253,7 +253,7 @@ impl Help for AssignError {
         Some(match self {
             Self::NotFound { similar, candidates, .. } => alternatives(similar, candidates),
             Self::Duplicate { .. } => "name each device once".to_owned(),
-            Self::OtherBus { name, bus: Bus::Pci } => format!("--vfio-pci {name}"),
+            Self::OtherBus { name, bus: HostBus::Pci } => format!("--vfio-pci {name}"),
             Self::OtherBus { name, .. } => format!("--vfio-platform {name}"),
             Self::Bridge { .. } => "strait device list".to_owned(),
             Self::NotBound { name, .. } => remedy::bind(name),
@@ -316,7 +316,7 @@ fn alternatives(similar: &[String], candidates: &[String]) -> String {
 }
 
 /// The driver of a device that isn't bound to VFIO's, for a message.
-fn not_bound(bus: Bus, driver: Option<&str>) -> String {
+fn not_bound(bus: HostBus, driver: Option<&str>) -> String {
     let vfio_driver = bus.vfio_driver();
     match driver {
         Some(driver) => format!("its driver is {driver}, not {vfio_driver}"),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub use error::AssignError;
 pub use files::{ClosedFile, VfioFile, may_open};
 
-use super::host::{Bus, Host, HostDevice, IommuGroup};
+use super::host::{Host, HostBus, HostDevice, IommuGroup};
 use super::inherited::InheritedFd;
 
 /// How the command line names a device.
@@ -71,7 +71,7 @@ impl Assignment {
 /// [`AssignError::OtherBus`].
 pub fn check_bus(device: &HostDevice, pci: bool) -> Result<(), AssignError> {
     let (name, bus) = (device.name().to_owned(), device.bus());
-    if (bus == Bus::Pci) == pci { Ok(()) } else { Err(AssignError::OtherBus { name, bus }) }
+    if (bus == HostBus::Pci) == pci { Ok(()) } else { Err(AssignError::OtherBus { name, bus }) }
 }
 
 /// Checks that all of these devices can be assigned together. Reads the host and changes nothing.
@@ -157,7 +157,8 @@ pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError
 /// The error of a name that no device has.
 #[cold]
 pub(super) fn no_device(host: &Host, name: &str) -> AssignError {
-    let mut devices: Vec<_> = Bus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)).collect();
+    let mut devices: Vec<_> =
+        HostBus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)).collect();
     devices.retain(|device| !matches!(device.is_bridge(), Ok(true)));
     devices.sort_by(|a, b| a.name().cmp(b.name()));
     let names = |devices: &[HostDevice]| -> Vec<String> {

@@ -15,7 +15,7 @@ const PCI_BRIDGE: &str = "0x06";
 /// A bus for whose devices VFIO has a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Bus {
+pub enum HostBus {
     /// The platform bus.
     Platform,
     /// The AMBA bus: devices with `arm,primecell` among their `compatible`.
@@ -24,7 +24,7 @@ pub enum Bus {
     Pci,
 }
 
-impl Bus {
+impl HostBus {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Platform, Self::Amba, Self::Pci];
 
@@ -59,7 +59,7 @@ impl Bus {
     }
 }
 
-impl fmt::Display for Bus {
+impl fmt::Display for HostBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -80,12 +80,12 @@ pub struct PciIdentity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostDevice {
     name: String,
-    bus: Bus,
+    bus: HostBus,
     path: PathBuf,
 }
 
 impl HostDevice {
-    pub(super) fn new(name: &str, bus: Bus, path: PathBuf) -> Self {
+    pub(super) fn new(name: &str, bus: HostBus, path: PathBuf) -> Self {
         Self { name: name.to_owned(), bus, path }
     }
 
@@ -95,7 +95,7 @@ impl HostDevice {
     }
 
     /// The bus it is on.
-    pub fn bus(&self) -> Bus {
+    pub fn bus(&self) -> HostBus {
         self.bus
     }
 
@@ -144,7 +144,7 @@ impl HostDevice {
         if self.group()?.is_some() || canonical(&self.path.join("of_node/iommus"))?.is_some() {
             return Ok(true);
         }
-        if self.bus != Bus::Pci {
+        if self.bus != HostBus::Pci {
             return Ok(false);
         }
         for above in self.path.ancestors().skip(1) {
@@ -161,7 +161,7 @@ impl HostDevice {
     ///
     /// Sysfs can't be read.
     pub fn is_bridge(&self) -> Result<bool, ReadError> {
-        if self.bus != Bus::Pci {
+        if self.bus != HostBus::Pci {
             return Ok(false);
         }
         Ok(read_line(&self.path.join("class"))?.is_some_and(|class| class.starts_with(PCI_BRIDGE)))
@@ -173,7 +173,7 @@ impl HostDevice {
     ///
     /// Sysfs can't be read.
     pub fn pci_identity(&self) -> Result<Option<PciIdentity>, ReadError> {
-        if self.bus != Bus::Pci {
+        if self.bus != HostBus::Pci {
             return Ok(None);
         }
         let number = |attribute: &str| {

@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use cdev::{Cdev, DeviceNumber};
-pub use device::{Bus, HostDevice, PciIdentity};
+pub use device::{HostBus, HostDevice, PciIdentity};
 pub use group::{GroupMember, IommuGroup, ReservedRegion};
 pub use interrupts::{InterruptEntry, InterruptTable};
 pub(crate) use processes::list_users;
@@ -97,7 +97,7 @@ impl Host {
         DeviceNumber::parse(&attribute(&path)?)
     }
 
-    /// The device with this name on any [`Bus`], or at this path below `/sys` (a name with a `/`); `None` if
+    /// The device with this name on any [`HostBus`], or at this path below `/sys` (a name with a `/`); `None` if
     /// there is none. A PCI function's domain 0000 may be left out.
     ///
     /// # Errors
@@ -110,14 +110,14 @@ impl Host {
         if matches!(name, "" | "." | "..") {
             return Ok(None);
         }
-        for bus in Bus::ALL {
+        for bus in HostBus::ALL {
             if let Some(device) = self.find_on(bus, name)? {
                 return Ok(Some(device));
             }
         }
         // As lspci writes it, without the first domain.
         if name.matches(':').count() == 1 {
-            return self.find_on(Bus::Pci, &format!("0000:{name}"));
+            return self.find_on(HostBus::Pci, &format!("0000:{name}"));
         }
         Ok(None)
     }
@@ -127,7 +127,7 @@ impl Host {
     /// # Errors
     ///
     /// Sysfs can't be read.
-    pub fn find_on(&self, bus: Bus, name: &str) -> Result<Option<HostDevice>, ReadError> {
+    pub fn find_on(&self, bus: HostBus, name: &str) -> Result<Option<HostDevice>, ReadError> {
         let link = self.bus(bus).join("devices").join(name);
         Ok(canonical(&link)?.map(|path| HostDevice::new(name, bus, path)))
     }
@@ -140,13 +140,13 @@ impl Host {
             return Ok(None);
         }
         let bus = link_name(&path.join("subsystem"))?
-            .and_then(|name| Bus::ALL.into_iter().find(|bus| bus.name() == name));
+            .and_then(|name| HostBus::ALL.into_iter().find(|bus| bus.name() == name));
         let name = path.file_name().and_then(|name| name.to_str());
         Ok(bus.zip(name).map(|(bus, name)| HostDevice::new(name, bus, path.clone())))
     }
 
     /// All devices on a bus, sorted by name. What can't be read is left out.
-    pub fn devices_on(&self, bus: Bus) -> Vec<HostDevice> {
+    pub fn devices_on(&self, bus: HostBus) -> Vec<HostDevice> {
         let entries = entries(&self.bus(bus).join("devices"));
         let device = |path: PathBuf| match file_name(&path) {
             "" => None,
@@ -173,7 +173,7 @@ impl Host {
         let Some(group) = device.group()? else { return Ok(Vec::new()) };
         let mut members = Vec::new();
         for member in self.group(group).members()? {
-            let bus = Bus::ALL.into_iter().find(|bus| bus.name() == member.bus);
+            let bus = HostBus::ALL.into_iter().find(|bus| bus.name() == member.bus);
             let Some(bus) = bus else { continue };
             let found = self.find_on(bus, &member.name)?;
             if let Some(found) = found.filter(|found| !matches!(found.is_bridge(), Ok(true))) {
@@ -198,7 +198,7 @@ impl Host {
     }
 
     /// Whether the kernel has the VFIO driver for devices on this bus, loaded or built in.
-    pub fn has_vfio_driver(&self, bus: Bus) -> bool {
+    pub fn has_vfio_driver(&self, bus: HostBus) -> bool {
         self.bus(bus).join("drivers").join(bus.vfio_driver()).exists()
     }
 
@@ -208,8 +208,8 @@ impl Host {
     /// # Errors
     ///
     /// Sysfs can't be read.
-    pub fn is_reset_required(&self, bus: Bus) -> Result<bool, ReadError> {
-        Ok(bus == Bus::Platform && self.flag("vfio_platform", "reset_required")? == Some(true))
+    pub fn is_reset_required(&self, bus: HostBus) -> Result<bool, ReadError> {
+        Ok(bus == HostBus::Platform && self.flag("vfio_platform", "reset_required")? == Some(true))
     }
 
     /// The value of a module's boolean parameter; `None` if there is no such module or parameter.
@@ -228,7 +228,7 @@ impl Host {
     }
 
     /// The directory of a bus, `/sys/bus/NAME`.
-    pub(super) fn bus(&self, bus: Bus) -> PathBuf {
+    pub(super) fn bus(&self, bus: HostBus) -> PathBuf {
         self.sysfs.join("bus").join(bus.name())
     }
 }

@@ -9,7 +9,7 @@ fn a_device_is_found_by_its_name_on_either_bus() {
     fake.device("platform", DMA, None, None);
     fake.device("amba", "2c0c0000.dma", None, None);
     let host = fake.host();
-    for (name, bus) in [(DMA, Bus::Platform), ("2c0c0000.dma", Bus::Amba)] {
+    for (name, bus) in [(DMA, HostBus::Platform), ("2c0c0000.dma", HostBus::Amba)] {
         let device = host.find(name).unwrap().unwrap();
         assert_eq!((device.name(), device.bus()), (name, bus));
         assert_eq!(device.path(), fake.path(format!("sys/devices/{bus}/{name}")));
@@ -29,7 +29,7 @@ fn a_device_is_found_by_its_path() {
     let by_name = fake.host().find(DMA).unwrap();
     assert_eq!(find("sys/devices/amba/2c0a0000.dma"), by_name);
     assert_eq!(find("sys/bus/amba/devices/2c0a0000.dma"), by_name);
-    assert_eq!(find("sys/devices/pci/0000:00:01.0").map(|device| device.bus()), Some(Bus::Pci));
+    assert_eq!(find("sys/devices/pci/0000:00:01.0").map(|device| device.bus()), Some(HostBus::Pci));
     fake.device("usb", "1-1", None, None);
     for path in ["sys/devices/usb/1-1", "sys/bus", "sys/none", "elsewhere/2c0a0000.dma"] {
         assert_eq!(find(path), None, "{path}");

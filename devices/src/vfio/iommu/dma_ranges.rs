@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use boot::fdt::host::{HostError, HostTree};
 
 use super::super::assign::{AssignError, Assignment};
-use super::super::host::{Bus, Host};
+use super::super::host::{Host, HostBus};
 
 /// How much of a guest's RAM, from its start, a device must address if its driver copies through
 /// bounce buffers: room for a kernel, its initrd and Linux' bounce buffers (`IO_TLB_DEFAULT_SIZE`,
@@ -68,7 +68,7 @@ pub(super) fn of(host: &Host, assignments: &[Assignment]) -> Result<Vec<DmaRange
     };
     let mut all = Vec::new();
     for Assignment { device, .. } in assignments {
-        let in_guest_tree = device.bus() != Bus::Pci;
+        let in_guest_tree = device.bus() != HostBus::Pci;
         let node = if in_guest_tree { device.of_node()? } else { device.host_bridge_node()? };
         let Some(node) = node else { continue };
         let node = tree.node_alone(&node)?;

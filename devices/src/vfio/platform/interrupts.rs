@@ -7,7 +7,7 @@ use boot::fdt::host::{HostNode, HostTree, Reference};
 
 use super::{InterruptHolder, PlatformError};
 use crate::vfio::assign::AssignError;
-use crate::vfio::host::{Bus, Host, HostDevice, InterruptEntry};
+use crate::vfio::host::{Host, HostBus, HostDevice, InterruptEntry};
 use crate::vfio::node::NodeOptions;
 
 /// The first SPI's INTID (Arm GIC Architecture Specification, IHI 0069, 2.2.1).
@@ -102,7 +102,7 @@ fn holder(
     if by_vfio && handler.ends_with(&format!("({})", device.name())) {
         return None;
     }
-    let all = Bus::DESCRIBED.into_iter().flat_map(|bus| host.devices_on(bus));
+    let all = HostBus::DESCRIBED.into_iter().flat_map(|bus| host.devices_on(bus));
     for other in all.filter(|other| other != device) {
         let Ok(Some(driver)) = other.driver() else { continue };
         let Ok(Some(node)) = other.of_node() else { continue };

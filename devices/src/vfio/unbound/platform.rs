@@ -6,7 +6,7 @@
 
 use boot::fdt::host::{HostNode, HostTree};
 
-use super::super::host::{Bus, HostDevice};
+use super::super::host::{HostBus, HostDevice};
 use super::super::uapi::{DeviceInfo, IrqInfo, RegionInfo};
 use super::{UnboundDevice, UnboundError};
 
@@ -25,7 +25,7 @@ impl UnboundDevice {
         node: &HostNode,
         page_size: u64,
     ) -> Result<Self, UnboundError> {
-        let amba = device.bus() == Bus::Amba;
+        let amba = device.bus() == HostBus::Amba;
         let (regions, interrupts) =
             if amba { (1, MAX_AMBA_INTERRUPTS) } else { (usize::MAX, usize::MAX) };
         let regions = self::regions(tree, node, page_size).take(regions).collect();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use devices::vfio::host::{Bus, HostDevice};
+use devices::vfio::host::{HostBus, HostDevice};
 use devices::vfio::remedy;
 
 use super::Premises;
@@ -14,7 +14,7 @@ use crate::error::Error;
 /// The VFIO drivers of the buses whose devices strait assigns.
 pub fn findings(premises: &Premises, present: &Present) -> Vec<Finding> {
     let release = kernel::release(&premises.proc);
-    let finding = |bus: Bus| {
+    let finding = |bus: HostBus| {
         let subject = bus.vfio_driver();
         let there = premises.host.has_vfio_driver(bus);
         let presence = Presence::of(there, &premises.modules, &release, subject);
@@ -34,7 +34,7 @@ pub fn findings(premises: &Premises, present: &Present) -> Vec<Finding> {
         };
         Finding::blocks(subject, &[kind], text, help)
     };
-    Bus::ALL.map(finding).into()
+    HostBus::ALL.map(finding).into()
 }
 
 /// Whether vfio-platform takes devices for which the kernel has no reset function. vfio-amba never

@@ -1,7 +1,7 @@
 //! The kinds of device: each needs other things of the host.
 
 use boot::fdt::host::HostTree;
-use devices::vfio::host::{Bus, Host, HostDevice, ReadError};
+use devices::vfio::host::{Host, HostBus, HostDevice, ReadError};
 use serde::Serialize;
 
 use super::messages;
@@ -28,11 +28,11 @@ impl Kind {
     pub const OF_HOST: [Self; 3] = [Self::Platform, Self::Amba, Self::Pci];
 
     /// The kind of a bus's devices.
-    pub fn on(bus: Bus) -> Self {
+    pub fn on(bus: HostBus) -> Self {
         match bus {
-            Bus::Platform => Self::Platform,
-            Bus::Amba => Self::Amba,
-            Bus::Pci => Self::Pci,
+            HostBus::Platform => Self::Platform,
+            HostBus::Amba => Self::Amba,
+            HostBus::Pci => Self::Pci,
         }
     }
 
@@ -72,7 +72,7 @@ impl Present {
     pub fn of(host: &Host) -> Result<Self, ReadError> {
         let tree = HostTree::at(&host.device_tree()).ok();
         let mut present = Vec::new();
-        for bus in Bus::ALL {
+        for bus in HostBus::ALL {
             for device in host.devices_on(bus) {
                 if !device.behind_iommu()? || device.is_bridge()? || is_unconfined(host, &device)? {
                     continue;
@@ -118,7 +118,7 @@ impl Present {
     pub fn of_kinds(kinds: &[Kind]) -> Self {
         let root = std::env::temp_dir().join(format!("strait-present-{}", std::process::id()));
         let confined = kinds.iter().filter_map(|kind| {
-            let bus = Bus::ALL.into_iter().find(|bus| Kind::on(*bus) == *kind)?;
+            let bus = HostBus::ALL.into_iter().find(|bus| Kind::on(*bus) == *kind)?;
             let path = root.join("bus").join(bus.name()).join("devices/1.x");
             std::fs::create_dir_all(&path).ok()?;
             let device = Host::at(&root, &root, &root, &root).find_on(bus, "1.x").ok()??;

@@ -5,7 +5,7 @@
 //! within PCI host bridges don't, and for a device without messages nobody can say.
 
 use boot::fdt::host::{HostError, HostNode, HostTree};
-use devices::vfio::host::{Bus, HostDevice};
+use devices::vfio::host::{HostBus, HostDevice};
 
 /// What the binding of an ITS is called (arm,gic-v3.yaml, arm,gic-v5-iwb.yaml).
 const ISOLATING: [&str; 2] = ["arm,gic-v3-its", "arm,gic-v5-its"];
@@ -13,7 +13,7 @@ const ISOLATING: [&str; 2] = ["arm,gic-v3-its", "arm,gic-v5-its"];
 /// Whether those of this device are isolated. A PCI function of a host whose firmware doesn't
 /// describe it by a device tree is taken to be: its controllers can't be told.
 pub fn are_isolated(tree: Option<&HostTree>, device: &HostDevice) -> bool {
-    let above = if device.bus() == Bus::Pci { usize::MAX } else { 1 };
+    let above = if device.bus() == HostBus::Pci { usize::MAX } else { 1 };
     let mut described = false;
     for directory in device.path().ancestors().take(above) {
         let Some(node) = tree.and_then(|tree| tree.node(&directory.join("of_node")).ok()) else {
@@ -24,7 +24,7 @@ pub fn are_isolated(tree: Option<&HostTree>, device: &HostDevice) -> bool {
             return isolated.unwrap_or(false);
         }
     }
-    device.bus() == Bus::Pci && !described
+    device.bus() == HostBus::Pci && !described
 }
 
 /// What a node says: by `msi-map` of a PCI host bridge (entries of a requester ID, a controller, an

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use devices::vfio::assign::may_open;
-use devices::vfio::host::{Bus, Host, HostDevice};
+use devices::vfio::host::{Host, HostBus, HostDevice};
 use devices::vfio::remedy;
 
 use super::Premises;
@@ -92,7 +92,7 @@ impl Files {
 fn devices(host: &Host, works: &Backends) -> Result<Finding, Error> {
     const SUBJECT: &str = "VFIO devices";
     let mut bound = Vec::new();
-    for device in Bus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)) {
+    for device in HostBus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)) {
         bound.extend(Files::of(host, works, &device)?);
     }
     let texts = |open: bool| {

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use devices::vfio::host::{Bus, Host, Usage};
+use devices::vfio::host::{Host, HostBus, Usage};
 use serde::Serialize;
 
 use super::pci_ids::PciIds;
@@ -35,7 +35,7 @@ impl List {
     pub fn of(host: &Host) -> Result<Self, Error> {
         let (names, usage) = (PciIds::installed(), Usage::of(host));
         let mut entries = Vec::new();
-        for device in Bus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)) {
+        for device in HostBus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)) {
             // Bridges stay with the host whatever is done with what is behind them.
             if !device.behind_iommu()? || device.is_bridge()? {
                 continue;

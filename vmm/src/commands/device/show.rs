@@ -7,7 +7,7 @@ use boot::fdt::host::{HostNode, HostTree};
 use boot::fdt::{self, Node};
 use boot::layout::Ram;
 use devices::vfio::assign::{self, DeviceRef};
-use devices::vfio::host::{Bus, GroupMember, Host, HostDevice, ReservedRegion, Usage};
+use devices::vfio::host::{GroupMember, Host, HostBus, HostDevice, ReservedRegion, Usage};
 use devices::vfio::iommu::{Iommu, IommuOptions};
 use devices::vfio::region::host_page_size;
 use devices::vfio::unbound::UnboundDevice;
@@ -104,7 +104,7 @@ impl Details {
         node: Option<&HostNode>,
         options: IommuOptions,
     ) -> Result<(), Error> {
-        if device.bus() == Bus::Pci && !device.is_bridge()? {
+        if device.bus() == HostBus::Pci && !device.is_bridge()? {
             let calls = Arc::new(UnboundDevice::pci(device)?);
             self.vfio = Some(VfioInfo::of_unbound(&*calls).map_err(|e| Error::chain(&e))?);
             self.function = Some(FunctionSheet::of(calls, device.name(), device.pci_config()?)?);
@@ -129,7 +129,7 @@ impl Details {
         let calls = iommu.open_device(&assignment)?;
         self.iommu = Some(IommuDetails::of(&iommu)?);
         self.vfio = Some(VfioInfo::of(&*calls).map_err(|e| Error::chain(&e))?);
-        if assignment.device.bus() == Bus::Pci {
+        if assignment.device.bus() == HostBus::Pci {
             let hardware = assignment.device.pci_config()?;
             self.function = Some(FunctionSheet::of(calls, assignment.name(), hardware)?);
             return Ok(());

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use devices::vfio::assign::{self, AssignError};
 use devices::vfio::driver_binding::BindRecords;
-use devices::vfio::host::{Bus, Host, HostDevice, Process, Usage};
+use devices::vfio::host::{Host, HostBus, HostDevice, Process, Usage};
 use devices::vfio::iommu::{Backend, IommuOptions};
 use devices::vfio::remedy;
 use serde::Serialize;
@@ -32,7 +32,7 @@ pub enum State {
 #[derive(Debug, Serialize)]
 pub struct Summary {
     pub name: String,
-    pub bus: Bus,
+    pub bus: HostBus,
     pub driver: Option<String>,
     /// The driver that `unbind` restores.
     pub driver_before: Option<String>,

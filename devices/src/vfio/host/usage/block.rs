@@ -24,11 +24,10 @@ pub(super) fn uses(usage: &Usage<'_>, devices: &[ChildDevice]) -> Vec<HostUse> {
         // The kernel has uses that sysfs doesn't show.
         let claimed = disks.iter().find(|disk| is_claimed(usage.host, disk));
         search.uses.extend(claimed.map(|disk| {
-            let what = format!(
+            HostUse::new(format!(
                 "{} is claimed by a file system, a RAID or a volume manager of the host",
                 disk.name()
-            );
-            HostUse { what, end: None }
+            ))
         }));
     }
     search.uses
@@ -88,18 +87,17 @@ impl Search<'_> {
             self.uses.push(HostUse { what, end: ends.map(|ends| ends.join(" && ")) });
         }
         if self.usage.swaps.iter().any(|swap| is_file(swap, &file, number)) {
-            let end = Some(format!("swapoff {}", file.display()));
-            self.uses.push(HostUse { what: format!("{label} is swapped to"), end });
+            let (what, command) =
+                (format!("{label} is swapped to"), format!("swapoff {}", file.display()));
+            self.uses.push(HostUse::ended_by(what, command));
         }
         for user in self.users(device) {
             self.visit_user(&user, &label);
         }
         let open = number.map_or(&[][..], |number| self.usage.open.users(FileKind::Block, number));
         if self.uses.len() == before {
-            self.uses.extend(open.iter().map(|process| HostUse {
-                what: format!("{} is open in {process}", file.display()),
-                end: None,
-            }));
+            let use_of = |process| HostUse::new(format!("{} is open in {process}", file.display()));
+            self.uses.extend(open.iter().map(use_of));
         }
     }
 

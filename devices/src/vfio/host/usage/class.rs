@@ -27,7 +27,7 @@ pub(super) fn uses(
 ) -> Vec<HostUse> {
     let mut uses = direct_uses(device, along);
     if children.hidden_interfaces {
-        uses.push(host_use("its network interface is in another network namespace"));
+        uses.push(HostUse::new("its network interface is in another network namespace"));
     }
     for node in &children.devices {
         match node.subsystem.as_str() {
@@ -36,13 +36,13 @@ pub(super) fn uses(
             "tty" => uses.extend(console(usage, node)),
             "graphics" => uses.extend(text_console(usage, node)),
             "watchdog" if node.attribute("state").as_deref() == Some("active") => {
-                uses.push(host_use(format!("{} is running", node.name())));
+                uses.push(HostUse::new(format!("{} is running", node.name())));
             }
             "dma" if node.attribute("in_use").is_some_and(|clients| clients != "0") => {
-                uses.push(host_use(format!("a driver has DMA channel {}", node.name())));
+                uses.push(HostUse::new(format!("a driver has DMA channel {}", node.name())));
             }
             "mtd" => uses.extend(attached(usage, node)),
-            "iommu" => uses.push(host_use(format!("it is the IOMMU {}", node.name()))),
+            "iommu" => uses.push(HostUse::new(format!("it is the IOMMU {}", node.name()))),
             _ => (),
         }
         if node.subsystem != "block" {
@@ -52,19 +52,14 @@ pub(super) fn uses(
     uses
 }
 
-fn host_use(what: impl Into<String>) -> HostUse {
-    HostUse { what: what.into(), end: None }
-}
-
 /// The uses of the device itself.
 fn direct_uses(device: &HostDevice, along: &[HostDevice]) -> Vec<HostUse> {
     let mut uses = Vec::new();
     let functions = attribute(&device.path().join("sriov_numvfs"));
     if let Some(functions) = functions.filter(|functions| functions != "0") {
-        uses.push(HostUse {
-            what: format!("{functions} virtual functions depend on it"),
-            end: Some(format!("echo 0 > {}/sriov_numvfs", device.path().display())),
-        });
+        let what = format!("{functions} virtual functions depend on it");
+        let command = format!("echo 0 > {}/sriov_numvfs", device.path().display());
+        uses.push(HostUse::ended_by(what, command));
     }
     for (property, what) in [
         ("#iommu-cells", "it is an IOMMU"),
@@ -72,7 +67,7 @@ fn direct_uses(device: &HostDevice, along: &[HostDevice]) -> Vec<HostUse> {
         ("msi-controller", "it is an interrupt controller"),
     ] {
         if device.path().join("of_node").join(property).exists() {
-            uses.push(host_use(what));
+            uses.push(HostUse::new(what));
         }
     }
     uses.dedup();
@@ -91,7 +86,7 @@ fn consumer(link: &Path, along: &[HostDevice]) -> Option<HostUse> {
     if ordering_only.as_deref() == Some("1") || driver.starts_with("vfio-") || goes_along {
         return None;
     }
-    Some(host_use(format!("{} needs it (driver {driver})", file_name(&consumer))))
+    Some(HostUse::new(format!("{} needs it (driver {driver})", file_name(&consumer))))
 }
 
 /// A network interface that is up.
@@ -110,7 +105,7 @@ fn interface(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
     if let Some(routed) = names.iter().find(|name| has_default_route(usage, name)) {
         what += &format!(", and the default route is by {routed}");
     }
-    Some(HostUse { what, end: Some(format!("ip link set {name} down")) })
+    Some(HostUse::ended_by(what, format!("ip link set {name} down")))
 }
 
 /// An interface and those above it: bridges, bonds, VLANs
@@ -169,7 +164,8 @@ fn virtio(usage: &Usage<'_>, node: &ChildDevice) -> Vec<HostUse> {
         },
         Some(VIRTIO_CONSOLE) => {
             let consoles = usage.consoles.iter().filter(|(name, _)| name.starts_with("hvc"));
-            let of = |name: &str| host_use(format!("{name} is the host's console, perhaps by it"));
+            let of =
+                |name: &str| HostUse::new(format!("{name} is the host's console, perhaps by it"));
             consoles.map(|(name, _)| of(name)).collect()
         }
         _ => Vec::new(),
@@ -189,7 +185,7 @@ fn virtiofs_tag(usage: &Usage<'_>, node: &ChildDevice) -> Option<String> {
 fn console(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
     let number = node.number()?;
     let is_console = usage.consoles.iter().any(|(_, console)| *console == Some(number));
-    is_console.then(|| host_use(format!("{} is the host's console", node.name())))
+    is_console.then(|| HostUse::new(format!("{} is the host's console", node.name())))
 }
 
 /// A frame buffer that shows the host's text consoles
@@ -200,10 +196,8 @@ fn text_console(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
         attribute(&console.join("bind")).as_deref() == Some("1")
             && attribute(&console.join("name")).is_some_and(|name| name.contains("frame buffer"))
     })?;
-    Some(HostUse {
-        what: format!("{} shows the host's text consoles", node.name()),
-        end: Some(format!("echo 0 > {}/bind", console.display())),
-    })
+    let what = format!("{} shows the host's text consoles", node.name());
+    Some(HostUse::ended_by(what, format!("echo 0 > {}/bind", console.display())))
 }
 
 /// A flash memory that is attached to UBI (`Documentation/ABI/stable/sysfs-class-ubi`).
@@ -212,10 +206,8 @@ fn attached(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
     let mut volumes = entries(&usage.host.sysfs().join("class/ubi"));
     let volume =
         volumes.find(|volume| attribute(&volume.join("mtd_num")).as_deref() == Some(number))?;
-    Some(HostUse {
-        what: format!("{} is attached as {}", node.name(), file_name(&volume)),
-        end: Some(format!("ubidetach -m {number}")),
-    })
+    let what = format!("{} is attached as {}", node.name(), file_name(&volume));
+    Some(HostUse::ended_by(what, format!("ubidetach -m {number}")))
 }
 
 /// A device file that processes have open, of any class.
@@ -225,5 +217,5 @@ fn open(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
         return None;
     }
     let names: Vec<_> = users.iter().map(ToString::to_string).collect();
-    Some(host_use(format!("/dev/{} is open in {}", node.file(), names.join(" and "))))
+    Some(HostUse::new(format!("/dev/{} is open in {}", node.file(), names.join(" and "))))
 }

@@ -25,6 +25,18 @@ pub struct HostUse {
     pub end: Option<String>,
 }
 
+impl HostUse {
+    /// A use that no single command ends.
+    fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), end: None }
+    }
+
+    /// A use that this command ends.
+    fn ended_by(what: impl Into<String>, command: impl Into<String>) -> Self {
+        Self { what: what.into(), end: Some(command.into()) }
+    }
+}
+
 impl fmt::Display for HostUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)
