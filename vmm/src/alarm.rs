@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use devices::irq::IrqLine;
 use devices::rtc::{self, Rtc};
 
-use crate::doorbell::Doorbell;
+use crate::waker::Waker;
 
 /// No alarm is asked for.
 const NONE: u64 = u64::MAX;
@@ -23,10 +23,10 @@ pub struct AlarmClock {
 }
 
 impl AlarmClock {
-    /// An RTC with this interrupt line, which rings `doorbell` when it asks for an alarm.
-    pub fn new(line: Box<dyn IrqLine>, doorbell: &Arc<Doorbell>) -> Self {
+    /// An RTC with this interrupt line, which wakes the event loop by `waker` when it asks for an alarm.
+    pub fn new(line: Box<dyn IrqLine>, waker: &Arc<Waker>) -> Self {
         let at = Arc::new(AtomicU64::new(NONE));
-        let request = Box::new(Request { at: at.clone(), doorbell: doorbell.clone() });
+        let request = Box::new(Request { at: at.clone(), waker: waker.clone() });
         Self { rtc: Arc::new(Mutex::new(Rtc::new(line, request))), at, timer: None }
     }
 
@@ -35,7 +35,7 @@ impl AlarmClock {
         self.rtc.clone()
     }
 
-    /// The doorbell was rung: sets the timer if an alarm was asked for. What to listen to, if that
+    /// The waker was signalled: sets the timer if an alarm was asked for. What to listen to, if that
     /// was made now.
     pub fn answer(&mut self) -> Option<RawFd> {
         let at = self.at.swap(NONE, Ordering::AcqRel);
@@ -66,13 +66,13 @@ impl AlarmClock {
 /// How the RTC asks for an alarm, in a vCPU's thread.
 struct Request {
     at: Arc<AtomicU64>,
-    doorbell: Arc<Doorbell>,
+    waker: Arc<Waker>,
 }
 
 impl rtc::Alarm for Request {
     fn set(&mut self, at: u64) {
         self.at.store(at.min(NONE - 1), Ordering::Release);
-        self.doorbell.call();
+        self.waker.wake();
     }
 }
 

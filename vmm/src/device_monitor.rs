@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use devices::bus::Bus;
 
 use crate::assigned::{AssignedDevice, AssignedDevices};
-use crate::functions::Watch;
+use crate::functions::Functions;
 use crate::interrupts::LineMonitor;
 
 /// Watches assigned devices.
@@ -18,7 +18,7 @@ pub struct DeviceMonitor {
     /// The interrupt lines of platform and AMBA devices.
     pub lines: LineMonitor,
     /// The PCI functions.
-    pub functions: Watch,
+    pub functions: Functions,
     /// Those that haven't been logged as unused yet.
     unused: Mutex<Vec<Device>>,
 }
@@ -39,7 +39,7 @@ impl DeviceMonitor {
         let devices = assigned.platform.iter().map(Device::of).chain(functions);
         Self {
             lines: LineMonitor::new(assigned.lines()),
-            functions: assigned.functions.watch(),
+            functions: assigned.functions.clone(),
             unused: Mutex::new(devices.collect()),
         }
     }

@@ -13,19 +13,19 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::alarm::AlarmClock;
 use crate::console::{Input, Progress};
 use crate::console_timeout::ConsoleTimeout;
-use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::limits::UnpinnedMemory;
 use crate::output;
 use crate::signals::{Request, Signals};
 use crate::stats::Recorder;
+use crate::waker::Waker;
 
 /// What the loop listens to.
 pub struct Sources<'a> {
     /// Rung by a vCPU thread that has ended the run, when output waits to be written, or when the
     /// guest asks for an alarm.
-    pub doorbell: Arc<Doorbell>,
+    pub waker: Arc<Waker>,
     /// Signals to this process.
     pub signals: &'a mut Signals,
     /// When the run is to end by itself.
@@ -42,7 +42,7 @@ pub struct Sources<'a> {
 
 /// What event data names the source by.
 mod token {
-    pub(super) const DOORBELL: u32 = 0;
+    pub(super) const WAKER: u32 = 0;
     pub(super) const SIGNALS: u32 = 1;
     pub(super) const TIMEOUT: u32 = 2;
     pub(super) const INPUT: u32 = 3;
@@ -120,7 +120,7 @@ impl Desk<'_> {
     }
 
     fn answer(&mut self, ops: &mut EventOps) {
-        if self.sources.doorbell.hear() {
+        if self.sources.waker.acknowledge() {
             self.end(End::ByVcpu);
         }
         if let Some(timer) = self.sources.clock.answer()
@@ -239,7 +239,7 @@ impl Desk<'_> {
 impl MutEventSubscriber for Desk<'_> {
     fn init(&mut self, ops: &mut EventOps) {
         let mut fds: Vec<(RawFd, u32)> = vec![
-            (self.sources.doorbell.as_raw_fd(), token::DOORBELL),
+            (self.sources.waker.as_raw_fd(), token::WAKER),
             (self.sources.signals.as_raw_fd(), token::SIGNALS),
         ];
         fds.extend(self.timer.as_ref().map(|timer| (timer.as_raw_fd(), token::TIMEOUT)));
@@ -259,7 +259,7 @@ impl MutEventSubscriber for Desk<'_> {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
-            token::DOORBELL => self.answer(ops),
+            token::WAKER => self.answer(ops),
             token::SIGNALS => self.take_signals(ops),
             token::TIMEOUT => {
                 let after = self.sources.timeout.unwrap_or_default();

@@ -1,11 +1,11 @@
-//! The PCI functions a guest is given: opened while planning, attached while building, taken back at
+//! The PCI functions a guest is function: opened while planning, attached while building, taken back at
 //! the end.
 
-use boot::help::Help;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
+use boot::help::Help;
 use devices::bus::MemorySlots;
 use devices::irq::{InterruptController, MsiRouter};
 use devices::pci::{Bdf, Function, InterruptPin, Intx, Slot, SlotAllocator, SlotError};
@@ -40,9 +40,9 @@ pub struct AssignedFunction {
     function: Arc<Mutex<PciFunction>>,
 }
 
-/// The functions, in the order given.
-#[derive(Default)]
-pub struct Functions(Vec<AssignedFunction>);
+/// The functions, in the order function; a clone refers to the same functions.
+#[derive(Clone, Default)]
+pub struct Functions(Arc<[AssignedFunction]>);
 
 impl Functions {
     /// Allocates slots, and an interrupt of its own to each function that has a pin.
@@ -84,10 +84,10 @@ impl Functions {
     ///
     /// One does not stop.
     pub fn quiesce(&self) -> Result<(), Error> {
-        self.0.iter().try_for_each(|given| {
+        self.iter().try_for_each(|function| {
             stop::check()?;
-            let quiesced = given.lock().quiesce()?;
-            given.log(quiesced);
+            let quiesced = function.lock().quiesce()?;
+            function.log(quiesced);
             Ok(())
         })
     }
@@ -106,7 +106,7 @@ impl Functions {
     where
         K: InterruptController + MsiRouter + MemorySlots + 'static,
     {
-        for function in &self.0 {
+        for function in self.iter() {
             let router = takes_messages.then(|| irqfds.clone() as Arc<dyn MsiRouter>);
             let attachment = Attachment { slot: function.slot, slots: irqfds.clone(), router };
             // SAFETY: the caller lets no vCPU outlive the function.
@@ -117,15 +117,15 @@ impl Functions {
 
     /// Arms their interrupt lines: the last step before the guest runs.
     pub fn arm(&self) {
-        self.0.iter().for_each(|given| given.lock().arm());
+        self.iter().for_each(|function| function.lock().arm());
     }
 
     /// Takes them back; no vCPU runs any more.
     pub fn release(&self) {
-        for given in &self.0 {
-            let released = given.lock().release();
+        for function in self.iter() {
+            let released = function.lock().release();
             match released {
-                Ok(quiesced) => given.log(quiesced),
+                Ok(quiesced) => function.log(quiesced),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
                 Err(error) => log::error!("{}", Error::from(error).told()),
             }
@@ -134,20 +134,53 @@ impl Functions {
 
     /// The name of each, and the ids by which a guest's driver finds it.
     pub fn ids(&self) -> Vec<(String, String)> {
-        let ids = |given: &AssignedFunction| {
-            let function = given.lock();
-            let config = function.snapshot();
+        let ids = |function: &AssignedFunction| {
+            let opened = function.lock();
+            let config = opened.snapshot();
             let (vendor, device, class) = (config.u16(0), config.u16(2), config.u32(8) >> 8);
-            (given.name.clone(), format!("{vendor:04x}:{device:04x}, class {class:06x}"))
+            (function.name.clone(), format!("{vendor:04x}:{device:04x}, class {class:06x}"))
         };
-        self.0.iter().map(ids).collect()
+        self.iter().map(ids).collect()
     }
 
-    /// Watches their interrupts.
-    pub fn watch(&self) -> Watch {
-        let watched = self.0.iter().map(|given| (given.name.clone(), given.function.clone()));
-        Watch(watched.collect())
+    /// Whether the guest has ever enabled the function of this name.
+    pub fn has_been_enabled(&self, name: &str) -> bool {
+        self.iter().any(|function| function.name == name && function.lock().has_been_enabled())
     }
+
+    /// Their interrupts, for statistics.
+    #[cold]
+    pub fn interrupts(&self) -> Vec<FunctionInterrupts> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let table = Host::default().interrupts();
+        let interrupts = self.iter().map(|function| {
+            let (interrupts, vectors) = match function.try_in_use() {
+                None => ("busy", 0),
+                Some(InUse::None) => ("none", 0),
+                Some(InUse::Intx) => ("intx", 1),
+                Some(InUse::Msi(vectors)) => ("msi", vectors),
+                Some(InUse::Msix(vectors)) => ("msix", vectors),
+            };
+            let (function, fired) = (function.name.clone(), fired(&table, &function.name));
+            FunctionInterrupts { function, interrupts, vectors, fired }
+        });
+        interrupts.collect()
+    }
+}
+
+/// The interrupts of a function, as statistics have them.
+#[derive(Debug, Serialize)]
+pub struct FunctionInterrupts {
+    function: String,
+    /// The kind that the guest uses: `none`, `intx`, `msi` or `msix`; `busy` if a vCPU has held the
+    /// function for long, as it does while a server doesn't answer.
+    interrupts: &'static str,
+    /// The number of unmasked vectors.
+    vectors: usize,
+    /// How often the host has handled each since the guest enabled it, by vector.
+    fired: Vec<u64>,
 }
 
 impl AssignedFunction {
@@ -159,6 +192,21 @@ impl AssignedFunction {
     /// The function as the PCI host has it.
     pub fn shared(&self) -> Arc<Mutex<dyn Function>> {
         self.function.clone()
+    }
+
+    /// The kind of interrupt that the guest uses; `None` if a vCPU holds the function: the event loop,
+    /// which calls this, waits for no server.
+    fn try_in_use(&self) -> Option<InUse> {
+        for _ in 0..LOCK_ATTEMPTS {
+            match self.function.try_lock() {
+                Ok(function) => return Some(function.in_use()),
+                Err(TryLockError::Poisoned(function)) => {
+                    return Some(function.into_inner().in_use());
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        None
     }
 
     fn log(&self, quiesced: Quiesced) {
@@ -194,66 +242,6 @@ fn allocate(
 
 fn no_slot(name: &str, error: &SlotError) -> Error {
     Error::new(format!("{name} can't be a function of the guest: {error}")).maybe_help(error.help())
-}
-
-/// The functions' interrupts as statistics tell of them.
-#[derive(Default)]
-pub struct Watch(Vec<(String, Arc<Mutex<PciFunction>>)>);
-
-/// What is told of a function.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    function: String,
-    /// What interrupts the guest: `none`, `intx`, `msi` or `msix`; `busy` if a vCPU has been at the
-    /// function for long, as it is while a server doesn't answer.
-    interrupts: &'static str,
-    /// How many vectors of it.
-    vectors: usize,
-    /// How often the host has handled each since the guest turned it on, by vector.
-    fired: Vec<u64>,
-}
-
-impl Watch {
-    /// Whether the guest has ever turned this function on.
-    pub fn has_been_enabled(&self, name: &str) -> bool {
-        let mut all = self.0.iter().filter(|(watched, _)| watched == name);
-        all.any(|(_, function)| {
-            function.lock().unwrap_or_else(PoisonError::into_inner).has_been_enabled()
-        })
-    }
-
-    /// Looks at all of them.
-    #[cold]
-    pub fn report(&self) -> Vec<Report> {
-        if self.0.is_empty() {
-            return Vec::new();
-        }
-        let table = Host::default().interrupts();
-        let reports = self.0.iter().map(|(name, function)| {
-            let (interrupts, vectors) = match look(function) {
-                None => ("busy", 0),
-                Some(InUse::None) => ("none", 0),
-                Some(InUse::Intx) => ("intx", 1),
-                Some(InUse::Msi(vectors)) => ("msi", vectors),
-                Some(InUse::Msix(vectors)) => ("msix", vectors),
-            };
-            Report { function: name.clone(), interrupts, vectors, fired: fired(&table, name) }
-        });
-        reports.collect()
-    }
-}
-
-/// What interrupts the guest, unless a vCPU keeps the function: the event loop, which looks here,
-/// waits for no server.
-fn look(function: &Mutex<PciFunction>) -> Option<InUse> {
-    for _ in 0..LOCK_ATTEMPTS {
-        match function.try_lock() {
-            Ok(function) => return Some(function.in_use()),
-            Err(TryLockError::Poisoned(function)) => return Some(function.into_inner().in_use()),
-            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
-        }
-    }
-    None
 }
 
 /// The counts of a function's interrupts in `/proc/interrupts`, on all CPUs, in order of vector:

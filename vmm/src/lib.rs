@@ -15,7 +15,6 @@ mod commands;
 mod console;
 mod console_timeout;
 mod device_monitor;
-mod doorbell;
 mod error;
 mod events;
 mod exit_reason;
@@ -31,6 +30,7 @@ mod stats;
 mod terminal;
 mod tree;
 mod vfio_user;
+mod waker;
 
 use std::ffi::OsString;
 

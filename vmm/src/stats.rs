@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::device_monitor::DeviceMonitor;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
-use crate::functions;
+use crate::functions::FunctionInterrupts;
 use crate::interrupts::LineStats;
 use crate::{outfile, output};
 
@@ -89,7 +89,7 @@ struct Report<'a> {
     /// The lines of assigned devices.
     interrupts: Vec<LineStats>,
     /// The interrupts of assigned PCI functions.
-    pci_interrupts: Vec<functions::Report>,
+    pci_interrupts: Vec<FunctionInterrupts>,
     kvm: KvmReport<'a>,
 }
 
@@ -188,7 +188,7 @@ impl Recorder {
             output_dropped: output::dropped(),
             iommu: self.iommu,
             interrupts: self.monitor.lines.report(),
-            pci_interrupts: self.monitor.functions.report(),
+            pci_interrupts: self.monitor.functions.interrupts(),
             kvm: self.kvm.report(),
         }
     }

@@ -22,9 +22,9 @@ pub use sink::Sink;
 
 use devices::stop;
 
-use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::signals;
+use crate::waker::Waker;
 
 /// Standard output: the guest's serial console, or a command's answer.
 static STDOUT: Sink = Sink::new(libc::STDOUT_FILENO);
@@ -36,11 +36,11 @@ static STDERR: Sink = Sink::new(libc::STDERR_FILENO);
 const HASTE: Duration = Duration::from_millis(500);
 
 /// Called when something waits to be written while the event loop runs.
-static LOOP: OnceLock<Arc<Doorbell>> = OnceLock::new();
+static LOOP: OnceLock<Arc<Waker>> = OnceLock::new();
 
 /// Has this called whenever something begins to wait.
-pub fn call(doorbell: &Arc<Doorbell>) {
-    let _ = LOOP.set(doorbell.clone());
+pub fn set_waker(waker: &Arc<Waker>) {
+    let _ = LOOP.set(waker.clone());
 }
 
 /// Those in which something waits to be written.
@@ -100,8 +100,8 @@ pub fn say(text: &str) {
 }
 
 fn ring() {
-    if let Some(doorbell) = LOOP.get() {
-        doorbell.call();
+    if let Some(waker) = LOOP.get() {
+        waker.wake();
     }
 }
 

@@ -22,12 +22,12 @@ use crate::alarm::AlarmClock;
 use crate::assigned::AssignedDevices;
 use crate::cli::{ConsoleKind, GicVersion, ItsChoice};
 use crate::console::{Console, Input};
-use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::outfile;
 use crate::plan::MachinePlan;
 use crate::plan::describe::KvmFacts;
 use crate::tree::{self, Seed};
+use crate::waker::Waker;
 
 use super::irqfds::SpiLine;
 use super::pci_host;
@@ -121,12 +121,12 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
     Ok(version)
 }
 
-/// Makes the emulated devices, which ring `doorbell` when they need the event loop.
+/// Makes the emulated devices, which wake the event loop by `waker` when they need it.
 ///
 /// # Errors
 ///
 /// The host is out of descriptors.
-pub fn board(console: ConsoleKind, core: &Core, doorbell: &Arc<Doorbell>) -> Result<Board, Error> {
+pub fn board(console: ConsoleKind, core: &Core, waker: &Arc<Waker>) -> Result<Board, Error> {
     let vm = &core.vm;
     let mut bus = Bus::default();
     let mut input = None;
@@ -144,7 +144,7 @@ pub fn board(console: ConsoleKind, core: &Core, doorbell: &Arc<Doorbell>) -> Res
     }
     core.gic.set_level_sensitive([layout::spi::RTC])?;
     let line = SpiLine { vm: vm.clone(), spi: layout::spi::RTC };
-    let clock = AlarmClock::new(Box::new(line), doorbell);
+    let clock = AlarmClock::new(Box::new(line), waker);
     bus.add("rtc", layout::RTC, clock.rtc())?;
     bus.add("pvpanic", layout::PVPANIC, Arc::new(Mutex::new(PvPanic::default())))?;
     Ok(Board { bus, spoke, input, clock })

@@ -122,7 +122,7 @@ impl Machine {
         let context = Arc::new(VcpuContext::new(
             self.bus.clone(),
             self.bridge.take(),
-            sources.doorbell.clone(),
+            sources.waker.clone(),
             recorder.clone(),
         ));
         let threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &context)?;

@@ -15,7 +15,6 @@ use crate::commands::device::BindGuard;
 use crate::commands::print::print;
 use crate::console_timeout::ConsoleTimeout;
 use crate::device_monitor::DeviceMonitor;
-use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::events::Sources;
 use crate::exit_reason::ExitReason;
@@ -24,6 +23,7 @@ use crate::plan::describe::Description;
 use crate::plan::{self, Opened};
 use crate::signals::Signals;
 use crate::stats::Recorder;
+use crate::waker::Waker;
 use crate::{logger, output, stats};
 
 /// Runs a guest to its end.
@@ -78,8 +78,8 @@ fn run_guest(
     let shortage = kernel.shortage();
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
     build::set_boot(&plan, &core)?;
-    let doorbell = Arc::new(Doorbell::new()?);
-    let board = build::board(plan.console, &core, &doorbell)?;
+    let waker = Arc::new(Waker::new()?);
+    let board = build::board(plan.console, &core, &waker)?;
     let mut machine = Machine::new(core, ram, assigned, board.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
@@ -88,9 +88,9 @@ fn run_guest(
         let iommu = assigned.backend();
         Arc::new(Recorder::new(path, started, vm, vcpus, bus, monitor.clone(), iommu))
     });
-    output::call(&doorbell);
+    output::set_waker(&waker);
     let sources = Sources {
-        doorbell,
+        waker,
         signals,
         timeout: plan.timeout,
         input: board.input,

@@ -14,10 +14,10 @@ use devices::bus::{Action, Bus};
 use devices::pci::HostBridge;
 use devices::vfio::remedy;
 
-use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::stats::{Exits, Recorder};
+use crate::waker::Waker;
 use crate::{limits, output, signals};
 
 /// How many faults of a vCPU in a row, after none of which a mapping was removed, end the run:
@@ -107,7 +107,7 @@ fn no_thread(vcpus: u64, e: &io::Error) -> Error {
 pub struct VcpuContext {
     bus: Arc<Bus>,
     bridge: Option<Arc<HostBridge>>,
-    doorbell: Arc<Doorbell>,
+    waker: Arc<Waker>,
     recorder: Option<Arc<Recorder>>,
     /// vCPUs are to leave their guest.
     stop: AtomicBool,
@@ -120,11 +120,11 @@ impl VcpuContext {
     pub fn new(
         bus: Arc<Bus>,
         bridge: Option<Arc<HostBridge>>,
-        doorbell: Arc<Doorbell>,
+        waker: Arc<Waker>,
         recorder: Option<Arc<Recorder>>,
     ) -> Self {
         let (stop, exit_reason) = Default::default();
-        Self { bus, bridge, doorbell, recorder, stop, exit_reason }
+        Self { bus, bridge, waker, recorder, stop, exit_reason }
     }
 
     /// Why a vCPU ended the run, if one did.
@@ -156,7 +156,7 @@ impl VcpuContext {
             if let Some(reason) = reason {
                 // The first vCPU's reason stands.
                 let _ = self.exit_reason.set(reason);
-                self.doorbell.stop();
+                self.waker.stop();
                 return;
             }
         }

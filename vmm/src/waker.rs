@@ -1,4 +1,4 @@
-//! How other threads call the event loop.
+//! How other threads wake the event loop.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
-/// An event that the loop listens to, and what it may mean.
+/// An eventfd that the event loop polls.
 #[derive(Debug)]
-pub struct Doorbell {
+pub struct Waker {
     event: EventFd,
     stopped: AtomicBool,
 }
 
-impl Doorbell {
-    /// A bell that nobody has rung.
+impl Waker {
+    /// One that isn't signalled.
     ///
     /// # Errors
     ///
@@ -27,23 +27,23 @@ impl Doorbell {
     /// Tells the loop that a vCPU has ended the run.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        self.call();
+        self.wake();
     }
 
-    /// Has the loop look at whatever there is.
-    pub fn call(&self) {
-        // Fails only if it has been rung 2^64 times and not heard: it will be.
+    /// Has the loop check what there is to do.
+    pub fn wake(&self) {
+        // Fails only if it is signalled already, 2^64 times.
         let _ = self.event.write(1);
     }
 
-    /// Takes notice; whether a vCPU has ended the run.
-    pub fn hear(&self) -> bool {
+    /// Clears the signal. Whether a vCPU has ended the run.
+    pub fn acknowledge(&self) -> bool {
         let _ = self.event.read();
         self.stopped.load(Ordering::Acquire)
     }
 }
 
-impl AsRawFd for Doorbell {
+impl AsRawFd for Waker {
     fn as_raw_fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }
