@@ -1,278 +1,191 @@
-//! The conversation: requests of this side and their answers.
+//! A connection's requests to the server and their replies.
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
 
-use vmm_sys_util::eventfd::EventFd;
+use vfio_bindings::bindings::vfio::{
+    VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_INTX_IRQ_INDEX,
+};
 
 use super::budget::{TimeBudget, Wait};
-use super::channel::{Channel, Events};
-use super::dma::Ram;
+use super::connection::Connection;
+use super::dma::DmaMemory;
+use super::error::{Failure, FailureKind, RequestError};
 use super::fds::{FdCloser, ReceivedFd};
-use super::message::{Command, Header, Kind, NOTICE_ID, Payload};
-use super::socket::{Socket, WireError};
+use super::message::{Command, Header, Kind, NO_REPLY_ID, Payload};
 use crate::sync::lock;
 use crate::vfio::uapi::RevocableMappings;
 
-/// Why the conversation is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// The server closed the connection.
-    Closed,
-    /// It doesn't answer.
-    Silent,
-    /// What it says makes no sense.
-    Nonsense,
-    /// The kernel refused something.
-    Kernel,
-    /// This side has hung up.
-    Over,
-}
-
-/// The end of the conversation.
-#[derive(Clone, Debug)]
-pub(super) struct Failure {
-    pub(super) cause: Cause,
-    pub(super) why: Arc<str>,
-}
-
-impl Failure {
-    pub(super) fn new(cause: Cause, why: impl Into<Arc<str>>) -> Self {
-        Self { cause, why: why.into() }
-    }
-
-    pub(super) fn nonsense(what: impl std::fmt::Display) -> Self {
-        Self::new(Cause::Nonsense, format!("the server sent {what}"))
-    }
-}
-
-impl From<WireError> for Failure {
-    fn from(error: WireError) -> Self {
-        let cause = match error {
-            WireError::Closed => Cause::Closed,
-            WireError::Late => Cause::Silent,
-            WireError::Descriptors => Cause::Nonsense,
-            WireError::Exhausted | WireError::Io(_) => Cause::Kernel,
-        };
-        Self::new(cause, error.to_string())
-    }
-}
-
-/// A request that got no answer.
-#[derive(Debug)]
-pub(super) enum CallError {
-    /// The server refused it, with this error number (`errno`).
-    Refused(i32),
-    /// The conversation is over.
-    Over(Failure),
-}
-
-/// An answer.
+/// A reply.
 #[derive(Debug, Default)]
-pub(super) struct Answer {
+pub(super) struct Reply {
     pub(super) payload: Vec<u8>,
     pub(super) files: Vec<ReceivedFd>,
 }
 
-/// A request that waits for its answer.
+/// A request without its reply.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Awaited {
+pub(super) struct Pending {
     pub(super) id: u16,
     pub(super) command: Command,
-    /// The largest payload that its answer may have, in bytes.
-    pub(super) most: usize,
+    /// The largest payload that the reply may have, in bytes.
+    pub(super) max_reply: usize,
 }
 
-/// What the threads tell each other.
+/// What the threads that send requests and the one that listens share.
 #[derive(Debug, Default)]
-pub(super) struct Exchange {
-    /// A request is under way, or a notice: nothing else is sent of this side's own accord. A server
-    /// may ask for memory while it serves one, and wait for that answer at the same connection: it
-    /// takes nothing else for it (libvfio-user's `tran_sock_recv_fds`).
+struct State {
+    /// A command of this side's is under way: none else is sent. A server may ask for memory while it
+    /// serves one, and wait for that reply at the same connection: it takes nothing else for it
+    /// (libvfio-user's `tran_sock_recv_fds`).
     busy: bool,
-    /// The server is to be told of an interrupt's end as soon as that can be.
-    owed: bool,
+    /// The server is to be told of INTx' unmasking after the command that is under way.
+    unmask_pending: bool,
     last_id: u16,
-    pub(super) awaited: Option<Awaited>,
-    answer: Option<Result<Answer, i32>>,
+    pending: Option<Pending>,
+    reply: Option<Result<Reply, i32>>,
     failure: Option<Failure>,
 }
 
-/// A connection to a server.
+/// The client of a server.
 #[derive(Debug)]
 pub(super) struct Client {
-    name: String,
-    pub(super) channel: Channel,
-    /// The connection for the server's own requests, if it has one.
-    pub(super) twin: OnceLock<Channel>,
-    pub(super) exchange: Mutex<Exchange>,
-    changed: Condvar,
-    pub(super) events: Events,
-    pub(super) bin: FdCloser,
-    pub(super) ram: Mutex<Ram>,
+    /// The server's name in messages: its socket's path.
+    pub(super) name: String,
+    pub(super) connection: Connection,
+    /// The connection for the server's own requests, if it has one (`twin_socket`).
+    pub(super) twin: OnceLock<Connection>,
+    pub(super) closer: FdCloser,
+    pub(super) memory: Mutex<DmaMemory>,
     pub(super) mappings: Arc<RevocableMappings>,
-    /// A guest has the device: its failure is told in the log, and to nobody else.
-    serving: AtomicBool,
     pub(super) budget: TimeBudget,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// A guest has the device: its failure is told in the log, and to nobody else.
+    has_guest: AtomicBool,
 }
 
 impl Client {
-    pub(super) fn new(name: &str, socket: Socket, budget: TimeBudget) -> std::io::Result<Self> {
-        let channel = Channel::new(socket);
-        let events = Events::new(&channel)?;
-        let (twin, exchange, changed, bin, ram, mappings, serving) = Default::default();
-        let name = name.to_owned();
-        Ok(Self {
-            name,
-            channel,
-            twin,
-            exchange,
-            changed,
-            events,
-            bin,
-            ram,
-            mappings,
-            serving,
-            budget,
-        })
+    pub(super) fn new(name: String, connection: Connection, budget: TimeBudget) -> Self {
+        let (twin, closer, memory, mappings, state, changed, has_guest) = Default::default();
+        Self { name, connection, twin, closer, memory, mappings, budget, state, changed, has_guest }
     }
 
-    /// Takes a connection of the server's making for its own requests.
-    pub(super) fn take_twin(&self, file: ReceivedFd) -> std::io::Result<()> {
-        let twin = Channel::new(Socket::received(file)?);
-        let twin = self.twin.get_or_init(|| twin);
-        self.events.add_twin(twin)
-    }
-
-    /// Sends a request and waits for its answer, whose payload has at most `most` bytes. A server
-    /// that doesn't answer in time is given up.
-    pub(super) fn call(
+    /// Sends a request and waits for its reply, whose payload has at most `max_reply` bytes. A server
+    /// that doesn't reply in time is given up.
+    pub(super) fn request(
         &self,
         wait: &mut Wait<'_>,
         command: Command,
         payload: &Payload,
         fds: &[RawFd],
-        most: usize,
-    ) -> Result<Answer, CallError> {
-        let id = self.take_turn(command, most)?;
+        max_reply: usize,
+    ) -> Result<Reply, RequestError> {
+        let id = self.acquire(command, max_reply)?;
         let header =
-            Header { id, command: command.number(), payload: payload.0.len(), kind: Kind::Command };
-        if let Err(error) = self.channel.send(header, payload, fds, wait) {
-            self.fail(self.wire_failure(error));
+            Header { id, command: command.number, payload: payload.0.len(), kind: Kind::Command };
+        if let Err(failure) = self.connection.send(header, payload, fds, wait) {
+            self.fail(failure);
         }
-        let answer = self.wait(wait, command);
-        self.end_turn(wait);
-        answer
+        let reply = self.wait_for_reply(wait, command);
+        self.release(wait);
+        reply
     }
 
-    /// Waits until no other request is under way, which that one's budget limits.
-    fn take_turn(&self, command: Command, most: usize) -> Result<u16, CallError> {
-        let exchange = lock(&self.exchange);
-        let waits = |exchange: &mut Exchange| exchange.busy && exchange.failure.is_none();
-        let exchange = self.changed.wait_while(exchange, waits);
-        let mut exchange = exchange.unwrap_or_else(PoisonError::into_inner);
-        if let Some(failure) = &exchange.failure {
-            return Err(CallError::Over(failure.clone()));
+    /// Waits until no other command is under way, which that one's time limits.
+    fn acquire(&self, command: Command, max_reply: usize) -> Result<u16, RequestError> {
+        let is_busy = |state: &mut State| state.busy && state.failure.is_none();
+        let state = self.changed.wait_while(lock(&self.state), is_busy);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = &state.failure {
+            return Err(RequestError::Failed(failure.clone()));
         }
-        let id = exchange.last_id.wrapping_add(1) & !NOTICE_ID;
-        (exchange.last_id, exchange.busy) = (id, true);
-        exchange.awaited = Some(Awaited { id, command, most });
-        exchange.answer = None;
+        let id = state.last_id.wrapping_add(1) & !NO_REPLY_ID;
+        (state.last_id, state.busy, state.reply) = (id, true, None);
+        state.pending = Some(Pending { id, command, max_reply });
         Ok(id)
     }
 
-    /// Lets others have their turn, after what is owed to the server.
-    fn end_turn(&self, wait: &mut Wait<'_>) {
+    /// Lets other commands follow, after one that is pending for the server.
+    fn release(&self, wait: &mut Wait<'_>) {
         loop {
             {
-                let mut exchange = lock(&self.exchange);
-                if !std::mem::take(&mut exchange.owed) {
-                    exchange.busy = false;
+                let mut state = lock(&self.state);
+                if !std::mem::take(&mut state.unmask_pending) {
+                    state.busy = false;
                     break;
                 }
             }
-            self.send_unmasked(wait);
+            self.send_unmask(wait);
         }
         self.changed.notify_all();
     }
 
-    /// Tells the server that the guest has ended an INTx interrupt, now or after the request that is
-    /// under way.
-    pub(super) fn tell_unmasked(&self) {
+    /// Tells the server that the guest has unmasked INTx, now or after the command that is under way.
+    pub(super) fn notify_unmask(&self) {
         {
-            let mut exchange = lock(&self.exchange);
-            if exchange.busy {
-                exchange.owed = true;
+            let mut state = lock(&self.state);
+            if state.busy {
+                state.unmask_pending = true;
                 return;
             }
-            exchange.busy = true;
+            state.busy = true;
         }
-        let mut wait = self.budget.alone();
-        self.send_unmasked(&mut wait);
-        self.end_turn(&mut wait);
+        let mut wait = self.budget.begin_separate();
+        self.send_unmask(&mut wait);
+        self.release(&mut wait);
     }
 
-    fn wait(&self, wait: &mut Wait<'_>, command: Command) -> Result<Answer, CallError> {
-        let mut exchange = lock(&self.exchange);
+    fn send_unmask(&self, wait: &mut Wait<'_>) {
+        let flags = VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_DATA_NONE;
+        let payload = Payload::default().u32s(&[20, flags, VFIO_PCI_INTX_IRQ_INDEX, 0, 1]);
+        let (command, kind) = (Command::SET_IRQS.number, Kind::CommandNoReply);
+        let header = Header { id: NO_REPLY_ID, command, payload: payload.0.len(), kind };
+        if let Err(failure) = self.connection.send(header, &payload, &[], wait) {
+            self.fail(failure);
+        }
+    }
+
+    fn wait_for_reply(&self, wait: &mut Wait<'_>, command: Command) -> Result<Reply, RequestError> {
+        let late = || format!("the server doesn't answer {}", command.name);
         loop {
-            if let Some(answer) = exchange.answer.take() {
-                return answer.map_err(CallError::Refused);
+            let mut state = lock(&self.state);
+            if let Some(reply) = state.reply.take() {
+                return reply.map_err(RequestError::Refused);
             }
-            if let Some(failure) = &exchange.failure {
-                return Err(CallError::Over(failure.clone()));
+            if let Some(failure) = &state.failure {
+                return Err(RequestError::Failed(failure.clone()));
             }
-            let Some(step) = wait.next() else {
-                drop(exchange);
-                self.fail(self.late(format!("the server doesn't answer {}", command.name())));
-                exchange = lock(&self.exchange);
-                continue;
-            };
-            let started = Instant::now();
-            let waited = self.changed.wait_timeout(exchange, step);
-            exchange = waited.unwrap_or_else(PoisonError::into_inner).0;
-            wait.waited(started.elapsed());
+            let waited = wait.step(late, |longest| drop(self.changed.wait_timeout(state, longest)));
+            if let Err(failure) = waited {
+                self.fail(failure);
+            }
         }
     }
 
-    /// What has come of waiting for as long as was allowed.
-    pub(super) fn late(&self, why: String) -> Failure {
-        if self.budget.is_stopped() {
-            return Failure::new(Cause::Over, "strait was told to end");
-        }
-        Failure::new(Cause::Silent, why)
-    }
-
-    pub(super) fn wire_failure(&self, error: WireError) -> Failure {
-        match error {
-            WireError::Late => self.late(error.to_string()),
-            error => error.into(),
-        }
-    }
-
-    /// Ends the conversation: whoever waits for an answer is told so.
+    /// Ends the connection: whoever waits for a reply is told so.
     pub(super) fn fail(&self, failure: Failure) {
-        let told = failure.cause != Cause::Over && self.serving();
+        let log = failure.kind != FailureKind::Disconnected && self.has_guest();
         let mut revoked = Ok(());
         {
-            let mut exchange = lock(&self.exchange);
-            if exchange.failure.is_some() {
+            let mut state = lock(&self.state);
+            if state.failure.is_some() {
                 return;
             }
-            exchange.answer = None;
-            exchange.failure = Some(failure.clone());
+            state.reply = None;
+            state.failure = Some(failure.clone());
             // Before the guest goes on: all of the device fails at once.
-            if told {
+            if log {
                 revoked = self.mappings.revoke();
             }
         }
-        self.channel.shut_down();
+        self.connection.shut_down();
         if let Some(twin) = self.twin.get() {
             twin.shut_down();
         }
-        // Told before the guest has it to tell.
-        if told {
+        // Before the guest can tell of it.
+        if log {
             let (name, why) = (&self.name, &failure.why);
             log::error!(
                 "{name}: the device has failed: {why}; the guest reads ones from it from here on"
@@ -288,43 +201,34 @@ impl Client {
         self.changed.notify_all();
     }
 
-    /// From here on a server that doesn't answer is given up soon.
-    pub(super) fn shorten_deadline(&self) {
-        self.budget.shorten_deadline();
+    /// Ends the connection from this side.
+    pub(super) fn disconnect(&self) {
+        self.fail(Failure::new(FailureKind::Disconnected, "strait has closed the connection"));
     }
 
-    /// Ends the conversation from this side.
-    pub(super) fn hang_up(&self) {
-        self.fail(Failure::new(Cause::Over, "strait has closed the connection"));
-    }
-
-    /// What the server is called in messages.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Why the conversation is over, if it is.
+    /// Why the connection is over, if it is.
     pub(super) fn failure(&self) -> Option<Failure> {
-        lock(&self.exchange).failure.clone()
+        lock(&self.state).failure.clone()
     }
 
-    pub(super) fn serving(&self) -> bool {
-        self.serving.load(Ordering::Relaxed)
+    pub(super) fn has_guest(&self) -> bool {
+        self.has_guest.load(Ordering::Relaxed)
     }
 
     /// From here on a guest has the device.
-    pub(super) fn serve(&self) {
-        self.budget.serve();
-        self.serving.store(true, Ordering::Relaxed);
+    pub(super) fn start_guest(&self) {
+        self.budget.start_guest();
+        self.has_guest.store(true, Ordering::Relaxed);
     }
 
-    /// Has the server told each time this is signalled; `None` for no more.
-    pub(super) fn set_unmask(&self, unmask: Option<&EventFd>) -> std::io::Result<()> {
-        self.events.set_unmask(unmask)
+    /// Takes the request that is without a reply.
+    pub(super) fn take_pending(&self) -> Option<Pending> {
+        lock(&self.state).pending.take()
     }
 
-    pub(super) fn hand_over(&self, answer: Result<Answer, i32>) {
-        lock(&self.exchange).answer = Some(answer);
+    /// Hands the reply, or the error number of an error reply, to whoever waits for it.
+    pub(super) fn deliver(&self, reply: Result<Reply, i32>) {
+        lock(&self.state).reply = Some(reply);
         self.changed.notify_all();
     }
 }

@@ -1,13 +1,13 @@
-//! The device of a server, in VFIO's terms.
+//! A served device in VFIO's terms.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ,
@@ -16,71 +16,88 @@ use vfio_bindings::bindings::vfio::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::budget::Wait;
-use super::client::{Answer, CallError, Cause, Client, Failure};
-use super::error::refusal;
-use super::fds::{ReceivedFd, run_with_deadline};
+use super::REPLY_TIMEOUT;
+use super::budget::{TimeBudget, Wait};
+use super::client::{Client, Reply};
+use super::connection::Connection;
+use super::error::{Failure, FailureKind, Reason, RequestError, VfioUserError};
+use super::fds::ReceivedFd;
+use super::listener::Listener;
 use super::message::{Command, Payload, Reader};
-use super::region_file;
-use super::version::{Agreement, OURS, Version};
+use super::peer::Peer;
+use super::version::{self, Negotiated, SUPPORTED, Version};
+use crate::stop;
 use crate::sync::lock;
 use crate::vfio::uapi::{
     DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
 };
 
-/// The most that a region's description may take, in bytes: hundreds of areas.
-const MOST_REGION_INFO: u32 = 8192;
-
 /// A PCI device that another process serves; the connection ends when this is dropped.
 #[derive(Debug)]
 pub struct VfioUserDevice {
-    pub(super) client: Arc<Client>,
-    listener: Option<JoinHandle<()>>,
-    pub(super) agreement: Agreement,
-    pub(super) info: DeviceInfo,
+    pub(super) client: Listener,
+    pub(super) negotiated: Negotiated,
+    info: DeviceInfo,
     /// The files of regions that can be mapped, by index.
-    files: Mutex<BTreeMap<u32, Arc<ReceivedFd>>>,
-    /// The messages that its own registers say are on, by index.
+    pub(super) files: Mutex<BTreeMap<u32, Arc<ReceivedFd>>>,
+    /// The index of the interrupts that are enabled in the device's MSI or MSI-X capability.
     pub(super) enabled: Mutex<Option<u32>>,
 }
 
 impl VfioUserDevice {
-    /// The device at the other end, of which nothing is known yet.
-    pub(super) fn new(client: Arc<Client>, listener: JoinHandle<()>) -> Self {
-        let (agreement, listener) = (Agreement::NONE, Some(listener));
-        let (info, files, enabled) = Default::default();
-        Self { client, listener, agreement, info, files, enabled }
+    /// Connects to the server whose socket is at `path`, which may be `peer`'s, negotiates a version
+    /// with it and asks for its device. Nothing is waited for once
+    /// [strait is to end](stop::is_requested), until a guest has the device.
+    ///
+    /// # Errors
+    ///
+    /// There is no server, it is another user's, it serves no PCI device, it doesn't answer in time, or
+    /// strait is to end.
+    #[cold]
+    pub fn connect(path: &Path, peer: Peer) -> Result<Self, VfioUserError> {
+        let connection =
+            Connection::open(path).map_err(|error| Reason::connecting(path, error).at(path))?;
+        peer.check(path, &connection).map_err(|reason| reason.at(path))?;
+        Self::over(path, connection, TimeBudget::new(REPLY_TIMEOUT, stop::is_requested))
     }
 
-    pub(super) fn ask_info(&self, wait: &mut Wait<'_>) -> Result<DeviceInfo, CallError> {
-        let request = Payload::default().u32(16).u32(0).u32(0).u32(0);
-        let answer = self.call(wait, Command::GetInfo, &request, 64)?;
-        let mut reader = Reader(&answer.payload);
-        let mut fields = || Some((reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?));
-        let (_, flags, regions, irqs) = self.sense(Command::GetInfo, fields())?;
-        Ok(DeviceInfo {
-            pci: flags & VFIO_DEVICE_FLAGS_PCI != 0,
-            reset: flags & VFIO_DEVICE_FLAGS_RESET != 0,
-            regions,
-            irqs,
-            ..DeviceInfo::default()
-        })
+    pub(super) fn over(
+        path: &Path,
+        connection: Connection,
+        budget: TimeBudget,
+    ) -> Result<Self, VfioUserError> {
+        Self::open(path.display().to_string(), connection, budget).map_err(|reason| reason.at(path))
     }
 
-    /// The version that was agreed upon.
+    fn open(name: String, connection: Connection, budget: TimeBudget) -> Result<Self, Reason> {
+        let client = Listener::start(Client::new(name, connection, budget))?;
+        let (negotiated, info) = {
+            let mut wait = client.budget.begin();
+            let negotiated = negotiate(&client, &mut wait)?;
+            let info = device_info(&client, &mut wait)
+                .map_err(|error| Reason::requesting(Command::GET_INFO, error))?;
+            (negotiated, info)
+        };
+        if !info.pci {
+            return Err(Reason::NotPci);
+        }
+        Ok(Self { client, negotiated, info, files: Mutex::default(), enabled: Mutex::default() })
+    }
+
+    /// The version that was negotiated.
     pub fn version(&self) -> Version {
-        self.agreement.version
+        self.negotiated.version
     }
 
     /// Why the device has failed, if it has.
     pub fn failure(&self) -> Option<String> {
-        self.client.failure().map(|failure| failure.why.as_ref().to_owned())
+        self.client.failure().map(|failure| failure.why)
     }
 
-    /// Makes known that `size` bytes of this process at `host` are those of a file, from its start:
-    /// a server that is lent memory in there gets the file to map, and needs no messages.
+    /// Tells that `size` bytes of this process at `host` are those of a file, from its start: a server
+    /// to which memory in there is mapped gets the file, and needs no messages.
     pub fn set_ram_file(&self, file: File, host: NonNull<u8>, size: u64) {
-        lock(&self.client.ram).back(file, host, size);
+        lock(&self.client.memory).set_file(file, host, size);
     }
 
     /// From here on a guest has the device: its failure is told in the log rather than by errors.
@@ -89,167 +106,124 @@ impl VfioUserDevice {
     ///
     /// Why it has failed already.
     pub fn start_guest(&self) -> Result<(), String> {
-        self.client.serve();
+        self.client.start_guest();
         self.failure().map_or(Ok(()), Err)
     }
 
-    /// From here on a tenth of the [deadline](super::REPLY_TIMEOUT) is left for all that is asked, whoever
-    /// waits: the run is ending.
+    /// Leaves a tenth of the [time](super::REPLY_TIMEOUT) for all requests from here on: the run is
+    /// ending.
     pub fn shorten_deadline(&self) {
-        self.client.shorten_deadline();
+        self.client.budget.shorten();
     }
 
-    fn call(
+    /// The result of a guest's access: one to a failed device does `nothing`.
+    pub(super) fn ignore_failure<T>(
         &self,
-        wait: &mut Wait<'_>,
-        command: Command,
-        payload: &Payload,
-        most: usize,
-    ) -> Result<Answer, CallError> {
-        self.client.call(wait, command, payload, &[], most)
-    }
-
-    /// What an answer says, if that makes sense; else the conversation is over.
-    fn sense<T>(&self, command: Command, answer: Option<T>) -> Result<T, CallError> {
-        answer.ok_or_else(|| {
-            let why = format!("the server's answer to {} makes no sense", command.name());
-            let failure = Failure::new(Cause::Nonsense, why);
-            self.client.fail(failure.clone());
-            CallError::Over(failure)
-        })
-    }
-
-    /// What a guest's access to a failed device comes to: nothing.
-    fn forgive<T>(&self, result: Result<T, CallError>, nothing: T) -> Result<T, CallError> {
+        result: Result<T, RequestError>,
+        nothing: T,
+    ) -> Result<T, RequestError> {
         match result {
-            Err(CallError::Over(_)) if self.client.serving() => Ok(nothing),
+            Err(RequestError::Failed(_)) if self.client.has_guest() => Ok(nothing),
             result => result,
         }
     }
 
-    pub(super) fn try_read(
+    pub(super) fn read_region(
         &self,
         wait: &mut Wait<'_>,
         index: u32,
-        offset: u64,
+        mut offset: u64,
         data: &mut [u8],
-    ) -> Result<(), CallError> {
-        let mut at = offset;
-        for part in data.chunks_mut(self.agreement.most_data) {
+    ) -> Result<(), RequestError> {
+        let command = Command::REGION_READ;
+        for part in data.chunks_mut(self.negotiated.max_data) {
             let size = u32::try_from(part.len()).unwrap_or(u32::MAX);
-            let request = Payload::default().u64(at).u32(index).u32(size);
-            let most = part.len().saturating_add(16);
-            let answer = self.call(wait, Command::RegionRead, &request, most)?;
-            let bytes = answer.payload.strip_prefix(request.0.as_slice());
+            let head = Payload::default().u64(offset).u32s(&[index, size]);
+            let max_reply = part.len().saturating_add(head.0.len());
+            let reply = self.client.request(wait, command, &head, &[], max_reply)?;
+            let bytes = reply.payload.strip_prefix(head.0.as_slice());
             let bytes = bytes.filter(|bytes| bytes.len() == part.len());
-            part.copy_from_slice(self.sense(Command::RegionRead, bytes)?);
-            at = at.saturating_add(u64::from(size));
+            part.copy_from_slice(self.client.valid(command, bytes)?);
+            offset = offset.saturating_add(u64::from(size));
         }
         Ok(())
     }
 
-    pub(super) fn try_write(
+    pub(super) fn write_region(
         &self,
         wait: &mut Wait<'_>,
         index: u32,
-        offset: u64,
+        mut offset: u64,
         data: &[u8],
-    ) -> Result<(), CallError> {
-        let mut at = offset;
-        for part in data.chunks(self.agreement.most_data) {
+    ) -> Result<(), RequestError> {
+        let command = Command::REGION_WRITE;
+        for part in data.chunks(self.negotiated.max_data) {
             let size = u32::try_from(part.len()).unwrap_or(u32::MAX);
-            let head = Payload::default().u64(at).u32(index).u32(size);
+            let head = Payload::default().u64(offset).u32s(&[index, size]);
             let request = head.clone().bytes(part);
-            let answer = self.call(wait, Command::RegionWrite, &request, 16)?;
-            self.sense(Command::RegionWrite, (answer.payload == head.0).then_some(()))?;
-            at = at.saturating_add(u64::from(size));
+            let reply = self.client.request(wait, command, &request, &[], head.0.len())?;
+            self.client.valid(command, (reply.payload == head.0).then_some(()))?;
+            offset = offset.saturating_add(u64::from(size));
         }
         Ok(())
-    }
-
-    fn ask_region(
-        &self,
-        wait: &mut Wait<'_>,
-        index: u32,
-    ) -> Result<(RegionInfo, Option<ReceivedFd>), CallError> {
-        let command = Command::GetRegionInfo;
-        let mut request = Payload::default().u32(MOST_REGION_INFO).u32(0).u32(index).u32(0);
-        request = request.u64(0).u64(0);
-        let most = usize::try_from(MOST_REGION_INFO).unwrap_or(usize::MAX);
-        let answer = self.call(wait, command, &request, most)?;
-        let info = RegionInfo::parse(&answer.payload);
-        let within = |area: &Range<u64>| area.start < area.end && area.end <= info.size;
-        let sound = answer.payload.len() >= 32
-            && info.index == index
-            && info.offset.checked_add(info.size).is_some()
-            && info.areas.iter().flatten().all(within);
-        let info = self.sense(command, sound.then_some(info))?;
-        Ok((info, answer.files.into_iter().next()))
-    }
-
-    /// Does this to a file of the server's where nobody waits, and waits for it; a server that keeps
-    /// that from ending is given up.
-    fn look<T: Send + 'static>(
-        &self,
-        wait: &mut Wait<'_>,
-        look: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, CallError> {
-        let failure = match run_with_deadline(wait, look) {
-            Ok(Some(seen)) => return Ok(seen),
-            Ok(None) => self.client.late("the server's file can't be looked at in time".to_owned()),
-            Err(error) => Failure::new(Cause::Kernel, format!("strait has no thread: {error}")),
-        };
-        self.client.fail(failure.clone());
-        Err(CallError::Over(failure))
-    }
-
-    /// What the server says of a region; it is mappable only if its file can be mapped so that the
-    /// guest's accesses to it always end well.
-    fn try_region_info(&self, index: u32) -> Result<RegionInfo, CallError> {
-        let mut wait = self.client.budget.begin();
-        let (mut info, file) = self.ask_region(&mut wait, index)?;
-        let Some(file) = file.filter(|_| info.mappable) else {
-            info.mappable = false;
-            return Ok(info);
-        };
-        let areas = info.areas.as_deref().unwrap_or_default();
-        let end = areas.iter().map(|area| area.end).max().unwrap_or(info.size);
-        let (file, end) = (Arc::new(file), info.offset.saturating_add(end));
-        let looked = file.clone();
-        let checked = if !info.readable || !info.writable {
-            Err("is of a region that can't be both read and written".to_owned())
-        } else {
-            self.look(&mut wait, move || region_file::check(&*looked, end))?
-        };
-        match checked {
-            Ok(()) => drop(lock(&self.files).insert(index, file)),
-            Err(why) => {
-                log::info!("{}: region {index} traps: its file {why}", self.client.name());
-                info.mappable = false;
-            }
-        }
-        Ok(info)
-    }
-
-    fn try_map(&self, region: &RegionInfo, range: Range<u64>) -> Result<Lent, CallError> {
-        let file = lock(&self.files).get(&region.index).filter(|_| region.mappable).cloned();
-        let (Some(file), Some(end)) = (file, region.offset.checked_add(range.end)) else {
-            return Ok(Err(io::ErrorKind::Unsupported.into()));
-        };
-        let (region, mappings) = (region.clone(), self.client.mappings.clone());
-        self.look(&mut self.client.budget.begin(), move || {
-            region_file::check(&*file, end).map_err(io::Error::other)?;
-            Mapping::revocable(&*file, &region, range, &mappings)
-        })
     }
 }
 
-/// A mapping, or why there is none.
-type Lent = io::Result<Mapping>;
+impl Client {
+    /// What a reply contains, if it is valid; else the connection is over.
+    pub(super) fn valid<T>(&self, command: Command, content: Option<T>) -> Result<T, RequestError> {
+        content.ok_or_else(|| {
+            let why = format!("the server's reply to {} is invalid", command.name);
+            let failure = Failure::new(FailureKind::Protocol, why);
+            self.fail(failure.clone());
+            RequestError::Failed(failure)
+        })
+    }
 
-impl Agreement {
-    /// Before anything was agreed upon.
-    const NONE: Self = Self { version: OURS, most_fds: 1, most_data: 8, twin: None };
+    /// Requests a structure of four numbers, of which the third is `index`; the first is its size.
+    fn request_info(
+        &self,
+        wait: &mut Wait<'_>,
+        command: Command,
+        index: u32,
+    ) -> Result<[u32; 4], RequestError> {
+        let payload = Payload::default().u32s(&[16, 0, index, 0]);
+        let reply = self.request(wait, command, &payload, &[], 64)?;
+        self.valid(command, Reader(&reply.payload).u32s())
+    }
+}
+
+/// Agrees on a version with the server.
+fn negotiate(client: &Listener, wait: &mut Wait<'_>) -> Result<Negotiated, Reason> {
+    let command = Command::VERSION;
+    let Reply { payload, files } = client
+        .request(wait, command, &version::request(), &[], version::MAX_REPLY)
+        .map_err(|error| Reason::requesting(command, error))?;
+    let invalid = |what| Reason::from(Failure::protocol(what));
+    let negotiated = version::parse_reply(&payload).map_err(invalid)?;
+    let version = negotiated.version;
+    if version.major != SUPPORTED.major || version.minor > SUPPORTED.minor {
+        return Err(Reason::Version(version));
+    }
+    if let Some(index) = negotiated.twin {
+        let none = || invalid("a twin_socket without its descriptor".to_owned());
+        let twin = files.into_iter().nth(index).ok_or_else(none)?;
+        client
+            .add_twin(twin)
+            .map_err(|error| invalid(format!("a twin_socket that is none: {error}")))?;
+    }
+    Ok(negotiated)
+}
+
+fn device_info(client: &Client, wait: &mut Wait<'_>) -> Result<DeviceInfo, RequestError> {
+    let [_, flags, regions, irqs] = client.request_info(wait, Command::GET_INFO, 0)?;
+    Ok(DeviceInfo {
+        pci: flags & VFIO_DEVICE_FLAGS_PCI != 0,
+        reset: flags & VFIO_DEVICE_FLAGS_RESET != 0,
+        regions,
+        irqs,
+        ..DeviceInfo::default()
+    })
 }
 
 impl DeviceCalls for VfioUserDevice {
@@ -258,32 +232,28 @@ impl DeviceCalls for VfioUserDevice {
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError> {
-        self.try_region_info(index).map_err(|error| refusal(Command::GetRegionInfo, error))
+        self.inspect_region(index).map_err(|error| error.of(Command::GET_REGION_INFO))
     }
 
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
-        let command = Command::GetIrqInfo;
-        let request = Payload::default().u32(16).u32(0).u32(index).u32(0);
-        let wait = &mut self.client.budget.begin();
-        let answer = self.call(wait, command, &request, 64).and_then(|answer| {
-            let mut reader = Reader(&answer.payload);
-            let mut fields = || Some((reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?));
-            self.sense(command, fields().filter(|(_, _, found, _)| *found == index))
+        let (command, wait) = (Command::GET_IRQ_INFO, &mut self.client.budget.begin());
+        let info = self.client.request_info(wait, command, index).and_then(|info| {
+            self.client.valid(command, Some(info).filter(|[_, _, found, _]| *found == index))
         });
-        let (_, flags, _, count) = answer.map_err(|error| refusal(command, error))?;
+        let [_, flags, _, count] = info.map_err(|error| error.of(command))?;
         Ok(IrqInfo {
             count,
             eventfd: flags & VFIO_IRQ_INFO_EVENTFD != 0,
             maskable: flags & VFIO_IRQ_INFO_MASKABLE != 0,
-            // INTx is a level, whether or not a server calls it so: each of its signals lasts until
+            // INTx is level-triggered, whether or not a server says so: each of its signals lasts until
             // the guest has ended the interrupt, of which the server is told.
             automasked: flags & VFIO_IRQ_INFO_AUTOMASKED != 0 || index == VFIO_PCI_INTX_IRQ_INDEX,
         })
     }
 
     fn set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), IoctlError> {
-        self.forgive(self.try_set_irq(index, action), ())
-            .map_err(|error| refusal(Command::SetIrqs, error))
+        self.ignore_failure(self.try_set_irq(index, action), ())
+            .map_err(|error| error.of(Command::SET_IRQS))
     }
 
     fn set_vectors(
@@ -292,22 +262,21 @@ impl DeviceCalls for VfioUserDevice {
         start: u32,
         triggers: &[Option<&EventFd>],
     ) -> Result<(), IoctlError> {
-        self.forgive(self.try_set_vectors(index, start, triggers), ())
-            .map_err(|error| refusal(Command::SetIrqs, error))
+        self.ignore_failure(self.try_set_vectors(index, start, triggers), ())
+            .map_err(|error| error.of(Command::SET_IRQS))
     }
 
     fn reset(&self) -> Result<(), IoctlError> {
         *lock(&self.enabled) = None;
         let wait = &mut self.client.budget.begin();
-        let done = self.call(wait, Command::Reset, &Payload::default(), 0).map(drop);
-        self.forgive(done, ()).map_err(|error| refusal(Command::Reset, error))
+        let done = self.client.request(wait, Command::RESET, &Payload::default(), &[], 0).map(drop);
+        self.ignore_failure(done, ()).map_err(|error| error.of(Command::RESET))
     }
 
     fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let wait = &mut self.client.budget.begin();
-        let read = self.try_read(wait, region.index, offset, data).map(|()| true);
-        let read = self.forgive(read, false);
-        if !read.map_err(|error| refusal(Command::RegionRead, error).source)? {
+        let read = self.read_region(wait, region.index, offset, data).map(|()| true);
+        if !self.ignore_failure(read, false)? {
             data.fill(0xff);
         }
         Ok(())
@@ -315,13 +284,11 @@ impl DeviceCalls for VfioUserDevice {
 
     fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()> {
         let wait = &mut self.client.budget.begin();
-        self.forgive(self.try_write(wait, region.index, offset, data), ())
-            .map_err(|error| refusal(Command::RegionWrite, error).source)
+        Ok(self.ignore_failure(self.write_region(wait, region.index, offset, data), ())?)
     }
 
     fn map(&self, region: &RegionInfo, range: Range<u64>) -> io::Result<Mapping> {
-        let mapped = self.try_map(region, range);
-        mapped.map_err(|error| refusal(Command::GetRegionInfo, error).source)?
+        self.map_region(region, range)
     }
 }
 
@@ -337,27 +304,27 @@ impl VfioUserDevice {
     ///
     /// # Errors
     ///
-    /// The server refuses it, or is gone.
+    /// The server refuses it, or has failed.
     pub unsafe fn map_dma(
         &self,
         iova: u64,
         host: NonNull<u8>,
         size: u64,
     ) -> Result<(), IoctlError> {
-        let mut ram = lock(&self.client.ram);
-        let file = ram.file_of(host, size);
+        let mut memory = lock(&self.client.memory);
+        let file = memory.file_of(host, size);
         // SAFETY: passed on.
-        unsafe { ram.lend(iova, host, size) };
-        drop(ram);
+        unsafe { memory.map(iova, host, size) };
+        drop(memory);
         let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
         let offset = file.as_ref().map_or(0, |(_, offset)| *offset);
         let fds = file.as_ref().map(|(file, _)| file.as_raw_fd());
-        let payload = Payload::default().u32(32).u32(flags).u64(offset).u64(iova).u64(size);
-        let wait = &mut self.client.budget.begin();
-        let mapped = self.client.call(wait, Command::DmaMap, &payload, fds.as_slice(), 0).map(drop);
+        let payload = Payload::default().u32s(&[32, flags]).u64(offset).u64(iova).u64(size);
+        let (command, wait) = (Command::DMA_MAP, &mut self.client.budget.begin());
+        let mapped = self.client.request(wait, command, &payload, fds.as_slice(), 0).map(drop);
         mapped.map_err(|error| {
-            lock(&self.client.ram).take_back(iova, size);
-            refusal(Command::DmaMap, error)
+            lock(&self.client.memory).unmap(iova, size);
+            error.of(command)
         })
     }
 
@@ -365,22 +332,12 @@ impl VfioUserDevice {
     ///
     /// # Errors
     ///
-    /// The server refuses it, or is gone.
+    /// The server refuses it, or has failed.
     pub fn unmap_dma(&self, iova: u64, size: u64) -> Result<(), IoctlError> {
-        let payload = Payload::default().u32(24).u32(0).u64(iova).u64(size);
-        let wait = &mut self.client.budget.begin();
-        let unmapped = self.call(wait, Command::DmaUnmap, &payload, 24).map(drop);
-        lock(&self.client.ram).take_back(iova, size);
-        self.forgive(unmapped, ()).map_err(|error| refusal(Command::DmaUnmap, error))
-    }
-}
-
-impl Drop for VfioUserDevice {
-    fn drop(&mut self) {
-        self.client.hang_up();
-        if let Some(listener) = self.listener.take() {
-            // A panic in the thread has ended the process already.
-            let _ = listener.join();
-        }
+        let payload = Payload::default().u32s(&[24, 0]).u64(iova).u64(size);
+        let (command, wait) = (Command::DMA_UNMAP, &mut self.client.budget.begin());
+        let unmapped = self.client.request(wait, command, &payload, &[], 24).map(drop);
+        lock(&self.client.memory).unmap(iova, size);
+        self.ignore_failure(unmapped, ()).map_err(|error| error.of(command))
     }
 }

@@ -1,154 +1,216 @@
-//! What can go wrong with a server before a guest has its device.
+//! What can go wrong with a server.
 
-use boot::help::Help;
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use boot::help::Help;
+
 use super::REPLY_TIMEOUT;
-use super::client::{CallError, Cause, Failure};
 use super::message::Command;
-use super::version::{OURS, Version};
+use super::version::{SUPPORTED, Version};
 use crate::vfio::remedy;
 use crate::vfio::uapi::IoctlError;
 
-/// A device of another process that can't be had.
-#[derive(Debug, thiserror::Error)]
-pub enum VfioUserError {
-    /// There is no connection to be had.
-    #[error("no server can be reached at {}", path.display())]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The path names another kind of file.
-    #[error("{} is no socket", path.display())]
-    NoSocket {
-        /// The file.
-        path: PathBuf,
-    },
-    /// What listens there doesn't speak the protocol.
-    #[error("{} is no vfio-user server: {why}", path.display())]
-    NoServer {
-        /// The socket.
-        path: PathBuf,
-        /// What it did instead.
-        why: String,
-    },
-    /// It doesn't answer.
-    #[error("the server at {} doesn't answer within {} s", path.display(), REPLY_TIMEOUT.as_secs())]
-    Silent {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// It wasn't waited for any longer, since strait is to end.
-    #[error("strait was told to end while it asked the server at {}", path.display())]
-    Stopped {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// It is a stranger's.
-    #[error("the server at {} is another user's: process {process} of user {user}", path.display())]
-    Stranger {
-        /// The socket.
-        path: PathBuf,
-        /// Whose.
-        user: u32,
-        /// Who began to listen there.
-        process: i32,
-    },
-    /// Anyone could put a socket of their own there.
-    #[error("{} may be anyone's: all users can write to {}", path.display(), directory.display())]
-    OpenDirectory {
-        /// The socket.
-        path: PathBuf,
-        /// Where on its way.
-        directory: PathBuf,
-    },
-    /// A stranger could put a socket of its own there.
-    #[error("{} may be another's: {} belongs to user {user}", path.display(), directory.display())]
-    StrangeDirectory {
-        /// The socket.
-        path: PathBuf,
-        /// Where on its way.
-        directory: PathBuf,
-        /// Whose it is.
-        user: u32,
-    },
-    /// It closed the connection while it was being asked.
-    #[error("the server at {} closed the connection", path.display())]
-    Closed {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// It speaks another version.
-    #[error("the server at {} speaks vfio-user {version}, and strait {OURS}", path.display())]
-    Version {
-        /// The socket.
-        path: PathBuf,
-        /// What it speaks.
-        version: Version,
-    },
-    /// Its device is no PCI function.
-    #[error("the server at {} offers no PCI device", path.display())]
-    NotPci {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// It refused a request.
-    #[error("the server at {} refused a request", path.display())]
-    Refused {
-        /// The socket.
-        path: PathBuf,
-        /// Which.
-        #[source]
-        source: IoctlError,
-    },
-    /// This process can't listen to it.
-    #[error("strait can't listen to the server at {}", path.display())]
-    Host {
-        /// The socket.
-        path: PathBuf,
-        /// What the kernel refused.
-        #[source]
-        source: io::Error,
-    },
+/// Why a connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// The server closed it.
+    Closed,
+    /// The server didn't answer in time.
+    TimedOut,
+    /// The server violated the protocol.
+    Protocol,
+    /// The kernel refused something.
+    Host,
+    /// This side has closed it.
+    Disconnected,
 }
 
-impl VfioUserError {
-    /// Why there is no connection.
-    #[cold]
-    pub(super) fn connecting(path: &Path, source: io::Error) -> Self {
-        let is_socket = || path.metadata().map_or(true, |meta| meta.file_type().is_socket());
-        let path = path.to_owned();
-        if source.kind() == io::ErrorKind::ConnectionRefused && !is_socket() {
-            return Self::NoSocket { path };
-        }
-        Self::Connect { path, source }
+/// The end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) kind: FailureKind,
+    pub(super) why: String,
+}
+
+impl Failure {
+    pub(super) fn new(kind: FailureKind, why: impl Into<String>) -> Self {
+        Self { kind, why: why.into() }
     }
 
-    /// Why the first questions weren't answered.
-    #[cold]
-    pub(super) fn asking(path: &Path, command: Command, error: CallError) -> Self {
-        let path = path.to_owned();
+    /// The server sent something that violates the protocol.
+    pub(super) fn protocol(what: impl fmt::Display) -> Self {
+        Self::new(FailureKind::Protocol, format!("the server sent {what}"))
+    }
+
+    pub(super) fn closed() -> Self {
+        Self::new(FailureKind::Closed, "the server closed the connection")
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPIPE | libc::ECONNRESET) => Self::closed(),
+            _ => Self::new(FailureKind::Host, error.to_string()),
+        }
+    }
+}
+
+/// Why a request had no success.
+#[derive(Debug)]
+pub(super) enum RequestError {
+    /// The server refused it, with this error number (`errno`).
+    Refused(i32),
+    /// The connection is over.
+    Failed(Failure),
+}
+
+impl RequestError {
+    /// The error as VFIO's ioctls have it.
+    pub(super) fn of(self, command: Command) -> IoctlError {
+        IoctlError { request: command.name, source: self.into() }
+    }
+}
+
+impl From<RequestError> for io::Error {
+    fn from(error: RequestError) -> Self {
         match error {
-            CallError::Refused(_) => Self::Refused { path, source: refusal(command, error) },
-            CallError::Over(failure) => Self::over(path, failure),
+            RequestError::Refused(errno) => Self::from_raw_os_error(errno),
+            RequestError::Failed(failure) => Self::other(failure.why),
+        }
+    }
+}
+
+/// A server that can't be connected to, or whose device can't be used.
+#[derive(Debug)]
+pub struct VfioUserError {
+    /// The socket.
+    path: PathBuf,
+    reason: Reason,
+}
+
+#[derive(Debug)]
+pub(super) enum Reason {
+    /// There is no connection to be had.
+    Connect(io::Error),
+    /// The path names another kind of file.
+    NoSocket,
+    /// What listens there violates the protocol.
+    NoServer(String),
+    /// It doesn't answer.
+    TimedOut,
+    /// It wasn't waited for any longer, since strait is to end.
+    Stopped,
+    /// It is another user's process.
+    Stranger { user: u32, process: i32 },
+    /// All users can put a socket of their own there: this directory on its path is writable.
+    OpenDirectory(PathBuf),
+    /// Another user can put a socket of their own there, to whom this directory on its path belongs.
+    ForeignDirectory { directory: PathBuf, user: u32 },
+    /// It closed the connection.
+    Closed,
+    /// It speaks another version.
+    Version(Version),
+    /// Its device is no PCI device.
+    NotPci,
+    /// It refused a request.
+    Refused(IoctlError),
+    /// The kernel refused something.
+    Host(io::Error),
+}
+
+impl From<Failure> for Reason {
+    fn from(Failure { kind, why }: Failure) -> Self {
+        match kind {
+            FailureKind::TimedOut => Self::TimedOut,
+            FailureKind::Closed => Self::Closed,
+            FailureKind::Disconnected => Self::Stopped,
+            FailureKind::Host => Self::Host(io::Error::other(why)),
+            FailureKind::Protocol => Self::NoServer(why),
+        }
+    }
+}
+
+impl From<io::Error> for Reason {
+    fn from(error: io::Error) -> Self {
+        Self::Host(error)
+    }
+}
+
+impl Reason {
+    /// Why there is no connection to `path`.
+    #[cold]
+    pub(super) fn connecting(path: &Path, error: io::Error) -> Self {
+        let is_socket = || path.metadata().map_or(true, |meta| meta.file_type().is_socket());
+        if error.kind() == io::ErrorKind::ConnectionRefused && !is_socket() {
+            return Self::NoSocket;
+        }
+        Self::Connect(error)
+    }
+
+    /// Why a request before the device is known had no success.
+    #[cold]
+    pub(super) fn requesting(command: Command, error: RequestError) -> Self {
+        match error {
+            RequestError::Refused(_) => Self::Refused(error.of(command)),
+            RequestError::Failed(failure) => failure.into(),
         }
     }
 
-    fn over(path: PathBuf, failure: Failure) -> Self {
-        match failure.cause {
-            Cause::Silent => Self::Silent { path },
-            Cause::Closed => Self::Closed { path },
-            Cause::Over => Self::Stopped { path },
-            Cause::Kernel => {
-                Self::Host { path, source: io::Error::other(failure.why.as_ref().to_owned()) }
+    pub(super) fn at(self, path: &Path) -> VfioUserError {
+        VfioUserError { path: path.to_owned(), reason: self }
+    }
+}
+
+impl fmt::Display for VfioUserError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match &self.reason {
+            Reason::Connect(_) => write!(f, "no server can be reached at {path}"),
+            Reason::NoSocket => write!(f, "{path} is no socket"),
+            Reason::NoServer(why) => write!(f, "{path} is no vfio-user server: {why}"),
+            Reason::TimedOut => {
+                let limit = REPLY_TIMEOUT.as_secs();
+                write!(f, "the server at {path} doesn't answer within {limit} s")
             }
-            Cause::Nonsense => Self::NoServer { path, why: failure.why.as_ref().to_owned() },
+            Reason::Stopped => {
+                write!(f, "strait was told to end while it asked the server at {path}")
+            }
+            Reason::Stranger { user, process } => {
+                write!(
+                    f,
+                    "the server at {path} is another user's: process {process} of user {user}"
+                )
+            }
+            Reason::OpenDirectory(directory) => {
+                let directory = directory.display();
+                write!(f, "{path} may be anyone's: all users can write to {directory}")
+            }
+            Reason::ForeignDirectory { directory, user } => {
+                let directory = directory.display();
+                write!(f, "{path} may be another's: {directory} belongs to user {user}")
+            }
+            Reason::Closed => write!(f, "the server at {path} closed the connection"),
+            Reason::Version(version) => {
+                write!(f, "the server at {path} speaks vfio-user {version}, and strait {SUPPORTED}")
+            }
+            Reason::NotPci => write!(f, "the server at {path} offers no PCI device"),
+            Reason::Refused(_) => write!(f, "the server at {path} refused a request"),
+            Reason::Host(_) => write!(f, "strait can't listen to the server at {path}"),
+        }
+    }
+}
+
+impl Error for VfioUserError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.reason {
+            Reason::Connect(error) | Reason::Host(error) => Some(error),
+            Reason::Refused(error) => Some(error),
+            _ => None,
         }
     }
 }
@@ -156,71 +218,61 @@ impl VfioUserError {
 impl Help for VfioUserError {
     #[cold]
     fn help(&self) -> Option<String> {
-        Some(match self {
-            Self::Connect { path, source } => return connecting(path, source),
-            Self::NoSocket { .. } => {
+        let path = self.path.display();
+        Some(match &self.reason {
+            Reason::Stopped => return None,
+            Reason::Connect(error) => return self.connect_help(error),
+            Reason::NoSocket => {
                 "--vfio-user takes the path of the socket on which the server listens".to_owned()
             }
-            Self::NoServer { path, .. } => format!(
-                "--vfio-user takes the socket of a vfio-user server: ss -xlp src {} names who \
-                 listens there",
-                path.display()
+            Reason::NoServer(_) => format!(
+                "--vfio-user takes the socket of a vfio-user server: ss -xlp src {path} names who \
+                 listens there"
             ),
-            Self::Silent { .. } => {
+            Reason::TimedOut => {
                 "a server mostly serves one client at a time: end the other, or the server if it \
                  hangs, and start it again"
                     .to_owned()
             }
-            Self::Stopped { .. } => return None,
-            Self::Stranger { path, user, .. } => format!(
-                "if it is the server that you mean: --vfio-user {},peer={user}",
-                path.display()
+            Reason::Stranger { user, .. } => {
+                format!("if it is the server that you mean: --vfio-user {path},peer={user}")
+            }
+            Reason::OpenDirectory(directory) => format!(
+                "chmod o-w {}; or take it as it is: --vfio-user {path},peer=any",
+                directory.display()
             ),
-            Self::OpenDirectory { path, directory } => format!(
-                "chmod o-w {}; or take it as it is: --vfio-user {},peer=any",
-                directory.display(),
-                path.display()
-            ),
-            Self::StrangeDirectory { path, user, .. } => format!(
-                "if it is a user that you trust: --vfio-user {},peer={user}",
-                path.display()
-            ),
-            Self::Closed { .. } | Self::Refused { .. } => {
+            Reason::ForeignDirectory { user, .. } => {
+                format!("if it is a user that you trust: --vfio-user {path},peer={user}")
+            }
+            Reason::Closed | Reason::Refused(_) => {
                 "the server's own output says why; start it again if it has ended".to_owned()
             }
-            Self::Version { .. } => format!("a server for vfio-user {OURS}"),
-            Self::NotPci { .. } => "a server whose device is a PCI function".to_owned(),
-            Self::Host { .. } => remedy::OPEN_FILES.to_owned(),
+            Reason::Version(_) => format!("a server for vfio-user {SUPPORTED}"),
+            Reason::NotPci => "a server whose device is a PCI function".to_owned(),
+            Reason::Host(_) => remedy::OPEN_FILES.to_owned(),
         })
     }
 }
 
-fn connecting(path: &Path, source: &io::Error) -> Option<String> {
-    let shown = path.display();
-    Some(match source.kind() {
-        io::ErrorKind::NotFound => {
-            format!("start the server first, with {shown} as its socket")
-        }
-        io::ErrorKind::ConnectionRefused => {
-            format!("its server has ended: rm {shown}, and start the server again")
-        }
-        io::ErrorKind::PermissionDenied => format!(
-            "run strait as the user who owns the socket (ls -l {shown}), or let this one have it: \
-             sudo setfacl -m u:$USER:rw {shown}"
-        ),
-        io::ErrorKind::WouldBlock => {
-            "the server is busy with other clients: it needs a socket for each".to_owned()
-        }
-        io::ErrorKind::InvalidInput => "give the server a shorter path".to_owned(),
-        _ => return None,
-    })
-}
-
-/// A request that wasn't answered, in VFIO's terms.
-pub(super) fn refusal(command: Command, error: CallError) -> IoctlError {
-    let source = match error {
-        CallError::Refused(errno) => io::Error::from_raw_os_error(errno),
-        CallError::Over(failure) => io::Error::other(failure.why.as_ref().to_owned()),
-    };
-    IoctlError { request: command.name(), source }
+impl VfioUserError {
+    fn connect_help(&self, error: &io::Error) -> Option<String> {
+        let path = self.path.display();
+        Some(match error.kind() {
+            io::ErrorKind::NotFound => {
+                format!("start the server first, with {path} as its socket")
+            }
+            io::ErrorKind::ConnectionRefused => {
+                format!("its server has ended: rm {path}, and start the server again")
+            }
+            io::ErrorKind::PermissionDenied => format!(
+                "run strait as the user who owns the socket (ls -l {path}), or let this one have it: \
+                 sudo setfacl -m u:$USER:rw {path}"
+            ),
+            io::ErrorKind::WouldBlock => {
+                "the server is busy with other clients: it needs a socket for each".to_owned()
+            }
+            io::ErrorKind::InvalidInput => "give the server a shorter path".to_owned(),
+            _ => return None,
+        })
+    }
 }

@@ -1,40 +1,39 @@
 //! Descriptors that a server sent: anything may be behind them.
 //!
-//! To close a socket that lingers, or to look at a file of a file system that hangs, can take as long
-//! as the server likes. So all that is done to such a descriptor is done where nobody waits.
+//! Closing a socket that lingers, or inspecting a file of a file system that hangs, can take as long as
+//! the server likes. So it is done in threads that nobody waits for beyond a limit.
 
-use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
 
 use super::budget::Wait;
+use super::error::{Failure, FailureKind};
 
 /// How many descriptors may wait to be closed.
-const MOST: usize = 64;
+const MAX_CLOSING: usize = 64;
 
 /// A thread's stack in bytes.
-const STACK: usize = 64 << 10;
+pub(super) const STACK_SIZE: usize = 64 << 10;
 
-/// Closes descriptors where nobody waits.
+/// Closes descriptors in a thread.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FdCloser(Arc<Closing>);
 
 #[derive(Debug, Default)]
 struct Closing {
-    /// To the thread that closes, once there is something to close; `None` if there can't be one.
+    /// To the thread, once there is something to close; `None` if there can't be a thread.
     thread: OnceLock<Option<SyncSender<OwnedFd>>>,
-    /// Some were left open.
-    full: AtomicBool,
+    /// Descriptors were left open.
+    overflowed: AtomicBool,
 }
 
 impl FdCloser {
-    /// Whether the server has more descriptors waiting to be closed than it may.
-    pub(super) fn is_full(&self) -> bool {
-        self.0.full.load(Ordering::Relaxed)
+    /// Whether the server has sent more descriptors than may wait to be closed.
+    pub(super) fn has_overflowed(&self) -> bool {
+        self.0.overflowed.load(Ordering::Relaxed)
     }
 
     fn close(&self, fd: OwnedFd) {
@@ -45,29 +44,29 @@ impl FdCloser {
             },
             None => fd,
         };
-        // It stays open; the server can't leave more behind than one message may carry.
+        // It stays open. The connection ends, so no more are left so than one message may carry.
         let _ = left.into_raw_fd();
-        self.0.full.store(true, Ordering::Relaxed);
+        self.0.overflowed.store(true, Ordering::Relaxed);
     }
 }
 
 fn closing_thread() -> Option<SyncSender<OwnedFd>> {
-    let (sender, receiver) = mpsc::sync_channel(MOST);
-    let thread = thread::Builder::new().name("vfio-user-close".to_owned()).stack_size(STACK);
+    let (sender, receiver) = mpsc::sync_channel(MAX_CLOSING);
+    let thread = thread::Builder::new().name("vfio-user-close".to_owned()).stack_size(STACK_SIZE);
     let started = thread.spawn(move || receiver.into_iter().for_each(drop));
     started.is_ok().then_some(sender)
 }
 
-/// A descriptor that a server sent, closed where nobody waits.
+/// A descriptor that a server sent, closed in a thread.
 #[derive(Debug)]
 pub(super) struct ReceivedFd {
     fd: Option<OwnedFd>,
-    bin: FdCloser,
+    closer: FdCloser,
 }
 
 impl ReceivedFd {
-    pub(super) fn new(fd: OwnedFd, bin: &FdCloser) -> Self {
-        Self { fd: Some(fd), bin: bin.clone() }
+    pub(super) fn new(fd: OwnedFd, closer: &FdCloser) -> Self {
+        Self { fd: Some(fd), closer: closer.clone() }
     }
 }
 
@@ -80,34 +79,31 @@ impl AsRawFd for ReceivedFd {
 impl Drop for ReceivedFd {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
-            self.bin.close(fd);
+            self.closer.close(fd);
         }
     }
 }
 
-/// Does this in a thread of its own; `Ok(None)` if it takes longer than `wait` allows, and goes on.
-///
-/// # Errors
-///
-/// There can't be a thread.
+/// Runs `work` on a server's file in a thread and waits for it as long as `wait` allows; it may go on
+/// afterwards.
 pub(super) fn run_with_deadline<T: Send + 'static>(
     wait: &mut Wait<'_>,
     work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<Option<T>> {
+) -> Result<T, Failure> {
+    let no_thread =
+        |error| Failure::new(FailureKind::Host, format!("strait has no thread: {error}"));
     let (sender, receiver) = mpsc::sync_channel(1);
-    let thread = thread::Builder::new().name("vfio-user-look".to_owned()).stack_size(STACK);
-    // Nobody listens any more if it took too long.
-    thread.spawn(move || drop(sender.send(work())))?;
-    while let Some(step) = wait.next() {
-        let started = Instant::now();
-        match receiver.recv_timeout(step) {
-            Ok(done) => {
-                wait.waited(started.elapsed());
-                return Ok(Some(done));
+    let thread = thread::Builder::new().name("vfio-user-look".to_owned()).stack_size(STACK_SIZE);
+    // Nobody receives any more if it took too long.
+    thread.spawn(move || drop(sender.send(work()))).map_err(no_thread)?;
+    let late = || "the server's file can't be looked at in time".to_owned();
+    loop {
+        match wait.step(late, |longest| receiver.recv_timeout(longest))? {
+            Ok(done) => return Ok(done),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failure::new(FailureKind::Host, "a thread has ended without a result"));
             }
-            Err(RecvTimeoutError::Timeout) => wait.waited(started.elapsed()),
-            Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    Ok(None)
 }

@@ -1,151 +1,221 @@
-//! What comes from a server: answers, and requests of its own.
+//! The thread that receives what the server sends: replies, and requests of its own.
 //!
-//! One thread of ours listens to the server for as long as the connection lives: it hands answers to
-//! whoever waits for them, serves the server's own requests, and notices when the server is gone. It
-//! also tells the server when the guest has ended an INTx interrupt.
+//! It runs for as long as the connection lives, hands replies to whoever waits for them, serves the
+//! server's requests, and notices when the server is gone. It also tells the server when the guest has
+//! unmasked INTx.
 
 use std::io;
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 
-use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_INTX_IRQ_INDEX,
-};
-use vmm_sys_util::epoll::EpollEvent;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::budget::Wait;
-use super::channel::{Channel, SOCKET, TWIN};
-use super::client::{Answer, Awaited, Client, Failure};
-use super::message::{Command, Header, Kind, MOST_PAYLOAD, NOTICE_ID, Payload};
-use super::socket::WireError;
+use super::client::{Client, Pending, Reply};
+use super::connection::Connection;
+use super::error::Failure;
+use super::fds::{ReceivedFd, STACK_SIZE};
+use super::message::{Command, HEADER_SIZE, Header, Kind, MAX_PAYLOAD, NO_REPLY_ID, Payload};
 use crate::sync::lock;
 
-impl Client {
-    /// Listens until the conversation is over.
-    pub(super) fn listen(&self) {
-        while self.failure().is_none() {
-            if let Err(failure) = self.attend() {
-                self.fail(failure);
+/// The sources of events.
+const SOCKET: u64 = 0;
+const UNMASK: u64 = 1;
+const TWIN: u64 = 2;
+
+/// A client and its listening thread, which end when this is dropped.
+#[derive(Debug)]
+pub(super) struct Listener {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    epoll: Epoll,
+    /// Signalled when the guest has unmasked INTx.
+    unmask: Mutex<Option<EventFd>>,
+}
+
+impl Deref for Listener {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.shared.client
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.disconnect();
+        if let Some(thread) = self.thread.take() {
+            // A panic in the thread has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Listener {
+    /// Starts the thread.
+    pub(super) fn start(client: Client) -> io::Result<Self> {
+        let shared = Shared { client, epoll: Epoll::new()?, unmask: Mutex::default() };
+        shared.add(&shared.client.connection, SOCKET)?;
+        let shared = Arc::new(shared);
+        let (listening, name) = (shared.clone(), "vfio-user".to_owned());
+        // The thread keeps payloads on the heap.
+        let thread = thread::Builder::new().name(name).stack_size(STACK_SIZE);
+        let thread = Some(thread.spawn(move || listening.run())?);
+        Ok(Self { shared, thread })
+    }
+
+    /// Listens also to a connection of the server's making for its own requests.
+    pub(super) fn add_twin(&self, fd: ReceivedFd) -> io::Result<()> {
+        let twin = Connection::received(fd)?;
+        self.shared.add(self.twin.get_or_init(|| twin), TWIN)
+    }
+
+    /// Has the server told each time this is signalled; `None` for no more.
+    pub(super) fn set_unmask(&self, unmask: Option<&EventFd>) -> io::Result<()> {
+        let mut current = lock(&self.shared.unmask);
+        if let Some(before) = current.take() {
+            let (operation, nothing) = (ControlOperation::Delete, EpollEvent::default());
+            self.shared.epoll.ctl(operation, before.as_raw_fd(), nothing)?;
+        }
+        if let Some(unmask) = unmask {
+            let unmask = unmask.try_clone()?;
+            self.shared.add(&unmask, UNMASK)?;
+            *current = Some(unmask);
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn add(&self, file: &impl AsRawFd, token: u64) -> io::Result<()> {
+        let interest = EpollEvent::new(EventSet::IN, token);
+        self.epoll.ctl(ControlOperation::Add, file.as_raw_fd(), interest)
+    }
+
+    /// Listens until the connection is over.
+    fn run(&self) {
+        while self.client.failure().is_none() {
+            if let Err(failure) = self.handle_events() {
+                self.client.fail(failure);
             }
         }
     }
 
-    /// Waits for something to happen, and takes care of it.
-    fn attend(&self) -> Result<(), Failure> {
+    fn handle_events(&self) -> Result<(), Failure> {
         let mut events = [EpollEvent::default(); 3];
-        let count = match self.events.wait(&mut events) {
-            Ok(count) => count,
+        let count = match self.epoll.wait(-1, &mut events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            Err(error) => return Err(WireError::from(error).into()),
+            count => count?,
         };
         for event in events.iter().take(count) {
-            match (event.data(), self.twin.get()) {
-                (SOCKET, _) => self.receive(&self.channel)?,
-                (TWIN, Some(twin)) => self.receive(twin)?,
-                _ if self.events.is_unmasked() => self.tell_unmasked(),
+            match (event.data(), self.client.twin.get()) {
+                (SOCKET, _) => self.client.receive(&self.client.connection)?,
+                (TWIN, Some(twin)) => self.client.receive(twin)?,
+                // Nothing is there to be read if it was another eventfd's.
+                _ if lock(&self.unmask).as_ref().is_some_and(|unmask| unmask.read().is_ok()) => {
+                    self.client.notify_unmask();
+                }
                 _ => {}
             }
         }
         Ok(())
     }
+}
 
-    /// Tells the server that the guest has ended an INTx interrupt.
-    pub(super) fn send_unmasked(&self, wait: &mut Wait<'_>) {
-        let flags = VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_DATA_NONE;
-        let payload =
-            Payload::default().u32(20).u32(flags).u32(VFIO_PCI_INTX_IRQ_INDEX).u32(0).u32(1);
-        let (command, kind) = (Command::SetIrqs.number(), Kind::Notice);
-        let header = Header { id: NOTICE_ID, command, payload: payload.0.len(), kind };
-        let sent = self.channel.send(header, &payload, &[], wait);
-        if let Err(error) = sent {
-            self.fail(self.wire_failure(error));
-        }
-    }
-
-    /// Receives a message and does what it asks for.
-    fn receive(&self, channel: &Channel) -> Result<(), Failure> {
-        let (wait, mut files) = (&mut self.budget.alone(), Vec::new());
-        let head = channel
-            .receive_header(&mut files, &self.bin, wait)
-            .map_err(|error| self.wire_failure(error))?;
-        let header = Header::parse(&head).map_err(Failure::nonsense)?;
-        let mut rest = |most: usize, what: &str| {
+impl Client {
+    /// Receives a message and handles it.
+    fn receive(&self, connection: &Connection) -> Result<(), Failure> {
+        let (wait, mut files) = (&mut self.budget.begin_separate(), Vec::new());
+        let mut head = [0; HEADER_SIZE];
+        connection.receive(&mut head, &mut files, &self.closer, wait)?;
+        let header = Header::parse(&head).map_err(Failure::protocol)?;
+        let mut payload = |max: usize, what: &str| {
             let size = header.payload;
-            if size > most {
-                return Err(Failure::nonsense(format_args!("{what} of {size} bytes")));
+            if size > max {
+                return Err(Failure::protocol(format_args!("{what} of {size} bytes")));
             }
-            let payload = channel.receive_payload(size, &mut files, &self.bin, wait);
-            payload.map_err(|error| self.wire_failure(error))
+            let mut payload = vec![0; size];
+            connection.receive(&mut payload, &mut files, &self.closer, wait)?;
+            Ok(payload)
         };
         match header.kind {
-            Kind::Reply | Kind::Refusal(_) if !std::ptr::eq(channel, &self.channel) => {
-                return Err(Failure::nonsense("an answer where it asks"));
+            Kind::Reply | Kind::ErrorReply(_) if !std::ptr::eq(connection, &self.connection) => {
+                return Err(Failure::protocol("a reply on its twin_socket"));
             }
             Kind::Reply => {
-                let awaited = self.awaited(header)?;
-                let what = format!("an answer to {}", awaited.command.name());
-                let payload = rest(awaited.most, &what)?;
-                self.hand_over(Ok(Answer { payload, files }));
+                let pending = self.pending(header)?;
+                let what = format!("a reply to {}", pending.command.name);
+                let payload = payload(pending.max_reply, &what)?;
+                self.deliver(Ok(Reply { payload, files }));
             }
-            // What follows its header says nothing: libvfio-user has the request's structure there,
+            // What follows the header has no meaning: libvfio-user has the request's structure there,
             // which the specification leaves open.
-            Kind::Refusal(errno) => {
-                rest(MOST_PAYLOAD, "a refusal")?;
-                self.take_refusal(header, errno)?;
+            Kind::ErrorReply(errno) => {
+                payload(MAX_PAYLOAD, "an error reply")?;
+                self.take_error(header, errno)?;
             }
-            Kind::Command | Kind::Notice => {
-                let request = rest(MOST_PAYLOAD, "a request")?;
-                self.serve_request(channel, header, &request, wait)?;
+            Kind::Command | Kind::CommandNoReply => {
+                let request = payload(MAX_PAYLOAD, "a request")?;
+                self.serve(connection, header, &request, wait)?;
             }
         }
-        if self.bin.is_full() {
-            return Err(Failure::nonsense("more descriptors than can be closed"));
+        if self.closer.has_overflowed() {
+            return Err(Failure::protocol("more descriptors than can be closed"));
         }
         Ok(())
     }
 
-    fn take_refusal(&self, header: Header, errno: u32) -> Result<(), Failure> {
-        // Some servers answer even what wants no answer when they refuse it.
-        if header.id & NOTICE_ID != 0 && header.command == Command::SetIrqs.number() {
+    fn take_error(&self, header: Header, errno: u32) -> Result<(), Failure> {
+        // Some servers reply with an error even to a command without a reply.
+        if header.id & NO_REPLY_ID != 0 && header.command == Command::SET_IRQS.number {
             return Ok(());
         }
-        self.awaited(header)?;
-        // Some servers refuse without saying why.
+        self.pending(header)?;
+        // Some servers give no error number.
         let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
-        self.hand_over(Err(errno.unwrap_or(libc::EIO)));
+        self.deliver(Err(errno.unwrap_or(libc::EIO)));
         Ok(())
     }
 
-    /// What this is the answer to.
-    fn awaited(&self, header: Header) -> Result<Awaited, Failure> {
-        let awaited = lock(&self.exchange).awaited.take();
-        awaited
-            .filter(|awaited| awaited.id == header.id)
-            .filter(|awaited| awaited.command.number() == header.command)
-            .ok_or_else(|| {
-                let (id, command) = (header.id, header.command);
-                Failure::nonsense(format_args!(
-                    "an answer that nobody waits for (message {id:#x}, command {command:#x})"
+    /// The request to which this is the reply.
+    fn pending(&self, header: Header) -> Result<Pending, Failure> {
+        let pending = self.take_pending();
+        let (id, command) = (header.id, header.command);
+        pending.filter(|pending| (pending.id, pending.command.number) == (id, command)).ok_or_else(
+            || {
+                Failure::protocol(format_args!(
+                    "a reply to no request (message {id:#x}, command {command:#x})"
                 ))
-            })
+            },
+        )
     }
 
     /// Serves a request of the server's: it reads or writes the guest's RAM by messages where it
     /// can't or doesn't want to map it.
-    fn serve_request(
+    fn serve(
         &self,
-        channel: &Channel,
+        connection: &Connection,
         header: Header,
         request: &[u8],
         wait: &mut Wait<'_>,
     ) -> Result<(), Failure> {
-        let answer = lock(&self.ram).serve(header.command, request);
-        if header.kind == Kind::Notice {
+        let served = lock(&self.memory).serve(header.command, request);
+        if header.kind == Kind::CommandNoReply {
             return Ok(());
         }
-        let (kind, payload) = match answer {
+        let (kind, payload) = match served {
             Ok(payload) => (Kind::Reply, payload),
-            Err(errno) => (Kind::Refusal(errno.unsigned_abs()), Payload::default()),
+            Err(errno) => (Kind::ErrorReply(errno.unsigned_abs()), Payload::default()),
         };
         let header = Header { payload: payload.0.len(), kind, ..header };
-        channel.send(header, &payload, &[], wait).map_err(|error| self.wire_failure(error))
+        connection.send(header, &payload, &[], wait)
     }
 }

@@ -1,13 +1,12 @@
-//! Whose server this is.
+//! The user whose server it is.
 
 use std::fs;
-use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::error::VfioUserError;
+use super::connection::socket_option;
+use super::error::Reason;
 
 /// Writable by others, and only for one's own files there (inode(7)).
 const OTHERS_WRITE: u32 = 0o002;
@@ -15,7 +14,7 @@ const STICKY: u32 = 0o1000;
 
 const ROOT: u32 = 0;
 
-/// Whose servers are taken.
+/// Whose servers are accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Peer {
     /// Those of root and of this process's own user.
@@ -31,64 +30,39 @@ impl Peer {
     fn includes(self, user: u32) -> bool {
         // SAFETY: takes nothing, and can't fail.
         let own = unsafe { libc::geteuid() };
-        let told = match self {
+        let given = match self {
             Self::Own => false,
-            Self::User(told) => user == told,
+            Self::User(given) => user == given,
             Self::Any => true,
         };
-        told || user == ROOT || user == own
+        given || user == ROOT || user == own
     }
-}
 
-/// Checks whose server is at the other end of `socket`, which was reached by `path`.
-pub(super) fn check(path: &Path, socket: &impl AsRawFd, peer: Peer) -> Result<(), VfioUserError> {
-    if peer == Peer::Any {
-        return Ok(());
-    }
-    let host = |source| VfioUserError::Host { path: path.to_owned(), source };
-    let credentials = credentials(socket).map_err(host)?;
-    if !peer.includes(credentials.uid) {
-        let (user, process) = (credentials.uid, credentials.pid);
-        return Err(VfioUserError::Stranger { path: path.to_owned(), user, process });
-    }
-    check_directories(path, peer).map_err(host)?
-}
-
-/// Who began to listen (`SO_PEERCRED` of unix(7)).
-fn credentials(socket: &impl AsRawFd) -> io::Result<libc::ucred> {
-    let mut credentials = MaybeUninit::<libc::ucred>::uninit();
-    let mut size = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
-    // SAFETY: there is room for as many bytes as `size` says.
-    let returned = unsafe {
-        let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
-        let place = credentials.as_mut_ptr().cast();
-        libc::getsockopt(socket.as_raw_fd(), level, option, place, &raw mut size)
-    };
-    if returned != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has filled it.
-    Ok(unsafe { credentials.assume_init() })
-}
-
-/// Checks that no stranger could have put this socket in another's place: nobody else's directory is
-/// on the way to it, and none in which others may rename.
-fn check_directories(path: &Path, peer: Peer) -> io::Result<Result<(), VfioUserError>> {
-    let path = path.canonicalize()?;
-    for directory in path.ancestors().skip(1) {
-        let about = fs::metadata(directory)?;
-        let (mode, owner) = (about.mode(), about.uid());
-        let at = || (path.clone(), directory.to_owned());
-        if !peer.includes(owner) {
-            let (path, directory) = at();
-            return Ok(Err(VfioUserError::StrangeDirectory { path, directory, user: owner }));
+    /// Checks whose server is at the other end of `socket`, which was reached by `path`, and that no
+    /// other user could have put this socket in another's place: no directory on the path belongs to
+    /// one, or is one in which others may rename.
+    pub(super) fn check(self, path: &Path, socket: &impl AsRawFd) -> Result<(), Reason> {
+        if self == Self::Any {
+            return Ok(());
         }
-        if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
-            let (path, directory) = at();
-            return Ok(Err(VfioUserError::OpenDirectory { path, directory }));
+        // SAFETY: the option is a ucred, here that of the process that began to listen.
+        let listener: libc::ucred = unsafe { socket_option(socket, libc::SO_PEERCRED)? };
+        if !self.includes(listener.uid) {
+            return Err(Reason::Stranger { user: listener.uid, process: listener.pid });
         }
+        for directory in path.canonicalize()?.ancestors().skip(1) {
+            let metadata = fs::metadata(directory)?;
+            let (mode, user) = (metadata.mode(), metadata.uid());
+            let directory = directory.to_owned();
+            if !self.includes(user) {
+                return Err(Reason::ForeignDirectory { directory, user });
+            }
+            if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
+                return Err(Reason::OpenDirectory(directory));
+            }
+        }
+        Ok(())
     }
-    Ok(Ok(()))
 }
 
 #[cfg(test)]
@@ -108,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_taken_only_if_told() {
+    fn servers_of_other_users_are_accepted_only_if_given() {
         let stranger = own().wrapping_add(1).max(1);
         for (peer, expected) in [
             (Peer::Own, [true, true, false, false]),
@@ -128,26 +102,30 @@ mod tests {
         let path = inner.join("socket");
         let _listener = UnixListener::bind(&path).unwrap();
         let socket = UnixStream::connect(&path).unwrap();
-        check(&path, &socket, Peer::Own).unwrap();
+        Peer::Own.check(&path, &socket).unwrap();
         let open = |at: &Path, mode| fs::set_permissions(at, Permissions::from_mode(mode)).unwrap();
         open(&inner, 0o1777);
-        check(&path, &socket, Peer::Own).unwrap();
+        Peer::Own.check(&path, &socket).unwrap();
         for at in [&inner, directory.as_path()] {
             open(at, 0o777);
-            let error = check(&path, &socket, Peer::Own).unwrap_err();
+            let error = Peer::Own.check(&path, &socket).unwrap_err().at(&path);
             let told = error.to_string();
             assert!(told.contains("all users can write to"), "{told}");
             let told = error.help().unwrap();
             assert!(told.contains(&format!("chmod o-w {}", at.display())), "{told}");
-            check(&path, &socket, Peer::Any).unwrap();
+            Peer::Any.check(&path, &socket).unwrap();
             open(at, 0o755);
         }
     }
 
     #[test]
-    fn the_other_end_says_who_it_is() {
+    fn a_socket_has_the_credentials_of_its_peer() {
+        // SAFETY: the option is a ucred.
+        let peer = |socket: &dyn AsRawFd| unsafe {
+            socket_option::<libc::ucred>(&socket.as_raw_fd(), libc::SO_PEERCRED)
+        };
         let (one, _other) = UnixStream::pair().unwrap();
-        assert_eq!(credentials(&one).unwrap().uid, own());
-        assert!(credentials(&fs::File::open("/dev/null").unwrap()).is_err());
+        assert_eq!(peer(&one).unwrap().uid, own());
+        assert!(peer(&fs::File::open("/dev/null").unwrap()).is_err());
     }
 }

@@ -12,15 +12,15 @@ use std::time::Duration;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::budget::TimeBudget;
+use super::connection::Connection;
 use super::device::VfioUserDevice;
 use super::error::VfioUserError;
-use super::socket::Socket;
 
 /// How long the client waits for a server that is to answer, on a busy machine too.
-pub(super) const LONG: Duration = Duration::from_secs(20);
+pub(super) const LONG_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long it waits for one that isn't.
-pub(super) const SHORT: Duration = Duration::from_secs(1);
+pub(super) const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A request as it came.
 pub(super) struct Request {
@@ -65,26 +65,26 @@ pub(super) fn words(words: &[u32]) -> Vec<u8> {
 }
 
 /// What the server does with a request.
-pub(super) enum Act {
+pub(super) enum Action {
     /// What the device below does.
-    Usual,
+    Default,
     /// Sends these bytes.
     Send(Vec<u8>),
     /// Sends these bytes with a file.
-    Lend(Vec<u8>, File),
+    SendWithFile(Vec<u8>, File),
     /// Says nothing.
     Ignore,
     /// Closes the connection.
-    Die,
+    Close,
 }
 
 /// Command, IOVA, size, and the file with the offset.
 type Lent = (u16, u64, u64, Option<(File, u64)>);
 
-/// A device with 16 registers that keep what is written, in BAR 0, and its record.
-#[derive(Default)]
-pub(super) struct Board {
-    pub(super) registers: [[u8; 32]; 2],
+/// A device with 16 registers that keep what is written, in BAR 0, and the record of its requests.
+pub(super) struct DeviceState {
+    pub(super) registers: [u8; 64],
+    pub(super) config: [u8; 256],
     /// Of each request to a region: command, offset, count.
     pub(super) accesses: Vec<(u16, u64, u32)>,
     /// Of each `SET_IRQS`: the header's flags; flags, index, start, count; and the eventfds.
@@ -94,16 +94,23 @@ pub(super) struct Board {
     pub(super) resets: u32,
 }
 
+impl DeviceState {
+    fn new() -> Self {
+        let (accesses, irqs, dma, resets) = Default::default();
+        Self { registers: [0; 64], config: [0; 256], accesses, irqs, dma, resets }
+    }
+}
+
 /// What a server does with each request.
-pub(super) type Manner = Box<dyn FnMut(&Request) -> Act + Send>;
+pub(super) type Handler = Box<dyn FnMut(&Request) -> Action + Send>;
 
 /// A server in a thread, and its end of the connection.
 pub(super) struct Server {
-    pub(super) board: Arc<Mutex<Board>>,
+    pub(super) device_state: Arc<Mutex<DeviceState>>,
     pub(super) stream: UnixStream,
     client: Option<UnixStream>,
     /// Whether the client is to wait no more.
-    pub(super) is_asked_to_stop: fn() -> bool,
+    pub(super) is_stop_requested: fn() -> bool,
 }
 
 /// The version data of a server that takes 3 descriptors and 16 bytes at once.
@@ -113,21 +120,21 @@ pub(super) const SMALL: &[u8] =
 impl Server {
     /// A server that does as usual.
     pub(super) fn new() -> Self {
-        Self::with(|_| Act::Usual)
+        Self::with(|_| Action::Default)
     }
 
     /// A server that does this.
-    pub(super) fn with(manner: impl FnMut(&Request) -> Act + Send + 'static) -> Self {
+    pub(super) fn with(handler: impl FnMut(&Request) -> Action + Send + 'static) -> Self {
         let (stream, client) = UnixStream::pair().unwrap();
-        let board = Arc::new(Mutex::new(Board::default()));
-        let (served, shared) = (stream.try_clone().unwrap(), board.clone());
-        thread::spawn(move || serve(&served, &shared, Box::new(manner)));
-        Self { board, stream, client: Some(client), is_asked_to_stop: || false }
+        let device_state = Arc::new(Mutex::new(DeviceState::new()));
+        let (served, shared) = (stream.try_clone().unwrap(), device_state.clone());
+        thread::spawn(move || serve(&served, &shared, Box::new(handler)));
+        Self { device_state, stream, client: Some(client), is_stop_requested: || false }
     }
 
     /// Connects a client to it.
     pub(super) fn connect(&mut self) -> Result<VfioUserDevice, VfioUserError> {
-        self.connect_for(LONG)
+        self.connect_for(LONG_TIMEOUT)
     }
 
     /// Connects a client that waits no longer than this.
@@ -135,23 +142,25 @@ impl Server {
         &mut self,
         deadline: Duration,
     ) -> Result<VfioUserDevice, VfioUserError> {
-        let socket = Socket::over(self.client.take().unwrap()).unwrap();
-        let budget = TimeBudget::new(deadline, self.is_asked_to_stop);
+        let socket = Connection::over(self.client.take().unwrap()).unwrap();
+        let budget = TimeBudget::new(deadline, self.is_stop_requested);
         VfioUserDevice::over(Path::new("/run/test.sock"), socket, budget)
     }
 }
 
-fn serve(stream: &UnixStream, board: &Mutex<Board>, mut manner: Manner) {
+fn serve(stream: &UnixStream, device_state: &Mutex<DeviceState>, mut handler: Handler) {
     while let Some(request) = receive(stream) {
-        let act = match manner(&request) {
-            Act::Usual => usual(&mut board.lock().unwrap(), request),
+        let act = match handler(&request) {
+            Action::Default => default_action(&mut device_state.lock().unwrap(), request),
             act => act,
         };
         let sent = match act {
-            Act::Send(bytes) => (&mut &*stream).write_all(&bytes).is_ok(),
-            Act::Lend(bytes, file) => stream.send_with_fd(&bytes[..], file.as_raw_fd()).is_ok(),
-            Act::Ignore | Act::Usual => true,
-            Act::Die => false,
+            Action::Send(bytes) => (&mut &*stream).write_all(&bytes).is_ok(),
+            Action::SendWithFile(bytes, file) => {
+                stream.send_with_fd(&bytes[..], file.as_raw_fd()).is_ok()
+            }
+            Action::Ignore | Action::Default => true,
+            Action::Close => false,
         };
         if !sent {
             break;
@@ -186,9 +195,9 @@ fn fill(stream: &UnixStream, buffer: &mut [u8], files: &mut Vec<File>) -> Option
     Some(())
 }
 
-fn usual(board: &mut Board, mut request: Request) -> Act {
+fn default_action(device_state: &mut DeviceState, mut request: Request) -> Action {
     let files = std::mem::take(&mut request.files);
-    Act::Send(match request.command {
+    Action::Send(match request.command {
         1 => request.answer(SMALL),
         // RESET 1, PCI 2; 9 regions, 5 interrupts.
         4 => request.answer(&words(&[16, 3, 9, 5])),
@@ -198,28 +207,32 @@ fn usual(board: &mut Board, mut request: Request) -> Act {
         7 => request.answer(&words(&[16, 1, request.u32(8), 8])),
         2 => {
             let file = files.into_iter().next().map(|file| (file, request.u64(8)));
-            board.dma.push((2, request.u64(16), request.u64(24), file));
+            device_state.dma.push((2, request.u64(16), request.u64(24), file));
             request.answer(&[])
         }
         3 => {
-            board.dma.push((3, request.u64(8), request.u64(16), None));
+            device_state.dma.push((3, request.u64(8), request.u64(16), None));
             request.answer(&request.payload)
         }
         8 => {
             let set = [4, 8, 12, 16].map(|at| request.u32(at));
-            board.irqs.push((request.flags, set, files));
+            device_state.irqs.push((request.flags, set, files));
             if request.flags & 0x10 != 0 {
-                return Act::Ignore;
+                return Action::Ignore;
             }
             request.answer(&[])
         }
         9 | 10 => {
             let (offset, count) = (request.u64(0), request.u32(12));
-            board.accesses.push((request.command, offset, count));
+            device_state.accesses.push((request.command, offset, count));
             let start = usize::try_from(offset).unwrap();
             let end = start + usize::try_from(count).unwrap();
-            let Some(registers) = board.registers.as_flattened_mut().get_mut(start..end) else {
-                return Act::Send(request.refuse(22));
+            let region: &mut [u8] = match request.u32(8) {
+                7 => &mut device_state.config,
+                _ => &mut device_state.registers,
+            };
+            let Some(registers) = region.get_mut(start..end) else {
+                return Action::Send(request.refuse(22));
             };
             let (head, data) = request.payload.split_at(16);
             if request.command == 10 {
@@ -230,7 +243,7 @@ fn usual(board: &mut Board, mut request: Request) -> Act {
             }
         }
         13 => {
-            board.resets += 1;
+            device_state.resets += 1;
             request.answer(&[])
         }
         _ => request.refuse(95),

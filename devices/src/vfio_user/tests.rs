@@ -12,9 +12,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::tempdir::TempDir;
 
 use super::device::VfioUserDevice;
-use super::error::VfioUserError;
+use super::error::Reason;
 use super::peer::Peer;
-use super::testing::{Act, LONG, Request, SHORT, Server, message, words};
+use super::testing::{Action, LONG_TIMEOUT, Request, SHORT_TIMEOUT, Server, message, words};
 use crate::vfio::uapi::{DeviceCalls, IrqAction, RegionInfo};
 
 mod bounds;
@@ -54,12 +54,14 @@ fn eventually<T>(mut what: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A server that does as usual but for one command.
-fn server_but(command: u16, mut act: impl FnMut(&Request) -> Act + Send + 'static) -> Server {
-    Server::with(move |request| if request.command == command { act(request) } else { Act::Usual })
+fn server_but(command: u16, mut act: impl FnMut(&Request) -> Action + Send + 'static) -> Server {
+    Server::with(
+        move |request| if request.command == command { act(request) } else { Action::Default },
+    )
 }
 
 #[test]
-fn a_device_says_what_it_is_and_has() {
+fn a_device_is_described_by_its_server() {
     let mut server = Server::new();
     let device = server.connect().unwrap();
     let info = device.info().unwrap();
@@ -72,11 +74,11 @@ fn a_device_says_what_it_is_and_has() {
     let msix = device.irq_info(2).unwrap();
     assert!(msix.eventfd && !msix.automasked && msix.count == 8);
     device.reset().unwrap();
-    assert_eq!(server.board.lock().unwrap().resets, 1);
+    assert_eq!(server.device_state.lock().unwrap().resets, 1);
 }
 
 #[test]
-fn accesses_are_split_as_the_server_wants() {
+fn accesses_are_split_to_the_server_s_data_size() {
     let mut server = Server::new();
     let device = server.connect().unwrap();
     let bytes: Vec<u8> = (0..40).collect();
@@ -84,14 +86,14 @@ fn accesses_are_split_as_the_server_wants() {
     let mut back = [0; 40];
     device.read(&BAR0, 8, &mut back).unwrap();
     assert_eq!(back.as_slice(), bytes);
-    let accesses = std::mem::take(&mut server.board.lock().unwrap().accesses);
+    let accesses = std::mem::take(&mut server.device_state.lock().unwrap().accesses);
     let expected = [(8, 16), (24, 16), (40, 8)];
     let expected = [10, 9].into_iter().flat_map(|c| expected.map(|(at, size)| (c, at, size)));
     assert_eq!(accesses, expected.collect::<Vec<_>>());
 }
 
 #[test]
-fn a_refused_access_is_an_error_and_no_end() {
+fn a_refused_access_is_an_error_and_the_device_lives() {
     let mut server = Server::new();
     let device = server.connect().unwrap();
     let error = device.read(&BAR0, 64, &mut [0; 4]).unwrap_err();
@@ -100,12 +102,12 @@ fn a_refused_access_is_an_error_and_no_end() {
     device.read(&BAR0, 60, &mut [0; 4]).unwrap();
     assert_eq!(device.failure(), None);
     // Some refuse without a number.
-    let mut server = server_but(13, |request| Act::Send(request.refuse(0)));
+    let mut server = server_but(13, |request| Action::Send(request.refuse(0)));
     assert!(server.connect().unwrap().reset().unwrap_err().is(libc::EIO));
 }
 
 #[test]
-fn a_refusal_is_one_whatever_follows_it() {
+fn data_behind_an_error_reply_is_ignored() {
     // As libvfio-user answers: the request's structure, without or with what was to be written; the
     // largest that there may be; descriptors.
     let structures: [fn(&Request) -> Vec<u8>; 3] =
@@ -113,10 +115,10 @@ fn a_refusal_is_one_whatever_follows_it() {
     for structure in structures {
         let mut server = Server::with(move |request| {
             if !matches!(request.command, 9 | 10) || request.u64(0) != 4 {
-                return Act::Usual;
+                return Action::Default;
             }
             let bytes = message(request.id, request.command, 0x21, 22, &structure(request));
-            Act::Lend(bytes, memory(16, 0))
+            Action::SendWithFile(bytes, memory(16, 0))
         });
         let device = server.connect().unwrap();
         device.start_guest().unwrap();
@@ -143,12 +145,12 @@ fn lending(file: &File, areas: &'static [u64]) -> Server {
             payload.extend(words(&[1 << 16 | 1, 0, u32::try_from(areas.len() / 2).unwrap(), 0]));
             payload.extend(areas.iter().flat_map(|word| word.to_ne_bytes()));
         }
-        Act::Lend(request.answer(&payload), file.try_clone().unwrap())
+        Action::SendWithFile(request.answer(&payload), file.try_clone().unwrap())
     })
 }
 
 #[test]
-fn regions_that_a_server_lends_can_be_mapped() {
+fn regions_with_a_file_can_be_mapped() {
     let file = memory(0x5000, libc::MFD_ALLOW_SEALING);
     let mut server = lending(&file, &[0, 0x1000, 0x3000, 0x1000]);
     let device = server.connect().unwrap();
@@ -196,7 +198,7 @@ fn only_regions_that_are_readable_and_writable_are_mapped() {
         let file = file.try_clone().unwrap();
         let mut server = server_but(5, move |request| {
             let info = words(&[32, flags, 2, 0, 0x4000, 0, 0x1000, 0]);
-            Act::Lend(request.answer(&info), file.try_clone().unwrap())
+            Action::SendWithFile(request.answer(&info), file.try_clone().unwrap())
         });
         let device = server.connect().unwrap();
         let info = device.region_info(2).unwrap();
@@ -210,14 +212,14 @@ fn only_regions_that_are_readable_and_writable_are_mapped() {
 }
 
 #[test]
-fn vectors_are_set_in_messages_that_the_server_takes() {
+fn vectors_are_set_in_messages_of_max_msg_fds() {
     let mut server = Server::new();
     let device = server.connect().unwrap();
     let files: Vec<EventFd> = (0..5).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect();
     let triggers =
         [Some(&files[0]), None, Some(&files[1]), Some(&files[2]), Some(&files[3]), Some(&files[4])];
     device.set_vectors(2, 1, &triggers).unwrap();
-    let irqs = std::mem::take(&mut server.board.lock().unwrap().irqs);
+    let irqs = std::mem::take(&mut server.device_state.lock().unwrap().irqs);
     let sets: Vec<_> =
         irqs.iter().map(|(_, [_, _, start, n], fds)| (*start, *n, fds.len())).collect();
     // TRIGGER 32, EVENTFD 4; no descriptors take eventfds away; 3 at most.
@@ -228,43 +230,44 @@ fn vectors_are_set_in_messages_that_the_server_takes() {
     assert!(files[1].read().is_err());
 
     device.set_irq(2, IrqAction::ClearTrigger).unwrap();
-    let irqs = std::mem::take(&mut server.board.lock().unwrap().irqs);
+    let irqs = std::mem::take(&mut server.device_state.lock().unwrap().irqs);
     assert_eq!((irqs[0].1, irqs[0].2.len()), ([33, 2, 0, 0], 0));
 }
 
 #[test]
-fn a_device_s_own_registers_say_that_its_messages_are_on() {
+fn msi_and_msi_x_are_enabled_in_the_device_s_capabilities() {
     let mut server = Server::new();
     let device = server.connect().unwrap();
-    // Of the test's device every region is the same 64 bytes: a list of two capabilities.
-    let lay = |at: u64, bytes: &[u8]| device.write(&BAR0, at, bytes).unwrap();
+    let lay = |at: usize, bytes: &[u8]| {
+        let config = &mut server.device_state.lock().unwrap().config;
+        config[at..at + bytes.len()].copy_from_slice(bytes);
+    };
     lay(0x06, &[0x10]);
-    lay(0x34, &[0x38]);
-    lay(0x38, &[0x05, 0x3c, 0x80, 0x00]);
-    lay(0x3c, &[0x11, 0x38, 0x03, 0x40]);
-    let control = |at: u64| {
-        let mut bytes = [0; 2];
-        device.read(&BAR0, at, &mut bytes).unwrap();
-        u16::from_le_bytes(bytes)
+    lay(0x34, &[0x48]);
+    lay(0x48, &[0x05, 0x4c, 0x80, 0x00]);
+    lay(0x4c, &[0x11, 0x48, 0x03, 0x40]);
+    let control = |at: usize| {
+        let config = &server.device_state.lock().unwrap().config;
+        u16::from_le_bytes([config[at], config[at + 1]])
     };
     device.set_vectors(2, 0, &[None, None]).unwrap();
-    assert_eq!((control(0x3a), control(0x3e)), (0x0080, 0xc003));
+    assert_eq!((control(0x4a), control(0x4e)), (0x0080, 0xc003));
     device.set_vectors(2, 1, &[None]).unwrap();
     device.set_irq(0, IrqAction::ClearTrigger).unwrap();
-    assert_eq!(control(0x3e), 0xc003);
+    assert_eq!(control(0x4e), 0xc003);
     device.set_irq(2, IrqAction::ClearTrigger).unwrap();
-    assert_eq!(control(0x3e), 0x4003);
+    assert_eq!(control(0x4e), 0x4003);
     device.set_vectors(1, 0, &[None, None, None]).unwrap();
-    assert_eq!(control(0x3a), 0x00a1);
+    assert_eq!(control(0x4a), 0x00a1);
     // A list that goes in circles ends, and one without the capability is left alone.
-    lay(0x3c, &[0x12]);
+    lay(0x4c, &[0x12]);
     device.set_irq(1, IrqAction::ClearTrigger).unwrap();
     device.set_vectors(2, 0, &[None]).unwrap();
-    assert_eq!((control(0x3a), control(0x3e)), (0x00a0, 0x4003));
+    assert_eq!((control(0x4a), control(0x4e)), (0x00a0, 0x4003));
 }
 
 #[test]
-fn the_end_of_an_intx_interrupt_is_told_to_the_server() {
+fn the_server_is_told_of_intx_unmasking() {
     let mut server = Server::new();
     let device = server.connect().unwrap();
     let (resample, other) =
@@ -274,9 +277,9 @@ fn the_end_of_an_intx_interrupt_is_told_to_the_server() {
     device.set_irq(0, IrqAction::Unmask).unwrap();
     for round in 1..=3 {
         resample.write(1).unwrap();
-        eventually(|| (server.board.lock().unwrap().irqs.len() == 1 + round).then_some(()));
+        eventually(|| (server.device_state.lock().unwrap().irqs.len() == 1 + round).then_some(()));
     }
-    let irqs = std::mem::take(&mut server.board.lock().unwrap().irqs);
+    let irqs = std::mem::take(&mut server.device_state.lock().unwrap().irqs);
     let flags: Vec<u32> = irqs.iter().map(|irq| irq.0).collect();
     assert_eq!(flags, [0, 0x10, 0x10, 0x10]);
     // UNMASK 16, NONE 1.
@@ -285,17 +288,17 @@ fn the_end_of_an_intx_interrupt_is_told_to_the_server() {
     device.set_irq(0, IrqAction::SetUnmask(&other)).unwrap();
     resample.write(1).unwrap();
     other.write(1).unwrap();
-    eventually(|| (server.board.lock().unwrap().irqs.len() == 1).then_some(()));
+    eventually(|| (server.device_state.lock().unwrap().irqs.len() == 1).then_some(()));
     device.set_irq(0, IrqAction::ClearUnmask).unwrap();
     other.write(1).unwrap();
     device.reset().unwrap();
-    assert_eq!(server.board.lock().unwrap().irqs.len(), 1);
+    assert_eq!(server.device_state.lock().unwrap().irqs.len(), 1);
 }
 
 #[test]
-fn servers_that_refuse_to_mask_are_none_the_worse() {
+fn a_refused_mask_is_ignored() {
     // Some answer to a refused message even if it wants no answer.
-    let mut server = server_but(8, |request| Act::Send(request.refuse(95)));
+    let mut server = server_but(8, |request| Action::Send(request.refuse(95)));
     let device = server.connect().unwrap();
     let resample = EventFd::new(EFD_NONBLOCK).unwrap();
     device.set_irq(0, IrqAction::Mask).unwrap();
@@ -307,7 +310,7 @@ fn servers_that_refuse_to_mask_are_none_the_worse() {
 }
 
 #[test]
-fn ram_is_lent_by_its_file_or_by_messages() {
+fn ram_is_mapped_by_its_file_or_by_messages() {
     let mut server = Server::new();
     let device = server.connect().unwrap();
     let mut bytes = vec![0u8; 0x4000];
@@ -320,12 +323,12 @@ fn ram_is_lent_by_its_file_or_by_messages() {
         device.map_dma(0x4000_1000, second, 0x1000).unwrap();
         device.map_dma(0x4000_2000, third, 0x2000).unwrap();
     }
-    let dma = std::mem::take(&mut server.board.lock().unwrap().dma);
+    let dma = std::mem::take(&mut server.device_state.lock().unwrap().dma);
     let lent: Vec<_> =
         dma.iter().map(|(_, at, size, file)| (*at, *size, file.as_ref().map(|f| f.1))).collect();
     assert_eq!(lent, [(0x4000_1000, 0x1000, Some(0x1000)), (0x4000_2000, 0x2000, None)]);
     device.unmap_dma(0x4000_1000, 0x1000).unwrap();
-    let dma = std::mem::take(&mut server.board.lock().unwrap().dma);
+    let dma = std::mem::take(&mut server.device_state.lock().unwrap().dma);
     assert_eq!(
         dma.iter().map(|(c, at, size, _)| (*c, *at, *size)).collect::<Vec<_>>(),
         [(3, 0x4000_1000, 0x1000)]
@@ -333,34 +336,34 @@ fn ram_is_lent_by_its_file_or_by_messages() {
 }
 
 #[test]
-fn a_server_that_cannot_be_spoken_to_is_told_from_others() {
+fn connection_errors_are_told_apart() {
     let version = |major: u8, minor: u8| vec![major, 0, minor, 0, b'{', b'}', 0];
     let answering =
-        |payload: Vec<u8>| server_but(1, move |request| Act::Send(request.answer(&payload)));
+        |payload: Vec<u8>| server_but(1, move |request| Action::Send(request.answer(&payload)));
     let cases = [
         ("speaks vfio-user 1.0", answering(version(1, 0))),
         ("speaks vfio-user 0.2", answering(version(0, 2))),
         (
-            "is no vfio-user server: the server sent version data that isn't JSON",
+            "is no vfio-user server: the server sent invalid version data",
             answering(b"\0\0\x01\0hello\0".to_vec()),
         ),
-        ("is no vfio-user server: the server sent an answer without a version", answering(vec![])),
+        ("is no vfio-user server: the server sent a reply without a version", answering(vec![])),
         (
             "is no vfio-user server: the server sent",
-            server_but(1, |_| Act::Send(b"220 mail.example ESMTP ready\r\n".to_vec())),
+            server_but(1, |_| Action::Send(b"220 mail.example ESMTP ready\r\n".to_vec())),
         ),
-        ("refused a request", server_but(1, |request| Act::Send(request.refuse(22)))),
-        ("closed the connection", server_but(1, |_| Act::Die)),
-        ("doesn't answer within", server_but(1, |_| Act::Ignore)),
-        ("closed the connection", server_but(4, |_| Act::Die)),
+        ("refused a request", server_but(1, |request| Action::Send(request.refuse(22)))),
+        ("closed the connection", server_but(1, |_| Action::Close)),
+        ("doesn't answer within", server_but(1, |_| Action::Ignore)),
+        ("closed the connection", server_but(4, |_| Action::Close)),
         (
             "offers no PCI device",
-            server_but(4, |request| Act::Send(request.answer(&words(&[16, 1, 9, 5])))),
+            server_but(4, |request| Action::Send(request.answer(&words(&[16, 1, 9, 5])))),
         ),
-        ("makes no sense", server_but(4, |request| Act::Send(request.answer(&[0; 15])))),
+        ("is invalid", server_but(4, |request| Action::Send(request.answer(&[0; 15])))),
     ];
     for (expected, mut server) in cases {
-        let deadline = if expected.contains("within") { SHORT } else { LONG };
+        let deadline = if expected.contains("within") { SHORT_TIMEOUT } else { LONG_TIMEOUT };
         let error = server.connect_for(deadline).unwrap_err();
         assert!(error.to_string().contains(expected), "{expected}: {error}");
         assert!(error.help().is_some(), "{expected}");
@@ -390,9 +393,9 @@ fn paths_without_a_server_are_told_apart() {
     let started = Instant::now();
     let mut waiting = Vec::new();
     let error = loop {
-        match super::socket::Socket::connect(&at("busy")) {
+        match super::connection::Connection::open(&at("busy")) {
             Ok(socket) => waiting.push(socket),
-            Err(error) => break VfioUserError::connecting(&at("busy"), error),
+            Err(error) => break Reason::connecting(&at("busy"), error).at(&at("busy")),
         }
         assert!(waiting.len() < 16);
     };

@@ -1,14 +1,15 @@
-//! Agreeing on a version ("VFIO_USER_VERSION" in the specification).
+//! Negotiation of version and capabilities ("VFIO_USER_VERSION" in the specification).
 
 use std::fmt;
 
-use super::json;
-use super::message::{MOST_DATA, MOST_FDS, Payload, Reader};
+use serde::Deserialize;
+
+use super::message::{MAX_DATA, MAX_FDS, Payload, Reader};
 
 /// A version of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// Versions of another major number are something else.
+    /// Versions of another major number are incompatible.
     pub major: u16,
     /// Grows as messages are added.
     pub minor: u16,
@@ -20,66 +21,93 @@ impl fmt::Display for Version {
     }
 }
 
-/// What this client speaks.
-pub(super) const OURS: Version = Version { major: 0, minor: 1 };
+/// The version that this client speaks.
+pub(super) const SUPPORTED: Version = Version { major: 0, minor: 1 };
 
-/// The most that a server's answer may take, in bytes.
-pub(super) const MOST: usize = 4096;
+/// The most that a server's reply may take, in bytes.
+pub(super) const MAX_REPLY: usize = 4096;
 
 /// What was agreed upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Agreement {
+pub(super) struct Negotiated {
     pub(super) version: Version,
     /// The most descriptors that the server takes with a message.
-    pub(super) most_fds: usize,
+    pub(super) max_fds: usize,
     /// The most data that a message may carry, for both sides, in bytes.
-    pub(super) most_data: usize,
-    /// Which of the descriptors that came along is the server's connection for its own requests
+    pub(super) max_data: usize,
+    /// Which of the reply's descriptors is the server's connection for its own requests
     /// (`twin_socket`), if there is one.
     pub(super) twin: Option<usize>,
 }
 
-/// What is proposed to the server.
+/// The version data of a reply; what it leaves out has the specification's default.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct VersionData {
+    capabilities: Capabilities,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Capabilities {
+    max_msg_fds: usize,
+    max_data_xfer_size: usize,
+    twin_socket: TwinSocket,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self { max_msg_fds: 1, max_data_xfer_size: 1 << 20, twin_socket: TwinSocket::default() }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct TwinSocket {
+    supported: bool,
+    fd_index: Option<usize>,
+}
+
+/// The payload of this client's request.
 ///
 /// With `twin_socket` a server sends its own requests on a connection of their own. On one for both
-/// sides, libvfio-user takes whatever comes for the answer it waits for (`lib/tran.c`,
+/// sides, libvfio-user takes whatever comes for the reply it waits for (`lib/tran.c`,
 /// `lib/tran_sock.c`; the specification doesn't have it).
-pub(super) fn proposal() -> Payload {
+pub(super) fn request() -> Payload {
     let json = format!(
-        "{{\"capabilities\":{{\"max_msg_fds\":{MOST_FDS},\"max_data_xfer_size\":{MOST_DATA},\
+        "{{\"capabilities\":{{\"max_msg_fds\":{MAX_FDS},\"max_data_xfer_size\":{MAX_DATA},\
          \"twin_socket\":{{\"supported\":true}}}}}}"
     );
     Payload::default()
-        .bytes(&OURS.major.to_ne_bytes())
-        .bytes(&OURS.minor.to_ne_bytes())
+        .bytes(&SUPPORTED.major.to_ne_bytes())
+        .bytes(&SUPPORTED.minor.to_ne_bytes())
         .bytes(json.as_bytes())
         .bytes(&[0])
 }
 
-/// Reads the server's answer; the error says what of it makes no sense.
-pub(super) fn answer(payload: &[u8]) -> Result<Agreement, String> {
+/// Reads the payload of the server's reply; the error says what in it is invalid.
+pub(super) fn parse_reply(payload: &[u8]) -> Result<Negotiated, String> {
     let mut reader = Reader(payload);
     let version = reader.u16().zip(reader.u16());
-    let (major, minor) = version.ok_or("an answer without a version")?;
+    let (major, minor) = version.ok_or("a reply without a version")?;
     let data = reader.0;
     // It ends with a zero, which some leave out; and so may all of it be.
     let text = data.strip_suffix(&[0]).unwrap_or(data);
     let text = if data.is_empty() { b"{}" } else { text };
-    let no_json = |()| "version data that isn't JSON".to_owned();
-    let number = |path: &[&str], default| {
-        let found = json::number(text, path).map_err(no_json)?;
-        Ok::<_, String>(found.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX)))
-    };
-    // The defaults are the specification's.
-    let most_fds = number(&["capabilities", "max_msg_fds"], 1)?.clamp(1, MOST_FDS);
-    let most_data = number(&["capabilities", "max_data_xfer_size"], 1 << 20)?.min(MOST_DATA);
-    if most_data < 8 {
-        return Err(format!("a max_data_xfer_size of {most_data}, less than a register takes"));
+    // What is wrong with it would quote the server.
+    let VersionData { capabilities } =
+        serde_json::from_slice(text).map_err(|_| "invalid version data (JSON)")?;
+    let max_data = capabilities.max_data_xfer_size.min(MAX_DATA);
+    if max_data < 8 {
+        return Err(format!("a max_data_xfer_size of {max_data}, less than a register takes"));
     }
-    let has_twin = json::is_true(text, &["capabilities", "twin_socket", "supported"]);
-    let twin = number(&["capabilities", "twin_socket", "fd_index"], usize::MAX)?;
-    let twin = has_twin.map_err(no_json)?.then_some(twin);
-    Ok(Agreement { version: Version { major, minor }, most_fds, most_data, twin })
+    let TwinSocket { supported, fd_index } = capabilities.twin_socket;
+    Ok(Negotiated {
+        version: Version { major, minor },
+        max_fds: capabilities.max_msg_fds.clamp(1, MAX_FDS),
+        max_data,
+        twin: supported.then(|| fd_index.unwrap_or(usize::MAX)),
+    })
 }
 
 #[cfg(test)]
@@ -91,15 +119,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_proposed_can_be_read() {
-        let agreement = answer(&proposal().0).unwrap();
-        let (version, twin) = (OURS, Some(usize::MAX));
-        let expected = Agreement { version, most_fds: MOST_FDS, most_data: MOST_DATA, twin };
-        assert_eq!(agreement, expected);
+    fn the_request_s_data_can_be_parsed() {
+        let negotiated = parse_reply(&request().0).unwrap();
+        let (version, twin) = (SUPPORTED, Some(usize::MAX));
+        let expected = Negotiated { version, max_fds: MAX_FDS, max_data: MAX_DATA, twin };
+        assert_eq!(negotiated, expected);
     }
 
     #[test]
-    fn a_server_names_its_connection_for_its_own_requests() {
+    fn twin_socket_has_an_index() {
         // The first is libvfio-user's answer.
         let cases = [
             (
@@ -113,31 +141,42 @@ mod tests {
             (r#"{"twin_socket":{"supported":true,"fd_index":0}}"#, None),
         ];
         for (text, twin) in cases {
-            assert_eq!(answer(&bytes(0, 1, text.as_bytes())).unwrap().twin, twin, "{text}");
+            assert_eq!(parse_reply(&bytes(0, 1, text.as_bytes())).unwrap().twin, twin, "{text}");
         }
     }
 
     #[test]
-    fn what_a_server_leaves_out_has_its_default() {
+    fn missing_capabilities_have_defaults() {
         for data in [&b""[..], b"{}\0", b"{\"capabilities\":{}}", b"{\"capabilities\":{}}\0"] {
-            let expected = Agreement {
+            let expected = Negotiated {
                 version: Version { major: 0, minor: 0 },
-                most_fds: 1,
-                most_data: MOST_DATA,
+                max_fds: 1,
+                max_data: MAX_DATA,
                 twin: None,
             };
-            assert_eq!(answer(&bytes(0, 0, data)), Ok(expected));
+            assert_eq!(parse_reply(&bytes(0, 0, data)), Ok(expected));
         }
         let small = b"{\"capabilities\":{\"max_msg_fds\":0,\"max_data_xfer_size\":4096}}\0";
-        let agreement = answer(&bytes(0, 1, small)).unwrap();
-        assert_eq!((agreement.most_fds, agreement.most_data), (1, 4096));
+        let negotiated = parse_reply(&bytes(0, 1, small)).unwrap();
+        assert_eq!((negotiated.max_fds, negotiated.max_data), (1, 4096));
     }
 
     #[test]
-    fn answers_that_make_no_sense_are_refused() {
-        for data in [&b"no\0"[..], b"{\"capabilities\":{\"max_data_xfer_size\":7}}\0", b"\0\0"] {
-            answer(&bytes(0, 1, data)).unwrap_err();
+    fn invalid_replies_are_refused() {
+        let deep = "[".repeat(MAX_REPLY);
+        for data in [
+            "no\0",
+            "\0\0",
+            "{\"capabilities\":{\"max_data_xfer_size\":7}}\0",
+            "{\"capabilities\":{\"max_msg_fds\":-1}}\0",
+            "{\"capabilities\":{\"max_msg_fds\":\"8\"}}\0",
+            "{} {}",
+            "HTTP/1.1",
+            &deep,
+            &format!("{{\"x\":{deep}"),
+        ] {
+            parse_reply(&bytes(0, 1, data.as_bytes())).unwrap_err();
         }
-        answer(&[0, 0, 0]).unwrap_err();
+        parse_reply(&[0, 0, 0]).unwrap_err();
     }
 }

@@ -11,10 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::budget::TimeBudget;
+use super::super::connection::Connection;
 use super::super::device::VfioUserDevice;
 use super::super::fds::run_with_deadline;
-use super::super::socket::Socket;
-use super::super::testing::{Act, LONG, SHORT, SMALL, Server, receive, words};
+use super::super::testing::{Action, LONG_TIMEOUT, SHORT_TIMEOUT, SMALL, Server, receive, words};
 use super::{BAR0, server_but};
 use crate::vfio::uapi::DeviceCalls;
 
@@ -22,39 +22,39 @@ use crate::vfio::uapi::DeviceCalls;
 fn late(by: Duration) -> Server {
     Server::with(move |_| {
         thread::sleep(by);
-        Act::Usual
+        Action::Default
     })
 }
 
 #[test]
-fn opening_a_device_has_one_budget() {
+fn requests_before_a_guest_have_one_budget() {
     // Each answer is in time, all of them aren't.
-    let mut server = late(SHORT / 8);
+    let mut server = late(SHORT_TIMEOUT / 8);
     let started = Instant::now();
-    let device = server.connect_for(SHORT).unwrap();
+    let device = server.connect_for(SHORT_TIMEOUT).unwrap();
     let failed = (0..100).find(|_| device.region_info(0).is_err()).unwrap();
     let took = started.elapsed();
-    assert!(failed < 50 && took < LONG, "{failed} in {took:?}");
+    assert!(failed < 50 && took < LONG_TIMEOUT, "{failed} in {took:?}");
     assert!(device.failure().unwrap().contains("doesn't answer VFIO_USER_DEVICE_GET_REGION_INFO"));
 }
 
 #[test]
 fn a_guest_s_access_of_many_messages_has_one_budget() {
-    let mut server = late(SHORT / 8);
-    let device = server.connect_for(SHORT).unwrap();
+    let mut server = late(SHORT_TIMEOUT / 8);
+    let device = server.connect_for(SHORT_TIMEOUT).unwrap();
     device.start_guest().unwrap();
     let started = Instant::now();
     device.set_vectors(2, 0, &[None; 2000]).unwrap();
     // 8 bytes each.
     device.read(&BAR0, 0, &mut [0; 4096]).unwrap();
-    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG_TIMEOUT, "{:?}", started.elapsed());
     device.failure().unwrap();
 }
 
 #[test]
-fn the_end_has_one_budget() {
+fn teardown_has_one_budget() {
     // A tenth of the whole for all of it.
-    let mut server = late(LONG / 100);
+    let mut server = late(LONG_TIMEOUT / 100);
     let device = server.connect().unwrap();
     device.start_guest().unwrap();
     device.shorten_deadline();
@@ -64,7 +64,7 @@ fn the_end_has_one_budget() {
         let _ = device.set_vectors(2, 0, &[None; 100]);
     }
     let took = started.elapsed();
-    assert!(took < LONG, "{took:?}");
+    assert!(took < LONG_TIMEOUT, "{took:?}");
     device.failure().unwrap();
 }
 
@@ -84,25 +84,25 @@ macro_rules! stop {
 }
 
 #[test]
-fn a_stop_ends_the_opening() {
-    let (stop_after, is_asked_to_stop) = stop!();
+fn a_stop_request_ends_connecting() {
+    let (stop_after, is_stop_requested) = stop!();
     for command in [1, 4] {
-        let mut server = server_but(command, |_| Act::Ignore);
-        server.is_asked_to_stop = is_asked_to_stop;
-        let (started, stopping) = (Instant::now(), stop_after(SHORT / 10));
+        let mut server = server_but(command, |_| Action::Ignore);
+        server.is_stop_requested = is_stop_requested;
+        let (started, stopping) = (Instant::now(), stop_after(SHORT_TIMEOUT / 10));
         let error = server.connect().unwrap_err();
-        assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+        assert!(started.elapsed() < LONG_TIMEOUT / 2, "{:?}", started.elapsed());
         assert!(error.to_string().contains("was told to end"), "{error}");
         stopping.join().unwrap();
     }
 }
 
 #[test]
-fn a_stop_ends_a_send_that_the_server_blocks() {
-    let (stop_after, is_asked_to_stop) = stop!();
+fn a_stop_request_ends_a_blocked_send() {
+    let (stop_after, is_stop_requested) = stop!();
     let (server, client) = UnixStream::pair().unwrap();
     let filling = client.try_clone().unwrap();
-    let socket = Socket::over(client).unwrap();
+    let socket = Connection::over(client).unwrap();
     let serving = thread::spawn(move || {
         for payload in [SMALL.to_vec(), words(&[16, 3, 9, 5])] {
             let request = receive(&server).unwrap();
@@ -110,56 +110,62 @@ fn a_stop_ends_a_send_that_the_server_blocks() {
         }
         server
     });
-    let budget = TimeBudget::new(LONG, is_asked_to_stop);
+    let budget = TimeBudget::new(LONG_TIMEOUT, is_stop_requested);
     let device = VfioUserDevice::over(Path::new("/x"), socket, budget).unwrap();
     let _server = serving.join().unwrap();
     // It reads no more, so there is no room for the next request.
     while (&mut &filling).write(&[0; 4096]).is_ok() {}
-    let (started, stopping) = (Instant::now(), stop_after(SHORT / 10));
+    let (started, stopping) = (Instant::now(), stop_after(SHORT_TIMEOUT / 10));
     let error = device.reset().unwrap_err();
-    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG_TIMEOUT / 2, "{:?}", started.elapsed());
     assert!(error.source.to_string().contains("was told to end"), "{}", error.source);
     stopping.join().unwrap();
 }
 
 #[test]
-fn a_stop_ends_the_wait_for_a_server_s_file() {
-    let (stop_after, is_asked_to_stop) = stop!();
-    let budget = TimeBudget::new(LONG, is_asked_to_stop);
-    let (started, stopping) = (Instant::now(), stop_after(SHORT / 10));
-    let looked = run_with_deadline(&mut budget.begin(), || thread::sleep(2 * LONG)).unwrap();
-    assert!(looked.is_none() && started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+fn a_stop_request_ends_the_inspection_of_a_file() {
+    let (stop_after, is_stop_requested) = stop!();
+    let budget = TimeBudget::new(LONG_TIMEOUT, is_stop_requested);
+    let (started, stopping) = (Instant::now(), stop_after(SHORT_TIMEOUT / 10));
+    let looked = run_with_deadline(&mut budget.begin(), || thread::sleep(2 * LONG_TIMEOUT));
+    assert!(looked.unwrap_err().why.contains("told to end"));
+    assert!(started.elapsed() < LONG_TIMEOUT / 2, "{:?}", started.elapsed());
     stopping.join().unwrap();
 }
 
 /// A socket whose last close takes half a minute: it lingers, and what it has sent is read by nobody.
 fn lingering(listener: &TcpListener) -> (OwnedFd, TcpStream) {
-    let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (receiver, _) = listener.accept().unwrap();
-    let set = |option, value: &[libc::c_int]| {
+    let set = |fd: &dyn AsRawFd, option, value: &[libc::c_int]| {
         let size = libc::socklen_t::try_from(size_of_val(value)).unwrap();
-        let (fd, value) = (sender.as_raw_fd(), value.as_ptr().cast());
+        let (fd, value) = (fd.as_raw_fd(), value.as_ptr().cast());
         // SAFETY: the value is as large as said.
         assert_eq!(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value, size) }, 0);
     };
-    set(libc::SO_SNDBUF, &[4096]);
+    // What is accepted has the listener's: little room, so that some of it stays with the sender.
+    set(listener, libc::SO_RCVBUF, &[4096]);
+    let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (receiver, _) = listener.accept().unwrap();
+    set(&sender, libc::SO_SNDBUF, &[4096]);
     // A struct linger: on, 30 s.
-    set(libc::SO_LINGER, &[1, 30]);
+    set(&sender, libc::SO_LINGER, &[1, 30]);
     sender.set_nonblocking(true).unwrap();
-    while sender.write(&[0; 65536]).is_ok() {}
+    for _ in 0..3 {
+        while sender.write(&[0; 65536]).is_ok() {}
+        thread::sleep(Duration::from_millis(1));
+    }
     sender.set_nonblocking(false).unwrap();
     (sender.into(), receiver)
 }
 
 #[test]
-fn descriptors_whose_close_lingers_hold_nobody() {
+fn closing_a_lingering_descriptor_blocks_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut receivers = Vec::new();
     let mut server = server_but(5, move |request| {
         let (socket, receiver) = lingering(&listener);
         receivers.push(receiver);
         let info = words(&[32, 7, request.u32(8), 0, 0x4000, 0, 0, 0]);
-        Act::Lend(request.answer(&info), File::from(socket))
+        Action::SendWithFile(request.answer(&info), File::from(socket))
     });
     let device = server.connect().unwrap();
     let started = Instant::now();
@@ -174,11 +180,11 @@ fn descriptors_whose_close_lingers_hold_nobody() {
     let failure = device.failure().unwrap();
     assert!(failure.contains("more descriptors than can be closed"), "{failure}");
     drop(device);
-    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG_TIMEOUT, "{:?}", started.elapsed());
 }
 
 #[test]
-fn a_connection_with_descriptors_that_nobody_took_is_left_at_once() {
+fn a_connection_with_unreceived_descriptors_is_closed_at_once() {
     use vmm_sys_util::sock_ctrl_msg::ScmSocket;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut server = Server::new();
@@ -192,15 +198,16 @@ fn a_connection_with_descriptors_that_nobody_took_is_left_at_once() {
     let _ = server.stream.send_with_fd(&[0u8; 64][..], socket.as_raw_fd());
     drop(socket);
     drop(device);
-    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG_TIMEOUT / 2, "{:?}", started.elapsed());
 }
 
 #[test]
-fn what_takes_too_long_aside_goes_on_alone() {
-    let budget = TimeBudget::new(SHORT, || false);
+fn work_on_a_file_is_left_after_its_deadline() {
+    let budget = TimeBudget::new(SHORT_TIMEOUT, || false);
     let started = Instant::now();
-    assert_eq!(run_with_deadline(&mut budget.begin(), || 7).unwrap(), Some(7));
-    let hanging = run_with_deadline(&mut budget.begin(), || thread::sleep(LONG)).unwrap();
-    assert_eq!(hanging, None);
-    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
+    assert_eq!(run_with_deadline(&mut budget.begin(), || 7).unwrap(), 7);
+    let failure =
+        run_with_deadline(&mut budget.begin(), || thread::sleep(LONG_TIMEOUT)).unwrap_err();
+    assert!(failure.why.contains("in time"), "{}", failure.why);
+    assert!(started.elapsed() < LONG_TIMEOUT, "{:?}", started.elapsed());
 }

@@ -11,59 +11,61 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::budget::TimeBudget;
 use super::super::device::VfioUserDevice;
-use super::super::testing::{Act, LONG, Manner, Request, SHORT, message, receive, words};
+use super::super::testing::{
+    Action, Handler, LONG_TIMEOUT, Request, SHORT_TIMEOUT, message, receive, words,
+};
 use super::{BAR0, eventually, lending, memory, server_but};
 use crate::vfio::uapi::{DeviceCalls, IrqAction};
 
 /// What servers do to a read of 4 bytes when they go wrong, and what is said of it.
-fn nonsense() -> Vec<(&'static str, Manner)> {
+fn nonsense() -> Vec<(&'static str, Handler)> {
     fn head(request: &Request) -> Vec<u8> {
         request.payload.clone()
     }
-    fn case<F: FnMut(&Request) -> Act + Send + 'static>(
+    fn case<F: FnMut(&Request) -> Action + Send + 'static>(
         why: &'static str,
         act: F,
-    ) -> (&'static str, Manner) {
+    ) -> (&'static str, Handler) {
         (why, Box::new(act))
     }
-    let none = "an answer that nobody waits for";
+    let none = "a reply to no request";
     vec![
-        case("closed the connection", |_| Act::Die),
-        case("doesn't answer VFIO_USER_REGION_READ", |_| Act::Ignore),
-        case(none, |r| Act::Send(message(r.id ^ 1, 9, 1, 0, &[head(r), vec![0; 4]].concat()))),
-        case(none, |r| Act::Send(message(r.id, 10, 1, 0, &[head(r), vec![0; 4]].concat()))),
+        case("closed the connection", |_| Action::Close),
+        case("doesn't answer VFIO_USER_REGION_READ", |_| Action::Ignore),
+        case(none, |r| Action::Send(message(r.id ^ 1, 9, 1, 0, &[head(r), vec![0; 4]].concat()))),
+        case(none, |r| Action::Send(message(r.id, 10, 1, 0, &[head(r), vec![0; 4]].concat()))),
         case(none, |r| {
-            Act::Send([r.answer(&[head(r), vec![0; 4]].concat()), r.answer(&[])].concat())
+            Action::Send([r.answer(&[head(r), vec![0; 4]].concat()), r.answer(&[])].concat())
         }),
-        case("makes no sense", |r| Act::Send(r.answer(&head(r)))),
-        case("makes no sense", |r| Act::Send(r.answer(&[head(r), vec![0; 3]].concat()))),
-        case("makes no sense", |r| Act::Send(r.answer(&[0; 20]))),
-        case("makes no sense", |r| Act::Send(r.answer(&[]))),
-        case("an answer to VFIO_USER_REGION_READ of 21 bytes", |r| {
-            Act::Send(r.answer(&[head(r), vec![0; 5]].concat()))
+        case("is invalid", |r| Action::Send(r.answer(&head(r)))),
+        case("is invalid", |r| Action::Send(r.answer(&[head(r), vec![0; 3]].concat()))),
+        case("is invalid", |r| Action::Send(r.answer(&[0; 20]))),
+        case("is invalid", |r| Action::Send(r.answer(&[]))),
+        case("a reply to VFIO_USER_REGION_READ of 21 bytes", |r| {
+            Action::Send(r.answer(&[head(r), vec![0; 5]].concat()))
         }),
-        case("an answer to VFIO_USER_REGION_READ of 4294967279 bytes", |r| {
+        case("a reply to VFIO_USER_REGION_READ of 4294967279 bytes", |r| {
             let mut bytes = r.answer(&[]);
             bytes[4..8].fill(0xff);
-            Act::Send(bytes)
+            Action::Send(bytes)
         }),
         case("a message of 15 bytes", |r| {
             let mut bytes = r.answer(&[]);
             bytes[4..8].copy_from_slice(&15u32.to_ne_bytes());
-            Act::Send(bytes)
+            Action::Send(bytes)
         }),
-        case("a message with flags", |r| Act::Send(message(r.id, 9, 2, 0, &[]))),
-        case("a refusal of 65553 bytes", |r| {
-            Act::Send(message(r.id, 9, 0x21, 22, &vec![0; (64 << 10) + 17]))
+        case("a message with flags", |r| Action::Send(message(r.id, 9, 2, 0, &[]))),
+        case("an error reply of 65553 bytes", |r| {
+            Action::Send(message(r.id, 9, 0x21, 22, &vec![0; (64 << 10) + 17]))
         }),
         case("a request of 4294967279 bytes", |_| {
             let mut bytes = message(1, 11, 0, 0, &[]);
             bytes[4..8].fill(0xff);
-            Act::Send(bytes)
+            Action::Send(bytes)
         }),
         // Half a message, and then nothing.
-        case("neither reads nor writes", |r| Act::Send(r.answer(&[0; 20])[..17].to_vec())),
-        case("doesn't answer", |_| Act::Send(message(1, 99, 0x10, 0, &[]))),
+        case("neither reads nor writes", |r| Action::Send(r.answer(&[0; 20])[..17].to_vec())),
+        case("doesn't answer", |_| Action::Send(message(1, 99, 0x10, 0, &[]))),
     ]
 }
 
@@ -77,11 +79,11 @@ fn is_said(why: &str, failure: &str) -> bool {
 /// How long to wait for a server that goes wrong in this way.
 fn deadline(why: &str) -> Duration {
     let silent = ["doesn't answer", "neither reads nor writes"];
-    if silent.iter().any(|silent| why.contains(silent)) { SHORT } else { LONG }
+    if silent.iter().any(|silent| why.contains(silent)) { SHORT_TIMEOUT } else { LONG_TIMEOUT }
 }
 
 #[test]
-fn a_server_that_goes_wrong_leaves_a_failed_device() {
+fn a_misbehaving_server_fails_its_device() {
     for (why, act) in nonsense() {
         let mut server = server_but(9, act);
         let device = server.connect_for(deadline(why)).unwrap();
@@ -89,12 +91,12 @@ fn a_server_that_goes_wrong_leaves_a_failed_device() {
         let started = Instant::now();
         let mut data = [0; 4];
         device.read(&BAR0, 0, &mut data).unwrap();
-        if why.contains("nobody waits") && data == [0; 4] {
+        if why.contains("to no request") && data == [0; 4] {
             // The answer was right, and something came after it.
             eventually(|| device.failure());
             device.read(&BAR0, 0, &mut data).unwrap();
         }
-        assert!(started.elapsed() < LONG, "{why}");
+        assert!(started.elapsed() < LONG_TIMEOUT, "{why}");
         assert_eq!(data, [0xff; 4], "{why}");
         let failure = device.failure().unwrap();
         assert!(is_said(why, &failure), "{why}: {failure}");
@@ -109,14 +111,14 @@ fn a_server_that_goes_wrong_leaves_a_failed_device() {
             device.reset().unwrap();
             device.unmap_dma(0, 1).unwrap();
         }
-        assert!(started.elapsed() < LONG, "{why}");
+        assert!(started.elapsed() < LONG_TIMEOUT, "{why}");
     }
 }
 
 #[test]
-fn before_a_guest_has_it_a_failure_is_an_error() {
+fn before_a_guest_a_failure_is_an_error() {
     for (why, act) in nonsense() {
-        if why.contains("nobody waits") {
+        if why.contains("to no request") {
             continue;
         }
         let mut server = server_but(9, act);
@@ -129,7 +131,7 @@ fn before_a_guest_has_it_a_failure_is_an_error() {
 }
 
 #[test]
-fn what_a_dead_server_lent_becomes_ones() {
+fn mapped_regions_of_a_dead_server_become_ones() {
     let file = memory(0x5000, libc::MFD_ALLOW_SEALING);
     let mut server = lending(&file, &[]);
     let device = server.connect().unwrap();
@@ -152,8 +154,8 @@ fn what_a_dead_server_lent_becomes_ones() {
 }
 
 #[test]
-fn in_a_hurry_nobody_waits_long() {
-    let mut server = server_but(9, |_| Act::Ignore);
+fn a_shortened_deadline_ends_waits() {
+    let mut server = server_but(9, |_| Action::Ignore);
     let device = Arc::new(server.connect().unwrap());
     device.start_guest().unwrap();
     let started = Instant::now();
@@ -167,21 +169,21 @@ fn in_a_hurry_nobody_waits_long() {
             })
         })
         .collect();
-    thread::sleep(SHORT / 10);
+    thread::sleep(SHORT_TIMEOUT / 10);
     device.shorten_deadline();
     for thread in waiting {
         assert_eq!(thread.join().unwrap(), [0xff; 4]);
     }
-    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG_TIMEOUT / 2, "{:?}", started.elapsed());
     // The server is told, too.
     (&server.stream).read_to_end(&mut Vec::new()).unwrap();
 }
 
 #[test]
-fn a_server_that_reads_nothing_is_given_up() {
+fn a_server_that_reads_nothing_fails() {
     // It answers the first questions, and then leaves everything in the socket.
     let (stream, client) = std::os::unix::net::UnixStream::pair().unwrap();
-    let socket = super::super::socket::Socket::over(client).unwrap();
+    let socket = super::super::connection::Connection::over(client).unwrap();
     let serving = thread::spawn(move || {
         for payload in [super::super::testing::SMALL.to_vec(), words(&[16, 3, 9, 5])] {
             let request = receive(&stream).unwrap();
@@ -189,7 +191,7 @@ fn a_server_that_reads_nothing_is_given_up() {
         }
         stream
     });
-    let budget = TimeBudget::new(SHORT, || false);
+    let budget = TimeBudget::new(SHORT_TIMEOUT, || false);
     let device = VfioUserDevice::over(Path::new("/x"), socket, budget).unwrap();
     let _stream = serving.join().unwrap();
     device.start_guest().unwrap();

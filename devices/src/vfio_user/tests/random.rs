@@ -12,7 +12,7 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::device::VfioUserDevice;
-use super::super::testing::{Act, LONG, SHORT, Server, message, words};
+use super::super::testing::{Action, LONG_TIMEOUT, SHORT_TIMEOUT, Server, message, words};
 use super::requests::with_twin;
 use super::{BAR0, memory};
 use crate::vfio::uapi::{DeviceCalls, IrqAction};
@@ -89,7 +89,7 @@ fn send(stream: &UnixStream, random: &mut Random, bytes: &[u8]) {
 }
 
 #[test]
-fn whatever_a_server_asks_for_meanwhile_the_device_lives() {
+fn random_requests_of_a_server_leave_the_device_alive() {
     for seed in 1..=12u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (twin, theirs) = UnixStream::pair().unwrap();
@@ -99,16 +99,19 @@ fn whatever_a_server_asks_for_meanwhile_the_device_lives() {
         let mut server = Server::with(move |request| {
             let stream = stream.get_or_insert_with(|| slot.recv().unwrap());
             if request.flags & 1 != 0 {
-                return Act::Ignore;
+                return Action::Ignore;
             }
             for _ in 0..between.below(4) {
                 let bytes = chaff(&mut between);
                 send(stream, &mut between, &bytes);
             }
             if request.command == 1 {
-                return Act::Lend(request.answer(&with_twin(0)), theirs.try_clone().unwrap());
+                return Action::SendWithFile(
+                    request.answer(&with_twin(0)),
+                    theirs.try_clone().unwrap(),
+                );
             }
-            Act::Usual
+            Action::Default
         });
         connection.send(server.stream.try_clone().unwrap()).unwrap();
         let device = server.connect().unwrap();
@@ -151,7 +154,7 @@ fn any_file(random: &mut Random) -> File {
 }
 
 #[test]
-fn whatever_a_server_sends_nothing_panics_or_waits_for_ever() {
+fn random_messages_of_a_server_never_panic_or_block() {
     for seed in 1..=120u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let spoiled = 1 + random.below(12);
@@ -159,56 +162,56 @@ fn whatever_a_server_sends_nothing_panics_or_waits_for_ever() {
         let mut server = Server::with(move |request| {
             request_number += 1;
             if request_number < spoiled {
-                return Act::Usual;
+                return Action::Default;
             }
             match random.below(7) {
                 // Anything, with anything.
                 4 => {
                     let count = 1 + random.below(200);
-                    Act::Lend(random.bytes(count), any_file(&mut random))
+                    Action::SendWithFile(random.bytes(count), any_file(&mut random))
                 }
                 5 => {
                     let count = [32, 16, 0, request.payload.len()][random.below(4)];
                     let bytes = request.answer(&random.bytes(count));
-                    Act::Lend(bytes, any_file(&mut random))
+                    Action::SendWithFile(bytes, any_file(&mut random))
                 }
                 // A part of an answer, with its rest in the next.
                 6 => {
                     let bytes = request.answer(&request.payload);
-                    Act::Send(bytes[..random.below(bytes.len() + 1)].to_vec())
+                    Action::Send(bytes[..random.below(bytes.len() + 1)].to_vec())
                 }
                 // Anything.
                 0 => {
                     let count = random.below(200);
-                    Act::Send(random.bytes(count))
+                    Action::Send(random.bytes(count))
                 }
                 // The right header, and anything.
                 1 => {
                     let count = random.below(100);
-                    Act::Send(request.answer(&random.bytes(count)))
+                    Action::Send(request.answer(&random.bytes(count)))
                 }
                 // The right size too, with a descriptor.
                 2 => {
                     let count = [32, 16, 0, request.payload.len()][random.below(4)];
                     let file = memory(random.next() & 0xffff, libc::MFD_ALLOW_SEALING);
-                    Act::Lend(request.answer(&random.bytes(count)), file)
+                    Action::SendWithFile(request.answer(&random.bytes(count)), file)
                 }
                 // A region full of flags and sizes.
                 _ => {
                     let mut payload = words(&[32, 7, 0, 0, 0, 0, 0, 0]);
                     let at = random.below(payload.len());
                     payload[at] = random.bytes(1)[0];
-                    Act::Send(request.answer(&payload))
+                    Action::Send(request.answer(&payload))
                 }
             }
         });
         let started = Instant::now();
-        if let Ok(device) = server.connect_for(SHORT / 4) {
+        if let Ok(device) = server.connect_for(SHORT_TIMEOUT / 4) {
             if seed % 2 == 0 {
                 let _ = device.start_guest();
             }
             exercise(&device);
         }
-        assert!(started.elapsed() < LONG, "seed {seed}: {:?}", started.elapsed());
+        assert!(started.elapsed() < LONG_TIMEOUT, "seed {seed}: {:?}", started.elapsed());
     }
 }

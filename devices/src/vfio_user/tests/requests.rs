@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::testing::{Act, Request, Server, message, receive};
+use super::super::testing::{Action, Request, Server, message, receive};
 use super::{BAR0, eventually, server_but};
 use crate::vfio::uapi::{DeviceCalls, IrqAction};
 
@@ -32,7 +32,7 @@ fn twin_server() -> (Server, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let theirs = File::from(std::os::fd::OwnedFd::from(theirs));
     let server = server_but(1, move |request| {
-        Act::Lend(request.answer(&with_twin(0)), theirs.try_clone().unwrap())
+        Action::SendWithFile(request.answer(&with_twin(0)), theirs.try_clone().unwrap())
     });
     (server, ours)
 }
@@ -46,15 +46,15 @@ fn ask(stream: &UnixStream, id: u16, command: u16, payload: &[u8]) -> Request {
 }
 
 #[test]
-fn requests_of_the_server_are_answered_in_full() {
+fn requests_of_the_server_are_served() {
     let answers = Arc::new(Mutex::new(Vec::new()));
     let told = answers.clone();
     let mut server = Server::with(move |request| {
         if request.flags & 1 != 0 {
             told.lock().unwrap().push((request.id, request.flags, request.payload.clone()));
-            return Act::Ignore;
+            return Action::Ignore;
         }
-        Act::Usual
+        Action::Default
     });
     let device = server.connect().unwrap();
     let mut bytes = [1u8, 2, 3, 4];
@@ -94,7 +94,7 @@ fn requests_of_the_server_are_answered_in_full() {
 }
 
 #[test]
-fn a_server_asks_between_a_request_and_its_answer() {
+fn a_server_requests_before_it_replies() {
     // By the same connection, and under the same number, as libvfio-user does if it must.
     let stream = Arc::new(Mutex::new(None::<UnixStream>));
     let shared = stream.clone();
@@ -103,7 +103,7 @@ fn a_server_asks_between_a_request_and_its_answer() {
         let stream = stream.as_ref().unwrap();
         let read = ask(stream, request.id, 11, &span(0x1000, 4));
         ask(stream, request.id, 12, &[span(0x1004, 4), read.payload[16..].to_vec()].concat());
-        Act::Usual
+        Action::Default
     });
     *stream.lock().unwrap() = Some(server.stream.try_clone().unwrap());
     let device = server.connect().unwrap();
@@ -118,13 +118,13 @@ fn a_server_asks_between_a_request_and_its_answer() {
         device.read(&BAR0, 0, &mut [0; 4]).unwrap();
     }
     assert_eq!(device.failure(), None);
-    eventually(|| (!server.board.lock().unwrap().irqs.is_empty()).then_some(()));
+    eventually(|| (!server.device_state.lock().unwrap().irqs.is_empty()).then_some(()));
     drop(device);
     assert_eq!(bytes, [1, 2, 3, 4, 1, 2, 3, 4]);
 }
 
 #[test]
-fn a_server_with_a_connection_of_its_own_asks_at_any_time() {
+fn a_server_requests_at_any_time_on_its_twin_socket() {
     let (mut server, twin) = twin_server();
     let device = server.connect().unwrap();
     let mut bytes = [5u8; 64];
@@ -148,11 +148,11 @@ fn a_server_with_a_connection_of_its_own_asks_at_any_time() {
     // An answer makes no sense where nothing is asked.
     (&mut &twin).write_all(&message(1, 9, 1, 0, &[])).unwrap();
     let failure = eventually(|| device.failure());
-    assert!(failure.contains("an answer where it asks"), "{failure}");
+    assert!(failure.contains("a reply on its twin_socket"), "{failure}");
 }
 
 #[test]
-fn a_server_that_closes_its_own_connection_is_gone() {
+fn closing_the_twin_socket_fails_the_device() {
     let (mut server, twin) = twin_server();
     let device = server.connect().unwrap();
     device.start_guest().unwrap();
@@ -164,14 +164,14 @@ fn a_server_that_closes_its_own_connection_is_gone() {
 }
 
 #[test]
-fn a_twin_that_is_none_is_nonsense() {
+fn an_invalid_twin_socket_is_refused() {
     let (stream, _other) = UnixStream::pair().unwrap();
     let datagram = std::os::unix::net::UnixDatagram::unbound().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let null = File::open("/dev/null").unwrap();
     let cases = [
-        (stream.as_raw_fd(), 1, "no descriptor"),
-        (stream.as_raw_fd(), usize::MAX, "no descriptor"),
+        (stream.as_raw_fd(), 1, "without its descriptor"),
+        (stream.as_raw_fd(), usize::MAX, "without its descriptor"),
         (datagram.as_raw_fd(), 0, "a twin_socket that is none"),
         (listener.as_raw_fd(), 0, "a twin_socket that is none"),
         (null.as_raw_fd(), 0, "a twin_socket that is none"),
@@ -181,7 +181,7 @@ fn a_twin_that_is_none_is_nonsense() {
         let file = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
         let file = File::from(file.try_clone_to_owned().unwrap());
         let mut server = server_but(1, move |request| {
-            Act::Lend(request.answer(&with_twin(index)), file.try_clone().unwrap())
+            Action::SendWithFile(request.answer(&with_twin(index)), file.try_clone().unwrap())
         });
         let error = server.connect().unwrap_err().to_string();
         assert!(error.contains(why), "{why}: {error}");

@@ -1,68 +1,58 @@
-//! The socket: bytes and descriptors both ways, never waiting longer than is allowed.
+//! A connection: messages and descriptors both ways, never waiting longer than is allowed.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Instant;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::budget::Wait;
+use super::error::{Failure, FailureKind};
 use super::fds::{FdCloser, ReceivedFd};
-use super::message::MOST_FDS;
+use super::message::{Header, MAX_FDS, Payload};
+use crate::sync::lock;
 
 /// The size of as many descriptors as may come with a message, in bytes.
 #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
-const FDS_SIZE: u32 = (MOST_FDS * size_of::<RawFd>()) as u32;
+const FDS_SIZE: u32 = (MAX_FDS * size_of::<RawFd>()) as u32;
 
-/// Why bytes didn't come through.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum WireError {
-    /// The other side is gone.
-    #[error("the server closed the connection")]
-    Closed,
-    /// Nothing came through for as long as was allowed.
-    #[error("the server neither reads nor writes")]
-    Late,
-    /// More descriptors came than were said to be taken.
-    #[error("the server sent more than {MOST_FDS} descriptors at once")]
-    Descriptors,
-    /// Descriptors came for which this process has no room.
-    #[error("strait is out of descriptors for what the server sent (ulimit -n)")]
-    Exhausted,
-    /// The kernel refused.
-    #[error(transparent)]
-    Io(io::Error),
-}
-
-impl From<io::Error> for WireError {
-    fn from(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EPIPE | libc::ECONNRESET) => Self::Closed,
-            _ => Self::Io(error),
-        }
-    }
-}
-
-/// A connection to a server; no call on it blocks by itself.
+/// A connection to a server, on which several threads send one message after the other.
 ///
-/// Closed where nobody waits: descriptors that the server sent and nobody took are closed with it.
+/// No call on its socket blocks. It is closed in a thread: descriptors that the server sent and nobody
+/// received are closed with it.
 #[derive(Debug)]
-pub(super) struct Socket(ReceivedFd);
+pub(super) struct Connection {
+    socket: ReceivedFd,
+    /// A message is being sent.
+    sending: Mutex<bool>,
+    sent: Condvar,
+}
 
-impl ScmSocket for Socket {
+impl ScmSocket for Connection {
     fn socket_fd(&self) -> RawFd {
         self.as_raw_fd()
     }
 }
 
-impl Socket {
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Connection {
+    fn new(socket: ReceivedFd) -> Self {
+        Self { socket, sending: Mutex::default(), sent: Condvar::new() }
+    }
+
     /// Connects to the server at this path.
     ///
     /// `EAGAIN` if as many clients are waiting already as the server lets wait. (The standard
-    /// library would wait with them.)
-    pub(super) fn connect(path: &Path) -> io::Result<Self> {
+    /// library's call would block.)
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let mut address = libc::sockaddr_un {
             sun_family: libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default(),
             sun_path: [0; 108],
@@ -91,48 +81,73 @@ impl Socket {
         if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self(ReceivedFd::new(fd, &FdCloser::default())))
+        Ok(Self::new(ReceivedFd::new(fd, &FdCloser::default())))
     }
 
     /// A connection that somebody else made.
     #[cfg(test)]
     pub(super) fn over(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self(ReceivedFd::new(stream.into(), &FdCloser::default())))
+        Ok(Self::new(ReceivedFd::new(stream.into(), &FdCloser::default())))
     }
 
-    /// A socket that the server has made, if it is one as this is.
+    /// A connection that the server has made.
     ///
     /// # Errors
     ///
-    /// It is something else.
-    pub(super) fn received(file: ReceivedFd) -> io::Result<Self> {
+    /// The descriptor is no UNIX stream socket.
+    pub(super) fn received(fd: ReceivedFd) -> io::Result<Self> {
         for (option, expected) in
             [(libc::SO_DOMAIN, libc::AF_UNIX), (libc::SO_TYPE, libc::SOCK_STREAM)]
         {
-            if int_option(file.as_raw_fd(), option)? != expected {
+            // SAFETY: both options are an int.
+            if unsafe { socket_option::<libc::c_int>(&fd, option)? } != expected {
                 return Err(io::Error::other("it is another kind of socket"));
             }
         }
-        Ok(Self(file))
+        Ok(Self::new(fd))
     }
 
-    /// Sends all of this, the descriptors with the first byte.
+    /// Sends a message, its descriptors with the first byte.
     pub(super) fn send(
         &self,
-        bytes: &[u8],
+        header: Header,
+        payload: &Payload,
+        fds: &[RawFd],
+        wait: &mut Wait<'_>,
+    ) -> Result<(), Failure> {
+        let head = header.to_bytes().ok_or_else(|| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
+        let bytes = [head.as_slice(), &payload.0].concat();
+        {
+            // Another thread may be stuck.
+            let mut sending = lock(&self.sending);
+            while *sending {
+                let waited =
+                    wait.step(stuck, |longest| self.sent.wait_timeout(sending, longest))?;
+                sending = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            *sending = true;
+        }
+        let result = self.send_all(&bytes, fds, wait);
+        *lock(&self.sending) = false;
+        self.sent.notify_one();
+        result
+    }
+
+    fn send_all(
+        &self,
+        mut bytes: &[u8],
         mut fds: &[RawFd],
         wait: &mut Wait<'_>,
-    ) -> Result<(), WireError> {
-        let mut left = bytes;
-        while !left.is_empty() {
-            match self.send_some(left, fds) {
-                Ok(0) => return Err(WireError::Closed),
+    ) -> Result<(), Failure> {
+        while !bytes.is_empty() {
+            match self.send_some(bytes, fds) {
+                Ok(0) => return Err(Failure::closed()),
                 Ok(sent) => {
-                    left = left.get(sent..).unwrap_or_default();
+                    bytes = bytes.get(sent..).unwrap_or_default();
                     fds = &[];
                 }
-                Err(e) => self.retry(e, libc::POLLOUT, wait)?,
+                Err(error) => self.wait_for(libc::POLLOUT, error, wait)?,
             }
         }
         Ok(())
@@ -150,25 +165,26 @@ impl Socket {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Fills the buffer, and adds the descriptors that come along to `files`.
+    /// Fills the buffer, and adds the descriptors that come along to `files`, of which at most
+    /// [`MAX_FDS`] may come.
     pub(super) fn receive(
         &self,
-        buffer: &mut [u8],
+        mut buffer: &mut [u8],
         files: &mut Vec<ReceivedFd>,
-        bin: &FdCloser,
+        closer: &FdCloser,
         wait: &mut Wait<'_>,
-    ) -> Result<(), WireError> {
-        let mut at = 0;
-        while let Some(left) = buffer.get_mut(at..).filter(|left| !left.is_empty()) {
-            match self.receive_some(left, files, bin) {
-                Ok((0, _)) => return Err(WireError::Closed),
-                Ok((_, true)) if files.len() < MOST_FDS => return Err(WireError::Exhausted),
-                Ok((_, true)) => return Err(WireError::Descriptors),
-                Ok((received, _)) => at = at.saturating_add(received),
-                Err(e) => self.retry(e, libc::POLLIN, wait)?,
-            }
-            if files.len() > MOST_FDS {
-                return Err(WireError::Descriptors);
+    ) -> Result<(), Failure> {
+        while !buffer.is_empty() {
+            match self.receive_some(buffer, files, closer) {
+                Ok((0, _)) => return Err(Failure::closed()),
+                Ok((_, true)) if files.len() < MAX_FDS => {
+                    let why = "strait is out of descriptors for what the server sent (ulimit -n)";
+                    return Err(Failure::new(FailureKind::Host, why));
+                }
+                Ok((_, true)) => return Err(too_many_fds()),
+                Ok(_) if files.len() > MAX_FDS => return Err(too_many_fds()),
+                Ok((received, false)) => buffer = buffer.get_mut(received..).unwrap_or_default(),
+                Err(error) => self.wait_for(libc::POLLIN, error, wait)?,
             }
         }
         Ok(())
@@ -182,10 +198,10 @@ impl Socket {
         &self,
         buffer: &mut [u8],
         files: &mut Vec<ReceivedFd>,
-        bin: &FdCloser,
+        closer: &FdCloser,
     ) -> io::Result<(usize, bool)> {
         // Of u64, for the alignment of a cmsghdr.
-        let mut control = [0u64; 8 + MOST_FDS];
+        let mut control = [0u64; 8 + MAX_FDS];
         let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         // SAFETY: all zeros are a msghdr; musl's has private fields.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -209,7 +225,7 @@ impl Socket {
                     let fds = libc::CMSG_DATA(header).cast::<RawFd>();
                     files.extend((0..size / size_of::<RawFd>()).map(|index| {
                         let fd = fds.add(index).read_unaligned();
-                        ReceivedFd::new(OwnedFd::from_raw_fd(fd), bin)
+                        ReceivedFd::new(OwnedFd::from_raw_fd(fd), closer)
                     }));
                 }
                 header = libc::CMSG_NXTHDR(&raw const message, header);
@@ -224,48 +240,55 @@ impl Socket {
         unsafe { libc::shutdown(self.as_raw_fd(), libc::SHUT_RDWR) };
     }
 
-    /// Waits until a call that would have blocked can be made again.
-    fn retry(
+    /// Waits until a call that had this error for its result can be made again.
+    fn wait_for(
         &self,
-        error: io::Error,
         events: libc::c_short,
+        error: io::Error,
         wait: &mut Wait<'_>,
-    ) -> Result<(), WireError> {
+    ) -> Result<(), Failure> {
         match error.raw_os_error() {
             Some(libc::EINTR) => return Ok(()),
             Some(libc::EAGAIN) => {}
             _ => return Err(error.into()),
         }
-        let step = wait.next().ok_or(WireError::Late)?;
-        let started = Instant::now();
-        let milliseconds = i32::try_from(step.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
-        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events, revents: 0 };
-        // SAFETY: one structure, as the count says.
-        if unsafe { libc::poll(&raw mut poll, 1, milliseconds) } < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error.into());
+        wait.step(stuck, |longest| {
+            let ms = i32::try_from(longest.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
+            let mut poll = libc::pollfd { fd: self.as_raw_fd(), events, revents: 0 };
+            // SAFETY: one structure, as the count says.
+            if unsafe { libc::poll(&raw mut poll, 1, ms) } >= 0 {
+                return Ok(());
             }
-        }
-        wait.waited(started.elapsed());
-        Ok(())
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error.into()) }
+        })?
     }
 }
 
-/// An option of a socket that is an integer.
-fn int_option(fd: RawFd, option: libc::c_int) -> io::Result<libc::c_int> {
-    let mut value: libc::c_int = 0;
-    let mut size = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
+fn stuck() -> String {
+    "the server neither reads nor writes".to_owned()
+}
+
+fn too_many_fds() -> Failure {
+    Failure::protocol(format_args!("more than {MAX_FDS} descriptors at once"))
+}
+
+/// An option of a socket (`SOL_SOCKET` of socket(7) and unix(7)).
+///
+/// # Safety
+///
+/// `T` must be the C type of this option.
+pub(super) unsafe fn socket_option<T>(socket: &impl AsRawFd, option: libc::c_int) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut size = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
     // SAFETY: there is room for as many bytes as `size` says.
     let returned = unsafe {
-        let place = (&raw mut value).cast();
+        let (fd, place) = (socket.as_raw_fd(), value.as_mut_ptr().cast());
         libc::getsockopt(fd, libc::SOL_SOCKET, option, place, &raw mut size)
     };
-    if returned == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
-}
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+    if returned != 0 {
+        return Err(io::Error::last_os_error());
     }
+    // SAFETY: the kernel has filled it with a value of this type, as the caller says.
+    Ok(unsafe { value.assume_init() })
 }
