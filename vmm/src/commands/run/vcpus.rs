@@ -78,8 +78,10 @@ impl Drop for VcpuThreads {
         let mut left = self.threads.len();
         while left > 0 {
             for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
+                #[allow(clippy::unnecessary_cast, reason = "a pointer with musl")]
+                let id = thread.as_pthread_t() as libc::pthread_t;
                 // SAFETY: the thread has not been joined, so its id is valid.
-                unsafe { libc::pthread_kill(thread.as_pthread_t(), signals::kick_signal()) };
+                unsafe { libc::pthread_kill(id, signals::kick_signal()) };
             }
             match self.finished.recv_timeout(KICK_TIMEOUT) {
                 Ok(()) => left -= 1,
