@@ -4,6 +4,12 @@ use std::ops::Range;
 
 use super::bars::{AddressSpace, BarRange};
 
+/// What the parts are called in statistics and plans.
+pub(super) const ECAM: &str = "PCI configuration";
+pub(super) const MEMORY32: &str = "PCI memory";
+pub(super) const MEMORY64: &str = "PCI 64-bit memory";
+pub(super) const IO: &str = "PCI I/O";
+
 /// The guest physical addresses that are the host bridge's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Apertures {
@@ -18,6 +24,12 @@ pub struct Apertures {
 }
 
 impl Apertures {
+    /// Those that there are (GPA), with their names.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &Range<u64>)> {
+        let all = [(ECAM, &self.ecam), (MEMORY32, &self.memory32), (IO, &self.io)];
+        all.into_iter().chain(self.memory64.iter().map(|range| (MEMORY64, range)))
+    }
+
     /// Whether the bridge may forward the accesses that a BAR decodes.
     pub(super) fn contain(&self, BarRange { space, range, .. }: &BarRange) -> bool {
         let within = |outer: &Range<u64>| outer.start <= range.start && range.end <= outer.end;

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use serde::Serialize;
+
 use super::config::{
     BASE_ADDRESS_0, COMMAND_IO, COMMAND_MEMORY, ROM_ADDRESS, change, halves, merge, read,
 };
@@ -44,7 +46,8 @@ pub struct BarRange {
 }
 
 /// The kind and size of a base address register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Bar {
     /// Memory.
     Memory {

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::apertures::Apertures;
+use super::apertures::{Apertures, ECAM, IO, MEMORY32, MEMORY64};
 use super::bars::AddressSpace;
 use super::bridge::HostBridge;
 use crate::bus::{Action, SharedDevice};
@@ -23,13 +23,11 @@ impl HostBridge {
         let Apertures { ecam, memory32, memory64, io } = self.apertures();
         let memory = |range: &Range<u64>| aperture(AddressSpace::Memory, range.start);
         let mut devices: Vec<(_, _, Arc<dyn SharedDevice>)> = vec![
-            ("PCI configuration", ecam.clone(), Arc::new(Ecam { bridge: self.clone() })),
-            ("PCI memory", memory32.clone(), memory(memory32)),
-            ("PCI I/O", io.clone(), aperture(AddressSpace::Io, 0)),
+            (ECAM, ecam.clone(), Arc::new(Ecam { bridge: self.clone() })),
+            (MEMORY32, memory32.clone(), memory(memory32)),
+            (IO, io.clone(), aperture(AddressSpace::Io, 0)),
         ];
-        devices.extend(
-            memory64.iter().map(|range| ("PCI 64-bit memory", range.clone(), memory(range))),
-        );
+        devices.extend(memory64.iter().map(|range| (MEMORY64, range.clone(), memory(range))));
         devices
     }
 }

@@ -41,7 +41,8 @@ fn the_plan_lists_every_host_property_once() -> TestResult {
     expected.retain(|name| name != "name" && name != "phandle");
     let properties = device["properties"].as_array().expect("a list");
     let of_fate = |fates: &[&str]| -> Vec<String> {
-        let fitting = properties.iter().filter(|p| fates.iter().any(|fate| p["fate"] == *fate));
+        let fitting =
+            properties.iter().filter(|p| fates.iter().any(|fate| p["disposition"] == *fate));
         let mut paths: Vec<String> =
             fitting.map(|p| p["path"].as_str().unwrap_or_default().to_owned()).collect();
         paths.sort();
@@ -49,7 +50,7 @@ fn the_plan_lists_every_host_property_once() -> TestResult {
     };
     assert_eq!(of_fate(&["kept", "rewritten", "dropped"]), expected);
     assert_eq!(of_fate(&["dropped"]), ["iommus"]);
-    let dropped = properties.iter().filter(|p| p["fate"] == "dropped");
+    let dropped = properties.iter().filter(|p| p["disposition"] == "dropped");
     assert!(dropped.into_iter().all(|p| p["reason"].as_str().is_some_and(|r| !r.is_empty())));
     let text =
         host.sh(&format!("strait run --kernel /k/model --dry-run --vfio-platform {NAME}"))?;

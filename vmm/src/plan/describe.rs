@@ -3,35 +3,40 @@
 use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
 
-use arch::{CpuFeatures, layout};
+use arch::layout;
 use boot::fdt::{self, Node};
+use devices::extent::Extent;
 use devices::irq::Trigger;
 use devices::pci::{Apertures, Intx};
 use devices::vfio::iommu::Backend;
-use devices::vfio::node::{Disposition, PropertyReport};
+use devices::vfio::node::PropertyReport;
 use serde::Serialize;
 
 use crate::assigned::{AssignedDevice, AssignedDevices, Obstacle, unbound_note};
 use crate::cli::{ConsoleKind, Size};
-use crate::commands::device::FunctionSheet;
+use crate::commands::device::FunctionDetails;
 
 use super::{MachinePlan, Opened};
 
 /// What KVM made of a plan.
+#[derive(Debug, Serialize)]
 pub struct KvmFacts {
     /// The interrupt controller's version.
     pub gic: String,
     /// Its register frames (GPA), with their names.
+    #[serde(skip)]
     pub gic_frames: Vec<(&'static str, Range<u64>)>,
     /// It has an ITS.
     pub its: bool,
-    /// What the vCPUs have of the host's.
-    pub features: CpuFeatures,
+    /// What the vCPUs have of the host's: `sve`, `pauth`, `pmu`.
+    pub cpu_features: Vec<&'static str>,
     /// The lengths that their SVE vectors can have, in bits.
     pub sve_lengths: Vec<u32>,
     /// Where the PCI host is, if there is one.
+    #[serde(skip)]
     pub apertures: Option<Apertures>,
     /// Why PCI functions have no message-signalled interrupts, if they haven't.
+    #[serde(skip)]
     pub without_messages: Option<String>,
 }
 
@@ -39,23 +44,18 @@ pub struct KvmFacts {
 #[derive(Debug, Serialize)]
 pub struct Description {
     vcpus: u64,
-    gic: String,
-    /// It has an ITS.
-    its: bool,
-    /// What the vCPUs have of the host's: `sve`, `pauth`, `pmu`.
-    cpu_features: Vec<&'static str>,
-    /// The lengths that SVE vectors can have, in bits.
-    sve_lengths: Vec<u32>,
+    #[serde(flatten)]
+    kvm: KvmFacts,
     /// RAM in bytes.
     memory: u64,
     kernel: String,
     packaging: String,
     cmdline: String,
-    memory_map: Vec<Place>,
+    memory_map: Vec<Area>,
     interrupts: Vec<Interrupt>,
-    /// The way to the IOMMU, where there are assigned devices.
-    iommu: Option<&'static str>,
-    /// What stands in the way of a run; the devices were foreseen then, not opened.
+    /// How devices' DMA is mapped, where there are assigned devices.
+    iommu: Option<Backend>,
+    /// What stands in the way of a run, where the plan is of devices that aren't bound.
     obstacles: Vec<Obstacle>,
     devices: Vec<Device>,
     pci: Option<PciHost>,
@@ -64,18 +64,21 @@ pub struct Description {
 
 /// A part of the guest's address space.
 #[derive(Debug, Serialize)]
-struct Place {
-    start: u64,
-    size: u64,
+struct Area {
+    #[serde(flatten)]
+    extent: Extent,
     what: String,
+    /// It is a part of RAM.
+    #[serde(skip)]
+    in_ram: bool,
 }
 
 /// A shared peripheral interrupt.
 #[derive(Debug, Serialize)]
 struct Interrupt {
     spi: u32,
+    trigger: Trigger,
     what: String,
-    trigger: &'static str,
 }
 
 /// The PCI host.
@@ -95,7 +98,7 @@ struct PciFunction {
     intx: Option<u32>,
     /// What of it the guest gets.
     #[serde(flatten)]
-    sheet: FunctionSheet,
+    details: FunctionDetails,
 }
 
 /// An assigned device.
@@ -107,53 +110,43 @@ struct Device {
     regions: Vec<Region>,
     interrupts: Vec<DeviceInterrupt>,
     /// What became of each property of the host's node.
-    properties: Vec<Property>,
+    properties: Vec<PropertyReport>,
     /// The guest's node, as source.
     node: String,
 }
 
 #[derive(Debug, Serialize)]
 struct Region {
-    /// Its GPA.
-    start: u64,
-    size: u64,
+    /// In guest physical addresses.
+    #[serde(flatten)]
+    extent: Extent,
     access: &'static str,
 }
 
 #[derive(Debug, Serialize)]
 struct DeviceInterrupt {
     spi: u32,
-    trigger: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-struct Property {
-    path: String,
-    fate: &'static str,
-    reason: Option<String>,
+    trigger: Trigger,
 }
 
 impl Description {
     /// Of the machine that would run with this device tree.
-    pub fn of(plan: &MachinePlan, opened: &Opened, kvm: &KvmFacts, tree: &Node) -> Self {
+    pub fn of(plan: &MachinePlan, opened: &Opened, kvm: KvmFacts, tree: &Node) -> Self {
         let (kernel, assigned) = (&opened.kernel, &opened.assigned);
         Self {
             vcpus: plan.cpus,
-            gic: kvm.gic.clone(),
-            its: kvm.its,
-            cpu_features: kvm.features.names().collect(),
-            sve_lengths: kvm.sve_lengths.clone(),
             memory: plan.ram.size,
             kernel: kernel.name().to_string(),
             packaging: kernel.packaging().to_string(),
             cmdline: plan.cmdline.as_str().to_owned(),
-            memory_map: memory_map(plan, assigned, kvm),
+            memory_map: memory_map(plan, assigned, &kvm),
             interrupts: interrupts(plan, assigned),
-            iommu: assigned.backend().map(Backend::name),
+            iommu: assigned.backend(),
             obstacles: assigned.obstacles.clone(),
-            pci: kvm.apertures.as_ref().map(|_| PciHost::of(assigned, kvm)),
+            pci: kvm.apertures.as_ref().map(|_| PciHost::of(assigned, &kvm)),
             devices: assigned.platform.iter().map(|device| Device::of(device, tree)).collect(),
             device_tree: fdt::to_dts(tree),
+            kvm,
         }
     }
 }
@@ -164,7 +157,7 @@ impl PciHost {
             address: function.slot.bdf.to_string(),
             name: function.name.clone(),
             intx: function.slot.intx.map(|intx| intx.spi.0),
-            sheet: FunctionSheet::of_function(&function.lock()),
+            details: FunctionDetails::of_function(&function.lock()),
         });
         let without_messages = kvm.without_messages.clone();
         Self { without_messages, functions: functions.collect() }
@@ -173,109 +166,72 @@ impl PciHost {
 
 impl Device {
     /// A device with its node in the tree, in which an overlay may have changed it.
-    fn of(placed: &AssignedDevice, tree: &Node) -> Self {
-        let label = placed.nodes.device.get_label();
+    fn of(device: &AssignedDevice, tree: &Node) -> Self {
+        let label = device.nodes.device.get_label();
         let tops = tree.children().iter();
         // Below the root, or below a bus of its own.
-        let node = tops.flat_map(|top| [top].into_iter().chain(top.children()));
-        let node = node.into_iter().find(|node| node.get_label() == label);
-        let regions = placed.regions().map(|(Range { start, end }, mapped)| Region {
-            start,
-            size: end.saturating_sub(start),
-            access: access(mapped),
+        let mut nodes = tops.flat_map(|top| [top].into_iter().chain(top.children()));
+        let node = nodes.find(|node| node.get_label() == label);
+        let regions = device.regions().map(|(range, mapped)| {
+            let (extent, access) = (Extent::from(&range), access(mapped));
+            Region { extent, access }
         });
-        let interrupts = placed
-            .irqs()
-            .map(|(spi, trigger)| DeviceInterrupt { spi: spi.0, trigger: trigger_name(trigger) });
+        let interrupts =
+            device.irqs().map(|(spi, trigger)| DeviceInterrupt { spi: spi.0, trigger });
         Self {
-            name: placed.name().to_owned(),
-            binding: placed.binding(),
+            name: device.name().to_owned(),
+            binding: device.binding(),
             regions: regions.collect(),
             interrupts: interrupts.collect(),
-            properties: placed.nodes.properties.iter().map(Property::of).collect(),
-            node: fdt::subtree_to_dts(node.unwrap_or(&placed.nodes.device)),
+            properties: device.nodes.properties.clone(),
+            node: fdt::subtree_to_dts(node.unwrap_or(&device.nodes.device)),
         }
     }
 }
 
-impl Property {
-    fn of(report: &PropertyReport) -> Self {
-        let (fate, reason) = match &report.disposition {
-            Disposition::Kept => ("kept", None),
-            Disposition::Linked(devices) => (
-                "kept",
-                Some(format!("it refers to {}, which the guest has too", devices.join(", "))),
-            ),
-            Disposition::Rewritten => ("rewritten", None),
-            Disposition::Made => ("made", None),
-            Disposition::Dropped(reason) => ("dropped", Some(reason.to_string())),
-        };
-        Self { path: report.path(), fate, reason }
-    }
-}
-
-fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, kvm: &KvmFacts) -> Vec<Place> {
-    let mut map: Vec<(Range<u64>, String)> = kvm
-        .gic_frames
-        .iter()
-        .map(|(what, range)| (range.clone(), (*what).to_owned()))
-        .chain([
-            (layout::RTC, "RTC (PL031)".to_owned()),
-            (layout::PVPANIC, "panic device (pvpanic)".to_owned()),
-        ])
-        .collect();
+fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, kvm: &KvmFacts) -> Vec<Area> {
+    let mut map = Vec::new();
+    let mut add = |range: &Range<u64>, what: &str, in_ram| {
+        map.push(Area { extent: Extent::from(range), what: what.to_owned(), in_ram });
+    };
+    kvm.gic_frames.iter().for_each(|(what, range)| add(range, what, false));
+    add(&layout::RTC, "RTC (PL031)", false);
+    add(&layout::PVPANIC, "panic device (pvpanic)", false);
     if plan.console == ConsoleKind::Stdio {
-        map.push((layout::SERIAL, "serial console (ns16550a)".to_owned()));
+        add(&layout::SERIAL, "serial console (ns16550a)", false);
     }
     for device in &assigned.platform {
         for (index, (range, mapped)) in device.regions().enumerate() {
-            map.push((range, format!("{} region {index}, {}", device.name(), access(mapped))));
+            let what = format!("{} region {index}, {}", device.name(), access(mapped));
+            add(&range, &what, false);
         }
     }
-    if let Some(apertures) = &kvm.apertures {
-        let parts = [
-            (&apertures.memory32, "PCI memory"),
-            (&apertures.io, "PCI I/O"),
-            (&apertures.ecam, "PCI configuration"),
-        ];
-        let high = apertures.memory64.as_ref().map(|range| (range, "PCI 64-bit memory"));
-        let windows = parts.into_iter().chain(high);
-        map.extend(windows.map(|(range, what)| (range.clone(), what.to_owned())));
+    for (what, range) in kvm.apertures.iter().flat_map(Apertures::named) {
+        add(range, what, false);
     }
-    map.push((plan.ram.base..plan.ram.end(), "RAM".to_owned()));
+    add(&(plan.ram.base..plan.ram.end()), "RAM", false);
     let boot = &plan.boot;
-    map.push((boot.kernel.load..boot.kernel.end, "  kernel".to_owned()));
-    map.push((
-        boot.dtb..boot.dtb + boot::layout::MAX_DTB_SIZE,
-        "  device tree, at most".to_owned(),
-    ));
-    map.extend(boot.initrd.clone().map(|range| (range, "  initrd".to_owned())));
-    map.sort_by_key(|(range, _)| range.start);
-    let places = map.into_iter().map(|(Range { start, end }, what)| Place {
-        start,
-        size: end.saturating_sub(start),
-        what,
-    });
-    places.collect()
+    add(&(boot.kernel.load..boot.kernel.end), "kernel", true);
+    add(&(boot.dtb..boot.dtb + boot::layout::MAX_DTB_SIZE), "device tree, at most", true);
+    boot.initrd.iter().for_each(|range| add(range, "initrd", true));
+    map.sort_by_key(|area| area.extent.start);
+    map
 }
 
 fn interrupts(plan: &MachinePlan, assigned: &AssignedDevices) -> Vec<Interrupt> {
     let mut interrupts = Vec::new();
+    let mut add = |spi, trigger, what| interrupts.push(Interrupt { spi, trigger, what });
     if plan.console == ConsoleKind::Stdio {
-        let (what, trigger) = ("serial".to_owned(), trigger_name(Trigger::Edge));
-        interrupts.push(Interrupt { spi: layout::spi::SERIAL, what, trigger });
+        add(layout::spi::SERIAL, Trigger::Edge, "serial".to_owned());
     }
     for device in &assigned.platform {
         for (index, (spi, trigger)) in device.irqs().enumerate() {
-            let what = format!("{} interrupt {index}", device.name());
-            interrupts.push(Interrupt { spi: spi.0, what, trigger: trigger_name(trigger) });
+            add(spi.0, trigger, format!("{} interrupt {index}", device.name()));
         }
     }
     for function in assigned.functions.iter() {
         if let Some(Intx { pin, spi }) = function.slot.intx {
-            let what = format!("{} {pin}", function.name);
-            let trigger = trigger_name(Trigger::Level);
-            interrupts.push(Interrupt { spi: spi.0, what, trigger });
+            add(spi.0, Trigger::Level, format!("{} {pin}", function.name));
         }
     }
     interrupts
@@ -285,31 +241,26 @@ fn access(mapped: bool) -> &'static str {
     if mapped { "mapped" } else { "trapped" }
 }
 
-fn trigger_name(trigger: Trigger) -> &'static str {
-    match trigger {
-        Trigger::Edge => "edge",
-        Trigger::Level => "level",
-    }
-}
-
 impl Display for Description {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let its = if self.its { " with an ITS" } else { "" };
+        let KvmFacts { gic, its, cpu_features: features, sve_lengths, .. } = &self.kvm;
+        let its = if *its { " with an ITS" } else { "" };
         let memory = Size::from(self.memory);
-        writeln!(f, "machine: {} vCPU(s), {}{its}, {memory} of RAM", self.vcpus, self.gic)?;
-        writeln!(f, "CPU features: {}", cpu_features(&self.cpu_features, &self.sve_lengths))?;
+        writeln!(f, "machine: {} vCPU(s), {gic}{its}, {memory} of RAM", self.vcpus)?;
+        writeln!(f, "CPU features: {}", cpu_features(features, sve_lengths))?;
         writeln!(f, "kernel: {}, {}", self.kernel, self.packaging)?;
         writeln!(f, "command line: {}", self.cmdline)?;
         writeln!(f, "\nmemory map (guest physical addresses):")?;
-        for place in &self.memory_map {
-            writeln!(f, "  {}  {}", extent(place.start, place.size), place.what)?;
+        for Area { extent, what, in_ram } in &self.memory_map {
+            let indent = if *in_ram { "  " } else { "" };
+            writeln!(f, "  {}  {indent}{what}", in_columns(extent))?;
         }
         writeln!(f, "\ninterrupts:")?;
         for Interrupt { spi, what, trigger } in &self.interrupts {
-            writeln!(f, "  SPI {spi:<3}  {what}, {}", signalling(trigger))?;
+            writeln!(f, "  SPI {spi:<3}  {what}, {}", signalling(*trigger))?;
         }
         if let Some(iommu) = self.iommu {
-            writeln!(f, "\nIOMMU: {iommu}")?;
+            writeln!(f, "\nIOMMU: {}", iommu.name())?;
         }
         if !self.obstacles.is_empty() {
             writeln!(f, "\n{}", unbound_note())?;
@@ -324,8 +275,8 @@ impl Display for Description {
     }
 }
 
-/// From where to where something is, in columns; nothing has no last address.
-fn extent(start: u64, size: u64) -> String {
+/// First and last address in columns; nothing has no last one.
+fn in_columns(Extent { start, size }: &Extent) -> String {
     match size.checked_sub(1) {
         Some(rest) => format!("{start:#011x}-{:#011x}", start.saturating_add(rest)),
         None => format!("{start:#011x}, 0 bytes   "),
@@ -347,16 +298,19 @@ pub fn cpu_features(names: &[&str], sve_lengths: &[u32]) -> String {
 }
 
 /// How the trigger is handled.
-fn signalling(trigger: &str) -> &str {
-    if trigger == "level" { "level, resampled" } else { trigger }
+fn signalling(trigger: Trigger) -> &'static str {
+    match trigger {
+        Trigger::Edge => "edge",
+        Trigger::Level => "level, resampled",
+    }
 }
 
 impl Display for PciHost {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "PCI functions:")?;
-        for PciFunction { address, name, sheet, .. } in &self.functions {
+        for PciFunction { address, name, details, .. } in &self.functions {
             writeln!(f, "  {address}  {name}")?;
-            sheet.to_string().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
+            details.to_string().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
         }
         self.without_messages.iter().try_for_each(|why| writeln!(f, "  {why}"))
     }
@@ -366,25 +320,27 @@ impl Display for Device {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let binding = self.binding.map_or_else(String::new, |name| format!(", a {name}"));
         writeln!(f, "{}{binding}:", self.name)?;
-        for (index, Region { start, size, access }) in self.regions.iter().enumerate() {
+        for (index, Region { extent, access }) in self.regions.iter().enumerate() {
+            let Extent { start, size } = extent;
             writeln!(f, "  region {index}: {start:#x}, {size:#x} bytes, {access}")?;
         }
         for (index, DeviceInterrupt { spi, trigger }) in self.interrupts.iter().enumerate() {
-            writeln!(f, "  interrupt {index}: SPI {spi}, {}", signalling(trigger))?;
+            writeln!(f, "  interrupt {index}: SPI {spi}, {}", signalling(*trigger))?;
         }
         writeln!(f, "  of the host's node:")?;
-        for fate in ["kept", "rewritten", "made"] {
-            let plain = self.properties.iter().filter(|property| property.reason.is_none());
-            let paths = plain.filter(|property| property.fate == fate);
-            let paths: Vec<&str> = paths.map(|property| property.path.as_str()).collect();
+        let with_reason = |property: &&PropertyReport| property.disposition.reason().is_some();
+        for name in ["kept", "rewritten", "made"] {
+            let of_name = self.properties.iter().filter(|p| p.disposition.name() == name);
+            let paths = of_name.filter(|property| !with_reason(property));
+            let paths: Vec<String> = paths.map(PropertyReport::path).collect();
             if !paths.is_empty() {
-                writeln!(f, "    {fate:<10}{}", paths.join(" "))?;
+                writeln!(f, "    {name:<10}{}", paths.join(" "))?;
             }
         }
-        for Property { path, fate, reason } in &self.properties {
-            if let Some(reason) = reason {
-                writeln!(f, "    {fate:<10}{path}: {reason}")?;
-            }
+        for property in self.properties.iter().filter(with_reason) {
+            let (name, path) = (property.disposition.name(), property.path());
+            let reason = property.disposition.reason().unwrap_or_default();
+            writeln!(f, "    {name:<10}{path}: {reason}")?;
         }
         writeln!(f, "  the guest's node:")?;
         self.node.lines().try_for_each(|line| writeln!(f, "    {line}"))
@@ -393,12 +349,13 @@ impl Display for Device {
 
 #[cfg(test)]
 mod tests {
-    use super::extent;
+    use super::{Extent, in_columns};
 
     #[test]
     fn places_end_with_their_last_byte_if_they_have_one() {
-        assert_eq!(extent(0xc01_0000, 0x1000), "0x00c010000-0x00c010fff");
-        assert_eq!(extent(0xc01_0000, 0), "0x00c010000, 0 bytes   ");
-        assert_eq!(extent(u64::MAX, 1).len(), 37);
+        let text = |start, size| in_columns(&Extent { start, size });
+        assert_eq!(text(0xc01_0000, 0x1000), "0x00c010000-0x00c010fff");
+        assert_eq!(text(0xc01_0000, 0), "0x00c010000, 0 bytes   ");
+        assert_eq!(text(u64::MAX, 1).len(), 37);
     }
 }

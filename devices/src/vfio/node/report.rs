@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use boot::fdt::host::HostNode;
 use boot::fdt::{Cell, Label, Node, Value};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::path::join;
 use super::phandle_map::PhandleMap;
@@ -40,6 +41,41 @@ impl PropertyReport {
     /// The property with the node's path before it; a whole node has a `/` behind.
     pub fn path(&self) -> String {
         join(&self.node, self.property.as_deref().unwrap_or_default())
+    }
+}
+
+/// Its path, its disposition, and the reason for it.
+impl Serialize for PropertyReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("PropertyReport", 3)?;
+        fields.serialize_field("path", &self.path())?;
+        fields.serialize_field("disposition", self.disposition.name())?;
+        fields.serialize_field("reason", &self.disposition.reason())?;
+        fields.end()
+    }
+}
+
+impl Disposition {
+    /// In a word: `kept`, `rewritten`, `made` or `dropped`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Kept | Self::Linked(_) => "kept",
+            Self::Rewritten => "rewritten",
+            Self::Made => "made",
+            Self::Dropped(_) => "dropped",
+        }
+    }
+
+    /// Why, where that isn't plain.
+    pub fn reason(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Linked(devices) => Some(Cow::Owned(format!(
+                "it refers to {}, which the guest has too",
+                devices.join(", ")
+            ))),
+            Self::Dropped(reason) => Some(Cow::Borrowed(reason)),
+            Self::Kept | Self::Rewritten | Self::Made => None,
+        }
     }
 }
 

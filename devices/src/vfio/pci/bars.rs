@@ -4,12 +4,14 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use serde::Serialize;
 use vfio_bindings::bindings::vfio::VFIO_PCI_ROM_REGION_INDEX;
 
 use super::super::region::{AccessError, Area, Region};
 use super::super::uapi::DeviceCalls;
 use super::error::FunctionErrorKind;
 use crate::bus::MemorySlots;
+use crate::extent::Extent;
 use crate::pci::config::BASE_ADDRESS_0;
 use crate::pci::{AddressSpace, Bar, BarRange, Bars, ConfigSnapshot, MsixArea, ROM, rom_size};
 use crate::ratelimit::LogLimit;
@@ -18,14 +20,15 @@ use crate::ratelimit::LogLimit;
 const _: () = assert!(VFIO_PCI_ROM_REGION_INDEX == ROM as u32);
 
 /// What a BAR, or the expansion ROM, is to the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BarInfo {
     /// Which: 0 to 5, or [`ROM`].
     pub bar: u8,
     /// Its kind and size; a ROM is memory.
+    #[serde(flatten)]
     pub kind: Bar,
     /// The parts that are mapped into the guest, in bytes from its start.
-    pub mapped: Vec<Range<u64>>,
+    pub mapped: Vec<Extent>,
 }
 
 /// A memory slot of the guest.
@@ -102,7 +105,8 @@ impl VfioBars {
     /// What they are to the guest.
     pub fn info(&self) -> Vec<BarInfo> {
         let all = (0..=ROM).zip(&self.regions).filter_map(|(bar, region)| {
-            let mapped = region.as_ref()?.areas().iter().map(Area::range).collect();
+            let mapped =
+                region.as_ref()?.areas().iter().map(|area| Extent::from(&area.range())).collect();
             Some(BarInfo { bar, kind: self.registers.kind(bar)?, mapped })
         });
         all.collect()

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
 use crate::pci::ConfigSnapshot;
 use crate::pci::config::{
     CAPABILITY_LIST, CFG_SPACE_SIZE as EXTENDED, STATUS, STATUS_CAP_LIST, STD_HEADER_SIZEOF,
@@ -40,9 +42,10 @@ pub(super) const EXPRESS_FLAGS: u16 = 0x02;
 pub(super) const ROOT_COMPLEX_ENDPOINT: u8 = 0x9;
 
 /// A capability of a function.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Capability {
     /// What it is.
+    #[serde(flatten)]
     pub id: CapabilityId,
     /// Its offset in configuration space, in bytes.
     pub offset: u16,
@@ -156,6 +159,14 @@ impl CapabilityId {
         KINDS.iter().find(|kind| kind.id == self)
     }
 
+    /// Its number.
+    pub fn number(self) -> u16 {
+        match self {
+            Self::Standard(id) => id.into(),
+            Self::Extended(id) => id,
+        }
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         self.kind().map_or("unknown", |kind| kind.name)
@@ -168,6 +179,17 @@ impl CapabilityId {
             // An unknown one may name addresses or devices of the host.
             None => Some("what it does isn't known"),
         }
+    }
+}
+
+/// Its number with its name.
+impl Serialize for CapabilityId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("CapabilityId", 3)?;
+        fields.serialize_field("id", &self.number())?;
+        fields.serialize_field("extended", &matches!(self, Self::Extended(_)))?;
+        fields.serialize_field("name", self.name())?;
+        fields.end()
     }
 }
 

@@ -3,8 +3,9 @@
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
+use devices::extent::Extent;
 use devices::pci::{Bar, ConfigSnapshot, ROM};
-use devices::vfio::pci::capability::{self, Capability, CapabilityId};
+use devices::vfio::pci::capability::{self, Capability};
 use devices::vfio::pci::{BarInfo, PciFunction, PciOptions};
 use devices::vfio::region::host_page_size;
 use devices::vfio::uapi::DeviceCalls;
@@ -14,140 +15,97 @@ use crate::error::Error;
 
 /// A function as a guest gets it.
 #[derive(Debug, Serialize)]
-pub struct FunctionSheet {
-    capabilities: Vec<CapabilityLine>,
-    bars: Vec<BarLine>,
+pub struct FunctionDetails {
+    capabilities: Vec<Capability>,
+    bars: Vec<BarInfo>,
     /// The interrupt pin, `A` to `D`.
     pin: Option<char>,
-    /// How many messages MSI has at most; 0 without it.
+    /// The most vectors of MSI; 0 without it.
     msi: u16,
-    /// How many MSI-X has; 0 without it.
+    /// The vectors of MSI-X; 0 without it.
     msix: u16,
 }
 
-#[derive(Debug, Serialize)]
-struct CapabilityLine {
-    offset: u16,
-    extended: bool,
-    id: u16,
-    name: &'static str,
-    /// Why a guest doesn't get it.
-    hidden: Option<&'static str>,
-}
-
-/// A base address register, or the ROM's.
-#[derive(Debug, Serialize)]
-pub struct BarLine {
-    bar: u8,
-    kind: &'static str,
-    size: u64,
-    prefetchable: bool,
-    /// What of it is mapped into the guest, in bytes from its start; the rest traps.
-    mapped: Vec<[u64; 2]>,
-}
-
-impl FunctionSheet {
-    /// That of a function behind these calls. `hardware` is its configuration space as the kernel
+impl FunctionDetails {
+    /// Those of a function behind these calls. `hardware` is its configuration space as the kernel
     /// shows it, as far as it does.
     ///
     /// # Errors
     ///
-    /// It can't be a guest's.
+    /// No guest can have it.
     pub fn of(calls: Arc<dyn DeviceCalls>, name: &str, hardware: Vec<u8>) -> Result<Self, Error> {
-        // Nothing that a guest would change is changed: it is only looked at.
+        // It is only looked at, not reset.
         let options = PciOptions { reset: false, ..PciOptions::default() };
         let function = PciFunction::open(calls, name, options, host_page_size())?;
-        let mut sheet = Self::of_function(&function);
+        let mut details = Self::of_function(&function);
         for capability in capability::all(&ConfigSnapshot::new(hardware)) {
-            sheet.add_hardware(CapabilityLine::of(&capability));
+            let mut shown = details.capabilities.iter();
+            if !shown.any(|shown| shown.offset == capability.offset) {
+                let hidden = capability.hidden.or(Some("the host's VFIO doesn't show it"));
+                details.capabilities.push(Capability { hidden, ..capability });
+            }
         }
-        sheet.capabilities.sort_by_key(|line| (line.extended, line.offset));
-        Ok(sheet)
+        details.capabilities.sort_by_key(|capability| capability.offset);
+        Ok(details)
     }
 
-    /// That of a function that is open.
+    /// Those of a function that is open.
     pub fn of_function(function: &PciFunction) -> Self {
         let interrupts = function.interrupts();
+        let mut capabilities = function.capabilities().to_vec();
+        capabilities.sort_by_key(|capability| capability.offset);
         Self {
-            capabilities: function.capabilities().iter().map(CapabilityLine::of).collect(),
-            bars: function.bars().iter().map(BarLine::of).collect(),
+            capabilities,
+            bars: function.bars(),
             pin: function.pin().map(|pin| char::from(b'@'.saturating_add(pin.number()))),
             msi: interrupts.msi_capacity(),
             msix: interrupts.msix_capacity(),
         }
     }
-
-    /// Adds a capability that the hardware has, if it isn't there.
-    fn add_hardware(&mut self, line: CapabilityLine) {
-        let there = |c: &CapabilityLine| (c.extended, c.offset) == (line.extended, line.offset);
-        if !self.capabilities.iter().any(there) {
-            let hidden = line.hidden.or(Some("the host's VFIO doesn't show it"));
-            self.capabilities.push(CapabilityLine { hidden, ..line });
-        }
-    }
 }
 
-impl Display for FunctionSheet {
+impl Display for FunctionDetails {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let line = self.pin.map(|pin| format!("INT{pin}"));
-        let kinds = [(self.msi, "MSI"), (self.msix, "MSI-X")];
-        let messages = kinds.iter().filter(|(count, _)| *count != 0);
-        let messages = messages.map(|(count, name)| format!("{name} with {count} vectors"));
-        let all: Vec<String> = line.into_iter().chain(messages).collect();
+        let pin = self.pin.map(|pin| format!("INT{pin}"));
+        let messages = [(self.msi, "MSI"), (self.msix, "MSI-X")].into_iter();
+        let messages = messages.filter(|(count, _)| *count != 0).map(|(count, name)| match count {
+            1 => format!("{name} with 1 vector"),
+            _ => format!("{name} with {count} vectors"),
+        });
+        let all: Vec<String> = pin.into_iter().chain(messages).collect();
         let all = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
         writeln!(f, "interrupts of a guest: {all}")?;
-        self.bars.iter().try_for_each(|bar| writeln!(f, "{bar}"))?;
-        for CapabilityLine { offset, name, hidden, id, .. } in &self.capabilities {
-            let fate = hidden.map(|why| format!(", hidden: {why}")).unwrap_or_default();
-            writeln!(f, "capability at {offset:#05x}: {name} ({id:#04x}){fate}")?;
+        self.bars.iter().try_for_each(|bar| writeln!(f, "{}", bar_text(bar)))?;
+        for Capability { id, offset, hidden } in &self.capabilities {
+            write!(f, "capability at {offset:#05x}: {} ({:#04x})", id.name(), id.number())?;
+            hidden.iter().try_for_each(|why| write!(f, ", hidden: {why}"))?;
+            writeln!(f)?;
         }
         Ok(())
     }
 }
 
-impl CapabilityLine {
-    fn of(capability: &Capability) -> Self {
-        let (extended, id) = match capability.id {
-            CapabilityId::Standard(id) => (false, id.into()),
-            CapabilityId::Extended(id) => (true, id),
-        };
-        let (offset, hidden) = (capability.offset, capability.hidden);
-        Self { offset, extended, id, name: capability.id.name(), hidden }
-    }
-}
-
-impl BarLine {
-    /// That of a register.
-    pub fn of(sheet: &BarInfo) -> Self {
-        let (kind, prefetchable) = match sheet.kind {
-            _ if sheet.bar == ROM => ("ROM", false),
-            Bar::Io { .. } => ("I/O", false),
-            Bar::Memory { is_64: true, prefetchable, .. } => ("64-bit memory", prefetchable),
-            Bar::Memory { prefetchable, .. } => ("32-bit memory", prefetchable),
-        };
-        let mapped = sheet.mapped.iter().map(|area| [area.start, area.end]).collect();
-        Self { bar: sheet.bar, kind, size: sheet.kind.size(), prefetchable, mapped }
-    }
-}
-
-impl Display for BarLine {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { bar, kind, size, prefetchable, mapped } = self;
-        let name = if *bar == ROM { String::new() } else { format!("BAR {bar}: ") };
-        let prefetchable = if *prefetchable { " prefetchable" } else { "" };
-        write!(f, "{name}{kind}{prefetchable}, {size:#x} bytes, ")?;
-        match mapped.as_slice() {
-            [] => f.write_str("trapped"),
-            [[0, end]] if end == size => f.write_str("mapped"),
-            areas => {
-                let areas: Vec<String> = areas
-                    .iter()
-                    .map(|[start, end]| format!("{start:#x}-{:#x}", end.saturating_sub(1)))
-                    .collect();
-                write!(f, "mapped at {}, else trapped", areas.join(" and "))
-            }
+/// A BAR in words.
+fn bar_text(BarInfo { bar, kind, mapped }: &BarInfo) -> String {
+    let name = if *bar == ROM { String::new() } else { format!("BAR {bar}: ") };
+    let what = match kind {
+        _ if *bar == ROM => "ROM",
+        Bar::Io { .. } => "I/O",
+        Bar::Memory { is_64: true, prefetchable: true, .. } => "64-bit memory prefetchable",
+        Bar::Memory { is_64: true, .. } => "64-bit memory",
+        Bar::Memory { prefetchable: true, .. } => "32-bit memory prefetchable",
+        Bar::Memory { .. } => "32-bit memory",
+    };
+    let size = kind.size();
+    let access = match mapped.as_slice() {
+        [] => "trapped".to_owned(),
+        [Extent { start: 0, size: all }] if *all == size => "mapped".to_owned(),
+        parts => {
+            let parts: Vec<_> = parts.iter().map(Extent::to_string).collect();
+            format!("mapped at {}, else trapped", parts.join(" and "))
         }
-    }
+    };
+    format!("{name}{what}, {size:#x} bytes, {access}")
 }
 
 #[cfg(test)]
@@ -157,8 +115,8 @@ mod tests {
     #[test]
     fn bars_say_what_traps() {
         let bar = |bar, kind, mapped: &[[u64; 2]]| {
-            let mapped = mapped.iter().map(|[start, end]| *start..*end).collect();
-            BarLine::of(&BarInfo { bar, kind, mapped }).to_string()
+            let mapped = mapped.iter().map(|[start, end]| Extent::from(&(*start..*end))).collect();
+            bar_text(&BarInfo { bar, kind, mapped })
         };
         let memory = |wide| Bar::Memory { size: 0x4000, is_64: wide, prefetchable: wide };
         for (line, expected) in [

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::logger;
 
 pub use driver_binding::BindGuard;
-pub use function::FunctionSheet;
+pub use function::FunctionDetails;
 
 /// Does what is asked for, and returns the exit status.
 ///

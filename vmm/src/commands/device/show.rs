@@ -13,7 +13,7 @@ use devices::vfio::region::host_page_size;
 use devices::vfio::unbound::UnboundDevice;
 use serde::Serialize;
 
-use super::function::FunctionSheet;
+use super::function::FunctionDetails;
 use super::pci_ids::PciIds;
 use super::summary::{File, State, Summary};
 use super::vfio_info::{IommuDetails, VfioInfo};
@@ -34,7 +34,7 @@ pub struct Details {
     path: String,
     group: Option<Group>,
     /// A PCI function as a guest gets it.
-    function: Option<FunctionSheet>,
+    function: Option<FunctionDetails>,
     /// What VFIO tells of it, or will as far as its node and sysfs say, while it isn't bound.
     vfio: Option<VfioInfo>,
     /// What its IOMMU can map; nothing while it isn't bound.
@@ -107,7 +107,7 @@ impl Details {
         if device.bus() == HostBus::Pci && !device.is_bridge()? {
             let calls = Arc::new(UnboundDevice::pci(device)?);
             self.vfio = Some(VfioInfo::of_unbound(&*calls).map_err(|e| Error::chain(&e))?);
-            self.function = Some(FunctionSheet::of(calls, device.name(), device.pci_config()?)?);
+            self.function = Some(FunctionDetails::of(calls, device.name(), device.pci_config()?)?);
         } else if let Some(node) = node {
             let tree = HostTree::system()?;
             let calls = UnboundDevice::platform(&tree, device, node, host_page_size())?;
@@ -131,7 +131,7 @@ impl Details {
         self.vfio = Some(VfioInfo::of(&*calls).map_err(|e| Error::chain(&e))?);
         if assignment.device.bus() == HostBus::Pci {
             let hardware = assignment.device.pci_config()?;
-            self.function = Some(FunctionSheet::of(calls, assignment.name(), hardware)?);
+            self.function = Some(FunctionDetails::of(calls, assignment.name(), hardware)?);
             return Ok(());
         }
         // Closed before it is opened again.

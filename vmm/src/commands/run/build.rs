@@ -192,7 +192,7 @@ pub fn facts(core: &Core) -> KvmFacts {
         gic: core.gic.version().to_string(),
         gic_frames: core.gic.frames(),
         its: core.gic.has_its(),
-        features: core.features,
+        cpu_features: core.features.names().collect(),
         sve_lengths: lengths.unwrap_or_default(),
         apertures: core.pci.clone(),
         without_messages: (!core.gic.has_its()).then(|| pci_host::without_messages(&core.gic)),

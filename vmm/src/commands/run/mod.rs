@@ -64,7 +64,7 @@ fn run_guest(
         build::dump_dtb(path, &dtb)?;
     }
     if options.dry_run {
-        let description = Description::of(&plan, &opened, &build::facts(&core), &tree);
+        let description = Description::of(&plan, &opened, build::facts(&core), &tree);
         if opened.assigned.iommu.is_none() && opened.assigned.obstacles.is_empty() {
             limits::warn_unpinned(plan.ram.size);
         }
