@@ -36,13 +36,14 @@ impl VfioUserDevices {
             let name = options.path.display().to_string();
             let device = Arc::new(VfioUserDevice::connect(&options.path, options.peer)?);
             let page_size = host_page_size();
-            let function = PciFunction::open(device.clone(), &name, options.function, page_size)
-                .map_err(|error| {
-                    let show = format!("strait device show --vfio-user {name}");
-                    Error::chain(&error).help(format!("{show} tells what its server offers"))
-                })?;
+            let function =
+                PciFunction::open(device.clone(), &name, options.function.device, page_size)
+                    .map_err(|error| {
+                        let show = format!("strait device show --vfio-user {name}");
+                        Error::chain(&error).help(format!("{show} tells what its server offers"))
+                    })?;
             devices.0.push((name.clone(), device));
-            functions.push(OpenFunction { name, function, address: options.address });
+            functions.push(OpenFunction { name, function, address: options.function.address });
         }
         Ok(devices)
     }

@@ -7,7 +7,7 @@ use devices::vfio::node::GuestNodes;
 use devices::vfio::platform::PlatformDevice;
 
 use crate::allocator::{AllocError, Allocator};
-use crate::cli::{PlatformOptions, RegionAddress};
+use crate::cli::{RegionAddress, VfioPlatformOptions};
 use crate::error::Error;
 use crate::interrupts::Line;
 
@@ -75,7 +75,7 @@ impl AssignedDevice {
 /// the others, wherever they fit.
 pub(super) fn place(
     devices: Vec<PlatformDevice>,
-    wanted: &[PlatformOptions],
+    wanted: &[VfioPlatformOptions],
     allocator: &mut Allocator,
 ) -> Result<Vec<AssignedDevice>, Error> {
     let mut all = Vec::with_capacity(devices.len());
@@ -102,7 +102,7 @@ pub(super) fn place(
 /// Reserves the addresses that a person chose for regions.
 fn fixed_addresses(
     device: &PlatformDevice,
-    options: &PlatformOptions,
+    options: &VfioPlatformOptions,
     allocator: &mut Allocator,
 ) -> Result<Vec<Option<u64>>, Error> {
     let name = device.name();

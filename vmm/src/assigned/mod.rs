@@ -23,7 +23,7 @@ use devices::vfio::unbound::UnboundDevice;
 pub use self::device::AssignedDevice;
 pub use self::unbound::{Obstacle, unbound_note};
 use crate::allocator::Allocator;
-use crate::cli::{ConsoleKind, PciOptions, PlatformOptions, RunOptions};
+use crate::cli::{ConsoleKind, RunOptions, VfioPciOptions, VfioPlatformOptions};
 use crate::error::Error;
 use crate::functions::{Functions, OpenFunction};
 use crate::interrupts::Line;
@@ -52,9 +52,9 @@ pub struct AssignedDevices {
 /// Which devices of the host a guest is given.
 pub struct Selection<'a> {
     /// Those of the platform and AMBA buses.
-    pub platform: &'a [PlatformOptions],
+    pub platform: &'a [VfioPlatformOptions],
     /// PCI functions.
-    pub pci: &'a [PciOptions],
+    pub pci: &'a [VfioPciOptions],
     /// How their DMA is mapped.
     pub iommu: IommuOptions,
     /// Plan also those that can't be opened as things are, because they aren't bound to VFIO above
@@ -224,7 +224,7 @@ type Selected = (HostDevice, Option<Assignment>);
 fn open_platform(
     iommu: Option<&Iommu>,
     devices: &[Selected],
-    wanted: &[PlatformOptions],
+    wanted: &[VfioPlatformOptions],
 ) -> Result<Vec<PlatformDevice>, Error> {
     if devices.is_empty() {
         return Ok(Vec::new());
@@ -251,18 +251,18 @@ fn open_platform(
 fn open_functions(
     iommu: Option<&Iommu>,
     devices: &[Selected],
-    wanted: &[PciOptions],
+    wanted: &[VfioPciOptions],
 ) -> Result<Vec<OpenFunction>, Error> {
     let opened = devices.iter().zip(wanted).map(|((device, assignment), options)| {
         stop::check()?;
-        let (name, options_of, page) = (device.name(), options.function, host_page_size());
+        let (name, options_of, page) = (device.name(), options.function.device, host_page_size());
         let function = match (iommu, assignment) {
             (Some(iommu), Some(assignment)) => {
                 PciFunction::open(iommu.open_device(assignment)?, name, options_of, page)?
             }
             _ => PciFunction::open(Arc::new(UnboundDevice::pci(device)?), name, options_of, page)?,
         };
-        Ok(OpenFunction { name: name.to_owned(), function, address: options.address })
+        Ok(OpenFunction { name: name.to_owned(), function, address: options.function.address })
     });
     opened.collect()
 }

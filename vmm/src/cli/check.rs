@@ -4,27 +4,11 @@ use std::str::FromStr;
 
 use lexopt::{Arg, Parser};
 
-use super::once::Once;
+use super::values::GivenOnce;
 use super::{Command, Size, wrong};
 use crate::error::Error;
 
-pub(super) const HELP: &str = "\
-Find out what this host has and lacks for device assignment.
-
-Usage: strait check [OPTIONS]
-
-Each finding is fine, degraded (works, with a drawback or not for all kinds of device) or blocks;
-those that aren't fine come with the command that mends them. Then each kind of device, platform,
-AMBA, PCI and vfio-user, with whether it can be assigned. Nothing is changed.
-
-Options:
-  --memory SIZE    The RAM of the guest that is meant to run, with K, M, G or T behind the
-                   number: it has to be pinned, and may be [256M]
-  --json           Print JSON
-  --help, -h       Print this
-
-Exit status: 0 a device of some kind that the host has can be assigned, 1 none can, 2 wrong use.
-";
+pub(super) const HELP: &str = include_str!("help/check.txt");
 
 /// What is to be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +30,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
 impl CheckOptions {
     /// Takes all options; whether help was asked for.
     fn take_all(&mut self, parser: &mut Parser) -> Result<bool, lexopt::Error> {
-        let mut once = Once::default();
+        let mut once = GivenOnce::default();
         while let Some(arg) = parser.next()? {
             match arg {
                 Arg::Long("memory") => {

@@ -6,47 +6,13 @@ use devices::vfio::driver_binding::Owner;
 use devices::vfio::iommu::{Backend, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 
-use super::once::Once;
 use super::owner::owner;
-use super::vfio::backend;
+use super::values::GivenOnce;
+use super::values::backend;
 use super::{Command, VfioUserOptions, wrong};
 use crate::error::Error;
 
-pub(super) const HELP: &str = "\
-Look at, bind, unbind and test the host's devices.
-
-Usage: strait device list [--json]
-       strait device show NAME [--iommu auto|iommufd|container] [--json]
-       strait device show --vfio-user PATH[,peer=UID|any] [--json]
-       strait device bind NAME... [--group] [--owner USER[:GROUP]] [--force] [--json]
-       strait device unbind NAME... [--group] [--json]
-       strait device test NAME [--iommu auto|iommufd|container] [--json]
-
-  list      The devices behind an IOMMU: bus, driver, group, and who uses each: free, used by the
-            host, in use by a process; or why it can't be bound or assigned
-  show      What VFIO tells of a device, its IOMMU, its node on the host and in a guest; or what
-            the vfio-user server with this socket offers
-  bind      Give devices to VFIO, all of them or none; the driver before is remembered. What the
-            host uses is refused: mounted disks, swap, network interfaces that are up, consoles, …
-  unbind    Give them back to the driver they had, also after a run with --bind was killed
-  test      Drive a device without a guest: its registers, interrupts and DMA. It must be bound,
-            and whatever it is doing is stopped
-
-Options:
-  --group          Include the other devices of their IOMMU groups
-  --owner USER[:GROUP]
-                   Let this user have the devices without privileges: their files in /dev/vfio are
-                   USER's, now and whenever they are bound again, until the host reboots
-  --force          Take them though the host uses them: it loses what isn't written yet
-  --iommu WAY      The way to the IOMMU: iommufd, or a VFIO container [auto: iommufd where the host
-                   has it]
-  --json           Print JSON
-  --help, -h       Print this
-
-NAME is what sysfs calls the device (2c0a0000.dma), or its path below sysfs.
-
-Exit status: 0 done, 1 it failed or a test did, 2 wrong use.
-";
+pub(super) const HELP: &str = include_str!("help/device.txt");
 
 /// What is to be done with devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +74,7 @@ struct Words {
 impl Words {
     /// Takes all that is there; whether help was asked for.
     fn take_all(&mut self, parser: &mut Parser) -> Result<bool, lexopt::Error> {
-        let mut once = Once::default();
+        let mut once = GivenOnce::default();
         while let Some(arg) = parser.next()? {
             match arg {
                 Arg::Long("json") => self.json = true,

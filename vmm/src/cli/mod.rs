@@ -5,50 +5,27 @@ mod advice;
 mod check;
 mod cpu;
 mod device;
-mod once;
 mod owner;
 mod pci;
 mod platform;
 mod run;
 mod size;
 mod suggest;
-mod vfio;
-mod vfio_user;
+mod values;
 
 pub use check::CheckOptions;
 pub use cpu::{GicChoice, GicVersion, ItsChoice};
 pub use device::{DeviceOptions, DeviceVerb};
-pub use pci::PciOptions;
-pub use platform::{PlatformOptions, RegionAddress};
+pub use pci::{VfioPciOptions, VfioUserOptions};
+pub use platform::{RegionAddress, VfioPlatformOptions};
 pub use run::{ConsoleKind, RunOptions};
 pub use size::Size;
-pub use vfio_user::VfioUserOptions;
 
 use lexopt::{Arg, Parser};
 
 use crate::error::Error;
 
-const HELP: &str = "\
-strait gives a guest real devices of a 64-bit Arm SoC: a KVM virtual machine monitor.
-
-Usage: strait COMMAND [OPTIONS]
-
-       strait check                     what this host lacks, and what mends it
-       strait device list               its devices
-       sudo strait device bind NAME     take one from its driver
-       strait run --kernel Image --initrd rootfs.cpio.gz --vfio-platform NAME
-
-Commands:
-  run       Start a guest
-  device    Look at, bind, unbind and test the host's devices
-  check     Find out what this host has and lacks for device assignment
-
-`strait COMMAND --help` has all of each.
-
-Options:
-  --help, -h       Print this
-  --version, -V    Print the version
-";
+const HELP: &str = include_str!("help/strait.txt");
 
 /// What the person wants.
 #[derive(Debug)]

@@ -1,68 +1,105 @@
-//! `--vfio-pci BDF|fd=N[,OPTION…]`.
+//! `--vfio-pci BDF|fd=N[,OPTION…]` and `--vfio-user PATH[,OPTION…]`.
 
-use boot::help::Help;
+use std::path::PathBuf;
 use std::str::FromStr;
 
+use boot::help::Help;
 use devices::pci::Bdf;
 use devices::vfio::assign::DeviceRef;
-use devices::vfio::pci::PciOptions as FunctionOptions;
+use devices::vfio::pci::PciOptions;
+use devices::vfio_user::Peer;
 
-use super::once::Once;
-use super::vfio::{device_ref, split};
+use super::values::{device_ref, split, switch, take_each};
 
-/// A PCI function to assign.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PciOptions {
-    /// Which one: what sysfs calls it (`0000:05:00.0`), without the domain if that is 0000, its path
-    /// below sysfs, or a descriptor.
-    pub which: DeviceRef,
+/// What is chosen for any PCI function of a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FunctionOptions {
     /// What is done with it.
-    pub function: FunctionOptions,
-    /// Where it is on the guest's bus.
+    pub device: PciOptions,
+    /// Its address on the guest's bus.
     pub address: Option<Bdf>,
 }
 
-impl PciOptions {
-    /// A function with the defaults.
-    pub fn new(which: DeviceRef) -> Self {
-        Self { which, function: FunctionOptions::default(), address: None }
+/// A PCI function of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfioPciOptions {
+    /// Which one: what sysfs calls it (`0000:05:00.0`), without the domain if that is 0000, its path
+    /// below sysfs, or a descriptor.
+    pub which: DeviceRef,
+    /// What is chosen for it.
+    pub function: FunctionOptions,
+}
+
+/// A PCI function of another process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfioUserOptions {
+    /// The socket on which its server listens.
+    pub path: PathBuf,
+    /// What is chosen for it.
+    pub function: FunctionOptions,
+    /// Whose server it may be.
+    pub peer: Peer,
+}
+
+impl FunctionOptions {
+    /// The keys of its options, each of which is given once.
+    const KEYS: [&str; 3] = ["addr", "mmap", "reset"];
+
+    /// Takes one `KEY=VALUE`.
+    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "addr" => self.address = Some(address(value)?),
+            "mmap" => self.device.mmap = switch(key, value)?,
+            _ => self.device.reset = switch(key, value)?,
+        }
+        Ok(())
     }
 }
 
-/// Takes one `KEY=VALUE` of a PCI function: what is done with it, and where it is.
-pub(super) fn take(
-    function: &mut FunctionOptions,
-    at: &mut Option<Bdf>,
-    once: &mut Once,
-    (key, value): (&str, &str),
-) -> Result<(), String> {
-    for single in ["addr", "mmap", "reset"] {
-        if key == single {
-            once.note(single, value.as_ref())?;
-        }
-    }
-    match key {
-        "addr" => *at = Some(address(value)?),
-        "mmap" => function.mmap = super::platform::switch(key, value)?,
-        "reset" => function.reset = super::platform::switch(key, value)?,
-        _ => {
-            return Err(format!("`{key}` is no option of a PCI device; addr, mmap and reset are"));
-        }
-    }
-    Ok(())
-}
-
-impl FromStr for PciOptions {
+impl FromStr for VfioPciOptions {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (device, given) = split(text)?;
-        let mut options = Self::new(device_ref(device, "0000:05:00.0")?);
-        let mut once = Once::default();
-        for option in given {
-            take(&mut options.function, &mut options.address, &mut once, option)?;
+        let which = device_ref(device, "0000:05:00.0")?;
+        let mut function = FunctionOptions::default();
+        let take = |key: &str, value: &str| function.take(key, value);
+        take_each(given, "a PCI device", &FunctionOptions::KEYS, &[], take)?;
+        Ok(Self { which, function })
+    }
+}
+
+impl FromStr for VfioUserOptions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Of what is between commas, the options are at the end: a file's name may have commas.
+        let parts: Vec<&str> = text.split(',').collect();
+        let options = parts.iter().skip(1).rev().take_while(|part| part.contains('=')).count();
+        let (path, given) = parts.split_at(parts.len().saturating_sub(options));
+        let path = path.join(",");
+        if path.is_empty() {
+            return Err("the path of a server's socket comes first".into());
         }
+        let (path, function, peer) = (path.into(), FunctionOptions::default(), Peer::default());
+        let mut options = Self { path, function, peer };
+        let given = given.iter().filter_map(|part| part.split_once('='));
+        let keys = [FunctionOptions::KEYS.as_slice(), &["peer"]].concat();
+        take_each(given, "such a device", &keys, &[], |key, value| match key {
+            "peer" => parse_peer(value).map(|peer| options.peer = peer),
+            _ => options.function.take(key, value),
+        })?;
         Ok(options)
+    }
+}
+
+/// Whose servers are taken besides root's and this user's.
+fn parse_peer(value: &str) -> Result<Peer, String> {
+    match value {
+        "any" => Ok(Peer::Any),
+        number => number.parse().map(Peer::User).map_err(|_| {
+            format!("peer= takes the number of a user (id -u NAME tells it) or any, not `{value}`")
+        }),
     }
 }
 
@@ -80,12 +117,15 @@ mod tests {
 
     #[test]
     fn options_follow_the_name() {
-        let parse = |text: &str| text.parse::<PciOptions>().unwrap();
-        assert_eq!(parse("05:00.0"), PciOptions::new("05:00.0".into()));
+        let parse = |text: &str| text.parse::<VfioPciOptions>().unwrap();
+        assert_eq!(
+            parse("05:00.0"),
+            VfioPciOptions { which: "05:00.0".into(), function: FunctionOptions::default() }
+        );
         let all = parse("0000:05:00.0,addr=1f.7,mmap=off,reset=off");
         assert_eq!(all.which, "0000:05:00.0".into());
-        assert_eq!(all.address, Bdf::new(0, 31, 7));
-        assert_eq!((all.function.mmap, all.function.reset), (false, false));
+        assert_eq!(all.function.address, Bdf::new(0, 31, 7));
+        assert_eq!((all.function.device.mmap, all.function.device.reset), (false, false));
         let path = "/sys/devices/platform/1c00000.qcom,pcie/pci0000:00/0000:00:00.0";
         assert_eq!(parse(&format!("{path},mmap=off")).which, path.into());
     }
@@ -106,7 +146,48 @@ mod tests {
             "x,mmap=off,mmap=on",
             "x,addr=1.0,reset=off,addr=1.0",
         ] {
-            assert!(text.parse::<PciOptions>().is_err(), "{text}");
+            assert!(text.parse::<VfioPciOptions>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn options_follow_the_path() {
+        for (text, path, address) in [
+            ("/run/a.sock", "/run/a.sock", None),
+            ("a,b", "a,b", None),
+            ("a,b,addr=03.1", "a,b", Bdf::new(0, 3, 1)),
+            ("a=b,addr=1f.7", "a=b", Bdf::new(0, 31, 7)),
+        ] {
+            let options: VfioUserOptions = text.parse().unwrap();
+            assert_eq!((options.path, options.function.address), (path.into(), address), "{text}");
+        }
+        for (text, peer) in [
+            ("a", Peer::Own),
+            ("a,peer=any", Peer::Any),
+            ("a,peer=1000,addr=2.0", Peer::User(1000)),
+            ("a,peer=0", Peer::User(0)),
+        ] {
+            assert_eq!(text.parse::<VfioUserOptions>().unwrap().peer, peer, "{text}");
+        }
+        let function = "a,mmap=off,reset=off".parse::<VfioUserOptions>().unwrap().function;
+        assert!(!function.device.mmap && !function.device.reset);
+    }
+
+    #[test]
+    fn what_makes_no_sense_of_a_server_is_refused() {
+        for text in [
+            "",
+            ",addr=1.0",
+            "a,addr=",
+            "a,addr=20.0",
+            "a,mmap=",
+            "a,addr=1.0,x=y",
+            "a,addr=1.0,addr=2.0",
+            "a,peer=",
+            "a,peer=me",
+            "a,peer=1,peer=2",
+        ] {
+            assert!(text.parse::<VfioUserOptions>().is_err(), "{text}");
         }
     }
 }

@@ -5,12 +5,11 @@ use std::str::FromStr;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::platform::PlatformDeviceOptions;
 
-use super::once::Once;
-use super::vfio::{device_ref, split};
+use super::values::{device_ref, split, switch, take_each};
 
 /// A platform device to assign.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlatformOptions {
+pub struct VfioPlatformOptions {
     /// Which one.
     pub which: DeviceRef,
     /// What is done with it.
@@ -30,7 +29,7 @@ pub enum RegionAddress {
     At(u64),
 }
 
-impl PlatformOptions {
+impl VfioPlatformOptions {
     /// A device with the defaults.
     pub fn new(which: DeviceRef) -> Self {
         let device = PlatformDeviceOptions::default();
@@ -51,13 +50,8 @@ impl PlatformOptions {
     }
 
     /// Takes one `KEY=VALUE`.
-    fn take(&mut self, once: &mut Once, key: &str, value: &str) -> Result<(), String> {
+    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
         let node = &mut self.device.node;
-        for single in ["addr", "quiesce", "mmap", "node-name"] {
-            if key == single {
-                once.note(single, value.as_ref())?;
-            }
-        }
         match key {
             "addr" => self.addresses = value.split(':').map(address).collect::<Result<_, _>>()?,
             "quiesce" => self.device.quiesce = switch(key, value)?,
@@ -66,38 +60,22 @@ impl PlatformOptions {
             "compatible" => node.compatible.push(some(key, value)?),
             "drop" => node.drop.push(some(key, value)?),
             "alias" => node.aliases.push(some(key, value)?),
-            "node-name" => node.name = Some(some(key, value)?),
-            _ => {
-                return Err(format!(
-                    "`{key}` is no option of a device; addr, quiesce, mmap, clock-rate, compatible, \
-                     drop, alias and node-name are"
-                ));
-            }
+            _ => node.name = Some(some(key, value)?),
         }
         Ok(())
     }
 }
 
-impl FromStr for PlatformOptions {
+impl FromStr for VfioPlatformOptions {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (device, given) = split(text)?;
         let mut options = Self::new(device_ref(device, "2c0a0000.dma")?);
-        let mut once = Once::default();
-        for (key, value) in given {
-            options.take(&mut once, key, value)?;
-        }
+        let once = ["addr", "quiesce", "mmap", "node-name"];
+        let repeated = ["clock-rate", "compatible", "drop", "alias"];
+        take_each(given, "a device", &once, &repeated, |key, value| options.take(key, value))?;
         Ok(options)
-    }
-}
-
-/// Reads `on` or `off`.
-pub(super) fn switch(key: &str, value: &str) -> Result<bool, String> {
-    match value {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err(format!("{key} is on or off")),
     }
 }
 
@@ -133,13 +111,13 @@ mod tests {
 
     #[test]
     fn a_name_alone_has_the_defaults() {
-        assert_eq!("2c0a0000.dma".parse(), Ok(PlatformOptions::new("2c0a0000.dma".into())));
-        assert!(PlatformOptions::new("x".into()).device.quiesce);
+        assert_eq!("2c0a0000.dma".parse(), Ok(VfioPlatformOptions::new("2c0a0000.dma".into())));
+        assert!(VfioPlatformOptions::new("x".into()).device.quiesce);
     }
 
     #[test]
     fn options_follow_the_name() {
-        let parse = |text: &str| text.parse::<PlatformOptions>().unwrap();
+        let parse = |text: &str| text.parse::<VfioPlatformOptions>().unwrap();
         assert!(!parse("x,quiesce=off").device.quiesce);
         assert!(!parse("x,mmap=off").device.mmap);
         let all = parse(
@@ -175,7 +153,7 @@ mod tests {
             ("x,addr=auto:host", 3, Err(2)),
         ];
         for (text, regions, expected) in cases {
-            let options: PlatformOptions = text.parse().unwrap();
+            let options: VfioPlatformOptions = text.parse().unwrap();
             assert_eq!(options.addresses_of(regions), expected, "{text}");
         }
     }
@@ -211,7 +189,7 @@ mod tests {
             "x,quiesce=off,quiesce=on",
             "x,addr=host,mmap=off,addr=host",
         ] {
-            assert!(text.parse::<PlatformOptions>().is_err(), "{text}");
+            assert!(text.parse::<VfioPlatformOptions>().is_err(), "{text}");
         }
     }
 }

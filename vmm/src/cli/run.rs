@@ -11,98 +11,12 @@ use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
 use super::cpu::{self, GicChoice};
-use super::once::{Once, read};
-use super::vfio::{backend, descriptor};
-use super::{Command, PciOptions, PlatformOptions, Size, VfioUserOptions, wrong};
+use super::values::{GivenOnce, read};
+use super::values::{backend, descriptor};
+use super::{Command, Size, VfioPciOptions, VfioPlatformOptions, VfioUserOptions, wrong};
 use crate::error::Error;
 
-pub(super) const HELP: &str = "\
-Start a guest.
-
-Usage: strait run --kernel FILE [OPTIONS]
-       strait run --kernel Image --initrd rootfs.cpio.gz --vfio-platform 2c0a0000.dma
-
-Options are given once, but for those that may be repeated.
-
-The guest:
-  --kernel FILE      An arm64 Image, gzip'ed or not, or an EFI zboot image
-  --initrd FILE      Its initial RAM disk: cpio archives, compressed or not, or a uInitrd of them;
-                     with root=/dev/ram0 in --cmdline also a file system
-  --cmdline TEXT     Kernel parameters. `console=ttyS0` comes before them, unless they have a
-                     console= or there is no console
-  --no-default-cmdline
-                     Nothing comes before --cmdline, for what is no Linux
-  --cpus N           How many CPUs [1]
-  --memory SIZE      How much RAM, with K, M, G or T behind the number [256M]
-  --cpu-features LIST
-                     What its CPUs have of the host's: -sve, -pauth and -pmu leave out the Scalable
-                     Vector Extension, pointer authentication and the performance monitors [all that
-                     the host offers]
-  --gic auto|2|3[,its=auto|on|off]
-                     Its interrupt controller: GICv3 where the host has it; with an ITS, which takes
-                     message-signalled interrupts, or without: auto has one with PCI devices [auto]
-  --console stdio|off
-                     Where its serial port is, ttyS0 to Linux: standard input and output, or
-                     nowhere [stdio]
-
-Devices it is given:
-  --vfio-platform NAME[,OPTION…]
-                     A device of the platform or AMBA bus, by the name sysfs has for it
-                     (2c0a0000.dma) or its path below sysfs, or as fd=N: its file in
-                     /dev/vfio/devices, which somebody else opened as descriptor N. May be repeated.
-                     What is behind a comma without a `=` belongs to what is before it: names have
-                     commas (2c0b0000.qcom,dma). Its options:
-    addr=A           Where its registers go: auto, host (where the host has them) or an
-                     address (0x2c0a0000); one for each region as A:A [auto]
-    alias=NAME       Its name in /aliases, such as serial1; repeated for several [the host's, with
-                     another number where the guest has that name]
-    clock-rate=NAME:HZ
-                     The rate of a clock, where the host doesn't tell it; repeated for several
-    compatible=C     Another `compatible`; repeated for several
-    drop=P           Leave out this property of its node, or this node below it; repeated for
-                     several
-    node-name=N      Another name for its node
-    mmap=off         Trap every access to its registers
-    quiesce=off      Don't stop what it is doing before and after the guest has it
-  --vfio-pci BDF|fd=N[,OPTION…]
-                     A PCI device, by the name sysfs has for it (0000:05:00.0; the domain 0000 may
-                     be left out), its path below sysfs, or a descriptor. May be repeated. Options:
-    addr=DD.F        Its device and function number in the guest, in hexadecimal [the next free]
-    mmap=off         Trap every access to its BARs
-    reset=off        Don't reset it before and after the guest has it
-  --vfio-user PATH[,OPTION…]
-                     A PCI device that another process serves over vfio-user on this socket. May be
-                     repeated. Its options are those of --vfio-pci, and:
-    peer=UID|any     Take a server of this user, too [those of root and of strait's own user], or
-                     anyone's, wherever the socket is
-  --iommu auto|iommufd|container
-                     The way to the IOMMU: iommufd where the host has it for all devices, else a
-                     VFIO container [auto]
-  --iommufd-fd N     The iommufd (/dev/iommu) that somebody else opened as descriptor N
-  --bind             Give these devices to VFIO for the time of the run, and back to their drivers
-                     when it ends. A strait that is killed (SIGKILL) can't: `strait device unbind`
-                     does it then. What the host uses is refused, as by `strait device bind`
-  --force            With --bind, take also what the host uses: it loses what isn't written yet
-  --dtb-overlay FILE
-                     Apply this compiled overlay to the guest's device tree. May be repeated.
-                     It adds and replaces; dtc loses /delete-property/ and /delete-node/: see drop=
-
-The run:
-  --timeout SECONDS  End it after this time
-  --dry-run          Print what would be done; no guest runs. Devices that are bound are opened, which
-                     resets those that VFIO can reset; they needn't be: what only VFIO knows of one
-                     that isn't, it says. A VM is made and thrown away
-  --json             With --dry-run: print it as JSON
-  --dump-dtb FILE    Write the guest's device tree, readable by its owner: it holds random seeds
-  --stats FILE       Write counters as JSON at the end, and whenever SIGUSR1 arrives
-  --log-level LEVEL  off, error, warn, info, debug or trace, to standard error [warn]
-  --help, -h         Print this
-
-Keys on the console: Ctrl-A x ends the guest, Ctrl-A Ctrl-A sends it a Ctrl-A.
-
-Exit status: 0 the guest powered off or Ctrl-A x ended it, 1 strait failed, 2 wrong use, 3 the
-guest asked for a reset, 4 the guest crashed, 124 --timeout, 128+N ended by signal N.
-";
+pub(super) const HELP: &str = include_str!("help/run.txt");
 
 /// What a guest is made of.
 #[derive(Debug)]
@@ -120,11 +34,11 @@ pub struct RunOptions {
     /// RAM.
     pub memory: Size,
     /// Platform devices to assign.
-    pub vfio_platform: Vec<PlatformOptions>,
+    pub vfio_platform: Vec<VfioPlatformOptions>,
     /// The way to the IOMMU.
     pub iommu: IommuOptions,
     /// PCI functions to assign.
-    pub vfio_pci: Vec<PciOptions>,
+    pub vfio_pci: Vec<VfioPciOptions>,
     /// PCI devices of other processes.
     pub vfio_user: Vec<VfioUserOptions>,
     /// Bind those devices for the time of the run.
@@ -188,7 +102,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         stats: None,
         log_level: LevelFilter::Warn,
     };
-    let mut once = Once::default();
+    let mut once = GivenOnce::default();
     loop {
         match options.take(parser, &mut once).map_err(|e| wrong(&e, "run"))? {
             Taken::Option => (),
@@ -250,7 +164,7 @@ impl RunOptions {
     }
 
     /// Takes the next option and its value.
-    fn take(&mut self, parser: &mut Parser, once: &mut Once) -> Result<Taken, lexopt::Error> {
+    fn take(&mut self, parser: &mut Parser, once: &mut GivenOnce) -> Result<Taken, lexopt::Error> {
         let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
         match arg {
             Arg::Long("kernel") => self.kernel = once.value("--kernel", parser)?.into(),
@@ -260,11 +174,12 @@ impl RunOptions {
             Arg::Long("cpus") => self.cpus = once.parsed("--cpus", parser, cpus)?,
             Arg::Long("memory") => self.memory = once.parsed("--memory", parser, Size::from_str)?,
             Arg::Long("vfio-platform") => {
-                let device = read("--vfio-platform", parser.value()?, PlatformOptions::from_str)?;
+                let device =
+                    read("--vfio-platform", parser.value()?, VfioPlatformOptions::from_str)?;
                 self.vfio_platform.push(device);
             }
             Arg::Long("vfio-pci") => {
-                let function = read("--vfio-pci", parser.value()?, PciOptions::from_str)?;
+                let function = read("--vfio-pci", parser.value()?, VfioPciOptions::from_str)?;
                 self.vfio_pci.push(function);
             }
             Arg::Long("vfio-user") => {

@@ -19,7 +19,7 @@ use super::summary::{File, State, Summary};
 use super::vfio_info::{IommuDetails, VfioInfo};
 use crate::allocator::Allocator;
 use crate::assigned::{AssignedDevices, Selection};
-use crate::cli::PlatformOptions;
+use crate::cli::VfioPlatformOptions;
 use crate::error::Error;
 
 /// The RAM of the guest for which the node is planned: as little as there can be.
@@ -221,7 +221,7 @@ fn copy(node: &HostNode) -> Node {
 
 /// The nodes that a guest would get for it.
 fn guest_source(path: &str, iommu: IommuOptions) -> Result<String, Error> {
-    let options = PlatformOptions::new(path.into());
+    let options = VfioPlatformOptions::new(path.into());
     let selection = Selection { platform: &[options], pci: &[], iommu, unbound: true };
     let (assigned, _) = AssignedDevices::of_host(&selection, RAM, &mut Allocator::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();

@@ -1,10 +1,96 @@
-//! What the options about VFIO share: the way to the IOMMU, and descriptors that strait is started
-//! with.
+//! How options' values are read: given once, and as `DEVICE[,KEY=VALUE…]`.
 
+use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::Backend;
+use lexopt::{Parser, ValueExt};
+
+/// The options that were given, with their values: of two values, nobody can tell which one was
+/// meant.
+#[derive(Default)]
+pub(super) struct GivenOnce(Vec<(&'static str, OsString)>);
+
+impl GivenOnce {
+    /// Notes an option's value.
+    ///
+    /// # Errors
+    ///
+    /// It has one already; both are named.
+    pub(super) fn note(&mut self, option: &'static str, value: &OsStr) -> Result<(), String> {
+        if let Some((_, first)) = self.0.iter().find(|(given, _)| *given == option) {
+            let (first, second) = (first.display(), value.display());
+            return Err(format!("{option} is given twice, as `{first}` and as `{second}`"));
+        }
+        self.0.push((option, value.to_owned()));
+        Ok(())
+    }
+
+    /// The value of the option that was just parsed.
+    pub(super) fn value(
+        &mut self,
+        option: &'static str,
+        parser: &mut Parser,
+    ) -> Result<OsString, lexopt::Error> {
+        let value = parser.value()?;
+        self.note(option, &value).map_err(|why| lexopt::Error::Custom(why.into()))?;
+        Ok(value)
+    }
+
+    /// The same, read by `parse`; a failure names the option and the value.
+    pub(super) fn parsed<T>(
+        &mut self,
+        option: &'static str,
+        parser: &mut Parser,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, lexopt::Error> {
+        read(option, self.value(option, parser)?, parse)
+    }
+}
+
+/// Reads an option's value; a failure names the option and the value.
+pub(super) fn read<T>(
+    option: &str,
+    text: OsString,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, lexopt::Error> {
+    let text = text.string()?;
+    parse(&text).map_err(|why| lexopt::Error::Custom(format!("{option} {text}: {why}").into()))
+}
+
+/// Hands each `KEY=VALUE` of a device to `take`. A key must be one of those that are given once or of
+/// those that may be `repeated`, of such a `kind` of device.
+pub(super) fn take_each<'a>(
+    given: impl IntoIterator<Item = (&'a str, &'a str)>,
+    kind: &str,
+    once: &[&'static str],
+    repeated: &[&'static str],
+    mut take: impl FnMut(&str, &str) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut noted = GivenOnce::default();
+    for (key, value) in given {
+        if let Some(key) = once.iter().find(|known| **known == key) {
+            noted.note(key, value.as_ref())?;
+        } else if !repeated.contains(&key) {
+            let known = [once, repeated].concat();
+            let (last, first) = known.split_last().unwrap_or((&"none", &[]));
+            let first = first.join(", ");
+            return Err(format!("`{key}` is no option of {kind}; {first} and {last} are"));
+        }
+        take(key, value)?;
+    }
+    Ok(())
+}
+
+/// Reads `on` or `off`.
+pub(super) fn switch(key: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{key} is on or off")),
+    }
+}
 
 /// A device, and the options behind it as keys and values.
 type Split<'a> = (&'a str, Vec<(&'a str, &'a str)>);
