@@ -54,6 +54,8 @@ pub enum Progress {
     Full,
     /// There will be no more input.
     Closed,
+    /// The terminal is another job's now.
+    Background,
     /// The person wants to leave.
     Leave,
 }
@@ -117,6 +119,9 @@ impl Input {
             {
                 return Progress::Moved;
             }
+            // EIO, as SIGTTIN is blocked: a job in the background must not read (termios, "Accessing
+            // the Terminal" in POSIX.1-2017, 11.1.4).
+            Err(_) if self.escape.is_some() && !Terminal::is_ours() => return Progress::Background,
             // EIO: the terminal is gone.
             Err(_) => return Progress::Closed,
         };

@@ -158,6 +158,7 @@ impl Desk<'_> {
                     if let Some((input, _)) = &mut self.sources.input {
                         input.take_terminal();
                     }
+                    self.ignore_input(ops);
                     self.listen_to_input(ops);
                 }
             }
@@ -216,7 +217,8 @@ impl Desk<'_> {
     fn follow(&mut self, progress: Progress, ops: &mut EventOps) {
         match progress {
             Progress::Moved => (),
-            Progress::Full => self.ignore_input(ops),
+            // Until the guest has room, or this process is continued in the foreground.
+            Progress::Full | Progress::Background => self.ignore_input(ops),
             Progress::Closed => {
                 self.ignore_input(ops);
                 if let Some((_, drained)) = self.sources.input.take() {

@@ -53,18 +53,22 @@ pub struct Signals(File);
 impl Signals {
     /// Blocks the signals in this thread, and so in all it starts, and opens the descriptor.
     ///
+    /// SIGTTIN is blocked with them: reading a terminal that is another job's is an error (EIO) then
+    /// and stops nothing. A stopped process hears no signal that is blocked, not even to end.
+    ///
     /// # Errors
     ///
     /// The host is out of descriptors.
     pub fn new() -> io::Result<Self> {
         accept_kicks()?;
         devices::stop::set_source(is_end_pending);
-        let signals: Vec<_> = ending().chain([libc::SIGUSR1, libc::SIGCONT]).collect();
-        let set = create_sigset(&signals)?;
-        // SAFETY: both calls read the set.
+        let heard: Vec<_> = ending().chain([libc::SIGUSR1, libc::SIGCONT]).collect();
+        let blocked: Vec<_> = heard.iter().copied().chain([libc::SIGTTIN]).collect();
+        let (heard, blocked) = (create_sigset(&heard)?, create_sigset(&blocked)?);
+        // SAFETY: each call reads a set.
         let fd = unsafe {
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-            libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut());
+            libc::signalfd(-1, &raw const heard, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
         };
         if fd < 0 {
             return Err(io::Error::last_os_error());

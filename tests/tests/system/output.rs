@@ -207,7 +207,7 @@ fn in_the_background_it_isn_t_stopped_for_its_terminal() -> TestResult {
     let mut shell = host.on_terminal(
         "set -m; strait run --kernel /k/wait; echo stopped; \
          for n in 1 2 3; do bg; sleep 1; kill -STOP %1; sleep 1; done; bg; sleep 1; echo going; \
-         read -r _",
+         read -r _; sleep 1; read -r _; kill %1; wait %1; echo status=$?; read -r _",
     )?;
     host.until("grep -qs vcpu0 /proc/$(pidof strait)/task/*/comm")?;
     host.sh("kill -STOP $(pidof strait)")?;
@@ -215,5 +215,9 @@ fn in_the_background_it_isn_t_stopped_for_its_terminal() -> TestResult {
     shell.wait_for("going")?;
     let state = host.sh("grep State /proc/$(pidof strait)/status")?;
     assert!(!state.contains('T'), "{state}");
+    // What is typed is the shell's, and strait doesn't read it: that would stop it. The second line
+    // waits for a second until the shell reads it.
+    shell.send("\n\n")?;
+    shell.wait_for(&format!("status={}", 128 + SIGTERM))?;
     Ok(())
 }
