@@ -46,6 +46,46 @@ fn platform_and_amba_devices_work_with_4k_and_64k_guest_pages() -> TestResult {
 }
 
 #[test]
+fn a_device_copies_during_cpu_hotplug_and_suspend() -> TestResult {
+    let host = Board::new().large_pages().boot()?;
+    let devices = [PLATFORM_DMA[0], AMBA_DMA[0]];
+    devices.iter().try_for_each(|name| host.bind(name))?;
+    let options: String = devices.iter().map(|name| format!("--vfio-platform {name} ")).collect();
+    // Room for a line of each copy.
+    let launch = Launch::large_pages().cmdline("log_buf_len=1M");
+    let mut guest = host.launch(&launch.with(&format!("--cpus 2 {options}")))?;
+    let test = DmaTest { copies: 60, channels: 16, ..DmaTest::default() };
+    // The CPU that is switched off has the interrupts.
+    let text = guest.sh(&format!(
+        "{} >/tmp/copies & copies=$!; n=0; \
+         while kill -0 $copies 2>/dev/null && [ $n -lt 10 ]; do \
+         for irq in $(grep -F .dma /proc/interrupts | cut -d: -f1); do \
+         echo 2 >/proc/irq/$irq/smp_affinity; done; \
+         echo 0 >/sys/devices/system/cpu/cpu1/online || exit 1; \
+         echo 1 >/sys/devices/system/cpu/cpu1/online || exit 1; n=$((n + 1)); done; \
+         echo hotplugs: $n; wait $copies; cat /tmp/copies",
+        test.command()
+    ))?;
+    assert!(!text.contains("hotplugs: 0"), "{text}");
+    assert_eq!(test.check(&text).map(|summaries| summaries.len()), Ok(16));
+    // An alarm that comes before the guest sleeps keeps it from doing so, by the count
+    // (Documentation/ABI/testing/sysfs-power, wakeup_count).
+    let text = guest.sh(&format!(
+        "{} >/tmp/copies & copies=$!; n=0; \
+         while kill -0 $copies 2>/dev/null && [ $n -lt 2 ]; do \
+         cat /sys/power/wakeup_count >/tmp/count; echo 0 >/sys/class/rtc/rtc0/wakealarm; \
+         echo +4 >/sys/class/rtc/rtc0/wakealarm && cat /tmp/count >/sys/power/wakeup_count && \
+         echo freeze >/sys/power/state && n=$((n + 1)); sleep 0.2; done; \
+         echo sleeps: $n; wait $copies; cat /tmp/copies",
+        test.command()
+    ))?;
+    assert!(text.contains("PM: suspend exit") && !text.contains("sleeps: 0"), "{text}");
+    assert_eq!(test.check(&text).map(|summaries| summaries.len()), Ok(16));
+    assert_eq!(guest.power_off()?, 0);
+    host_is_well(&host)
+}
+
+#[test]
 fn debians_kernel_drives_a_device() -> TestResult {
     let host = Board::new().large_pages().stock().boot()?;
     host.bind(PLATFORM_DMA[0])?;
