@@ -68,11 +68,11 @@ pub enum FileFault {
     #[error("can't be read")]
     Read(#[source] io::Error),
     #[error(
-        "has shrunk since it was opened: {} of {} are left",
+        "has shrunk since it was opened: {:#} of {:#} are left",
         Size(*found), Size(*expected)
     )]
     Shrunk { expected: u64, found: u64 },
-    #[error("has more than {}", Size(*limit))]
+    #[error("has more than {:#}", Size(*limit))]
     TooLarge { limit: u64 },
     #[error("can't be written to guest memory at {gpa:#x}")]
     Memory { gpa: u64, source: GuestMemoryError },

@@ -73,22 +73,22 @@ pub enum LayoutError {
         kernel.load, kernel.end, ram.base, ram.end()
     )]
     Kernel { kernel: Placement, ram: Ram },
-    #[error("the device tree has {}; an arm64 kernel takes {}", Size(*size), Size(MAX_DTB_SIZE))]
+    #[error("the device tree has {:#}; an arm64 kernel takes {:#}", Size(*size), Size(MAX_DTB_SIZE))]
     DtbTooLarge { size: u64 },
     #[error(
-        "the device tree ({}) doesn't fit: of {} of RAM, {} are left behind the kernel",
+        "the device tree ({:#}) doesn't fit: of {:#} of RAM, {:#} are left behind the kernel",
         Size(*size), Size(*ram), Size(*free)
     )]
     Dtb { size: u64, ram: u64, free: u64, needed: u64 },
-    #[error("the initrd ({}) is larger than the guest's RAM ({})", Size(*size), Size(*ram))]
+    #[error("the initrd ({:#}) is larger than the guest's RAM ({:#})", Size(*size), Size(*ram))]
     InitrdLargerThanRam { size: u64, ram: u64, needed: u64 },
     #[error(
-        "the initrd ({}) doesn't fit: of {} of RAM, {} are left behind kernel and device tree",
+        "the initrd ({:#}) doesn't fit: of {:#} of RAM, {:#} are left behind kernel and device tree",
         Size(*size), Size(*ram), Size(*free)
     )]
     Initrd { size: u64, ram: u64, free: u64, needed: u64 },
     #[error(
-        "the initrd ({}) ends {} behind the kernel's first GiB; arm64 kernels find it within {}",
+        "the initrd ({:#}) ends {:#} behind the kernel's first GiB; arm64 kernels find it within {:#}",
         Size(*size), Size(*reach), Size(INITRD_WINDOW)
     )]
     InitrdWindow { size: u64, reach: u64 },

@@ -51,7 +51,7 @@ impl ConsoleTimeout {
         );
         if let Some((has, takes)) = self.shortage {
             text += &format!(
-                ". Its file has {} of the {} that the kernel takes in memory: it may be cut off",
+                ". Its file has {:#} of the {:#} that the kernel takes in memory: it may be cut off",
                 Size(has),
                 Size(takes)
             );

@@ -30,7 +30,7 @@ pub enum KernelFault {
     Foreign(Format),
     #[error("is {packaging}, but what it holds is {format}; strait boots arm64 kernels")]
     ForeignInside { packaging: Packaging, format: Format },
-    #[error("is too short to be one: {} of at least 64", Size(*size))]
+    #[error("is too short to be one: {:#} of at least 64", Size(*size))]
     TooShort { size: u64 },
     #[error("is truncated: {size} bytes of at least {least} that its header describes")]
     Truncated { size: u64, least: u64 },
@@ -41,7 +41,7 @@ pub enum KernelFault {
     #[error("is an EFI zboot image compressed by {0}; strait unpacks gzip and zstd")]
     ZbootCompression(String),
     #[error(
-        "doesn't fit: with its BSS it ends {} behind the base of RAM, which has {}",
+        "doesn't fit: with its BSS it ends {:#} behind the base of RAM, which has {:#}",
         Size(*needed), Size(*ram)
     )]
     DoesNotFit { needed: u64, ram: u64 },

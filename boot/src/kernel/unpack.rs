@@ -23,7 +23,7 @@ pub enum UnpackError {
     Damaged { source: io::Error },
     #[error("its data is damaged: the checksum is wrong")]
     Checksum,
-    #[error("it unpacks to more than {}", Size(*limit))]
+    #[error("it unpacks to more than {:#}", Size(*limit))]
     TooLarge { limit: u64 },
     #[error("there isn't enough memory to unpack it")]
     NoMemory,

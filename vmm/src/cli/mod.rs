@@ -9,17 +9,16 @@ mod owner;
 mod pci;
 mod platform;
 mod run;
-mod size;
 mod suggest;
 mod values;
 
+pub use boot::size::Size;
 pub use check::CheckOptions;
 pub use cpu::{GicChoice, GicVersion, ItsChoice};
 pub use device::{DeviceOptions, DeviceVerb};
 pub use pci::{VfioPciOptions, VfioUserOptions};
 pub use platform::{RegionAddress, VfioPlatformOptions};
 pub use run::{ConsoleKind, RunOptions};
-pub use size::Size;
 
 use lexopt::{Arg, Parser};
 

@@ -22,7 +22,7 @@ pub enum HostError {
     UnexpectedType { path: PathBuf },
     #[error("{}: its name isn't UTF-8", path.display())]
     Name { path: PathBuf },
-    #[error("{} has more than {}", path.display(), Size(*limit))]
+    #[error("{} has more than {:#}", path.display(), Size(*limit))]
     TooLarge { path: PathBuf, limit: u64 },
     #[error("the device tree below {} has more than {limit} nodes", path.display())]
     TooMany { path: PathBuf, limit: usize },
