@@ -13,7 +13,7 @@ use devices::rtc::{self, Rtc};
 use crate::waker::Waker;
 
 /// No alarm is asked for.
-const NONE: u64 = u64::MAX;
+const NO_ALARM: u64 = u64::MAX;
 
 /// The RTC, and when it is to be called.
 pub struct AlarmClock {
@@ -25,7 +25,7 @@ pub struct AlarmClock {
 impl AlarmClock {
     /// An RTC with this interrupt line, which wakes the event loop by `waker` when it asks for an alarm.
     pub fn new(line: Box<dyn IrqLine>, waker: &Arc<Waker>) -> Self {
-        let at = Arc::new(AtomicU64::new(NONE));
+        let at = Arc::new(AtomicU64::new(NO_ALARM));
         let request = Box::new(Request { at: at.clone(), waker: waker.clone() });
         Self { rtc: Arc::new(Mutex::new(Rtc::new(line, request))), at, timer: None }
     }
@@ -37,9 +37,9 @@ impl AlarmClock {
 
     /// The waker was signalled: sets the timer if an alarm was asked for. What to listen to, if that
     /// was made now.
-    pub fn answer(&mut self) -> Option<RawFd> {
-        let at = self.at.swap(NONE, Ordering::AcqRel);
-        if at == NONE {
+    pub fn arm_timer(&mut self) -> Option<RawFd> {
+        let at = self.at.swap(NO_ALARM, Ordering::AcqRel);
+        if at == NO_ALARM {
             return None;
         }
         let made = self.timer.is_none();
@@ -55,9 +55,9 @@ impl AlarmClock {
     }
 
     /// The timer has run out, or the host's time was changed.
-    pub fn expire(&mut self) {
+    pub fn handle_timer(&mut self) {
         if let Some(timer) = &mut self.timer {
-            timer.hear();
+            timer.acknowledge();
         }
         self.rtc.lock().unwrap_or_else(PoisonError::into_inner).expire();
     }
@@ -71,7 +71,7 @@ struct Request {
 
 impl rtc::Alarm for Request {
     fn set(&mut self, at: u64) {
-        self.at.store(at.min(NONE - 1), Ordering::Release);
+        self.at.store(at.min(NO_ALARM - 1), Ordering::Release);
         self.waker.wake();
     }
 }
@@ -109,7 +109,7 @@ impl Timer {
     }
 
     /// Takes notice that it has run out.
-    fn hear(&mut self) {
+    fn acknowledge(&mut self) {
         // ECANCELED where the host's time was changed.
         let _ = self.0.read(&mut [0; 8]);
     }

@@ -57,7 +57,7 @@ pub enum Progress {
     /// The terminal is another job's now.
     Background,
     /// The person wants to leave.
-    Leave,
+    Quit,
 }
 
 /// Standard input on its way to the serial port.
@@ -68,7 +68,7 @@ pub struct Input {
     escape: Option<Escape>,
     terminal: Option<Terminal>,
     // Read, but not yet taken by the serial port.
-    held: Vec<u8>,
+    pending: Vec<u8>,
 }
 
 impl Input {
@@ -78,7 +78,7 @@ impl Input {
         // never closed through this File.
         let source = ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDIN_FILENO) });
         let escape = Terminal::is_stdin().then(Escape::default);
-        let mut input = Self { source, serial, escape, terminal: None, held: Vec::new() };
+        let mut input = Self { source, serial, escape, terminal: None, pending: Vec::new() };
         input.take_terminal();
         input
     }
@@ -90,7 +90,7 @@ impl Input {
         }
         // The old state is put back first: whoever stopped us may have changed it since.
         self.terminal = None;
-        if !Terminal::is_ours() {
+        if !Terminal::is_foreground() {
             log::info!("in the background: the console takes no input");
             return;
         }
@@ -106,7 +106,7 @@ impl Input {
     }
 
     /// Moves what is there to the serial port. Reads once: call when input is ready.
-    pub fn pump(&mut self) -> Progress {
+    pub fn read(&mut self) -> Progress {
         if self.flush() == Progress::Full {
             return Progress::Full;
         }
@@ -121,31 +121,33 @@ impl Input {
             }
             // EIO, as SIGTTIN is blocked: a job in the background must not read (termios, "Accessing
             // the Terminal" in POSIX.1-2017, 11.1.4).
-            Err(_) if self.escape.is_some() && !Terminal::is_ours() => return Progress::Background,
+            Err(_) if self.escape.is_some() && !Terminal::is_foreground() => {
+                return Progress::Background;
+            }
             // EIO: the terminal is gone.
             Err(_) => return Progress::Closed,
         };
         match &mut self.escape {
             Some(escape) => {
-                if escape.filter(typed, &mut self.held) {
-                    return Progress::Leave;
+                if escape.filter(typed, &mut self.pending) {
+                    return Progress::Quit;
                 }
             }
-            None => self.held.extend_from_slice(typed),
+            None => self.pending.extend_from_slice(typed),
         }
         self.flush()
     }
 
-    /// Moves what was held back because the guest had no room.
+    /// Moves what was pending back because the guest had no room.
     pub fn flush(&mut self) -> Progress {
-        if self.held.is_empty() {
+        if self.pending.is_empty() {
             return Progress::Moved;
         }
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = serial.enqueue(&self.held);
+        let taken = serial.enqueue(&self.pending);
         drop(serial);
-        self.held.drain(..taken.min(self.held.len()));
-        if self.held.is_empty() { Progress::Moved } else { Progress::Full }
+        self.pending.drain(..taken.min(self.pending.len()));
+        if self.pending.is_empty() { Progress::Moved } else { Progress::Full }
     }
 }
 

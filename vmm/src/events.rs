@@ -21,10 +21,10 @@ use crate::signals::{Request, Signals};
 use crate::stats::Recorder;
 use crate::waker::Waker;
 
-/// What the loop listens to.
+/// What the loop polls.
 pub struct Sources<'a> {
-    /// Rung by a vCPU thread that has ended the run, when output waits to be written, or when the
-    /// guest asks for an alarm.
+    /// Wakes the loop when a vCPU has ended the run, output waits to be written, or the guest asks for
+    /// an alarm.
     pub waker: Arc<Waker>,
     /// Signals to this process.
     pub signals: &'a mut Signals,
@@ -48,12 +48,12 @@ mod token {
     pub(super) const INPUT: u32 = 3;
     pub(super) const DRAINED: u32 = 4;
     pub(super) const ALARM: u32 = 5;
-    /// And the number of the sink, of those that are waited for.
+    /// And the number of the output buffer.
     pub(super) const OUTPUT: u32 = 6;
 }
 
 /// No time limit, to epoll.
-const FOR_EVER: i32 = -1;
+const NO_TIMEOUT: i32 = -1;
 
 /// Runs until the guest, a signal, the time limit or the person ends it. `None`: a vCPU did, and
 /// knows why.
@@ -67,22 +67,22 @@ pub fn run(
 ) -> Result<Option<ExitReason>, Error> {
     let failed = |e: event_manager::Error| Error::new(format!("the event loop failed: {e}"));
     let timer = sources.timeout.map(start_timer).transpose()?;
-    let ending = Rc::new(RefCell::new(None));
+    let stop = Rc::new(RefCell::new(None));
     let (mut console_timeout, mut memory) = (sources.console_timeout.take(), sources.memory.take());
-    let mut manager = EventManager::<Desk<'_>>::new().map_err(failed)?;
-    manager.add_subscriber(Desk { sources, timer, recorder, ending: ending.clone() });
+    let mut manager = EventManager::<EventHandler<'_>>::new().map_err(failed)?;
+    manager.add_subscriber(EventHandler { sources, timer, recorder, stop: stop.clone() });
     loop {
-        if let Some(end) = ending.borrow_mut().take() {
-            return Ok(match end {
-                End::ByVcpu => None,
-                End::Here(ending) => Some(ending),
+        if let Some(stop) = stop.borrow_mut().take() {
+            return Ok(match stop {
+                Stop::ByVcpu => None,
+                Stop::Because(reason) => Some(reason),
             });
         }
         let waits = [
             console_timeout.as_ref().map(ConsoleTimeout::wait_ms),
             memory.as_ref().map(UnpinnedMemory::wait_ms),
         ];
-        let wait = waits.into_iter().flatten().min().unwrap_or(FOR_EVER);
+        let wait = waits.into_iter().flatten().min().unwrap_or(NO_TIMEOUT);
         let events = manager.run_with_timeout(wait).map_err(failed)?;
         console_timeout = console_timeout.and_then(ConsoleTimeout::check);
         memory = memory.and_then(UnpinnedMemory::look);
@@ -100,48 +100,50 @@ fn start_timer(after: Duration) -> Result<TimerFd, Error> {
     Ok(timer)
 }
 
-enum End {
+/// Why the loop ends.
+enum Stop {
+    /// A vCPU ended the run.
     ByVcpu,
-    Here(ExitReason),
+    Because(ExitReason),
 }
 
-/// The one subscriber: takes events of all sources.
-struct Desk<'a> {
+/// The one subscriber: handles the events of all sources.
+struct EventHandler<'a> {
     sources: Sources<'a>,
     timer: Option<TimerFd>,
     recorder: Option<&'a Recorder>,
-    ending: Rc<RefCell<Option<End>>>,
+    stop: Rc<RefCell<Option<Stop>>>,
 }
 
-impl Desk<'_> {
-    fn end(&self, end: End) {
+impl EventHandler<'_> {
+    fn stop(&self, stop: Stop) {
         // The first reason stands.
-        self.ending.borrow_mut().get_or_insert(end);
+        self.stop.borrow_mut().get_or_insert(stop);
     }
 
-    fn answer(&mut self, ops: &mut EventOps) {
+    fn handle_waker(&mut self, ops: &mut EventOps) {
         if self.sources.waker.acknowledge() {
-            self.end(End::ByVcpu);
+            self.stop(Stop::ByVcpu);
         }
-        if let Some(timer) = self.sources.clock.answer()
+        if let Some(timer) = self.sources.clock.arm_timer()
             && let Err(e) = ops.add(Events::with_data_raw(timer, token::ALARM, EventSet::IN))
         {
-            log::error!("the guest's RTC has no alarm: the event loop can't listen: {e}");
+            log::error!("the guest's RTC has no alarm: the event loop can't poll it: {e}");
         }
-        Self::listen_for_room(ops);
+        Self::watch_output(ops);
     }
 
-    /// Waits for room where output waits.
-    fn listen_for_room(ops: &mut EventOps) {
+    /// Polls the descriptors for which output is buffered.
+    fn watch_output(ops: &mut EventOps) {
         for (token, sink) in (token::OUTPUT..).zip(output::sinks()) {
             if let Some(fd) = sink.backlog() {
-                // It may have been added already. What can't be waited for takes everything.
+                // It may have been added already. What can't be polled takes everything.
                 let _ = ops.add(Events::with_data_raw(fd, token, EventSet::OUT));
             }
         }
     }
 
-    /// Writes what waits in the sink with this token.
+    /// Writes what the buffer with this token has.
     fn write_output(token: u32, fd: RawFd, ops: &mut EventOps) {
         let sink = (token::OUTPUT..).zip(output::sinks()).find(|(number, _)| *number == token);
         if sink.is_none_or(|(_, sink)| sink.flush()) {
@@ -149,17 +151,17 @@ impl Desk<'_> {
         }
     }
 
-    fn take_signals(&mut self, ops: &mut EventOps) {
+    fn handle_signals(&mut self, ops: &mut EventOps) {
         while let Some(request) = self.sources.signals.next() {
             match request {
-                Request::End(number) => self.end(End::Here(ExitReason::Signal(number))),
+                Request::End(number) => self.stop(Stop::Because(ExitReason::Signal(number))),
                 Request::Stats => self.write_stats(),
                 Request::Continued => {
                     if let Some((input, _)) = &mut self.sources.input {
                         input.take_terminal();
                     }
-                    self.ignore_input(ops);
-                    self.listen_to_input(ops);
+                    self.unwatch_input(ops);
+                    self.watch_input(ops);
                 }
             }
         }
@@ -172,10 +174,10 @@ impl Desk<'_> {
     }
 
     /// Moves the input that is ready to the guest.
-    fn take_input(&mut self, ops: &mut EventOps) {
+    fn read_input(&mut self, ops: &mut EventOps) {
         let Some((input, _)) = &mut self.sources.input else { return };
-        let progress = input.pump();
-        self.follow(progress, ops);
+        let progress = input.read();
+        self.handle_progress(progress, ops);
     }
 
     /// The guest has room again: what was held back goes first.
@@ -184,11 +186,11 @@ impl Desk<'_> {
         // Only clears the event; there is nothing else to know.
         let _ = drained.read();
         if input.flush() == Progress::Moved {
-            self.listen_to_input(ops);
+            self.watch_input(ops);
         }
     }
 
-    fn listen_to_input(&mut self, ops: &mut EventOps) {
+    fn watch_input(&mut self, ops: &mut EventOps) {
         let Some((input, _)) = &self.sources.input else { return };
         if !input.is_readable() {
             return;
@@ -196,40 +198,40 @@ impl Desk<'_> {
         let fd = input.as_raw_fd();
         match ops.add(Events::with_data_raw(fd, token::INPUT, EventSet::IN)) {
             Ok(()) | Err(event_manager::Error::FdAlreadyRegistered) => (),
-            // A regular file or /dev/null can't be waited for: it is always ready.
-            Err(_) => self.take_all_input(ops),
+            // A regular file or /dev/null can't be polled: it is always ready.
+            Err(_) => self.read_all_input(ops),
         }
     }
 
     /// Moves input that is always ready until the guest's queue is full.
-    fn take_all_input(&mut self, ops: &mut EventOps) {
+    fn read_all_input(&mut self, ops: &mut EventOps) {
         while let Some((input, _)) = &mut self.sources.input {
-            let progress = input.pump();
+            let progress = input.read();
             let more = progress == Progress::Moved;
-            self.follow(progress, ops);
+            self.handle_progress(progress, ops);
             if !more {
                 return;
             }
         }
     }
 
-    /// Does what the fate of some input asks for.
-    fn follow(&mut self, progress: Progress, ops: &mut EventOps) {
+    /// Polls input, or no longer, as the guest has room for it.
+    fn handle_progress(&mut self, progress: Progress, ops: &mut EventOps) {
         match progress {
             Progress::Moved => (),
             // Until the guest has room, or this process is continued in the foreground.
-            Progress::Full | Progress::Background => self.ignore_input(ops),
+            Progress::Full | Progress::Background => self.unwatch_input(ops),
             Progress::Closed => {
-                self.ignore_input(ops);
+                self.unwatch_input(ops);
                 if let Some((_, drained)) = self.sources.input.take() {
                     let _ = ops.remove(Events::with_data(&drained, token::DRAINED, EventSet::IN));
                 }
             }
-            Progress::Leave => self.end(End::Here(ExitReason::Left)),
+            Progress::Quit => self.stop(Stop::Because(ExitReason::Quit)),
         }
     }
 
-    fn ignore_input(&self, ops: &mut EventOps) {
+    fn unwatch_input(&self, ops: &mut EventOps) {
         if let Some((input, _)) = &self.sources.input {
             // Fails for input that is always ready, which was never added.
             let fd = input.as_raw_fd();
@@ -238,7 +240,7 @@ impl Desk<'_> {
     }
 }
 
-impl MutEventSubscriber for Desk<'_> {
+impl MutEventSubscriber for EventHandler<'_> {
     fn init(&mut self, ops: &mut EventOps) {
         let mut fds: Vec<(RawFd, u32)> = vec![
             (self.sources.waker.as_raw_fd(), token::WAKER),
@@ -249,27 +251,27 @@ impl MutEventSubscriber for Desk<'_> {
         fds.extend(drained.map(|fd| (fd, token::DRAINED)));
         for (fd, token) in fds {
             if let Err(e) = ops.add(Events::with_data_raw(fd, token, EventSet::IN)) {
-                self.end(End::Here(ExitReason::Failed(Error::new(format!(
-                    "the event loop can't listen: {e}"
+                self.stop(Stop::Because(ExitReason::Failed(Error::new(format!(
+                    "the event loop can't poll it: {e}"
                 )))));
             }
         }
-        self.listen_to_input(ops);
-        // What waits since before the loop.
-        Self::listen_for_room(ops);
+        self.watch_input(ops);
+        // What is buffered since before the loop.
+        Self::watch_output(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
-            token::WAKER => self.answer(ops),
-            token::SIGNALS => self.take_signals(ops),
+            token::WAKER => self.handle_waker(ops),
+            token::SIGNALS => self.handle_signals(ops),
             token::TIMEOUT => {
                 let after = self.sources.timeout.unwrap_or_default();
-                self.end(End::Here(ExitReason::Timeout(after)));
+                self.stop(Stop::Because(ExitReason::Timeout(after)));
             }
-            token::INPUT => self.take_input(ops),
+            token::INPUT => self.read_input(ops),
             token::DRAINED => self.resume_input(ops),
-            token::ALARM => self.sources.clock.expire(),
+            token::ALARM => self.sources.clock.handle_timer(),
             output => Self::write_output(output, events.fd(), ops),
         }
     }

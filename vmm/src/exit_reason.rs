@@ -16,11 +16,11 @@ pub enum ExitReason {
     /// The time given by `--timeout` is over.
     Timeout(Duration),
     /// The person left with Ctrl-A x.
-    Left,
+    Quit,
     /// This signal ended strait.
     Signal(u8),
     /// Only the plan was asked for.
-    Planned,
+    DryRun,
     /// strait can't go on.
     Failed(Error),
 }
@@ -29,7 +29,7 @@ impl ExitReason {
     /// The exit status that says so.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::PowerOff | Self::Left | Self::Planned => 0,
+            Self::PowerOff | Self::Quit | Self::DryRun => 0,
             Self::Failed(_) => 1,
             Self::Reset => 3,
             Self::Crash => 4,
@@ -50,9 +50,9 @@ impl ExitReason {
             Self::Reset => "reset",
             Self::Crash => "crash",
             Self::Timeout(_) => "timeout",
-            Self::Left => "left",
+            Self::Quit => "left",
             Self::Signal(_) => "signal",
-            Self::Planned => "planned",
+            Self::DryRun => "planned",
             Self::Failed(_) => "failed",
         }
     }
@@ -60,7 +60,7 @@ impl ExitReason {
     /// What a person is told, where the run didn't end as they are used to.
     pub fn message(&self) -> Option<String> {
         Some(match self {
-            Self::PowerOff | Self::Left | Self::Planned | Self::Failed(_) => return None,
+            Self::PowerOff | Self::Quit | Self::DryRun | Self::Failed(_) => return None,
             Self::Reset => "the guest asked for a reset".to_owned(),
             Self::Crash => "the guest crashed".to_owned(),
             Self::Timeout(after) => format!("the guest still ran after {} s", after.as_secs_f64()),
@@ -97,7 +97,7 @@ mod tests {
             assert_eq!(reason.message().as_deref(), Some(text));
             assert_ne!(reason.exit_status(), 0);
         }
-        for reason in [ExitReason::PowerOff, ExitReason::Left, ExitReason::Planned] {
+        for reason in [ExitReason::PowerOff, ExitReason::Quit, ExitReason::DryRun] {
             assert_eq!((reason.message(), reason.exit_status()), (None, 0));
         }
     }

@@ -4,6 +4,11 @@
 //! KVM builds and is tested on any machine; `main.rs` is the binary on top.
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
+#![deny(missing_docs)]
 // What only a run uses.
 #![cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
 
@@ -21,7 +26,6 @@ mod exit_reason;
 mod functions;
 mod interrupts;
 mod limits;
-mod logger;
 mod outfile;
 mod output;
 mod plan;

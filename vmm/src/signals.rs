@@ -31,7 +31,7 @@ fn real_time() -> impl Iterator<Item = libc::c_int> {
     kick_signal() + 1..=SIGRTMAX()
 }
 
-fn ending() -> impl Iterator<Item = libc::c_int> {
+fn terminating() -> impl Iterator<Item = libc::c_int> {
     ENDING.into_iter().chain(real_time())
 }
 
@@ -62,7 +62,7 @@ impl Signals {
     pub fn new() -> io::Result<Self> {
         accept_kicks()?;
         devices::stop::set_source(is_end_pending);
-        let heard: Vec<_> = ending().chain([libc::SIGUSR1, libc::SIGCONT]).collect();
+        let heard: Vec<_> = terminating().chain([libc::SIGUSR1, libc::SIGCONT]).collect();
         let blocked: Vec<_> = heard.iter().copied().chain([libc::SIGTTIN]).collect();
         let (heard, blocked) = (create_sigset(&heard)?, create_sigset(&blocked)?);
         // SAFETY: each call reads a set.
@@ -121,7 +121,7 @@ pub fn is_end_pending() -> bool {
     // SAFETY: sigpending fills the set, or fails, and sigismember is given a filled one.
     unsafe {
         libc::sigpending(set.as_mut_ptr()) == 0
-            && ending().any(|signal| libc::sigismember(set.as_ptr(), signal) == 1)
+            && terminating().any(|signal| libc::sigismember(set.as_ptr(), signal) == 1)
     }
 }
 

@@ -45,7 +45,7 @@ impl Terminal {
 
     /// Whether this process may read and change standard input's terminal: a job in the
     /// background would be stopped for reading. Safe in a signal handler.
-    pub fn is_ours() -> bool {
+    pub fn is_foreground() -> bool {
         // SAFETY: both take no pointers.
         unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() }
     }
@@ -70,7 +70,7 @@ impl Terminal {
         // SAFETY: SAVED is not active, so nobody reads it; main is the only thread that gets here.
         unsafe { (*SAVED.attributes.get()).write(raw) };
         SAVED.active.store(true, Ordering::Release);
-        restore_when_dying();
+        restore_on_fatal_signals();
         let terminal = Self(());
         // SAFETY: `raw` is a valid termios, changed in place.
         unsafe { libc::cfmakeraw(&raw mut raw) };
@@ -114,27 +114,27 @@ unsafe fn set(attributes: *const libc::termios) -> libc::c_int {
 /// Puts the terminal back as it was; safe in a signal handler. A terminal that another job has in
 /// the foreground is that one's: a shell has put it right when it stopped us.
 fn restore() {
-    if SAVED.active.swap(false, Ordering::AcqRel) && Terminal::is_ours() {
+    if SAVED.active.swap(false, Ordering::AcqRel) && Terminal::is_foreground() {
         // SAFETY: it was active, so the attributes are written and nobody writes them now.
         unsafe { set((*SAVED.attributes.get()).as_ptr()) };
     }
 }
 
 /// Has fatal signals put the terminal right; a panic ends in one of them.
-fn restore_when_dying() {
+fn restore_on_fatal_signals() {
     for signal in FATAL {
         // SAFETY: the handler calls only async-signal-safe functions; SA_RESETHAND brings the
-        // default action back, which ends the process when `die` raises the signal again.
+        // default action back, which ends the process when `on_fatal_signal` raises the signal again.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = die as *const () as usize;
+            action.sa_sigaction = on_fatal_signal as *const () as usize;
             action.sa_flags = libc::SA_RESETHAND;
             libc::sigaction(signal, &raw const action, std::ptr::null_mut());
         }
     }
 }
 
-extern "C" fn die(signal: libc::c_int) {
+extern "C" fn on_fatal_signal(signal: libc::c_int) {
     restore();
     // SAFETY: raise is async-signal-safe.
     unsafe { libc::raise(signal) };

@@ -6,7 +6,7 @@
 //! take is dropped, counted and told of at the end.
 
 mod sink;
-mod way;
+mod write;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,11 +16,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sink::{STALL, STEP};
+use sink::{POLL_INTERVAL_MS, STALL_TIMEOUT};
 
 pub use sink::Sink;
 
 use devices::stop;
+use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::error::Error;
 use crate::signals;
@@ -32,15 +33,15 @@ static STDOUT: Sink = Sink::new(libc::STDOUT_FILENO);
 /// Standard error: the log and the last word.
 static STDERR: Sink = Sink::new(libc::STDERR_FILENO);
 
-/// How long the last words wait for a reader that takes nothing, when the person wants the end.
-const HASTE: Duration = Duration::from_millis(500);
+/// How long the last lines wait for a reader that takes nothing.
+const SHORT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Called when something waits to be written while the event loop runs.
-static LOOP: OnceLock<Arc<Waker>> = OnceLock::new();
+static EVENT_LOOP: OnceLock<Arc<Waker>> = OnceLock::new();
 
 /// Has this called whenever something begins to wait.
 pub fn set_waker(waker: &Arc<Waker>) {
-    let _ = LOOP.set(waker.clone());
+    let _ = EVENT_LOOP.set(waker.clone());
 }
 
 /// Those in which something waits to be written.
@@ -48,10 +49,10 @@ pub fn sinks() -> [&'static Sink; 2] {
     [&STDOUT, &STDERR]
 }
 
-/// Has a vCPU wait until there is room for more output, unless `over` or its reader is stalled.
+/// Has a vCPU wait until there is room for more output, unless `stop` or its reader is stalled.
 #[cold]
-pub fn wait_for_room(over: impl Fn() -> bool) {
-    STDOUT.wait_for_room(over);
+pub fn wait_for_room(stop: impl Fn() -> bool) {
+    STDOUT.wait_for_room(stop);
 }
 
 /// Bytes that were dropped because nobody read them.
@@ -76,13 +77,38 @@ pub fn dropped() -> Dropped {
 pub fn console(bytes: &[u8]) -> io::Result<bool> {
     let put = STDOUT.put(bytes)?;
     if put.began {
-        ring();
+        wake_event_loop();
     }
     Ok(put.full)
 }
 
+/// The logger: lines on standard error.
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let level = record.level().as_str().to_ascii_lowercase();
+            log(&format!("strait: {level}: {}\n", record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Logs what is at least as severe as `level` from here on.
+pub fn init_log(level: LevelFilter) {
+    // The only failure is that a logger is set already, and then it is this one.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(level);
+}
+
 /// Takes a line of the log, with its end.
-pub fn log(line: &str) {
+fn log(line: &str) {
     // Only where there is room for it, which there is if nothing waits.
     if STDERR.dropped() != 0 && STDERR.flush() {
         let dropped = STDERR.take_dropped();
@@ -95,12 +121,12 @@ pub fn log(line: &str) {
 pub fn say(text: &str) {
     // There is nobody to tell that standard error can't be written.
     if STDERR.put(text.as_bytes()).is_ok_and(|put| put.began) {
-        ring();
+        wake_event_loop();
     }
 }
 
-fn ring() {
-    if let Some(waker) = LOOP.get() {
+fn wake_event_loop() {
+    if let Some(waker) = EVENT_LOOP.get() {
         waker.wake();
     }
 }
@@ -139,10 +165,10 @@ pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
                 since = Instant::now();
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if since.elapsed() >= STALL || signals::is_end_pending() {
+                if since.elapsed() >= STALL_TIMEOUT || signals::is_end_pending() {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
-                way::wait(file.as_raw_fd(), STEP);
+                write::wait(file.as_raw_fd(), POLL_INTERVAL_MS);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
             Err(error) => return Err(error),
@@ -153,16 +179,16 @@ pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 
 /// Writes what the guest said last, unless nobody reads it: not for long if that is to end soon.
 pub fn finish_console(soon: bool) {
-    STDOUT.finish(if soon { HASTE } else { STALL }, signals::is_end_pending);
+    STDOUT.finish(if soon { SHORT_TIMEOUT } else { STALL_TIMEOUT }, signals::is_end_pending);
     let dropped = STDOUT.dropped();
-    if dropped != 0 && !STDOUT.is_gone() {
+    if dropped != 0 && !STDOUT.is_closed() {
         log::warn!("{dropped} bytes of the guest's output were dropped: nobody read them");
     }
 }
 
 /// Writes the last words, unless nobody reads them.
 pub fn finish() {
-    STDERR.finish(HASTE, signals::is_end_pending);
+    STDERR.finish(SHORT_TIMEOUT, signals::is_end_pending);
 }
 
 /// Has panics reported as all else is: without waiting, not even for a lock.

@@ -1,4 +1,4 @@
-//! A bounded buffer before a standard descriptor, filled by who must not wait.
+//! A bounded buffer before a standard descriptor, filled by threads that must not block.
 
 use std::collections::VecDeque;
 use std::io;
@@ -6,19 +6,19 @@ use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use super::way::{self, Way};
+use super::write::{self, WriteMode};
 
-/// How much of what nobody has read is kept, in bytes; a pipe holds four times as much by itself.
-pub(super) const BOUND: usize = 16 << 10;
+/// How many bytes are buffered; a pipe holds four times as many by itself.
+pub(super) const MAX_BUFFERED: usize = 16 << 10;
 
-/// From so much on, who causes more should wait first, in bytes: several vCPUs may.
-const HIGH: usize = BOUND - 4096;
+/// From so many bytes on, a vCPU waits before it writes more; the rest is for the others.
+const HIGH_WATER_MARK: usize = MAX_BUFFERED - 4096;
 
-/// A reader that takes nothing for so long is stalled: nobody waits for it any more until it does.
-pub(super) const STALL: Duration = Duration::from_secs(5);
+/// A reader that takes nothing for so long is stalled: nothing waits for it until it does.
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often who waits looks whether it still should, in milliseconds.
-pub(super) const STEP: libc::c_int = 50;
+/// How often a wait checks whether it is to go on, in milliseconds.
+pub(super) const POLL_INTERVAL_MS: libc::c_int = 50;
 
 /// What became of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct Sink {
 #[derive(Debug)]
 struct State {
     /// Known from the first write on.
-    way: Option<Way>,
+    mode: Option<WriteMode>,
     waiting: VecDeque<u8>,
     /// How many bytes were written.
     written: u64,
@@ -53,19 +53,19 @@ struct State {
     dropped: u64,
     stalled: bool,
     /// The descriptor takes nothing any more.
-    gone: bool,
+    closed: bool,
 }
 
 impl Sink {
     /// The buffer of this descriptor.
     pub(super) const fn new(fd: RawFd) -> Self {
         let state = State {
-            way: None,
+            mode: None,
             waiting: VecDeque::new(),
             written: 0,
             dropped: 0,
             stalled: false,
-            gone: false,
+            closed: false,
         };
         Self { fd, state: Mutex::new(state) }
     }
@@ -100,8 +100,8 @@ impl Sink {
     /// The descriptor by which to wait until more can be written, if something waits.
     pub fn backlog(&self) -> Option<RawFd> {
         let state = self.state();
-        let way = state.way.as_ref().filter(|_| !state.waiting.is_empty());
-        way.map(|way| way.descriptor(self.fd))
+        let mode = state.mode.as_ref().filter(|_| !state.waiting.is_empty());
+        mode.map(|mode| mode.descriptor(self.fd))
     }
 
     /// How many bytes were dropped.
@@ -114,36 +114,36 @@ impl Sink {
         std::mem::take(&mut self.state().dropped)
     }
 
-    /// Waits until there is room again, the reader proves to be stalled, or `over` says that nobody
+    /// Waits until there is room again, the reader proves to be stalled, or `stop` says that nobody
     /// has to wait any more.
     #[cold]
-    pub fn wait_for_room(&self, over: impl Fn() -> bool) {
-        if !self.wait(HIGH, STALL, over) {
+    pub fn wait_for_room(&self, stop: impl Fn() -> bool) {
+        if !self.wait(HIGH_WATER_MARK, STALL_TIMEOUT, stop) {
             self.state().stalled = true;
         }
     }
 
-    /// Waits until all is written, or nothing was for `patience`, or `over`. What is left then is
+    /// Waits until all is written, or nothing was for `timeout`, or `stop`. What is left then is
     /// dropped.
-    pub(super) fn finish(&self, patience: Duration, over: impl Fn() -> bool) {
-        let patience = if self.state().stalled { Duration::ZERO } else { patience };
-        let end = Instant::now() + 10 * patience;
-        self.wait(1, patience, || over() || Instant::now() > end);
+    pub(super) fn finish(&self, timeout: Duration, stop: impl Fn() -> bool) {
+        let timeout = if self.state().stalled { Duration::ZERO } else { timeout };
+        let end = Instant::now() + 10 * timeout;
+        self.wait(1, timeout, || stop() || Instant::now() > end);
         self.state().drop_waiting();
     }
 
-    /// Waits until all is written, however long that takes; `over` ends it.
-    pub(super) fn drain(&self, over: impl Fn() -> bool) {
-        self.wait(1, Duration::MAX, over);
+    /// Waits until all is written, however long that takes; `stop` ends it.
+    pub(super) fn drain(&self, stop: impl Fn() -> bool) {
+        self.wait(1, Duration::MAX, stop);
     }
 
     /// Whether the descriptor takes nothing any more, whoever reads it.
-    pub(super) fn is_gone(&self) -> bool {
-        self.state().gone
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().closed
     }
 
-    /// Waits until less than `level` bytes wait; false if nothing was written for `patience`.
-    fn wait(&self, level: usize, patience: Duration, over: impl Fn() -> bool) -> bool {
+    /// Waits until less than `level` bytes wait; false if nothing was written for `timeout`.
+    fn wait(&self, level: usize, timeout: Duration, stop: impl Fn() -> bool) -> bool {
         let (mut written, mut since) = (None, Instant::now());
         loop {
             let fd = {
@@ -155,15 +155,15 @@ impl Sink {
                 if written.replace(state.written) != Some(state.written) {
                     since = Instant::now();
                 }
-                state.way.as_ref().map_or(self.fd, |way| way.descriptor(self.fd))
+                state.mode.as_ref().map_or(self.fd, |mode| mode.descriptor(self.fd))
             };
-            if over() {
+            if stop() {
                 return true;
             }
-            if since.elapsed() >= patience {
+            if since.elapsed() >= timeout {
                 return false;
             }
-            way::wait(fd, STEP);
+            write::wait(fd, POLL_INTERVAL_MS);
         }
     }
 
@@ -174,7 +174,7 @@ impl Sink {
 
 impl State {
     fn put(&mut self, fd: RawFd, bytes: &[u8]) -> io::Result<Put> {
-        if self.gone {
+        if self.closed {
             self.drop_bytes(bytes.len());
             return Ok(Put { taken: false, full: false, began: false });
         }
@@ -184,13 +184,13 @@ impl State {
         let written = written.inspect_err(|_| self.drop_bytes(bytes.len()))?;
         let rest = bytes.get(written..).unwrap_or_default();
         // A line that has begun is ended.
-        let taken = written > 0 || rest.len() <= BOUND.saturating_sub(self.waiting.len());
+        let taken = written > 0 || rest.len() <= MAX_BUFFERED.saturating_sub(self.waiting.len());
         if taken {
             self.waiting.extend(rest);
         } else {
             self.drop_bytes(rest.len());
         }
-        let full = self.waiting.len() >= HIGH && !self.stalled;
+        let full = self.waiting.len() >= HIGH_WATER_MARK && !self.stalled;
         Ok(Put { taken, full, began: !waited && !self.waiting.is_empty() })
     }
 
@@ -213,15 +213,15 @@ impl State {
 
     /// Writes as much as can be now; returns how much.
     fn write(&mut self, fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-        let way = self.way.get_or_insert_with(|| Way::of(fd));
+        let mode = self.mode.get_or_insert_with(|| WriteMode::of(fd));
         let mut done = 0;
         while let Some(left) = bytes.get(done..).filter(|left| !left.is_empty()) {
-            match way.write(fd, left) {
+            match mode.write(fd, left) {
                 Ok(written) => done = done.saturating_add(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     // A full disk may have room again; whatever else it is stays so.
-                    self.gone = !matches!(
+                    self.closed = !matches!(
                         error.kind(),
                         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
                     );
@@ -290,7 +290,7 @@ mod tests {
             let (mut reader, end) = pipe();
             let sink = Sink::new(end.as_raw_fd());
             if polled {
-                sink.state().way = Some(Way::Polled(4096));
+                sink.state().mode = Some(WriteMode::Polled(4096));
             }
             let taken = fill(&sink);
             // A pipe's 64 KiB and ours, in lines of 8 bytes; one that is polled keeps its last page.
@@ -299,7 +299,7 @@ mod tests {
             assert!(sink.backlog().is_some() && !sink.flush());
             let whole = std::thread::scope(|scope| {
                 let reading = scope.spawn(|| read_lines(&mut reader, taken));
-                sink.finish(STALL, || false);
+                sink.finish(STALL_TIMEOUT, || false);
                 reading.join()
             });
             whole.unwrap();
@@ -314,7 +314,7 @@ mod tests {
         let sink = Sink::new(end.as_raw_fd());
         let taken = fill(&sink);
         let reading = std::thread::spawn(move || read_lines(&mut reader, taken));
-        sink.finish(STALL, || false);
+        sink.finish(STALL_TIMEOUT, || false);
         reading.join().unwrap();
     }
 
@@ -323,12 +323,12 @@ mod tests {
         let (mut reader, end) = pipe();
         let sink = Sink::new(end.as_raw_fd());
         let full = (0..200_000).find(|_| sink.put(b"x").unwrap().full);
-        assert!(full.is_some_and(|count| count >= HIGH), "{full:?}");
+        assert!(full.is_some_and(|count| count >= HIGH_WATER_MARK), "{full:?}");
         assert_eq!(sink.dropped(), 0);
         // Ended while it waits.
         let began = Instant::now();
         sink.wait_for_room(|| true);
-        assert!(began.elapsed() < STALL / 2);
+        assert!(began.elapsed() < STALL_TIMEOUT / 2);
         // A reader that only paused.
         let waited = std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -339,7 +339,7 @@ mod tests {
             sink.wait_for_room(|| false);
             began.elapsed()
         });
-        assert!(waited < STALL && !sink.state().stalled, "{waited:?}");
+        assert!(waited < STALL_TIMEOUT && !sink.state().stalled, "{waited:?}");
         assert_eq!(sink.dropped(), 0);
     }
 
@@ -349,11 +349,11 @@ mod tests {
         let sink = Sink::new(end.as_raw_fd());
         while !sink.put(b"x").unwrap().full {}
         sink.state().stalled = true;
-        assert!((0..2 * BOUND).all(|_| !sink.put(b"x").unwrap().full));
+        assert!((0..2 * MAX_BUFFERED).all(|_| !sink.put(b"x").unwrap().full));
         assert!(sink.dropped() > 0);
         let began = Instant::now();
-        sink.finish(STALL, || false);
-        assert!(began.elapsed() < STALL);
+        sink.finish(STALL_TIMEOUT, || false);
+        assert!(began.elapsed() < STALL_TIMEOUT);
         let mut much = vec![0; 64 << 10];
         reader.read_exact(&mut much).unwrap();
         assert!(sink.put(b"x").unwrap().taken && !sink.state().stalled);

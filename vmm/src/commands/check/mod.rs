@@ -23,7 +23,7 @@ use self::kind::Present;
 use super::print::print;
 use crate::cli::CheckOptions;
 use crate::error::Error;
-use crate::logger;
+use crate::output;
 
 /// Hosts of other architectures.
 #[cfg(not(target_arch = "aarch64"))]
@@ -59,7 +59,7 @@ impl Default for Premises {
 /// The host can't be looked at.
 #[cold]
 pub fn run(options: &CheckOptions) -> Result<u8, Error> {
-    logger::init(LevelFilter::Warn);
+    output::init_log(LevelFilter::Warn);
     let premises = Premises::default();
     let present = Present::of(&premises.host)?;
     let mut findings = kvm::findings(options.memory.bytes());

@@ -17,7 +17,7 @@ use log::LevelFilter;
 use super::print::print;
 use crate::cli::{DeviceOptions, DeviceVerb};
 use crate::error::Error;
-use crate::logger;
+use crate::output;
 
 pub use driver_binding::BindGuard;
 pub use function::FunctionDetails;
@@ -29,7 +29,7 @@ pub use function::FunctionDetails;
 /// There is no such device, or it can't be done.
 #[cold]
 pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
-    logger::init(LevelFilter::Warn);
+    output::init_log(LevelFilter::Warn);
     let host = Host::default();
     let json = options.json;
     match &options.verb {

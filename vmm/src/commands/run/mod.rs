@@ -24,7 +24,7 @@ use crate::plan::{self, Opened};
 use crate::signals::Signals;
 use crate::stats::Recorder;
 use crate::waker::Waker;
-use crate::{logger, output, stats};
+use crate::{output, stats};
 
 /// Runs a guest to its end.
 ///
@@ -33,7 +33,7 @@ use crate::{logger, output, stats};
 /// What the options ask for can't be done, or the host failed on the way.
 pub fn run(options: &RunOptions) -> Result<ExitReason, Error> {
     let started = Instant::now();
-    logger::init(options.log_level);
+    output::init_log(options.log_level);
     // From here on a signal ends the run in order, and drivers are bound again.
     let mut signals = Signals::new()?;
     let bind = || BindGuard::bind(&options.device_names(), options.force);
@@ -69,7 +69,7 @@ fn run_guest(
             limits::warn_unpinned(plan.ram.size);
         }
         print(options.json, &description)?;
-        return Ok(ExitReason::Planned);
+        return Ok(ExitReason::DryRun);
     }
     if let Some(path) = &options.stats {
         stats::check_path(path)?;

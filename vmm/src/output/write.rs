@@ -1,4 +1,4 @@
-//! How bytes are written to a standard descriptor without ever waiting for who reads them.
+//! Writing to a standard descriptor without blocking on its reader.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -16,11 +16,11 @@ const PTMX: (libc::c_uint, libc::c_uint) = (5, 2);
 /// How to write. What a descriptor refers to is usually shared with other processes (a shell and
 /// what it started), so `O_NONBLOCK` must not be set on it.
 #[derive(Debug)]
-pub(super) enum Way {
+pub(super) enum WriteMode {
     /// A file or a device that keeps nobody waiting.
     Direct,
     /// A pipe or a terminal, opened a second time for strait alone, non-blocking.
-    Own(File),
+    Reopened(File),
     /// A socket: each call says that it must not block.
     Socket,
     /// A pipe or a terminal that this process may not open (another user's): asked each time whether
@@ -28,11 +28,11 @@ pub(super) enum Way {
     Polled(usize),
 }
 
-/// Held between the question and the write of [`Way::Polled`]: standard output and error may be the
+/// Held between the question and the write of [`WriteMode::Polled`]: standard output and error may be the
 /// same pipe.
 static POLLING: Mutex<()> = Mutex::new(());
 
-impl Way {
+impl WriteMode {
     /// That for an open descriptor.
     pub(super) fn of(fd: RawFd) -> Self {
         let mut status = MaybeUninit::<libc::stat>::uninit();
@@ -59,13 +59,13 @@ impl Way {
     fn open(fd: RawFd) -> Option<Self> {
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        options.open(format!("/proc/self/fd/{fd}")).ok().map(Self::Own)
+        options.open(format!("/proc/self/fd/{fd}")).ok().map(Self::Reopened)
     }
 
     /// The descriptor by which to wait until more can be written.
     pub(super) fn descriptor(&self, fd: RawFd) -> RawFd {
         match self {
-            Self::Own(file) => file.as_raw_fd(),
+            Self::Reopened(file) => file.as_raw_fd(),
             _ => fd,
         }
     }
@@ -75,7 +75,7 @@ impl Way {
         loop {
             let written = match self {
                 Self::Direct => borrow(fd).write(bytes),
-                Self::Own(file) => (&*file).write(bytes),
+                Self::Reopened(file) => (&*file).write(bytes),
                 Self::Socket => send(fd, bytes),
                 Self::Polled(most) => write_polled(fd, bytes.get(..*most).unwrap_or(bytes)),
             };
