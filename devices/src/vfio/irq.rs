@@ -1,27 +1,27 @@
-//! A device's interrupt, from its line on the host to the guest's interrupt controller.
+//! An assigned device's interrupt, from its line on the host to the guest's interrupt controller.
 //!
 //! Two halves: [`AssignedIrq::connect`] ties the eventfds to the guest's controller (an irqfd),
 //! [`AssignedIrq::arm`] ties them to the host's line (VFIO) and comes last, when all else works.
-//! From there the kernel does it all: the line rises, VFIO's handler masks it on the host
+//! From then on the kernel does everything: the line rises, VFIO's handler masks it on the host
 //! (AUTOMASKED) and signals the trigger eventfd; KVM asserts the SPI; the guest ends the interrupt;
 //! KVM deasserts the SPI and signals the resample eventfd; VFIO unmasks the line, and if it is
 //! still high all of this happens again.
 //!
 //! # Why no level interrupt is lost
 //!
-//! Between VFIO's masking and the guest's end of interrupt the line is deaf, so an interrupt that
+//! Between VFIO's masking and the guest's end of interrupt the line is masked, so an interrupt that
 //! never reaches that end is lost for good. It can't be lost
 //!
 //! - *before arming*: VFIO requests the line disabled (`IRQF_NO_AUTOEN`); a line that is high when
 //!   `arm` enables it fires at once, for the host's controller looks at the level.
 //! - *while arming*: the line is masked until the resample and the trigger eventfd are both there,
-//!   so the first signal finds all of its way back. (A PCI function's line can't be masked then; of
-//!   its first signal the way back is at worst found late.)
-//! - *on the way to KVM*: the irqfd exists before VFIO signals it (and would notice a signal from
+//!   so that the end of the first interrupt unmasks it. (A PCI function's line can't be masked then;
+//!   if its first interrupt ends before the resample eventfd is set, setting it unmasks the line.)
+//! - *before KVM injects it*: the irqfd exists before VFIO signals it (and would notice a signal from
 //!   before: `kvm_irqfd_assign` polls).
 //! - *before the guest enables the SPI*: KVM keeps the level (`line_level`) whatever the guest does
-//!   to the SPI in the meantime, and delivers it once enabled. If the guest's driver quenched the
-//!   device before, that is one spurious interrupt whose end unmasks the line.
+//!   to the SPI in the meantime, and delivers it once enabled. If the guest's driver has cleared the
+//!   device's interrupt by then, that is one spurious interrupt whose end unmasks the line.
 //! - *at the end of interrupt*: KVM lowers its level before it signals the resample eventfd, so a
 //!   line that is still high comes back as a new level.
 //!
@@ -41,6 +41,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use boot::help::Help;
+use vfio_bindings::bindings::vfio::VFIO_PCI_INTX_IRQ_INDEX;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::remedy;
@@ -48,90 +49,35 @@ use super::uapi::{DeviceCalls, IoctlError, IrqAction};
 use crate::irq::{InterruptController, Spi, Trigger};
 use crate::ratelimit::LogLimit;
 
-/// An interrupt that can't be handed to the guest.
+/// Why an interrupt, of this VFIO index, can't be assigned.
 #[derive(Debug, thiserror::Error)]
 pub enum IrqError {
-    /// VFIO doesn't say what it is.
-    #[error("interrupt {index} can't be looked at")]
-    Info {
-        /// Its index with VFIO.
-        index: u32,
-        /// What VFIO refused.
-        #[source]
-        source: IoctlError,
-    },
+    /// VFIO doesn't describe it.
+    #[error("VFIO doesn't describe interrupt {0}")]
+    Info(u32, #[source] IoctlError),
     /// It can't signal an eventfd.
-    #[error("interrupt {index} can't signal an eventfd")]
-    NoEventFd {
-        /// Its index with VFIO.
-        index: u32,
-    },
-    /// No eventfd could be made.
-    #[error("no eventfd for interrupt {index}")]
-    EventFd {
-        /// Its index with VFIO.
-        index: u32,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The guest's controller refused it.
-    #[error("interrupt {index} can't be connected to the guest's SPI {}", spi.0)]
-    Connect {
-        /// Its index with VFIO.
-        index: u32,
-        /// The SPI.
-        spi: Spi,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// VFIO refused to deliver it.
-    #[error("interrupt {index} can't be armed: {action}")]
-    Arm {
-        /// Its index with VFIO.
-        index: u32,
-        /// What was tried.
-        action: &'static str,
-        /// What VFIO refused.
-        #[source]
-        source: IoctlError,
-    },
+    #[error("interrupt {0} can't signal an eventfd")]
+    NoEventFd(u32),
+    /// No eventfd could be created.
+    #[error("no eventfd for interrupt {0}")]
+    EventFd(u32, #[source] io::Error),
+    /// The guest's interrupt controller refused it.
+    #[error("interrupt {0} can't be connected to the guest's SPI {spi}", spi = .1.0)]
+    Connect(u32, Spi, #[source] io::Error),
+    /// VFIO refused a step of arming it.
+    #[error("interrupt {0} can't be armed: can't {1}")]
+    Arm(u32, String, #[source] IoctlError),
 }
 
 impl Help for IrqError {
     fn help(&self) -> Option<String> {
         match self {
-            Self::Arm { source, .. } if source.is(libc::EBUSY) => Some(
+            Self::Arm(_, _, error) if error.is(libc::EBUSY) => Some(
                 "the line is probably shared with another driver of the host: see /proc/interrupts"
                     .to_owned(),
             ),
-            Self::EventFd { .. } => Some(remedy::OPEN_FILES.to_owned()),
+            Self::EventFd(..) => Some(remedy::OPEN_FILES.to_owned()),
             _ => None,
-        }
-    }
-}
-
-/// How the interrupt's signals travel.
-#[derive(Debug)]
-enum Path {
-    Edge,
-    Level {
-        /// Signalled at the guest's end of interrupt.
-        resample: EventFd,
-    },
-    /// A level of a PCI function: VFIO knows nothing of it before it has an eventfd.
-    Intx {
-        /// Signalled at the guest's end of interrupt.
-        resample: EventFd,
-    },
-}
-
-impl Path {
-    fn resample(&self) -> Option<&EventFd> {
-        match self {
-            Self::Edge => None,
-            Self::Level { resample } | Self::Intx { resample } => Some(resample),
         }
     }
 }
@@ -143,7 +89,10 @@ pub struct AssignedIrq {
     index: u32,
     /// Signalled when the line rises.
     trigger: EventFd,
-    path: Path,
+    /// Of a level: signalled at the guest's end of interrupt.
+    resample: Option<EventFd>,
+    /// The line of a PCI function, which VFIO can't mask before it has the first eventfd.
+    is_intx: bool,
     armed: bool,
     log: LogLimit,
 }
@@ -156,17 +105,23 @@ impl AssignedIrq {
     ///
     /// If there is none, or it can't signal eventfds.
     pub fn open(device: Arc<dyn DeviceCalls>, index: u32) -> Result<Self, IrqError> {
-        let info = device.irq_info(index).map_err(|source| IrqError::Info { index, source })?;
+        let info = device.irq_info(index).map_err(|error| IrqError::Info(index, error))?;
         if !info.eventfd || info.count == 0 {
-            return Err(IrqError::NoEventFd { index });
+            return Err(IrqError::NoEventFd(index));
         }
         let eventfd = || {
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-                .map_err(|source| IrqError::EventFd { index, source })
+                .map_err(|error| IrqError::EventFd(index, error))
         };
-        let path = if info.automasked { Path::Level { resample: eventfd()? } } else { Path::Edge };
-        let log = LogLimit::named(format!("interrupt {index}"));
-        Ok(Self { index, trigger: eventfd()?, path, armed: false, device, log })
+        Ok(Self {
+            trigger: eventfd()?,
+            resample: info.automasked.then(eventfd).transpose()?,
+            device,
+            index,
+            is_intx: false,
+            armed: false,
+            log: LogLimit::named(format!("interrupt {index}")),
+        })
     }
 
     /// The interrupt line of a PCI function (`VFIO_PCI_INTX_IRQ_INDEX`).
@@ -175,31 +130,25 @@ impl AssignedIrq {
     ///
     /// As for [`open`](Self::open).
     pub fn open_intx(device: Arc<dyn DeviceCalls>) -> Result<Self, IrqError> {
-        let mut irq = Self::open(device, 0)?;
-        irq.path = match std::mem::replace(&mut irq.path, Path::Edge) {
-            Path::Level { resample } => Path::Intx { resample },
-            edge => edge,
-        };
+        let mut irq = Self::open(device, VFIO_PCI_INTX_IRQ_INDEX)?;
+        irq.is_intx = true;
         Ok(irq)
     }
 
     /// How it signals.
     pub fn trigger(&self) -> Trigger {
-        match self.path {
-            Path::Edge => Trigger::Edge,
-            Path::Level { .. } | Path::Intx { .. } => Trigger::Level,
-        }
+        if self.resample.is_some() { Trigger::Level } else { Trigger::Edge }
     }
 
-    /// Whether the host lets it through.
+    /// Whether it is armed on the host.
     pub fn is_armed(&self) -> bool {
         self.armed
     }
 
-    /// Its eventfds, for those who look at their counts: the one that VFIO signals, and the one that
-    /// KVM signals at the guest's end of a level interrupt.
+    /// Its eventfds, whose counts interrupt statistics sample: the one that VFIO signals, and the one
+    /// that KVM signals at the guest's end of a level interrupt.
     pub fn eventfds(&self) -> (RawFd, Option<RawFd>) {
-        (self.trigger.as_raw_fd(), self.path.resample().map(AsRawFd::as_raw_fd))
+        (self.trigger.as_raw_fd(), self.resample.as_ref().map(AsRawFd::as_raw_fd))
     }
 
     /// Connects it to the guest's interrupt controller, which must be complete.
@@ -208,46 +157,35 @@ impl AssignedIrq {
     ///
     /// What the controller refused it with.
     pub fn connect(&self, gic: &dyn InterruptController, spi: Spi) -> Result<(), IrqError> {
-        match self.path.resample() {
+        match &self.resample {
             None => gic.connect_edge(spi, &self.trigger),
             Some(resample) => gic.connect_level(spi, &self.trigger, resample),
         }
-        .map_err(|source| IrqError::Connect { index: self.index, spi, source })
+        .map_err(|error| IrqError::Connect(self.index, spi, error))
     }
 
-    /// Lets the host's line through. What was done is undone if a step fails.
+    /// Arms it on the host. What was done is undone if a step fails.
     ///
     /// # Errors
     ///
     /// What VFIO refused.
     pub fn arm(&mut self) -> Result<(), IrqError> {
         let trigger = IrqAction::SetTrigger(&self.trigger);
-        // Each step, and what undoes it.
-        let steps: &[(&str, IrqAction<'_>, Option<IrqAction<'_>>)] = match &self.path {
-            Path::Edge => &[("set its eventfd", trigger, Some(IrqAction::ClearTrigger))],
-            // Masked at first: the line may be high, and its first signal must find the way back.
-            Path::Level { resample } => &[
-                ("mask it", IrqAction::Mask, Some(IrqAction::Unmask)),
-                (
-                    "set its unmask eventfd",
-                    IrqAction::SetUnmask(resample),
-                    Some(IrqAction::ClearUnmask),
-                ),
-                ("set its eventfd", trigger, Some(IrqAction::ClearTrigger)),
-                ("unmask it", IrqAction::Unmask, None),
-            ],
-            // Only with an eventfd can it be told how to be unmasked. An end of interrupt in between
-            // is in the other eventfd, at whose count VFIO looks (`vfio_virqfd_enable`).
-            Path::Intx { resample } => &[
-                ("set its eventfd", trigger, Some(IrqAction::ClearTrigger)),
-                ("set its unmask eventfd", IrqAction::SetUnmask(resample), None),
-            ],
+        let steps: &[IrqAction<'_>] = match &self.resample {
+            None => &[trigger],
+            // Masked at first: the line may be high, and the end of its first interrupt must unmask it.
+            Some(resample) if !self.is_intx => {
+                &[IrqAction::Mask, IrqAction::SetUnmask(resample), trigger, IrqAction::Unmask]
+            }
+            // VFIO takes the unmask eventfd only once it has the other. An end of interrupt in between
+            // is in the unmask eventfd's count, which VFIO polls (`vfio_virqfd_enable`).
+            Some(resample) => &[trigger, IrqAction::SetUnmask(resample)],
         };
-        for (done, (what, action, _)) in steps.iter().enumerate() {
-            if let Err(source) = self.device.set_irq(self.index, *action) {
-                let undo = steps.iter().take(done).rev().filter_map(|(_, _, undo)| *undo);
+        for (done, action) in steps.iter().enumerate() {
+            if let Err(error) = self.device.set_irq(self.index, *action) {
+                let undo = steps.iter().take(done).rev().filter_map(undo);
                 undo.for_each(|action| self.try_to(action));
-                return Err(IrqError::Arm { index: self.index, action: what, source });
+                return Err(IrqError::Arm(self.index, action.to_string(), error));
             }
         }
         self.armed = true;
@@ -260,7 +198,7 @@ impl AssignedIrq {
             return;
         }
         self.try_to(IrqAction::ClearTrigger);
-        if matches!(self.path, Path::Level { .. }) {
+        if self.resample.is_some() && !self.is_intx {
             self.try_to(IrqAction::ClearUnmask);
         }
     }
@@ -269,6 +207,16 @@ impl AssignedIrq {
         if let Err(error) = self.device.set_irq(self.index, action) {
             self.log.error(format_args!("can't {action}: {error}: {}", error.source));
         }
+    }
+}
+
+/// What undoes a step of arming.
+fn undo(action: &IrqAction<'_>) -> Option<IrqAction<'static>> {
+    match action {
+        IrqAction::SetTrigger(_) => Some(IrqAction::ClearTrigger),
+        IrqAction::SetUnmask(_) => Some(IrqAction::ClearUnmask),
+        IrqAction::Mask => Some(IrqAction::Unmask),
+        IrqAction::ClearTrigger | IrqAction::ClearUnmask | IrqAction::Unmask => None,
     }
 }
 

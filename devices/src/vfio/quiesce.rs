@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_failed_poll_ends_it() {
-        let error = || Err::<Option<()>, _>(AccessError::Forbidden("read"));
+        let error = || Err::<Option<()>, _>(AccessError::NotPermitted("read"));
         assert!(poll_timeout(Duration::from_secs(60), error).is_err());
     }
 }

@@ -9,21 +9,21 @@ use super::uapi::{DeviceCalls, IoctlError, Mapping, RegionInfo};
 use crate::bus::{Action, MmioDevice};
 use crate::ratelimit::LogLimit;
 
-/// An access to a device's registers that wasn't made, or that failed.
+/// Why an access to a device's registers failed. Offsets are in bytes from the region's start.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     /// Not 1, 2, 4 or 8 bytes, or not aligned to its size.
-    #[error("an access of {size} bytes at {offset:#x} is none that registers take")]
-    Shape {
-        /// Where in the region, in bytes.
+    #[error("registers can't be accessed by {size} bytes at {offset:#x}")]
+    Unaligned {
+        /// Where.
         offset: u64,
         /// Its size in bytes.
         size: usize,
     },
     /// Not within the region.
     #[error("{size} bytes at {offset:#x} aren't within the region's {region:#x}")]
-    Bounds {
-        /// Where in the region, in bytes.
+    OutOfBounds {
+        /// Where.
         offset: u64,
         /// Its size in bytes.
         size: usize,
@@ -32,19 +32,13 @@ pub enum AccessError {
     },
     /// The region can't be read, or can't be written.
     #[error("the region can't be {0}")]
-    Forbidden(&'static str),
-    /// The host failed.
-    #[error("the host's access at {offset:#x} failed")]
-    Host {
-        /// Where in the region, in bytes.
-        offset: u64,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    NotPermitted(&'static str),
+    /// The host failed at this offset.
+    #[error("the host's access at {0:#x} failed")]
+    Host(u64, #[source] io::Error),
 }
 
-/// The 32-bit registers of a device, little-endian, as bindings use them.
+/// Access to the 32-bit registers of a device, which are little-endian, as bindings need it.
 pub trait RegisterAccess {
     /// Reads the register at `offset` bytes.
     ///
@@ -61,8 +55,8 @@ pub trait RegisterAccess {
     fn write32(&self, offset: u64, value: u32) -> Result<(), AccessError>;
 }
 
-/// A part of a region that is mapped into this process, and so can be the guest's without traps. It
-/// isn't accessed from here.
+/// A part of a region that is mapped into this process, to be mapped into the guest. It isn't accessed
+/// from here.
 #[derive(Debug)]
 pub struct Area {
     /// Where it is in the region, in bytes.
@@ -81,7 +75,7 @@ impl Area {
         self.range.end.saturating_sub(self.range.start)
     }
 
-    /// Where it is in this process.
+    /// Its host virtual address.
     pub fn host(&self) -> NonNull<u8> {
         self.mapping.address()
     }
@@ -105,11 +99,10 @@ pub fn host_page_size() -> u64 {
 }
 
 /// What of a region can be mapped on a host with such pages: whole pages that VFIO permits to map, to
-/// read and to write, and that have no part in `holes`, so that the guest gets nothing else. In bytes
-/// from the region's start, in order.
+/// read and to write, and that no hole overlaps. In bytes from the region's start, in order.
 ///
-/// A guest's write to memory that can only be read would end its run, and so would its read of what
-/// can only be written: both trap.
+/// What can only be read, or only be written, isn't mapped: the other access would end the guest's run.
+/// It traps.
 fn mappable(info: &RegionInfo, page_size: u64, holes: &[Range<u64>]) -> Vec<Range<u64>> {
     let whole = 0..info.size;
     let mut free: Vec<Range<u64>> = match &info.areas {
@@ -163,7 +156,7 @@ impl Region {
     ) -> Result<Self, IoctlError> {
         let info = device.region_info(index)?;
         let ranges = page_size.map(|page_size| mappable(&info, page_size, holes));
-        // A server's region may have any number of areas.
+        // Limited: a vfio-user server's region may have any number of areas.
         let log = LogLimit::named(format!("region {index}"));
         let mut areas = Vec::new();
         for range in ranges.unwrap_or_default() {
@@ -197,17 +190,17 @@ impl Region {
         &self.areas
     }
 
-    /// Where it is in this process, if all of it is mapped by one piece.
+    /// Its host virtual address, if all of it is mapped as one area.
     pub fn mapped(&self) -> Option<NonNull<u8>> {
         let whole = self.areas.first().filter(|area| area.range == (0..self.info.size));
         whole.map(Area::host)
     }
 
-    /// Reads 1, 2, 4 or 8 bytes at `offset` by one access to the device, or as many as its kernel
+    /// Reads 1, 2, 4 or 8 bytes at `offset` by one access to the device, or as many as the kernel
     /// makes of it.
     ///
-    /// Never through a mapping: a device that decodes no memory, or a server that takes it away,
-    /// answers that with SIGBUS, and the device file with an error.
+    /// Never through a mapping: where a function decodes no memory, or a vfio-user server revokes it,
+    /// that would raise SIGBUS; the device file answers with an error.
     ///
     /// # Errors
     ///
@@ -215,10 +208,10 @@ impl Region {
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         self.check(offset, data.len())?;
         if !self.info.readable {
-            return Err(AccessError::Forbidden("read"));
+            return Err(AccessError::NotPermitted("read"));
         }
         let read = self.device.read(&self.info, offset, data);
-        read.map_err(|source| AccessError::Host { offset, source })
+        read.map_err(|error| AccessError::Host(offset, error))
     }
 
     /// Writes 1, 2, 4 or 8 bytes at `offset`, as [`read`](Self::read) reads them.
@@ -229,10 +222,10 @@ impl Region {
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
         self.check(offset, data.len())?;
         if !self.info.writable {
-            return Err(AccessError::Forbidden("written"));
+            return Err(AccessError::NotPermitted("written"));
         }
         let written = self.device.write(&self.info, offset, data);
-        written.map_err(|source| AccessError::Host { offset, source })
+        written.map_err(|error| AccessError::Host(offset, error))
     }
 
     /// Checks an access's size, alignment and place.
@@ -242,14 +235,14 @@ impl Region {
             2 => 2,
             4 => 4,
             8 => 8,
-            _ => return Err(AccessError::Shape { offset, size }),
+            _ => return Err(AccessError::Unaligned { offset, size }),
         };
         if !offset.is_multiple_of(length) {
-            return Err(AccessError::Shape { offset, size });
+            return Err(AccessError::Unaligned { offset, size });
         }
         match offset.checked_add(length) {
             Some(end) if end <= self.info.size => Ok(()),
-            _ => Err(AccessError::Bounds { offset, size, region: self.info.size }),
+            _ => Err(AccessError::OutOfBounds { offset, size, region: self.info.size }),
         }
     }
 }
@@ -266,9 +259,9 @@ impl RegisterAccess for Region {
     }
 }
 
-/// A region on the bus: each of the guest's accesses ends up here.
+/// A region on the bus, for accesses that trap.
 ///
-/// An access that fails reads as zero and is ignored when written; the first few are logged.
+/// A read that fails returns zero, a write that fails is ignored; the first few are logged.
 #[derive(Debug)]
 pub struct TrappedRegion {
     region: Arc<Region>,

@@ -79,7 +79,7 @@ fn a_file_that_is_sealed_against_writing_is_not_mapped() {
         let region = Region::open(Arc::new(device), 0, Some(PAGE)).unwrap();
         assert_eq!(region.areas().len(), 0);
         region.read(0, &mut [0]).unwrap();
-        assert!(matches!(region.write(0, &[0]), Err(AccessError::Host { .. })));
+        assert!(matches!(region.write(0, &[0]), Err(AccessError::Host(..))));
     }
 }
 
@@ -89,7 +89,7 @@ fn memory_that_is_taken_away_answers_with_an_error() {
     let region = Region::open(device.clone(), 0, Some(PAGE)).unwrap();
     assert!(region.mapped().is_some());
     device.file().set_len(0).unwrap();
-    assert!(matches!(region.read(0, &mut [0; 4]), Err(AccessError::Host { .. })));
+    assert!(matches!(region.read(0, &mut [0; 4]), Err(AccessError::Host(..))));
     // A file grows when it is written to; a device doesn't. That nothing is raised is the point.
     region.write(0x10, &[1, 2, 3, 4]).unwrap();
 }
@@ -133,16 +133,16 @@ fn malformed_accesses_are_refused() {
         for (offset, size) in [(0, 0), (0, 3), (0, 16), (1, 2), (2, 4), (4, 8)] {
             let mut data = vec![0; size];
             let read = region.read(offset, &mut data);
-            assert!(matches!(read, Err(AccessError::Shape { .. })), "{offset} {size}");
+            assert!(matches!(read, Err(AccessError::Unaligned { .. })), "{offset} {size}");
             let write = region.write(offset, &data);
-            assert!(matches!(write, Err(AccessError::Shape { .. })), "{offset} {size}");
+            assert!(matches!(write, Err(AccessError::Unaligned { .. })), "{offset} {size}");
         }
         for (offset, size) in [(end, 1), (end, 8), (u64::MAX - 7, 8), (u64::MAX, 1)] {
             let mut data = vec![0; size];
             let read = region.read(offset, &mut data);
-            assert!(matches!(read, Err(AccessError::Bounds { .. })), "{offset} {size}");
+            assert!(matches!(read, Err(AccessError::OutOfBounds { .. })), "{offset} {size}");
             let write = region.write(offset, &data);
-            assert!(matches!(write, Err(AccessError::Bounds { .. })), "{offset} {size}");
+            assert!(matches!(write, Err(AccessError::OutOfBounds { .. })), "{offset} {size}");
         }
     }
 }
@@ -153,8 +153,8 @@ fn what_vfio_forbids_is_not_tried() {
         let closed = RegionInfo { readable: false, writable: false, ..info(PAGE, 0, mappable) };
         let device = Arc::new(FakeDevice::new(vec![closed], Vec::new()));
         let region = Region::open(device, 0, Some(PAGE)).unwrap();
-        assert!(matches!(region.read(0, &mut [0]), Err(AccessError::Forbidden("read"))));
-        assert!(matches!(region.write(0, &[0]), Err(AccessError::Forbidden("written"))));
+        assert!(matches!(region.read(0, &mut [0]), Err(AccessError::NotPermitted("read"))));
+        assert!(matches!(region.write(0, &[0]), Err(AccessError::NotPermitted("written"))));
     }
 }
 
@@ -179,8 +179,8 @@ fn a_device_that_answers_with_an_error_harms_nobody() {
     std::fs::remove_file(&path).unwrap();
     let device = Arc::new(FakeDevice::over(file, vec![info(0x1000, 0, false)]));
     let region = Arc::new(Region::open(device, 0, Some(0x1000)).unwrap());
-    assert!(matches!(region.read(0x800, &mut [0; 4]), Err(AccessError::Host { .. })));
-    assert!(matches!(region.write(0, &[0; 4]), Err(AccessError::Host { .. })));
+    assert!(matches!(region.read(0x800, &mut [0; 4]), Err(AccessError::Host(..))));
+    assert!(matches!(region.write(0, &[0; 4]), Err(AccessError::Host(..))));
     let mut trapped = TrappedRegion::new("1.dev", region);
     for size in [1, 2, 4, 8] {
         let mut data = vec![0xff; size];

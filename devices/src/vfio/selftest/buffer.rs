@@ -28,7 +28,7 @@ impl DmaBuffer {
     ///
     /// The host has no room for it.
     pub fn new(size: usize) -> Result<Self, SelfTestError> {
-        let failed = |source| SelfTestError::NoMemory { size: size as u64, source };
+        let failed = |error| SelfTestError::NoMemory(size as u64, error);
         let overflow = || failed(io::ErrorKind::InvalidInput.into());
         let page = usize::try_from(host_page_size()).unwrap_or(4096);
         let size = size.max(1).checked_next_multiple_of(page).ok_or_else(overflow)?;
@@ -131,7 +131,7 @@ mod tests {
     fn a_size_that_no_host_has_is_an_error() {
         for size in [usize::MAX, usize::MAX / 2] {
             let error = DmaBuffer::new(size).unwrap_err();
-            assert!(matches!(error, SelfTestError::NoMemory { .. }), "{size:#x}");
+            assert!(matches!(error, SelfTestError::NoMemory(..)), "{size:#x}");
         }
     }
 }

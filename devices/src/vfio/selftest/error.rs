@@ -7,6 +7,7 @@ use boot::help::Help;
 use super::super::assign::AssignError;
 use super::super::quiesce::QuiesceError;
 use super::super::region::AccessError;
+use super::super::remedy;
 use super::super::uapi::IoctlError;
 
 /// Why a device couldn't be tested.
@@ -17,37 +18,16 @@ pub enum SelfTestError {
     Assign(#[from] AssignError),
     /// VFIO doesn't describe it.
     #[error("VFIO doesn't describe the device")]
-    Info {
-        /// What VFIO refused.
-        #[source]
-        source: IoctlError,
-    },
-    /// An interrupt can't be used.
-    #[error("can't {what} interrupt {index}")]
-    Interrupt {
-        /// Its index with VFIO.
-        index: u32,
-        /// What was tried, such as `arm`.
-        what: &'static str,
-        /// What was refused.
-        #[source]
-        source: io::Error,
-    },
-    /// There is no memory.
-    #[error("the host can't allocate {size} bytes of memory")]
-    NoMemory {
-        /// How many bytes.
-        size: u64,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// There is no IOVA for a buffer.
-    #[error("the IOMMU has no {size:#x} free bytes of IOVA below 4 GiB")]
-    NoIova {
-        /// How many bytes.
-        size: u64,
-    },
+    Info(#[source] IoctlError),
+    /// A step with an interrupt, such as `arm`, failed.
+    #[error("can't {0} interrupt {1}")]
+    Interrupt(&'static str, u32, #[source] io::Error),
+    /// There is no memory for a buffer of so many bytes.
+    #[error("the host can't allocate {0} bytes of memory")]
+    NoMemory(u64, #[source] io::Error),
+    /// There is no IOVA for a buffer of so many bytes.
+    #[error("the IOMMU has no {0:#x} free bytes of IOVA below 4 GiB")]
+    NoIova(u64),
     /// A buffer can't be mapped.
     #[error("{size:#x} bytes of memory can't be mapped at IOVA {iova:#x}")]
     Map {
@@ -71,18 +51,14 @@ impl Help for SelfTestError {
     fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),
-            Self::Interrupt { .. } => {
-                Some("/proc/interrupts shows who else has the line".to_owned())
-            }
+            Self::Interrupt(..) => Some("/proc/interrupts shows who else has the line".to_owned()),
             Self::Map { source, .. } if source.is(libc::ENOMEM) => {
                 Some("ulimit -l unlimited, or run it as root".to_owned())
             }
-            Self::NoMemory { .. } => Some("free some: `free -m`".to_owned()),
+            Self::NoMemory(..) => Some("free some: `free -m`".to_owned()),
             Self::Quiesce(_) => Some("power-cycle the board".to_owned()),
-            Self::Info { .. } | Self::Map { .. } => {
-                Some("dmesg has the kernel's messages".to_owned())
-            }
-            Self::NoIova { .. } | Self::Access(_) => None,
+            Self::Info(_) | Self::Map { .. } => Some(remedy::KERNEL_LOG.to_owned()),
+            Self::NoIova(_) | Self::Access(_) => None,
         }
     }
 }

@@ -85,7 +85,7 @@ fn map_gibibyte(test: &mut SelfTest, block: u64) -> Result<String, SelfTestError
     let buffer = Arc::new(DmaBuffer::new(usize::try_from(block).unwrap_or(usize::MAX))?);
     let constraints = test.iommu().constraints();
     let base = (1..1024).map(|number| number * GIB).find(|at| constraints.check(*at, GIB).is_ok());
-    let base = base.ok_or(SelfTestError::NoIova { size: GIB })?;
+    let base = base.ok_or(SelfTestError::NoIova(GIB))?;
     let blocks = GIB / block;
     for number in 0..blocks {
         test.map(base + number * block, &buffer, block)?;

@@ -23,12 +23,9 @@ impl TestInterrupts {
     /// The first `count` of this device.
     pub(super) fn open(device: &Arc<dyn DeviceCalls>, count: u32) -> Result<Self, SelfTestError> {
         let open = |index| {
-            let info = device.irq_info(index).map_err(|source| SelfTestError::Info { source })?;
-            let eventfd = eventfd().map_err(|source| SelfTestError::Interrupt {
-                index,
-                what: "create an eventfd for",
-                source,
-            })?;
+            let info = device.irq_info(index).map_err(SelfTestError::Info)?;
+            let eventfd = eventfd()
+                .map_err(|error| SelfTestError::Interrupt("create an eventfd for", index, error))?;
             Ok::<_, SelfTestError>((info, eventfd))
         };
         let all = (0..count).map(open).collect::<Result<_, _>>()?;
@@ -91,7 +88,7 @@ impl TestInterrupts {
     /// The host can't wait.
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<usize>, SelfTestError> {
         wait_any(self.all.iter().map(|(_, eventfd)| eventfd), timeout)
-            .map_err(|source| SelfTestError::Interrupt { index: 0, what: "wait for", source })
+            .map_err(|error| SelfTestError::Interrupt("wait for", 0, error))
     }
 
     fn set(
@@ -102,7 +99,7 @@ impl TestInterrupts {
     ) -> Result<(), SelfTestError> {
         self.device
             .set_irq(index, action)
-            .map_err(|IoctlError { source, .. }| SelfTestError::Interrupt { index, what, source })
+            .map_err(|IoctlError { source, .. }| SelfTestError::Interrupt(what, index, source))
     }
 }
 

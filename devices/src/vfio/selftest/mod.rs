@@ -60,12 +60,11 @@ impl SelfTest {
         let iommu = Iommu::open(host, &assignments, options)?;
         let assignment = assignments.pop().ok_or(AssignError::NoDevices)?;
         let calls: Arc<dyn DeviceCalls> = iommu.open_device(&assignment)?;
-        let failed = |source| SelfTestError::Info { source };
-        let info = calls.info().map_err(failed)?;
+        let info = calls.info().map_err(SelfTestError::Info)?;
         Ok(Self {
             // A PCI function's are tested one kind at a time.
             interrupts: TestInterrupts::open(&calls, if info.pci { 0 } else { info.irqs })?,
-            regions: regions(&calls, &info).map_err(failed)?,
+            regions: regions(&calls, &info).map_err(SelfTestError::Info)?,
             calls,
             iommu,
             buffers: Vec::new(),
@@ -141,7 +140,7 @@ impl SelfTest {
             }
             iova = iova.saturating_add(BUFFER_SPACING);
         }
-        Err(SelfTestError::NoIova { size })
+        Err(SelfTestError::NoIova(size))
     }
 
     /// Maps the first `size` bytes of `buffer` at `iova`; the buffer is kept until
@@ -157,7 +156,7 @@ impl SelfTest {
         size: u64,
     ) -> Result<(), SelfTestError> {
         let address = buffer.address().filter(|_| size <= buffer.size());
-        let address = address.ok_or(SelfTestError::NoIova { size })?;
+        let address = address.ok_or(SelfTestError::NoIova(size))?;
         // SAFETY: the memory is read and written by raw pointers only, and is kept until all is
         // unmapped.
         unsafe { self.iommu.map_iova(iova, address, size) }

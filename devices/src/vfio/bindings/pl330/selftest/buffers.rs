@@ -114,7 +114,7 @@ fn part(pattern: &[u8], from: usize, length: usize) -> &[u8] {
 
 /// The controller has 32 bits of address.
 fn bus_address(iova: u64) -> Result<u32, SelfTestError> {
-    u32::try_from(iova).map_err(|_| SelfTestError::NoIova { size: iova })
+    u32::try_from(iova).map_err(|_| SelfTestError::NoIova(iova))
 }
 
 /// Bytes that no shift or repetition of themselves matches: a 32-bit xorshift.
