@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::super::assign::AssignError;
 use super::super::host::{HostUse, Process, ReadError, list_users};
 use super::super::remedy;
-use super::{BindRecordError, HungWrite};
+use super::{BindRecordError, WriteError};
 
 /// Why a device's driver couldn't be changed, and what to type.
 #[derive(Debug, thiserror::Error)]
@@ -24,21 +24,9 @@ pub enum BindError {
         path: PathBuf,
         /// The value.
         value: String,
-        /// The error of the system call.
+        /// Why not.
         #[source]
-        source: io::Error,
-    },
-    /// The write of a sysfs attribute doesn't return.
-    #[error("the driver of {name} can't be changed: {value:?} was written to {}, and {hung}", path.display())]
-    Hung {
-        /// The device.
-        name: String,
-        /// The attribute.
-        path: PathBuf,
-        /// The value.
-        value: String,
-        /// The write.
-        hung: HungWrite,
+        source: WriteError,
     },
     /// The host uses the device.
     #[error("{name} can't be bound to VFIO: the host uses it: {}", list(uses))]
@@ -101,16 +89,22 @@ pub enum BindError {
     Read(#[from] ReadError),
 }
 
+impl BindError {
+    /// Whether the write of an attribute hasn't returned.
+    pub fn is_hung(&self) -> bool {
+        matches!(self, Self::Write { source: WriteError::Hung(_), .. })
+    }
+}
+
 impl Help for BindError {
     #[cold]
     fn help(&self) -> Option<String> {
         match self {
             Self::Assign(error) => error.help(),
-            Self::Write { source, .. } | Self::BindRecord(BindRecordError { source, .. }) => {
-                denied(source)
-            }
-            Self::Owner { source, .. } => denied(source),
-            Self::Hung { name, .. } => Some(format!(
+            Self::Write { source: WriteError::Refused(source), .. }
+            | Self::BindRecord(BindRecordError { source, .. })
+            | Self::Owner { source, .. } => denied(source),
+            Self::Write { name, source: WriteError::Hung(_), .. } => Some(format!(
                 "{}; once the driver has what it waits for: strait device unbind {name}",
                 remedy::KERNEL_LOG
             )),

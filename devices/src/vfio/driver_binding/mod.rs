@@ -22,6 +22,7 @@ pub use record::{BindRecord, BindRecordError, BindRecords, Owner};
 pub use sysfs_write::{AttributeWriter, HungWrite, Sysfs, WriteError};
 
 use super::assign::{self, AssignError};
+use super::error_chain;
 use super::host::{Host, HostDevice, OpenFiles, Usage};
 use super::uapi::{DeviceFile, Iommufd};
 
@@ -191,7 +192,7 @@ impl<'a> DriverBinding<'a> {
                 let driver = Some(device.bus().vfio_driver().to_owned());
                 Ok(BindOutcome { device, driver, before, changed: true })
             }
-            Err(error @ BindError::Hung { .. }) => Err(error),
+            Err(error) if error.is_hung() => Err(error),
             Err(error) => {
                 self.unbind_or_log(&device);
                 Err(error)
@@ -225,7 +226,8 @@ impl<'a> DriverBinding<'a> {
 
     fn unbind_or_log(&self, device: &HostDevice) {
         if let Err(error) = self.unbind_one(device) {
-            log::error!("{error}; to try again: strait device unbind {}", device.name());
+            let (error, name) = (error_chain::chain(&error), device.name());
+            log::error!("{error}; to try again: strait device unbind {name}");
         }
     }
 
@@ -310,13 +312,11 @@ impl<'a> DriverBinding<'a> {
         value: &str,
     ) -> Result<(), BindError> {
         let path = path.as_ref();
-        self.sysfs.write(path, value).map_err(|error| {
-            let (name, path) = (device.name().to_owned(), path.to_owned());
-            let value = value.trim_end().to_owned();
-            match error {
-                WriteError::Refused(source) => BindError::Write { name, path, value, source },
-                WriteError::Hung(hung) => BindError::Hung { name, path, value, hung },
-            }
+        self.sysfs.write(path, value).map_err(|source| BindError::Write {
+            name: device.name().to_owned(),
+            path: path.to_owned(),
+            value: value.trim_end().to_owned(),
+            source,
         })
     }
 }

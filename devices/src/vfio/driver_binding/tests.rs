@@ -1,3 +1,4 @@
+use super::super::error_chain;
 use super::super::testing::{FakeHost, FakeKernel};
 use super::*;
 use boot::help::Help;
@@ -252,7 +253,7 @@ fn after_a_hung_write_nothing_more_is_written_and_the_record_stays() {
     kernel.hangs.push("2c0a0000.dma/driver/unbind");
     let error =
         DriverBinding::new(&host, &kernel).bind(&[AMBA, DMA], &BindOptions::default()).unwrap_err();
-    let text = error.to_string();
+    let text = error_chain::chain(&error);
     assert!(text.contains("process 7") && text.contains("p9_virtio_remove"), "{text}");
     assert!(error.help().unwrap().ends_with("strait device unbind 2c0a0000.dma"));
     let last = kernel.writes().into_iter().rfind(|(path, _)| path.contains(DMA)).unwrap();

@@ -3,9 +3,8 @@
 use std::fmt::{self, Display, Formatter};
 use std::os::unix::fs::MetadataExt;
 
-use devices::vfio::driver_binding::{
-    BindError, BindOptions, BindOutcome, DriverBinding, Owner, Sysfs,
-};
+use devices::vfio::driver_binding::{BindOptions, BindOutcome, DriverBinding, Owner, Sysfs};
+use devices::vfio::error_chain;
 use devices::vfio::host::{Host, IommuGroup};
 use serde::Serialize;
 
@@ -143,8 +142,8 @@ impl BindGuard {
         let bound =
             DriverBinding::new(&host, &Sysfs).bind(names, &options).inspect_err(|error| {
                 // The run ends by the signal then, and says nothing more.
-                if matches!(error, BindError::Hung { .. }) && signals::is_end_pending() {
-                    log::error!("{error}");
+                if error.is_hung() && signals::is_end_pending() {
+                    log::error!("{}", error_chain::chain(error));
                 }
             })?;
         let changed = bound.iter().filter(|bound| bound.changed);
