@@ -68,12 +68,12 @@ impl Default for Board {
 }
 
 impl Board {
-    /// A board with GICv3, 2 CPUs and 4 GiB, made from the artefacts that the environment names.
+    /// A board with GICv3, 2 CPUs and 4 GiB, made from the artifacts that the environment names.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same, made from these artefacts.
+    /// The same, made from these artifacts.
     pub fn with(artifacts: &Artifacts) -> Self {
         Self { artifacts: Some(artifacts.clone()), ..Self::default() }
     }
@@ -186,7 +186,7 @@ impl Board {
     ///
     /// # Errors
     ///
-    /// An artefact is missing, or the host doesn't come up.
+    /// An artifact is missing, or the host doesn't come up.
     pub fn boot(self) -> Result<Host, Failure> {
         let artifacts = self.artifacts()?;
         let transcript = Arc::new(Transcript::start());
@@ -239,7 +239,7 @@ impl Board {
     ///
     /// # Errors
     ///
-    /// An artefact is missing, or QEMU can't be run.
+    /// An artifact is missing, or QEMU can't be run.
     pub fn attach(self) -> Result<ExitStatus, Failure> {
         let artifacts = self.artifacts()?;
         let large = self.large(&artifacts)?;

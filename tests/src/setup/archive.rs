@@ -31,9 +31,9 @@ const KEYRINGS: [&str; 2] = [
 ];
 
 /// How old what is known of the archive may be while the cache has everything.
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const MAX_AGE_COMPLETE: Duration = Duration::from_secs(24 * 3600);
 /// How old it may be when something must be downloaded: a point release removes older files.
-const FRESH: Duration = Duration::from_secs(600);
+const MAX_AGE_INCOMPLETE: Duration = Duration::from_secs(600);
 
 /// What the archive offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,19 +91,21 @@ impl Archive {
     ) -> Result<Versions, Error> {
         let step = progress.step("Debian archive", log);
         let known = |max_age| self.known().filter(|versions| versions.age() < max_age);
-        if let Some(versions) = known(DAY).filter(&is_complete) {
+        if let Some(versions) = known(MAX_AGE_COMPLETE).filter(&is_complete) {
             return Ok(versions);
         }
         let _lock = self.lock.exclusive(&step)?;
-        if let Some(versions) = known(FRESH).or_else(|| known(DAY).filter(&is_complete)) {
+        if let Some(versions) =
+            known(MAX_AGE_INCOMPLETE).or_else(|| known(MAX_AGE_COMPLETE).filter(&is_complete))
+        {
             return Ok(versions);
         }
         let old = self.known().filter(&is_complete);
         step.begin_log()?;
         step.phase("asking for versions");
         // With all at hand nobody should wait long for a network that isn't there.
-        let patience = if old.is_some() { Duration::from_secs(4) } else { Duration::from_secs(30) };
-        match (self.refresh(&step, patience), old) {
+        let timeout = if old.is_some() { Duration::from_secs(4) } else { Duration::from_secs(30) };
+        match (self.refresh(&step, timeout), old) {
             (Ok(versions), _) => {
                 self.store(&versions)?;
                 Ok(versions)
@@ -147,14 +149,14 @@ impl Archive {
         process::run(step, command.current_dir(dir), |_| {})
     }
 
-    fn refresh(&self, step: &Step, patience: Duration) -> Result<Versions, Error> {
+    fn refresh(&self, step: &Step, timeout: Duration) -> Result<Versions, Error> {
         let keyring = KEYRINGS.into_iter().find(|path| Path::new(path).exists());
         let keyring = keyring.ok_or(Error::NoKeyring(PathBuf::from(KEYRINGS[0])))?;
         let mut result = Err(Error::NoMirror);
         for mirror in &self.mirrors {
             self.prepare(mirror, keyring)?;
             let mut update = self.apt("apt-get");
-            let timeout = patience.as_secs();
+            let timeout = timeout.as_secs();
             update.args(["update", "-o", "Acquire::Retries=1", "--error-on=any"]);
             update.arg("-o").arg(format!("Acquire::http::Timeout={timeout}"));
             update.arg("-o").arg(format!("Acquire::https::Timeout={timeout}"));
@@ -280,7 +282,7 @@ fn dependency<'a>(shown: &'a str, prefix: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    const SHOWN: &str = "\
+    const MAX_SHOWN_LINES: &str = "\
 Package: linux-image-arm64
 Version: 6.12.9-1
 Depends: initramfs-tools (>= 0.120) | dracut, linux-image-6.12.9+deb13-arm64 (= 6.12.9-1)
@@ -290,11 +292,14 @@ Description: Linux for 64-bit ARMv8 machines
 
     #[test]
     fn a_packages_version_and_dependency_are_found() {
-        assert_eq!(field(SHOWN, "Version", "p").unwrap(), "6.12.9-1");
-        assert_eq!(dependency(SHOWN, "linux-image-"), Some("linux-image-6.12.9+deb13-arm64"));
-        assert_eq!(dependency(SHOWN, "dracut"), Some("dracut"));
-        assert_eq!(dependency(SHOWN, "busybox"), None);
-        assert!(field(SHOWN, "Ver", "p").is_err());
+        assert_eq!(field(MAX_SHOWN_LINES, "Version", "p").unwrap(), "6.12.9-1");
+        assert_eq!(
+            dependency(MAX_SHOWN_LINES, "linux-image-"),
+            Some("linux-image-6.12.9+deb13-arm64")
+        );
+        assert_eq!(dependency(MAX_SHOWN_LINES, "dracut"), Some("dracut"));
+        assert_eq!(dependency(MAX_SHOWN_LINES, "busybox"), None);
+        assert!(field(MAX_SHOWN_LINES, "Ver", "p").is_err());
     }
 
     #[test]
@@ -308,10 +313,10 @@ Description: Linux for 64-bit ARMv8 machines
             mirror: String::new(),
             asked: now().saturating_sub(ago),
         };
-        assert!(asked(60).age() < FRESH);
-        assert!(asked(700).age() >= FRESH && asked(700).age() < DAY);
-        assert!(asked(90_000).age() >= DAY);
+        assert!(asked(60).age() < MAX_AGE_INCOMPLETE);
+        assert!(asked(700).age() >= MAX_AGE_INCOMPLETE && asked(700).age() < MAX_AGE_COMPLETE);
+        assert!(asked(90_000).age() >= MAX_AGE_COMPLETE);
         let future = Versions { asked: now() + 1000, ..asked(0) };
-        assert!(future.age() < FRESH);
+        assert!(future.age() < MAX_AGE_INCOMPLETE);
     }
 }

@@ -10,7 +10,7 @@ use super::toolchain::{TARGET, Toolchain};
 use super::workspace;
 
 /// How many lines of a failed build are shown: a compiler says more than others.
-const SHOWN: usize = 300;
+const MAX_SHOWN_LINES: usize = 300;
 /// Packages and the binaries that are wanted of them: nothing of this tool, whose crates are built
 /// for this machine.
 const BUILD: [&str; 10] = [
@@ -45,7 +45,7 @@ pub(super) fn build(toolchain: &Toolchain, step: &Step) -> Result<Binaries, Erro
     step.begin_log()?;
     let mut crates = 0_u32;
     let mut cargo = toolchain.cargo_for_target("build");
-    process::run_showing(SHOWN, step, cargo.args(BUILD), |line| {
+    process::run_showing(MAX_SHOWN_LINES, step, cargo.args(BUILD), |line| {
         if line.trim_start().starts_with("Compiling ") {
             if crates == 0 {
                 step.phase("compiling");

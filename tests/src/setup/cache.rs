@@ -1,6 +1,6 @@
 //! The cache: finished things in directories named by what they were made of.
 //!
-//! An artefact lies in `<name>-<hash of its inputs>`. It is made in `<name>-<hash>.partial` and
+//! An entry lies in `<name>-<hash of its inputs>`. It is made in `<name>-<hash>.partial` and
 //! renamed when it is complete, so whatever carries the final name is whole. The file
 //! `locks/<name>-<hash>` is locked by who makes it (exclusively) and by who uses it (shared).
 
@@ -17,7 +17,7 @@ use super::progress::Step;
 /// The ending of a directory in which something is being made.
 pub(super) const PARTIAL: &str = ".partial";
 
-/// What an artefact is made of, hashed.
+/// What an entry is made of, hashed.
 pub(super) struct Key(Sha256);
 
 impl Key {
@@ -45,7 +45,7 @@ impl Key {
         Ok(self.with("file", content))
     }
 
-    /// Sixteen hex digits: enough for the few artefacts that a cache ever sees.
+    /// Sixteen hex digits: enough for the few entries that a cache ever sees.
     fn digits(self) -> String {
         self.0.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
@@ -84,11 +84,11 @@ impl Cache {
         self.root.join("logs").join(format!("{name}.log"))
     }
 
-    /// The artefact `name` made of `key`, which may not exist yet.
-    pub(super) fn artefact(&self, name: &str, key: Key) -> Artefact {
+    /// The entry `name` made of `key`, which may not exist yet.
+    pub(super) fn entry(&self, name: &str, key: Key) -> CacheEntry {
         let name = format!("{name}-{}", key.digits());
         let dir = self.root.join(&name);
-        Artefact {
+        CacheEntry {
             partial: self.root.join(format!("{name}{PARTIAL}")),
             lock: self.lock(&name),
             dir,
@@ -106,29 +106,29 @@ fn place(own: Option<PathBuf>, xdg: Option<PathBuf>, home: Option<PathBuf>) -> O
         .or_else(|| home.map(|dir| dir.join(".cache/strait-model")))
 }
 
-/// An artefact, finished or not.
-pub(super) struct Artefact {
+/// An entry, finished or not.
+pub(super) struct CacheEntry {
     dir: PathBuf,
     partial: PathBuf,
     lock: LockFile,
 }
 
-/// A finished artefact that `clean` leaves alone for as long as this lives.
-pub(super) struct Held {
+/// A finished entry that `clean` leaves alone for as long as this lives.
+pub(super) struct LockedEntry {
     /// Its directory.
     pub(super) dir: PathBuf,
     _lock: Lock,
 }
 
-/// Where an artefact is being made.
-pub(super) struct Workshop {
-    /// What is put here becomes the artefact.
+/// Where an entry is being made.
+pub(super) struct BuildDirs {
+    /// What is put here becomes the entry.
     pub(super) out: PathBuf,
     /// Everything here is thrown away.
     pub(super) work: PathBuf,
 }
 
-impl Artefact {
+impl CacheEntry {
     /// Whether it is finished.
     pub(super) fn is_made(&self) -> bool {
         self.dir.is_dir()
@@ -139,7 +139,7 @@ impl Artefact {
         self.dir.file_name()
     }
 
-    /// The finished artefact; `make` makes it unless it is there.
+    /// The finished entry; `make` makes it unless it is there.
     ///
     /// # Errors
     ///
@@ -147,11 +147,11 @@ impl Artefact {
     pub(super) fn get(
         &self,
         step: &Step,
-        make: impl FnOnce(&Workshop) -> Result<(), Error>,
-    ) -> Result<Held, Error> {
+        make: impl FnOnce(&BuildDirs) -> Result<(), Error>,
+    ) -> Result<LockedEntry, Error> {
         let held = self.lock.shared(step)?;
         if self.is_made() {
-            return Ok(Held { dir: self.dir.clone(), _lock: held });
+            return Ok(LockedEntry { dir: self.dir.clone(), _lock: held });
         }
         drop(held);
         let making = self.lock.exclusive(step)?;
@@ -159,7 +159,7 @@ impl Artefact {
             step.begin_log()?;
             let made = self.make(make);
             if made.is_err() {
-                step.phase("clearing away what was half made");
+                step.phase("removing what is incomplete");
             }
             let swept = remove_dir(&self.partial);
             made.and(swept)?;
@@ -167,23 +167,23 @@ impl Artefact {
         drop(making);
         let held = self.lock.shared(step)?;
         if self.is_made() {
-            return Ok(Held { dir: self.dir.clone(), _lock: held });
+            return Ok(LockedEntry { dir: self.dir.clone(), _lock: held });
         }
         Err(Error::Missing {
-            what: "artefact (was it cleaned just now?)".to_owned(),
+            what: "entry (was it cleaned just now?)".to_owned(),
             place: self.dir.clone(),
         })
     }
 
-    fn make(&self, make: impl FnOnce(&Workshop) -> Result<(), Error>) -> Result<(), Error> {
+    fn make(&self, make: impl FnOnce(&BuildDirs) -> Result<(), Error>) -> Result<(), Error> {
         remove_dir(&self.partial)?;
-        let shop = Workshop { out: self.partial.join("out"), work: self.partial.join("work") };
-        for dir in [&shop.out, &shop.work] {
+        let dirs = BuildDirs { out: self.partial.join("out"), work: self.partial.join("work") };
+        for dir in [&dirs.out, &dirs.work] {
             fs::create_dir_all(dir).at("create", dir)?;
         }
-        make(&shop)?;
-        sync(&shop.out)?;
-        fs::rename(&shop.out, &self.dir).at("finish", &self.dir)
+        make(&dirs)?;
+        sync(&dirs.out)?;
+        fs::rename(&dirs.out, &self.dir).at("finish", &self.dir)
     }
 }
 
@@ -226,8 +226,8 @@ mod tests {
             self.progress.step("thing", self.cache.log("thing"))
         }
 
-        fn thing(&self, input: &str) -> Artefact {
-            self.cache.artefact("thing", Key::new().with("input", input))
+        fn thing(&self, input: &str) -> CacheEntry {
+            self.cache.entry("thing", Key::new().with("input", input))
         }
     }
 
@@ -273,12 +273,12 @@ mod tests {
     }
 
     #[test]
-    fn an_artefact_is_made_once() {
+    fn an_entry_is_made_once() {
         let fixture = Fixture::new("once");
         let step = fixture.step();
-        let made = fixture.thing("a").get(&step, |shop| {
-            fs::write(shop.work.join("scrap"), "scrap").unwrap();
-            fs::write(shop.out.join("file"), "content").at("write", &shop.out)
+        let made = fixture.thing("a").get(&step, |dirs| {
+            fs::write(dirs.work.join("scrap"), "scrap").unwrap();
+            fs::write(dirs.out.join("file"), "content").at("write", &dirs.out)
         });
         let dir = made.unwrap().dir;
         let again = fixture.thing("a").get(&step, |_| panic!("it is there already"));
@@ -294,8 +294,8 @@ mod tests {
         let thing = fixture.thing("a");
         fs::create_dir_all(thing.partial.join("out")).unwrap();
         fs::write(thing.partial.join("out/stale"), "stale").unwrap();
-        let failed = thing.get(&fixture.step(), |shop| {
-            assert_eq!(fs::read_dir(&shop.out).unwrap().count(), 0);
+        let failed = thing.get(&fixture.step(), |dirs| {
+            assert_eq!(fs::read_dir(&dirs.out).unwrap().count(), 0);
             Err(Error::Interrupted)
         });
         assert!(matches!(failed, Err(Error::Interrupted)));
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_artefact_in_use_can_not_be_locked_exclusively() {
+    fn an_entry_in_use_can_not_be_locked_exclusively() {
         let fixture = Fixture::new("held");
         let thing = fixture.thing("a");
         let first = thing.get(&fixture.step(), |_| Ok(())).unwrap();
@@ -323,10 +323,10 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     let thing = fixture.thing("a");
-                    let held = thing.get(&fixture.step(), |shop| {
+                    let held = thing.get(&fixture.step(), |dirs| {
                         made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                         std::thread::sleep(std::time::Duration::from_millis(200));
-                        fs::write(shop.out.join("file"), "content").at("write", &shop.out)
+                        fs::write(dirs.out.join("file"), "content").at("write", &dirs.out)
                     });
                     assert!(held.unwrap().dir.join("file").exists());
                 });

@@ -12,7 +12,7 @@ use super::machine::Machine;
 use super::part::Parts;
 use super::progress::{Step, size_of};
 
-/// Directories of the cache that aren't artefacts.
+/// Directories of the cache that aren't entries.
 const OTHERS: [&str; 3] = ["apt", "locks", "logs"];
 
 /// Removes what the present clone doesn't use; with `all`, the whole cache. What another
@@ -29,18 +29,18 @@ pub fn run(all: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes all artefacts but those in `keep` and those in use, and with `all` the rest of the cache
+/// Removes all entries but those in `keep` and those in use, and with `all` the rest of the cache
 /// too; returns how many bytes that freed.
 fn clean(cache: &Cache, keep: &BTreeSet<OsString>, all: bool) -> Result<u64, Error> {
     let mut freed = 0_u64;
     let mut in_use = false;
-    for path in artefacts(cache)? {
+    for path in entries(cache)? {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if keep.contains(OsStr::new(name)) {
             continue;
         }
-        let artefact = name.strip_suffix(PARTIAL).unwrap_or(name);
-        match cache.lock(artefact).try_exclusive()? {
+        let entry = name.strip_suffix(PARTIAL).unwrap_or(name);
+        match cache.lock(entry).try_exclusive()? {
             Some(lock) => {
                 freed = freed.saturating_add(remove(&path)?);
                 lock.remove()?;
@@ -64,12 +64,12 @@ fn clean(cache: &Cache, keep: &BTreeSet<OsString>, all: bool) -> Result<u64, Err
 
 /// Removes what runs that broke off left half made.
 pub(super) fn sweep(cache: &Cache, step: &Step) -> Result<(), Error> {
-    for path in artefacts(cache)? {
+    for path in entries(cache)? {
         let name = path.file_name().and_then(|name| name.to_str());
-        let Some(artefact) = name.and_then(|name| name.strip_suffix(PARTIAL)) else { continue };
+        let Some(entry) = name.and_then(|name| name.strip_suffix(PARTIAL)) else { continue };
         // Whoever makes it at this moment holds the lock.
-        if let Some(_lock) = cache.lock(artefact).try_exclusive()? {
-            step.phase("clearing away what an interrupted run left");
+        if let Some(_lock) = cache.lock(entry).try_exclusive()? {
+            step.phase("removing what an interrupted run left");
             remove_dir(&path)?;
         }
     }
@@ -84,13 +84,13 @@ fn current(cache: &Cache) -> Result<BTreeSet<OsString>, Error> {
     let parts = Parts::new(&machine, cache, &versions);
     let mut names = BTreeSet::new();
     for part in parts.all() {
-        names.extend(part.artefact(cache)?.name().map(ToOwned::to_owned));
+        names.extend(part.entry(cache)?.name().map(ToOwned::to_owned));
     }
     Ok(names)
 }
 
-/// The directories of artefacts, finished or not.
-fn artefacts(cache: &Cache) -> Result<Vec<PathBuf>, Error> {
+/// The directories of entries, finished or not.
+fn entries(cache: &Cache) -> Result<Vec<PathBuf>, Error> {
     let root = cache.root();
     let mut paths = Vec::new();
     for entry in fs::read_dir(root).at("read", root)? {
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
     use crate::setup::progress::Progress;
 
-    /// A cache with artefacts of these names.
+    /// A cache with entries of these names.
     fn cache(test: &str, names: &[&str]) -> Cache {
         let root = std::env::temp_dir().join(format!("clean-test-{}-{test}", std::process::id()));
         for name in names {

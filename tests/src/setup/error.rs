@@ -56,10 +56,10 @@ pub enum Error {
         said: String,
     },
     /// Ctrl-C.
-    #[error("interrupted; what was half made is thrown away, what was finished is kept")]
+    #[error("interrupted; finished parts are kept in the cache")]
     Interrupted,
     /// A thread of the set-up panicked.
-    #[error("the step that makes {0} broke off (this is a bug in `cargo model`)")]
+    #[error("the step that makes {0} panicked (this is a bug in `cargo model`)")]
     Broken(&'static str),
     /// No packages can be installed on this distribution.
     #[error(

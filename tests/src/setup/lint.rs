@@ -4,16 +4,16 @@ use std::process::Command;
 
 use super::cache::Cache;
 use super::error::{Error, FileError};
-use super::interrupt::Watch;
 use super::machine::Machine;
 use super::options::Options;
 use super::packages;
 use super::process;
 use super::progress::{Progress, Step};
+use super::signals::SignalHandlers;
 use super::toolchain::Toolchain;
 
 /// How many lines of a failed check are shown.
-const SHOWN: usize = 500;
+const MAX_SHOWN_LINES: usize = 500;
 /// What denies clippy's warnings.
 const DENY: [&str; 3] = ["--", "-D", "warnings"];
 
@@ -24,7 +24,7 @@ const DENY: [&str; 3] = ["--", "-D", "warnings"];
 ///
 /// A check fails, or the tools can't be had.
 pub fn run(options: &Options) -> Result<(), Error> {
-    let _watch = Watch::install().at("watch for signals to", "this process")?;
+    let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
     let machine = Machine::detect();
     let cache = Cache::open()?;
     let progress = Progress::start();
@@ -58,7 +58,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
 fn checked(step: &Step, command: &mut Command) -> Result<(), Error> {
     step.begin_log()?;
     step.phase("checking");
-    process::run_showing(SHOWN, step, command, |_| {})?;
+    process::run_showing(MAX_SHOWN_LINES, step, command, |_| {})?;
     step.done("clean");
     Ok(())
 }

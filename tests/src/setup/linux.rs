@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::archive::{Archive, LINUX};
-use super::boards;
-use super::cache::{Cache, Key, Workshop};
+use super::board_dtbs;
+use super::cache::{BuildDirs, Cache, Key};
 use super::error::{Error, FileError};
 use super::machine::Machine;
 use super::modules;
@@ -19,7 +19,7 @@ use super::progress::Step;
 use super::qemu::file_with;
 
 /// The same sources make the same kernel, whoever builds it and when.
-const WHO_AND_WHEN: [(&str, &str); 3] = [
+const REPRODUCIBLE: [(&str, &str); 3] = [
     ("KBUILD_BUILD_TIMESTAMP", "1970-01-01"),
     ("KBUILD_BUILD_USER", "strait"),
     ("KBUILD_BUILD_HOST", "model"),
@@ -28,7 +28,7 @@ const TARGETS: [&str; 2] = ["Image", "modules"];
 
 /// What isn't unpacked of the sources: half of all files, of other processors and of devices that
 /// the model doesn't have. Configuring takes every `Kconfig` there is.
-const LEFT_OUT: [&str; 6] = [
+const EXCLUDED: [&str; 6] = [
     "arch/[!a]*/*.[chS]",
     "drivers/gpu/*.[ch]",
     "drivers/media/*.[ch]",
@@ -85,26 +85,26 @@ impl Linux<'_> {
         Ok(merged(&texts.collect::<Result<Vec<_>, _>>()?))
     }
 
-    fn unpack(&self, step: &Step, shop: &Workshop) -> Result<PathBuf, Error> {
+    fn unpack(&self, step: &Step, dirs: &BuildDirs) -> Result<PathBuf, Error> {
         step.phase("unpacking");
-        let package = file_with(&shop.work, |name| name.ends_with(".deb"))?;
-        let unpacked = shop.work.join("package");
+        let package = file_with(&dirs.work, |name| name.ends_with(".deb"))?;
+        let unpacked = dirs.work.join("package");
         process::run(step, command("dpkg-deb").arg("-x").args([&package, &unpacked]), |_| {})?;
         let tar = unpacked.join(format!("usr/src/linux-source-{LINUX}.tar.xz"));
-        let source = shop.work.join("source");
+        let source = dirs.work.join("source");
         fs::create_dir(&source).at("create", &source)?;
         let mut untar = command("tar");
         untar.arg("-xf").arg(&tar).arg("--strip-components=1").arg("-C").arg(&source);
         let directory = format!("linux-source-{LINUX}");
         untar.args(["--anchored", "--wildcards"]);
-        untar.args(LEFT_OUT.map(|pattern| format!("--exclude={directory}/{pattern}")));
+        untar.args(EXCLUDED.map(|pattern| format!("--exclude={directory}/{pattern}")));
         process::run(step, &mut untar, |_| {})?;
         Ok(source)
     }
 
     fn make(&self, source: &Path, build: &Path) -> Command {
         let mut make = command("nice");
-        make.args(["-n", self.nice(), "make"]).current_dir(source).envs(WHO_AND_WHEN);
+        make.args(["-n", self.nice(), "make"]).current_dir(source).envs(REPRODUCIBLE);
         make.arg("ARCH=arm64").arg(format!("O={}", build.display()));
         if !self.machine.is_arm {
             make.arg("CROSS_COMPILE=aarch64-linux-gnu-");
@@ -169,29 +169,29 @@ impl Part for Linux<'_> {
         let key = Key::new().with("version", self.version).with_all("targets", &TARGETS);
         let key = match self.pages {
             Pages::Small => key,
-            Pages::Large => key.with_all("boards", &boards::BOARDS),
+            Pages::Large => key.with_all("boards", &board_dtbs::BOARDS),
         };
         Ok(key.with("config", self.asked()?))
     }
 
-    fn fetch(&self, archive: &Archive, step: &Step, shop: &Workshop) -> Result<(), Error> {
+    fn fetch(&self, archive: &Archive, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
         let package = format!("linux-source-{LINUX}={}", self.version);
         let key = Key::new().with("version", self.version);
         let sources = self
             .cache
-            .artefact(SOURCES, key)
-            .get(step, |shop| archive.download(step, &shop.out, &[package]))?;
+            .entry(SOURCES, key)
+            .get(step, |dirs| archive.download(step, &dirs.out, &[package]))?;
         let from = file_with(&sources.dir, |name| name.ends_with(".deb"))?;
-        let to = shop.work.join("linux-source.deb");
+        let to = dirs.work.join("linux-source.deb");
         fs::hard_link(&from, &to).at("link", from)
     }
 
-    fn build(&self, step: &Step, shop: &Workshop) -> Result<(), Error> {
-        let source = self.unpack(step, shop)?;
-        let build = shop.work.join("build");
+    fn build(&self, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
+        let source = self.unpack(step, dirs)?;
+        let build = dirs.work.join("build");
         step.phase("configuring");
         let asked = self.asked()?;
-        let config = shop.work.join("asked.config");
+        let config = dirs.work.join("asked.config");
         fs::write(&config, &asked).at("write", &config)?;
         let mut configure = self.make(&source, &build);
         configure.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &config);
@@ -210,9 +210,9 @@ impl Part for Linux<'_> {
         if self.pages == Pages::Large {
             let mut make = self.make(&source, &build);
             make.arg(format!("-j{}", self.machine.cpus));
-            boards::compile(step, &mut make, &build, &shop.out)?;
+            board_dtbs::compile(step, &mut make, &build, &dirs.out)?;
         }
-        self.collect(step, &build, &shop.out)
+        self.collect(step, &build, &dirs.out)
     }
 }
 

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::{Error, FileError};
-use super::interrupt;
 use super::progress::Step;
+use super::signals;
 
 /// How often a lock is tried that another run holds.
 const POLL: Duration = Duration::from_millis(200);
@@ -63,10 +63,10 @@ impl LockFile {
                 return Ok(held);
             }
             if !said {
-                step.phase("waiting for another `cargo model`, which is at it");
+                step.phase("waiting for another `cargo model` that makes it");
                 said = true;
             }
-            if interrupt::requested() {
+            if signals::requested() {
                 return Err(Error::Interrupted);
             }
             std::thread::sleep(POLL);

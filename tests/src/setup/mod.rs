@@ -6,13 +6,12 @@
 //! parts along by [`Options`].
 
 mod archive;
-mod assembly;
 mod binaries;
-mod boards;
+mod board_dtbs;
+mod builder;
 mod cache;
 pub mod clean;
 mod error;
-mod interrupt;
 pub mod lint;
 mod linux;
 mod lock;
@@ -25,6 +24,7 @@ mod part;
 mod process;
 mod progress;
 mod qemu;
+mod signals;
 mod stock;
 pub mod test_tools;
 mod toolchain;
@@ -32,10 +32,10 @@ pub mod workspace;
 
 use std::path::PathBuf;
 
-use assembly::Assembly;
-use cache::Held;
+use builder::ModelBuilder;
+use cache::LockedEntry;
 use error::FileError;
-use interrupt::Watch;
+use signals::SignalHandlers;
 
 use crate::artifacts::Artifacts;
 
@@ -54,7 +54,7 @@ pub struct Model {
     pub boards: Option<PathBuf>,
     /// What built the clone, and can build more of it.
     pub toolchain: Toolchain,
-    _held: Vec<Held>,
+    _held: Vec<LockedEntry>,
 }
 
 /// Makes the model as `purpose` needs it, as far as it isn't there.
@@ -63,8 +63,8 @@ pub struct Model {
 ///
 /// Something can't be had or built, or the person interrupts; see [`Error`].
 pub fn run(options: &Options, purpose: Purpose) -> Result<Model, Error> {
-    let _watch = Watch::install().at("watch for signals to", "this process")?;
-    Assembly::new(options)?.model(purpose)
+    let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
+    ModelBuilder::new(options)?.model(purpose)
 }
 
 /// Builds strait and the test agent, and nothing else of the model; returns where strait lies.
@@ -73,7 +73,7 @@ pub fn run(options: &Options, purpose: Purpose) -> Result<Model, Error> {
 ///
 /// There is no toolchain for 64-bit Arm, or the build fails.
 pub fn build(options: &Options) -> Result<PathBuf, Error> {
-    let _watch = Watch::install().at("watch for signals to", "this process")?;
-    let (_, binaries) = Assembly::new(options)?.clone_binaries()?;
+    let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
+    let (_, binaries) = ModelBuilder::new(options)?.clone_binaries()?;
     Ok(binaries.strait)
 }

@@ -78,7 +78,7 @@ pub enum Purpose {
 }
 
 /// A kernel that was brought along, and its modules.
-pub(super) struct GivenKernel {
+pub(super) struct ProvidedKernel {
     /// The kernel.
     pub(super) kernel: PathBuf,
     /// The directory of its modules.
@@ -86,22 +86,22 @@ pub(super) struct GivenKernel {
 }
 
 /// Options of [`Options`], checked: what needn't be made.
-pub(super) struct Given {
+pub(super) struct Provided {
     /// QEMU.
     pub(super) qemu: Option<PathBuf>,
     /// The host's kernel.
-    pub(super) host: Option<GivenKernel>,
+    pub(super) host: Option<ProvidedKernel>,
     /// The host's kernel with pages of 64 KiB.
-    pub(super) host_64k: Option<GivenKernel>,
+    pub(super) host_64k: Option<ProvidedKernel>,
     /// The stock kernel.
-    pub(super) stock: Option<GivenKernel>,
+    pub(super) stock: Option<ProvidedKernel>,
     /// Busybox.
     pub(super) busybox: Option<PathBuf>,
     /// What the rest is made for.
     pub(super) purpose: Purpose,
 }
 
-impl Given {
+impl Provided {
     /// Whether the part of this name ([`super::part::Part::name`]) needn't be made.
     pub(super) fn has(&self, part: &str) -> bool {
         match part {
@@ -153,7 +153,7 @@ impl Options {
     /// # Errors
     ///
     /// A file isn't there or is something else, or a kernel comes without its modules.
-    pub(super) fn check(&self, purpose: Purpose) -> Result<Given, Error> {
+    pub(super) fn check(&self, purpose: Purpose) -> Result<Provided, Error> {
         let busybox = file("--busybox", self.busybox.as_deref())?;
         if let Some(path) = &busybox
             && let Some(wrong) = binaries::runs_in_model(path)?
@@ -163,7 +163,7 @@ impl Options {
         let host = (self.host_kernel.as_deref(), self.host_modules.as_deref());
         let host_64k = (self.host_kernel_64k.as_deref(), self.host_modules_64k.as_deref());
         let stock = (self.stock_kernel.as_deref(), self.stock_modules.as_deref());
-        Ok(Given {
+        Ok(Provided {
             qemu: file("--qemu", self.qemu.as_deref())?,
             host: kernel(["--host-kernel", "--host-modules"], host)?,
             host_64k: kernel(["--host-kernel-64k", "--host-modules-64k"], host_64k)?,
@@ -177,7 +177,7 @@ impl Options {
 fn kernel(
     options: [&'static str; 2],
     (kernel, dir): (Option<&Path>, Option<&Path>),
-) -> Result<Option<GivenKernel>, Error> {
+) -> Result<Option<ProvidedKernel>, Error> {
     let [kernel_option, modules_option] = options;
     let kernel = file(kernel_option, kernel)?;
     match (kernel, dir) {
@@ -191,7 +191,7 @@ fn kernel(
                 return Err(bad(modules_option, dir, "lacks a module that modules.order names"));
             }
             let modules = absolute(modules_option, dir)?;
-            Ok(Some(GivenKernel { kernel, modules }))
+            Ok(Some(ProvidedKernel { kernel, modules }))
         }
     }
 }
@@ -221,19 +221,25 @@ mod tests {
     #[test]
     fn missing_parts_are_asked_for() {
         let purpose = Purpose::Tests;
-        let nothing =
-            Given { qemu: None, host: None, host_64k: None, stock: None, busybox: None, purpose };
+        let nothing = Provided {
+            qemu: None,
+            host: None,
+            host_64k: None,
+            stock: None,
+            busybox: None,
+            purpose,
+        };
         assert!(!nothing.is_complete());
         assert_eq!(nothing.needs().lines().count(), NEEDS.len() + BUILD_NEEDS.len());
         let path = || PathBuf::from("/x");
-        let kernel = || Some(GivenKernel { kernel: path(), modules: path() });
-        let most = Given { qemu: Some(path()), host: kernel(), stock: kernel(), ..nothing };
+        let kernel = || Some(ProvidedKernel { kernel: path(), modules: path() });
+        let most = Provided { qemu: Some(path()), host: kernel(), stock: kernel(), ..nothing };
         assert!(most.needs().contains("--busybox") && !most.needs().contains("--qemu"));
         // What only tests need is asked for where there will be tests.
-        let all_but_64k = Given { busybox: Some(path()), ..most };
+        let all_but_64k = Provided { busybox: Some(path()), ..most };
         assert!(all_but_64k.needs().contains("--host-kernel-64k"));
         assert!(!all_but_64k.is_complete());
-        assert!(Given { purpose: Purpose::Use, ..all_but_64k }.is_complete());
+        assert!(Provided { purpose: Purpose::Use, ..all_but_64k }.is_complete());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What all parts of the model that are made of Debian's archive have in common.
 
 use super::archive::{Archive, Versions};
-use super::cache::{Artefact, Cache, Key, Workshop};
+use super::cache::{BuildDirs, Cache, CacheEntry, Key};
 use super::error::Error;
 use super::linux::{Linux, Pages};
 use super::machine::Machine;
@@ -26,14 +26,14 @@ pub(super) trait Part: Sync {
     fn needs(&self) -> Vec<Need>;
 
     /// Downloads what it is made of.
-    fn fetch(&self, archive: &Archive, step: &Step, shop: &Workshop) -> Result<(), Error>;
+    fn fetch(&self, archive: &Archive, step: &Step, dirs: &BuildDirs) -> Result<(), Error>;
 
     /// Builds or unpacks what was downloaded.
-    fn build(&self, step: &Step, shop: &Workshop) -> Result<(), Error>;
+    fn build(&self, step: &Step, dirs: &BuildDirs) -> Result<(), Error>;
 
     /// Where it lies.
-    fn artefact(&self, cache: &Cache) -> Result<Artefact, Error> {
-        Ok(cache.artefact(self.name(), self.key()?))
+    fn entry(&self, cache: &Cache) -> Result<CacheEntry, Error> {
+        Ok(cache.entry(self.name(), self.key()?))
     }
 }
 

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::error::{Error, FileError};
-use super::interrupt::{self, Group};
 use super::progress::Step;
+use super::signals::{self, Group};
 
 /// How many of a failed command's last lines are shown.
 const TAIL: usize = 20;
@@ -62,9 +62,9 @@ fn is_unwanted(name: &str) -> bool {
 
 /// Whether the command is one that may ask on the terminal, and so stays in the foreground.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ProcessGroup {
     /// In a process group of its own, which ends when this run is interrupted.
-    OwnGroup,
+    Own,
     /// In this run's group: the terminal's Ctrl-C reaches it without us.
     Foreground,
 }
@@ -79,7 +79,7 @@ pub(super) fn run(
     command: &mut Command,
     on_line: impl FnMut(&str),
 ) -> Result<(), Error> {
-    run_at(Place::OwnGroup, TAIL, step, command, on_line)
+    run_in(ProcessGroup::Own, TAIL, step, command, on_line)
 }
 
 /// As [`run`], for a command whose last `lines` lines are shown when it fails.
@@ -89,23 +89,23 @@ pub(super) fn run_showing(
     command: &mut Command,
     on_line: impl FnMut(&str),
 ) -> Result<(), Error> {
-    run_at(Place::OwnGroup, lines, step, command, on_line)
+    run_in(ProcessGroup::Own, lines, step, command, on_line)
 }
 
 /// As [`run`], for a command that acts for another user (sudo): it can't be signalled by us, and
 /// may ask for a password.
 pub(super) fn run_in_foreground(step: &Step, command: &mut Command) -> Result<(), Error> {
-    run_at(Place::Foreground, TAIL, step, command, |_| {})
+    run_in(ProcessGroup::Foreground, TAIL, step, command, |_| {})
 }
 
-fn run_at(
-    place: Place,
+fn run_in(
+    process_group: ProcessGroup,
     shown: usize,
     step: &Step,
     command: &mut Command,
     mut on_line: impl FnMut(&str),
 ) -> Result<(), Error> {
-    if interrupt::requested() {
+    if signals::requested() {
         return Err(Error::Interrupted);
     }
     let path = step.log();
@@ -115,9 +115,9 @@ fn run_at(
     let (reader, writer) = io::pipe().map_err(start)?;
     let other_writer = writer.try_clone().map_err(start)?;
     command.stdout(writer).stderr(other_writer);
-    if place == Place::OwnGroup {
+    if process_group == ProcessGroup::Own {
         command.process_group(0);
-        interrupt::end_with_parent(command);
+        signals::end_with_parent(command);
     }
     let spawned = command.spawn();
     // The command holds the pipe's write ends: without this the pipe would never end.
@@ -126,7 +126,7 @@ fn run_at(
         Ok(child) => child,
         Err(source) => return Err(Error::Start { program: program_of(command), source }),
     };
-    let group = (place == Place::OwnGroup).then(|| Group::register(child.id()));
+    let group = (process_group == ProcessGroup::Own).then(|| Group::register(child.id()));
     let tail = follow(reader, shown, &mut log, path, &mut on_line);
     let status = child.wait();
     drop(group);
@@ -135,7 +135,7 @@ fn run_at(
     if status.success() {
         return Ok(());
     }
-    if interrupt::requested() {
+    if signals::requested() {
         return Err(Error::Interrupted);
     }
     Err(Error::Failed {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::archive::Archive;
-use super::cache::{Key, Workshop};
+use super::cache::{BuildDirs, Key};
 use super::error::{Error, FileError};
 use super::machine::Machine;
 use super::packages::{self, Need};
@@ -65,11 +65,11 @@ impl Qemu<'_> {
         self.model.join("qemu.mak")
     }
 
-    fn unpack(&self, step: &Step, shop: &Workshop) -> Result<PathBuf, Error> {
+    fn unpack(&self, step: &Step, dirs: &BuildDirs) -> Result<PathBuf, Error> {
         step.phase("unpacking");
         let tar =
-            file_with(&shop.work, |name| name.starts_with("qemu_") && name.contains(".orig.tar"))?;
-        let source = shop.work.join("source");
+            file_with(&dirs.work, |name| name.starts_with("qemu_") && name.contains(".orig.tar"))?;
+        let source = dirs.work.join("source");
         fs::create_dir(&source).at("create", &source)?;
         let mut untar = command("tar");
         untar.arg("-xf").arg(&tar).arg("--strip-components=1").arg("-C").arg(&source);
@@ -85,12 +85,12 @@ impl Qemu<'_> {
     fn configure(
         &self,
         step: &Step,
-        shop: &Workshop,
+        dirs: &BuildDirs,
         source: &Path,
         build: &Path,
     ) -> Result<(), Error> {
         step.phase("configuring");
-        let environment = shop.work.join("python");
+        let environment = dirs.work.join("python");
         // The system's own: the package python3-venv belongs to it.
         let mut venv = command("/usr/bin/python3");
         process::run(step, venv.args(["-m", "venv"]).arg(&environment), |_| {})?;
@@ -129,15 +129,15 @@ impl Part for Qemu<'_> {
         key.with_file(&self.patch())?.with_file(&self.devices())
     }
 
-    fn fetch(&self, archive: &Archive, step: &Step, shop: &Workshop) -> Result<(), Error> {
-        archive.download_source(step, &shop.work, &format!("qemu={}", self.version))
+    fn fetch(&self, archive: &Archive, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
+        archive.download_source(step, &dirs.work, &format!("qemu={}", self.version))
     }
 
-    fn build(&self, step: &Step, shop: &Workshop) -> Result<(), Error> {
-        let source = self.unpack(step, shop)?;
-        let build = shop.work.join("build");
+    fn build(&self, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
+        let source = self.unpack(step, dirs)?;
+        let build = dirs.work.join("build");
         fs::create_dir(&build).at("create", &build)?;
-        self.configure(step, shop, &source, &build)?;
+        self.configure(step, dirs, &source, &build)?;
         step.phase("compiling");
         // The kernel takes longer and ends with what one processor does alone: it goes first.
         let mut ninja = command("nice");
@@ -148,7 +148,7 @@ impl Part for Qemu<'_> {
                 step.count(count.to_owned());
             }
         })?;
-        let program = shop.out.join(PROGRAM);
+        let program = dirs.out.join(PROGRAM);
         let mut strip = command("strip");
         process::run(step, strip.arg("-o").arg(&program).arg(build.join(PROGRAM)), |_| {})?;
         // Started once from where it will lie, it proves that it needs nothing of the build.

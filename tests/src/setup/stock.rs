@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::archive::{Archive, Versions};
-use super::cache::{Key, Workshop};
+use super::cache::{BuildDirs, Key};
 use super::error::{Error, FileError};
 use super::modules;
 use super::packages::{self, Need};
@@ -49,18 +49,18 @@ impl Part for Kernel<'_> {
         Ok(Key::new().with("package", self.package()).with_all("modules", &MODULES))
     }
 
-    fn fetch(&self, archive: &Archive, step: &Step, shop: &Workshop) -> Result<(), Error> {
-        archive.download(step, &shop.work, &[self.package()])
+    fn fetch(&self, archive: &Archive, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
+        archive.download(step, &dirs.work, &[self.package()])
     }
 
-    fn build(&self, step: &Step, shop: &Workshop) -> Result<(), Error> {
-        unpack(step, shop)?;
-        let kernel = file_with(&shop.work.join("boot"), |name| name.starts_with("vmlinuz"))?;
-        fs::copy(&kernel, shop.out.join("vmlinuz")).at("copy", &kernel)?;
+    fn build(&self, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
+        unpack(step, dirs)?;
+        let kernel = file_with(&dirs.work.join("boot"), |name| name.starts_with("vmlinuz"))?;
+        fs::copy(&kernel, dirs.out.join("vmlinuz")).at("copy", &kernel)?;
         // Debian 13 has /usr/lib/modules in the package, earlier releases /lib/modules.
-        let merged = shop.work.join("usr/lib/modules");
-        let tree = if merged.is_dir() { merged } else { shop.work.join("lib/modules") };
-        modules::collect(step, &tree, &MODULES, &shop.out.join("modules"))
+        let merged = dirs.work.join("usr/lib/modules");
+        let tree = if merged.is_dir() { merged } else { dirs.work.join("lib/modules") };
+        modules::collect(step, &tree, &MODULES, &dirs.out.join("modules"))
     }
 }
 
@@ -93,22 +93,22 @@ impl Part for Busybox<'_> {
         Ok(Key::new().with("package", self.package()))
     }
 
-    fn fetch(&self, archive: &Archive, step: &Step, shop: &Workshop) -> Result<(), Error> {
-        archive.download(step, &shop.work, &[self.package()])
+    fn fetch(&self, archive: &Archive, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
+        archive.download(step, &dirs.work, &[self.package()])
     }
 
-    fn build(&self, step: &Step, shop: &Workshop) -> Result<(), Error> {
-        unpack(step, shop)?;
-        let places = ["usr/bin/busybox", "bin/busybox"].map(|place| shop.work.join(place));
+    fn build(&self, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
+        unpack(step, dirs)?;
+        let places = ["usr/bin/busybox", "bin/busybox"].map(|place| dirs.work.join(place));
         let program = places.iter().find(|place| place.is_file()).ok_or_else(|| {
-            Error::Missing { what: "busybox".to_owned(), place: shop.work.clone() }
+            Error::Missing { what: "busybox".to_owned(), place: dirs.work.clone() }
         })?;
-        fs::copy(program, shop.out.join("busybox")).at("copy", program).map(drop)
+        fs::copy(program, dirs.out.join("busybox")).at("copy", program).map(drop)
     }
 }
 
-fn unpack(step: &Step, shop: &Workshop) -> Result<(), Error> {
+fn unpack(step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
     step.phase("unpacking");
-    let package: &Path = &file_with(&shop.work, |name| name.ends_with(".deb"))?;
-    process::run(step, command("dpkg-deb").arg("-x").args([package, &shop.work]), |_| {})
+    let package: &Path = &file_with(&dirs.work, |name| name.ends_with(".deb"))?;
+    process::run(step, command("dpkg-deb").arg("-x").args([package, &dirs.work]), |_| {})
 }

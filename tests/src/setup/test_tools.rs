@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::cache::{Cache, Held, Key};
+use super::cache::{Cache, Key, LockedEntry};
 use super::error::{Error, FileError};
-use super::interrupt::Watch;
 use super::machine::Machine;
 use super::packages;
 use super::process;
 use super::progress::Progress;
+use super::signals::SignalHandlers;
 
 /// Arm's tool for its FVPs, by its name and version at PyPI: it processes the overlay for one.
 const SHRINKWRAP: &str = "shrinkwraptool==2026.9.2";
@@ -17,7 +17,7 @@ const SHRINKWRAP: &str = "shrinkwraptool==2026.9.2";
 pub struct TestTools {
     /// The directory in which Python finds Shrinkwrap; none where nothing is installed.
     pub shrinkwrap: Option<PathBuf>,
-    _held: Option<Held>,
+    _held: Option<LockedEntry>,
 }
 
 /// Installs what is missing of them. Where there is no apt, the tests say what they miss.
@@ -26,7 +26,7 @@ pub struct TestTools {
 ///
 /// They can't be installed.
 pub fn install() -> Result<TestTools, Error> {
-    let _watch = Watch::install().at("watch for signals to", "this process")?;
+    let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
     let machine = Machine::detect();
     if !machine.is_debian {
         return Ok(TestTools { shrinkwrap: None, _held: None });
@@ -38,10 +38,10 @@ pub fn install() -> Result<TestTools, Error> {
         if machine.is_arm { &[packages::TEST] } else { &[packages::TEST, packages::EMULATE] };
     packages::install(&machine, &cache, &step, needs)?;
     let key = Key::new().with("package", SHRINKWRAP);
-    let held = cache.artefact("shrinkwrap", key).get(&step, |shop| {
+    let held = cache.entry("shrinkwrap", key).get(&step, |dirs| {
         let mut pip = process::command("python3");
         pip.args(["-m", "pip", "install", "--quiet", "--no-compile", SHRINKWRAP, "--target"]);
-        process::run(&step, pip.arg(&shop.out), |_| {})
+        process::run(&step, pip.arg(&dirs.out), |_| {})
     })?;
     Ok(TestTools { shrinkwrap: Some(held.dir.clone()), _held: Some(held) })
 }

@@ -60,7 +60,7 @@ pub(super) const BOARDS: [&str; 47] = [
     "xilinx/zynqmp-zcu102-rev1.0",
 ];
 
-/// The directory of an artefact in which they are, as `VENDOR-BOARD.dtb`.
+/// The directory of an entry in which they are, as `VENDOR-BOARD.dtb`.
 pub(super) const DIRECTORY: &str = "boards";
 
 /// Has `make` compile them in the kernel's build directory `build`, and puts them into `out`.

@@ -30,14 +30,14 @@ pub(super) fn cancel() {
 
 /// While it lives, signals that end a process end the registered process groups instead; the first
 /// asks (SIGTERM), the next ones insist (SIGKILL).
-pub(super) struct Watch {
+pub(super) struct SignalHandlers {
     previous: Vec<(libc::c_int, libc::sigaction)>,
 }
 
-impl Watch {
+impl SignalHandlers {
     /// Installs the handlers.
     pub(super) fn install() -> io::Result<Self> {
-        let mut watch = Self { previous: Vec::new() };
+        let mut handlers = Self { previous: Vec::new() };
         for signal in ENDING {
             // SAFETY: an all-zero sigaction is a valid value of that C structure.
             let (mut action, mut old): (libc::sigaction, libc::sigaction) =
@@ -50,13 +50,13 @@ impl Watch {
             if unsafe { libc::sigaction(signal, &action, &mut old) } != 0 {
                 return Err(io::Error::last_os_error());
             }
-            watch.previous.push((signal, old));
+            handlers.previous.push((signal, old));
         }
-        Ok(watch)
+        Ok(handlers)
     }
 }
 
-impl Drop for Watch {
+impl Drop for SignalHandlers {
     fn drop(&mut self) {
         for (signal, old) in &self.previous {
             // SAFETY: `old` is what sigaction(2) itself returned for this signal.

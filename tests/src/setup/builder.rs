@@ -6,20 +6,20 @@ use std::thread;
 
 use super::archive::{Archive, Versions};
 use super::binaries::{self, Binaries};
-use super::cache::{Artefact, Cache, Held};
+use super::cache::{Cache, CacheEntry, LockedEntry};
 use super::error::{Error, FileError};
 use super::machine::Machine;
 use super::modules;
-use super::options::{Given, GivenKernel, Options, Purpose};
+use super::options::{Options, Provided, ProvidedKernel, Purpose};
 use super::packages::{self, Need};
 use super::part::{Part, Parts};
 use super::progress::Progress;
 use super::toolchain::Toolchain;
-use super::{Model, boards, clean, interrupt, linux, qemu, stock, workspace};
+use super::{Model, board_dtbs, clean, linux, qemu, signals, stock, workspace};
 use crate::artifacts::{Artifacts, Kernel};
 
 /// What all steps of a set-up share.
-pub(super) struct Assembly<'a> {
+pub(super) struct ModelBuilder<'a> {
     options: &'a Options,
     machine: Machine,
     cache: Cache,
@@ -27,10 +27,10 @@ pub(super) struct Assembly<'a> {
     /// The first thing that went wrong; whatever follows is its consequence.
     failure: Mutex<Option<Error>>,
     /// Whether the system's packages are installed.
-    packages: Gate,
+    packages: Latch,
 }
 
-impl<'a> Assembly<'a> {
+impl<'a> ModelBuilder<'a> {
     /// Of nothing yet, on this machine.
     pub(super) fn new(options: &'a Options) -> Result<Self, Error> {
         let cache = Cache::open()?;
@@ -42,7 +42,7 @@ impl<'a> Assembly<'a> {
             cache,
             progress,
             failure: Mutex::default(),
-            packages: Gate::default(),
+            packages: Latch::default(),
         })
     }
 
@@ -97,7 +97,12 @@ impl<'a> Assembly<'a> {
 
     /// Makes the parts that aren't given: downloads run while packages are installed, and builds
     /// share the processors.
-    fn make(&self, given: &Given, archive: &Archive, versions: &Versions) -> Result<Model, Error> {
+    fn make(
+        &self,
+        given: &Provided,
+        archive: &Archive,
+        versions: &Versions,
+    ) -> Result<Model, Error> {
         let needs = self.needs(given, versions)?;
         let parts = Parts::new(&self.machine, &self.cache, versions);
         let wanted = self.wanted(given, &parts)?;
@@ -105,13 +110,15 @@ impl<'a> Assembly<'a> {
             // What is made of the archive is of use however the clone looks, so a clone that
             // doesn't build ends nothing.
             let clone = scope.spawn(|| {
-                let toolchain = self.fatal(self.toolchain(&needs))?;
-                let binaries = self.noted(self.build_clone(&toolchain))?;
+                let toolchain = self.cancel_on_failure(self.toolchain(&needs))?;
+                let binaries = self.note_failure(self.build_clone(&toolchain))?;
                 Some((toolchain, binaries))
             });
             let threads: Vec<_> = wanted
                 .into_iter()
-                .map(|part| scope.spawn(move || self.fatal(self.make_part(part, archive))))
+                .map(|part| {
+                    scope.spawn(move || self.cancel_on_failure(self.make_part(part, archive)))
+                })
                 .collect();
             let held: Option<Vec<_>> =
                 threads.into_iter().map(|thread| thread.join().ok().flatten()).collect();
@@ -127,13 +134,17 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    fn make_part(&self, part: &dyn Part, archive: &Archive) -> Result<(&'static str, Held), Error> {
+    fn make_part(
+        &self,
+        part: &dyn Part,
+        archive: &Archive,
+    ) -> Result<(&'static str, LockedEntry), Error> {
         let step = self.progress.step(&part.title(), self.cache.log(part.name()));
-        let artefact: Artefact = part.artefact(&self.cache)?;
-        let held = artefact.get(&step, |shop| {
-            part.fetch(archive, &step, shop)?;
+        let entry: CacheEntry = part.entry(&self.cache)?;
+        let held = entry.get(&step, |dirs| {
+            part.fetch(archive, &step, dirs)?;
             self.packages.wait()?;
-            part.build(&step, shop)?;
+            part.build(&step, dirs)?;
             step.done("ready");
             Ok(())
         })?;
@@ -141,10 +152,10 @@ impl<'a> Assembly<'a> {
     }
 
     /// The parts that aren't given; of what needn't be made, what is there.
-    fn wanted<'p>(&self, given: &Given, parts: &'p Parts) -> Result<Vec<&'p dyn Part>, Error> {
+    fn wanted<'p>(&self, given: &Provided, parts: &'p Parts) -> Result<Vec<&'p dyn Part>, Error> {
         let mut wanted = Vec::new();
         for part in parts.all().into_iter().filter(|part| !given.has(part.name())) {
-            if !given.is_optional(part.name()) || part.artefact(&self.cache)?.is_made() {
+            if !given.is_optional(part.name()) || part.entry(&self.cache)?.is_made() {
                 wanted.push(part);
             }
         }
@@ -152,10 +163,10 @@ impl<'a> Assembly<'a> {
     }
 
     /// The packages for the wanted parts that aren't in the cache; nothing if all are.
-    fn needs(&self, given: &Given, versions: &Versions) -> Result<Vec<Need>, Error> {
+    fn needs(&self, given: &Provided, versions: &Versions) -> Result<Vec<Need>, Error> {
         let mut needs = Vec::new();
         for part in self.wanted(given, &Parts::new(&self.machine, &self.cache, versions))? {
-            if !part.artefact(&self.cache)?.is_made() {
+            if !part.entry(&self.cache)?.is_made() {
                 needs.extend(part.needs());
             }
         }
@@ -163,7 +174,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// Keeps the first failure for the end.
-    fn noted<T>(&self, result: Result<T, Error>) -> Option<T> {
+    fn note_failure<T>(&self, result: Result<T, Error>) -> Option<T> {
         let error = match result {
             Ok(value) => return Some(value),
             Err(error) => error,
@@ -174,10 +185,10 @@ impl<'a> Assembly<'a> {
 
     /// Keeps the first failure, and ends the other threads: nobody should wait for a kernel when
     /// QEMU can't be built.
-    fn fatal<T>(&self, result: Result<T, Error>) -> Option<T> {
-        let value = self.noted(result);
+    fn cancel_on_failure<T>(&self, result: Result<T, Error>) -> Option<T> {
+        let value = self.note_failure(result);
         if value.is_none() {
-            interrupt::cancel();
+            signals::cancel();
             self.packages.open(false);
         }
         value
@@ -188,20 +199,20 @@ impl<'a> Assembly<'a> {
 fn finish(
     toolchain: Toolchain,
     binaries: Binaries,
-    given: &Given,
-    held: Vec<(&'static str, Held)>,
+    given: &Provided,
+    held: Vec<(&'static str, LockedEntry)>,
 ) -> Result<Model, Error> {
     let found = |part: &'static str| {
         held.iter().find(|(name, _)| *name == part).map(|(_, held)| held.dir.clone())
     };
     let made = |part: &'static str| found(part).ok_or(Error::Broken(part));
-    let kernel = |given: &Option<GivenKernel>, part, file| match given {
+    let kernel = |given: &Option<ProvidedKernel>, part, file| match given {
         Some(given) => Ok((given.kernel.clone(), given.modules.clone())),
         None => made(part).map(|dir| (dir.join(file), dir.join("modules"))),
     };
     let (host_kernel, host_modules) = kernel(&given.host, linux::NAME, "Image")?;
     let (stock_kernel, stock_modules) = kernel(&given.stock, stock::KERNEL, "vmlinuz")?;
-    let boards = found(linux::NAME_64K).map(|dir| dir.join(boards::DIRECTORY));
+    let boards = found(linux::NAME_64K).map(|dir| dir.join(board_dtbs::DIRECTORY));
     let host_64k = match kernel(&given.host_64k, linux::NAME_64K, "Image") {
         Ok((kernel, modules)) => {
             Some(Kernel { image: kernel, modules: modules::listed(&modules)? })
@@ -238,13 +249,13 @@ fn finish(
 
 /// Something that threads wait for.
 #[derive(Default)]
-struct Gate {
+struct Latch {
     /// Whether it opened for good, or will never open.
     state: Mutex<Option<bool>>,
     changed: Condvar,
 }
 
-impl Gate {
+impl Latch {
     /// Opens it, or says that it stays shut; the first word counts.
     fn open(&self, is_open: bool) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(is_open);
@@ -270,13 +281,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gate_lets_all_pass_or_none() {
+    fn a_latch_lets_all_pass_or_none() {
         for (is_open, passes) in [(true, true), (false, false)] {
-            let gate = Gate::default();
+            let latch = Latch::default();
             thread::scope(|scope| {
-                let waiting: Vec<_> = (0..3).map(|_| scope.spawn(|| gate.wait().is_ok())).collect();
-                gate.open(is_open);
-                gate.open(!is_open);
+                let waiting: Vec<_> =
+                    (0..3).map(|_| scope.spawn(|| latch.wait().is_ok())).collect();
+                latch.open(is_open);
+                latch.open(!is_open);
                 assert!(waiting.into_iter().all(|thread| thread.join().unwrap() == passes));
             });
         }
