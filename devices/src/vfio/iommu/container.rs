@@ -100,16 +100,10 @@ fn attach_error(host: &Host, assignment: &Assignment, source: IoctlError) -> Ass
 
 #[cfg(test)]
 mod tests {
-    use boot::help::Help;
-    use std::io;
-
     use super::super::super::assign::{DeviceRef, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
-
-    fn refused(errno: i32) -> IoctlError {
-        IoctlError { request: "VFIO_SET_IOMMU", source: io::Error::from_raw_os_error(errno) }
-    }
+    use boot::help::Help;
 
     #[test]
     fn a_refused_attachment_has_an_error_for_its_cause() {
@@ -118,7 +112,7 @@ mod tests {
         let assignment = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap().remove(0);
         let because = |allowed: &str, errno| {
             fake.write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", allowed);
-            attach_error(&fake.host(), &assignment, refused(errno))
+            attach_error(&fake.host(), &assignment, IoctlError::new("VFIO_SET_IOMMU", errno))
         };
         let unsafe_interrupts = because("N\n", libc::EPERM);
         assert!(matches!(unsafe_interrupts, AssignError::UnsafeInterrupts { .. }));

@@ -145,12 +145,10 @@ fn bind_error(
 
 #[cfg(test)]
 mod tests {
-    use boot::help::Help;
-    use std::io;
-
     use super::super::super::assign::{DeviceRef, preflight};
     use super::super::super::testing::FakeHost;
     use super::*;
+    use boot::help::Help;
 
     fn host() -> (FakeHost, Assignment) {
         let fake = FakeHost::with_vfio();
@@ -166,8 +164,7 @@ mod tests {
         let (fake, assignment) = host();
         let because = |allowed: &str, errno, in_use: Option<bool>| {
             fake.write("sys/module/iommufd/parameters/allow_unsafe_interrupts", allowed);
-            let source = io::Error::from_raw_os_error(errno);
-            let source = IoctlError { request: "VFIO_DEVICE_BIND_IOMMUFD", source };
+            let source = IoctlError::new("VFIO_DEVICE_BIND_IOMMUFD", errno);
             let path = fake.path("dev/vfio/devices/vfio0");
             bind_error(&fake.host(), &assignment, path, source, || in_use)
         };

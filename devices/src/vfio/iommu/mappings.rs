@@ -1,6 +1,5 @@
 //! The DMA mappings, which are unmapped when dropped.
 
-use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -39,7 +38,7 @@ impl Mappings {
         host: NonNull<u8>,
         size: u64,
     ) -> Result<(), IoctlError> {
-        let length = length(size)?;
+        let length = usize::try_from(size).unwrap_or(usize::MAX);
         // SAFETY: passed on.
         unsafe { self.dma.vfio_dma_map(iova, length, host.as_ptr()) }?;
         self.made.push((iova, size));
@@ -73,9 +72,8 @@ impl Mappings {
     /// Unmaps all, in reverse order. A failure is logged and doesn't stop the others.
     pub(super) fn unmap_all(&mut self) {
         while let Some((iova, size)) = self.made.pop() {
-            let unmapped = length(size)
-                .and_then(|length| self.dma.vfio_dma_unmap(iova, length).map_err(IoctlError::from));
-            if let Err(error) = unmapped {
+            let length = usize::try_from(size).unwrap_or(usize::MAX);
+            if let Err(error) = self.dma.vfio_dma_unmap(iova, length).map_err(IoctlError::from) {
                 log::error!("DMA mapping at {iova:#x}, {size:#x} bytes: {error}: {}", error.source);
             }
         }
@@ -86,12 +84,6 @@ impl Drop for Mappings {
     fn drop(&mut self) {
         self.unmap_all();
     }
-}
-
-/// A size in bytes as vfio-ioctls takes it.
-fn length(size: u64) -> Result<usize, IoctlError> {
-    let too_large = |_| IoctlError { request: "VFIO", source: io::ErrorKind::InvalidInput.into() };
-    usize::try_from(size).map_err(too_large)
 }
 
 #[cfg(test)]

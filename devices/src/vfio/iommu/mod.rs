@@ -247,8 +247,6 @@ fn map_error(
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::super::testing::FakeHost;
     use super::*;
 
@@ -263,8 +261,7 @@ mod tests {
     fn too_little_memory_and_too_low_a_limit_are_different_errors() {
         let limit = |limit, exempt| Memlock { limit, exempt };
         let map = |memlock, others, errno| {
-            let source = io::Error::from_raw_os_error(errno);
-            let source = IoctlError { request: "VFIO_IOMMU_MAP_DMA", source };
+            let source = IoctlError::new("VFIO_IOMMU_MAP_DMA", errno);
             map_error(memlock, (0x1000, others), 0x4000_0000, 0x1000, source)
         };
         for exempt in [false, true] {

@@ -110,14 +110,10 @@ impl FakeDevice {
         let mut calls = self.calls.lock().unwrap();
         calls.push(call);
         if *self.fail.lock().unwrap() == Some(calls.len() - 1) {
-            return Err(refused("VFIO_DEVICE_SET_IRQS", libc::EBUSY));
+            return Err(IoctlError::new("VFIO_DEVICE_SET_IRQS", libc::EBUSY));
         }
         Ok(())
     }
-}
-
-fn refused(request: &'static str, errno: i32) -> IoctlError {
-    IoctlError { request, source: io::Error::from_raw_os_error(errno) }
 }
 
 impl DeviceCalls for FakeDevice {
@@ -134,12 +130,12 @@ impl DeviceCalls for FakeDevice {
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError> {
         let region = usize::try_from(index).ok().and_then(|index| self.regions.get(index));
-        region.cloned().ok_or_else(|| refused("VFIO_DEVICE_GET_REGION_INFO", libc::EINVAL))
+        region.cloned().ok_or_else(|| IoctlError::new("VFIO_DEVICE_GET_REGION_INFO", libc::EINVAL))
     }
 
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
         let irq = usize::try_from(index).ok().and_then(|index| self.irqs.get(index));
-        irq.copied().ok_or_else(|| refused("VFIO_DEVICE_GET_IRQ_INFO", libc::EINVAL))
+        irq.copied().ok_or_else(|| IoctlError::new("VFIO_DEVICE_GET_IRQ_INFO", libc::EINVAL))
     }
 
     fn set_irq(&self, index: u32, action: IrqAction<'_>) -> Result<(), IoctlError> {
@@ -160,7 +156,7 @@ impl DeviceCalls for FakeDevice {
         let (left, errno) = &mut *self.held.lock().unwrap();
         if let Some(fewer) = left.checked_sub(1) {
             *left = fewer;
-            return Err(refused("VFIO_DEVICE_RESET", *errno));
+            return Err(IoctlError::new("VFIO_DEVICE_RESET", *errno));
         }
         self.record(Call::Reset)
     }
@@ -172,7 +168,7 @@ impl DeviceCalls for FakeDevice {
         triggers: &[Option<&EventFd>],
     ) -> Result<(), IoctlError> {
         if triggers.len() > *self.limit.lock().unwrap() {
-            return Err(refused("VFIO_DEVICE_SET_IRQS", libc::ENOSPC));
+            return Err(IoctlError::new("VFIO_DEVICE_SET_IRQS", libc::ENOSPC));
         }
         let mut vectors = self.vectors.lock().unwrap();
         for (vector, trigger) in (start..).zip(triggers) {

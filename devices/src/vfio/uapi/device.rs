@@ -283,7 +283,7 @@ impl DeviceCalls for DeviceFile {
         match self.set_irqs(&set)? {
             0 => Ok(()),
             // None was enabled: it is how many could have been (`vfio_msi_enable`).
-            _ => Err(SET_IRQS.failed(libc::ENOSPC)),
+            _ => Err(IoctlError::new(SET_IRQS.name, libc::ENOSPC)),
         }
     }
 

@@ -48,6 +48,11 @@ pub struct IoctlError {
 }
 
 impl IoctlError {
+    /// The kernel refused `request` with this error number (`libc::E…`).
+    pub(crate) fn new(request: &'static str, errno: c_int) -> Self {
+        Self { request, source: io::Error::from_raw_os_error(errno) }
+    }
+
     /// Fails, as if the kernel had refused `request`, if strait is to stop.
     pub(super) fn check_stop(request: &'static str) -> Result<(), Self> {
         stop::check().map_err(|source| Self { request, source })
@@ -99,11 +104,6 @@ impl Request {
     fn check(self, returned: c_int) -> Result<u32, IoctlError> {
         u32::try_from(returned)
             .map_err(|_| IoctlError { request: self.name, source: io::Error::last_os_error() })
-    }
-
-    /// The request's failure with this error number.
-    fn failed(self, errno: c_int) -> IoctlError {
-        IoctlError { request: self.name, source: io::Error::from_raw_os_error(errno) }
     }
 
     /// The request's failure for a reason found on this side of the system call.

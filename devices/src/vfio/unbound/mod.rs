@@ -8,7 +8,6 @@ mod pci;
 mod platform;
 
 use boot::help::Help;
-use std::ffi::c_int;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -80,11 +79,6 @@ impl UnboundDevice {
     }
 }
 
-/// The error of a request that an unbound device refuses.
-fn refused(request: &'static str, errno: c_int) -> IoctlError {
-    IoctlError { request, source: io::Error::from_raw_os_error(errno) }
-}
-
 /// The element of this index.
 fn at<T>(all: &[T], index: u32) -> Option<&T> {
     usize::try_from(index).ok().and_then(|index| all.get(index))
@@ -97,24 +91,24 @@ impl DeviceCalls for UnboundDevice {
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, IoctlError> {
         let region = at(&self.regions, index).cloned();
-        region.ok_or_else(|| refused("VFIO_DEVICE_GET_REGION_INFO", libc::EINVAL))
+        region.ok_or_else(|| IoctlError::new("VFIO_DEVICE_GET_REGION_INFO", libc::EINVAL))
     }
 
     fn irq_info(&self, index: u32) -> Result<IrqInfo, IoctlError> {
         let irq = at(&self.irqs, index).copied();
-        irq.ok_or_else(|| refused("VFIO_DEVICE_GET_IRQ_INFO", libc::EINVAL))
+        irq.ok_or_else(|| IoctlError::new("VFIO_DEVICE_GET_IRQ_INFO", libc::EINVAL))
     }
 
     fn set_irq(&self, _: u32, _: IrqAction<'_>) -> Result<(), IoctlError> {
-        Err(refused("VFIO_DEVICE_SET_IRQS", libc::ENODEV))
+        Err(IoctlError::new("VFIO_DEVICE_SET_IRQS", libc::ENODEV))
     }
 
     fn reset(&self) -> Result<(), IoctlError> {
-        Err(refused("VFIO_DEVICE_RESET", libc::ENODEV))
+        Err(IoctlError::new("VFIO_DEVICE_RESET", libc::ENODEV))
     }
 
     fn set_vectors(&self, _: u32, _: u32, _: &[Option<&EventFd>]) -> Result<(), IoctlError> {
-        Err(refused("VFIO_DEVICE_SET_IRQS", libc::ENODEV))
+        Err(IoctlError::new("VFIO_DEVICE_SET_IRQS", libc::ENODEV))
     }
 
     fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
