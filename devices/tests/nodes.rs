@@ -55,7 +55,7 @@ fn comments(properties: &[PropertyReport]) -> String {
 }
 
 #[test]
-fn guests_are_told_what_was_reviewed() {
+fn guest_nodes_are_those_that_were_reviewed() {
     let hosts = pairs();
     assert!(hosts.len() >= 10, "{hosts:?}");
     for path in hosts {

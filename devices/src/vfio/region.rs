@@ -83,7 +83,7 @@ impl Area {
 
 /// One region of an assigned device.
 #[derive(Debug)]
-pub struct Region {
+pub struct VfioRegion {
     device: Arc<dyn DeviceCalls>,
     index: u32,
     info: RegionInfo,
@@ -127,7 +127,7 @@ fn mappable(info: &RegionInfo, page_size: u64, holes: &[Range<u64>]) -> Vec<Rang
     areas
 }
 
-impl Region {
+impl VfioRegion {
     /// The region of this index, mapped into this process as far as it can be on a host whose pages
     /// have `page_size` bytes; `None` for one that is to be trapped in any case.
     ///
@@ -247,7 +247,7 @@ impl Region {
     }
 }
 
-impl RegisterAccess for Region {
+impl RegisterAccess for VfioRegion {
     fn read32(&self, offset: u64) -> Result<u32, AccessError> {
         let mut bytes = [0; 4];
         self.read(offset, &mut bytes)?;
@@ -264,13 +264,13 @@ impl RegisterAccess for Region {
 /// A read that fails returns zero, a write that fails is ignored; the first few are logged.
 #[derive(Debug)]
 pub struct TrappedRegion {
-    region: Arc<Region>,
+    region: Arc<VfioRegion>,
     log: LogLimit,
 }
 
 impl TrappedRegion {
-    /// Region `region` of the device of this name.
-    pub fn new(device: impl Into<String>, region: Arc<Region>) -> Self {
+    /// VfioRegion `region` of the device of this name.
+    pub fn new(device: impl Into<String>, region: Arc<VfioRegion>) -> Self {
         let log = LogLimit::named(format!("{}, region {}", device.into(), region.index()));
         Self { region, log }
     }

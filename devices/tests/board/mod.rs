@@ -104,7 +104,7 @@ fn refined(tree: &HostTree, phandles: &Arc<PhandleMap>, given: &HostDeviceNode<'
         }
         match builder.apply_options(&options).and_then(|()| builder.check()) {
             Ok(()) => return builder,
-            Err(NodeError::UnknownRates { clocks }) => {
+            Err(NodeError::UnknownRates(clocks)) => {
                 options.clock_rates = clocks.into_iter().map(|clock| (clock, SOME_RATE)).collect();
             }
             Err(error) => panic!("{}: {error}", given.name),

@@ -98,7 +98,7 @@ fn an_edge_is_armed_by_its_eventfd_and_disarmed_by_taking_it_away() {
 }
 
 #[test]
-fn a_level_is_unmasked_only_when_its_way_back_is_there() {
+fn a_level_is_unmasked_only_once_both_eventfds_are_set() {
     let device = device();
     let mut irq = open(&device, 1);
     let (trigger, resample) = eventfds(&irq);
@@ -148,7 +148,7 @@ fn dropping_an_armed_interrupt_disarms_it() {
 }
 
 #[test]
-fn a_pci_line_is_told_how_to_be_unmasked_once_it_has_an_eventfd() {
+fn an_intx_line_gets_its_unmask_eventfd_after_its_trigger() {
     let device = Arc::new(FakeDevice::new(Vec::new(), vec![LEVEL]));
     let mut irq = AssignedIrq::open_intx(device.clone()).unwrap();
     assert_eq!(irq.trigger(), Trigger::Level);

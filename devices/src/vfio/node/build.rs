@@ -52,12 +52,12 @@ impl NodeBuilder {
         });
         let clocks: Vec<String> = unknown.map(|(name, _)| name).collect();
         if !clocks.is_empty() {
-            return Err(NodeError::UnknownRates { clocks });
+            return Err(NodeError::UnknownRates(clocks));
         }
         // With any addresses: what is dropped are names.
         let mut node = self.node(&[(0, 0)], &[(Spi(0), Trigger::Level)]);
         match self.options.drop.iter().find(|dropped| !remove(&mut node, dropped)) {
-            Some(wanted) => Err(NodeError::NothingToDrop { wanted: wanted.clone() }),
+            Some(wanted) => Err(NodeError::NothingToDrop(wanted.clone())),
             None => Ok(()),
         }
     }

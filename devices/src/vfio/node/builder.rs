@@ -135,7 +135,7 @@ impl NodeBuilder {
     pub fn apply_options(&mut self, options: &NodeOptions) -> Result<(), NodeError> {
         if let Some(name) = &options.name {
             if !is_node_name(name) || name.contains('@') {
-                return Err(NodeError::Name { name: name.clone() });
+                return Err(NodeError::Name(name.clone()));
             }
             self.name.clone_from(name);
         }
@@ -151,7 +151,7 @@ impl NodeBuilder {
             clock.ok_or(NodeError::NoClock { wanted, clocks })?.rate = Some(*rate);
         }
         if let Some(name) = options.aliases.iter().find(|name| !is_alias_name(name)) {
-            return Err(NodeError::Alias { name: name.clone() });
+            return Err(NodeError::Alias(name.clone()));
         }
         self.options = options.clone();
         Ok(())

@@ -16,7 +16,7 @@ pub struct NodeOptions {
     pub clock_rates: Vec<(String, u32)>,
     /// Its aliases; empty for the host's.
     pub aliases: Vec<String>,
-    /// Properties that it is to be without, and nodes below it, by their paths.
+    /// Properties and nodes below that are dropped, by their paths.
     pub drop: Vec<String>,
     /// The directory with the rates of the host's clocks, which debugfs has.
     pub clk_debugfs: PathBuf,
@@ -38,48 +38,36 @@ impl Default for NodeOptions {
 /// Why a guest's node can't be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
-    /// Clocks whose rates aren't known.
+    /// The rates of these clocks, by their names in the option, aren't known.
     #[error(
-        "the host's device tree and debugfs don't tell the rate of its {}",
-        clocks_named(clocks)
+        "the host's device tree and debugfs don't tell the rate of its {clocks}",
+        clocks = clocks_named(.0)
     )]
-    UnknownRates {
-        /// Their names for the option.
-        clocks: Vec<String>,
-    },
-    /// A rate for a clock that isn't there.
+    UnknownRates(Vec<String>),
+    /// A rate is given for a clock that isn't there.
     #[error("it has no clock {wanted}")]
     NoClock {
-        /// What was given.
+        /// The name that was given.
         wanted: String,
-        /// What there is.
+        /// The names of its clocks.
         clocks: Vec<String>,
     },
-    /// Something to drop that isn't there.
-    #[error("its node has no {wanted} to drop")]
-    NothingToDrop {
-        /// What was given.
-        wanted: String,
-    },
-    /// A name that a node can't have.
-    #[error("a device tree node can't be named {name:?}")]
-    Name {
-        /// The name.
-        name: String,
-    },
-    /// A name that an alias can't have.
-    #[error("an alias can't be {name:?}")]
-    Alias {
-        /// The name.
-        name: String,
-    },
+    /// There is no such property or node to drop.
+    #[error("its node has no {0} to drop")]
+    NothingToDrop(String),
+    /// A node can't have this name.
+    #[error("a device tree node can't be named {0:?}")]
+    Name(String),
+    /// An alias can't have this name.
+    #[error("an alias can't be {0:?}")]
+    Alias(String),
 }
 
 impl NodeError {
     /// What mends it, for the device called `device`.
     pub fn help(&self, device: &str) -> String {
         match self {
-            Self::UnknownRates { clocks } => {
+            Self::UnknownRates(clocks) => {
                 let rates: Vec<String> =
                     clocks.iter().map(|clock| format!(",clock-rate={clock}:HZ")).collect();
                 format!(
@@ -90,14 +78,14 @@ impl NodeError {
             }
             Self::NoClock { clocks, .. } if clocks.is_empty() => "it has no clocks".to_owned(),
             Self::NoClock { clocks, .. } => format!("it has these: {}", clocks.join(" ")),
-            Self::NothingToDrop { .. } => {
+            Self::NothingToDrop(_) => {
                 format!("strait run --dry-run --vfio-platform {device} shows what it has")
             }
-            Self::Alias { .. } => {
+            Self::Alias(_) => {
                 "aliases consist of at most 31 of the characters a-z 0-9 -, such as serial1"
                     .to_owned()
             }
-            Self::Name { .. } => {
+            Self::Name(_) => {
                 "names consist of the characters a-z A-Z 0-9 , . _ + -, without an address"
                     .to_owned()
             }

@@ -1,30 +1,28 @@
-//! What a host node's property means, by its name: a blob doesn't tell a phandle from a number.
+//! What a host node's property is, by its name: in a blob, a phandle is a number like any other.
 //!
 //! The numbers don't either: phandles are small, and half of all numbers in the properties of
 //! Linux' own boards are some node's phandle. What a property holds is fixed by its binding, so the
 //! names decide.
 
-/// What a property is.
+/// What a property is. Where it has a reason, that is why the guest can't have one that refers to a
+/// node that it hasn't.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Numbers, text or nothing: the same in the guest.
     Plain,
     /// Generated for the guest from what it has of the device.
     Generated,
-    /// It means nothing in a guest, for this reason.
+    /// Never in a guest.
     Dropped(&'static str),
-    /// Phandles, each followed by as many cells as its node's property of the first name says. If
-    /// one leads out of the device, the guest can't have it, for the second reason.
+    /// Phandles, each followed by as many cells as its node's property of the first name says.
     References(&'static str, &'static str),
-    /// Phandles, each followed by as many cells. If one leads out of the device, the guest can't
-    /// have it, for this reason.
+    /// Phandles, each followed by as many cells.
     Groups(usize, &'static str),
-    /// A phandle, or several, with or without cells behind. If the first leads out of the device,
-    /// the guest can't have it, for this reason.
+    /// A phandle, or several, with or without cells behind; the first one decides.
     Phandles(&'static str),
     /// The same, but with some devices a flag or a number.
     MaybePhandles(&'static str),
-    /// It goes with this other property.
+    /// Kept or dropped with this other property.
     With(&'static str),
 }
 
@@ -40,7 +38,7 @@ const NODES: &str = "it refers to a node that stays the host's";
 /// Why interrupts are left out that aren't the device's.
 pub(super) const INTERRUPTS: &str = "VFIO hands over the device's own interrupts only";
 
-/// Names that say it all (Documentation/devicetree/bindings; Linux drivers/of/property.c has most of
+/// Properties by their names (Documentation/devicetree/bindings; Linux drivers/of/property.c has most of
 /// the lists and the properties that count their cells).
 const KINDS: &[(&str, Kind)] = &[
     ("#address-cells", Generated),
@@ -157,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_what_properties_hold() {
+    fn kinds_follow_from_names() {
         let cases = [
             ("arm,pl330-broken-no-flushp", Plain),
             ("#dma-cells", Plain),
@@ -197,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_with_another_goes_with_one_that_is_known() {
+    fn companions_go_with_references() {
         for (name, kind) in KINDS {
             if let With(other) = kind {
                 assert!(!matches!(super::kind(other), Plain | Generated | With(_)), "{name}");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use vfio_bindings::bindings::vfio::VFIO_PCI_ROM_REGION_INDEX;
 
-use super::super::region::{AccessError, Area, Region};
+use super::super::region::{AccessError, Area, VfioRegion};
 use super::super::uapi::DeviceCalls;
 use super::error::FunctionErrorKind;
 use crate::bus::MemorySlots;
@@ -50,7 +50,7 @@ pub struct VfioBars {
     /// Their registers, as the guest programs them.
     pub registers: Bars,
     /// By number.
-    regions: [Option<Region>; 7],
+    regions: [Option<VfioRegion>; 7],
     slots: Option<Arc<dyn MemorySlots>>,
     /// The slots that the guest has, also those that the hypervisor refused to unmap.
     mapped: Vec<Mapping>,
@@ -71,7 +71,7 @@ impl VfioBars {
         page_size: Option<u64>,
         trapped: &[MsixArea],
     ) -> Result<Self, FunctionErrorKind> {
-        let mut regions: [Option<Region>; 7] = Default::default();
+        let mut regions: [Option<VfioRegion>; 7] = Default::default();
         let mut kinds = [None; 6];
         let mut is_upper_half = false;
         for (bar, region) in (0..=ROM).zip(&mut regions) {
@@ -83,7 +83,7 @@ impl VfioBars {
                 of_bar.map(|area| area.offset..area.offset.saturating_add(area.size)).collect();
             // The ROM is read by the guest once, if at all.
             let page_size = page_size.filter(|_| bar != ROM);
-            let opened = Region::open_around(calls.clone(), bar.into(), page_size, &holes)
+            let opened = VfioRegion::open_around(calls.clone(), bar.into(), page_size, &holes)
                 .map_err(FunctionErrorKind::Info)?;
             if opened.size() == 0 {
                 continue;
@@ -180,10 +180,10 @@ impl VfioBars {
             let gpa = range.start.checked_add(area.range().start)?;
             Some(Mapping { gpa, host: area.host(), size: area.size() })
         };
-        region.map(Region::areas).unwrap_or_default().iter().filter_map(mapping).collect()
+        region.map(VfioRegion::areas).unwrap_or_default().iter().filter_map(mapping).collect()
     }
 
-    fn region(&self, bar: u8) -> Option<&Region> {
+    fn region(&self, bar: u8) -> Option<&VfioRegion> {
         self.regions.get(usize::from(bar)).and_then(Option::as_ref)
     }
 

@@ -37,7 +37,7 @@ use super::iommu::Iommu;
 use super::irq::AssignedIrq;
 use super::node::{GuestNodes, NodeBuilder, NodeOptions};
 use super::quiesce::Quiesced;
-use super::region::{Region, RegisterAccess, TrappedRegion, host_page_size};
+use super::region::{RegisterAccess, TrappedRegion, VfioRegion, host_page_size};
 use super::uapi::DeviceCalls;
 use super::unbound::UnboundDevice;
 use crate::bus::MemorySlots;
@@ -79,7 +79,7 @@ pub struct Trap {
 pub struct PlatformDevice {
     // The interrupts are dropped, and so disarmed, first.
     irqs: Vec<AssignedIrq>,
-    regions: Vec<Arc<Region>>,
+    regions: Vec<Arc<VfioRegion>>,
     name: String,
     calls: Arc<dyn DeviceCalls>,
     /// VFIO can reset it.
@@ -146,7 +146,7 @@ impl PlatformDevice {
             .map_err(|error| PlatformError::FdLimit(name.to_owned(), error))?;
         let mappable = options.mmap.then_some(page_size);
         let regions = (0..info.regions)
-            .map(|index| Region::open(calls.clone(), index, mappable).map(Arc::new))
+            .map(|index| VfioRegion::open(calls.clone(), index, mappable).map(Arc::new))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let irqs = (0..info.irqs)
@@ -181,7 +181,7 @@ impl PlatformDevice {
     }
 
     /// Its regions, in VFIO's order.
-    pub fn regions(&self) -> &[Arc<Region>] {
+    pub fn regions(&self) -> &[Arc<VfioRegion>] {
         &self.regions
     }
 

@@ -81,7 +81,7 @@ fn map(
 }
 
 #[test]
-fn a_device_with_everything_goes_through_a_life() {
+fn a_device_is_opened_mapped_connected_armed_and_released() {
     let calls = Arc::new(fake());
     let mut device = open(&calls, "vendor,device");
     assert_eq!(device.quiesce().unwrap(), Quiesced::Unsupported);
@@ -110,7 +110,7 @@ fn a_device_with_everything_goes_through_a_life() {
 }
 
 #[test]
-fn every_region_traps_where_a_person_or_the_hosts_pages_want_it() {
+fn regions_trap_with_mmap_off_or_where_they_are_less_than_a_page() {
     let gpas = [0xc00_0000, 0xc01_0000];
     // mmap=, the size of the host's pages, and which regions are mapped.
     for (mmap, page, mapped) in [
@@ -161,7 +161,7 @@ fn a_node_that_cannot_be_made_is_an_error_with_the_option_that_mends_it() {
 }
 
 #[test]
-fn what_a_person_calls_it_does_not_hide_how_it_is_stopped() {
+fn another_compatible_for_the_guest_leaves_the_binding() {
     let node = NodeOptions { compatible: vec!["vendor,mine".into()], ..Default::default() };
     let options = PlatformDeviceOptions { node, ..Default::default() };
     let calls = Arc::new(fake());
@@ -198,7 +198,7 @@ fn addresses_and_interrupts_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn arming_one_interrupt_in_vain_disarms_the_others() {
+fn if_one_interrupt_cannot_be_armed_none_is() {
     let calls = Arc::new(fake());
     let mut device = open(&calls, "vendor,device");
     // Four calls for the level interrupt, then the edge interrupt's only one.
@@ -255,7 +255,7 @@ fn become_dmac(calls: &FakeDevice, state: u32) {
 }
 
 #[test]
-fn a_known_device_is_stopped_by_its_binding() {
+fn a_device_with_a_binding_is_quiesced_by_it() {
     let calls = Arc::new(fake());
     let device = open(&calls, "arm,pl330");
     become_dmac(&calls, 0);

@@ -10,10 +10,10 @@ fn info(size: u64, offset: u64, mappable: bool) -> RegionInfo {
 }
 
 /// Two regions in one file: the first mapped, the second trapped.
-fn regions() -> (Arc<FakeDevice>, [Region; 2]) {
+fn regions() -> (Arc<FakeDevice>, [VfioRegion; 2]) {
     let regions = vec![info(PAGE, 0, true), info(0x1000, PAGE, false)];
     let device = Arc::new(FakeDevice::new(regions, Vec::new()));
-    let open = |index| Region::open(device.clone(), index, Some(PAGE)).unwrap();
+    let open = |index| VfioRegion::open(device.clone(), index, Some(PAGE)).unwrap();
     let regions = [open(0), open(1)];
     (device, regions)
 }
@@ -49,7 +49,7 @@ fn only_what_can_be_both_read_and_written_is_mapped() {
         let info = RegionInfo { readable, writable, ..info(PAGE, 0, true) };
         assert_eq!(mappable(&info, 0x1000, &[]), []);
         let device = Arc::new(FakeDevice::new(vec![info], Vec::new()));
-        let region = Region::open(device, 0, Some(PAGE)).unwrap();
+        let region = VfioRegion::open(device, 0, Some(PAGE)).unwrap();
         assert_eq!(region.areas().len(), 0, "{readable} {writable}");
         assert_eq!(
             (region.read(0, &mut [0]).is_ok(), region.write(0, &[0]).is_ok()),
@@ -76,7 +76,7 @@ fn sealed(seals: i32) -> std::fs::File {
 fn a_file_that_is_sealed_against_writing_is_not_mapped() {
     for seals in [libc::F_SEAL_SHRINK | libc::F_SEAL_WRITE, libc::F_SEAL_FUTURE_WRITE] {
         let device = FakeDevice::over(sealed(seals), vec![info(PAGE, 0, true)]);
-        let region = Region::open(Arc::new(device), 0, Some(PAGE)).unwrap();
+        let region = VfioRegion::open(Arc::new(device), 0, Some(PAGE)).unwrap();
         assert_eq!(region.areas().len(), 0);
         region.read(0, &mut [0]).unwrap();
         assert!(matches!(region.write(0, &[0]), Err(AccessError::Host(..))));
@@ -86,7 +86,7 @@ fn a_file_that_is_sealed_against_writing_is_not_mapped() {
 #[test]
 fn memory_that_is_taken_away_answers_with_an_error() {
     let device = Arc::new(FakeDevice::new(vec![info(PAGE, 0, true)], Vec::new()));
-    let region = Region::open(device.clone(), 0, Some(PAGE)).unwrap();
+    let region = VfioRegion::open(device.clone(), 0, Some(PAGE)).unwrap();
     assert!(region.mapped().is_some());
     device.file().set_len(0).unwrap();
     assert!(matches!(region.read(0, &mut [0; 4]), Err(AccessError::Host(..))));
@@ -95,11 +95,11 @@ fn memory_that_is_taken_away_answers_with_an_error() {
 }
 
 #[test]
-fn a_region_that_cannot_be_mapped_after_all_traps() {
+fn a_region_whose_mapping_fails_traps() {
     let forged = RegionInfo { offset: u64::MAX - 0xffff, ..info(PAGE, 0, true) };
     let mut device = FakeDevice::new(Vec::new(), Vec::new());
     device.regions.push(forged);
-    let region = Region::open(Arc::new(device), 0, Some(PAGE)).unwrap();
+    let region = VfioRegion::open(Arc::new(device), 0, Some(PAGE)).unwrap();
     assert!(region.mapped().is_none());
 }
 
@@ -148,11 +148,11 @@ fn malformed_accesses_are_refused() {
 }
 
 #[test]
-fn what_vfio_forbids_is_not_tried() {
+fn accesses_that_vfio_does_not_permit_are_not_made() {
     for mappable in [true, false] {
         let closed = RegionInfo { readable: false, writable: false, ..info(PAGE, 0, mappable) };
         let device = Arc::new(FakeDevice::new(vec![closed], Vec::new()));
-        let region = Region::open(device, 0, Some(PAGE)).unwrap();
+        let region = VfioRegion::open(device, 0, Some(PAGE)).unwrap();
         assert!(matches!(region.read(0, &mut [0]), Err(AccessError::NotPermitted("read"))));
         assert!(matches!(region.write(0, &[0]), Err(AccessError::NotPermitted("written"))));
     }
@@ -171,14 +171,14 @@ fn a_trapped_access_that_fails_reads_as_zero() {
 }
 
 #[test]
-fn a_device_that_answers_with_an_error_harms_nobody() {
+fn errors_of_the_device_are_returned() {
     // Behind the end of the file: reading fails, and writing too, as the file is read-only.
     let path = std::env::temp_dir().join(format!("strait-region-{}", std::process::id()));
     std::fs::write(&path, [0; 16]).unwrap();
     let file = std::fs::File::open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     let device = Arc::new(FakeDevice::over(file, vec![info(0x1000, 0, false)]));
-    let region = Arc::new(Region::open(device, 0, Some(0x1000)).unwrap());
+    let region = Arc::new(VfioRegion::open(device, 0, Some(0x1000)).unwrap());
     assert!(matches!(region.read(0x800, &mut [0; 4]), Err(AccessError::Host(..))));
     assert!(matches!(region.write(0, &[0; 4]), Err(AccessError::Host(..))));
     let mut trapped = TrappedRegion::new("1.dev", region);
@@ -191,7 +191,7 @@ fn a_device_that_answers_with_an_error_harms_nobody() {
 }
 
 #[test]
-fn accesses_at_the_end_are_the_last_that_are_made() {
+fn the_last_bytes_of_a_region_can_be_accessed_and_none_beyond() {
     let (_, [_, region]) = regions();
     let mut trapped = TrappedRegion::new("1.dev", Arc::new(region));
     for size in [1_u64, 2, 4, 8] {
@@ -262,7 +262,7 @@ fn mapped_and_trapped_parts_of_a_region_are_one() {
     let device = Arc::new(FakeDevice::new(vec![info(3 * PAGE, 0, true)], Vec::new()));
     let hole = PAGE..PAGE + 8;
     let holes = std::slice::from_ref(&hole);
-    let region = Region::open_around(device.clone(), 0, Some(PAGE), holes).unwrap();
+    let region = VfioRegion::open_around(device.clone(), 0, Some(PAGE), holes).unwrap();
     let areas: Vec<_> = region.areas().iter().map(Area::range).collect();
     assert_eq!(areas, [0..PAGE, 2 * PAGE..3 * PAGE]);
     assert!(region.mapped().is_none());

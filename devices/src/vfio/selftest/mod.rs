@@ -22,7 +22,7 @@ pub use self::report::{ChannelResult, Check, TestReport};
 use super::assign::{self, AssignError, Assignment, DeviceRef};
 use super::host::Host;
 use super::iommu::{Iommu, IommuOptions};
-use super::region::{Region, host_page_size};
+use super::region::{VfioRegion, host_page_size};
 use super::uapi::{DeviceCalls, DeviceInfo, IoctlError};
 
 /// The IOVAs of two buffers are this far apart: what lies between is not mapped.
@@ -38,7 +38,7 @@ const MAX_IOVA: u64 = 1 << 32;
 pub struct SelfTest {
     // Dropped in this order: the device does nothing any more when its memory goes.
     interrupts: TestInterrupts,
-    regions: Vec<Arc<Region>>,
+    regions: Vec<Arc<VfioRegion>>,
     calls: Arc<dyn DeviceCalls>,
     iommu: Iommu,
     buffers: Vec<Arc<DmaBuffer>>,
@@ -86,7 +86,7 @@ impl SelfTest {
     }
 
     /// Its regions, in VFIO's order.
-    pub fn regions(&self) -> &[Arc<Region>] {
+    pub fn regions(&self) -> &[Arc<VfioRegion>] {
         &self.regions
     }
 
@@ -176,8 +176,8 @@ impl SelfTest {
 fn regions(
     calls: &Arc<dyn DeviceCalls>,
     info: &DeviceInfo,
-) -> Result<Vec<Arc<Region>>, IoctlError> {
-    let open = |index| Region::open(calls.clone(), index, Some(host_page_size())).map(Arc::new);
+) -> Result<Vec<Arc<VfioRegion>>, IoctlError> {
+    let open = |index| VfioRegion::open(calls.clone(), index, Some(host_page_size())).map(Arc::new);
     let regions = (0..info.regions).map(open);
     if !info.pci {
         return regions.collect();

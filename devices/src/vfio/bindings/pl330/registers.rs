@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_in_words() {
+    fn faults_are_described_in_words() {
         assert_eq!(fault(1 << 18), "data not readable (FTR 0x40000)");
         assert_eq!(fault(3), "undefined instruction, invalid operand (FTR 0x3)");
     }

@@ -16,7 +16,7 @@ use super::registers::{
     CR0, CRD, ThreadState, buffer_depth, bus_width, channels, events, fault, ftr,
 };
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
-use crate::vfio::region::{AccessError, Region, RegisterAccess};
+use crate::vfio::region::{AccessError, RegisterAccess, VfioRegion};
 use crate::vfio::selftest::{ChannelResult, SelfTest, SelfTestError, TestReport};
 
 /// How long a transfer or an interrupt may take. A controller needs microseconds; a modelled one
@@ -107,7 +107,7 @@ impl From<AccessError> for StepError {
 /// The driver of the controller under test.
 struct Driver<'a> {
     test: &'a mut SelfTest,
-    region: Arc<Region>,
+    region: Arc<VfioRegion>,
     channels: u8,
     events: u8,
     path: DataPath,
@@ -121,7 +121,7 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(test: &'a mut SelfTest, region: Arc<Region>) -> Result<Self, SelfTestError> {
+    fn new(test: &'a mut SelfTest, region: Arc<VfioRegion>) -> Result<Self, SelfTestError> {
         let (configuration, data) = (region.read32(CR0)?, region.read32(CRD)?);
         let channels = channels(configuration);
         let buffer_beats = (buffer_depth(data) / u32::from(channels)).max(1);

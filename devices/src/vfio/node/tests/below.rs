@@ -35,7 +35,7 @@ fn stmmac() -> FakeHost {
 }
 
 #[test]
-fn properties_that_name_nodes_below_still_do() {
+fn references_to_nodes_below_are_kept() {
     let nodes = builder(&stmmac(), "eth@0").build(ONE, &[]);
     let device = &nodes.device;
     assert_eq!(device.get_phandle(), Some(0x30));
@@ -70,7 +70,7 @@ fn clocks_of_nodes_below_are_named_by_their_paths() {
     let fake = stmmac();
     fake.write(Path::new(BASE).join("eth@0/mdio/phy@1/clocks"), cells(&[2, 9]));
     let error = builder(&fake, "eth@0").check().unwrap_err();
-    assert_eq!(error, NodeError::UnknownRates { clocks: vec!["mdio/phy@1/0".to_owned()] });
+    assert_eq!(error, NodeError::UnknownRates(vec!["mdio/phy@1/0".to_owned()]));
     let clock_rates = vec![("mdio/phy@1/0".to_owned(), 25_000_000)];
     let options = NodeOptions { clock_rates, ..NodeOptions::default() };
     builder_with(&fake, "eth@0", &options).check().unwrap();

@@ -8,7 +8,7 @@ fn a_clock_without_a_known_rate_is_an_error_that_names_the_option() {
     let clocks = cells(&[2, 5, 1, 0]);
     let fake = host("x@0", &[("clocks", &clocks), ("clock-names", b"core\0bus\0none\0")]);
     let error = builder(&fake, "x@0").check().unwrap_err();
-    assert_eq!(error, NodeError::UnknownRates { clocks: vec!["core".to_owned()] });
+    assert_eq!(error, NodeError::UnknownRates(vec!["core".to_owned()]));
     let help = error.help("1.dev");
     assert!(help.starts_with("--vfio-platform 1.dev,clock-rate=core:HZ "), "{help}");
 

@@ -61,7 +61,7 @@ fn quirks_and_the_identification_are_kept() {
 }
 
 #[test]
-fn any_device_gets_its_own_node_with_its_places_exchanged() {
+fn any_device_keeps_its_node_with_the_guests_addresses_and_interrupts() {
     let fake = host(
         "serial@2c0e0000",
         &[
@@ -92,7 +92,7 @@ fn any_device_gets_its_own_node_with_its_places_exchanged() {
 }
 
 #[test]
-fn names_are_those_of_what_vfio_has() {
+fn names_are_kept_for_the_regions_and_interrupts_that_vfio_has() {
     let names: &[(&str, &[u8])] =
         &[("reg-names", b"a\0b\0"), ("interrupt-names", b"only\0"), ("reset-names", b"core\0")];
     let fake = host("x@0", names);
@@ -114,7 +114,7 @@ fn names_are_those_of_what_vfio_has() {
 }
 
 #[test]
-fn coherence_of_the_bus_is_the_devices() {
+fn a_device_inherits_dma_coherent_from_its_bus() {
     let fake = host("bus/x@0", &[("reg", &cells(&[0, 0, 1]))]);
     fake.write(Path::new(BASE).join("bus/dma-coherent"), "");
     let nodes = builder(&fake, "bus/x@0").build(ONE, &[]);

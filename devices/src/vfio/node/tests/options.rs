@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_a_person_says_wins() {
+fn options_replace_what_the_host_and_the_binding_say() {
     let fake = dmac(b"arm,pl330\0", &[("child/label", b"x\0"), ("child/odd", b"y\0")]);
     let options = NodeOptions {
         name: Some("mine".to_owned()),
@@ -32,7 +32,7 @@ fn what_a_person_says_wins() {
 }
 
 #[test]
-fn a_person_can_only_change_what_is_there() {
+fn options_can_only_change_what_is_there() {
     let fake = dmac(b"arm,pl330\0", &[]);
     let none = NodeOptions::default();
     let cases = [

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_bus_that_limits_its_devices_comes_along() {
+fn a_bus_with_dma_ranges_is_in_the_guest_too() {
     let fake = host("bus/x@0", &[("reg", &cells(&[0, 0, 1]))]);
     let bus = Path::new(BASE).join("bus");
     let plain = builder(&fake, "bus/x@0").build(ONE, &[]);
@@ -33,7 +33,7 @@ fn a_bus_that_limits_its_devices_comes_along() {
 }
 
 #[test]
-fn the_device_s_own_bus_acts_as_on_the_host() {
+fn dma_ranges_of_the_devices_own_bus_are_kept() {
     let one = cells(&[1]);
     let fake = host(
         "x@0",

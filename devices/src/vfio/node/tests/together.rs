@@ -68,7 +68,7 @@ fn written(nodes: &[GuestNodes]) -> Node {
 }
 
 #[test]
-fn what_refers_to_a_device_that_the_guest_has_too_is_kept() {
+fn references_to_other_assigned_devices_are_kept() {
     let fake = soc();
     let none = NodeOptions::default();
     let all = ["uart@0", "dma@1", "syscon@2", "osc@3"].map(|path| (path, path, &none));
@@ -101,7 +101,7 @@ fn what_refers_to_a_device_that_the_guest_has_too_is_kept() {
 }
 
 #[test]
-fn what_refers_to_a_device_that_stays_the_hosts_is_dropped() {
+fn references_to_devices_of_the_host_are_dropped() {
     let fake = soc();
     let none = NodeOptions::default();
     let drop = NodeOptions { drop: vec!["phy".to_owned()], ..NodeOptions::default() };
@@ -170,7 +170,7 @@ fn a_device_below_another_is_beside_it_where_both_are_assigned() {
 }
 
 #[test]
-fn what_refers_to_a_node_below_that_the_guest_has_not_is_dropped() {
+fn references_to_nodes_that_are_not_copied_are_dropped() {
     let one = cells(&[1]);
     let fake = host(
         "bus@1000",
