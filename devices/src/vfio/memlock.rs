@@ -3,6 +3,7 @@
 use boot::help::Help;
 use std::fs;
 
+use super::host::proc_field;
 use super::remedy;
 
 /// `CAP_IPC_LOCK` (`linux/capability.h`), which lifts the limit.
@@ -73,21 +74,15 @@ fn uid() -> libc::uid_t {
     unsafe { libc::getuid() }
 }
 
-/// The first word of a field of `/proc/PID/status`.
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    value?.split_whitespace().next()
-}
-
 /// What a process has pinned, in bytes, if its real user ID, by which the kernel counts, is `uid`.
 fn pinned_by(uid: libc::uid_t, status: &str) -> Option<u64> {
-    let number = |name| field(status, name)?.parse::<u64>().ok();
+    let number = |name| proc_field(status, name)?.parse::<u64>().ok();
     (number("Uid") == Some(uid.into())).then(|| number("VmPin"))??.checked_mul(1024)
 }
 
 /// Whether `CAP_IPC_LOCK` is among the effective capabilities.
 fn has_ipc_lock(status: &str) -> bool {
-    let set = field(status, "CapEff").and_then(|set| u64::from_str_radix(set, 16).ok());
+    let set = proc_field(status, "CapEff").and_then(|set| u64::from_str_radix(set, 16).ok());
     set.is_some_and(|set| set & (1 << CAP_IPC_LOCK) != 0)
 }
 

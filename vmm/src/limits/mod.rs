@@ -9,6 +9,7 @@ mod rlimit;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use devices::vfio::host::proc_field;
 use devices::vfio::region::host_page_size;
 
 use self::cgroup::{Groups, Limit};
@@ -111,11 +112,10 @@ fn check_available(ram: u64, available: Option<u64>) -> Result<(), Error> {
     .help("a smaller --memory, or free some: `free -m`"))
 }
 
-/// A field of /proc/meminfo in bytes (Documentation/filesystems/proc.rst).
-fn meminfo(name: &str) -> Option<u64> {
+/// A field of /proc/meminfo in bytes.
+pub fn meminfo(name: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    proc_field(&text, name)?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// How long after its start a guest is asked after by [`UnpinnedMemory`]: later than a start that is

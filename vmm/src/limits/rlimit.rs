@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use devices::vfio::host::proc_field;
+
 /// A resource that is limited. musl and glibc have other types for its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
@@ -80,8 +82,8 @@ pub fn own_memory(page_size: u64) -> [u64; 2] {
 pub fn threads_of_user() -> Option<u64> {
     const RESOURCE_OR_ADMIN: u64 = 1 << 24 | 1 << 21;
     let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let capabilities = field(&own, "CapEff").and_then(|set| u64::from_str_radix(set, 16).ok());
-    let user = field(&own, "Uid")?;
+    let capabilities = proc_field(&own, "CapEff").and_then(|set| u64::from_str_radix(set, 16).ok());
+    let user = proc_field(&own, "Uid")?;
     if user == "0" || capabilities.is_some_and(|set| set & RESOURCE_OR_ADMIN != 0) {
         return None;
     }
@@ -91,15 +93,9 @@ pub fn threads_of_user() -> Option<u64> {
         let is_process = name.to_str()?.bytes().all(|byte| byte.is_ascii_digit());
         is_process.then(|| fs::read_to_string(entry.path().join("status")).ok())?
     });
-    let of_user = statuses.filter(|status| field(status, "Uid") == Some(user));
-    let threads = of_user.filter_map(|status| field(&status, "Threads")?.parse::<u64>().ok());
+    let of_user = statuses.filter(|status| proc_field(status, "Uid") == Some(user));
+    let threads = of_user.filter_map(|status| proc_field(&status, "Threads")?.parse::<u64>().ok());
     Some(threads.fold(0, u64::saturating_add))
-}
-
-/// The first word of a line of `/proc/PID/status`.
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    value.split_whitespace().next()
 }
 
 #[cfg(test)]
@@ -112,12 +108,5 @@ mod tests {
         assert!(Resource::Files.hard_limit() >= Resource::Files.limit());
         let [address_space, memory] = own_memory(4096);
         assert!(address_space > memory && memory > 4096);
-    }
-
-    #[test]
-    fn a_status_has_a_value_a_line() {
-        let status = "Name:\tUid:\nUid:\t1000\t1000\t0\t0\nThreads:\t3\n";
-        assert_eq!((field(status, "Uid"), field(status, "Threads")), (Some("1000"), Some("3")));
-        assert_eq!(field(status, "CapEff"), None);
     }
 }

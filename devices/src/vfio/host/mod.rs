@@ -233,6 +233,13 @@ impl Host {
     }
 }
 
+/// The first word of a field of a file in `/proc` that has a line `NAME: VALUE` for each, such as
+/// `/proc/meminfo` and `/proc/PID/status` (Documentation/filesystems/proc.rst).
+pub fn proc_field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.split_whitespace().next()
+}
+
 /// The first line of a file; `None` if there is no such file.
 fn read_line(path: &Path) -> Result<Option<String>, ReadError> {
     let bytes = found(path, fs::read(path))?;

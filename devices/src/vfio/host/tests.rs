@@ -126,3 +126,13 @@ fn a_read_error_names_the_file() {
     assert_eq!(error.path, fake.path("sys/module/m/parameters/p"));
     assert!(error.to_string().ends_with("sys/module/m/parameters/p"), "{error}");
 }
+
+#[test]
+fn a_file_of_proc_has_a_field_a_line() {
+    let status = "Name:\tUid:\nUid:\t1000\t1000\t0\t0\nThreads:\t3\nMemFree:   12 kB\n";
+    let cases =
+        [("Uid", Some("1000")), ("Threads", Some("3")), ("MemFree", Some("12")), ("Cap", None)];
+    for (name, value) in cases {
+        assert_eq!(proc_field(status, name), value, "{name}");
+    }
+}

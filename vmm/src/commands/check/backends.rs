@@ -1,4 +1,4 @@
-//! The two ways to the IOMMU, iommufd and VFIO's containers: one that works is enough.
+//! The two interfaces to the IOMMU, iommufd and VFIO's containers: one that works is enough.
 
 use std::fs;
 use std::io;
@@ -8,12 +8,11 @@ use devices::vfio::assign::may_open;
 use devices::vfio::remedy;
 use devices::vfio::uapi::{Container, VfioError};
 
-use super::Premises;
+use super::System;
 use super::finding::Finding;
-use super::kernel::{self, Presence};
-use super::kind::{Kind, Present, names};
+use super::kind::{ConfinedDevices, Kind, names};
 
-/// For which kinds of the host's devices each of them works.
+/// The kinds of the host's devices for which each of them works.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backends {
     /// iommufd does.
@@ -22,71 +21,74 @@ pub struct Backends {
     pub container: Vec<Kind>,
 }
 
-/// What keeps one from working, and what mends it.
+/// Why one can't be used, and what mends it.
 #[derive(Debug)]
-struct Obstacle {
+struct Unavailable {
     text: String,
     help: String,
 }
 
-impl Obstacle {
+impl Unavailable {
     fn new(text: impl Into<String>, help: impl Into<String>) -> Self {
         Self { text: text.into(), help: help.into() }
     }
 }
 
-/// One of them.
-struct Way {
+/// One of the interfaces.
+struct Interface {
     subject: &'static str,
-    /// The part of the kernel that can be told to go on where messages aren't isolated.
+    /// The module that can be told to allow devices whose messages aren't isolated.
     module: &'static str,
-    /// Where it is, if it is.
-    there: Result<String, Obstacle>,
-    /// Whether that was told to go on (`allow_unsafe_interrupts`), where it has that parameter.
-    goes_on: Option<bool>,
+    /// Its file, if this process can use it.
+    file: Result<String, Unavailable>,
+    /// `allow_unsafe_interrupts` of that module, where it has that parameter.
+    allows_unsafe: Option<bool>,
 }
 
 /// Looks at both.
 #[cold]
-pub fn findings(premises: &Premises, present: &Present) -> (Backends, Vec<Finding>) {
-    let way = |subject, module, there| {
-        let goes_on = premises.host.flag(module, "allow_unsafe_interrupts").ok().flatten();
-        Way { subject, module, there, goes_on }
+pub fn findings(system: &System, confined: &ConfinedDevices) -> (Backends, Vec<Finding>) {
+    let interface = |subject, module, file| {
+        let allows_unsafe = system.host.flag(module, "allow_unsafe_interrupts").ok().flatten();
+        Interface { subject, module, file, allows_unsafe }
     };
-    let iommufd = way("iommufd", "iommufd", iommufd(premises));
-    let container = way("VFIO containers", "vfio_iommu_type1", container(premises));
-    let works = Backends { iommufd: iommufd.kinds(present), container: container.kinds(present) };
-    let findings = vec![iommufd.finding(&container, present), container.finding(&iommufd, present)];
+    let iommufd = interface("iommufd", "iommufd", iommufd(system));
+    let container = interface("VFIO containers", "vfio_iommu_type1", container(system));
+    let works = Backends { iommufd: iommufd.kinds(confined), container: container.kinds(confined) };
+    let findings =
+        vec![iommufd.finding(&container, confined), container.finding(&iommufd, confined)];
     (works, findings)
 }
 
-impl Way {
+impl Interface {
     /// The kinds of device that can be had by it.
-    fn kinds(&self, present: &Present) -> Vec<Kind> {
-        let mut kinds = if self.there.is_ok() { present.kinds() } else { Vec::new() };
-        kinds.retain(|kind| self.goes_on != Some(false) || !present.needs_unsafe_interrupts(*kind));
+    fn kinds(&self, confined: &ConfinedDevices) -> Vec<Kind> {
+        let mut kinds = if self.file.is_ok() { confined.kinds() } else { Vec::new() };
+        kinds.retain(|kind| {
+            self.allows_unsafe != Some(false) || !confined.needs_unsafe_interrupts(*kind)
+        });
         kinds
     }
 
     /// What is found about it beside the other one.
-    fn finding(&self, other: &Self, present: &Present) -> Finding {
-        let (mine, others) = (self.kinds(present), other.kinds(present));
-        let mut refused = present.kinds();
+    fn finding(&self, other: &Self, confined: &ConfinedDevices) -> Finding {
+        let (mine, others) = (self.kinds(confined), other.kinds(confined));
+        let mut refused = confined.kinds();
         refused.retain(|kind| !mine.contains(kind));
         let mut lost = refused.clone();
         lost.retain(|kind| !others.contains(kind));
-        let Self { subject, module, there, goes_on } = self;
-        let path = match there {
+        let Self { subject, module, file, allows_unsafe } = self;
+        let path = match file {
             Ok(path) => path,
-            Err(Obstacle { text, .. }) if lost.is_empty() => {
+            Err(Unavailable { text, .. }) if lost.is_empty() => {
                 return Finding::fine(
                     subject,
                     format!("{text}; not needed beside {}", other.subject),
                 );
             }
-            Err(Obstacle { text, help }) => return Finding::blocks(subject, &lost, text, help),
+            Err(Unavailable { text, help }) => return Finding::blocks(subject, &lost, text, help),
         };
-        let told = match goes_on {
+        let told = match allows_unsafe {
             Some(true) => ", allow_unsafe_interrupts on",
             Some(false) => ", allow_unsafe_interrupts off",
             None => "",
@@ -111,41 +113,35 @@ impl Way {
     }
 }
 
-fn iommufd(premises: &Premises) -> Result<String, Obstacle> {
-    let host = &premises.host;
+fn iommufd(system: &System) -> Result<String, Unavailable> {
+    let host = &system.host;
     let path = host.iommufd_node();
     openable(&path, |error| {
-        let release = kernel::release(&premises.proc);
-        let presence = Presence::of(false, &premises.modules, &release, "iommufd");
-        let help = kernel::help(presence, "iommufd", "CONFIG_IOMMUFD");
-        Obstacle::new(format!("{} can't be opened: {error}", path.display()), help)
+        let help = system.modules.remedy("iommufd", "CONFIG_IOMMUFD");
+        Unavailable::new(format!("{} can't be opened: {error}", path.display()), help)
     })?;
     // VFIO takes numbers for devices' files only if it makes any (`vfio_cdev_init` in the kernel).
-    let numbers = fs::read_to_string(premises.proc.join("devices")).unwrap_or_default();
+    let numbers = fs::read_to_string(system.proc.join("devices")).unwrap_or_default();
     if !numbers.lines().any(|line| line.split_whitespace().nth(1) == Some("vfio-dev")) {
-        return Err(Obstacle::new("VFIO makes no files for devices", remedy::DEVICE_CDEV));
+        return Err(Unavailable::new("VFIO makes no files for devices", remedy::DEVICE_CDEV));
     }
     Ok(path.display().to_string())
 }
 
-fn container(premises: &Premises) -> Result<String, Obstacle> {
-    let path = premises.host.container_node();
+fn container(system: &System) -> Result<String, Unavailable> {
+    let path = system.host.container_node();
     let missing = |error: io::Error| {
-        Obstacle::new(format!("{} can't be opened: {error}", path.display()), remedy::CONTAINER)
+        Unavailable::new(format!("{} can't be opened: {error}", path.display()), remedy::CONTAINER)
     };
     openable(&path, missing)?;
     match Container::open() {
         Ok(_) => Ok(format!("{}, type 1", path.display())),
         Err(VfioError::OpenContainer(error)) => Err(missing(error)),
-        Err(VfioError::VfioExtension) => {
-            let release = kernel::release(&premises.proc);
-            let presence = Presence::of(false, &premises.modules, &release, "vfio_iommu_type1");
-            Err(Obstacle::new(
-                format!("{} has no type 1 IOMMU model", path.display()),
-                kernel::help(presence, "vfio_iommu_type1", "CONFIG_VFIO_IOMMU_TYPE1"),
-            ))
-        }
-        Err(error) => Err(Obstacle::new(
+        Err(VfioError::VfioExtension) => Err(Unavailable::new(
+            format!("{} has no type 1 IOMMU model", path.display()),
+            system.modules.remedy("vfio_iommu_type1", "CONFIG_VFIO_IOMMU_TYPE1"),
+        )),
+        Err(error) => Err(Unavailable::new(
             format!("{} can't be used: {error}", path.display()),
             remedy::KERNEL_LOG,
         )),
@@ -154,10 +150,13 @@ fn container(premises: &Premises) -> Result<String, Obstacle> {
 
 /// Checks that this user may open the file; `otherwise` says why it can't be opened for another
 /// reason.
-fn openable(path: &Path, otherwise: impl FnOnce(io::Error) -> Obstacle) -> Result<(), Obstacle> {
+fn openable(
+    path: &Path,
+    otherwise: impl FnOnce(io::Error) -> Unavailable,
+) -> Result<(), Unavailable> {
     may_open(path).map_err(|error| {
         if error.raw_os_error() == Some(libc::EPERM) {
-            return Obstacle::new(
+            return Unavailable::new(
                 format!("this process may not open {}, whoever runs it", path.display()),
                 remedy::allow_in_container(&[path.display().to_string()]),
             );
@@ -165,7 +164,7 @@ fn openable(path: &Path, otherwise: impl FnOnce(io::Error) -> Obstacle) -> Resul
         if error.kind() != io::ErrorKind::PermissionDenied {
             return otherwise(error);
         }
-        Obstacle::new(
+        Unavailable::new(
             format!("this user may not open {}", path.display()),
             remedy::permit_all(&[path.display().to_string()]),
         )
@@ -177,14 +176,14 @@ mod tests {
     use super::super::finding::Level;
     use super::*;
 
-    fn way(subject: &'static str, there: bool, goes_on: Option<bool>) -> Way {
-        let obstacle = || Obstacle::new("no /dev/iommu", "modprobe iommufd");
-        let there = if there { Ok("/dev/iommu".to_owned()) } else { Err(obstacle()) };
-        Way { subject, module: "iommufd", there, goes_on }
+    fn way(subject: &'static str, file: bool, allows_unsafe: Option<bool>) -> Interface {
+        let obstacle = || Unavailable::new("no /dev/iommu", "modprobe iommufd");
+        let file = if file { Ok("/dev/iommu".to_owned()) } else { Err(obstacle()) };
+        Interface { subject, module: "iommufd", file, allows_unsafe }
     }
 
-    fn found(way: Way, other: &Way, kinds: &[Kind]) -> Finding {
-        way.finding(other, &Present::of_kinds(kinds))
+    fn found(way: Interface, other: &Interface, kinds: &[Kind]) -> Finding {
+        way.finding(other, &ConfinedDevices::of_kinds(kinds))
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use serde::Serialize;
 
 use super::finding::{Finding, Level};
-use super::kind::{Kind, Present};
+use super::kind::{ConfinedDevices, Kind};
 use crate::commands::print::Table;
 
 /// All findings, and what follows from them.
@@ -13,13 +13,13 @@ use crate::commands::print::Table;
 pub struct Diagnosis {
     /// A device can be assigned that the host has.
     pub assignable: bool,
-    kinds: Vec<Judged>,
+    kinds: Vec<KindVerdict>,
     findings: Vec<Finding>,
 }
 
 /// A kind of device, judged by what it needs.
 #[derive(Debug, Serialize)]
-struct Judged {
+struct KindVerdict {
     kind: Kind,
     /// How many the host has behind an IOMMU; nothing for those that other processes have.
     devices: Option<usize>,
@@ -31,10 +31,10 @@ struct Judged {
 
 impl Diagnosis {
     /// Judges each kind, and weighs the findings: what blocks some kinds only leaves the others.
-    pub fn of(mut findings: Vec<Finding>, present: &Present) -> Self {
+    pub fn of(mut findings: Vec<Finding>, confined: &ConfinedDevices) -> Self {
         let kinds = Kind::ALL.map(|kind| {
-            let devices = (kind != Kind::VfioUser).then(|| present.count(kind));
-            Judged::of(kind, devices, &findings)
+            let devices = (kind != Kind::VfioUser).then(|| confined.count(kind));
+            KindVerdict::of(kind, devices, &findings)
         });
         let of_host = kinds.iter().filter(|judged| judged.devices.is_some());
         let assignable = of_host.clone().any(|judged| judged.assignable);
@@ -70,7 +70,7 @@ impl Display for Diagnosis {
     }
 }
 
-impl Judged {
+impl KindVerdict {
     fn of(kind: Kind, devices: Option<usize>, findings: &[Finding]) -> Self {
         let against = findings.iter().filter(|finding| finding.blocks.contains(&kind));
         let obstacles: Vec<_> = against.map(|finding| finding.subject).collect();
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     fn diagnosis(findings: Vec<Finding>, kinds: &[Kind]) -> Diagnosis {
-        Diagnosis::of(findings, &Present::of_kinds(kinds))
+        Diagnosis::of(findings, &ConfinedDevices::of_kinds(kinds))
     }
 
     #[test]

@@ -4,7 +4,7 @@ use boot::fdt::host::HostTree;
 use devices::vfio::host::{Host, HostBus, HostDevice, ReadError};
 use serde::Serialize;
 
-use super::messages;
+use super::msi_isolation;
 
 /// A kind of device, by how a guest is given it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,17 +53,17 @@ pub fn names(kinds: &[Kind]) -> String {
 }
 
 /// The host's devices that an IOMMU confines, bridges left out.
-pub struct Present(Vec<Confined>);
+pub struct ConfinedDevices(Vec<ConfinedDevice>);
 
 /// One of them.
-struct Confined {
+struct ConfinedDevice {
     kind: Kind,
     device: HostDevice,
     /// The interrupt controller tells its messages from those of others.
     isolated: bool,
 }
 
-impl Present {
+impl ConfinedDevices {
     /// Those of a host.
     ///
     /// # Errors
@@ -71,17 +71,17 @@ impl Present {
     /// A device can't be looked at.
     pub fn of(host: &Host) -> Result<Self, ReadError> {
         let tree = HostTree::at(&host.device_tree()).ok();
-        let mut present = Vec::new();
+        let mut confined = Vec::new();
         for bus in HostBus::ALL {
             for device in host.devices_on(bus) {
                 if !device.behind_iommu()? || device.is_bridge()? || is_unconfined(host, &device)? {
                     continue;
                 }
-                let isolated = messages::are_isolated(tree.as_ref(), &device);
-                present.push(Confined { kind: Kind::on(bus), device, isolated });
+                let isolated = msi_isolation::are_isolated(tree.as_ref(), &device);
+                confined.push(ConfinedDevice { kind: Kind::on(bus), device, isolated });
             }
         }
-        Ok(Self(present))
+        Ok(Self(confined))
     }
 
     /// Those of a kind.
@@ -113,19 +113,19 @@ fn is_unconfined(host: &Host, device: &HostDevice) -> Result<bool, ReadError> {
 }
 
 #[cfg(test)]
-impl Present {
+impl ConfinedDevices {
     /// A device of each of these kinds, none of which has isolated messages but the PCI function.
     pub fn of_kinds(kinds: &[Kind]) -> Self {
-        let root = std::env::temp_dir().join(format!("strait-present-{}", std::process::id()));
+        let root = std::env::temp_dir().join(format!("strait-confined-{}", std::process::id()));
         let confined = kinds.iter().filter_map(|kind| {
             let bus = HostBus::ALL.into_iter().find(|bus| Kind::on(*bus) == *kind)?;
             let path = root.join("bus").join(bus.name()).join("devices/1.x");
             std::fs::create_dir_all(&path).ok()?;
             let device = Host::at(&root, &root, &root, &root).find_on(bus, "1.x").ok()??;
-            Some(Confined { kind: *kind, device, isolated: *kind == Kind::Pci })
+            Some(ConfinedDevice { kind: *kind, device, isolated: *kind == Kind::Pci })
         });
-        let present = confined.collect();
+        let confined = confined.collect();
         let _ = std::fs::remove_dir_all(&root);
-        Self(present)
+        Self(confined)
     }
 }

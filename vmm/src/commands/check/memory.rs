@@ -2,26 +2,29 @@
 
 use std::fs;
 
+use devices::vfio::host::proc_field;
 use devices::vfio::iommu::MapError;
 use devices::vfio::memlock::Memlock;
 use devices::vfio::region::host_page_size;
 
-use super::Premises;
+use super::System;
 use super::finding::Finding;
 use super::kind::Kind;
 use crate::cli::Size;
 use crate::error::Error;
+use crate::limits;
 
 /// The page size for which device regions are made: the smallest there is.
 const PAGE: u64 = 4096;
 
 /// Looks at the memory for a guest with this much RAM.
 #[cold]
-pub fn findings(premises: &Premises, memory: Size) -> Vec<Finding> {
+pub fn findings(system: &System, memory: Size) -> Vec<Finding> {
+    let meminfo = fs::read_to_string(system.proc.join("meminfo")).unwrap_or_default();
     vec![
         memlock(Memlock::current(), memory),
-        available(&meminfo(premises), memory),
-        huge_pages(&thp(premises), &meminfo(premises)),
+        available(limits::meminfo("MemAvailable"), memory),
+        huge_pages(&thp(system), &meminfo),
         page_size(host_page_size()),
     ]
 }
@@ -43,22 +46,9 @@ fn memlock(memlock: Memlock, memory: Size) -> Finding {
     }
 }
 
-/// `/proc/meminfo` (Documentation/filesystems/proc.rst).
-fn meminfo(premises: &Premises) -> String {
-    fs::read_to_string(premises.proc.join("meminfo")).unwrap_or_default()
-}
-
-/// A value of it, as it stands there: KiB or a number.
-fn field(meminfo: &str, name: &str) -> Option<u64> {
-    let value = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    value.split_whitespace().next()?.parse().ok()
-}
-
-fn available(meminfo: &str, memory: Size) -> Finding {
+fn available(free: Option<u64>, memory: Size) -> Finding {
     const SUBJECT: &str = "free memory";
-    let Some(free) = field(meminfo, "MemAvailable").and_then(|kib| kib.checked_mul(1024)) else {
-        return Finding::fine(SUBJECT, "unknown");
-    };
+    let Some(free) = free else { return Finding::fine(SUBJECT, "unknown") };
     let mebibytes = free >> 20;
     if free >= memory.bytes() {
         return Finding::fine(SUBJECT, format!("{mebibytes} MiB, enough for --memory {memory}"));
@@ -69,14 +59,14 @@ fn available(meminfo: &str, memory: Size) -> Finding {
 }
 
 /// `transparent_hugepage/enabled` (Documentation/admin-guide/mm/transhuge.rst).
-fn thp(premises: &Premises) -> String {
-    let path = premises.host.sysfs().join("kernel/mm/transparent_hugepage/enabled");
+fn thp(system: &System) -> String {
+    let path = system.host.sysfs().join("kernel/mm/transparent_hugepage/enabled");
     fs::read_to_string(path).unwrap_or_default()
 }
 
 fn huge_pages(thp: &str, meminfo: &str) -> Finding {
     const SUBJECT: &str = "huge pages";
-    let reserved = field(meminfo, "HugePages_Total").unwrap_or(0);
+    let reserved = proc_field(meminfo, "HugePages_Total").unwrap_or("0");
     let reserved = format!("{reserved} reserved");
     if thp.contains("[always]") || thp.contains("[madvise]") {
         return Finding::fine(SUBJECT, format!("transparent ones; {reserved}"));
@@ -113,14 +103,13 @@ mod tests {
     use super::super::finding::Level;
     use super::*;
 
-    const MEMINFO: &str =
-        "MemTotal:  4000000 kB\nMemAvailable:   524288 kB\nHugePages_Total:       3\n";
+    const MEMINFO: &str = "MemTotal:  4000000 kB\nHugePages_Total:       3\n";
 
     #[test]
     fn memory_must_be_free_for_the_guest() {
-        let level = |mebibytes: u64| available(MEMINFO, Size::from(mebibytes << 20)).level;
+        let level = |mebibytes: u64| available(Some(512 << 20), Size::from(mebibytes << 20)).level;
         assert_eq!((level(512), level(513)), (Level::Fine, Level::Blocks));
-        assert_eq!(available("", Size::from(1 << 40)).level, Level::Fine);
+        assert_eq!(available(None, Size::from(1 << 40)).level, Level::Fine);
     }
 
     #[test]

@@ -4,13 +4,13 @@ mod backends;
 mod diagnosis;
 mod drivers;
 mod finding;
-mod kernel;
 mod kind;
 #[cfg(target_arch = "aarch64")]
 mod kvm;
 mod limits;
 mod memory;
-mod messages;
+mod modules;
+mod msi_isolation;
 mod vfio;
 
 use std::path::PathBuf;
@@ -19,7 +19,8 @@ use devices::vfio::host::Host;
 use log::LevelFilter;
 
 use self::diagnosis::Diagnosis;
-use self::kind::Present;
+use self::kind::ConfinedDevices;
+use self::modules::Modules;
 use super::print::print;
 use crate::cli::CheckOptions;
 use crate::error::Error;
@@ -39,16 +40,18 @@ mod kvm {
     }
 }
 
-/// The host, as far as it is looked at; the roots can be moved, for tests.
-struct Premises {
+/// What is looked at.
+struct System {
     host: Host,
     proc: PathBuf,
-    modules: PathBuf,
+    modules: Modules,
 }
 
-impl Default for Premises {
+impl Default for System {
     fn default() -> Self {
-        Self { host: Host::default(), proc: "/proc".into(), modules: "/lib/modules".into() }
+        let proc = PathBuf::from("/proc");
+        let modules = Modules::of("/lib/modules".as_ref(), &proc);
+        Self { host: Host::default(), proc, modules }
     }
 }
 
@@ -60,13 +63,13 @@ impl Default for Premises {
 #[cold]
 pub fn run(options: &CheckOptions) -> Result<u8, Error> {
     output::init_log(LevelFilter::Warn);
-    let premises = Premises::default();
-    let present = Present::of(&premises.host)?;
+    let system = System::default();
+    let confined = ConfinedDevices::of(&system.host)?;
     let mut findings = kvm::findings(options.memory.bytes());
-    findings.extend(vfio::findings(&premises, &present)?);
-    findings.extend(memory::findings(&premises, options.memory));
+    findings.extend(vfio::findings(&system, &confined)?);
+    findings.extend(memory::findings(&system, options.memory));
     findings.extend(limits::findings(options.memory));
-    let diagnosis = Diagnosis::of(findings, &present);
+    let diagnosis = Diagnosis::of(findings, &confined);
     print(options.json, &diagnosis)?;
     Ok(u8::from(!diagnosis.assignable))
 }

@@ -7,27 +7,27 @@ use devices::vfio::assign::may_open;
 use devices::vfio::host::{Host, HostBus, HostDevice};
 use devices::vfio::remedy;
 
-use super::Premises;
+use super::System;
 use super::backends::{self, Backends};
 use super::drivers;
 use super::finding::Finding;
-use super::kind::{Kind, Present};
+use super::kind::{ConfinedDevices, Kind};
 use crate::error::Error;
 
 /// Looks at VFIO.
 #[cold]
-pub fn findings(premises: &Premises, present: &Present) -> Result<Vec<Finding>, Error> {
-    let host = &premises.host;
-    let mut findings = vec![iommu(host, present)];
-    findings.extend(drivers::findings(premises, present));
-    let (works, backends) = backends::findings(premises, present);
+pub fn findings(system: &System, confined: &ConfinedDevices) -> Result<Vec<Finding>, Error> {
+    let host = &system.host;
+    let mut findings = vec![iommu(host, confined)];
+    findings.extend(drivers::findings(system, confined));
+    let (works, backends) = backends::findings(system, confined);
     findings.extend(backends);
-    findings.push(drivers::reset_required(premises, present)?);
+    findings.push(drivers::reset_required(system, confined)?);
     findings.push(devices(host, &works)?);
     Ok(findings)
 }
 
-fn iommu(host: &Host, present: &Present) -> Finding {
+fn iommu(host: &Host, confined: &ConfinedDevices) -> Finding {
     const SUBJECT: &str = "IOMMU";
     let names = |path: &str| -> Vec<String> {
         let entries = fs::read_dir(host.sysfs().join(path)).into_iter().flatten().flatten();
@@ -46,7 +46,7 @@ fn iommu(host: &Host, present: &Present) -> Finding {
              CONFIG_ARM_SMMU_V3 or CONFIG_ARM_SMMU, and no iommu.passthrough quirk of the firmware",
         );
     }
-    let [platform, amba, pci] = Kind::OF_HOST.map(|kind| present.count(kind));
+    let [platform, amba, pci] = Kind::OF_HOST.map(|kind| confined.count(kind));
     let groups = names("kernel/iommu_groups").len();
     let text = format!(
         "{}; {groups} groups; behind it {platform} platform, {amba} AMBA and {pci} PCI \
