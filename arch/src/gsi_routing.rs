@@ -45,8 +45,8 @@ impl GsiRoutes {
         Self { vm, table: Mutex::new(Table { spis, ..Table::default() }) }
     }
 
-    /// Makes every signal of `trigger` the message `msi`, and those that came before one (KVM looks
-    /// at the eventfd when it takes hold of it); answers the GSI.
+    /// Makes every signal of `trigger` the message `msi`, and those that came before one (KVM polls
+    /// the eventfd when it is registered); answers the GSI.
     ///
     /// # Errors
     ///

@@ -35,7 +35,7 @@ impl KvmStats {
     ///
     /// # Errors
     ///
-    /// The host's kernel (before 5.14) has none, or describes them in a way that makes no sense.
+    /// The host's kernel (before 5.14) has none, or its descriptors are malformed.
     pub fn open(object: &impl AsRawFd) -> io::Result<Self> {
         // SAFETY: KVM_GET_STATS_FD takes no argument; an object that is no VM or vCPU refuses it.
         let fd = unsafe { ioctl(object, number::KVM_GET_STATS_FD()) };

@@ -50,7 +50,7 @@ pub struct Cmdline(String);
 
 impl Cmdline {
     /// The machine's `defaults` (one parameter each, such as `console=ttyS0`) followed by what the
-    /// person gave, so that `user` has the last word.
+    /// person gave, so that `user` overrides.
     ///
     /// A default is left out where `user` sets that parameter. The kernel tells parameters apart
     /// by their name with `-` and `_` alike (`parameq` of `kernel/params.c`), and leaves what

@@ -1,4 +1,4 @@
-//! What a file is, told by its first bytes: so that what can't be used is refused by name.
+//! The format of a file by its first bytes, so that the error about a wrong one names it.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use std::fmt;
 /// EFI stub, and for the magic numbers of everything that is known by name.
 pub(crate) const START_SIZE: usize = 2048;
 
-/// A kind of file that a person may take for a kernel or an initrd.
+/// Formats of files that a person may take for a kernel or an initrd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant's text says it")]
 pub enum Format {
@@ -20,9 +20,9 @@ pub enum Format {
     Elf(u16),
     /// A PE program for this machine.
     Efi(u16),
-    /// A compressor's output; its name, as the command that undoes it wants it.
+    /// Compressed data.
     Compressed(Compressor),
-    /// A file for U-Boot with a legacy header; what it says it holds.
+    /// A file with U-Boot's legacy header, by the type in it.
     UImage(UImageType),
     /// U-Boot's flattened image tree.
     Fit,
@@ -79,9 +79,9 @@ pub enum Compressor {
     Gzip,
 }
 
-/// Magic numbers: offset, bytes, meaning; the first that is there counts. These compressors leave
-/// some bytes as they are, so that a kernel's magic number can be where it was; gzip's and lzma's
-/// own are so short that a kernel can begin with them.
+/// Magic numbers: offset, bytes, format; the first that matches counts. The compressors before the
+/// kernels leave some bytes as they are, so that a kernel's magic number can still be at its offset;
+/// those behind have magic numbers so short that a kernel can begin with them.
 const MAGICS: &[(usize, &[u8], Format)] = &[
     (0, b"\xfd7zXZ\0", Format::Compressed(Compressor::Xz)),
     (0, b"\x02\x21\x4c\x18", Format::Compressed(Compressor::Lz4Legacy)),
@@ -193,7 +193,7 @@ impl fmt::Display for Format {
             Self::Text => "text",
             Self::Zeroes => "nothing but zeroes where its header should be",
             Self::Empty => "empty",
-            Self::Unknown => "of no kind that strait knows",
+            Self::Unknown => "of an unknown format",
         })
     }
 }

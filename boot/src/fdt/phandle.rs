@@ -8,9 +8,9 @@ use super::value::{Cell, Label, Value};
 
 /// The first number given to a node that has none of its own.
 ///
-/// Compilers number from 1. A node copied from a host keeps its number, and a property of it may
-/// hold a host's phandle that nobody knows to be one: none of those leads to another node here. Nor
-/// does a number of another kind look like one of these: it isn't round.
+/// Compilers number from 1, and a node copied from a host keeps its phandle. From here on, no
+/// phandle of a host that was copied as a plain number refers to a node of the guest by accident;
+/// and since the number isn't round, hardly any other number does.
 pub const FIRST_PHANDLE: u32 = 0x1d00_0001;
 
 /// The largest phandle: the next is -1, which stands for none.

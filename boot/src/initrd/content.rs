@@ -11,7 +11,7 @@ pub(super) const U_BOOT_RAM_DISK: Format = Format::UImage(UImageType::RAMDISK);
 /// What an initrd holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Content<'a> {
-    /// Archives that Linux unpacks, as far as that can be told.
+    /// Archives that Linux unpacks, as far as was looked at.
     Initramfs,
     /// A file system to boot from.
     FileSystem(FileSystem),
@@ -31,8 +31,8 @@ pub(super) fn of(extent: Extent<'_>) -> Result<Content<'_>, InitrdFault> {
     let extent_of_head = extent.after(zeroes as u64);
     match Format::of(head) {
         Format::Cpio => {
-            // What a compressor made may follow: the kernel's microcode lies in front of it so. Other
-            // junk there costs the guest nothing that it needs.
+            // Compressed archives may follow, as they do behind the one with the CPU's microcode.
+            // Linux only warns of anything else there.
             if let Some(rest) = cpio::check(extent_of_head)? {
                 let mut buffer = [0; START_SIZE];
                 let start = rest.read_start(&mut buffer)?;

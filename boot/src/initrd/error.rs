@@ -31,7 +31,7 @@ pub enum InitrdFault {
     ForeignInside(Format),
     #[error("is cut off: it ends within {wrapper}")]
     CutOff { wrapper: &'static str },
-    #[error("is damaged: {wrapper} makes no sense")]
+    #[error("is damaged: {wrapper} is malformed")]
     Damaged { wrapper: &'static str },
     #[error("is compressed by xz with a check that Linux doesn't know; CRC32 it does")]
     XzCheck,

@@ -20,7 +20,7 @@ const MAX_RATIO: u64 = 1032;
 /// A ratio that an initrd hardly has.
 const MAX_TYPICAL_RATIO: u64 = 64;
 
-/// What is in gzip data whose first bytes are `head`, as far as these tell.
+/// The format of what is in gzip data whose first bytes are `head`.
 pub(super) fn format(head: &[u8]) -> Result<Format, InitrdFault> {
     let mut unpacked = Vec::with_capacity(START_SIZE);
     let result = GzDecoder::new(head).take(START_SIZE as u64).read_to_end(&mut unpacked);
@@ -31,7 +31,7 @@ pub(super) fn format(head: &[u8]) -> Result<Format, InitrdFault> {
     let inside = unpacked.iter().position(|byte| *byte != 0).and_then(|at| unpacked.get(at..));
     match (Format::of(inside.unwrap_or_default()), Format::of(&unpacked)) {
         (Format::Cpio, _) => Ok(Format::Cpio),
-        // So little of it that what it is can't be told is too little for an archive.
+        // Not even an archive's first header was there.
         (_, Format::Zeroes | Format::Empty) if result.is_err() => {
             Err(InitrdFault::CutOff { wrapper: WRAPPER })
         }

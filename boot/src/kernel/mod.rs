@@ -6,17 +6,22 @@
 
 mod error;
 mod image;
-#[cfg(target_arch = "aarch64")]
-mod load;
 mod unpack;
 
 use std::fmt;
+#[cfg(target_arch = "aarch64")]
+use std::io::{self, Cursor};
 use std::path::Path;
+
+#[cfg(target_arch = "aarch64")]
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 pub use error::{KernelError, KernelFault};
 pub use unpack::UnpackError;
 
 use crate::file::{BootFile, Role};
+#[cfg(target_arch = "aarch64")]
+use crate::file::{FileError, FileFault};
 use crate::format::{Compressor, Format, START_SIZE};
 use crate::layout::{Placement, Ram};
 use image::{HEADER_SIZE, Header};
@@ -110,6 +115,42 @@ impl Kernel {
         self.header.placement(ram, self.image_length()).map_err(|needed| KernelError::Content {
             path: self.file.path().to_owned(),
             fault: KernelFault::DoesNotFit { needed, ram: ram_size },
+        })
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Kernel {
+    /// Has linux-loader, whose loader for this format exists for arm64 only, put the image into
+    /// guest memory from guest physical address `load` on, which is where its
+    /// [placement](Self::placement) has it; an uncompressed one straight from its file, without a
+    /// buffer.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read or has shrunk, or the guest has no memory there.
+    pub fn load_into<M: GuestMemoryBackend>(self, memory: &M, load: u64) -> Result<(), FileError> {
+        use linux_loader::loader::KernelLoader;
+        use linux_loader::loader::pe::PE;
+        let length = self.header.loaded_size(self.image_length());
+        let bytes = usize::try_from(length).unwrap_or(usize::MAX);
+        let base = load.checked_sub(self.header.load_offset()).map(GuestAddress);
+        if base.is_none() || !memory.check_range(GuestAddress(load), bytes) {
+            let source = GuestMemoryError::InvalidGuestAddress(GuestAddress(load));
+            return Err(self.file.error(FileFault::Memory { gpa: load, source }));
+        }
+        // The crate loads to a file's end, but a signature may follow the image.
+        let loaded = match &self.unpacked {
+            Some(image) => {
+                let image = image.get(..bytes).unwrap_or(image);
+                PE::load(memory, base, &mut Cursor::new(image), None)
+            }
+            None => PE::load(memory, base, &mut self.file.extent(length), None),
+        };
+        // The crate doesn't tell a file that has shrunk from one that can't be read.
+        loaded.map(drop).map_err(|error| {
+            let shortened = self.unpacked.is_none().then(|| self.file.shortened(length)).flatten();
+            shortened.unwrap_or_else(|| self.file.error(FileFault::Read(io::Error::other(error))))
         })
     }
 }

@@ -70,7 +70,7 @@ impl Zboot {
     }
 }
 
-/// A source that remembers whether more was wanted of it than it had.
+/// A source that remembers whether it was read to its end.
 struct Source<R> {
     inner: R,
     ended: bool,

@@ -129,7 +129,7 @@ fn what_is_no_initrd_is_refused_by_the_name_of_what_it_is() {
         (gzip(&with_magic(257, b"ustar")), "what it holds is a tar", "mkdir root && tar -xzf"),
         (with_magic(0, b"QFI\xfb"), "is a qcow2 disk image", "make one of"),
         (vec![0; 100_000], "is nothing but zeroes", "make one of"),
-        (vec![0xaa; 100_000], "is of no kind that strait knows", "make one of"),
+        (vec![0xaa; 100_000], "is of an unknown format", "make one of"),
         (b"07070".to_vec(), "is text", "make one of"),
         (gzip(b""), "is gzip'ed, but what it holds is empty", "make one of"),
     ] {

@@ -132,7 +132,7 @@ fn what_is_no_arm64_kernel_is_refused_by_the_name_of_what_it_is() {
         ),
         (b"#!/bin/sh\n".to_vec(), format!("is a script; {foreign}"), ""),
         (b"console=ttyS0\n".to_vec(), format!("is text; {foreign}"), ""),
-        (with_magic(0, b"MZ"), format!("is of no kind that strait knows; {foreign}"), ""),
+        (with_magic(0, b"MZ"), format!("is of an unknown format; {foreign}"), ""),
         (
             gzip(b"070701 an initrd"),
             format!("is gzip'ed, but what it holds is a cpio archive (an initrd?); {foreign}"),
@@ -141,8 +141,8 @@ fn what_is_no_arm64_kernel_is_refused_by_the_name_of_what_it_is() {
         (
             zboot("gzip", &gzip(&[1; 5000])),
             format!(
-                "is an EFI zboot image compressed by gzip, but what it holds is of no kind that \
-                 strait knows; {foreign}"
+                "is an EFI zboot image compressed by gzip, but what it holds is of an \
+                 unknown format; {foreign}"
             ),
             "use arch/arm64/boot/Image",
         ),

@@ -21,7 +21,7 @@ pub struct BusDmaLimit {
     pub ranges: Vec<RangeInclusive<u64>>,
 }
 
-/// A part of what a device addresses, on its way to memory.
+/// A part of what a device addresses, translated from bus to bus.
 #[derive(Clone, Copy)]
 struct Part {
     /// The address that the device issues.

@@ -106,7 +106,7 @@ fn collect(node: &Node, symbols: &mut Symbols) {
     node.children().iter().for_each(|child| collect(child, symbols));
 }
 
-/// One overlay on its way into the tree.
+/// One overlay that is being merged into the tree.
 struct Merge<'a> {
     symbols: &'a mut Symbols,
     /// The symbol of each of the overlay's provisional labels.
