@@ -121,7 +121,7 @@ pub fn assess_all<'a>(
     Ok(all)
 }
 
-/// The device that is meant, and its file if that is inherited.
+/// The device with this name or descriptor, and its file if that is inherited.
 fn find(
     host: &Host,
     which: &DeviceRef,

@@ -12,7 +12,7 @@ use super::super::host::Host;
 /// The options for the IOMMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IommuOptions {
-    /// The interface; `None` for iommufd where all devices can be had by it, else the container.
+    /// The interface; `None` for iommufd if all devices can be opened through it, else the container.
     pub backend: Option<Backend>,
     /// An inherited descriptor of an iommufd.
     pub iommufd: Option<RawFd>,
@@ -88,7 +88,7 @@ impl fmt::Display for Backend {
 }
 
 /// Whether `allow_unsafe_interrupts` is on for containers and off for iommufd: devices whose interrupts
-/// aren't isolated, as platform devices, can then be had through a container only.
+/// aren't isolated, as platform devices, can then be opened through a container only.
 fn only_container_allows_unsafe_interrupts(host: &Host) -> bool {
     let allowed = |module| host.flag(module, "allow_unsafe_interrupts").ok().flatten();
     allowed("vfio_iommu_type1") == Some(true) && allowed("iommufd") == Some(false)
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn iommufd_is_the_default_where_all_devices_can_be_had_by_it() {
+    fn iommufd_is_the_default_where_all_devices_can_be_opened_through_it() {
         use Backend::{Container, Iommufd};
         let remove = |path: &'static str| {
             move |fake: &FakeHost| std::fs::remove_file(fake.path(path)).unwrap()
@@ -261,12 +261,12 @@ mod tests {
         };
         let (iommufd, cdev) = ("/dev/iommu", "/dev/vfio/devices/vfio0");
         let group = "/dev/vfio/3";
-        let told = |iommufd: &[&str], container: &[&str]| {
+        let error = |iommufd: &[&str], container: &[&str]| {
             with_fewer_closed_files(refusal(iommufd), refusal(container)).to_string()
         };
-        assert!(told(&[iommufd, cdev], &[group]).contains(group));
+        assert!(error(&[iommufd, cdev], &[group]).contains(group));
         // Who may open the device's own file lacks the iommufd alone.
-        assert!(told(&[iommufd], &[group]).contains(iommufd));
+        assert!(error(&[iommufd], &[group]).contains(iommufd));
         let joined = refusal(&[iommufd]).joined(refusal(&[cdev])).joined(refusal(&[iommufd]));
         assert_eq!(joined.closed().map(<[_]>::len), Some(2), "{joined}");
         let absent = || AssignError::NoCdev { name: "1.dma".into() };

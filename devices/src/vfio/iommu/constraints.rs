@@ -21,7 +21,7 @@ pub struct Reserved {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DmaConstraints {
     reserved: Vec<Reserved>,
-    /// What the IOMMU can map; `None` if unknown, and taken for everything.
+    /// What the IOMMU can map; `None` for everything, as long as that is unknown.
     ranges: Option<Vec<RangeInclusive<u64>>>,
     /// The smallest page in bytes; 1 if unknown.
     page: u64,

@@ -7,13 +7,13 @@ use super::super::host::Host;
 use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError};
 
 /// A container and its groups.
-pub(super) struct ContainerSpace {
+pub(super) struct ContainerBackend {
     // Dropped before the container.
     groups: Vec<(u32, Group)>,
     container: Container,
 }
 
-impl ContainerSpace {
+impl ContainerBackend {
     /// Opens a container and attaches these devices' groups, each once.
     pub(super) fn open(host: &Host, assignments: &[Assignment]) -> Result<Self, AssignError> {
         let mut groups: Vec<(u32, Group)> = Vec::new();
@@ -128,7 +128,9 @@ mod tests {
         let fake = FakeHost::with_vfio();
         fake.device("platform", "1.dma", Some("vfio-platform"), Some(3));
         let assignments = preflight(&fake.host(), &[DeviceRef::from("1.dma")]).unwrap();
-        let Err(error) = ContainerSpace::open(&fake.host(), &assignments) else { panic!("opened") };
+        let Err(error) = ContainerBackend::open(&fake.host(), &assignments) else {
+            panic!("opened")
+        };
         let AssignError::Attach { name, group: 3, source } = error else { panic!("{error}") };
         assert_eq!((name.as_str(), source.request), ("1.dma", "VFIO_GROUP_GET_STATUS"));
     }

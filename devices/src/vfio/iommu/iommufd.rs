@@ -11,7 +11,7 @@ use super::super::uapi::{DeviceCalls, DeviceFile, Ioas, IoctlError, Iommufd};
 use super::IommuOptions;
 
 /// An IOAS and its devices.
-pub(super) struct IommufdSpace {
+pub(super) struct IommufdBackend {
     // Dropped before the IOAS: it can't be destroyed while devices are attached.
     devices: Vec<Attached>,
     ioas: Ioas,
@@ -24,7 +24,7 @@ struct Attached {
     file: Arc<DeviceFile>,
 }
 
-impl IommufdSpace {
+impl IommufdBackend {
     /// Opens an iommufd, or uses the inherited one, and attaches these devices.
     pub(super) fn open(
         host: &Host,
@@ -40,13 +40,13 @@ impl IommufdSpace {
             }
         };
         let ioas = Ioas::new(iommufd).map_err(AssignError::Setup)?;
-        let mut space = Self { devices: Vec::new(), ioas };
+        let mut backend = Self { devices: Vec::new(), ioas };
         for assignment in assignments {
             IoctlError::check_stop("VFIO_DEVICE_BIND_IOMMUFD").map_err(AssignError::Setup)?;
-            let attached = space.attach(host, assignment)?;
-            space.devices.push(attached);
+            let attached = backend.attach(host, assignment)?;
+            backend.devices.push(attached);
         }
-        Ok(space)
+        Ok(backend)
     }
 
     fn attach(&self, host: &Host, assignment: &Assignment) -> Result<Attached, AssignError> {
@@ -193,7 +193,7 @@ mod tests {
     fn a_file_that_is_no_iommufd_is_refused() {
         let (fake, assignment) = host();
         let options = IommuOptions::default();
-        let Err(error) = IommufdSpace::open(&fake.host(), &[assignment], options) else {
+        let Err(error) = IommufdBackend::open(&fake.host(), &[assignment], options) else {
             panic!("opened")
         };
         let AssignError::Setup(source) = error else { panic!("{error}") };

@@ -17,9 +17,9 @@ use std::sync::Arc;
 
 pub use self::backend::{Backend, IommuOptions};
 pub use self::constraints::{DmaConstraintError, DmaConstraints, Reserved};
-use self::container::ContainerSpace;
+use self::container::ContainerBackend;
 pub use self::dma_ranges::DmaRanges;
-use self::iommufd::IommufdSpace;
+use self::iommufd::IommufdBackend;
 use self::mappings::Mappings;
 use super::assign::{AssignError, Assignment};
 use super::host::Host;
@@ -72,8 +72,8 @@ impl Help for MapError {
 
 /// What the devices are attached to.
 enum Attached {
-    Iommufd(IommufdSpace),
-    Container(ContainerSpace),
+    Iommufd(IommufdBackend),
+    Container(ContainerBackend),
 }
 
 /// The DMA mappings of a guest, and the devices that are attached to them.
@@ -103,14 +103,14 @@ impl Iommu {
         let mut constraints = DmaConstraints::of(host, assignments)?;
         let (attached, dma, info) = match Backend::choose(host, assignments, options)? {
             Backend::Iommufd => {
-                let space = IommufdSpace::open(host, assignments, options)?;
-                let (dma, info) = (space.ioas().dma(), space.ioas().info());
-                (Attached::Iommufd(space), dma, info)
+                let backend = IommufdBackend::open(host, assignments, options)?;
+                let (dma, info) = (backend.ioas().dma(), backend.ioas().info());
+                (Attached::Iommufd(backend), dma, info)
             }
             Backend::Container => {
-                let space = ContainerSpace::open(host, assignments)?;
-                let (dma, info) = (space.container().dma(), space.container().info());
-                (Attached::Container(space), dma, info)
+                let backend = ContainerBackend::open(host, assignments)?;
+                let (dma, info) = (backend.container().dma(), backend.container().info());
+                (Attached::Container(backend), dma, info)
             }
         };
         let info = info.map_err(AssignError::Setup)?;
@@ -125,8 +125,8 @@ impl Iommu {
     /// Its driver can't open it, or it isn't attached.
     pub fn open_device(&self, assignment: &Assignment) -> Result<Arc<DeviceFile>, AssignError> {
         match &self.attached {
-            Attached::Iommufd(space) => space.device(assignment),
-            Attached::Container(space) => space.open_device(assignment).map(Arc::new),
+            Attached::Iommufd(backend) => backend.device(assignment),
+            Attached::Container(backend) => backend.open_device(assignment).map(Arc::new),
         }
     }
 
@@ -142,8 +142,8 @@ impl Iommu {
     /// (`Documentation/virt/kvm/devices/vfio.rst`).
     pub fn files(&self) -> Vec<BorrowedFd<'_>> {
         match &self.attached {
-            Attached::Iommufd(space) => space.files(),
-            Attached::Container(space) => space.files(),
+            Attached::Iommufd(backend) => backend.files(),
+            Attached::Container(backend) => backend.files(),
         }
     }
 
@@ -161,8 +161,8 @@ impl Iommu {
     pub fn enforces_coherency(&self) -> Result<Option<bool>, AssignError> {
         match &self.attached {
             Attached::Iommufd(_) => Ok(None),
-            Attached::Container(space) => {
-                space.container().enforces_coherency().map(Some).map_err(AssignError::Setup)
+            Attached::Container(backend) => {
+                backend.container().enforces_coherency().map(Some).map_err(AssignError::Setup)
             }
         }
     }
