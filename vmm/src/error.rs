@@ -61,19 +61,19 @@ impl Error {
 
     /// The lines for standard error, with which strait ends.
     pub fn report(&self) -> String {
-        format!("error: {}\n", self.told())
+        format!("error: {}\n", self.log_text())
     }
 
     /// The lines for the log, which says by itself how bad it is: what failed and why, and the help.
-    pub fn told(&self) -> String {
-        let mut told = self.message.clone();
+    pub fn log_text(&self) -> String {
+        let mut text = self.message.clone();
         for (index, line) in self.help.iter().flat_map(|help| help.lines()).enumerate() {
             let lead = if index == 0 { "  help: " } else { "        " };
-            told.push('\n');
-            told.push_str(lead);
-            told.push_str(line);
+            text.push('\n');
+            text.push_str(lead);
+            text.push_str(line);
         }
-        told
+        text
     }
 }
 
@@ -89,21 +89,18 @@ mod tests {
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
-    #[error("the house burns")]
-    struct Fire(#[source] std::io::Error);
+    #[error("no device")]
+    struct NoDevice(#[source] std::io::Error);
 
     #[test]
     fn the_report_has_the_causes_and_the_help() {
-        let error = Fire(std::io::ErrorKind::NotFound.into());
-        let report = Error::chain(&error).help("call someone\nrun").report();
+        let error = NoDevice(std::io::ErrorKind::NotFound.into());
+        let report = Error::chain(&error).help("look at sysfs\nor elsewhere").report();
         assert_eq!(
             report,
-            "error: the house burns: entity not found\n  help: call someone\n        run\n"
+            "error: no device: entity not found\n  help: look at sysfs\n        or elsewhere\n"
         );
-        assert_eq!(
-            Error::new("the house burns").help("run").told(),
-            "the house burns\n  help: run"
-        );
+        assert_eq!(Error::new("no device").help("run").log_text(), "no device\n  help: run");
     }
 
     #[test]

@@ -169,7 +169,7 @@ impl EventHandler<'_> {
 
     fn write_stats(&self) {
         if let Some(Err(error)) = self.recorder.map(|recorder| recorder.write(None)) {
-            log::warn!("{}", error.told());
+            log::warn!("{}", error.log_text());
         }
     }
 

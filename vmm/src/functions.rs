@@ -127,7 +127,7 @@ impl Functions {
             match released {
                 Ok(quiesced) => function.log(quiesced),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
-                Err(error) => log::error!("{}", Error::from(error).told()),
+                Err(error) => log::error!("{}", Error::from(error).log_text()),
             }
         }
     }

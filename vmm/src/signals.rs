@@ -10,7 +10,7 @@ use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, create_sigset, register_signal_ha
 /// Signals that end the run in order: all that would end the process (signal(7)) but SIGKILL, those
 /// of faults, which a process must not block, and the kick. With them go the [real-time
 /// ones](real_time).
-const ENDING: [libc::c_int; 13] = [
+const TERMINATING: [libc::c_int; 13] = [
     libc::SIGHUP,
     libc::SIGINT,
     libc::SIGQUIT,
@@ -32,7 +32,7 @@ fn real_time() -> impl Iterator<Item = libc::c_int> {
 }
 
 fn terminating() -> impl Iterator<Item = libc::c_int> {
-    ENDING.into_iter().chain(real_time())
+    TERMINATING.into_iter().chain(real_time())
 }
 
 /// What a signal asks for.
@@ -54,7 +54,7 @@ impl Signals {
     /// Blocks the signals in this thread, and so in all it starts, and opens the descriptor.
     ///
     /// SIGTTIN is blocked with them: reading a terminal that is another job's is an error (EIO) then
-    /// and stops nothing. A stopped process hears no signal that is blocked, not even to end.
+    /// and stops nothing. A stopped process gets no blocked signal, not even one that ends it.
     ///
     /// # Errors
     ///
@@ -62,13 +62,13 @@ impl Signals {
     pub fn new() -> io::Result<Self> {
         accept_kicks()?;
         devices::stop::set_source(is_end_pending);
-        let heard: Vec<_> = terminating().chain([libc::SIGUSR1, libc::SIGCONT]).collect();
-        let blocked: Vec<_> = heard.iter().copied().chain([libc::SIGTTIN]).collect();
-        let (heard, blocked) = (create_sigset(&heard)?, create_sigset(&blocked)?);
+        let requests: Vec<_> = terminating().chain([libc::SIGUSR1, libc::SIGCONT]).collect();
+        let blocked: Vec<_> = requests.iter().copied().chain([libc::SIGTTIN]).collect();
+        let (requests, blocked) = (create_sigset(&requests)?, create_sigset(&blocked)?);
         // SAFETY: each call reads a set.
         let fd = unsafe {
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut());
-            libc::signalfd(-1, &raw const heard, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+            libc::signalfd(-1, &raw const requests, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
         };
         if fd < 0 {
             return Err(io::Error::last_os_error());

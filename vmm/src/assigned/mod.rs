@@ -199,7 +199,7 @@ impl AssignedDevices {
             match device.release() {
                 Ok(quiesced) => log::info!("{}: {quiesced}", device.name()),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
-                Err(error) => log::error!("{}", Error::from(error).told()),
+                Err(error) => log::error!("{}", Error::from(error).log_text()),
             }
         }
     }

@@ -75,7 +75,7 @@ pub fn check_pinning(ram: u64) -> Result<(), Error> {
     check_available(ram, meminfo("MemAvailable"))?;
     let GroupMemory { error, slow, .. } = group_memory(ram);
     if let Some(slow) = slow {
-        log::warn!("{}", slow.told());
+        log::warn!("{}", slow.log_text());
     }
     error.map_or(Ok(()), Err)
 }
@@ -165,7 +165,7 @@ pub fn warn_unpinned(ram: u64) {
     let swap = meminfo("SwapFree").unwrap_or(0);
     let swap = groups.swap().map_or(swap, |limit| limit.left().min(swap));
     if let Err(error) = check_unpinned(ram, &limit, swap) {
-        log::warn!("{}", error.told());
+        log::warn!("{}", error.log_text());
     }
 }
 

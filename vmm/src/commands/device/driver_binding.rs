@@ -159,7 +159,7 @@ impl Drop for BindGuard {
             return;
         }
         if let Err(error) = DriverBinding::new(&self.host, &Sysfs).unbind(&names, false) {
-            log::error!("{}", Error::from(error).told());
+            log::error!("{}", Error::from(error).log_text());
         }
     }
 }

@@ -138,7 +138,7 @@ impl Machine {
         };
         if let Some(Err(error)) = recorder.map(|recorder| recorder.write(Some(&reason))) {
             // Why the guest ended matters more.
-            log::error!("{}", error.told());
+            log::error!("{}", error.log_text());
         }
         match reason {
             ExitReason::Failed(error) => Err(error),
