@@ -2,12 +2,13 @@
 //! a guest.
 //!
 //! The server is the `vfio_user` crate's, an implementation of the protocol that shares nothing with
-//! strait's; [`front`] has it behave as libvfio-user does. The device copies memory, and has an interrupt line, MSI-X, registers and memory:
+//! strait's; [`proxy`] has it behave as libvfio-user does. The device copies memory, and has an interrupt
+//! line, MSI-X, registers and memory.
 
 mod config;
-mod copier;
+mod dma;
 mod drive;
-mod front;
+mod proxy;
 mod server;
 
 pub(crate) use drive::{by_line, copy, drive, look, wrong};

@@ -20,28 +20,28 @@ use vfio_user::{
 };
 
 use super::config::{self, Config};
-use super::copier::Memory;
-use super::front::{self, Asker};
+use super::dma::Memory;
+use super::proxy::{self, DmaRequester};
 use super::{DONE, FAULT, IDENTITY, MEMORY_SIZE, REGISTERS_SIZE, TABLE_SIZE, VECTORS, register};
 use crate::CommandError;
 
 /// Serves the device to one client after the other; prints a line once clients can come. With
 /// `messages` it reads and writes their memory as libvfio-user does, on a connection of its own
 /// unless that is to be the `single` one.
-pub(crate) fn serve(path: &Path, manners: Option<&str>) -> Result<(), CommandError> {
+pub(crate) fn serve(path: &Path, behaviour: Option<&str>) -> Result<(), CommandError> {
     let mut device = Device::new()?;
     let server = |path: &Path| Server::new(path, true, irqs(), regions(&device.memory));
-    let server = match manners {
+    let server = match behaviour {
         None => server(path)?,
-        Some(manners @ ("messages" | "single")) => {
+        Some(behaviour @ ("messages" | "single")) => {
             let inner = path.with_extension("inner");
             let server = server(&inner)?;
-            let asker = Asker::new(manners == "single");
-            front::stand(path, &inner, &asker)?;
-            device.dma = Memory::asking(asker);
+            let requester = DmaRequester::new(behaviour == "single");
+            proxy::start(path, &inner, &requester)?;
+            device.dma = Memory::by_messages(requester);
             server
         }
-        Some(other) => return Err(format!("{other:?} are no manners of a server").into()),
+        Some(other) => return Err(format!("{other:?} is no behaviour of a server").into()),
     };
     println!("serving {}", path.display());
     loop {

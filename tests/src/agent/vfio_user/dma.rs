@@ -1,11 +1,11 @@
-//! The guest's memory as the served device reaches it, and its copies.
+//! The guest's memory as the served device reaches it: DMA, by mappings or by messages.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use super::front::Asker;
+use super::proxy::DmaRequester;
 
 /// A stretch of the guest's memory, mapped into this process.
 struct Mapped {
@@ -24,14 +24,14 @@ impl Drop for Mapped {
     }
 }
 
-/// What a client has lent of its memory: mapped, or to be asked for.
+/// The client's memory for DMA: mapped, or reached by messages.
 #[derive(Default)]
-pub(super) struct Memory(Vec<Mapped>, Option<Arc<Asker>>);
+pub(super) struct Memory(Vec<Mapped>, Option<Arc<DmaRequester>>);
 
 impl Memory {
-    /// Of clients that are asked for it.
-    pub(super) fn asking(asker: Arc<Asker>) -> Self {
-        Self(Vec::new(), Some(asker))
+    /// Reaches all of it by messages.
+    pub(super) fn by_messages(requester: Arc<DmaRequester>) -> Self {
+        Self(Vec::new(), Some(requester))
     }
 
     /// Maps what is lent at a bus address.
@@ -74,8 +74,8 @@ impl Memory {
 
     /// Copies within the guest's memory, if all of it is there.
     pub(super) fn copy(&self, source: u64, destination: u64, length: u32) -> Option<()> {
-        if let Some(asker) = &self.1 {
-            return asker.copy(source, destination, length);
+        if let Some(requester) = &self.1 {
+            return requester.copy(source, destination, length);
         }
         let (from, to) = (self.find(source, length)?, self.find(destination, length)?);
         // SAFETY: `find` found `length` bytes from either on mapped.

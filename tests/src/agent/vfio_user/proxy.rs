@@ -1,9 +1,9 @@
-//! libvfio-user's manners, in front of the crate's server: what strait meets there and the crate
+//! A proxy before the crate's server that makes it behave as libvfio-user does, in what the crate
 //! doesn't have.
 //!
 //! Memory is read and written by messages, on a connection of its own where the client takes one
-//! (`twin_socket`), whatever the client asks meanwhile. What is refused is answered with the
-//! request's structure behind the header. (`lib/tran.c`, `lib/tran_sock.c`, `lib/libvfio-user.c`.)
+//! (`twin_socket`), whatever the client requests meanwhile. Error replies have the request's structure
+//! behind the header. (`lib/tran.c`, `lib/tran_sock.c`, `lib/libvfio-user.c`.)
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -31,11 +31,11 @@ const ERROR: u32 = 1 << 5;
 const COMMAND: [u8; 12] = [4, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0];
 const SERR: u8 = 1;
 
-/// The most that memory is moved by at once, in bytes.
-const MOST: u64 = 4096;
+/// The most that one message moves, in bytes.
+const MAX_DATA: u64 = 4096;
 
-/// Asks a client for its memory.
-pub(super) struct Asker {
+/// Reads and writes a client's memory by messages.
+pub(super) struct DmaRequester {
     /// The connection, once there is one; and the number of the last message.
     connection: Mutex<(Option<UnixStream>, u16)>,
     /// Whether the connection is the client's own.
@@ -100,14 +100,14 @@ fn gone() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
 }
 
-impl Asker {
+impl DmaRequester {
     pub(super) fn new(single: bool) -> Arc<Self> {
         Arc::new(Self { connection: Mutex::default(), single })
     }
 
     /// Sends a request and takes what comes next for its answer; what follows the address and the
     /// size in there.
-    fn ask(&self, command: u16, address: u64, size: u64, data: &[u8]) -> io::Result<Vec<u8>> {
+    fn request(&self, command: u16, address: u64, size: u64, data: &[u8]) -> io::Result<Vec<u8>> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let (stream, id) = &mut *connection;
         let stream = stream.as_ref().ok_or_else(gone)?;
@@ -133,9 +133,9 @@ impl Asker {
         let length = u64::from(length);
         let mut at = 0;
         while at < length {
-            let size = MOST.min(length - at);
-            let data = self.ask(DMA_READ, source.checked_add(at)?, size, &[]).ok()?;
-            self.ask(DMA_WRITE, destination.checked_add(at)?, size, &data).ok()?;
+            let size = MAX_DATA.min(length - at);
+            let data = self.request(DMA_READ, source.checked_add(at)?, size, &[]).ok()?;
+            self.request(DMA_WRITE, destination.checked_add(at)?, size, &data).ok()?;
             at += size;
         }
         Some(())
@@ -146,40 +146,40 @@ impl Asker {
         connection.0 = stream;
     }
 
-    /// Reads memory at this address all the time, whatever the client asks meanwhile.
-    fn read_all_the_time(&self, address: u64) {
-        while self.ask(DMA_READ, address, 8, &[]).is_ok() {
+    /// Reads memory at this address again and again, whatever the client requests meanwhile.
+    fn read_continuously(&self, address: u64) {
+        while self.request(DMA_READ, address, 8, &[]).is_ok() {
             thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
 /// Takes clients at `path`, one after the other, for the server at `inner`.
-pub(super) fn stand(path: &Path, inner: &Path, asker: &Arc<Asker>) -> io::Result<()> {
+pub(super) fn start(path: &Path, inner: &Path, requester: &Arc<DmaRequester>) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
-    let (inner, asker) = (inner.to_owned(), asker.clone());
+    let (inner, requester) = (inner.to_owned(), requester.clone());
     thread::spawn(move || {
         for client in listener.incoming() {
-            if let Err(error) = client.and_then(|client| pass_on(&client, &inner, &asker)) {
+            if let Err(error) = client.and_then(|client| forward(&client, &inner, &requester)) {
                 eprintln!("the client is lost: {error}");
             }
-            asker.connect(None);
+            requester.connect(None);
         }
     });
     Ok(())
 }
 
 /// Passes a client's requests on and the server's answers back.
-fn pass_on(client: &UnixStream, inner: &Path, asker: &Arc<Asker>) -> io::Result<()> {
+fn forward(client: &UnixStream, inner: &Path, requester: &Arc<DmaRequester>) -> io::Result<()> {
     let server = UnixStream::connect(inner)?;
     loop {
         let request = Message::receive(client)?;
         let answer = match request.command {
             DMA_MAP => {
-                if let Some(address) = request.payload.get(16..24).filter(|_| !asker.single) {
+                if let Some(address) = request.payload.get(16..24).filter(|_| !requester.single) {
                     let address = u64::from_ne_bytes(address.try_into().map_err(io::Error::other)?);
-                    let asker = asker.clone();
-                    thread::spawn(move || asker.read_all_the_time(address));
+                    let requester = requester.clone();
+                    thread::spawn(move || requester.read_continuously(address));
                 }
                 request.answer(Vec::new(), Vec::new())
             }
@@ -195,7 +195,7 @@ fn pass_on(client: &UnixStream, inner: &Path, asker: &Arc<Asker>) -> io::Result<
                     answer = Message::receive(&server)?;
                 }
                 match request.command {
-                    VERSION => negotiate(&request, client, asker)?,
+                    VERSION => negotiate(&request, client, requester)?,
                     _ if answer.flags & ERROR != 0 => request.refuse(),
                     _ => answer,
                 }
@@ -210,19 +210,23 @@ fn is_refused(payload: &[u8]) -> bool {
     payload.starts_with(&COMMAND) && payload.get(17).is_some_and(|high| high & SERR != 0)
 }
 
-/// The answer to a client's version, in libvfio-user's words.
-fn negotiate(request: &Message, client: &UnixStream, asker: &Asker) -> io::Result<Message> {
+/// The reply to a client's version request, as libvfio-user has it.
+fn negotiate(
+    request: &Message,
+    client: &UnixStream,
+    requester: &DmaRequester,
+) -> io::Result<Message> {
     let offers = request.payload.windows(13).any(|part| part == b"\"twin_socket\"");
     let mut json =
         r#"{ "capabilities": { "max_msg_fds": 8, "max_data_xfer_size": 1048576"#.to_owned();
     let mut files = Vec::new();
-    if offers && !asker.single {
+    if offers && !requester.single {
         let (ours, theirs) = UnixStream::pair()?;
-        asker.connect(Some(ours));
+        requester.connect(Some(ours));
         files.push(File::from(OwnedFd::from(theirs)));
         json += r#", "twin_socket": { "supported": true, "fd_index": 0 }"#;
     } else {
-        asker.connect(Some(client.try_clone()?));
+        requester.connect(Some(client.try_clone()?));
     }
     json += " } }\0";
     Ok(request.answer([&[0, 0, 1, 0], json.as_bytes()].concat(), files))
