@@ -22,7 +22,7 @@ use crate::interrupts::LineStats;
 use crate::{outfile, output};
 
 /// A vCPU's exits to the VMM, by reason.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct Exits {
     /// Reads of guest physical addresses that no memory slot covers.
     pub mmio_read: AtomicU64,
@@ -41,6 +41,20 @@ impl Exits {
     #[inline]
     pub fn count(counter: &AtomicU64) {
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Those of all vCPUs together.
+    fn sum(all: &[Arc<Self>]) -> Self {
+        let sum = |counter: fn(&Self) -> &AtomicU64| {
+            AtomicU64::new(all.iter().map(|exits| counter(exits).load(Ordering::Relaxed)).sum())
+        };
+        Self {
+            mmio_read: sum(|exits| &exits.mmio_read),
+            mmio_write: sum(|exits| &exits.mmio_write),
+            undecodable: sum(|exits| &exits.undecodable),
+            system_event: sum(|exits| &exits.system_event),
+            interrupted: sum(|exits| &exits.interrupted),
+        }
     }
 }
 
@@ -73,13 +87,13 @@ struct KvmCounters {
 }
 
 #[derive(Serialize)]
-struct Report<'a> {
+struct Statistics<'a> {
     ending: Option<&'a str>,
     exit_status: Option<u8>,
     elapsed: Elapsed,
     /// Just before the guest's first instruction.
     first_instruction: Option<Elapsed>,
-    exits: BTreeMap<&'static str, u64>,
+    exits: Exits,
     devices: BTreeMap<String, Accesses>,
     event_loop_wakeups: u64,
     /// What nobody read.
@@ -150,39 +164,28 @@ impl Recorder {
     pub fn write(&self, ending: Option<&ExitReason>) -> Result<(), Error> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         *spare = [None, None];
-        let report = self.report(ending);
+        let statistics = self.statistics(ending);
         if ending.is_none() {
-            let lines = report.interrupts.iter().map(LineStats::enabled);
+            let lines = statistics.interrupts.iter().map(LineStats::enabled);
             let enabled: BTreeMap<_, _> = lines.collect();
             let is_enabled = |spi| enabled.get(&spi).copied().flatten();
             self.monitor.warn_of_unused(&self.bus, is_enabled);
         }
-        let text = serde_json::to_string_pretty(&report).map_err(io::Error::other);
+        let text = serde_json::to_string_pretty(&statistics).map_err(io::Error::other);
         let written =
             text.and_then(|text| outfile::write(&self.path, MODE, (text + "\n").as_bytes()));
         *spare = [open_spare(), open_spare()];
         written.map_err(|e| unwritable(&self.path, &e))
     }
 
-    fn report(&self, ending: Option<&ExitReason>) -> Report<'_> {
-        type Counter = fn(&Exits) -> &AtomicU64;
-        let counters: [(&'static str, Counter); 5] = [
-            ("mmio_read", |exits| &exits.mmio_read),
-            ("mmio_write", |exits| &exits.mmio_write),
-            ("undecodable", |exits| &exits.undecodable),
-            ("system_event", |exits| &exits.system_event),
-            ("interrupted", |exits| &exits.interrupted),
-        ];
-        let sum = |counter: Counter| {
-            self.exits.iter().map(|exits| counter(exits).load(Ordering::Relaxed)).sum()
-        };
+    fn statistics(&self, ending: Option<&ExitReason>) -> Statistics<'_> {
         let accesses = self.bus.accesses().into_iter();
-        Report {
+        Statistics {
             ending: ending.map(ExitReason::name),
             exit_status: ending.map(ExitReason::exit_status),
             elapsed: self.elapsed(),
             first_instruction: self.first_instruction.get().copied(),
-            exits: counters.into_iter().map(|(name, counter)| (name, sum(counter))).collect(),
+            exits: Exits::sum(&self.exits),
             devices: accesses.map(|accesses| (accesses.name.clone(), accesses)).collect(),
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
             output_dropped: output::dropped(),

@@ -9,8 +9,6 @@ mod kind;
 mod kvm;
 mod limits;
 mod memory;
-mod modules;
-mod msi_isolation;
 mod vfio;
 
 use std::path::PathBuf;
@@ -19,8 +17,8 @@ use devices::vfio::host::Host;
 use log::LevelFilter;
 
 use self::diagnosis::Diagnosis;
+use self::drivers::Modules;
 use self::kind::ConfinedDevices;
-use self::modules::Modules;
 use super::print::print;
 use crate::cli::CheckOptions;
 use crate::error::Error;
