@@ -1,8 +1,8 @@
-//! What is known of assigned devices while the guest runs: their interrupts, and whether the guest uses
-//! them at all.
+//! Monitors assigned devices while the guest runs: their interrupts, and whether the guest uses them at
+//! all.
 //!
 //! The guest's accesses to mapped registers reach the hardware, and nothing counts them. But a driver
-//! enables an interrupt of its device, which the GIC tells, and the bus counts what traps. A PCI function
+//! enables an interrupt of its device, which the GIC shows, and the bus counts what traps. A PCI function
 //! is enabled in its command register.
 
 use std::sync::{Mutex, PoisonError};

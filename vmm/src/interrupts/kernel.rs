@@ -1,4 +1,4 @@
-//! What the kernel tells of an interrupt line: on the host its number, its count and whether it is
+//! What the kernel reports of an interrupt line: on the host its number, its count and whether it is
 //! masked; at the guest's GIC, whether KVM asserts the SPI and whether the guest has it enabled.
 
 use std::collections::BTreeMap;
@@ -12,12 +12,12 @@ const FIRST_SPI: u32 = 32;
 /// What VFIO's names of the lines that it has requested begin with (`vfio_set_trigger`).
 const VFIO: &str = "vfio-irq[";
 
-/// What the host tells of a line.
+/// What the host reports of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostLine {
     /// How often it was handled, on all CPUs.
     pub count: u64,
-    /// It is masked; `None` if the kernel doesn't tell.
+    /// It is masked; `None` if the kernel doesn't report it.
     pub masked: Option<bool>,
 }
 
@@ -46,7 +46,7 @@ fn spis(property: &[u8]) -> Vec<u32> {
     interrupts.iter().map(spi).collect::<Option<_>>().unwrap_or_default()
 }
 
-/// The lines that VFIO has requested, or has had requested, by their numbers at the GIC.
+/// The lines that VFIO has requested, by their INTIDs at the GIC.
 #[cold]
 pub fn host_lines() -> BTreeMap<u32, HostLine> {
     let masked = |irq: u32| {

@@ -1,9 +1,9 @@
 //! The interrupt lines of assigned devices as statistics tell of them, and those that are stuck.
 //!
-//! The VMM takes no part in an interrupt, so it can count none. What is known is put together from
-//! what the kernel tells at the time of asking: how often the host handled the line, and where its
-//! last signal is on its way to the guest and back (see `devices::vfio::irq`). One that stays
-//! somewhere for a second without a new one being handled is stuck there.
+//! The VMM takes no part in an interrupt, so it can't count them. The statistics are derived from what
+//! the kernel reports when they are written: how often the host handled the line, and which of the steps
+//! from the host to the guest and back its last signal has reached (see `devices::vfio::irq`). A line that
+//! stays at a step for a second without handling a new signal is stuck.
 
 mod kernel;
 
@@ -40,11 +40,11 @@ pub struct Line {
     pub resample: Option<RawFd>,
 }
 
-/// Where a line's last signal is.
+/// The step that a line's last signal has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// Nowhere: all were seen through, as far as can be told.
+    /// No signal is pending, as far as is known.
     Idle,
     /// KVM has not taken it yet.
     Kvm,
@@ -68,25 +68,25 @@ impl Stage {
     }
 }
 
-/// What is told of a line.
+/// The statistics of a line.
 #[derive(Debug, Serialize)]
 pub struct LineStats {
     device: String,
     index: usize,
     spi: u32,
     level: bool,
-    /// The guest has it enabled; `None` if the kernel doesn't tell.
+    /// The guest has it enabled; `None` if the kernel doesn't report it.
     enabled: Option<bool>,
-    /// How often the host handled it since the guest has it; `None` if the kernel doesn't tell.
+    /// How often the host handled it since the guest has it; `None` if the kernel doesn't report it.
     fired: Option<u64>,
     /// Of these, how many KVM has taken.
     injected: Option<u64>,
     /// Of these, how many the guest has ended and VFIO has unmasked the line for; of level
-    /// interrupts only, and if the kernel tells.
+    /// interrupts only, and if the kernel reports it.
     resampled: Option<u64>,
-    /// Where the last one is.
+    /// The step that the last one has reached.
     awaiting: Stage,
-    /// For how long it has been seen there, in ms.
+    /// How long it has been there, in ms.
     awaiting_ms: u64,
     stuck: bool,
 }
@@ -98,7 +98,7 @@ struct MonitoredLine {
     line: Line,
     /// The INTID of the line at the host's interrupt controller.
     host: Option<u32>,
-    /// How often the host had handled it before.
+    /// How often the host had handled it before the guest had it.
     before: u64,
     /// What was seen of it last.
     last: Option<Sample>,
@@ -132,7 +132,7 @@ impl LineMonitor {
         of_device.any(|monitored| monitored.fired(&table).is_some_and(|fired| fired > 0))
     }
 
-    /// Looks at all lines, and warns of those that are stuck.
+    /// Samples all lines, and warns of those that are stuck.
     #[cold]
     pub fn report(&self) -> Vec<LineStats> {
         let mut lines = self.lock();
@@ -202,7 +202,7 @@ impl Sample {
     }
 }
 
-/// What the kernel tells of a line.
+/// What the kernel reports of a line.
 #[derive(Clone, Copy, Debug, Default)]
 struct LineState {
     /// Signals that KVM has not taken.

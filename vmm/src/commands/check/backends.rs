@@ -37,7 +37,7 @@ impl Unavailable {
 /// One of the interfaces.
 struct Interface {
     subject: &'static str,
-    /// The module that can be told to allow devices whose messages aren't isolated.
+    /// The module whose `allow_unsafe_interrupts` allows devices without isolated messages.
     module: &'static str,
     /// Its file, if this process can use it.
     file: Result<String, Unavailable>,
@@ -45,7 +45,7 @@ struct Interface {
     allows_unsafe: Option<bool>,
 }
 
-/// Looks at both.
+/// Checks both.
 #[cold]
 pub fn findings(system: &System, confined: &ConfinedDevices) -> (Backends, Vec<Finding>) {
     let interface = |subject, module, file| {
@@ -61,7 +61,7 @@ pub fn findings(system: &System, confined: &ConfinedDevices) -> (Backends, Vec<F
 }
 
 impl Interface {
-    /// The kinds of device that can be had by it.
+    /// The kinds of device that can be assigned through it.
     fn kinds(&self, confined: &ConfinedDevices) -> Vec<Kind> {
         let mut kinds = if self.file.is_ok() { confined.kinds() } else { Vec::new() };
         kinds.retain(|kind| {

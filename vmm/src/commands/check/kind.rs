@@ -57,7 +57,7 @@ pub struct ConfinedDevices(Vec<ConfinedDevice>);
 struct ConfinedDevice {
     kind: Kind,
     device: HostDevice,
-    /// The interrupt controller tells its messages from those of others.
+    /// Its messages are isolated from those of others.
     isolated: bool,
 }
 
@@ -66,7 +66,7 @@ impl ConfinedDevices {
     ///
     /// # Errors
     ///
-    /// A device can't be looked at.
+    /// A device's attributes can't be read.
     pub fn of(host: &Host) -> Result<Self, ReadError> {
         let tree = HostTree::at(&host.device_tree()).ok();
         let mut confined = Vec::new();
@@ -98,14 +98,14 @@ impl ConfinedDevices {
         Kind::OF_HOST.into_iter().filter(any).collect()
     }
 
-    /// Whether VFIO takes a device of this kind only where it is let go on without isolated
-    /// messages (`allow_unsafe_interrupts`).
+    /// Whether VFIO accepts devices of this kind only with `allow_unsafe_interrupts`: none of them has
+    /// isolated messages.
     pub fn needs_unsafe_interrupts(&self, kind: Kind) -> bool {
         !self.0.iter().any(|confined| confined.kind == kind && confined.isolated)
     }
 }
 
-/// Whether its group was made up, by `CONFIG_VFIO_NOIOMMU`.
+/// Whether its group has no IOMMU behind it (`CONFIG_VFIO_NOIOMMU`).
 fn is_unconfined(host: &Host, device: &HostDevice) -> Result<bool, ReadError> {
     device.group()?.map_or(Ok(false), |group| host.group(group).is_noiommu())
 }

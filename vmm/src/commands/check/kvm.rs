@@ -8,7 +8,7 @@ use super::kind::Kind;
 use crate::error::Error;
 use crate::plan::describe;
 
-/// Looks at KVM, for a guest with this much RAM in bytes.
+/// Checks KVM, for a guest with this much RAM in bytes.
 pub fn findings(ram: u64) -> Vec<Finding> {
     let vm = match Vm::new(ram) {
         Ok(vm) => vm,

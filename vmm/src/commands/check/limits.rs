@@ -12,7 +12,7 @@ use crate::limits::{self, GroupMemory, Resource};
 /// has at most, is more than most need.
 const FILES: u64 = 1024;
 
-/// Looks at the limits for a guest with this much RAM.
+/// Checks the limits for a guest with this much RAM.
 #[cold]
 pub fn findings(memory: Size) -> Vec<Finding> {
     vec![

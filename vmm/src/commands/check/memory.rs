@@ -17,7 +17,7 @@ use crate::limits;
 /// The page size for which device regions are made: the smallest there is.
 const PAGE: u64 = 4096;
 
-/// Looks at the memory for a guest with this much RAM.
+/// Checks the memory for a guest with this much RAM.
 #[cold]
 pub fn findings(system: &System, memory: Size) -> Vec<Finding> {
     let meminfo = fs::read_to_string(system.proc.join("meminfo")).unwrap_or_default();

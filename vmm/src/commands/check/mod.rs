@@ -38,7 +38,7 @@ mod kvm {
     }
 }
 
-/// What is looked at.
+/// The files of the host that are checked.
 struct System {
     host: Host,
     proc: PathBuf,
@@ -53,11 +53,11 @@ impl Default for System {
     }
 }
 
-/// Looks at the host, prints the findings, and returns the exit status.
+/// Checks the host, prints the findings, and returns the exit status.
 ///
 /// # Errors
 ///
-/// The host can't be looked at.
+/// The host's sysfs can't be read.
 #[cold]
 pub fn run(options: &CheckOptions) -> Result<u8, Error> {
     output::init_log(LevelFilter::Warn);

@@ -14,7 +14,7 @@ use super::finding::Finding;
 use super::kind::{ConfinedDevices, Kind};
 use crate::error::Error;
 
-/// Looks at VFIO.
+/// Checks VFIO.
 #[cold]
 pub fn findings(system: &System, confined: &ConfinedDevices) -> Result<Vec<Finding>, Error> {
     let host = &system.host;

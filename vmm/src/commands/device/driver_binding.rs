@@ -24,7 +24,7 @@ struct Step {
     driver: Option<String>,
     driver_before: Option<String>,
     changed: bool,
-    /// The files by which VFIO lets it be had.
+    /// The files by which VFIO gives access to it.
     files: Vec<File>,
     /// What still keeps it from being assigned.
     note: Option<String>,

@@ -34,7 +34,7 @@ impl FunctionDetails {
     ///
     /// No guest can have it.
     pub fn of(calls: Arc<dyn DeviceCalls>, name: &str, hardware: Vec<u8>) -> Result<Self, Error> {
-        // It is only looked at, not reset.
+        // What is shown needs no reset.
         let options = PciOptions { reset: false, ..PciOptions::default() };
         let function = PciFunction::open(calls, name, options, host_page_size())?;
         let mut details = Self::of_function(&function);

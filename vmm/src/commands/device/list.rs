@@ -31,7 +31,7 @@ impl List {
     ///
     /// # Errors
     ///
-    /// A device can't be looked at.
+    /// A device's attributes can't be read.
     pub fn of(host: &Host) -> Result<Self, Error> {
         let (names, usage) = (PciIds::installed(), Usage::of(host));
         let mut entries = Vec::new();

@@ -35,7 +35,7 @@ pub struct Details {
     group: Option<Group>,
     /// A PCI function as a guest gets it.
     function: Option<FunctionDetails>,
-    /// What VFIO tells of it, or will as far as its node and sysfs say, while it isn't bound.
+    /// What VFIO reports of it; while it isn't bound, what it will report, as far as node and sysfs say.
     vfio: Option<VfioInfo>,
     /// What its IOMMU can map; nothing while it isn't bound.
     iommu: Option<IommuDetails>,

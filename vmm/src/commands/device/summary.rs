@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::pci_ids::PciIds;
 use crate::error::Error;
 
-/// In short.
+/// Whether a device can be assigned, in short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
@@ -83,7 +83,7 @@ impl File {
 }
 
 impl Summary {
-    /// Looks at a device.
+    /// Reads what is known of a device.
     ///
     /// # Errors
     ///

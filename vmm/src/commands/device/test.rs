@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::commands::print::Table;
 use crate::error::Error;
 
-/// What came of a device's test.
+/// The result of a device's self-test.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
     name: String,

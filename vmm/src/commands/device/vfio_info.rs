@@ -1,4 +1,4 @@
-//! What VFIO tells of a device and of the IOMMU in front of it.
+//! What VFIO reports of a device and of the IOMMU in front of it.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -19,10 +19,10 @@ const PCI_REGIONS: [&str; 9] =
 /// The interrupts of a PCI device by index (`VFIO_PCI_INTX_IRQ_INDEX` and the following).
 const PCI_INTERRUPTS: [&str; 5] = ["INTx", "MSI", "MSI-X", "errors", "requests to release it"];
 
-/// The most indices that are asked for: more than any device has.
+/// The most indices that are queried: more than any device has.
 const MAX_INDICES: u32 = 1024;
 
-/// What VFIO tells of a device, without regions of no bytes and indices without interrupts.
+/// What VFIO reports of a device, without regions of no bytes and indices without interrupts.
 #[derive(Debug, Serialize)]
 pub struct VfioInfo {
     /// VFIO can reset it; unknown while it isn't bound.
@@ -47,7 +47,7 @@ struct Interrupt {
 }
 
 impl VfioInfo {
-    /// Asks for all of it.
+    /// Queries all of it.
     ///
     /// # Errors
     ///
@@ -86,7 +86,7 @@ impl VfioInfo {
         Ok(Self { reset: Some(device.reset), regions, interrupts })
     }
 
-    /// Asks for what is known before the device is bound.
+    /// Queries what is known before the device is bound.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ fn write_flags(f: &mut Formatter<'_>, flags: &[(bool, &str)]) -> fmt::Result {
 /// What an IOMMU can map.
 #[derive(Debug, Serialize)]
 pub struct IommuDetails {
-    /// Who says so.
+    /// The interface that reports it.
     backend: Backend,
     #[serde(flatten)]
     info: IommuInfo,

@@ -1,4 +1,4 @@
-//! `strait device show --vfio-user PATH`: what a server tells of its device.
+//! `strait device show --vfio-user PATH`: what a server reports of its device.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -11,7 +11,7 @@ use super::vfio_info::VfioInfo;
 use crate::cli::VfioUserOptions;
 use crate::error::Error;
 
-/// What a server tells of its device.
+/// What a server reports of its device.
 #[derive(Debug, Serialize)]
 pub struct ServerInfo {
     socket: String,
@@ -26,7 +26,7 @@ pub struct ServerInfo {
 }
 
 impl ServerInfo {
-    /// Asks the server at the path of these options.
+    /// Queries the server at the path of these options.
     ///
     /// # Errors
     ///
