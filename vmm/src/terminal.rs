@@ -3,7 +3,7 @@
 use std::cell::UnsafeCell;
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use vmm_sys_util::signal::create_sigset;
 
@@ -21,16 +21,29 @@ const FATAL: [libc::c_int; 7] = [
 /// What standard input's terminal was like, for whoever restores it: the owner of [`Terminal`], or a
 /// fatal signal. One per process, as there is one standard input.
 struct Saved {
-    active: AtomicBool,
+    state: AtomicU8,
     attributes: UnsafeCell<MaybeUninit<libc::termios>>,
 }
 
-// SAFETY: `attributes` is written only while `active` is false, by the one thread that makes a
-// Terminal (see `Terminal::raw`), and read only after `active` became true.
+/// Nothing is saved.
+const IDLE: u8 = 0;
+/// One thread has the attributes to itself.
+const BUSY: u8 = 1;
+/// They are saved, and the terminal is raw.
+const ACTIVE: u8 = 2;
+
+impl Saved {
+    /// Changes the state; whether it was `from`.
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+// SAFETY: `attributes` is accessed only by who has changed the state to BUSY.
 unsafe impl Sync for Saved {}
 
 static SAVED: Saved =
-    Saved { active: AtomicBool::new(false), attributes: UnsafeCell::new(MaybeUninit::uninit()) };
+    Saved { state: AtomicU8::new(IDLE), attributes: UnsafeCell::new(MaybeUninit::uninit()) };
 
 /// Standard input's terminal, raw for as long as this exists.
 #[derive(Debug)]
@@ -57,9 +70,6 @@ impl Terminal {
     ///
     /// It is no terminal, or is raw already on behalf of this process.
     pub fn raw() -> io::Result<Self> {
-        if SAVED.active.load(Ordering::Acquire) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
         let mut saved = MaybeUninit::uninit();
         // SAFETY: tcgetattr fills the structure it is given, or fails.
         if unsafe { libc::tcgetattr(libc::STDIN_FILENO, saved.as_mut_ptr()) } != 0 {
@@ -67,9 +77,12 @@ impl Terminal {
         }
         // SAFETY: tcgetattr succeeded, so the structure is filled.
         let mut raw = unsafe { saved.assume_init() };
-        // SAFETY: SAVED is not active, so nobody reads it; main is the only thread that gets here.
+        if !SAVED.change(IDLE, BUSY) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        // SAFETY: the state was changed to BUSY here.
         unsafe { (*SAVED.attributes.get()).write(raw) };
-        SAVED.active.store(true, Ordering::Release);
+        SAVED.change(BUSY, ACTIVE);
         restore_on_fatal_signals();
         let terminal = Self(());
         // SAFETY: `raw` is a valid termios, changed in place.
@@ -114,10 +127,14 @@ unsafe fn set(attributes: *const libc::termios) -> libc::c_int {
 /// Puts the terminal back as it was; safe in a signal handler. A terminal that another job has in
 /// the foreground is that one's: a shell has put it right when it stopped us.
 fn restore() {
-    if SAVED.active.swap(false, Ordering::AcqRel) && Terminal::is_foreground() {
-        // SAFETY: it was active, so the attributes are written and nobody writes them now.
+    if !SAVED.change(ACTIVE, BUSY) {
+        return;
+    }
+    if Terminal::is_foreground() {
+        // SAFETY: it was active, so the attributes are written; the state was changed to BUSY here.
         unsafe { set((*SAVED.attributes.get()).as_ptr()) };
     }
+    SAVED.change(BUSY, IDLE);
 }
 
 /// Has fatal signals put the terminal right; a panic ends in one of them.
