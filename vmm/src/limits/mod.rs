@@ -19,10 +19,10 @@ use crate::error::Error;
 
 /// What it takes to map RAM, beside RAM: entries of 8 bytes for pages of 4 KiB, once for the guest
 /// and once for its devices.
-const TABLES: u64 = 4096 / (2 * 8);
+const RAM_PER_TABLE_BYTE: u64 = 4096 / (2 * 8);
 
 /// What strait itself takes at most, in bytes.
-const OWN: u64 = 4 << 20;
+const OWN_MEMORY: u64 = 4 << 20;
 
 /// Checks that `ram` bytes of address space can be had; `shared`, of a file.
 ///
@@ -170,7 +170,7 @@ pub fn warn_unpinned(ram: u64) {
 }
 
 fn check_unpinned(ram: u64, limit: &Limit, swap: u64) -> Result<(), Error> {
-    let needed = all_of(ram);
+    let needed = total_memory(ram);
     if needed <= limit.left().saturating_add(swap) {
         return Ok(());
     }
@@ -188,12 +188,12 @@ fn check_unpinned(ram: u64, limit: &Limit, swap: u64) -> Result<(), Error> {
 }
 
 /// All that a guest with this much pinned RAM takes, in bytes.
-fn all_of(ram: u64) -> u64 {
-    ram.saturating_add(ram / TABLES).saturating_add(OWN)
+fn total_memory(ram: u64) -> u64 {
+    ram.saturating_add(ram / RAM_PER_TABLE_BYTE).saturating_add(OWN_MEMORY)
 }
 
 fn check_group_memory(ram: u64, limit: Option<Limit>) -> Result<(), Error> {
-    let needed = all_of(ram);
+    let needed = total_memory(ram);
     let Some(limit) = limit.filter(|limit| limit.left() < needed) else { return Ok(()) };
     Err(Error::new(format!(
         "{} of guest RAM can't be pinned for DMA: it takes {}, and {} leaves {} of {}",
@@ -208,7 +208,7 @@ fn check_group_memory(ram: u64, limit: Option<Limit>) -> Result<(), Error> {
 
 /// What of `memory.high` makes a guest slow.
 fn too_slow(ram: u64, limit: Option<Limit>) -> Option<Error> {
-    let needed = all_of(ram);
+    let needed = total_memory(ram);
     let limit = limit.filter(|limit| limit.left() < needed)?;
     let error = Error::new(format!(
         "{} of guest RAM is pinned for DMA, and {} leaves {}: the host slows this process down",

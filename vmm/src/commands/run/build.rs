@@ -33,7 +33,7 @@ use super::irqfds::SpiLine;
 use super::pci_host;
 
 /// KVM's part of a machine: what has to be made in this order.
-pub struct Core {
+pub struct VmParts {
     /// The VM.
     pub vm: Arc<Vm>,
     /// Its vCPUs.
@@ -47,7 +47,7 @@ pub struct Core {
 }
 
 /// The emulated devices.
-pub struct Board {
+pub struct EmulatedDevices {
     /// Where the guest reaches them.
     pub bus: Bus,
     /// Becomes true when the guest writes to its console.
@@ -63,7 +63,7 @@ pub struct Board {
 /// # Errors
 ///
 /// KVM can't be opened or refused a step.
-pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
+pub fn vm(plan: &MachinePlan) -> Result<VmParts, Error> {
     let vm = Arc::new(Vm::new(plan.ram.size)?);
     let version = gic_version(&vm, plan)?;
     let features = vm.features().and(plan.features);
@@ -76,7 +76,7 @@ pub fn core(plan: &MachinePlan) -> Result<Core, Error> {
             vcpu.init_pmu()?;
         }
     }
-    Ok(Core { vm, vcpus, gic, features, pci })
+    Ok(VmParts { vm, vcpus, gic, features, pci })
 }
 
 /// Gives the interrupt controller an ITS: where it is asked for, or there are functions whose
@@ -126,8 +126,12 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
 /// # Errors
 ///
 /// The host is out of descriptors.
-pub fn board(console: ConsoleKind, core: &Core, waker: &Arc<Waker>) -> Result<Board, Error> {
-    let vm = &core.vm;
+pub fn emulated_devices(
+    console: ConsoleKind,
+    parts: &VmParts,
+    waker: &Arc<Waker>,
+) -> Result<EmulatedDevices, Error> {
+    let vm = &parts.vm;
     let mut bus = Bus::default();
     let mut input = None;
     let spoke = Arc::new(AtomicBool::new(false));
@@ -142,12 +146,12 @@ pub fn board(console: ConsoleKind, core: &Core, waker: &Arc<Waker>) -> Result<Bo
         bus.add("serial", layout::SERIAL, serial.clone())?;
         input = Some((Input::stdin(serial), drained));
     }
-    core.gic.set_level_sensitive([layout::spi::RTC])?;
+    parts.gic.set_level_sensitive([layout::spi::RTC])?;
     let line = SpiLine { vm: vm.clone(), spi: layout::spi::RTC };
     let clock = AlarmClock::new(Box::new(line), waker);
     bus.add("rtc", layout::RTC, clock.rtc())?;
     bus.add("pvpanic", layout::PVPANIC, Arc::new(Mutex::new(PvPanic::default())))?;
-    Ok(Board { bus, spoke, input, clock })
+    Ok(EmulatedDevices { bus, spoke, input, clock })
 }
 
 /// Describes the machine, and has the overlays applied.
@@ -155,18 +159,22 @@ pub fn board(console: ConsoleKind, core: &Core, waker: &Arc<Waker>) -> Result<Bo
 /// # Errors
 ///
 /// The host has no randomness to give, or an overlay doesn't fit the tree.
-pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Result<Node, Error> {
-    let mask = core.gic.ppi_cpu_mask();
+pub fn tree(
+    plan: &MachinePlan,
+    assigned: &AssignedDevices,
+    parts: &VmParts,
+) -> Result<Node, Error> {
+    let mask = parts.gic.ppi_cpu_mask();
     let mut cpus = vec![
         arch::memory_node(plan.ram.size),
-        arch::cpus_node(core.vcpus.iter().map(Vcpu::affinity)),
+        arch::cpus_node(parts.vcpus.iter().map(Vcpu::affinity)),
         arch::psci_node(),
         arch::timer_node(mask),
     ];
-    cpus.extend(core.features.pmu.then(|| arch::pmu_node(mask)));
+    cpus.extend(parts.features.pmu.then(|| arch::pmu_node(mask)));
     let mut root = tree::root(tree::Parts {
         cpus,
-        gic: core.gic.node(),
+        gic: parts.gic.node(),
         gic_label: gic::LABEL,
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,
@@ -174,7 +182,7 @@ pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Resu
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,
-        pci: core.pci.as_ref().map(|pci| pci_host::node(pci, &assigned.functions, &core.gic)),
+        pci: parts.pci.as_ref().map(|pci| pci_host::node(pci, &assigned.functions, &parts.gic)),
         seed: seed()?,
     });
     for without_effect in overlay::apply(&mut root, &plan.overlays)? {
@@ -185,17 +193,17 @@ pub fn tree(plan: &MachinePlan, assigned: &AssignedDevices, core: &Core) -> Resu
 
 /// What KVM made of the plan.
 #[cold]
-pub fn facts(core: &Core) -> KvmFacts {
-    let lengths = core.vcpus.first().map(Vcpu::vector_lengths).transpose();
+pub fn facts(parts: &VmParts) -> KvmFacts {
+    let lengths = parts.vcpus.first().map(Vcpu::vector_lengths).transpose();
     let lengths = lengths.inspect_err(|error| log::warn!("{error}")).ok().flatten();
     KvmFacts {
-        gic: core.gic.version().to_string(),
-        gic_frames: core.gic.frames(),
-        its: core.gic.has_its(),
-        cpu_features: core.features.names().collect(),
+        gic: parts.gic.version().to_string(),
+        gic_frames: parts.gic.frames(),
+        its: parts.gic.has_its(),
+        cpu_features: parts.features.names().collect(),
         sve_lengths: lengths.unwrap_or_default(),
-        apertures: core.pci.clone(),
-        without_messages: (!core.gic.has_its()).then(|| pci_host::without_messages(&core.gic)),
+        apertures: parts.pci.clone(),
+        without_messages: (!parts.gic.has_its()).then(|| pci_host::without_messages(&parts.gic)),
     }
 }
 
@@ -262,9 +270,9 @@ pub fn ram(
 /// # Errors
 ///
 /// KVM refused.
-pub fn set_boot(plan: &MachinePlan, core: &Core) -> Result<(), Error> {
+pub fn set_boot(plan: &MachinePlan, parts: &VmParts) -> Result<(), Error> {
     let boot = BootRegisters { entry: plan.boot.kernel.entry, dtb: plan.boot.dtb };
-    Ok(core.vcpus.first().map_or(Ok(()), |vcpu| vcpu.set_boot_registers(boot))?)
+    Ok(parts.vcpus.first().map_or(Ok(()), |vcpu| vcpu.set_boot_registers(boot))?)
 }
 
 fn seed() -> Result<Seed, Error> {

@@ -7,7 +7,7 @@ use arch::{GuestRam, Vcpu, Vm, layout};
 use devices::bus::Bus;
 use devices::pci::HostBridge;
 
-use super::build::Core;
+use super::build::VmParts;
 use super::irqfds::Irqfds;
 use super::pci_host;
 use super::vcpus::{VcpuContext, VcpuThreads};
@@ -36,12 +36,12 @@ impl Machine {
     ///
     /// A device does not stop, or the host refused a step.
     pub fn new(
-        core: Core,
+        parts: VmParts,
         ram: GuestRam,
         mut assigned: AssignedDevices,
         mut bus: Bus,
     ) -> Result<Self, Error> {
-        let Core { vm, vcpus, gic, pci, .. } = core;
+        let VmParts { vm, vcpus, gic, pci, .. } = parts;
         let irqfds = Arc::new(Irqfds::new(vm.clone(), &gic));
         assigned.quiesce()?;
         assigned.vfio_user.map_ram(&ram)?;

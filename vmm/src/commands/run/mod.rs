@@ -57,14 +57,14 @@ fn run_guest(
     signals: &mut Signals,
 ) -> Result<ExitReason, Error> {
     let (plan, opened) = plan::resolve(options)?;
-    let core = build::core(&plan)?;
-    let tree = build::tree(&plan, &opened.assigned, &core)?;
+    let parts = build::vm(&plan)?;
+    let tree = build::tree(&plan, &opened.assigned, &parts)?;
     let dtb = build::dtb(&tree)?;
     if let Some(path) = &options.dump_dtb {
         build::dump_dtb(path, &dtb)?;
     }
     if options.dry_run {
-        let description = Description::of(&plan, &opened, build::facts(&core), &tree);
+        let description = Description::of(&plan, &opened, build::facts(&parts), &tree);
         if opened.assigned.iommu.is_none() && opened.assigned.obstacles.is_empty() {
             limits::warn_unpinned(plan.ram.size);
         }
@@ -77,10 +77,10 @@ fn run_guest(
     let Opened { kernel, initrd, assigned } = opened;
     let shortage = kernel.shortage();
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
-    build::set_boot(&plan, &core)?;
+    build::set_boot(&plan, &parts)?;
     let waker = Arc::new(Waker::new()?);
-    let board = build::board(plan.console, &core, &waker)?;
-    let mut machine = Machine::new(core, ram, assigned, board.bus)?;
+    let emulated = build::emulated_devices(plan.console, &parts, &waker)?;
+    let mut machine = Machine::new(parts, ram, assigned, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
     let recorder = options.stats.as_deref().map(|path| {
@@ -93,11 +93,11 @@ fn run_guest(
         waker,
         signals,
         timeout: plan.timeout,
-        input: board.input,
-        clock: board.clock,
+        input: emulated.input,
+        clock: emulated.clock,
         memory: assigned.iommu.is_none().then(|| UnpinnedMemory::new(plan.ram.size)),
         console_timeout: (plan.console == ConsoleKind::Stdio)
-            .then(|| ConsoleTimeout::new(board.spoke, shortage)),
+            .then(|| ConsoleTimeout::new(emulated.spoke, shortage)),
     };
     machine.arm()?;
     let result = machine.run(sources, recorder);
