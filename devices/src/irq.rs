@@ -5,6 +5,9 @@ use std::io;
 use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
+/// The INTID of SPI 0 (Arm GIC Architecture Specification, IHI 0069, 2.2.1).
+pub const FIRST_SPI: u32 = 32;
+
 /// A shared peripheral interrupt of the guest's GIC.
 ///
 /// Counted from 0 as device trees do (`interrupts = <0 N flags>`); its INTID is `32 + N`, and by

@@ -4,10 +4,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use devices::irq::FIRST_SPI;
 use devices::vfio::host::{Host, InterruptEntry};
-
-/// The first SPI at a GIC (Arm GIC Architecture Specification, IHI 0069, 2.2.1).
-const FIRST_SPI: u32 = 32;
 
 /// What VFIO's names of the lines that it has requested begin with (`vfio_set_trigger`).
 const VFIO: &str = "vfio-irq[";

@@ -6,12 +6,10 @@ use std::path::PathBuf;
 use boot::fdt::host::{HostNode, HostTree, Reference};
 
 use super::{InterruptHolder, PlatformError};
+use crate::irq::FIRST_SPI;
 use crate::vfio::assign::AssignError;
 use crate::vfio::host::{Host, HostBus, HostDevice, InterruptEntry};
 use crate::vfio::node::NodeOptions;
-
-/// The first SPI's INTID (Arm GIC Architecture Specification, IHI 0069, 2.2.1).
-const FIRST_SPI: u64 = 32;
 
 /// An interrupt of the host, by what identifies it: its controller's directory in the device tree,
 /// and its cells there without their flags, but with its type where the controller has several
@@ -36,7 +34,7 @@ impl Interrupt {
     /// Its INTID, if it is an SPI of a GIC.
     fn intid(&self) -> Option<u64> {
         match self.cells.as_slice() {
-            [0, number] => Some(u64::from(*number).saturating_add(FIRST_SPI)),
+            [0, number] => Some(u64::from(*number).saturating_add(FIRST_SPI.into())),
             _ => None,
         }
     }

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_a_name_is_told_by_it_and_by_number() {
+    fn functions_are_described_by_name_and_number() {
         let cases = [
             (
                 (0x1_0802, 0x1b36, 0x0010),

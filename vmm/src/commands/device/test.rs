@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_told_by_its_channel() {
+    fn a_failure_is_reported_with_its_channel() {
         let mut report = TestReport::new("PL330");
         report.add("interrupts", Ok::<_, String>("8 of them"));
         let mut good = ChannelResult::default();
