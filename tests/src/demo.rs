@@ -22,7 +22,7 @@ const STATS: &str = "/tmp/stats.json";
 pub fn run(artifacts: &Artifacts) -> Result<ExitCode, Box<dyn Error>> {
     let started = Instant::now();
     let host = boot(artifacts)?;
-    hand_over(&host)?;
+    bind(&host)?;
     let mut guest = start(&host)?;
     let test = DmaTest::LONG;
     let steady = test_dma(&host, &mut guest, test)?;
@@ -49,7 +49,7 @@ fn boot(artifacts: &Artifacts) -> Result<Host, Failure> {
     Ok(host)
 }
 
-fn hand_over(host: &Host) -> Result<(), Failure> {
+fn bind(host: &Host) -> Result<(), Failure> {
     println!("\nHanding {DEVICE} to VFIO.");
     let name = |driver: Option<String>| driver.unwrap_or_else(|| "none".into());
     let before = name(host.driver(DEVICE)?);

@@ -28,5 +28,5 @@ pub mod suite;
 /// What of the harness is in the model too.
 #[cfg(not(feature = "tool"))]
 pub mod harness {
-    pub mod wire;
+    pub mod protocol;
 }

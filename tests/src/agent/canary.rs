@@ -11,7 +11,7 @@ const PAGE: usize = 4096;
 /// Memory taken at a time while looking for a page that fits.
 const CHUNK: usize = 16 << 20;
 /// What is taken at most.
-const MOST: usize = 1 << 30;
+const MAX_MEMORY: usize = 1 << 30;
 
 /// The bits of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT: u64 = 1 << 63;
@@ -23,7 +23,7 @@ pub(crate) fn watch(low: u64, high: u64) -> Result<(), CommandError> {
     let pagemap = File::open("/proc/self/pagemap")?;
     // Chunks that don't fit are kept, so that the kernel gives others.
     let mut chunks = Vec::new();
-    while chunks.len() * CHUNK < MOST {
+    while chunks.len() * CHUNK < MAX_MEMORY {
         let chunk = Locked::new()?;
         let found = chunk.pages().find_map(|(index, address)| {
             let physical = physical(&pagemap, address).ok()?;

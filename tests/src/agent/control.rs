@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tests::harness::wire::{Frame, Kind};
+use tests::harness::protocol::{Frame, Kind};
 
 use crate::CommandError;
 
-/// How long output may trail behind the end of a program whose children keep its pipes open.
-const TRAIL: Duration = Duration::from_millis(300);
+/// How long output may come after the end of a program whose children keep its pipes open.
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// What is kept of a running program.
 struct Running {
@@ -28,7 +28,7 @@ struct Running {
 
 /// The port, written to by many threads.
 #[derive(Clone)]
-struct Line {
+struct Port {
     port: Arc<Mutex<File>>,
     running: Arc<Mutex<BTreeMap<u32, Running>>>,
 }
@@ -36,32 +36,32 @@ struct Line {
 /// Serves the harness at `port` until that is closed.
 pub(crate) fn serve(port: &Path) -> Result<(), CommandError> {
     let mut reader = OpenOptions::new().read(true).write(true).open(port)?;
-    let line = Line { port: Arc::new(Mutex::new(reader.try_clone()?)), running: Arc::default() };
-    line.say(Frame::new(Kind::Hello, 0, []))?;
+    let port = Port { port: Arc::new(Mutex::new(reader.try_clone()?)), running: Arc::default() };
+    port.send(Frame::new(Kind::Hello, 0, []))?;
     loop {
         let frame = Frame::read_from(&mut reader)?;
         let number = frame.process;
         match frame.kind {
             Kind::Start | Kind::StartOnTerminal => {
-                if let Err(error) = line.start(&frame) {
-                    line.say(Frame::new(Kind::Error, number, format!("can't start: {error}\n")))?;
-                    line.say(Frame::new(Kind::Exited, number, 127_u32.to_le_bytes()))?;
+                if let Err(error) = port.start(&frame) {
+                    port.send(Frame::new(Kind::Error, number, format!("can't start: {error}\n")))?;
+                    port.send(Frame::new(Kind::Exited, number, 127_u32.to_le_bytes()))?;
                 }
             }
             Kind::Input => {
-                if let Some(Running { input: Some(input), .. }) = line.running().get(&number) {
+                if let Some(Running { input: Some(input), .. }) = port.running().get(&number) {
                     // It no longer reads: that is its business.
                     let _ = input.send(frame.payload);
                 }
             }
             Kind::EndOfInput => {
-                if let Some(running) = line.running().get_mut(&number) {
+                if let Some(running) = port.running().get_mut(&number) {
                     running.input = None;
                 }
             }
             Kind::Signal => {
                 let signal = i32::from(frame.payload.first().copied().unwrap_or_default());
-                if let Some(running) = line.running().get(&number) {
+                if let Some(running) = port.running().get(&number) {
                     // SAFETY: no memory is involved; the process has not been waited for, since
                     // it is in the table, so that the id is its own.
                     unsafe { libc::kill(running.pid, signal) };
@@ -73,8 +73,8 @@ pub(crate) fn serve(port: &Path) -> Result<(), CommandError> {
     }
 }
 
-impl Line {
-    fn say(&self, frame: Frame) -> io::Result<()> {
+impl Port {
+    fn send(&self, frame: Frame) -> io::Result<()> {
         frame.write_to(&mut *self.port.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -88,54 +88,54 @@ impl Line {
         command.arg("-c").arg(String::from_utf8_lossy(&frame.payload).as_ref());
         let number = frame.process;
         let (sender, receiver) = mpsc::channel();
-        let (done, trail) = mpsc::channel();
+        let (done, output_ended) = mpsc::channel();
         let child = if frame.kind == Kind::StartOnTerminal {
             let (mut child, terminal) = on_terminal(&mut command)?;
             let (input_ended, feeder) = io::pipe()?;
             let output = UntilEndOfInput { output: terminal.try_clone()?, input_ended };
-            self.adopt(number, &mut child, sender)?;
-            feed((terminal, feeder), receiver, |(terminal, _)| terminal);
-            self.carry(number, Kind::Output, output, done);
+            self.register(number, &mut child, sender)?;
+            forward_input((terminal, feeder), receiver, |(terminal, _)| terminal);
+            self.forward_output(number, Kind::Output, output, done);
             child
         } else {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = command.spawn()?;
-            self.adopt(number, &mut child, sender)?;
+            self.register(number, &mut child, sender)?;
             if let (Some(input), Some(output), Some(error)) =
                 (child.stdin.take(), child.stdout.take(), child.stderr.take())
             {
-                feed(input, receiver, |input| input);
-                self.carry(number, Kind::Output, output, done.clone());
-                self.carry(number, Kind::Error, error, done);
+                forward_input(input, receiver, |input| input);
+                self.forward_output(number, Kind::Output, output, done.clone());
+                self.forward_output(number, Kind::Error, error, done);
             }
             child
         };
-        self.wait(number, child, trail);
+        self.wait(number, child, output_ended);
         Ok(())
     }
 
-    fn adopt(&self, number: u32, child: &mut Child, input: Sender<Vec<u8>>) -> io::Result<()> {
+    fn register(&self, number: u32, child: &mut Child, input: Sender<Vec<u8>>) -> io::Result<()> {
         let pid = child.id();
         let running = Running { pid: pid.cast_signed(), input: Some(input) };
         self.running().insert(number, running);
-        self.say(Frame::new(Kind::Started, number, pid.to_le_bytes()))
+        self.send(Frame::new(Kind::Started, number, pid.to_le_bytes()))
     }
 
     /// Carries output to the harness until it ends; `done` is dropped then.
-    fn carry(
+    fn forward_output(
         &self,
         number: u32,
         kind: Kind,
         mut from: impl Read + Send + 'static,
         done: Sender<()>,
     ) {
-        let line = self.clone();
+        let port = self.clone();
         thread::spawn(move || {
             let mut buffer = [0; 8192];
             // A terminal whose last user is gone answers with an error: that is its end.
             while let Ok(length @ 1..) = from.read(&mut buffer) {
                 let bytes = buffer.get(..length).unwrap_or_default();
-                if line.say(Frame::new(kind, number, bytes)).is_err() {
+                if port.send(Frame::new(kind, number, bytes)).is_err() {
                     break;
                 }
             }
@@ -144,23 +144,23 @@ impl Line {
     }
 
     /// Waits for the end of a program and of its output, and reports it.
-    fn wait(&self, number: u32, mut child: Child, trail: Receiver<()>) {
-        let line = self.clone();
+    fn wait(&self, number: u32, mut child: Child, output_ended: Receiver<()>) {
+        let port = self.clone();
         thread::spawn(move || {
             let pid = child.id().cast_signed();
             // Held from before the id is freed until the entry is gone, so that no signal can
             // go to a stranger that got the same id.
             wait_for_zombie(pid);
-            let mut running = line.running();
+            let mut running = port.running();
             let status = child.wait();
             running.remove(&number);
             drop(running);
-            match trail.recv_timeout(TRAIL) {
+            match output_ended.recv_timeout(OUTPUT_TIMEOUT) {
                 Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             let status = status.map_or(255, code);
             // Without the harness there is nobody to tell.
-            let _ = line.say(Frame::new(Kind::Exited, number, status.to_le_bytes()));
+            let _ = port.send(Frame::new(Kind::Exited, number, status.to_le_bytes()));
         });
     }
 }
@@ -188,7 +188,7 @@ fn code(status: ExitStatus) -> i32 {
 
 /// Writes what arrives to a program's input, which is in `held`; drops that when there will be no
 /// more.
-fn feed<T: Send + 'static, W: Write + 'static>(
+fn forward_input<T: Send + 'static, W: Write + 'static>(
     mut held: T,
     receiver: Receiver<Vec<u8>>,
     input: fn(&mut T) -> &mut W,

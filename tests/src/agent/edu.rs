@@ -2,7 +2,7 @@
 //! between its own memory and its host's, each told by an interrupt.
 
 use crate::CommandError;
-use crate::noiommu::{Driven, Event, Shown};
+use crate::noiommu::{Event, MappedRegion, NoIommuDevice};
 
 /// Registers, in bytes from the start of its only region.
 const IDENTITY: usize = 0x00;
@@ -36,8 +36,8 @@ const LINE: u32 = 0;
 const MSI: u32 = 1;
 
 struct Edu {
-    registers: Shown,
-    driven: Driven,
+    registers: MappedRegion,
+    driven: NoIommuDevice,
     event: Event,
     index: u32,
 }
@@ -50,7 +50,7 @@ pub(crate) fn run(name: &str, by: &str, rounds: u64) -> Result<(), CommandError>
         "line" => LINE,
         _ => return Err(format!("{by:?} is neither msi nor line").into()),
     };
-    let driven = Driven::open(name)?;
+    let driven = NoIommuDevice::open(name)?;
     let [event] = [Event::new()?];
     let events = [event];
     driven.signal(index, &events)?;
@@ -58,7 +58,7 @@ pub(crate) fn run(name: &str, by: &str, rounds: u64) -> Result<(), CommandError>
     let edu = Edu { registers: driven.map(0)?, driven, event, index };
     edu.check_registers()?;
     edu.check_factorial()?;
-    let pages = Shown::pages(2)?;
+    let pages = MappedRegion::pages(2)?;
     let addresses = pages.addresses()?;
     let [from, to] = addresses.as_slice() else { return Err("two pages were asked for".into()) };
     for round in 0..rounds {
@@ -129,7 +129,7 @@ impl Edu {
     /// Copies a page to the device and back to another page.
     fn check_copy(
         &self,
-        pages: &Shown,
+        pages: &MappedRegion,
         [from, to]: [u32; 2],
         round: u64,
     ) -> Result<(), CommandError> {

@@ -95,7 +95,7 @@ fn main() -> ExitCode {
         ["delayed-cat", seconds] => number(seconds).and_then(delayed_cat::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref(), None),
-        ["vfio-user", "serve", path, manners] => vfio_user::serve(path.as_ref(), Some(manners)),
+        ["vfio-user", "serve", path, mode] => vfio_user::serve(path.as_ref(), Some(mode)),
         ["vfio-user", "drive", name] => vfio_user::drive(name),
         ["vfio-user", "line", name] => vfio_user::by_line(name),
         ["vfio-user", "copy", name, rounds] => {

@@ -21,7 +21,7 @@ const PAGE: usize = 4096;
 const COMMAND: u64 = 4;
 const MEMORY_AND_MASTER: u16 = 0b110;
 /// How long an interrupt may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn ioctl(file: &impl AsRawFd, request: u32, argument: libc::c_ulong) -> io::Result<i32> {
     let number = u32::from(VFIO_TYPE) << 8 | (VFIO_BASE + request);
@@ -35,14 +35,14 @@ fn address<T>(of: &T) -> libc::c_ulong {
 }
 
 /// A function that this process drives.
-pub(crate) struct Driven {
+pub(crate) struct NoIommuDevice {
     file: File,
     // Kept open for as long as the function is used.
     _group: File,
     _container: File,
 }
 
-impl Driven {
+impl NoIommuDevice {
     /// Binds the function of this name (`0000:00:01.0`) to vfio-pci and opens it, with memory and
     /// bus mastering on.
     pub(crate) fn open(name: &str) -> Result<Self, CommandError> {
@@ -90,11 +90,11 @@ impl Driven {
     }
 
     /// Maps a region into this process.
-    pub(crate) fn map(&self, region: u32) -> Result<Shown, CommandError> {
+    pub(crate) fn map(&self, region: u32) -> Result<MappedRegion, CommandError> {
         let info = self.region(region)?;
         let size = usize::try_from(info.size)?;
         let offset = i64::try_from(info.offset)?;
-        Ok(Shown::new(size, libc::MAP_SHARED, self.file.as_raw_fd(), offset)?)
+        Ok(MappedRegion::new(size, libc::MAP_SHARED, self.file.as_raw_fd(), offset)?)
     }
 
     /// Has the vectors of this index, from the first on, signal these eventfds.
@@ -155,7 +155,7 @@ impl Event {
 
     /// Waits until it is signalled; how often it was since it was asked last.
     pub(crate) fn wait(&self) -> Result<u64, CommandError> {
-        let milliseconds = i32::try_from(PATIENCE.as_millis())?;
+        let milliseconds = i32::try_from(TIMEOUT.as_millis())?;
         let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one structure, as the count says.
         if unsafe { libc::poll(&raw mut poll, 1, milliseconds) } != 1 {
@@ -174,12 +174,12 @@ impl Event {
 }
 
 /// Memory that others see too, accessed in 32-bit words.
-pub(crate) struct Shown {
+pub(crate) struct MappedRegion {
     base: *mut u32,
     size: usize,
 }
 
-impl Shown {
+impl MappedRegion {
     fn new(size: usize, flags: i32, fd: i32, offset: i64) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe {
@@ -222,7 +222,7 @@ impl Shown {
     }
 }
 
-impl Drop for Shown {
+impl Drop for MappedRegion {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nobody has a pointer into it.
         unsafe { libc::munmap(self.base.cast(), self.size) };

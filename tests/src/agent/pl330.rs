@@ -54,7 +54,7 @@ const DMASEV: u32 = 0x34;
 const DMAGO_NON_SECURE: u32 = 0xa2;
 
 /// How long a copy may take. The model's clock may run far slower than ours.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs one command on the controller at physical address `base`.
 pub(crate) fn run(base: u64, command: &[&str]) -> Result<(), CommandError> {
@@ -150,7 +150,7 @@ impl Pl330 {
 
     /// Waits until a channel has stopped.
     fn wait(&self, channel: u32) -> Result<(), CommandError> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let status = self.registers.read(csr(channel))? & 0xf;
             let fault = self.registers.read(FTR0 + u64::from(channel) * 4)?;
@@ -179,7 +179,7 @@ impl Pl330 {
 
     /// Has the debug registers execute an instruction; their order matters.
     fn debug(&self, first: u32, second: u32) -> Result<(), CommandError> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while self.registers.read(DBGSTATUS)? & 1 != 0 {
             if Instant::now() > end {
                 return Err("the debug registers stay busy".into());

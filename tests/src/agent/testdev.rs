@@ -2,7 +2,7 @@
 //! and behind I/O ports.
 
 use crate::CommandError;
-use crate::noiommu::Driven;
+use crate::noiommu::NoIommuDevice;
 
 /// VFIO's region of the configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`), the command register,
 /// and its bits for I/O and memory.
@@ -20,7 +20,7 @@ const NAME: u64 = 16;
 
 /// Has each of the two BARs count `writes`.
 pub(crate) fn run(name: &str, writes: u64) -> Result<(), CommandError> {
-    let device = Driven::open(name)?;
+    let device = NoIommuDevice::open(name)?;
     let [command] = device.read(CONFIG, COMMAND)?;
     device.write(CONFIG, COMMAND, &[command | DECODING])?;
     for (region, kind) in [(0, "mmio"), (1, "portio")] {
@@ -48,7 +48,7 @@ pub(crate) fn run(name: &str, writes: u64) -> Result<(), CommandError> {
 }
 
 /// Four bytes by an access each: the device answers by single bytes.
-fn number(device: &Driven, region: u32, offset: u64) -> Result<u32, CommandError> {
+fn number(device: &NoIommuDevice, region: u32, offset: u64) -> Result<u32, CommandError> {
     let mut bytes = [0; 4];
     for (byte, at) in bytes.iter_mut().zip(offset..) {
         [*byte] = device.read(region, at)?;
@@ -56,7 +56,7 @@ fn number(device: &Driven, region: u32, offset: u64) -> Result<u32, CommandError
     Ok(u32::from_le_bytes(bytes))
 }
 
-fn text(device: &Driven, region: u32) -> Result<String, CommandError> {
+fn text(device: &NoIommuDevice, region: u32) -> Result<String, CommandError> {
     let mut text = String::new();
     for offset in NAME..NAME + 32 {
         match device.read(region, offset)? {

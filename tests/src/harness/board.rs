@@ -10,10 +10,10 @@ use super::deadline::Deadline;
 use super::failure::Failure;
 use super::host::Host;
 use super::initramfs;
+use super::protocol::PORT;
 use super::qemu::{self, Qemu};
 use super::transcript::Transcript;
 use super::uart::Uart;
-use super::wire::PORT;
 use crate::artifacts::{Artifacts, Kernel};
 
 /// How long the host may take to boot, in seconds. It takes one when nothing else runs.
@@ -190,8 +190,8 @@ impl Board {
     pub fn boot(self) -> Result<Host, Failure> {
         let artifacts = self.artifacts()?;
         let transcript = Arc::new(Transcript::start());
-        let (console, console_end) = qemu::wire()?;
-        let (agent, agent_end) = qemu::wire()?;
+        let (console, console_end) = qemu::socket_pair()?;
+        let (agent, agent_end) = qemu::socket_pair()?;
         let large = self.large(&artifacts)?;
         let initramfs = initramfs::host(&artifacts, self.stock, large, &self.files)?;
         let initramfs = qemu::memory_file(&initramfs)
@@ -200,7 +200,7 @@ impl Board {
         let mut command = self.command(&artifacts, "model.do=agent")?;
         command.args(qemu::chardev("console", &console_end));
         command.args(["-serial", "chardev:console", "-serial", "null"]);
-        let uart = self.uart.then(qemu::wire).transpose()?;
+        let uart = self.uart.then(qemu::socket_pair).transpose()?;
         if let Some((_, end)) = &uart {
             command.args(qemu::chardev("uart", end)).args(["-serial", "chardev:uart"]);
             if self.shared_uart {

@@ -9,12 +9,12 @@ use std::thread::{self, JoinHandle};
 
 use super::deadline::Deadline;
 use super::failure::Failure;
+use super::protocol::{Frame, Kind};
 use super::transcript::Transcript;
-use super::wire::{Frame, Kind};
 
 /// What is known of one process on the host.
 #[derive(Default)]
-pub(super) struct Record {
+pub(super) struct ProcessRecord {
     /// How the transcript calls it.
     pub(super) name: String,
     /// Its standard output, and its standard error where that isn't wanted apart.
@@ -37,7 +37,7 @@ pub(super) struct State {
     /// The host's serial console.
     pub(super) console: Vec<u8>,
     /// The processes by the harness' numbers.
-    pub(super) processes: BTreeMap<u32, Record>,
+    pub(super) processes: BTreeMap<u32, ProcessRecord>,
 }
 
 struct Shared {
@@ -88,10 +88,12 @@ impl Channel {
     }
 
     /// A number for a new process that the transcript calls `name`.
-    pub(super) fn enrol(&self, name: &str) -> u32 {
+    pub(super) fn register(&self, name: &str) -> u32 {
         let mut state = self.state();
         let number = state.processes.keys().next_back().map_or(1, |last| last + 1);
-        state.processes.insert(number, Record { name: name.to_owned(), ..Record::default() });
+        state
+            .processes
+            .insert(number, ProcessRecord { name: name.to_owned(), ..ProcessRecord::default() });
         number
     }
 
@@ -155,7 +157,7 @@ impl Shared {
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = console.read(&mut buffer) {
             let bytes = buffer.get(..length).unwrap_or_default();
-            self.transcript.hear("host", bytes);
+            self.transcript.record("host", bytes);
             self.lock().console.extend_from_slice(bytes);
             self.changed.notify_all();
         }
@@ -185,11 +187,11 @@ impl Shared {
                 Kind::Started => record.pid = frame.number(),
                 Kind::Exited => record.status = frame.number().map(u32::cast_signed),
                 Kind::Output => {
-                    self.transcript.hear(&record.name, &frame.payload);
+                    self.transcript.record(&record.name, &frame.payload);
                     record.output.extend_from_slice(&frame.payload);
                 }
                 Kind::Error => {
-                    self.transcript.hear(&record.name, &frame.payload);
+                    self.transcript.record(&record.name, &frame.payload);
                     record.error.extend_from_slice(&frame.payload);
                 }
                 _ => {}

@@ -8,7 +8,7 @@ use super::interrupts::Interrupts;
 
 /// How much time there is around a command, in which the host looks at its counters.
 #[derive(Clone, Copy, Debug)]
-struct Haste {
+struct Timing {
     /// For how many seconds the guest says and does nothing before the command.
     quiet: u32,
     /// Looks at the host's interrupts in a row without a change, 0.2 s apart, that mean the command
@@ -16,9 +16,9 @@ struct Haste {
     settled: u32,
 }
 
-impl Haste {
+impl Timing {
     /// On a quiet machine the first is enough.
-    const LESS_AND_LESS: [Self; 3] = [
+    const ATTEMPTS: [Self; 3] = [
         Self { quiet: 4, settled: 5 },
         Self { quiet: 10, settled: 25 },
         Self { quiet: 20, settled: 50 },
@@ -52,8 +52,8 @@ impl Costs {
         command: &str,
         interrupts: &str,
     ) -> Result<(Self, String), Failure> {
-        for haste in Haste::LESS_AND_LESS {
-            if let Some(costs) = Self::try_of(host, guest, command, interrupts, haste)? {
+        for timing in Timing::ATTEMPTS {
+            if let Some(costs) = Self::try_of(host, guest, command, interrupts, timing)? {
                 return Ok(costs);
             }
         }
@@ -66,7 +66,7 @@ impl Costs {
         guest: &mut Guest,
         command: &str,
         interrupts: &str,
-        Haste { quiet, settled }: Haste,
+        Timing { quiet, settled }: Timing,
     ) -> Result<Option<(Self, String)>, Failure> {
         let pid = guest.pid()?;
         let before = guest.interrupts()?;

@@ -235,8 +235,8 @@ impl Guest {
 
     /// Gives everything that is waited for from now on this many seconds.
     #[must_use]
-    pub fn patience(mut self, seconds: u64) -> Self {
-        self.process = self.process.patience(seconds);
+    pub fn timeout(mut self, seconds: u64) -> Self {
+        self.process = self.process.timeout(seconds);
         self
     }
 

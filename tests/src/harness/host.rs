@@ -9,10 +9,10 @@ use super::channel::Channel;
 use super::deadline::Deadline;
 use super::failure::Failure;
 use super::process::Process;
+use super::protocol::Kind;
 use super::qemu::Qemu;
 use super::transcript::Transcript;
 use super::uart::Uart;
-use super::wire::Kind;
 
 /// A running model host. It is switched off when dropped.
 pub struct Host {
@@ -83,9 +83,8 @@ impl Host {
     ///
     /// It still doesn't after 60 s (times `STRAIT_TIMEOUT_SCALE`).
     pub fn until(&self, condition: &str) -> Result<(), Failure> {
-        let process = self
-            .start_as("until", &format!("until {condition}; do sleep 0.05; done"))?
-            .patience(60);
+        let process =
+            self.start_as("until", &format!("until {condition}; do sleep 0.05; done"))?.timeout(60);
         process.exit_status().map(|_| ())
     }
 

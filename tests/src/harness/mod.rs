@@ -17,7 +17,7 @@
 //!
 //! - [`Board`] is the modelled machine before it is switched on, [`Host`] the Linux that runs on
 //!   it, [`Process`] a program on that host, [`Guest`] a strait whose guest offers a shell.
-//! - Commands travel over a virtio-serial port to an agent ([`wire`]), apart from the consoles.
+//! - Commands travel over a virtio-serial port to an agent ([`protocol`]), apart from the consoles.
 //! - Everything said by anybody is kept with time stamps in a [`Transcript`]; when a test fails
 //!   it is printed and the file that holds it is named.
 //! - Nothing waits without a deadline, and QEMU dies with the test, however that ends.
@@ -38,11 +38,11 @@ mod interrupts;
 mod overlay;
 pub mod payload;
 mod process;
+pub mod protocol;
 mod qemu;
 mod steady;
 mod transcript;
 mod uart;
-pub mod wire;
 
 pub use bind::Bus;
 pub use board::Board;

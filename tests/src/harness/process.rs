@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::channel::Channel;
 use super::deadline::Deadline;
 use super::failure::Failure;
-use super::wire::{Frame, Kind};
+use super::protocol::{Frame, Kind};
 
 /// How long a program has to say or do something, in seconds.
-const PATIENCE: u64 = 90;
+const TIMEOUT: u64 = 90;
 
 /// A program that runs on the model host beside others.
 pub struct Process {
@@ -17,7 +17,7 @@ pub struct Process {
     name: String,
     /// Output before this index has been waited for already.
     seen: usize,
-    patience: u64,
+    timeout: u64,
 }
 
 impl Process {
@@ -29,21 +29,21 @@ impl Process {
         kind: Kind,
     ) -> Result<Self, Failure> {
         channel.transcript().note(&format!("{name}: {command}"));
-        let number = channel.enrol(name);
+        let number = channel.register(name);
         channel.send(&Frame::new(kind, number, command))?;
         Ok(Self {
             channel: Arc::clone(channel),
             number,
             name: name.to_owned(),
             seen: 0,
-            patience: PATIENCE,
+            timeout: TIMEOUT,
         })
     }
 
     /// Gives everything that is waited for from now on this many seconds.
     #[must_use]
-    pub fn patience(mut self, seconds: u64) -> Self {
-        self.patience = seconds;
+    pub fn timeout(mut self, seconds: u64) -> Self {
+        self.timeout = seconds;
         self
     }
 
@@ -163,7 +163,7 @@ impl Process {
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::after(self.patience)
+        Deadline::after(self.timeout)
     }
 }
 

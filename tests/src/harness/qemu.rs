@@ -25,14 +25,14 @@ impl Qemu {
         transcript: &Arc<Transcript>,
     ) -> Result<Self, Failure> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        hand_over(command, files);
+        pass_files(command, files);
         let mut child = command.spawn().map_err(|error| cannot_run(command, &error))?;
         if let Some(errors) = child.stderr.take() {
             let transcript = Arc::clone(transcript);
             // Ends with QEMU, whose end of the pipe is the only one.
             std::thread::spawn(move || {
                 for line in BufReader::new(errors).lines().map_while(Result::ok) {
-                    transcript.hear("qemu", format!("{line}\n").as_bytes());
+                    transcript.record("qemu", format!("{line}\n").as_bytes());
                 }
             });
         }
@@ -50,12 +50,12 @@ impl Drop for Qemu {
 
 /// Runs `command` on this process's standard input and output to its end; it inherits `files`.
 pub(super) fn run(command: &mut Command, files: &[RawFd]) -> Result<ExitStatus, Failure> {
-    hand_over(command, files);
+    pass_files(command, files);
     command.status().map_err(|error| cannot_run(command, &error))
 }
 
 /// Lets `command` inherit `files` under the numbers they have here, and die with this thread.
-fn hand_over(command: &mut Command, files: &[RawFd]) {
+fn pass_files(command: &mut Command, files: &[RawFd]) {
     let files = files.to_vec();
     let parent = std::process::id();
     // SAFETY: the closure only makes system calls, which is all that is allowed between fork and
@@ -100,7 +100,7 @@ pub(super) fn memory_file(bytes: &[u8]) -> io::Result<File> {
 }
 
 /// Two connected sockets: ours, and the one QEMU is to inherit.
-pub(super) fn wire() -> Result<(UnixStream, UnixStream), Failure> {
+pub(super) fn socket_pair() -> Result<(UnixStream, UnixStream), Failure> {
     UnixStream::pair().map_err(|error| Failure::new(format!("can't make a socket pair: {error}")))
 }
 

@@ -55,7 +55,7 @@ impl Transcript {
     }
 
     /// Notes bytes said by `speaker`; lines are stamped when they end.
-    pub(super) fn hear(&self, speaker: &str, bytes: &[u8]) {
+    pub(super) fn record(&self, speaker: &str, bytes: &[u8]) {
         let mut state = self.lock();
         let mut pending = state.open.remove(speaker).unwrap_or_default();
         pending.extend_from_slice(bytes);
@@ -157,11 +157,11 @@ mod tests {
     #[test]
     fn lines_of_interleaved_sources_stay_whole() {
         let transcript = Transcript::start();
-        transcript.hear("host", b"Boot");
-        transcript.hear("guest", b"one\ntw");
-        transcript.hear("host", b"ing\r\n");
-        transcript.hear("guest", b"o\n");
-        transcript.hear("host", b"unfinished");
+        transcript.record("host", b"Boot");
+        transcript.record("guest", b"one\ntw");
+        transcript.record("host", b"ing\r\n");
+        transcript.record("guest", b"o\n");
+        transcript.record("host", b"unfinished");
         let text = transcript.text();
         assert_eq!(
             without_times(&text),
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn control_characters_are_spelt_out() {
         let transcript = Transcript::start();
-        transcript.hear("host", b"\x1b[0m\xff\n");
+        transcript.record("host", b"\x1b[0m\xff\n");
         assert_eq!(without_times(&transcript.text()), ["host | \\u{1b}[0m\u{fffd}"]);
         transcript.forget();
     }

@@ -10,10 +10,10 @@ use super::failure::Failure;
 use super::transcript::Transcript;
 
 /// How long the other side has to say or to take something, in seconds.
-const PATIENCE: u64 = 90;
+const TIMEOUT: u64 = 90;
 
 /// How often is looked whether time is up.
-const GLANCE: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The wire of the UART that sysfs calls [`super::UART`].
 pub struct Uart {
@@ -26,8 +26,8 @@ pub struct Uart {
 impl Uart {
     pub(super) fn new(stream: UnixStream, transcript: Arc<Transcript>) -> Result<Self, Failure> {
         stream
-            .set_read_timeout(Some(GLANCE))
-            .and_then(|()| stream.set_write_timeout(Some(GLANCE)))
+            .set_read_timeout(Some(POLL_INTERVAL))
+            .and_then(|()| stream.set_write_timeout(Some(POLL_INTERVAL)))
             .map_err(|error| Failure::new(format!("the UART's wire: {error}")))?;
         Ok(Self { stream, transcript, received: Vec::new() })
     }
@@ -38,7 +38,7 @@ impl Uart {
     ///
     /// It doesn't take them in time.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(TIMEOUT);
         let mut rest = bytes.as_ref();
         while !rest.is_empty() {
             match self.stream.write(rest) {
@@ -81,7 +81,7 @@ impl Uart {
         what: &str,
         enough: impl Fn(&[u8]) -> Option<usize>,
     ) -> Result<Vec<u8>, Failure> {
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(TIMEOUT);
         loop {
             if let Some(count) = enough(&self.received) {
                 return Ok(self.received.drain(..count).collect());
@@ -91,7 +91,7 @@ impl Uart {
                 Ok(0) => {
                     return Err(self.transcript.failure(format!("waiting for {what}: it ended")));
                 }
-                Ok(count) => self.hear(buffer.get(..count).unwrap_or_default()),
+                Ok(count) => self.record(buffer.get(..count).unwrap_or_default()),
                 Err(error) => self.check(&error, deadline, what)?,
             }
         }
@@ -103,15 +103,15 @@ impl Uart {
         self.stream.set_nonblocking(true).map_err(broken)?;
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = self.stream.read(&mut buffer) {
-            self.hear(buffer.get(..count).unwrap_or_default());
+            self.record(buffer.get(..count).unwrap_or_default());
         }
         self.stream.set_nonblocking(false).map_err(broken)
     }
 
-    fn hear(&mut self, bytes: &[u8]) {
+    fn record(&mut self, bytes: &[u8]) {
         // What is that long is data, and no reading for people.
         if bytes.len() < 256 {
-            self.transcript.hear("uart", bytes);
+            self.transcript.record("uart", bytes);
         } else {
             self.transcript.note(&format!("uart: {} bytes", bytes.len()));
         }

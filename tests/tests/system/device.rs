@@ -190,7 +190,7 @@ fn devices_are_bound_and_unbound() -> TestResult {
     let again = host.sh(&format!("strait device unbind {}", AMBA_DMA[0]))?;
     assert!(again.contains("its driver is dma-pl330 already"), "{again}");
     // The driver that has it again can use it.
-    host.sh("insmod /m/dmatest.ko iterations=5 max_channels=8 run=1 && \
+    host.sh("insmod /m/dmatest.ko iterations=5 max_channels=8 timeout=20000 run=1 && \
              cat /sys/module/dmatest/parameters/wait && dmesg | grep -q 'summary 5 tests, 0 fail'")?;
     Ok(())
 }

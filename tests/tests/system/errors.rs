@@ -1,10 +1,10 @@
-//! Wrong uses: each is an error of three parts (what failed, on what, what to do), and the host
+//! InvalidUse uses: each is an error of three parts (what failed, on what, what to do), and the host
 //! stays as it was.
 
 use tests::harness::{AMBA_DMA, BACKENDS, Board, Failure, Host, PLATFORM_DMA, TestResult, payload};
 
-/// A wrong use and its answer.
-struct Wrong<'a> {
+/// An invalid use and its error.
+struct InvalidUse<'a> {
     /// strait's arguments.
     arguments: &'a str,
     /// Its exit status.
@@ -24,7 +24,7 @@ fn state(host: &Host) -> Result<String, Failure> {
              cat /sys/module/vfio*/parameters/* 2>/dev/null")
 }
 
-impl Wrong<'_> {
+impl InvalidUse<'_> {
     /// Does it, and checks the answer and the host.
     fn is_refused_on(&self, host: &Host) -> TestResult {
         self.is_refused_by(host, "strait")
@@ -78,7 +78,7 @@ fn unassignable_devices_are_refused() -> TestResult {
     ];
     for (device, error, help) in table {
         let arguments = &format!("--kernel /k/model --vfio-platform {device}");
-        Wrong { arguments, status: 1, error, help }.is_refused_on(&host)?;
+        InvalidUse { arguments, status: 1, error, help }.is_refused_on(&host)?;
     }
     Ok(())
 }
@@ -99,7 +99,7 @@ fn shared_reserved_and_busy_groups_are_refused() -> TestResult {
         other = AMBA_DMA[0]
     ))?;
     let error = &[device, "shared with", AMBA_DMA[0], "dma-pl330"];
-    Wrong { arguments, status: 1, error, help: &["--group", device] }.is_refused_on(&host)?;
+    InvalidUse { arguments, status: 1, error, help: &["--group", device] }.is_refused_on(&host)?;
     host.sh(&format!("umount {group}/devices"))?;
 
     // RAM is at 0x40000000.
@@ -109,7 +109,7 @@ fn shared_reserved_and_busy_groups_are_refused() -> TestResult {
     ))?;
     let error = &["0x50000000", "0x500fffff"];
     let larger = &format!("{arguments} --memory 1G");
-    Wrong { arguments: larger, status: 1, error, help: &["memory"] }.is_refused_on(&host)?;
+    InvalidUse { arguments: larger, status: 1, error, help: &["memory"] }.is_refused_on(&host)?;
     host.sh(&format!("umount {group}/reserved_regions"))?;
 
     // Whichever way the one has it, and whichever the other would.
@@ -123,7 +123,7 @@ fn shared_reserved_and_busy_groups_are_refused() -> TestResult {
             let arguments = &format!("{arguments} --iommu {ours}");
             let error = &[device, "another process uses"];
             let help = &["fuser", "/dev/vfio/devices/vfio"];
-            Wrong { arguments, status: 1, error, help }.is_refused_on(&host)?;
+            InvalidUse { arguments, status: 1, error, help }.is_refused_on(&host)?;
         }
         other.signal(15)?;
         assert_eq!(other.exit_status()?, 128 + 15);
@@ -141,23 +141,23 @@ fn missing_permissions_are_named() -> TestResult {
 
     host.sh("chmod 600 /dev/kvm")?;
     let error = &["/dev/kvm"];
-    Wrong { arguments: "--kernel /k/off", status: 1, error, help: &["/dev/kvm"] }
+    InvalidUse { arguments: "--kernel /k/off", status: 1, error, help: &["/dev/kvm"] }
         .is_refused_by(&host, "agent as 1000 strait")?;
     host.sh("chmod 666 /dev/kvm")?;
 
     let permit = format!("strait device bind --owner 1000 {device}");
     let error = &[device, &node, "1000"];
-    Wrong { arguments, status: 1, error, help: &[&permit, "udevadm control --reload"] }
+    InvalidUse { arguments, status: 1, error, help: &[&permit, "udevadm control --reload"] }
         .is_refused_by(&host, "agent as 1000 strait")?;
     host.sh(&format!("{permit} && chmod 600 /dev/vfio/vfio"))?;
     let container = &format!("{arguments} --iommu container");
     let error = &[device, "user 1000 may not open /dev/vfio/vfio, which"];
-    Wrong { arguments: container, status: 1, error, help: &["chmod 666 /dev/vfio/vfio"] }
+    InvalidUse { arguments: container, status: 1, error, help: &["chmod 666 /dev/vfio/vfio"] }
         .is_refused_by(&host, "agent as 1000 strait")?;
     host.sh("chmod 666 /dev/vfio/vfio")?;
 
     let error = &["RLIMIT_MEMLOCK"];
-    Wrong { arguments, status: 1, error, help: &["ulimit -l"] }
+    InvalidUse { arguments, status: 1, error, help: &["ulimit -l"] }
         .is_refused_by(&host, "agent as 1000 memlock=8388608 strait")?;
     // With what the helps say to do, it works.
     host.sh(&format!("agent as 1000 memlock=1073741824 strait run {arguments}"))?;
@@ -166,11 +166,11 @@ fn missing_permissions_are_named() -> TestResult {
     let arguments = &format!("{arguments} --iommu iommufd");
     host.sh("chown 0 /dev/vfio/devices/vfio0")?;
     let error = &[device, "user 1000 may not open", "/dev/iommu", "/dev/vfio/devices/vfio0"];
-    Wrong { arguments, status: 1, error, help: &[&permit, "chmod 666 /dev/iommu"] }
+    InvalidUse { arguments, status: 1, error, help: &[&permit, "chmod 666 /dev/iommu"] }
         .is_refused_by(&host, "agent as 1000 strait")?;
     host.sh(&format!("{permit} && chmod 666 /dev/iommu"))?;
     let error = &["RLIMIT_MEMLOCK"];
-    Wrong { arguments, status: 1, error, help: &["ulimit -l"] }
+    InvalidUse { arguments, status: 1, error, help: &["ulimit -l"] }
         .is_refused_by(&host, "agent as 1000 memlock=8388608 strait")?;
     host.sh(&format!("agent as 1000 memlock=1073741824 strait run {arguments}"))?;
     Ok(())
@@ -192,7 +192,7 @@ fn missing_iommu_interfaces_are_named() -> TestResult {
         host.sh(&format!("mv {node} /dev/away"))?;
         let asked = &format!("{arguments} --iommu {backend}");
         let error = &[device, "there is no", node];
-        Wrong { arguments: asked, status: 1, error, help: &[help] }.is_refused_on(&host)?;
+        InvalidUse { arguments: asked, status: 1, error, help: &[help] }.is_refused_on(&host)?;
         // Who doesn't ask gets the other.
         host.sh(&format!("strait run {arguments} && mv /dev/away {node}"))?;
     }
@@ -216,7 +216,7 @@ fn forbidding_kernel_parameters_are_named() -> TestResult {
         let parameter = &format!("/sys/module/{module}/parameters/allow_unsafe_interrupts");
         let help = &["echo Y | sudo tee ", parameter];
         let error = &[device, "interrupts", module];
-        Wrong { arguments, status: 1, error, help }.is_refused_on(&host)?;
+        InvalidUse { arguments, status: 1, error, help }.is_refused_on(&host)?;
         host.sh(&format!("echo Y > {parameter} && strait run {arguments}"))?;
     }
     drop(host);
@@ -227,7 +227,7 @@ fn forbidding_kernel_parameters_are_named() -> TestResult {
          echo {device} > drivers_probe; [ ! -e devices/{device}/driver ]"
     ))?;
     let help = &["vfio_platform.reset_required=0"];
-    Wrong { arguments, status: 1, error: &[device, "reset"], help }.is_refused_on(&host)?;
+    InvalidUse { arguments, status: 1, error: &[device, "reset"], help }.is_refused_on(&host)?;
     // On the AMBA bus no reset is required.
     host.bind(AMBA_DMA[0])?;
     host.sh(&format!("strait run --kernel /k/off --vfio-platform {}", AMBA_DMA[0]))?;
@@ -254,11 +254,12 @@ fn unreachable_vfio_user_servers_are_refused() -> TestResult {
     ];
     for &(server, status, error, help) in table {
         let arguments = &format!("--kernel /k/off --vfio-user {server}");
-        Wrong { arguments, status, error, help }.is_refused_on(&host)?;
+        InvalidUse { arguments, status, error, help }.is_refused_on(&host)?;
     }
     let arguments = "--kernel /k/off --vfio-user /tmp/device";
     let (error, help) = (&["/tmp/device", "Permission denied"], &["ls -l /tmp/device", "setfacl"]);
-    Wrong { arguments, status: 1, error, help }.is_refused_by(&host, "agent as 1000 strait")?;
+    InvalidUse { arguments, status: 1, error, help }
+        .is_refused_by(&host, "agent as 1000 strait")?;
     // With permission it takes no privilege.
     host.sh(&format!("chmod 777 /tmp/device /dev/kvm && agent as 1000 strait run {arguments}"))?;
     Ok(())
@@ -304,7 +305,7 @@ fn unusable_kernels_and_initrds_are_refused() -> TestResult {
         ("--kernel /k/model --memory 8M", 1, &["/k/model"], &["memory"]),
     ];
     for &(arguments, status, error, help) in table {
-        Wrong { arguments, status, error, help }.is_refused_on(&host)?;
+        InvalidUse { arguments, status, error, help }.is_refused_on(&host)?;
     }
     Ok(())
 }
@@ -329,13 +330,15 @@ fn invalid_options_are_refused() -> TestResult {
     ];
     for &(arguments, status, error, help) in table {
         let arguments = &format!("--kernel /k/off {arguments}");
-        Wrong { arguments, status, error, help }.is_refused_on(&host)?;
+        InvalidUse { arguments, status, error, help }.is_refused_on(&host)?;
     }
     let arguments = "";
-    Wrong { arguments, status: 2, error: &["kernel"], help: &["--kernel"] }.is_refused_on(&host)?;
+    InvalidUse { arguments, status: 2, error: &["kernel"], help: &["--kernel"] }
+        .is_refused_on(&host)?;
     // More than the host can lock for DMA, though not more than it has.
     host.bind(PLATFORM_DMA[0])?;
     let arguments = &format!("--kernel /k/off --memory 32G --vfio-platform {}", PLATFORM_DMA[0]);
-    Wrong { arguments, status: 1, error: &["32G"], help: &["--memory"] }.is_refused_on(&host)?;
+    InvalidUse { arguments, status: 1, error: &["32G"], help: &["--memory"] }
+        .is_refused_on(&host)?;
     Ok(())
 }

@@ -92,7 +92,7 @@ fn the_hosts_own_driver_copies_memory() -> TestResult {
     let DmaTest { copies, size, channels } = test;
     host.sh(&format!(
         "insmod /m/dmatest.ko iterations={copies} test_buf_size={size} max_channels={channels} \
-         threads_per_chan=1 run=1 && cat /sys/module/dmatest/parameters/wait"
+         threads_per_chan=1 timeout=20000 run=1 && cat /sys/module/dmatest/parameters/wait"
     ))?;
     let summaries: Vec<Summary> = test.check(&host.sh("dmesg")?).unwrap_or_default();
     assert_eq!(summaries.len(), 16, "{}", host.sh("dmesg")?);

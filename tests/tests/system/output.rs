@@ -90,10 +90,10 @@ fn a_slow_reader_gets_all_output_and_a_stalled_one_has_it_counted() -> TestResul
     let host = board().boot()?;
     // Exits by the thousand take their time on a busy machine.
     let slow =
-        host.start("strait run --kernel /k/much | agent delayed-cat 3 | wc -c")?.patience(300);
+        host.start("strait run --kernel /k/much | agent delayed-cat 3 | wc -c")?.timeout(300);
     assert_eq!((slow.exit_status()?, slow.output().trim()), (0, MUCH.to_string().as_str()));
     let _stalls = host.start(&unread("--kernel /k/much --stats /tmp/stats 2>/tmp/errors"))?;
-    let written = host.start("until [ -s /tmp/stats ]; do sleep 0.2; done")?.patience(300);
+    let written = host.start("until [ -s /tmp/stats ]; do sleep 0.2; done")?.timeout(300);
     assert_eq!(written.exit_status()?, 0);
     assert_eq!(status(&host, Instant::now())?, 0);
     let stats: serde_json::Value =

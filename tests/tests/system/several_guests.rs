@@ -22,7 +22,7 @@ const COPIES: u32 = 25;
 
 /// How long a round may take, in seconds: more than dmatest waits if each copy of a channel is lost,
 /// 20 s each, so that it is dmatest that tells.
-const PATIENCE: u64 = 600;
+const ROUND_TIMEOUT: u64 = 600;
 
 /// The statistics of a run, asked for now.
 fn statistics(host: &Host, guest: &mut Guest, file: &str) -> Result<Value, Failure> {
@@ -49,7 +49,7 @@ struct Worker {
 
 impl Worker {
     /// Starts a guest with a device, by this way to the IOMMU and with these further arguments.
-    fn hire(
+    fn start(
         host: &Host,
         device: &str,
         backend: &'static str,
@@ -59,7 +59,7 @@ impl Worker {
         let arguments =
             format!("--bind --vfio-platform {device} --iommu {backend} --stats {file}{further}");
         let launch = Launch::model().memory("192M").with(&arguments);
-        let mut guest = host.launch(&launch)?.patience(PATIENCE);
+        let mut guest = host.launch(&launch)?.timeout(ROUND_TIMEOUT);
         let before = guest.interrupts()?;
         Ok(Self { guest, backend, file, before, copies: 0 })
     }
@@ -75,7 +75,7 @@ impl Worker {
 
     /// Checks, at rest, that every signal of every line found its way back, and that the guest has
     /// counted as many; returns how many there were of each line.
-    fn settle(&mut self, host: &Host) -> Result<Vec<u64>, Failure> {
+    fn check_at_rest(&mut self, host: &Host) -> Result<Vec<u64>, Failure> {
         let report = statistics(host, &mut self.guest, &self.file)?;
         assert_eq!(report["iommu"], self.backend);
         let lines = lines(&report);
@@ -104,7 +104,7 @@ fn four_guests_run_dma_concurrently() -> TestResult {
     let devices = [PLATFORM_DMA, AMBA_DMA].concat();
     let backends = BACKENDS.iter().cycle();
     let workers = devices.iter().zip(backends);
-    let workers = workers.map(|(device, backend)| Worker::hire(&host, device, backend, ""));
+    let workers = workers.map(|(device, backend)| Worker::start(&host, device, backend, ""));
     let mut workers = workers.collect::<Result<Vec<_>, _>>()?;
     let test = DmaTest { copies: COPIES, ..DmaTest::default() };
     let end = Instant::now() + duration();
@@ -119,7 +119,7 @@ fn four_guests_run_dma_concurrently() -> TestResult {
     for worker in &mut workers {
         // One for every copy, but for those that came together, and for the few that the host saw
         // once more when they were over (it disables lines lazily).
-        let handled: u64 = worker.settle(&host)?.iter().sum();
+        let handled: u64 = worker.check_at_rest(&host)?.iter().sum();
         let copies = worker.copies;
         assert!(handled <= copies + copies / 10 && handled * 2 > copies, "{handled} of {copies}");
         println!("{}: {copies} copies, none failed; {handled} interrupts, none lost", worker.file);
@@ -137,12 +137,12 @@ fn four_guests_run_dma_concurrently() -> TestResult {
 fn no_interrupt_is_lost_on_four_cpus() -> TestResult {
     let host = Board::new().cpus(4).boot()?;
     for backend in BACKENDS {
-        let mut worker = Worker::hire(&host, PLATFORM_DMA[0], backend, " --cpus 4")?;
+        let mut worker = Worker::start(&host, PLATFORM_DMA[0], backend, " --cpus 4")?;
         let test = DmaTest::default();
         for round in 1..=3 {
             worker.guest.begin(&test.command())?;
             worker.finish(&test)?;
-            let handled = worker.settle(&host)?;
+            let handled = worker.check_at_rest(&host)?;
             // Linux' driver serves all events whichever line calls it: on several CPUs it takes some
             // before their own lines do.
             let most = round * u64::from(test.copies + test.copies / 10);

@@ -2,7 +2,7 @@
 
 use super::{DONE, FAULT, IDENTITY, VECTORS, register};
 use crate::CommandError;
-use crate::noiommu::{Driven, Event, Shown};
+use crate::noiommu::{Event, MappedRegion, NoIommuDevice};
 
 const REGISTERS: u32 = 0;
 const MEMORY: u32 = 2;
@@ -13,7 +13,7 @@ const WORDS: usize = 1024;
 /// Pages of the source, and of the destination behind it.
 const PAGES: usize = 16;
 
-struct Device(Driven);
+struct Device(NoIommuDevice);
 
 impl Device {
     fn read(&self, register: u64) -> Result<u32, CommandError> {
@@ -46,7 +46,7 @@ impl Device {
 
 /// Drives all that the device has, and verifies it.
 pub(crate) fn drive(name: &str) -> Result<(), CommandError> {
-    let device = Device(Driven::open(name)?);
+    let device = Device(NoIommuDevice::open(name)?);
     registers(&device)?;
     memory(&device.0.map(MEMORY)?, &device.0)?;
     let copied = copies(&device, 4)?;
@@ -59,20 +59,20 @@ pub(crate) fn drive(name: &str) -> Result<(), CommandError> {
 
 /// Drives what it has without messages, and verifies it.
 pub(crate) fn by_line(name: &str) -> Result<(), CommandError> {
-    let device = Device(Driven::open(name)?);
+    let device = Device(NoIommuDevice::open(name)?);
     registers(&device)?;
     line(&device)
 }
 
 /// Copies pages this many times, and says how many copies were made.
 pub(crate) fn copy(name: &str, rounds: u64) -> Result<(), CommandError> {
-    println!("copied {}", copies(&Device(Driven::open(name)?), rounds)?);
+    println!("copied {}", copies(&Device(NoIommuDevice::open(name)?), rounds)?);
     Ok(())
 }
 
 /// Has the server go wrong in this way, and says what is left of the device.
 pub(crate) fn wrong(name: &str, way: &str) -> Result<(), CommandError> {
-    let device = Device(Driven::open(name)?);
+    let device = Device(NoIommuDevice::open(name)?);
     let memory = device.0.map(MEMORY)?;
     memory.write(0, 0x1234_5678);
     device.expect(register::IDENTITY, IDENTITY)?;
@@ -82,11 +82,11 @@ pub(crate) fn wrong(name: &str, way: &str) -> Result<(), CommandError> {
 
 /// Says what is left of the device.
 pub(crate) fn look(name: &str) -> Result<(), CommandError> {
-    let device = Device(Driven::open(name)?);
+    let device = Device(NoIommuDevice::open(name)?);
     remains(&device, &device.0.map(MEMORY)?)
 }
 
-fn remains(device: &Device, memory: &Shown) -> Result<(), CommandError> {
+fn remains(device: &Device, memory: &MappedRegion) -> Result<(), CommandError> {
     println!("identity {:#010x}", device.read(register::IDENTITY)?);
     println!("memory {:#010x}", memory.read(0));
     Ok(())
@@ -107,7 +107,7 @@ fn registers(device: &Device) -> Result<(), CommandError> {
 }
 
 /// What is written through a mapping is what the server reads, and the other way round.
-fn memory(shown: &Shown, device: &Driven) -> Result<(), CommandError> {
+fn memory(shown: &MappedRegion, device: &NoIommuDevice) -> Result<(), CommandError> {
     for (index, offset) in [(0usize, 0u64), (1023, 4092), (4095, 16380)] {
         let value = 0xc0de_0000 | u32::try_from(index)?;
         shown.write(index, value);
@@ -125,7 +125,7 @@ fn memory(shown: &Shown, device: &Driven) -> Result<(), CommandError> {
 fn copies(device: &Device, rounds: u64) -> Result<u64, CommandError> {
     let events = (0..VECTORS).map(|_| Event::new()).collect::<Result<Vec<_>, _>>()?;
     device.0.signal(MSIX, &events)?;
-    let pages = Shown::pages(2 * PAGES)?;
+    let pages = MappedRegion::pages(2 * PAGES)?;
     let addresses = pages.addresses()?;
     let before = device.read(register::COUNT)?;
     let mut copies = 0u64;
@@ -168,7 +168,7 @@ fn copies(device: &Device, rounds: u64) -> Result<u64, CommandError> {
 fn faults(device: &Device) -> Result<(), CommandError> {
     let events = [Event::new()?];
     device.0.signal(MSIX, &events)?;
-    let page = Shown::pages(1)?;
+    let page = MappedRegion::pages(1)?;
     let address = page.addresses()?.first().copied().ok_or("no page")?;
     page.write(0, 7);
     for (from, to) in [(0x1000, address), (address, u64::MAX - 4095), (1 << 39, address)] {
