@@ -2,11 +2,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::env;
 use std::error::Error;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::artifacts;
@@ -23,6 +25,9 @@ pub const SHRINKWRAP: &str = "STRAIT_SHRINKWRAP";
 
 /// The environment variable that names the directory of compiled device trees of boards.
 const BOARDS: &str = "STRAIT_BOARDS";
+
+/// The environment variable that says how many tests run at a time.
+const THREADS: &str = "RUST_TEST_THREADS";
 
 /// How many of the slowest system tests are named at the end.
 const SLOWEST: usize = 20;
@@ -89,6 +94,12 @@ fn parts(
         "system",
     ]);
     system.env(artifacts::VARIABLE, &model.description).env(TIMES, times);
+    // Tests also wait, for time to pass and for what happens once: one test more than there are CPUs
+    // keeps these at work.
+    if env::var_os(THREADS).is_none() {
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        system.env(THREADS, cpus.saturating_add(1).to_string());
+    }
     if let Some(directory) = &tools.shrinkwrap {
         system.env(SHRINKWRAP, directory);
     }
