@@ -76,7 +76,7 @@ pub(super) fn check_dma(test: &mut SelfTest, report: &mut TestReport) {
     for page in page_sizes(sizes).take_while(|page| *page <= GIB) {
         let outcome = map_gibibyte(test, page.max(fewest));
         test.unmap_all();
-        report.add(format!("DMA: 1 GiB in pages of {}", Size(page)), outcome);
+        report.add(format!("DMA: 1 GiB in pages of {:#}", Size(page)), outcome);
     }
 }
 
@@ -90,5 +90,5 @@ fn map_gibibyte(test: &mut SelfTest, block: u64) -> Result<String, SelfTestError
     for number in 0..blocks {
         test.map(base + number * block, &buffer, block)?;
     }
-    Ok(format!("{blocks} mappings of {} at IOVA {base:#x}", Size(block)))
+    Ok(format!("{blocks} mappings of {:#} at IOVA {base:#x}", Size(block)))
 }

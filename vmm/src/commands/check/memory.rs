@@ -40,7 +40,7 @@ fn memlock(memlock: Memlock, memory: Size) -> Finding {
             SUBJECT,
             memlock.limit.map_or_else(
                 || "no limit".to_owned(),
-                |limit| format!("{} KiB, enough for --memory {memory}", limit >> 10),
+                |limit| format!("{:#}, enough for --memory {memory}", Size(limit)),
             ),
         ),
     }
@@ -85,15 +85,13 @@ fn huge_pages(thp: &str, meminfo: &str) -> Finding {
 
 fn page_size(size: u64) -> Finding {
     const SUBJECT: &str = "page size";
-    let kibibytes = size >> 10;
+    let text = format!("{:#}", Size(size));
     if size <= PAGE {
-        return Finding::fine(SUBJECT, format!("{kibibytes} KiB"));
+        return Finding::fine(SUBJECT, text);
     }
     Finding::degraded(
         SUBJECT,
-        format!(
-            "{kibibytes} KiB: registers of devices that don't fill a page are trapped, not mapped"
-        ),
+        format!("{text}: registers of devices that don't fill a page are trapped, not mapped"),
         "a host kernel with CONFIG_ARM64_4K_PAGES maps them",
     )
 }
