@@ -218,7 +218,7 @@ impl<'a> Driver<'a> {
         let (from, to) = (MARGIN + from, MARGIN + to);
         self.buffers.clear(from, to, length);
         let started = Instant::now();
-        self.start(channel, event, from, to, length)?;
+        self.start(channel, event, self.copy(from, to, length))?;
         self.take_interrupt(1 << event)?;
         let busy = started.elapsed();
         self.wait_until_stopped(channel)?;
@@ -226,33 +226,14 @@ impl<'a> Driver<'a> {
         Ok(busy)
     }
 
-    /// Has a channel copy bytes from an offset of the source to one of the destination.
-    fn start(
-        &self,
-        channel: u8,
-        event: u8,
-        from: usize,
-        to: usize,
-        length: usize,
-    ) -> Result<(), AccessError> {
-        self.start_transfer(
-            channel,
-            event,
-            Transfer {
-                source: self.buffers.source(from),
-                destination: self.buffers.destination(to),
-                length: u32::try_from(length).unwrap_or(0),
-            },
-        )
+    /// A copy from an offset of the source to one of the destination.
+    fn copy(&self, from: usize, to: usize, length: usize) -> Transfer {
+        let (source, destination) = (self.buffers.source(from), self.buffers.destination(to));
+        Transfer { source, destination, length: u32::try_from(length).unwrap_or(0) }
     }
 
-    /// Puts a program where the device reads it, and has the manager start it.
-    fn start_transfer(
-        &self,
-        channel: u8,
-        event: u8,
-        transfer: Transfer,
-    ) -> Result<(), AccessError> {
+    /// Writes a program where the device reads it, and has the manager start it.
+    fn start(&self, channel: u8, event: u8, transfer: Transfer) -> Result<(), AccessError> {
         let program = self.buffers.write_program(channel, &transfer.program(self.path, event));
         self.dmac().run(Instruction::go(channel, program), Thread::Manager)
     }
@@ -283,7 +264,7 @@ impl<'a> Driver<'a> {
         }
         let started = Instant::now();
         for (channel, offset) in (0..count).zip(&offsets) {
-            self.start(channel, channel, *offset, *offset, CONCURRENT_TRANSFER)?;
+            self.start(channel, channel, self.copy(*offset, *offset, CONCURRENT_TRANSFER))?;
         }
         let mut left = (1_u32 << count) - 1;
         while left != 0 {

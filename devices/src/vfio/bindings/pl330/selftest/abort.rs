@@ -13,7 +13,7 @@ impl Driver<'_> {
     /// Has channel 0 copy where nothing is mapped: it must fault and raise an interrupt, and be
     /// usable again once killed.
     pub(super) fn abort(&mut self, source: u32, destination: u32) -> Result<String, StepError> {
-        self.start_transfer(0, 0, Transfer { source, destination, length: 64 })?;
+        self.start(0, 0, Transfer { source, destination, length: 64 })?;
         let irq = self.wait_for_abort()?;
         let faulting = self.is_faulting()?;
         let why = fault(self.region.read32(ftr(0))?);
