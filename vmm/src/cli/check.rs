@@ -5,7 +5,7 @@ use std::str::FromStr;
 use lexopt::{Arg, Parser};
 
 use super::values::GivenOnce;
-use super::{Command, Size, wrong};
+use super::{Command, Size, usage_error};
 use crate::error::Error;
 
 pub(super) const HELP: &str = include_str!("help/check.txt");
@@ -23,7 +23,7 @@ pub struct CheckOptions {
 #[cold]
 pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     let mut options = CheckOptions { memory: Size::from(256 << 20), json: false };
-    let help = options.take_all(parser).map_err(|e| wrong(&e, "check"))?;
+    let help = options.take_all(parser).map_err(|e| usage_error(&e, "check"))?;
     Ok(if help { Command::Print(HELP.into()) } else { Command::Check(options) })
 }
 

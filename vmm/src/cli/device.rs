@@ -9,7 +9,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use super::owner::owner;
 use super::values::GivenOnce;
 use super::values::backend;
-use super::{Command, VfioUserOptions, wrong};
+use super::{Command, VfioUserOptions, usage_error};
 use crate::error::Error;
 
 pub(super) const HELP: &str = include_str!("help/device.txt");
@@ -52,7 +52,7 @@ pub struct DeviceOptions {
 #[cold]
 pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     let mut words = Words::default();
-    if words.take_all(parser).map_err(|e| wrong(&e, "device"))? {
+    if words.take_all(parser).map_err(|e| usage_error(&e, "device"))? {
         return Ok(Command::Print(HELP.into()));
     }
     words.resolve().map(Command::Device)

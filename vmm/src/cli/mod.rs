@@ -1,7 +1,5 @@
 //! The command line: options as values, resolved against the host later.
 
-#[cfg(test)]
-mod advice;
 mod check;
 mod cpu;
 mod device;
@@ -10,6 +8,8 @@ mod pci;
 mod platform;
 mod run;
 mod suggest;
+#[cfg(test)]
+mod tests;
 mod values;
 
 pub use boot::size::Size;
@@ -45,7 +45,7 @@ pub enum Command {
 ///
 /// It makes no sense; the error says what is wrong with which word.
 pub fn parse(mut parser: Parser) -> Result<Command, Error> {
-    match parser.next().map_err(|e| wrong(&e, ""))? {
+    match parser.next().map_err(|e| usage_error(&e, ""))? {
         Some(Arg::Value(word)) if word == "run" => run::parse(&mut parser),
         Some(Arg::Value(word)) if word == "device" => device::parse(&mut parser),
         Some(Arg::Value(word)) if word == "check" => check::parse(&mut parser),
@@ -54,21 +54,21 @@ pub fn parse(mut parser: Parser) -> Result<Command, Error> {
         Some(Arg::Long("version") | Arg::Short('V')) => {
             Ok(Command::Print(concat!("strait ", env!("CARGO_PKG_VERSION"), "\n").into()))
         }
-        Some(arg) => Err(wrong(&arg.unexpected(), "")),
+        Some(arg) => Err(usage_error(&arg.unexpected(), "")),
         None => Err(Error::usage("no command given").help("strait run --kernel Image")),
     }
 }
 
 /// The error of a command line that makes no sense to `command`.
 #[cold]
-fn wrong(error: &lexopt::Error, command: &str) -> Error {
+fn usage_error(error: &lexopt::Error, command: &str) -> Error {
     let space = if command.is_empty() { "" } else { " " };
     let typed = match error {
         lexopt::Error::UnexpectedOption(option) => Some(option.clone()),
         lexopt::Error::UnexpectedArgument(word) => Some(word.to_string_lossy().into_owned()),
         _ => None,
     };
-    let instead = typed.and_then(|typed| suggest::instead(&typed, command));
+    let instead = typed.and_then(|typed| suggest::suggestion(&typed, command));
     let all = format!("strait{space}{command} --help");
     let help = instead.map_or(all.clone(), |instead| format!("{instead}\n{all}"));
     Error::usage(error.to_string()).help(help)

@@ -13,7 +13,7 @@ use log::LevelFilter;
 use super::cpu::{self, GicChoice};
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
-use super::{Command, Size, VfioPciOptions, VfioPlatformOptions, VfioUserOptions, wrong};
+use super::{Command, Size, VfioPciOptions, VfioPlatformOptions, VfioUserOptions, usage_error};
 use crate::error::Error;
 
 pub(super) const HELP: &str = include_str!("help/run.txt");
@@ -104,7 +104,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     };
     let mut once = GivenOnce::default();
     loop {
-        match options.take(parser, &mut once).map_err(|e| wrong(&e, "run"))? {
+        match options.take(parser, &mut once).map_err(|e| usage_error(&e, "run"))? {
             Taken::Option => (),
             Taken::Help => return Ok(Command::Print(HELP.into())),
             Taken::Nothing => break,

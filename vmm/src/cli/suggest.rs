@@ -4,7 +4,7 @@ use super::{HELP, check, device, run};
 
 /// Options of QEMU, crosvm, Cloud Hypervisor, Firecracker and kvmtool without their dashes, and what
 /// strait has for them. A long option behind a single dash is taken for its first letter.
-const ELSEWHERE: &[(&[&str], &str)] = &[
+const OF_OTHER_VMMS: &[(&[&str], &str)] = &[
     (&["m", "mem"], "--memory SIZE"),
     (&["s", "smp", "c", "vcpus"], "--cpus N"),
     (&["a", "append", "p", "params"], "--cmdline TEXT"),
@@ -31,11 +31,12 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
 ];
 
 /// What there is instead of a word that was typed behind `strait` and this command, if anything.
-pub(super) fn instead(typed: &str, command: &str) -> Option<String> {
+pub(super) fn suggestion(typed: &str, command: &str) -> Option<String> {
     let bare = typed.trim_start_matches('-');
     let is_option = bare.len() < typed.len();
-    if let Some((_, ours)) =
-        ELSEWHERE.iter().find(|(theirs, _)| is_option && command == "run" && theirs.contains(&bare))
+    if let Some((_, ours)) = OF_OTHER_VMMS
+        .iter()
+        .find(|(theirs, _)| is_option && command == "run" && theirs.contains(&bare))
     {
         return Some((*ours).to_owned());
     }
@@ -72,8 +73,8 @@ mod tests {
             ("frobnicate", "", None),
         ];
         for (typed, command, expected) in cases {
-            assert_eq!(instead(typed, command).as_deref(), expected, "{typed} {command}");
+            assert_eq!(suggestion(typed, command).as_deref(), expected, "{typed} {command}");
         }
-        assert!(instead("--disk", "run").unwrap().contains("--vfio-pci BDF"));
+        assert!(suggestion("--disk", "run").unwrap().contains("--vfio-pci BDF"));
     }
 }
