@@ -1,4 +1,4 @@
-//! The person's end of the serial console: standard input and output.
+//! The host side of the serial console: standard input and output.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,8 +22,7 @@ struct Escape {
 }
 
 impl Escape {
-    /// Appends what is meant for the guest to `guest`; returns true when the person wants to
-    /// leave.
+    /// Appends what is meant for the guest to `guest`; returns true for Ctrl-A x.
     fn filter(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> bool {
         for byte in typed {
             match (self.armed, *byte) {
@@ -56,7 +55,7 @@ pub enum Progress {
     Closed,
     /// The terminal is another job's now.
     Background,
-    /// The person wants to leave.
+    /// Ctrl-A x was typed.
     Quit,
 }
 

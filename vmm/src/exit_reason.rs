@@ -15,7 +15,7 @@ pub enum ExitReason {
     Crash,
     /// The time given by `--timeout` is over.
     Timeout(Duration),
-    /// The person left with Ctrl-A x.
+    /// Ctrl-A x was typed.
     Quit,
     /// This signal ended strait.
     Signal(u8),
@@ -57,7 +57,7 @@ impl ExitReason {
         }
     }
 
-    /// What a person is told, where the run didn't end as they are used to.
+    /// The message for standard error; none for a power-off.
     pub fn message(&self) -> Option<String> {
         Some(match self {
             Self::PowerOff | Self::Quit | Self::DryRun | Self::Failed(_) => return None,

@@ -1,7 +1,7 @@
-//! Files that strait writes for a person: whole, and where they were asked for.
+//! Files that strait writes: atomically, and at the very path that was given.
 //!
-//! Where others may write, such as /tmp, a name may have been taken before by who wants strait to
-//! write elsewhere: nothing is written through a link that is there already.
+//! In directories that others may write to, such as /tmp, a link may have been planted under the
+//! name: nothing is written through a link.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -114,7 +114,7 @@ impl AsRawFd for Signals {
     }
 }
 
-/// Whether a signal that ends strait has arrived and nobody has taken it. Without [`Signals`] none
+/// Whether a signal that ends strait is pending. Without [`Signals`] none
 /// ever does: they end the process by themselves.
 pub fn is_end_pending() -> bool {
     let mut set = MaybeUninit::uninit();

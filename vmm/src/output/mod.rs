@@ -1,9 +1,8 @@
-//! Everything that strait says, on standard output and standard error.
+//! Standard output and standard error.
 //!
-//! Nothing that is printed can end a run, by its failure or by nobody reading it: no thread of a
-//! guest and not the event loop ever waits for a reader with a lock held, or without an end. A guest
-//! whose console is read too slowly is slowed down, a log never is; what a stalled reader doesn't
-//! take is dropped, counted and told of at the end.
+//! No output ends or blocks a run: neither a vCPU thread nor the event loop ever waits for a reader with
+//! a lock held, or without a time limit. A guest whose console is read too slowly is slowed down, the
+//! log never is; what a stalled reader doesn't take is dropped, counted, and reported at the end.
 
 mod sink;
 mod write;
@@ -30,7 +29,7 @@ use crate::waker::Waker;
 /// Standard output: the guest's serial console, or a command's answer.
 static STDOUT: Sink = Sink::new(libc::STDOUT_FILENO);
 
-/// Standard error: the log and the last word.
+/// Standard error: the log and the error that strait ends with.
 static STDERR: Sink = Sink::new(libc::STDERR_FILENO);
 
 /// How long the last lines wait for a reader that takes nothing.
@@ -119,7 +118,7 @@ fn log(line: &str) {
 
 /// Takes lines for standard error as they are.
 pub fn say(text: &str) {
-    // There is nobody to tell that standard error can't be written.
+    // Nothing can be done where standard error can't be written.
     if STDERR.put(text.as_bytes()).is_ok_and(|put| put.began) {
         wake_event_loop();
     }
@@ -131,8 +130,7 @@ fn wake_event_loop() {
     }
 }
 
-/// Prints a command's answer, whole: waits for whoever reads it. Whoever closed standard output does
-/// not want it.
+/// Prints a command's answer, all of it: waits for its reader. A closed standard output is no error.
 ///
 /// # Errors
 ///
@@ -177,7 +175,7 @@ pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes what the guest said last, unless nobody reads it: not for long if that is to end soon.
+/// Writes what is buffered of the guest's output, for a short time only if `soon`.
 pub fn finish_console(soon: bool) {
     STDOUT.finish(if soon { SHORT_TIMEOUT } else { STALL_TIMEOUT }, signals::is_end_pending);
     let dropped = STDOUT.dropped();
@@ -186,7 +184,7 @@ pub fn finish_console(soon: bool) {
     }
 }
 
-/// Writes the last words, unless nobody reads them.
+/// Writes what is buffered for standard error, for a short time.
 pub fn finish() {
     STDERR.finish(SHORT_TIMEOUT, signals::is_end_pending);
 }

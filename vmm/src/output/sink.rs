@@ -25,9 +25,9 @@ pub(super) const POLL_INTERVAL_MS: libc::c_int = 50;
 pub struct Put {
     /// All of them are written, or wait to be; else none of them.
     pub taken: bool,
-    /// So many wait that who causes more should wait, with no lock held.
+    /// So many are buffered that a vCPU is to wait before it writes more, with no lock held.
     pub full: bool,
-    /// Some began to wait: somebody has to write them when that can be done.
+    /// Bytes are buffered that weren't before: the event loop has to write them.
     pub began: bool,
 }
 
@@ -114,7 +114,7 @@ impl Sink {
         std::mem::take(&mut self.state().dropped)
     }
 
-    /// Waits until there is room again, the reader proves to be stalled, or `stop` says that nobody
+    /// Waits until there is room again, the reader proves to be stalled, or `stop` says that nothing
     /// has to wait any more.
     #[cold]
     pub fn wait_for_room(&self, stop: impl Fn() -> bool) {
@@ -137,7 +137,7 @@ impl Sink {
         self.wait(1, Duration::MAX, stop);
     }
 
-    /// Whether the descriptor takes nothing any more, whoever reads it.
+    /// Whether the descriptor can't be written any more.
     pub(super) fn is_closed(&self) -> bool {
         self.state().closed
     }

@@ -17,7 +17,7 @@ const PTMX: (libc::c_uint, libc::c_uint) = (5, 2);
 /// what it started), so `O_NONBLOCK` must not be set on it.
 #[derive(Debug)]
 pub(super) enum WriteMode {
-    /// A file or a device that keeps nobody waiting.
+    /// A file or a device, writes to which don't block.
     Direct,
     /// A pipe or a terminal, opened a second time for strait alone, non-blocking.
     Reopened(File),

@@ -53,7 +53,7 @@ pub struct MachinePlan {
     pub end: u64,
     /// How many SPIs its interrupt controller needs.
     pub spis: u32,
-    /// What a person changes of the device tree.
+    /// The overlays for the device tree.
     pub overlays: Vec<Overlay>,
     /// How long the guest may run.
     pub timeout: Option<Duration>,

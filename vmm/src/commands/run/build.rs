@@ -221,7 +221,7 @@ pub fn dtb(tree: &Node) -> Result<Vec<u8>, Error> {
     Ok(dtb)
 }
 
-/// Writes the device tree for the person who asked to see it, and for nobody else: it holds the
+/// Writes the device tree, readable by its owner only: it holds the
 /// guest's random seeds.
 ///
 /// # Errors

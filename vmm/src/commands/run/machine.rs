@@ -17,8 +17,8 @@ use crate::events::{self, Sources};
 use crate::exit_reason::ExitReason;
 use crate::stats::Recorder;
 
-/// It owns its vCPUs and its devices, so that no vCPU runs after a device is gone whose regions the
-/// guest has mapped.
+/// It owns its vCPUs and its devices, so that no vCPU runs after a device is dropped whose regions are
+/// mapped into the guest.
 pub struct Machine {
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
@@ -130,7 +130,7 @@ impl Machine {
         // A vCPU that waits for a server's answer can't be stopped.
         self.assigned.shorten_deadline();
         drop(threads);
-        // The threads are gone: theirs is all there is.
+        // The threads have ended, so this is the last reference.
         let by_vcpu = Arc::into_inner(context).and_then(VcpuContext::into_exit_reason);
         let reason = match (result?, by_vcpu) {
             (Some(reason), _) | (None, Some(reason)) => reason,
