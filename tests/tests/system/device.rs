@@ -2,15 +2,14 @@
 
 use serde_json::Value;
 use tests::harness::{
-    AMBA_DMA, BACKENDS, Board, Failure, Host, Launch, PLATFORM_DMA, TestResult, payload,
+    AMBA_DMA, BACKENDS, Board, Failure, Host, Launch, PLATFORM_DMA, TestResult, UART, payload,
 };
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
-const UART: &str = "2c0e0000.serial";
 
 /// What a command prints as JSON, which must succeed.
-fn json(host: &Host, command: &str) -> Result<Value, Failure> {
+pub(super) fn json(host: &Host, command: &str) -> Result<Value, Failure> {
     let text = host.sh(&format!("strait {command} --json"))?;
     Ok(serde_json::from_str(&text).unwrap_or_else(|e| panic!("`{command}`: {e}: {text}")))
 }
@@ -350,86 +349,5 @@ fn run_with_bind_restores_the_drivers() -> TestResult {
     host.sh(&format!("strait device bind {}", AMBA_DMA[0]))?;
     host.sh(&format!("strait run --kernel /k/off {devices}"))?;
     assert_eq!(drivers(&host)?, [None, Some("vfio-amba".into())]);
-    Ok(())
-}
-
-/// Checks the verdict on a PL330 that works.
-fn passed(verdict: &Value) {
-    assert_eq!(
-        (&verdict["test"], &verdict["passed"]),
-        (&"PL330".into(), &true.into()),
-        "{verdict}"
-    );
-    let channels = verdict["channels"].as_array().map(Vec::as_slice).unwrap_or_default();
-    assert_eq!(channels.len(), 8, "{verdict}");
-    for channel in channels {
-        let number = |key: &str| channel[key].as_u64().unwrap_or_default();
-        assert_eq!(number("transfers"), number("interrupts"), "{channel}");
-        assert!(number("transfers") >= 8 && number("bytes") > 16 << 20, "{channel}");
-        assert!(number("bytes_per_second") > 0, "{channel}");
-    }
-    let aborts: Vec<&Value> = verdict["checks"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|check| check["what"].as_str().is_some_and(|what| what.contains("aborts")))
-        .collect();
-    assert_eq!(aborts.len(), 2, "{verdict}");
-    for (abort, why) in aborts.iter().zip(["data not readable", "data not writable"]) {
-        let detail = abort["detail"].as_str().unwrap_or_default();
-        assert!(detail.contains("interrupt 8") && detail.contains(why), "{abort}");
-    }
-}
-
-#[test]
-fn the_pl330_self_test_passes_on_both_buses() -> TestResult {
-    let host = Board::new().boot()?;
-    for (name, backend) in [PLATFORM_DMA[1], AMBA_DMA[1]].into_iter().zip(BACKENDS) {
-        let before = host.sh("dmesg | grep -c 'event 0x10 received' || true")?;
-        host.sh(&format!("strait device bind {name}"))?;
-        let verdict = json(&host, &format!("device test {name} --iommu {backend}"))?;
-        assert_eq!(verdict["iommu"], backend, "{verdict}");
-        passed(&verdict);
-        // The host's SMMU has reported what wasn't mapped.
-        let after = host.sh("dmesg | grep -c 'event 0x10 received'")?;
-        assert_ne!(before, after);
-        host.sh(&format!("strait device unbind {name}"))?;
-    }
-    // A guest's driver finds nothing left behind.
-    let guest = host.guest(&format!("--bind --vfio-platform {}", PLATFORM_DMA[1]))?;
-    assert_eq!(guest.power_off()?, 0);
-    Ok(())
-}
-
-#[test]
-fn the_pl330_self_test_fails_without_interrupts() -> TestResult {
-    let host = Board::new().boot()?;
-    host.sh(&format!("strait device bind {}", PLATFORM_DMA[0]))?;
-    // Somebody who keeps disabling its interrupts.
-    let saboteur = host.start("while :; do agent pl330 0x2c0a0000 clear; done")?;
-    let answer = host.run(&format!("strait device test {}", PLATFORM_DMA[0]))?;
-    saboteur.signal(SIGKILL)?;
-    assert_eq!(answer.status, 1, "{}", answer.output);
-    assert!(answer.output.contains("FAIL"), "{}{}", answer.output, answer.errors);
-    Ok(())
-}
-
-#[test]
-fn other_devices_have_the_general_self_test() -> TestResult {
-    let host = Board::new().uart().boot()?;
-    host.sh(&format!("strait device bind {UART}"))?;
-    for backend in BACKENDS {
-        let verdict = json(&host, &format!("device test {UART} --iommu {backend}"))?;
-        assert_eq!((&verdict["test"], &verdict["passed"]), (&"general".into(), &true.into()));
-        let checks: Vec<&str> = verdict["checks"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|check| check["what"].as_str())
-            .collect();
-        for wanted in ["region 0", "interrupts pending", "4 KiB", "2 MiB", "1 GiB"] {
-            assert!(checks.iter().any(|check| check.contains(wanted)), "no {wanted}: {checks:?}");
-        }
-    }
     Ok(())
 }

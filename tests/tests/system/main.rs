@@ -23,6 +23,7 @@ mod pci_host;
 mod platform;
 mod resources;
 mod run;
+mod self_test;
 mod several_guests;
 mod terminal;
 mod uart;
