@@ -39,7 +39,7 @@ fn write_node(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
     for property in node.properties().iter().filter(|p| !is_phandle(&p.name)) {
         indent(out, inside);
         out.push_str(&property.name);
-        write_value(out, &property.value, inside)?;
+        write_value(out, &property.value, &mut " = ", inside)?;
         out.push_str(";\n");
     }
     if let Some(phandle) = node.get_phandle() {
@@ -57,92 +57,57 @@ fn write_node(out: &mut String, node: &Node, depth: usize) -> fmt::Result {
     Ok(())
 }
 
-/// Writes ` = value`, or nothing for an empty one.
-fn write_value(out: &mut String, value: &Value, depth: usize) -> fmt::Result {
-    let parts = match value {
-        Value::Mixed(parts) => parts.as_slice(),
-        value => std::slice::from_ref(value),
-    };
-    let mut lead = " = ";
-    for part in parts.iter().filter(|part| !is_empty(part)) {
-        out.push_str(lead);
-        write_part(out, part, depth)?;
-        lead = ", ";
+/// Writes ` = value`, or nothing for an empty one; `lead` goes before its next part.
+fn write_value(out: &mut String, value: &Value, lead: &mut &str, depth: usize) -> fmt::Result {
+    match value {
+        Value::Empty => {}
+        Value::Mixed(parts) => {
+            parts.iter().try_for_each(|part| write_value(out, part, lead, depth))?;
+        }
+        Value::Strings(strings) => {
+            for string in strings {
+                out.push_str(std::mem::replace(lead, ", "));
+                write_string(out, string)?;
+            }
+        }
+        Value::Cells(cells) => {
+            let cell = |cell: &Cell| match cell {
+                Cell::U32(number) => format!("{number:#x}"),
+                Cell::Ref(label) => format!("&{label}"),
+            };
+            let items: Vec<String> = cells.iter().map(cell).collect();
+            write_list(out, lead, ['<', '>'], &items, CELLS_PER_LINE, depth);
+        }
+        Value::Bytes(bytes) => {
+            let items: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            write_list(out, lead, ['[', ']'], &items, BYTES_PER_LINE, depth);
+        }
     }
     Ok(())
 }
 
-/// Whether a value has no bytes.
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Empty => true,
-        Value::Cells(cells) => cells.is_empty(),
-        Value::Strings(strings) => strings.is_empty(),
-        Value::Bytes(bytes) => bytes.is_empty(),
-        Value::Mixed(parts) => parts.iter().all(is_empty),
-    }
-}
-
-/// Writes what has bytes.
-fn write_part(out: &mut String, value: &Value, depth: usize) -> fmt::Result {
-    match value {
-        Value::Empty => Ok(()),
-        Value::Cells(cells) => {
-            write_list(out, ['<', '>'], cells, CELLS_PER_LINE, depth, |out, cell| match cell {
-                Cell::U32(number) => write!(out, "{number:#x}"),
-                Cell::Ref(label) => write!(out, "&{label}"),
-            })
-        }
-        Value::Bytes(bytes) => {
-            write_list(out, ['[', ']'], bytes, BYTES_PER_LINE, depth, |out, byte| {
-                write!(out, "{byte:02x}")
-            })
-        }
-        Value::Strings(strings) => {
-            for (index, string) in strings.iter().enumerate() {
-                if index > 0 {
-                    out.push_str(", ");
-                }
-                write_string(out, string)?;
-            }
-            Ok(())
-        }
-        Value::Mixed(parts) => {
-            for (index, part) in parts.iter().filter(|part| !is_empty(part)).enumerate() {
-                if index > 0 {
-                    out.push_str(", ");
-                }
-                write_part(out, part, depth)?;
-            }
-            Ok(())
-        }
-    }
-}
-
-/// Writes `<…>` or `[…]`, in several lines where there is much.
-fn write_list<T>(
+/// Writes `<…>` or `[…]`, in several lines where there is much, and nothing where there is nothing.
+fn write_list(
     out: &mut String,
+    lead: &mut &str,
     [open, close]: [char; 2],
-    items: &[T],
+    items: &[String],
     per_line: usize,
     depth: usize,
-    write_item: impl Fn(&mut String, &T) -> fmt::Result,
-) -> fmt::Result {
+) {
+    if items.is_empty() {
+        return;
+    }
+    out.push_str(std::mem::replace(lead, ", "));
     out.push(open);
     for (number, line) in items.chunks(per_line).enumerate() {
         if number > 0 {
             out.push('\n');
             indent(out, depth.saturating_add(1));
         }
-        for (index, item) in line.iter().enumerate() {
-            if index > 0 {
-                out.push(' ');
-            }
-            write_item(out, item)?;
-        }
+        out.push_str(&line.join(" "));
     }
     out.push(close);
-    Ok(())
 }
 
 /// Writes a string in quotes, with the escapes of C that dtc knows.

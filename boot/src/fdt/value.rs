@@ -128,14 +128,15 @@ impl Value {
 
 /// The strings, if there is nothing but printable ones and no empty one.
 fn printable(bytes: &[u8]) -> Option<Vec<String>> {
+    let printable = |b: u8| b.is_ascii_graphic() || b == b' ';
+    let strings = strings(bytes)?.into_iter();
+    strings.map(|s| (!s.is_empty() && s.bytes().all(printable)).then(|| s.to_owned())).collect()
+}
+
+/// The NUL-terminated strings that `bytes` are, if they are UTF-8.
+pub(super) fn strings(bytes: &[u8]) -> Option<Vec<&str>> {
     let (0, text) = bytes.split_last()? else { return None };
-    text.split(|byte| *byte == 0)
-        .map(|string| {
-            let printable = |b: &u8| b.is_ascii_graphic() || *b == b' ';
-            let whole = !string.is_empty() && string.iter().all(printable);
-            whole.then(|| String::from_utf8_lossy(string).into_owned())
-        })
-        .collect()
+    Some(std::str::from_utf8(text).ok()?.split('\0').collect())
 }
 
 /// A 64-bit number as two cells, the high one first.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::HostError;
-use crate::fdt::value::Value;
+use crate::fdt::value::{Value, strings};
 
 /// A property: its name and its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,10 +70,7 @@ impl HostNode {
     /// It isn't NUL-terminated UTF-8.
     pub fn strings(&self, name: &str) -> Result<Option<Vec<&str>>, HostError> {
         let Some(bytes) = self.bytes(name) else { return Ok(None) };
-        let text = || HostError::Text { path: self.file(name) };
-        let Some((0, strings)) = bytes.split_last() else { return Err(text()) };
-        let strings = std::str::from_utf8(strings).map_err(|_| text())?;
-        Ok(Some(strings.split('\0').collect()))
+        strings(bytes).map(Some).ok_or_else(|| HostError::Text { path: self.file(name) })
     }
 
     /// The big-endian 32-bit cells of the property called `name`, if there is one.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::error::OverlayFault;
 use crate::fdt::node::MAX_DEPTH;
 use crate::fdt::node::Node;
-use crate::fdt::value::{Cell, Label, Value};
+use crate::fdt::value::{Cell, Label, Value, strings};
 
 /// One part of an overlay: what changes, and how.
 #[derive(Clone, Debug)]
@@ -77,10 +77,10 @@ impl Plugin {
         let mut externals = Vec::new();
         for property in external_fixups.iter().flat_map(Node::properties) {
             let symbol = Label::new(&property.name);
-            let places = strings(&property.value)
-                .ok_or_else(|| OverlayFault::Fixup { place: property.name.clone() })?;
-            for place in places {
-                fixups.external(&place, &symbol).ok_or(OverlayFault::Fixup { place })?;
+            let invalid = |place: &str| OverlayFault::Fixup { place: place.to_owned() };
+            let places = property.value.to_bytes().unwrap_or_default();
+            for place in strings(&places).ok_or_else(|| invalid(&property.name))? {
+                fixups.external(place, &symbol).ok_or_else(|| invalid(place))?;
             }
             externals.push(symbol);
         }
@@ -304,13 +304,6 @@ fn with_references(
 fn take_child(node: &mut Node, name: &str) -> Option<Node> {
     let index = node.children().iter().position(|child| child.name() == name)?;
     Some(node.children_mut().remove(index))
-}
-
-fn strings(value: &Value) -> Option<Vec<String>> {
-    let bytes = value.to_bytes()?;
-    let (0, text) = bytes.split_last()? else { return None };
-    let strings = text.split(|byte| *byte == 0);
-    strings.map(|string| String::from_utf8(string.to_vec()).ok()).collect()
 }
 
 fn string(value: &Value) -> Option<&str> {
