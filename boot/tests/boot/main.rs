@@ -8,6 +8,7 @@ mod initrd;
 mod kernel;
 mod overlay;
 mod support {
+    pub mod cpu_time;
     pub mod dtb;
     pub mod dtc;
     pub mod files;
