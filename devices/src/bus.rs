@@ -1,17 +1,17 @@
 //! The guest's physical address space: what traps goes to a device, memory slots don't trap.
 
-use boot::help::Help;
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
+use boot::help::Help;
 use serde::Serialize;
 
 use crate::ratelimit::LogLimit;
+use crate::sync::lock;
 
 /// What a device's write handler asks of the VMM.
 ///
@@ -49,11 +49,11 @@ pub trait SharedDevice: Send + Sync {
 
 impl<D: MmioDevice> SharedDevice for Mutex<D> {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        self.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        lock(self).read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Action {
-        self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data)
+        lock(self).write(offset, data)
     }
 }
 
@@ -100,6 +100,8 @@ struct MappedDevice {
 pub struct Bus {
     /// In order of address.
     devices: Vec<MappedDevice>,
+    /// The index of the device that was accessed last: most accesses are to the same one again.
+    recent: AtomicUsize,
     unassigned_reads: AtomicU64,
     unassigned_writes: AtomicU64,
     unassigned_pages: Mutex<HashSet<u64>>,
@@ -112,9 +114,10 @@ const MAX_UNASSIGNED_PAGES: usize = 64;
 
 impl Default for Bus {
     fn default() -> Self {
-        let (devices, unassigned_reads, unassigned_writes, unassigned_pages) = Default::default();
-        let log = LogLimit::new(Cow::Borrowed("bus"));
-        Self { devices, unassigned_reads, unassigned_writes, unassigned_pages, log }
+        let (devices, recent, unassigned_pages) = Default::default();
+        let (unassigned_reads, unassigned_writes) = Default::default();
+        let log = LogLimit::new("bus");
+        Self { devices, recent, unassigned_reads, unassigned_writes, unassigned_pages, log }
     }
 }
 
@@ -181,14 +184,23 @@ impl Bus {
 
     /// The device that covers all of `len` bytes at `gpa`, and the offset in it.
     fn find(&self, gpa: u64, len: usize) -> Option<(&MappedDevice, u64)> {
-        let at = self.devices.partition_point(|device| device.range.end <= gpa);
-        let mapped = self.devices.get(at).filter(|device| device.range.start <= gpa)?;
+        let recent = self.devices.get(self.recent.load(Ordering::Relaxed));
+        let mapped = match recent.filter(|device| device.range.contains(&gpa)) {
+            Some(mapped) => mapped,
+            None => {
+                let at = self.devices.partition_point(|device| device.range.end <= gpa);
+                let mapped = self.devices.get(at).filter(|device| device.range.start <= gpa)?;
+                self.recent.store(at, Ordering::Relaxed);
+                mapped
+            }
+        };
         let end = gpa.checked_add(u64::try_from(len).ok()?)?;
         (end <= mapped.range.end).then(|| (mapped, gpa - mapped.range.start))
     }
 
+    #[cold]
     fn log_unassigned(&self, what: &str, gpa: u64) {
-        let mut pages = self.unassigned_pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pages = lock(&self.unassigned_pages);
         if pages.len() < MAX_UNASSIGNED_PAGES && pages.insert(gpa >> 12) {
             self.log.warn(format_args!("guest {what} {gpa:#x}, where there is nothing"));
         }

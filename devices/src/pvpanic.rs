@@ -1,6 +1,4 @@
-//! The panic device: the guest kernel's last word (QEMU docs/specs/pvpanic.rst).
-
-use std::borrow::Cow;
+//! pvpanic, by which a guest's kernel reports that it panicked (QEMU docs/specs/pvpanic.rst).
 
 use boot::fdt::Node;
 
@@ -10,10 +8,10 @@ use crate::ratelimit::LogLimit;
 /// The guest's kernel panicked.
 const PANICKED: u8 = 1 << 0;
 
-/// A kernel for crash dumps takes over, the guest lives on.
+/// The guest's kernel panicked, and its crash kernel takes over.
 const CRASH_LOADED: u8 = 1 << 1;
 
-/// One byte: reads as the events it knows, is written with the event.
+/// The device: one byte that reads as the supported events, and to which the guest writes an event.
 #[derive(Debug)]
 pub struct PvPanic {
     log: LogLimit,
@@ -21,7 +19,7 @@ pub struct PvPanic {
 
 impl Default for PvPanic {
     fn default() -> Self {
-        Self { log: LogLimit::new(Cow::Borrowed("pvpanic")) }
+        Self { log: LogLimit::new("pvpanic") }
     }
 }
 
@@ -73,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn it_reads_as_the_events_it_knows() {
+    fn it_reads_as_the_supported_events() {
         let mut data = [0xff; 4];
         PvPanic::default().read(0, &mut data);
         assert_eq!(data, [3, 0, 0, 0]);

@@ -1,49 +1,55 @@
-//! Log lines that a guest or another process can cause: a few of each source, the rest is counted.
+//! Rate limits for log lines that a guest or another process can cause.
 //!
-//! As the kernel's `ratelimit`: without it, a guest that writes to a register in a loop fills the
-//! disk on which the log is, or slows strait down by what reads it.
+//! As the kernel's `ratelimit`: without one, a guest that writes to a register in a loop fills the disk
+//! that the log is on, or slows strait down by the log's reader.
 
 use std::borrow::Cow;
 use std::fmt::Arguments;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use log::Level;
 
-/// So many lines of a source are logged as fast as they come.
+use crate::sync::lock;
+
+/// The number of lines of a source that are logged as fast as they come.
 pub const BURST: u32 = 5;
 
-/// For each such time since then, one more.
+/// The time after which one more line is logged.
 const REFILL: Duration = Duration::from_secs(60);
 
-/// Limits the lines of one source, which begin with its name.
+/// Limits the log lines of one source, which begin with its name.
 ///
-/// What was left out is told with the next line that is logged, or when this is dropped.
+/// The number of lines that were left out is logged with the next line, or when this is dropped.
 #[derive(Debug)]
 pub struct LogLimit {
     source: Cow<'static, str>,
-    bucket: Mutex<Bucket>,
+    bucket: Mutex<TokenBucket>,
 }
 
 /// A token bucket.
 #[derive(Debug)]
-struct Bucket {
+struct TokenBucket {
     tokens: u32,
-    /// Since when tokens are missing.
+    /// When the tokens that are there now were filled in; `None` while all are there.
     filled: Option<Instant>,
     left_out: u64,
 }
 
 impl LogLimit {
-    /// Limits the lines of the source with this name.
-    pub const fn new(source: Cow<'static, str>) -> Self {
-        let bucket = Bucket { tokens: BURST, filled: None, left_out: 0 };
-        Self { source, bucket: Mutex::new(bucket) }
+    /// Limits the lines of this source.
+    pub const fn new(source: &'static str) -> Self {
+        Self::of(Cow::Borrowed(source))
     }
 
-    /// As [`new`](Self::new), for a name that is known only now.
+    /// Limits the lines of a source whose name is not known before.
     pub fn named(source: impl Into<String>) -> Self {
-        Self::new(Cow::Owned(source.into()))
+        Self::of(Cow::Owned(source.into()))
+    }
+
+    const fn of(source: Cow<'static, str>) -> Self {
+        let bucket = TokenBucket { tokens: BURST, filled: None, left_out: 0 };
+        Self { source, bucket: Mutex::new(bucket) }
     }
 
     /// Logs an error of the source, unless there were too many lines.
@@ -58,7 +64,7 @@ impl LogLimit {
         self.log(Level::Warn, line);
     }
 
-    /// Logs, for who looks for a fault, what the source did, unless there were too many lines.
+    /// Logs an event of the source for debugging, unless there were too many lines.
     #[cold]
     pub fn debug(&self, line: Arguments<'_>) {
         self.log(Level::Debug, line);
@@ -69,31 +75,31 @@ impl LogLimit {
             return;
         }
         let Some(left_out) = self.bucket().admit(Instant::now()) else { return };
-        self.tell(left_out);
+        self.log_left_out(left_out);
         log::log!(level, "{}: {line}", self.source);
     }
 
-    fn tell(&self, left_out: u64) {
+    fn log_left_out(&self, left_out: u64) {
         if left_out != 0 {
             let lines = if left_out == 1 { "line was" } else { "lines were" };
             log::warn!("{}: {left_out} more {lines} left out", self.source);
         }
     }
 
-    fn bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    fn bucket(&self) -> MutexGuard<'_, TokenBucket> {
+        lock(&self.bucket)
     }
 }
 
 impl Drop for LogLimit {
     fn drop(&mut self) {
         let left_out = std::mem::take(&mut self.bucket().left_out);
-        self.tell(left_out);
+        self.log_left_out(left_out);
     }
 }
 
-impl Bucket {
-    /// How many lines were left out before this one; `None` if it is to be left out itself.
+impl TokenBucket {
+    /// Admits a line: the number of lines that were left out before it. `None` if it is left out.
     fn admit(&mut self, now: Instant) -> Option<u64> {
         if let Some(filled) = self.filled {
             let missing = BURST - self.tokens;
@@ -120,8 +126,8 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    fn bucket() -> Bucket {
-        Bucket { tokens: BURST, filled: None, left_out: 0 }
+    fn bucket() -> TokenBucket {
+        TokenBucket { tokens: BURST, filled: None, left_out: 0 }
     }
 
     #[test]

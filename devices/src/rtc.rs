@@ -1,9 +1,8 @@
 //! The real-time clock: Arm's PL031 (PrimeCell Real Time Clock Technical Reference Manual,
 //! DDI 0224C), whose counter is the host's time in seconds and whose alarm interrupts.
 //!
-//! vm-superio's isn't used: it has no match register's effect, no interrupt and another revision's
-//! identification, and it panics where the host's clock is before 1970. What is left of it is the
-//! counter's offset.
+//! vm-superio's isn't used: its match register has no effect, it has no interrupt and another revision's
+//! identification, and it panics where the host's clock is before 1970.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,31 +35,31 @@ const ID: u64 = 0xfe0;
 /// and 3.3.10; the revision as in the silicon that Linux and other models know).
 const IDS: [u8; 8] = [0x31, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
-/// Calls [`Rtc::expire`] when it is time.
+/// A timer that calls [`Rtc::expire`].
 pub trait Alarm: Send {
-    /// Asks for a call at this time, in seconds since 1970; one that was asked for before isn't
-    /// needed any more. It may come late and more than once, not early for good.
+    /// Sets the timer to this time, in seconds since 1970, instead of an earlier setting. It may
+    /// expire late, more than once, or too early if it is set again then.
     fn set(&mut self, at: u64);
 }
 
-/// A PL031 that tells the host's time.
+/// A PL031 that keeps the host's time.
 pub struct Rtc {
     line: Box<dyn IrqLine>,
     alarm: Box<dyn Alarm>,
     /// The host's time in seconds since 1970.
     now: fn() -> u64,
-    /// What the counter is ahead of the host's time, which has more bits.
+    /// The counter minus the host's time, modulo 2^32.
     offset: u32,
     load: u32,
     match_value: u32,
-    /// The interrupt is let through.
+    /// The interrupt is unmasked.
     unmasked: bool,
-    /// It was raised and not cleared since.
+    /// The interrupt was raised and not cleared since.
     raised: bool,
-    /// The host's time at which the counter reaches the match register, while it hasn't.
+    /// The host's time at which the counter will reach the match register.
     due: Option<u64>,
-    /// When the alarm was asked for.
-    asked: Option<u64>,
+    /// The time to which the alarm is set.
+    alarm_at: Option<u64>,
     /// The line is high.
     high: bool,
 }
@@ -79,15 +78,15 @@ impl Rtc {
             unmasked: false,
             raised: false,
             due: None,
-            asked: None,
+            alarm_at: None,
             high: false,
         }
     }
 
-    /// The alarm's time has come, or the host's time was changed.
+    /// The alarm has expired, or the host's time was changed.
     pub fn expire(&mut self) {
-        self.asked = None;
-        self.settle();
+        self.alarm_at = None;
+        self.update();
     }
 
     /// The counter.
@@ -95,15 +94,15 @@ impl Rtc {
         low_half((self.now)()).wrapping_add(self.offset)
     }
 
-    /// Finds out when the counter reaches the match register: at once, or within 136 years.
+    /// Computes when the counter reaches the match register: at once, or within 136 years.
     fn compare(&mut self) {
         let left = self.match_value.wrapping_sub(self.count());
         self.due = Some((self.now)().saturating_add(left.into()));
     }
 
-    /// Raises the interrupt if it is time, has the line follow, and asks for the alarm if somebody
-    /// is to hear of it.
-    fn settle(&mut self) {
+    /// Raises the interrupt if it is due, updates the line, and sets the alarm if the interrupt is
+    /// unmasked.
+    fn update(&mut self) {
         if self.due.is_some_and(|due| (self.now)() >= due) {
             (self.raised, self.due) = (true, None);
         }
@@ -112,14 +111,14 @@ impl Rtc {
             self.high = high;
             self.line.set(high);
         }
-        if let Some(due) = self.due.filter(|due| self.unmasked && self.asked != Some(*due)) {
-            self.asked = Some(due);
+        if let Some(due) = self.due.filter(|due| self.unmasked && self.alarm_at != Some(*due)) {
+            self.alarm_at = Some(due);
             self.alarm.set(due);
         }
     }
 
     fn read_register(&mut self, offset: u64) -> u32 {
-        self.settle();
+        self.update();
         match offset {
             DR => self.count(),
             MR => self.match_value,
@@ -137,7 +136,7 @@ impl Rtc {
     }
 
     fn write_register(&mut self, offset: u64, value: u32) {
-        self.settle();
+        self.update();
         match offset {
             MR => {
                 self.match_value = value;
@@ -153,7 +152,7 @@ impl Rtc {
             // The counter runs already; the others can't be written.
             _ => {}
         }
-        self.settle();
+        self.update();
     }
 }
 
@@ -181,7 +180,7 @@ fn host_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// The bits of a time that a counter of 32 has: it wraps in 2106, as a PL031 does.
+/// The low 32 bits of a time: the counter wraps in 2106, as a PL031's does.
 fn low_half(time: u64) -> u32 {
     u32::try_from(time & u64::from(u32::MAX)).unwrap_or_default()
 }
@@ -208,35 +207,35 @@ mod tests {
         static NOW: Cell<u64> = const { Cell::new(1_000_000) };
     }
 
-    /// What the clock did: the levels of its line, and the times it asked to be called at.
+    /// The levels of the line and the settings of the alarm so far.
     #[derive(Clone, Default)]
-    struct Heard(Arc<Mutex<(Vec<bool>, Vec<u64>)>>);
+    struct Recorded(Arc<Mutex<(Vec<bool>, Vec<u64>)>>);
 
-    impl IrqLine for Heard {
+    impl IrqLine for Recorded {
         fn set(&self, high: bool) {
             self.0.lock().unwrap().0.push(high);
         }
     }
 
-    impl Alarm for Heard {
+    impl Alarm for Recorded {
         fn set(&mut self, at: u64) {
             self.0.lock().unwrap().1.push(at);
         }
     }
 
-    impl Heard {
+    impl Recorded {
         fn take(&self) -> (Vec<bool>, Vec<u64>) {
             std::mem::take(&mut *self.0.lock().unwrap())
         }
     }
 
-    /// A clock at 1 000 000 s of a host whose time only [`pass`] changes.
-    fn clock() -> (Rtc, Heard) {
+    /// A clock at 1 000 000 s, on a host whose time only [`pass`] changes.
+    fn clock() -> (Rtc, Recorded) {
         NOW.set(1_000_000);
-        let heard = Heard::default();
-        let mut rtc = Rtc::new(Box::new(heard.clone()), Box::new(heard.clone()));
+        let recorded = Recorded::default();
+        let mut rtc = Rtc::new(Box::new(recorded.clone()), Box::new(recorded.clone()));
         rtc.now = || NOW.get();
-        (rtc, heard)
+        (rtc, recorded)
     }
 
     fn pass(seconds: u64) {
@@ -254,15 +253,15 @@ mod tests {
     }
 
     #[test]
-    fn the_data_register_tells_the_hosts_time() {
-        let heard = Heard::default();
-        let mut rtc = Rtc::new(Box::new(heard.clone()), Box::new(heard));
+    fn the_data_register_reads_as_the_hosts_time() {
+        let recorded = Recorded::default();
+        let mut rtc = Rtc::new(Box::new(recorded.clone()), Box::new(recorded));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         assert!(u64::from(read(&mut rtc, DR)).abs_diff(now) <= 1);
     }
 
     #[test]
-    fn only_words_are_answered() {
+    fn other_accesses_than_words_read_zero() {
         for (offset, length) in [(DR, 1), (DR, 2), (DR, 8), (DR + 1, 4)] {
             let mut data = vec![0xff; length];
             clock().0.read(offset, &mut data);
@@ -271,15 +270,15 @@ mod tests {
     }
 
     #[test]
-    fn its_registers_are_a_pl031_s_after_reset() {
-        let (mut rtc, heard) = clock();
+    fn registers_have_a_pl031_s_reset_values() {
+        let (mut rtc, recorded) = clock();
         let reset = [0, 0, 1, 0, 0, 0, 0];
         for (offset, value) in (MR..).step_by(4).zip(reset) {
             assert_eq!(read(&mut rtc, offset), value, "{offset:#x}");
         }
         let ids: Vec<u32> = (ID..0x1000).step_by(4).map(|offset| read(&mut rtc, offset)).collect();
         assert_eq!(ids, [0x31, 0x10, 0x14, 0, 0x0d, 0xf0, 0x05, 0xb1]);
-        assert_eq!(heard.take(), Default::default());
+        assert_eq!(recorded.take(), Default::default());
     }
 
     #[test]
@@ -295,18 +294,18 @@ mod tests {
 
     #[test]
     fn the_alarm_raises_the_line_until_it_is_cleared() {
-        let (mut rtc, heard) = clock();
+        let (mut rtc, recorded) = clock();
         write(&mut rtc, IMSC, 1);
         let match_value = read(&mut rtc, DR) + 10;
         write(&mut rtc, MR, match_value);
-        assert_eq!(heard.take(), (vec![], vec![1_000_010]));
+        assert_eq!(recorded.take(), (vec![], vec![1_000_010]));
         pass(9);
         rtc.expire();
-        // Early, as after a change of the host's time: it is asked for again.
-        assert_eq!(heard.take(), (vec![], vec![1_000_010]));
+        // Early, as after a change of the host's time: it is set again.
+        assert_eq!(recorded.take(), (vec![], vec![1_000_010]));
         pass(1);
         rtc.expire();
-        assert_eq!(heard.take(), (vec![true], vec![]));
+        assert_eq!(recorded.take(), (vec![true], vec![]));
         assert_eq!((read(&mut rtc, RIS), read(&mut rtc, MIS)), (1, 1));
         write(&mut rtc, ICR, 0);
         assert_eq!(read(&mut rtc, MIS), 1, "a 0 clears nothing");
@@ -314,34 +313,34 @@ mod tests {
         assert_eq!((read(&mut rtc, RIS), read(&mut rtc, MIS)), (0, 0));
         pass(100);
         rtc.expire();
-        assert_eq!(heard.take(), (vec![false], vec![]), "once");
+        assert_eq!(recorded.take(), (vec![false], vec![]), "once");
     }
 
     #[test]
-    fn a_masked_alarm_is_seen_and_not_heard() {
-        let (mut rtc, heard) = clock();
+    fn a_masked_alarm_is_seen_and_not_recorded() {
+        let (mut rtc, recorded) = clock();
         write(&mut rtc, MR, 1_000_005);
         pass(6);
         assert_eq!((read(&mut rtc, RIS), read(&mut rtc, MIS)), (1, 0));
-        assert_eq!(heard.take(), Default::default());
+        assert_eq!(recorded.take(), Default::default());
         write(&mut rtc, IMSC, 1);
         write(&mut rtc, IMSC, 0);
-        assert_eq!(heard.take(), (vec![true, false], vec![]));
+        assert_eq!(recorded.take(), (vec![true, false], vec![]));
     }
 
     #[test]
     fn the_alarm_follows_the_counter() {
-        let (mut rtc, heard) = clock();
+        let (mut rtc, recorded) = clock();
         write(&mut rtc, IMSC, 1);
-        // Now is a match too, and what has passed is one when the counter has gone round.
+        // The present time matches too, a past one when the counter has wrapped.
         write(&mut rtc, MR, 1_000_000);
-        assert_eq!(heard.take(), (vec![true], vec![]));
+        assert_eq!(recorded.take(), (vec![true], vec![]));
         write(&mut rtc, ICR, 1);
         write(&mut rtc, MR, 999_999);
-        assert_eq!(heard.take(), (vec![false], vec![1_000_000 + u64::from(u32::MAX)]));
+        assert_eq!(recorded.take(), (vec![false], vec![1_000_000 + u64::from(u32::MAX)]));
         write(&mut rtc, LR, 999_990);
-        assert_eq!(heard.take(), (vec![], vec![1_000_009]));
+        assert_eq!(recorded.take(), (vec![], vec![1_000_009]));
         write(&mut rtc, LR, 999_999);
-        assert_eq!(heard.take(), (vec![true], vec![]));
+        assert_eq!(recorded.take(), (vec![true], vec![]));
     }
 }

@@ -1,6 +1,5 @@
 //! The serial console: an ns16550a over vm-superio.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 
@@ -13,10 +12,10 @@ use crate::bus::{Action, MmioDevice};
 use crate::irq::{Spi, Trigger};
 use crate::ratelimit::LogLimit;
 
-/// Its input clock in Hz, that of a PC's: only the guest's baud rate arithmetic sees it.
+/// The input clock in Hz, that of a PC: only the guest's baud rate arithmetic uses it.
 const CLOCK_HZ: u32 = 1_843_200;
 
-/// Input that waits for the guest to read it, at most.
+/// The largest number of bytes of queued input.
 const INPUT_CAPACITY: usize = 4096;
 
 /// The line status register (PC16550D data sheet, section 8.6).
@@ -25,30 +24,30 @@ const LSR: u8 = 5;
 /// "Received data available" in the interrupt enable register (PC16550D, section 8.4).
 const IER_RECEIVED_DATA: u8 = 1 << 0;
 
-/// A guest that reads the line status this often in a row waits for input without interrupts.
-const POLLS: u32 = 32;
+/// A guest that reads the line status this often in a row polls for input, without interrupts.
+const MIN_POLLS: u32 = 32;
 
 /// A UART whose output goes to a writer and whose input is queued until the guest reads it.
 ///
-/// The receiver holds one byte at a time. vm-superio raises the interrupt when bytes arrive, but
-/// not, as a UART does, for as long as some are left: a driver that takes fewer than there are
-/// (Linux's stops at 256) would never hear of the rest. So each byte arrives by itself. And none
-/// arrives before the guest takes input, by interrupt or by polling: its driver's first act is to
-/// discard what is in the receiver.
+/// The receiver holds one byte at a time: vm-superio raises the interrupt when bytes arrive, but
+/// not, as a UART does, for as long as some are left, so that a driver that reads only some of them
+/// (Linux's stops at 256) would not be interrupted for the rest. And no byte arrives before the guest
+/// takes input, by interrupt or by polling, as its driver first discards what is in the receiver.
 pub struct Serial {
     uart: Uart<Interrupt, NoEvents, Transmitter>,
-    /// Bytes the receiver has room for when it is empty.
+    /// The number of bytes that an empty receiver has room for.
     capacity: usize,
     input: VecDeque<u8>,
-    /// Reads of the line status in a row.
+    /// The number of reads of the line status in a row.
     polls: u32,
     drained: EventFd,
-    starved: bool,
-    broken_output: bool,
+    /// Input was refused since `drained` was signalled last.
+    refused: bool,
+    output_failed: bool,
     log: LogLimit,
 }
 
-/// The UART's interrupt line: an edge per event.
+/// The UART's interrupt, an edge for each event.
 struct Interrupt(EventFd);
 
 impl SerialTrigger for Interrupt {
@@ -61,11 +60,11 @@ impl SerialTrigger for Interrupt {
 
 /// Where a serial port's output goes.
 pub trait Output: Send {
-    /// Takes bytes, without ever waiting.
+    /// Takes bytes, without blocking.
     ///
     /// # Errors
     ///
-    /// They can't be written and are lost.
+    /// They can't be written, and are lost.
     fn put(&mut self, bytes: &[u8]) -> io::Result<Room>;
 }
 
@@ -74,7 +73,7 @@ pub trait Output: Send {
 pub enum Room {
     /// There is.
     Left,
-    /// Whoever makes it should wait.
+    /// There is none: the vCPU should wait.
     Full,
 }
 
@@ -84,10 +83,10 @@ impl<W: Write + Send> Output for W {
     }
 }
 
-/// The UART's transmitter: as far as the UART is concerned it takes everything.
+/// The UART's transmitter, which accepts everything.
 struct Transmitter {
     output: Box<dyn Output>,
-    /// What became of the last bytes, until somebody looks.
+    /// The result of the last bytes, until it is checked.
     last: io::Result<Room>,
 }
 
@@ -103,8 +102,8 @@ impl Write for Transmitter {
 }
 
 impl Serial {
-    /// A UART that signals `interrupt`, writes to `output`, and signals `drained` when it has
-    /// room again after [`enqueue`](Self::enqueue) took less than it was offered.
+    /// A UART that signals `interrupt`, writes to `output`, and signals `drained` when there is room
+    /// for input again after [`enqueue`](Self::enqueue) refused some.
     pub fn new(interrupt: EventFd, output: Box<dyn Output>, drained: EventFd) -> Self {
         let transmitter = Transmitter { output, last: Ok(Room::Left) };
         let uart = Uart::new(Interrupt(interrupt), transmitter);
@@ -114,25 +113,25 @@ impl Serial {
             input: VecDeque::new(),
             polls: 0,
             drained,
-            starved: false,
-            broken_output: false,
-            log: LogLimit::new(Cow::Borrowed("serial")),
+            refused: false,
+            output_failed: false,
+            log: LogLimit::new("serial"),
         }
     }
 
-    /// Takes input for the guest; returns how many bytes there was room for.
+    /// Queues input for the guest; returns the number of bytes that there was room for.
     pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(INPUT_CAPACITY - self.input.len());
         self.input.extend(bytes.iter().take(taken));
-        self.starved = taken < bytes.len();
-        self.feed();
+        self.refused = taken < bytes.len();
+        self.fill_receiver();
         taken
     }
 
-    /// Moves a byte of queued input into the receiver, if it is empty and the guest listens.
-    fn feed(&mut self) {
+    /// Moves a byte of queued input into the receiver, if it is empty and the guest takes input.
+    fn fill_receiver(&mut self) {
         let Some(byte) = self.input.front().copied() else { return };
-        if self.uart.fifo_capacity() < self.capacity || !self.is_listening() {
+        if self.uart.fifo_capacity() < self.capacity || !self.takes_input() {
             return;
         }
         match self.uart.enqueue_raw_bytes(&[byte]) {
@@ -140,22 +139,22 @@ impl Serial {
             Ok(taken) => drop(self.input.drain(..taken)),
             Err(e) => self.log.warn(format_args!("{e}")),
         }
-        if self.input.is_empty() && self.starved {
-            self.starved = false;
+        if self.input.is_empty() && self.refused {
+            self.refused = false;
             if let Err(e) = self.drained.write(1) {
                 self.log.warn(format_args!("input can't be resumed: {e}"));
             }
         }
     }
 
-    /// Looks at what became of output.
-    fn after_output(&mut self) -> Action {
+    /// Checks the result of output.
+    fn check_output(&mut self) -> Action {
         match std::mem::replace(&mut self.uart.writer_mut().last, Ok(Room::Left)) {
             Ok(Room::Left) => return Action::None,
             Ok(Room::Full) => return Action::AwaitOutput,
-            // The guest runs on with its console gone; said once.
-            Err(e) if !self.broken_output => {
-                self.broken_output = true;
+            // The guest runs on without its console; logged once.
+            Err(e) if !self.output_failed => {
+                self.output_failed = true;
                 log::warn!("serial: output can't be written, the rest is lost: {e}");
             }
             Err(_) => (),
@@ -163,24 +162,30 @@ impl Serial {
         Action::None
     }
 
-    fn is_listening(&self) -> bool {
-        self.polls >= POLLS || self.uart.state().interrupt_enable & IER_RECEIVED_DATA != 0
+    fn takes_input(&self) -> bool {
+        self.polls >= MIN_POLLS || self.uart.state().interrupt_enable & IER_RECEIVED_DATA != 0
     }
 }
 
 impl MmioDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let (Ok(register), Some(first)) = (u8::try_from(offset), data.first_mut()) {
-            *first = self.uart.read(register);
-            match register {
-                LSR => self.polls = self.polls.saturating_add(1),
-                // A guest that polls goes on to do so after it has got a byte.
-                0 => (),
-                _ => self.polls = 0,
-            }
+        let Some((first, rest)) = data.split_first_mut() else { return };
+        // A loop, as most accesses are of one byte, and `fill` calls memset for none.
+        for byte in rest {
+            *byte = 0;
         }
-        self.feed();
+        let Ok(register) = u8::try_from(offset) else {
+            *first = 0;
+            return;
+        };
+        *first = self.uart.read(register);
+        match register {
+            LSR => self.polls = self.polls.saturating_add(1),
+            // A guest that polls goes on to do so after it has read a byte.
+            0 => (),
+            _ => self.polls = 0,
+        }
+        self.fill_receiver();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Action {
@@ -190,10 +195,10 @@ impl MmioDevice for Serial {
         if let Err(Error::Trigger(e)) = self.uart.write(register, *value) {
             self.log.warn(format_args!("interrupt lost: {e}"));
         }
-        let action = self.after_output();
-        // Enabling interrupts may be what the input waits for.
+        let action = self.check_output();
+        // Input may have been waiting for the guest to enable interrupts.
         self.polls = 0;
-        self.feed();
+        self.fill_receiver();
         action
     }
 }
@@ -272,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_writes_comes_out() {
+    fn output_of_the_guest_is_written() {
         let output = Output::default();
         let (mut serial, ..) = serial(output.clone());
         for byte in *b"hello" {
@@ -281,8 +286,8 @@ mod tests {
         assert_eq!(*output.0.lock().unwrap(), b"hello");
     }
 
-    /// A serial port whose guest takes interrupts for input.
-    fn listening() -> (Serial, EventFd, EventFd) {
+    /// A serial port whose guest has enabled the interrupt for input.
+    fn with_interrupt() -> (Serial, EventFd, EventFd) {
         let (mut serial, interrupt, drained) = serial(io::sink());
         let _ = serial.write(IER, &[1]);
         (serial, interrupt, drained)
@@ -290,17 +295,17 @@ mod tests {
 
     #[test]
     fn input_arrives_in_order_with_an_interrupt() {
-        let (mut serial, interrupt, _) = listening();
+        let (mut serial, interrupt, _) = with_interrupt();
         assert_eq!(serial.enqueue(b"abc"), 3);
         assert!(interrupt.read().is_ok());
         assert_eq!(read_all(&mut serial), b"abc");
     }
 
     #[test]
-    fn a_driver_that_takes_some_bytes_per_interrupt_gets_them_all() {
+    fn a_driver_that_reads_some_bytes_per_interrupt_gets_all_of_them() {
         let input: Vec<u8> = (0..=255).cycle().take(1000).collect();
         for at_once in [1, 7, 16, 64, 256] {
-            let (mut serial, interrupt, _) = listening();
+            let (mut serial, interrupt, _) = with_interrupt();
             serial.enqueue(&input);
             let mut got = Vec::new();
             while interrupt.read().is_ok() {
@@ -317,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn input_waits_until_the_guest_listens() {
+    fn input_waits_until_the_guest_takes_it() {
         let (mut serial, interrupt, _) = serial(io::sink());
         serial.enqueue(b"abc");
         // What a driver does first: discard what is there.
@@ -331,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_polls_gets_input_too() {
+    fn a_guest_that_polls_gets_input() {
         let (mut serial, ..) = serial(io::sink());
         serial.enqueue(b"ab");
         let mut got = Vec::new();
@@ -344,17 +349,17 @@ mod tests {
     }
 
     #[test]
-    fn input_as_long_as_the_queue_is_taken_whole() {
-        let (mut serial, _, drained) = listening();
+    fn input_as_long_as_the_queue_is_taken() {
+        let (mut serial, _, drained) = with_interrupt();
         let input: Vec<u8> = (0..=255).cycle().take(INPUT_CAPACITY).collect();
         assert_eq!(serial.enqueue(&input), INPUT_CAPACITY);
         assert_eq!(read_all(&mut serial), input);
-        assert!(drained.read().is_err(), "nothing was refused, so nobody waits");
+        assert!(drained.read().is_err(), "nothing was refused");
     }
 
     #[test]
     fn input_beyond_the_queue_is_refused_until_drained() {
-        let (mut serial, _, drained) = listening();
+        let (mut serial, _, drained) = with_interrupt();
         let input = vec![b'x'; 3 * INPUT_CAPACITY];
         let taken = serial.enqueue(&input);
         assert!((INPUT_CAPACITY..input.len()).contains(&taken), "{taken}");
@@ -366,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_output_leaves_the_guest_running() {
+    fn a_guest_runs_on_without_output() {
         let (mut serial, ..) = serial(Broken);
         for byte in *b"lost" {
             assert_eq!(serial.write(DATA, &[byte]), Action::None);
@@ -383,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn output_without_room_has_the_vcpu_wait_and_nothing_else_does() {
+    fn only_output_without_room_makes_the_vcpu_wait() {
         let (mut serial, ..) = serial(Full);
         assert_eq!(serial.write(DATA, b"x"), Action::AwaitOutput);
         assert_eq!(serial.write(IER, &[0]), Action::None);

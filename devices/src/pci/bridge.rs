@@ -12,6 +12,7 @@ use super::address::Bdf;
 use super::apertures::{Apertures, FunctionBar, arbitrate};
 use super::bars::{AddressSpace, BarRange};
 use super::config::{HEADER_TYPE, HEADER_TYPE_MFD, read};
+use crate::sync::lock;
 
 /// The bridge's own number on its bus.
 const BRIDGE_DEVFN: u8 = 0;
@@ -257,17 +258,13 @@ impl HostBridge {
 
 impl OccupiedSlot {
     fn lock(&self) -> MutexGuard<'_, dyn Function + 'static> {
-        self.function.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&*self.function)
     }
 }
 
 /// The BARs of one function.
 fn bars_of(all: &[FunctionBar], devfn: u8) -> Vec<BarRange> {
     all.iter().filter(|one| one.devfn == devfn).map(|one| one.bar.clone()).collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

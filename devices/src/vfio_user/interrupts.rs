@@ -4,7 +4,6 @@
 //! (`vfio_msi_enable`). A served device has them in its own configuration space only, and some servers
 //! deliver no messages before they are set (PCI Local Bus 3.0, 6.8).
 
-use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -35,7 +34,7 @@ const MSIX_ENABLE: u16 = 1 << 15;
 const MSI_VECTORS: u16 = 0b111 << 4;
 
 /// A guest may turn messages on and off as often as it likes.
-static LOG: LogLimit = LogLimit::new(Cow::Borrowed("vfio-user"));
+static LOG: LogLimit = LogLimit::new("vfio-user");
 
 impl VfioUserDevice {
     /// Sends a `VFIO_USER_DEVICE_SET_IRQS` whose data are these eventfds.

@@ -1,6 +1,5 @@
 //! What devices need of the hypervisor, over KVM.
 
-use std::borrow::Cow;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ pub struct Irqfds {
 impl Irqfds {
     /// The irqfds of a VM with this interrupt controller: one for all of its devices.
     pub fn new(vm: Arc<Vm>, gic: &Gic) -> Self {
-        let log = LogLimit::new(Cow::Borrowed("KVM"));
+        let log = LogLimit::new("KVM");
         Self { routes: GsiRoutes::new(vm.clone(), gic.spis()), vm, log }
     }
 }
