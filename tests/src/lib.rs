@@ -4,7 +4,8 @@
 //! - [`artifacts`] names what it made; everything that runs the model starts from there.
 //! - [`harness`] boots a model host and runs scenarios on it.
 //! - [`suite`] runs every test, [`mod@bench`] measures, [`demo`] shows the main job, [`shell`] is for
-//!   looking around, [`manual`] makes the man page and completions, [`package`] a Debian package.
+//!   looking around, [`manual`] makes the man page and completions, [`package`] a Debian package,
+//!   [`link_order`] the order of functions in strait.
 
 #[cfg(feature = "tool")]
 pub mod artifacts;
@@ -14,6 +15,8 @@ pub mod bench;
 pub mod demo;
 #[cfg(feature = "tool")]
 pub mod harness;
+#[cfg(feature = "tool")]
+pub mod link_order;
 #[cfg(feature = "tool")]
 pub mod manual;
 #[cfg(feature = "tool")]

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tests::bench::{self, Peer};
 use tests::setup::{self, Options, Purpose, workspace};
 use tests::suite;
-use tests::{demo, manual, package, shell};
+use tests::{demo, link_order, manual, package, shell};
 
 /// The system model: an Arm board in QEMU with DMA controllers behind an SMMU, a Linux host with
 /// KVM on it, and strait in that host.
@@ -51,6 +51,8 @@ enum Command {
     },
     /// Check format, lints and documentation, warnings denied
     Lint,
+    /// Find the functions that a run takes, and have them linked next to each other (vmm/run.ld)
+    LinkOrder,
     /// Make the man page and the shells' completions from `strait --help`
     Manual,
     /// Make a Debian package and a tar archive with strait, its man page, completions and documents
@@ -110,6 +112,10 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             return bench::run(&model.artifacts, &peer, json);
         }
         Command::Lint => setup::lint::run(options)?,
+        Command::LinkOrder => {
+            let model = setup::run(options, Purpose::Use)?;
+            println!("{}", link_order::write(&model)?.display());
+        }
         Command::Manual => {
             setup::test_tools::install()?;
             for path in manual::write(&setup::build(options)?)? {
