@@ -235,9 +235,10 @@ fn statistics(golden: &mut Golden<'_>) -> Result<(), Failure> {
     let mut run = host.strait(&format!("run --kernel /k/wait --stats /tmp/stats {devices}"))?;
     host.until("grep -q vfio-irq /proc/interrupts")?;
     golden.both("list-in-use", "device list")?;
-    run.signal(10)?;
+    // Until the guest has begun.
+    let asked = format!("kill -USR1 {}; sleep 0.1", run.pid()?);
+    host.until(&format!("{{ {asked}; grep -q '\"first_instruction\": {{' /tmp/stats; }}"))?;
     run.wait_for("never turned it on")?;
-    host.until("[ -s /tmp/stats ]")?;
     golden.compare("stats-running.json", &host.sh("cat /tmp/stats")?);
     run.signal(9)?;
     run.exit_status()?;
