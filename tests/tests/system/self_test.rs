@@ -16,10 +16,11 @@ fn passed(verdict: &Value) {
     );
     let channels = verdict["channels"].as_array().map(Vec::as_slice).unwrap_or_default();
     assert_eq!(channels.len(), 8, "{verdict}");
-    for channel in channels {
+    for (index, channel) in channels.iter().enumerate() {
         let number = |key: &str| channel[key].as_u64().unwrap_or_default();
         assert_eq!(number("transfers"), number("interrupts"), "{channel}");
-        assert!(number("transfers") >= 8 && number("bytes") > 16 << 20, "{channel}");
+        let longest = if index == 0 { 16 << 20 } else { 1 << 20 };
+        assert!(number("transfers") >= 8 && number("bytes") > longest, "{channel}");
         assert!(number("bytes_per_second") > 0, "{channel}");
     }
     let aborts: Vec<&Value> = verdict["checks"]

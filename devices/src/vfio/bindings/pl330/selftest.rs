@@ -30,11 +30,12 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(200);
 /// is stuck.
 const MAX_LATE: u32 = 64;
 
-/// The largest transfer, in bytes.
+/// The largest transfer, in bytes. The first channel makes it: all run the same programs, and a model
+/// of the hardware takes seconds for each.
 const MAX_TRANSFER: usize = 16 << 20;
 
 /// What each channel copies: length, and how far source and destination are from alignment.
-const TRANSFERS: [(usize, usize, usize); 16] = [
+const TRANSFERS: [(usize, usize, usize); 15] = [
     (1, 0, 0),
     (1, 3, 5),
     (2, 1, 0),
@@ -50,7 +51,6 @@ const TRANSFERS: [(usize, usize, usize); 16] = [
     (16384, 5, 0),
     (65537, 0, 0),
     (1 << 20, 8, 16),
-    (MAX_TRANSFER, 0, 0),
 ];
 
 /// What each channel copies when all run at once, in bytes.
@@ -190,11 +190,13 @@ impl<'a> Driver<'a> {
     fn test_channel(&mut self, channel: u8) -> Result<ChannelResult, SelfTestError> {
         let mut result = ChannelResult { channel, ..ChannelResult::default() };
         let rounds = TRANSFERS.len().max(usize::from(self.events));
-        for (number, transfer) in TRANSFERS.iter().cycle().take(rounds).enumerate() {
+        let longest = (channel == 0).then_some((MAX_TRANSFER, 0, 0));
+        let transfers = TRANSFERS.into_iter().cycle().take(rounds).chain(longest);
+        for (number, transfer) in transfers.enumerate() {
             // Channels begin with different events, so that neighbours are told apart.
             let event = (usize::from(channel) + number) % usize::from(self.events.max(1));
             let event = u8::try_from(event).unwrap_or(0);
-            match self.transfer(channel, event, *transfer) {
+            match self.transfer(channel, event, transfer) {
                 Ok(busy) => result.count(transfer.0 as u64, busy),
                 Err(StepError::Device(failure)) => {
                     let failure = format!("{} bytes, event {event}: {failure}", transfer.0);
