@@ -38,7 +38,7 @@ pub struct Board {
     icount: bool,
     large_pages: bool,
     uart: bool,
-    features: &'static str,
+    cpu: &'static str,
     shared_uart: bool,
     /// Disks by their ids, with their sizes in bytes.
     disks: Vec<(String, u64)>,
@@ -59,7 +59,7 @@ impl Default for Board {
             icount: false,
             large_pages: false,
             uart: false,
-            features: "pauth=off,sve=off",
+            cpu: "max,pauth=off,sve=off",
             shared_uart: false,
             disks: Vec::new(),
             options: Vec::new(),
@@ -130,11 +130,16 @@ impl Board {
         self
     }
 
-    /// Its CPUs have what costs a model time, as QEMU's `-cpu max` takes it: pointer authentication
-    /// and vectors of up to 512 bits.
+    /// Its CPUs have what costs a model time: pointer authentication and vectors of up to 512 bits.
     #[must_use]
-    pub fn cpu_features(mut self) -> Self {
-        self.features = "pauth-impdef=on,sve=on,sve-max-vq=4";
+    pub fn cpu_features(self) -> Self {
+        self.cpu("max,pauth-impdef=on,sve=on,sve-max-vq=4")
+    }
+
+    /// Its CPUs, as QEMU's `-cpu` takes them.
+    #[must_use]
+    pub fn cpu(mut self, cpu: &'static str) -> Self {
+        self.cpu = cpu;
         self
     }
 
@@ -260,9 +265,8 @@ impl Board {
             format!("virt,virtualization=on,gic-version={},iommu=smmuv3,acpi=off", self.gic);
         let accelerator = if self.icount { "tcg,thread=single" } else { "tcg,thread=multi" };
         let parameters = format!("{PARAMETERS} {action} {}", self.parameters.join(" "));
-        let cpu = format!("max,{}", self.features);
         command
-            .args(["-M", &machine, "-cpu", &cpu])
+            .args(["-M", &machine, "-cpu", self.cpu])
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory, "-accel", accelerator])
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .arg("-kernel")

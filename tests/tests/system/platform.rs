@@ -135,6 +135,24 @@ fn debians_module_drives_the_device() -> TestResult {
 }
 
 #[test]
+fn cpus_with_and_without_vhe_drive_it() -> TestResult {
+    // Armv8.0 has no VHE, Armv8.2 has it, and KVM may be told to do without.
+    for (cpu, parameter, vhe) in [
+        ("cortex-a53", "", false),
+        ("neoverse-n1", "", true),
+        ("neoverse-n1", "kvm-arm.mode=nvhe", false),
+    ] {
+        let host = Board::new().cpu(cpu).param(parameter).boot()?;
+        let log = host.sh("dmesg | grep -F 'mode initialized successfully'")?;
+        assert_eq!(log.contains("nVHE"), !vhe, "{cpu} {parameter}: {log}");
+        let mut guest = guest_with(&host, &PLATFORM_DMA[..1])?;
+        DmaTest::default().pass(&mut guest)?;
+        assert_eq!(guest.power_off()?, 0);
+    }
+    Ok(())
+}
+
+#[test]
 fn two_devices_in_one_guest() -> TestResult {
     let host = Board::new().boot()?;
     let devices = [PLATFORM_DMA[0], AMBA_DMA[1]];
