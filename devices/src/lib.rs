@@ -19,6 +19,6 @@ pub mod ratelimit;
 pub mod rtc;
 pub mod serial;
 pub mod stop;
-mod sync;
+pub mod sync;
 pub mod vfio;
 pub mod vfio_user;

@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use devices::irq::IrqLine;
 use devices::rtc::{self, Rtc};
+use devices::sync;
 
 use crate::waker::Waker;
 
@@ -59,7 +60,7 @@ impl AlarmClock {
         if let Some(timer) = &mut self.timer {
             timer.acknowledge();
         }
-        self.rtc.lock().unwrap_or_else(PoisonError::into_inner).expire();
+        sync::lock(&self.rtc).expire();
     }
 }
 

@@ -5,9 +5,10 @@ use std::io::{self, Read};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use devices::serial::{Output, Room, Serial};
+use devices::sync;
 
 use crate::output;
 use crate::terminal::Terminal;
@@ -137,12 +138,12 @@ impl Input {
         self.flush()
     }
 
-    /// Moves what was pending back because the guest had no room.
+    /// Moves what is pending because the guest had no room.
     pub fn flush(&mut self) -> Progress {
         if self.pending.is_empty() {
             return Progress::Moved;
         }
-        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut serial = sync::lock(&self.serial);
         let taken = serial.enqueue(&self.pending);
         drop(serial);
         self.pending.drain(..taken.min(self.pending.len()));

@@ -5,9 +5,10 @@
 //! enables an interrupt of its device, which the GIC shows, and the bus counts what traps. A PCI function
 //! is enabled in its command register.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use devices::bus::Bus;
+use devices::sync;
 
 use crate::assigned::{AssignedDevice, AssignedDevices};
 use crate::functions::Functions;
@@ -47,7 +48,7 @@ impl DeviceMonitor {
     /// Logs those that the guest has not used so far, each once. `is_enabled` says whether the guest has
     /// an SPI enabled, if that is known.
     pub fn warn_of_unused(&self, bus: &Bus, is_enabled: impl Fn(u32) -> Option<bool>) {
-        let mut devices = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut devices = sync::lock(&self.unused);
         for unused in devices.extract_if(.., |device| self.is_unused(device, bus, &is_enabled)) {
             log::warn!("{}", unused.text);
         }

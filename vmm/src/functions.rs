@@ -1,7 +1,7 @@
 //! The PCI functions a guest is function: opened while planning, attached while building, taken back at
 //! the end.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use devices::bus::MemorySlots;
 use devices::irq::{InterruptController, MsiRouter};
 use devices::pci::{Bdf, Function, InterruptPin, Intx, Slot, SlotAllocator, SlotError};
 use devices::stop;
+use devices::sync;
 use devices::vfio::host::{Host, InterruptEntry, InterruptTable};
 use devices::vfio::pci::{Attachment, InUse, PciFunction};
 use devices::vfio::quiesce::Quiesced;
@@ -186,7 +187,7 @@ pub struct FunctionInterrupts {
 impl AssignedFunction {
     /// The function itself.
     pub fn lock(&self) -> MutexGuard<'_, PciFunction> {
-        self.function.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.function)
     }
 
     /// The function as the PCI host has it.

@@ -6,11 +6,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use arch::KvmStats;
 use devices::bus::{Accesses, Bus};
+use devices::sync;
 use devices::vfio::iommu::Backend;
 use serde::Serialize;
 
@@ -162,7 +163,7 @@ impl Recorder {
     /// The file can't be written.
     #[cold]
     pub fn write(&self, ending: Option<&ExitReason>) -> Result<(), Error> {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = sync::lock(&self.spare);
         *spare = [None, None];
         let statistics = self.statistics(ending);
         if ending.is_none() {

@@ -202,7 +202,7 @@ fn a_signal_during_planning_ends_the_run() -> TestResult {
 }
 
 #[test]
-fn in_the_background_it_isn_t_stopped_for_its_terminal() -> TestResult {
+fn a_job_in_the_background_is_not_stopped_by_its_terminal() -> TestResult {
     let host = board().boot()?;
     let mut shell = host.on_terminal(
         "set -m; strait run --kernel /k/wait; echo stopped; \

@@ -10,10 +10,11 @@ mod kernel;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::RawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use devices::irq::{Spi, Trigger};
+use devices::sync;
 use devices::vfio::host::Host;
 use serde::Serialize;
 
@@ -120,7 +121,7 @@ impl LineMonitor {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<MonitoredLine>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 
     /// Whether the host has handled an interrupt of this device since the guest has it.

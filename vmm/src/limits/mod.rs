@@ -118,8 +118,8 @@ pub fn meminfo(name: &str) -> Option<u64> {
     proc_field(&text, name)?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// How long after its start a guest is asked after by [`UnpinnedMemory`]: later than a start that is
-/// measured, and before a guest has touched much.
+/// How long after a guest's start [`UnpinnedMemory`] looks: after a start that is measured, and before a
+/// guest has touched much.
 const UNPINNED_DELAY: Duration = Duration::from_millis(100);
 
 /// Tells once, soon after a guest's start, if the control groups of this process have less memory than

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::write::{self, WriteMode};
+use devices::sync;
 
 /// How many bytes are buffered; a pipe holds four times as many by itself.
 pub(super) const MAX_BUFFERED: usize = 16 << 10;
@@ -168,7 +169,7 @@ impl Sink {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 

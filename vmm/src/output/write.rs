@@ -1,11 +1,12 @@
 //! Writing to a standard descriptor without blocking on its reader.
 
+use devices::sync;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// As much as a pipe that takes anything takes at once (pipe(7), "`PIPE_BUF`").
 const PIPE_BUF: usize = 4096;
@@ -102,7 +103,7 @@ fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 }
 
 fn write_polled(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    let _polling = POLLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _polling = sync::lock(&POLLING);
     if !wait(fd, 0) {
         return Err(io::ErrorKind::WouldBlock.into());
     }

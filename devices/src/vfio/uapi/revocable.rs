@@ -1,13 +1,14 @@
 //! Mappings of a file that its server may stop serving (vfio-user): revoked, they become anonymous
 //! memory.
 
+use crate::sync;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// How much may be mapped in all, in bytes: once it is revoked, a guest can fill as much of this
 /// host's memory.
@@ -35,7 +36,7 @@ struct State {
 
 impl RevocableMappings {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 
     /// Adds a mapping; replaces it at once if the others have been revoked.
