@@ -22,3 +22,4 @@ pub mod stop;
 pub mod sync;
 pub mod vfio;
 pub mod vfio_user;
+pub mod virtio;

@@ -1,0 +1,122 @@
+//! What a kind of device is to the transport.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::queue::VirtQueue;
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceType {
+    /// Its number (virtio 1.2, 5).
+    pub id: u16,
+    /// The PCI class code that its function has: class, subclass, programming interface.
+    pub class: u32,
+}
+
+/// The half of a device that its driver configures it by. The transport calls it with the function
+/// locked, on the thread of the vCPU that accesses a register: no call waits for a file, a peer or
+/// another thread.
+pub trait Device: Send {
+    /// Its kind.
+    fn device_type(&self) -> DeviceType;
+
+    /// The feature bits that it offers, beside those of the transport and of split rings
+    /// (`VIRTIO_F_VERSION_1`, `VIRTIO_F_INDIRECT_DESC`, `VIRTIO_F_EVENT_IDX`).
+    fn features(&self) -> u64;
+
+    /// The feature bits that the rings have: those that [`VirtQueue`] implements, unless another
+    /// process or the kernel works on them and has fewer.
+    fn ring_features(&self) -> u64 {
+        super::queue::FEATURES
+    }
+
+    /// The largest size of each of its queues, powers of two up to 32768.
+    fn queue_sizes(&self) -> Vec<u16>;
+
+    /// Reads at `offset` of its configuration (virtio 1.2, 5); beyond its end is zero.
+    fn read_config(&mut self, offset: u64, data: &mut [u8]);
+
+    /// Writes at `offset` of its configuration; what can't be written ignores it.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+
+    /// The driver has set `DRIVER_OK`: the device begins to work on its queues.
+    ///
+    /// # Errors
+    ///
+    /// It can't: the guest is told that the device needs a reset.
+    fn activate(&mut self, activation: Activation) -> io::Result<()>;
+
+    /// Asks what works on its queues to stop: the driver resets the device, or the run ends.
+    fn stop(&mut self);
+
+    /// Whether nothing works on its queues any more, so that it may be [activated](Self::activate)
+    /// anew. Asked after [`stop`](Self::stop) until it is so.
+    fn is_stopped(&mut self) -> bool;
+}
+
+/// What a device gets to work with from its driver.
+pub struct Activation {
+    /// The features that the driver has accepted.
+    pub features: u64,
+    /// The queues that it has enabled, in order of their number.
+    pub queues: Vec<VirtQueue>,
+    /// Guest RAM.
+    pub memory: GuestMemoryMmap,
+    /// What the device tells its driver by.
+    pub events: Arc<DeviceEvents>,
+}
+
+/// What a device tells its driver beside used buffers (virtio 1.2, 2.1.2 and 2.5).
+#[derive(Debug)]
+pub struct DeviceEvents {
+    needs_reset: AtomicBool,
+    generation: AtomicU8,
+    changed: EventFd,
+}
+
+impl DeviceEvents {
+    /// Nothing to tell yet. `changed` is the interrupt for changes of the configuration.
+    pub fn new(changed: EventFd) -> Self {
+        let (needs_reset, generation) = Default::default();
+        Self { needs_reset, generation, changed }
+    }
+
+    /// The configuration has changed: call it after the change can be read.
+    pub fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+        self.signal();
+    }
+
+    /// The device can't go on until its driver resets it (`DEVICE_NEEDS_RESET`).
+    pub fn fail(&self) {
+        self.needs_reset.store(true, Ordering::Release);
+        self.signal();
+    }
+
+    /// The number of changes, modulo 256.
+    pub fn generation(&self) -> u8 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether the device has [failed](Self::fail).
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+
+    /// The driver resets the device.
+    pub fn reset(&self) {
+        self.needs_reset.store(false, Ordering::Release);
+    }
+
+    fn signal(&self) {
+        // Fails only while as many signals are pending as the counter holds.
+        let _ = self.changed.write(1);
+    }
+}

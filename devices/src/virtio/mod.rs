@@ -1,0 +1,17 @@
+//! Virtio devices (Virtual I/O Device (VIRTIO) Version 1.2, OASIS Committee Specification 01).
+//!
+//! A device is two halves. Its configuration, a [`Device`], belongs to the transport
+//! (virtio over PCI), which keeps the registers that all devices have. What works
+//! on its queues is a [`QueueHandler`] on a [thread](QueueThread) of its own: a function of a
+//! [`VirtQueue`], which is rings in guest RAM, tested without a hypervisor.
+//!
+//! A notification of the driver is an ioeventfd, an interrupt is an irqfd: while a device works, no
+//! access to a register of it leaves the kernel.
+
+mod device;
+mod queue;
+mod thread;
+
+pub use device::{Activation, Device, DeviceEvents, DeviceType};
+pub use queue::{Chain, Descriptor, QueueAddresses, QueueError, VirtQueue};
+pub use thread::{QueueHandler, QueueThread};

@@ -1,0 +1,277 @@
+//! Split virtqueues (virtio 1.2, 2.7), on the crate virtio-queue.
+//!
+//! A driver may hand over anything: what isn't a chain of buffers within guest RAM is an error here,
+//! after which the device needs a reset. The crate ends a chain early instead.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vmm_sys_util::eventfd::EventFd;
+
+/// The feature bits of rings that [`VirtQueue`] implements.
+pub const FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// What a driver has made of a queue that no device can work with.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The rings aren't where, or what, they have to be.
+    #[error("queue {queue} has no valid rings: {source}")]
+    Ring {
+        /// The queue's number.
+        queue: u16,
+        /// What virtio-queue says.
+        source: virtio_queue::Error,
+    },
+    /// A chain leads out of its table, in a circle, or is malformed otherwise.
+    #[error("queue {queue}: the descriptor chain at {head} is {why}")]
+    Chain {
+        /// The queue's number.
+        queue: u16,
+        /// The index of its first descriptor.
+        head: u16,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The device was asked for something that it can't do for a reason other than the ring.
+    #[error("queue {queue}: {source}")]
+    Io {
+        /// The queue's number.
+        queue: u16,
+        /// What the host says.
+        source: io::Error,
+    },
+}
+
+/// Where the driver has put a queue's parts (GPA).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueAddresses {
+    /// The descriptor table.
+    pub descriptors: u64,
+    /// The available ring (the driver area).
+    pub available: u64,
+    /// The used ring (the device area).
+    pub used: u64,
+}
+
+/// A buffer of a chain, within guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Its first byte (GPA).
+    pub addr: GuestAddress,
+    /// Its size in bytes, not 0.
+    pub len: u32,
+}
+
+/// A chain of buffers: those that the device reads, then those that it writes.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    readable: usize,
+    descriptors: Vec<Descriptor>,
+}
+
+impl Chain {
+    /// The index of its first descriptor, by which it is [given back](VirtQueue::push).
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// The buffers for the device to read.
+    pub fn readable(&self) -> &[Descriptor] {
+        self.descriptors.get(..self.readable).unwrap_or_default()
+    }
+
+    /// The buffers for the device to write.
+    pub fn writable(&self) -> &[Descriptor] {
+        self.descriptors.get(self.readable..).unwrap_or_default()
+    }
+
+    /// The bytes in these buffers.
+    pub fn bytes(descriptors: &[Descriptor]) -> u64 {
+        descriptors.iter().map(|descriptor| u64::from(descriptor.len)).sum()
+    }
+}
+
+/// A queue with its notification and its interrupt.
+pub struct VirtQueue {
+    index: u16,
+    queue: Queue,
+    memory: GuestMemoryMmap,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl VirtQueue {
+    /// Queue `index` of `size` entries at these addresses; `kick` is its notification, `call` its
+    /// interrupt. `features` are what the driver has accepted.
+    ///
+    /// # Errors
+    ///
+    /// Size or addresses aren't those of a queue in guest RAM.
+    pub fn new(
+        index: u16,
+        (size, addresses): (u16, QueueAddresses),
+        features: u64,
+        memory: GuestMemoryMmap,
+        (kick, call): (EventFd, EventFd),
+    ) -> Result<Self, QueueError> {
+        let failed = |source| QueueError::Ring { queue: index, source };
+        let mut queue = Queue::new(size).map_err(failed)?;
+        let QueueAddresses { descriptors, available, used } = addresses;
+        queue.try_set_desc_table_address(GuestAddress(descriptors)).map_err(failed)?;
+        queue.try_set_avail_ring_address(GuestAddress(available)).map_err(failed)?;
+        queue.try_set_used_ring_address(GuestAddress(used)).map_err(failed)?;
+        queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+        // The sizes of virtio 1.2, 2.7; `Queue::is_valid` would log.
+        let entries = usize::from(size);
+        let parts = [
+            (descriptors, 16 * entries, Permissions::Read),
+            (available, 6 + 2 * entries, Permissions::Read),
+            (used, 6 + 8 * entries, Permissions::Write),
+        ];
+        for (address, bytes, access) in parts {
+            if address == 0 || !memory.check_range(GuestAddress(address), bytes, access) {
+                return Err(failed(virtio_queue::Error::AddressOverflow));
+            }
+        }
+        queue.set_ready(true);
+        Ok(Self { index, queue, memory, kick, call })
+    }
+
+    /// Its number.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The number of its entries.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Where its parts are.
+    pub fn addresses(&self) -> QueueAddresses {
+        QueueAddresses {
+            descriptors: self.queue.desc_table(),
+            available: self.queue.avail_ring(),
+            used: self.queue.used_ring(),
+        }
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Its notification: readable after the driver has made buffers available. A blocking eventfd.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Its interrupt: a signal tells the driver of used buffers.
+    pub fn call(&self) -> &EventFd {
+        &self.call
+    }
+
+    /// Takes the next available chain into `chain`, whose memory is used again. `false` if there is
+    /// none: the driver notifies when there is one.
+    ///
+    /// # Errors
+    ///
+    /// The driver's rings are broken.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        if self.pop_available(chain)? {
+            return Ok(true);
+        }
+        // More may have come before the driver could see that it has to notify.
+        let more = self.queue.enable_notification(&self.memory).map_err(|e| self.ring(e))?;
+        if more { self.pop_available(chain) } else { Ok(false) }
+    }
+
+    fn pop_available(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        let queue = self.index;
+        let failed = |source| QueueError::Ring { queue, source };
+        let next = self.queue.iter(&self.memory).map_err(failed)?.next();
+        let Some(mut descriptors) = next else { return Ok(false) };
+        chain.head = descriptors.head_index();
+        chain.readable = 0;
+        chain.descriptors.clear();
+        let broken = |why| QueueError::Chain { queue, head: chain.head, why };
+        let mut last = None;
+        for descriptor in &mut descriptors {
+            let (addr, len) = (descriptor.addr(), descriptor.len());
+            last = Some(descriptor);
+            if len == 0 {
+                return Err(broken("of a length of 0"));
+            }
+            let access = if descriptor.is_write_only() {
+                Permissions::Write
+            } else if chain.readable == chain.descriptors.len() {
+                chain.readable += 1;
+                Permissions::Read
+            } else {
+                return Err(broken("readable behind writable"));
+            };
+            let bytes = usize::try_from(len).unwrap_or(usize::MAX);
+            if !self.memory.check_range(addr, bytes, access) {
+                return Err(broken("outside guest RAM"));
+            }
+            chain.descriptors.push(Descriptor { addr, len });
+        }
+        match last {
+            None => Err(broken("outside its table")),
+            // The crate ends what goes on too long, or leads outside.
+            Some(last) if last.has_next() => Err(broken("endless or leads outside its table")),
+            Some(_) => Ok(true),
+        }
+    }
+
+    /// Puts the chain [taken](Self::pop) last back: it is the next again.
+    pub fn undo_pop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Gives a chain back to the driver with `written` bytes in its writable buffers, counted from
+    /// the first. The driver isn't [told](Self::notify) yet.
+    ///
+    /// # Errors
+    ///
+    /// The driver's rings are broken.
+    pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        if head >= self.queue.size() {
+            return Err(self.ring(virtio_queue::Error::InvalidDescriptorIndex));
+        }
+        self.queue.add_used(&self.memory, head, written).map_err(|e| self.ring(e))
+    }
+
+    /// Tells the driver of the chains given back, if it asked to be told.
+    ///
+    /// # Errors
+    ///
+    /// The driver's rings are broken.
+    pub fn notify(&mut self) -> Result<(), QueueError> {
+        if self.queue.needs_notification(&self.memory).map_err(|e| self.ring(e))? {
+            // Fails only while as many signals are pending as the counter holds.
+            let _ = self.call.write(1);
+        }
+        Ok(())
+    }
+
+    fn ring(&self, source: virtio_queue::Error) -> QueueError {
+        QueueError::Ring { queue: self.index, source }
+    }
+}
+
+impl std::fmt::Debug for VirtQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VirtQueue")
+            .field("index", &self.index)
+            .field("size", &self.size())
+            .field("kick", &self.kick.as_raw_fd())
+            .finish_non_exhaustive()
+    }
+}
