@@ -14,6 +14,7 @@ pub mod bus;
 pub mod extent;
 pub mod irq;
 pub mod pci;
+pub mod peer;
 pub mod pvpanic;
 pub mod ratelimit;
 pub mod rtc;

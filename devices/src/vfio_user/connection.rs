@@ -1,9 +1,7 @@
 //! A connection: messages and descriptors both ways, never waiting longer than is allowed.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -13,6 +11,7 @@ use super::budget::Wait;
 use super::error::{Failure, FailureKind};
 use super::fds::{FdCloser, ReceivedFd};
 use super::message::{Header, MAX_FDS, Payload};
+use crate::peer::{self, socket_option};
 use crate::sync::lock;
 
 /// The size of as many descriptors as may come with a message, in bytes.
@@ -48,40 +47,9 @@ impl Connection {
         Self { socket, sending: Mutex::default(), sent: Condvar::new() }
     }
 
-    /// Connects to the server at this path.
-    ///
-    /// `EAGAIN` if as many clients are waiting already as the server lets wait. (The standard
-    /// library's call would block.)
+    /// Connects to the server at this path, without waiting.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let mut address = libc::sockaddr_un {
-            sun_family: libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default(),
-            sun_path: [0; 108],
-        };
-        let bytes = path.as_os_str().as_bytes();
-        // The last byte stays 0.
-        if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-            let why = "a socket's path has at most 107 bytes";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        }
-        for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-            *to = libc::c_char::from_ne_bytes([*from]);
-        }
-        // SAFETY: takes numbers only.
-        let fd = unsafe {
-            let flags = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-            libc::socket(libc::AF_UNIX, flags, 0)
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just made for us; nobody else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let size = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or_default();
-        // SAFETY: `address` is a whole sockaddr_un of this size.
-        if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self::new(ReceivedFd::new(fd, &FdCloser::default())))
+        Ok(Self::new(ReceivedFd::new(peer::connect(path)?, &FdCloser::default())))
     }
 
     /// A connection that somebody else made.
@@ -271,24 +239,4 @@ fn stuck() -> String {
 
 fn too_many_fds() -> Failure {
     Failure::protocol(format_args!("more than {MAX_FDS} descriptors at once"))
-}
-
-/// An option of a socket (`SOL_SOCKET` of socket(7) and unix(7)).
-///
-/// # Safety
-///
-/// `T` must be the C type of this option.
-pub(super) unsafe fn socket_option<T>(socket: &impl AsRawFd, option: libc::c_int) -> io::Result<T> {
-    let mut value = MaybeUninit::<T>::zeroed();
-    let mut size = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
-    // SAFETY: there is room for as many bytes as `size` says.
-    let returned = unsafe {
-        let (fd, place) = (socket.as_raw_fd(), value.as_mut_ptr().cast());
-        libc::getsockopt(fd, libc::SOL_SOCKET, option, place, &raw mut size)
-    };
-    if returned != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has filled it with a value of this type, as the caller says.
-    Ok(unsafe { value.assume_init() })
 }

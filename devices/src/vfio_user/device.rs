@@ -24,8 +24,8 @@ use super::error::{Failure, FailureKind, Reason, RequestError, VfioUserError};
 use super::fds::ReceivedFd;
 use super::listener::Listener;
 use super::message::{Command, Payload, Reader};
-use super::peer::Peer;
 use super::version::{self, Negotiated, SUPPORTED, Version};
+use crate::peer::Peer;
 use crate::stop;
 use crate::sync::lock;
 use crate::vfio::uapi::{
@@ -57,7 +57,7 @@ impl VfioUserDevice {
     pub fn connect(path: &Path, peer: Peer) -> Result<Self, VfioUserError> {
         let connection =
             Connection::open(path).map_err(|error| Reason::connecting(path, error).at(path))?;
-        peer.check(path, &connection).map_err(|reason| reason.at(path))?;
+        peer.check(path, &connection).map_err(|error| Reason::from(error).at(path))?;
         Self::over(path, connection, TimeBudget::new(REPLY_TIMEOUT, stop::is_requested))
     }
 

@@ -11,6 +11,7 @@ use boot::help::Help;
 use super::REPLY_TIMEOUT;
 use super::message::Command;
 use super::version::{SUPPORTED, Version};
+use crate::peer::PeerError;
 use crate::vfio::remedy;
 use crate::vfio::uapi::IoctlError;
 
@@ -105,12 +106,8 @@ pub(super) enum Reason {
     TimedOut,
     /// It wasn't waited for any longer, since strait is to end.
     Stopped,
-    /// It is another user's process.
-    Stranger { user: u32, process: i32 },
-    /// All users can put a socket of their own there: this directory on its path is writable.
-    OpenDirectory(PathBuf),
-    /// Another user can put a socket of their own there, to whom this directory on its path belongs.
-    ForeignDirectory { directory: PathBuf, user: u32 },
+    /// It may be a user's who isn't accepted.
+    Peer(PeerError),
     /// It closed the connection.
     Closed,
     /// It speaks another version.
@@ -138,6 +135,15 @@ impl From<Failure> for Reason {
 impl From<io::Error> for Reason {
     fn from(error: io::Error) -> Self {
         Self::Host(error)
+    }
+}
+
+impl From<PeerError> for Reason {
+    fn from(error: PeerError) -> Self {
+        match error {
+            PeerError::Host(error) => Self::Host(error),
+            error => Self::Peer(error),
+        }
     }
 }
 
@@ -180,20 +186,7 @@ impl fmt::Display for VfioUserError {
             Reason::Stopped => {
                 write!(f, "strait was told to end while it asked the server at {path}")
             }
-            Reason::Stranger { user, process } => {
-                write!(
-                    f,
-                    "the server at {path} is another user's: process {process} of user {user}"
-                )
-            }
-            Reason::OpenDirectory(directory) => {
-                let directory = directory.display();
-                write!(f, "{path} may be anyone's: all users can write to {directory}")
-            }
-            Reason::ForeignDirectory { directory, user } => {
-                let directory = directory.display();
-                write!(f, "{path} may be another's: {directory} belongs to user {user}")
-            }
+            Reason::Peer(error) => f.write_str(&error.describe(&self.path)),
             Reason::Closed => write!(f, "the server at {path} closed the connection"),
             Reason::Version(version) => {
                 write!(f, "the server at {path} speaks vfio-user {version}, and strait {SUPPORTED}")
@@ -234,16 +227,7 @@ impl Help for VfioUserError {
                  hangs, and start it again"
                     .to_owned()
             }
-            Reason::Stranger { user, .. } => {
-                format!("if it is the server that you mean: --vfio-user {path},peer={user}")
-            }
-            Reason::OpenDirectory(directory) => format!(
-                "chmod o-w {}; or take it as it is: --vfio-user {path},peer=any",
-                directory.display()
-            ),
-            Reason::ForeignDirectory { user, .. } => {
-                format!("if it is a user that you trust: --vfio-user {path},peer={user}")
-            }
+            Reason::Peer(error) => return error.help(&format!("--vfio-user {path}")),
             Reason::Closed | Reason::Refused(_) => {
                 "the server's own output says why; start it again if it has ended".to_owned()
             }

@@ -26,7 +26,6 @@ mod fds;
 mod interrupts;
 mod listener;
 mod message;
-mod peer;
 mod regions;
 mod version;
 
@@ -34,7 +33,6 @@ use std::time::Duration;
 
 pub use self::device::VfioUserDevice;
 pub use self::error::VfioUserError;
-pub use self::peer::Peer;
 pub use self::version::Version;
 
 /// How long a server may keep strait waiting: for all requests before a guest has the device, and for

@@ -13,8 +13,8 @@ use vmm_sys_util::tempdir::TempDir;
 
 use super::device::VfioUserDevice;
 use super::error::Reason;
-use super::peer::Peer;
 use super::testing::{Action, LONG_TIMEOUT, Request, SHORT_TIMEOUT, Server, message, words};
+use crate::peer::Peer;
 use crate::vfio::uapi::{DeviceCalls, IrqAction, RegionInfo};
 
 mod bounds;

@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use boot::help::Help;
 use devices::pci::Bdf;
+use devices::peer::Peer;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::pci::PciOptions;
-use devices::vfio_user::Peer;
 
 use super::values::{device_ref, split, switch, take_each};
 
