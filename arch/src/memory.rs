@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 
 use boot::fdt::Node;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::{Error, layout::RAM_START};
 
@@ -65,14 +65,18 @@ impl GuestRam {
         }
         // SAFETY: `host` is the start of a mapping of `bytes` bytes with these protections and
         // flags, made above; nobody else knows it and it is never unmapped.
-        let region = unsafe {
+        let mut region = unsafe {
             MmapRegionBuilder::new(bytes)
                 .with_raw_mmap_pointer(host.as_ptr())
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(flags)
-                .build()
+        };
+        if let Some(file) = &file {
+            // Devices hand it on to the processes that serve them.
+            let file = file.try_clone().map_err(failed)?;
+            region = region.with_file_offset(FileOffset::new(file, 0));
         }
-        .map_err(|e| failed(io::Error::other(e)))?;
+        let region = region.build().map_err(|e| failed(io::Error::other(e)))?;
         let region = GuestRegionMmap::new(region, GuestAddress(RAM_START)).ok_or_else(invalid)?;
         let memory =
             GuestMemoryMmap::from_regions(vec![region]).map_err(|e| failed(io::Error::other(e)))?;
@@ -201,7 +205,7 @@ pub fn memory_node(size: u64) -> Node {
 mod tests {
     use std::os::unix::fs::FileExt;
 
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
 
@@ -218,6 +222,8 @@ mod tests {
         for size in [0, (4 << 20) - 1, (4 << 20) + 1] {
             file.set_len(size).unwrap_err();
         }
+        let region = ram.memory().iter().next().unwrap();
+        assert_eq!(region.file_offset().map(FileOffset::start), Some(0));
         assert!(GuestRam::new(2 << 20).unwrap().file().is_none());
     }
 }
