@@ -17,7 +17,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::DeviceFd;
 
-use crate::layout::{GIC_DIST, GIC_ITS, GIC_REDIST, GIC_REDIST_SIZE, GICV2_CPU, MAX_GICV3_CPUS};
+use crate::layout::{
+    GIC_DIST, GIC_ITS, GIC_REDIST, GIC_REDIST_SIZE, GICV2_CPU, MAX_GICV3_CPUS, spi,
+};
 use crate::{Error, Vm};
 
 /// The label of the interrupt controller's node, for `interrupt-parent`.
@@ -119,7 +121,7 @@ impl Gic {
         let device = create(vm, version.device_type(), version.name())?;
         // Counts SGIs and PPIs too, in multiples of 32 and at least 64
         // (arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_NR_IRQS).
-        let irqs = (SPI_BASE + spis).next_multiple_of(32).clamp(64, 1024);
+        let irqs = (SPI_BASE + spis.min(spi::END)).next_multiple_of(32).max(64);
         let gic = Self { device, version, cpus, spis: irqs - SPI_BASE, its: None };
         match version {
             Version::V2 => {

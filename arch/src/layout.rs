@@ -95,8 +95,10 @@ pub mod spi {
     pub const RTC: u32 = 1;
     /// The first of the assigned devices'.
     pub const PLATFORM: u32 = 64;
-    /// One past the last that a GIC can have (IHI 0069H, 2.2 "INTIDs": SPIs are 32 to 1019).
-    pub const END: u32 = 988;
+    /// One past the last that a GIC of KVM's can have: it counts interrupts in multiples of 32, and
+    /// refuses 1024, where INTIDs of 1020 to 1023 are not SPIs (Linux, `vgic-kvm-device.c`,
+    /// KVM_DEV_ARM_VGIC_GRP_NR_IRQS: at most 1023; IHI 0069H, 2.2 "INTIDs").
+    pub const END: u32 = 960;
 }
 
 // The map is in order and nothing overlaps.
@@ -111,6 +113,8 @@ const _: () = {
         windows = above;
     }
     assert!(RAM_START.is_multiple_of(0x4000_0000));
+    // As many interrupts as KVM takes, with the 32 that are private to each CPU.
+    assert!((32 + spi::END).next_multiple_of(32) < 1024);
     // PCI Express 3.0, 7.2.2: aligned to its size, 1 MiB a bus.
     assert!(PCI_ECAM.start.is_multiple_of(1 << 20) && PCI_ECAM.end - PCI_ECAM.start == 1 << 20);
 };
