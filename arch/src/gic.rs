@@ -37,7 +37,7 @@ const MAX_GICV2_CPUS: u64 = 8;
 /// A GIC architecture version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// GICv2: at most eight CPUs, no message-signalled interrupts.
+    /// GICv2: at most eight CPUs; message-signalled interrupts are SPIs, by a frame beside it.
     V2,
     /// GICv3.
     V3,

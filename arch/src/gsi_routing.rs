@@ -1,11 +1,15 @@
 //! GSI routing: which interrupt of the guest the GSI of an irqfd is.
 //!
-//! KVM's own table takes GSI n to SPI n. Message-signalled interrupts need entries of their own, and
-//! setting a table replaces the whole of it, so the SPIs are put in again
+//! KVM's own table takes GSI n to SPI n. Messages to an ITS need entries of their own, and setting a
+//! table replaces the whole of it, so the SPIs are put in again
 //! (Documentation/virt/kvm/api.rst, 4.52 KVM_SET_GSI_ROUTING).
+//!
+//! Messages to a GICv2m frame are SPIs: their routes are in KVM's own table. Only where one is changed,
+//! or two triggers signal the same SPI, a table is set.
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
@@ -28,6 +32,15 @@ pub struct Msi {
     pub device_id: u32,
 }
 
+/// What the signals of a route are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A message to the guest's ITS.
+    Its(Msi),
+    /// An edge on an SPI, of those that are there for messages.
+    Spi(u32),
+}
+
 /// The routes of a VM's message-signalled interrupts.
 ///
 /// KVM copies its table and waits for its users (SRCU) each time an entry changes, so as few do as
@@ -40,24 +53,25 @@ pub struct GsiRoutes {
 }
 
 impl GsiRoutes {
-    /// No routes yet, in a VM whose GIC has `spis` SPIs.
-    pub fn new(vm: Arc<Vm>, spis: u32) -> Self {
-        Self { vm, table: Mutex::new(Table { spis, ..Table::default() }) }
+    /// No routes yet, in a VM whose GIC has `spis` SPIs, the last of which are there for messages, and
+    /// for nothing else: `messages`, which may be empty.
+    pub fn new(vm: Arc<Vm>, spis: u32, messages: Range<u32>) -> Self {
+        Self { vm, table: Mutex::new(Table::new(spis, messages)) }
     }
 
-    /// Makes every signal of `trigger` the message `msi`, and those that came before one (KVM polls
-    /// the eventfd when it is registered); answers the GSI.
+    /// Makes every signal of `trigger` one to `target`, and those that came before one (KVM polls the
+    /// eventfd when it is registered); answers the GSI.
     ///
     /// # Errors
     ///
     /// `StorageFull` when KVM takes no more routes, which says how many there are, or what KVM
     /// refused.
-    pub fn connect(&self, trigger: &EventFd, msi: Msi) -> io::Result<u32> {
+    pub fn connect(&self, trigger: &EventFd, target: Target) -> io::Result<u32> {
         let mut table = self.lock();
         if table.limit == 0 {
             table.limit = self.vm.max_gsi_routes();
         }
-        let Allocated { gsi, replaced } = table.allocate(msi)?;
+        let Allocated { gsi, replaced } = table.allocate(target)?;
         if let Some(before) = replaced {
             self.set(&table).inspect_err(|_| table.restore(gsi, before))?;
         }
@@ -71,10 +85,10 @@ impl GsiRoutes {
     /// # Errors
     ///
     /// `NotFound` if there is no such route, or what KVM refused: it is as it was.
-    pub fn redirect(&self, gsi: u32, msi: Msi) -> io::Result<()> {
+    pub fn redirect(&self, gsi: u32, target: Target) -> io::Result<()> {
         let mut table = self.lock();
-        let before = table.replace(gsi, msi).ok_or(io::ErrorKind::NotFound)?;
-        if before == msi {
+        let before = table.replace(gsi, target).ok_or(io::ErrorKind::NotFound)?;
+        if before == target {
             return Ok(());
         }
         self.set(&table).inspect_err(|_| {
@@ -103,16 +117,16 @@ impl GsiRoutes {
     }
 }
 
-/// The table as it was set last.
+/// The table as it was set last, or KVM's own.
 #[derive(Debug, Default)]
 struct Table {
-    /// GSIs 0 to `spis` - 1 are SPIs; messages follow.
-    spis: u32,
+    /// GSIs below this are SPIs for good; routes follow.
+    fixed: u32,
     /// [`Vm::max_gsi_routes`], once it was asked for.
     limit: u32,
-    /// In order of GSI from `spis` on.
-    messages: Vec<Msi>,
-    /// GSIs of messages whose routes were given back.
+    /// In order of GSI from `fixed` on.
+    routes: Vec<Target>,
+    /// GSIs of routes that nobody has.
     free: BTreeSet<u32>,
 }
 
@@ -121,34 +135,46 @@ struct Table {
 struct Allocated {
     gsi: u32,
     /// The table has changed: what the entry was, if there was one.
-    replaced: Option<Option<Msi>>,
+    replaced: Option<Option<Target>>,
 }
 
 impl Table {
-    /// Allocates a GSI for `msi`: a free one that is routed to it already, if there is.
-    fn allocate(&mut self, msi: Msi) -> io::Result<Allocated> {
-        let same = self.free.iter().find(|gsi| self.get(**gsi) == Some(msi)).copied();
+    /// KVM's own, of so many SPIs, in which `messages` and what is behind them can be routed.
+    fn new(spis: u32, messages: Range<u32>) -> Self {
+        let fixed = if messages.is_empty() { spis } else { messages.start.min(spis) };
+        let free = fixed..spis;
+        Self {
+            fixed,
+            routes: free.clone().map(Target::Spi).collect(),
+            free: free.collect(),
+            limit: 0,
+        }
+    }
+
+    /// Allocates a GSI for `target`: a free one that is routed to it already, if there is.
+    fn allocate(&mut self, target: Target) -> io::Result<Allocated> {
+        let same = self.free.iter().find(|gsi| self.get(**gsi) == Some(target)).copied();
         if let Some(gsi) = same {
             self.free.remove(&gsi);
             return Ok(Allocated { gsi, replaced: None });
         }
-        let next = u32::try_from(self.messages.len()).ok().and_then(|n| self.spis.checked_add(n));
+        let next = u32::try_from(self.routes.len()).ok().and_then(|n| self.fixed.checked_add(n));
         if let Some(gsi) = next.filter(|gsi| *gsi < self.limit) {
-            // Rather a new one than one whose message may come again.
-            self.messages.push(msi);
+            // Rather a new one than one whose target may come again.
+            self.routes.push(target);
             return Ok(Allocated { gsi, replaced: Some(None) });
         }
         let Some(gsi) = self.free.pop_first() else {
-            let most = self.limit.saturating_sub(self.spis);
+            let most = self.limit.saturating_sub(self.fixed);
             let full =
                 format!("KVM has {most} routes for message-signalled interrupts, all in use");
             return Err(io::Error::new(io::ErrorKind::StorageFull, full));
         };
-        Ok(Allocated { gsi, replaced: Some(self.replace(gsi, msi)) })
+        Ok(Allocated { gsi, replaced: Some(self.replace(gsi, target)) })
     }
 
     /// Undoes an allocation whose table KVM didn't take: the entry is what it was.
-    fn restore(&mut self, gsi: u32, before: Option<Msi>) {
+    fn restore(&mut self, gsi: u32, before: Option<Target>) {
         match before {
             Some(before) => {
                 self.replace(gsi, before);
@@ -156,7 +182,7 @@ impl Table {
             }
             None => {
                 // New ones are the last.
-                self.messages.pop();
+                self.routes.pop();
             }
         }
     }
@@ -167,30 +193,34 @@ impl Table {
         }
     }
 
-    fn get(&self, gsi: u32) -> Option<Msi> {
-        self.messages.get(self.index(gsi)?).copied()
+    fn get(&self, gsi: u32) -> Option<Target> {
+        self.routes.get(self.index(gsi)?).copied()
     }
 
-    /// Changes a message, and answers what it was.
-    fn replace(&mut self, gsi: u32, msi: Msi) -> Option<Msi> {
+    /// Changes a route, and answers what it was.
+    fn replace(&mut self, gsi: u32, target: Target) -> Option<Target> {
         let index = self.index(gsi)?;
-        self.messages.get_mut(index).map(|message| std::mem::replace(message, msi))
+        self.routes.get_mut(index).map(|route| std::mem::replace(route, target))
     }
 
     fn index(&self, gsi: u32) -> Option<usize> {
-        usize::try_from(gsi.checked_sub(self.spis)?).ok()
+        usize::try_from(gsi.checked_sub(self.fixed)?).ok()
     }
 
     fn entries(&self) -> Vec<kvm_irq_routing_entry> {
-        let messages = (self.spis..).zip(&self.messages).map(|(gsi, msi)| message_entry(gsi, *msi));
-        (0..self.spis).map(spi_entry).chain(messages).collect()
+        let fixed = (0..self.fixed).map(|spi| spi_entry(spi, spi));
+        let routes = (self.fixed..).zip(&self.routes).map(|(gsi, target)| match target {
+            Target::Its(msi) => message_entry(gsi, *msi),
+            Target::Spi(spi) => spi_entry(gsi, *spi),
+        });
+        fixed.chain(routes).collect()
     }
 }
 
-fn spi_entry(spi: u32) -> kvm_irq_routing_entry {
+fn spi_entry(gsi: u32, spi: u32) -> kvm_irq_routing_entry {
     let irqchip = kvm_irq_routing_irqchip { irqchip: 0, pin: spi };
     kvm_irq_routing_entry {
-        gsi: spi,
+        gsi,
         type_: KVM_IRQ_ROUTING_IRQCHIP,
         u: kvm_irq_routing_entry__bindgen_ty_1 { irqchip },
         ..Default::default()
@@ -218,12 +248,18 @@ fn message_entry(gsi: u32, Msi { address, data, device_id }: Msi) -> kvm_irq_rou
 mod tests {
     use super::*;
 
-    fn msi(data: u32) -> Msi {
-        Msi { address: 0x1_0808_0040, data, device_id: 0x10 }
+    fn msi(data: u32) -> Target {
+        Target::Its(Msi { address: 0x1_0808_0040, data, device_id: 0x10 })
     }
 
+    /// With an ITS.
     fn table() -> Table {
-        Table { spis: 96, limit: 100, ..Table::default() }
+        Table { limit: 100, ..Table::new(96, 0..0) }
+    }
+
+    /// With a GICv2m frame of SPIs 64 to 95.
+    fn table_of_frame() -> Table {
+        Table { limit: 98, ..Table::new(96, 64..96) }
     }
 
     #[test]
@@ -264,7 +300,7 @@ mod tests {
         let mut table = table();
         let Allocated { gsi, replaced } = table.allocate(msi(0)).unwrap();
         table.restore(gsi, replaced.unwrap());
-        assert!(table.messages.is_empty() && table.free.is_empty());
+        assert!(table.routes.is_empty() && table.free.is_empty());
         (0..4).for_each(|n| assert!(table.allocate(msi(n)).is_ok()));
         table.release(97);
         let Allocated { gsi, replaced } = table.allocate(msi(9)).unwrap();
@@ -306,5 +342,57 @@ mod tests {
         assert_eq!(parts, (1, 0x0808_0040, 7));
         // SAFETY: with this flag this is the DeviceID.
         assert_eq!(unsafe { entry.u.msi.__bindgen_anon_1.devid }, 0x10);
+    }
+
+    #[test]
+    fn messages_of_a_frame_are_in_kvm_s_own_table() {
+        let mut table = table_of_frame();
+        for spi in (64..96).rev() {
+            let allocated = table.allocate(Target::Spi(spi)).unwrap();
+            assert_eq!(allocated, Allocated { gsi: spi, replaced: None });
+        }
+        table.release(70);
+        let again = table.allocate(Target::Spi(70)).unwrap();
+        assert_eq!(again, Allocated { gsi: 70, replaced: None });
+    }
+
+    #[test]
+    fn two_triggers_of_one_spi_have_a_route_each() {
+        let mut table = table_of_frame();
+        let spi = Target::Spi(64);
+        for (gsi, replaced) in [(64, None), (96, Some(None)), (97, Some(None))] {
+            assert_eq!(table.allocate(spi).unwrap(), Allocated { gsi, replaced });
+        }
+        // Then one that nobody has is taken for it.
+        let taken = table.allocate(spi).unwrap();
+        assert_eq!(taken, Allocated { gsi: 65, replaced: Some(Some(Target::Spi(65))) });
+        // The others stay.
+        table.release(64);
+        assert_eq!(table.get(96), Some(spi));
+        let pins: Vec<_> = table.entries().iter().map(pin).collect();
+        let expected = (0..64).map(|spi| (spi, spi)).chain([(64, 64), (65, 64)]);
+        let expected = expected.chain((66..96).map(|spi| (spi, spi))).chain([(96, 64), (97, 64)]);
+        assert_eq!(pins, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_route_that_was_redirected_leaves_its_spi_to_others() {
+        let mut table = table_of_frame();
+        let gsi = table.allocate(Target::Spi(64)).unwrap().gsi;
+        assert_eq!(table.replace(gsi, Target::Spi(80)), Some(Target::Spi(64)));
+        let other = table.allocate(Target::Spi(64)).unwrap();
+        assert_eq!(other, Allocated { gsi: 96, replaced: Some(None) });
+        table.release(gsi);
+        let again = table.allocate(Target::Spi(80)).unwrap();
+        assert_eq!(again.replaced, None);
+        // Devices' own interrupts are no routes.
+        assert_eq!(table.replace(63, Target::Spi(64)), None);
+    }
+
+    /// The GSI and the SPI of an entry.
+    fn pin(entry: &kvm_irq_routing_entry) -> (u32, u32) {
+        assert_eq!((entry.type_, entry.flags), (KVM_IRQ_ROUTING_IRQCHIP, 0));
+        // SAFETY: an entry of this type has this part.
+        (entry.gsi, unsafe { entry.u.irqchip.pin })
     }
 }

@@ -6,6 +6,7 @@
 //!    0800_0000  +----------------------------------+
 //!               | GIC distributor           64 KiB |
 //!    0801_0000  | GICv2 CPU interface        8 KiB |
+//!    0802_0000  | GICv2m frame               4 KiB |
 //!    0808_0000  | GICv3 ITS                128 KiB |
 //!    080a_0000  | GICv3 redistributors             | 128 KiB a vCPU, 123 of them
 //!    0900_0000  +----------------------------------+
@@ -34,6 +35,9 @@ pub const GIC_DIST: Range<u64> = 0x0800_0000..0x0801_0000;
 
 /// GICv2 CPU interface (`KVM_VGIC_V2_CPU_SIZE`).
 pub const GICV2_CPU: Range<u64> = 0x0801_0000..0x0801_2000;
+
+/// GICv2m frame, which takes message-signalled interrupts to a GICv2.
+pub const GICV2M: Range<u64> = 0x0802_0000..0x0802_1000;
 
 /// GICv3 interrupt translation service (`KVM_VGIC_V3_ITS_SIZE`).
 pub const GIC_ITS: Range<u64> = 0x0808_0000..0x080a_0000;
@@ -104,8 +108,8 @@ pub mod spi {
 // The map is in order and nothing overlaps.
 const _: () = {
     let mut windows: &[Range<u64>] = &[
-        GIC_DIST, GICV2_CPU, GIC_ITS, GIC_REDIST, SERIAL, RTC, PVPANIC, PLATFORM, PCI_MMIO32,
-        PCI_IO, PCI_ECAM,
+        GIC_DIST, GICV2_CPU, GICV2M, GIC_ITS, GIC_REDIST, SERIAL, RTC, PVPANIC, PLATFORM,
+        PCI_MMIO32, PCI_IO, PCI_ECAM,
     ];
     while let [window, above @ ..] = windows {
         let next = if let [next, ..] = above { next.start } else { RAM_START };

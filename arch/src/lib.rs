@@ -32,7 +32,7 @@ pub use self::kvm_stats::KvmStats;
 pub use self::memory::{GuestRam, HugePagesDisabled, memory_node};
 #[cfg(target_arch = "aarch64")]
 pub use self::{
-    gsi_routing::{GsiRoutes, Msi},
+    gsi_routing::{GsiRoutes, Msi, Target},
     vcpu::{BootRegisters, ImmediateExit, Vcpu},
     vm::Vm,
 };

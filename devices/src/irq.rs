@@ -41,6 +41,12 @@ pub trait IrqLine: Send {
     fn set(&self, high: bool);
 }
 
+/// Edge-triggered interrupts that have no line of their own; signalled from any thread.
+pub trait EdgeInterrupts: Send + Sync {
+    /// Makes an edge on an SPI.
+    fn pulse(&self, spi: Spi);
+}
+
 /// Connects eventfds to the guest's wired interrupts (SPIs).
 pub trait InterruptController {
     /// Makes each signal of `trigger` an edge on `spi`.
@@ -62,9 +68,10 @@ pub trait InterruptController {
 /// A message-signalled interrupt as a PCI function sends it: a write of `data` to `address`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsiMessage {
-    /// The doorbell that the guest chose (GPA): with GICv3, an ITS's `GITS_TRANSLATER`.
+    /// The doorbell that the guest chose (GPA): with GICv3, an ITS's `GITS_TRANSLATER`; with GICv2,
+    /// a GICv2m frame's `MSI_SETSPI_NS`.
     pub address: u64,
-    /// What is written: with GICv3, the EventID.
+    /// What is written: with GICv3, the EventID; with GICv2, the INTID of an SPI.
     pub data: u32,
     /// The DeviceID, which `msi-map` of the host bridge's node makes the function's requester ID
     /// (bus, device and function).
@@ -82,14 +89,15 @@ pub trait MsiRouter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// The hypervisor's refusal; `StorageFull` when there are no more routes.
+    /// The hypervisor's refusal; `StorageFull` when there are no more routes, `InvalidInput` for a
+    /// message that nothing takes.
     fn connect(&self, trigger: &EventFd, message: MsiMessage) -> io::Result<Gsi>;
 
     /// Changes the message of a route. A signal meanwhile becomes the old or the new message.
     ///
     /// # Errors
     ///
-    /// The hypervisor's refusal; the route is unchanged then.
+    /// As of [`connect`](Self::connect); the route is unchanged then.
     fn redirect(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()>;
 
     /// Undoes [`connect`](Self::connect): signals of `trigger` accumulate in its count from here

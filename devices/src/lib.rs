@@ -12,6 +12,7 @@
 
 pub mod bus;
 pub mod extent;
+pub mod gicv2m;
 pub mod irq;
 pub mod pci;
 pub mod peer;

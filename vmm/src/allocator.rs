@@ -14,6 +14,14 @@ const REGION_ALIGNMENT: u64 = 64 << 10;
 /// Larger regions are aligned so that KVM can map them in blocks of this size.
 const MAX_ALIGNMENT: u64 = 2 << 20;
 
+/// The most SPIs that there are for messages of PCI functions: on a GICv2's eight CPUs, enough for a
+/// dozen devices with an interrupt a CPU.
+const MESSAGE_SPIS: u32 = 128;
+
+/// SPIs for messages come in multiples of this, and begin at one: MSI, with at most 32 vectors, has
+/// them aligned to their number (PCI 3.0, 6.8.1.6 "Message Data": functions change the low bits).
+const MESSAGE_SPI_ALIGNMENT: u32 = 32;
+
 /// The address space that every KVM VM has, in bytes (Documentation/virt/kvm/api.rst, 4.2
 /// KVM_CREATE_VM: 40 bits unless asked for otherwise).
 const ADDRESSES: u64 = 1 << 40;
@@ -94,6 +102,13 @@ impl Allocator {
     /// How many SPIs there are up to the last one allocated.
     pub fn spi_count(&self) -> u32 {
         self.next_spi.min(layout::spi::END)
+    }
+
+    /// SPIs that are left for messages of PCI functions, where they are SPIs; none if there are not
+    /// enough to begin with. Once everything else is allocated.
+    pub fn message_spis(&self) -> Range<u32> {
+        let start = self.spi_count().next_multiple_of(MESSAGE_SPI_ALIGNMENT);
+        start..start.saturating_add(MESSAGE_SPIS).min(layout::spi::END)
     }
 
     /// Reserves `size` bytes at `start` (GPA) for what is called `name`; `page` is what `start` must
@@ -257,6 +272,20 @@ mod tests {
         }
         let error = reserve(&mut allocator, 0x2c0a_1000, 0x1_0000, Some(0x1_0000));
         assert_eq!(error, Err(AllocError::Misaligned { start: 0x2c0a_1000, page: 0x1_0000 }));
+    }
+
+    #[test]
+    fn messages_have_what_is_left_behind_all_other_interrupts() {
+        let mut allocator = Allocator::new(RAM, true);
+        assert_eq!(allocator.message_spis(), 64..192);
+        allocator.allocate_spi().unwrap();
+        assert_eq!(allocator.message_spis(), 96..224);
+        while allocator.spi_count() < 900 {
+            allocator.allocate_spi().unwrap();
+        }
+        assert_eq!(allocator.message_spis(), 928..960);
+        while allocator.allocate_spi().is_some() {}
+        assert!(allocator.message_spis().is_empty());
     }
 
     #[test]

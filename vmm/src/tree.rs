@@ -49,8 +49,8 @@ pub struct Seed {
 
 /// The whole tree.
 ///
-/// Overlays refer to its nodes by their labels: `gic`, `clocks`, `apb_pclk`, `its` and `pcie` where
-/// there are PCI functions, and those of assigned devices, which are their names in sysfs as labels
+/// Overlays refer to its nodes by their labels: `gic`, `clocks`, `apb_pclk`, `its` or `v2m` and `pcie`
+/// where there are PCI functions, and those of assigned devices, which are their names in sysfs as labels
 /// are written.
 pub fn root(parts: Parts<'_>) -> Node {
     let serial_base = layout::SERIAL.start;

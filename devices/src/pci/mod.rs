@@ -26,6 +26,6 @@ pub use bridge::{Function, HostBridge};
 pub use config::ConfigSnapshot;
 pub use msi::Msi;
 pub use msix::{Msix, MsixArea};
-pub use node::host_node;
+pub use node::{MsiController, host_node};
 pub use slots::{Intx, Slot, SlotAllocator, SlotError};
 pub use vectors::{MsiState, MsiVectors};

@@ -27,9 +27,18 @@ const SPI: u32 = 0;
 /// The requester IDs of a bus.
 const REQUESTERS: u32 = 0x100;
 
+/// What takes functions' messages, by the label of its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MsiController<'a> {
+    /// An ITS, which tells functions apart.
+    Its(&'a str),
+    /// A GICv2m frame, which doesn't.
+    Gicv2m(&'a str),
+}
+
 /// The node of a host bridge with these apertures and slots. `gic` is the label of the interrupt
-/// controller, whose node has two address cells; `its` that of the ITS, without which functions have
-/// no message-signalled interrupts.
+/// controller, whose node has two address cells; without `messages` functions have no
+/// message-signalled interrupts.
 ///
 /// It has `dma-coherent`, as all of these functions are on the host: VFIO takes no device whose IOMMU
 /// can't make its accesses coherent, and maps all memory so (Linux, `drivers/vfio/vfio_main.c`,
@@ -39,7 +48,7 @@ pub fn host_node(
     apertures: &Apertures,
     slots: impl Iterator<Item = Slot>,
     gic: &str,
-    its: Option<&str>,
+    messages: Option<MsiController<'_>>,
 ) -> Node {
     let Apertures { ecam, memory32, memory64, io } = apertures;
     let mut ranges = Vec::new();
@@ -59,7 +68,7 @@ pub fn host_node(
         .u32("#size-cells", 2)
         .cells("ranges", ranges)
         .flag("dma-coherent");
-    with_msi(with_pins(node, slots, gic), its)
+    with_msi(with_pins(node, slots, gic), messages)
 }
 
 /// Adds the wiring of interrupt pins, if any function has one.
@@ -86,12 +95,17 @@ fn line(slot: Slot, Intx { pin, spi }: Intx, gic: &str) -> [Cell; 10] {
     [hi, mid, lo, pin, gic, address_hi, address_lo, kind, number, flags]
 }
 
-/// Adds that a function's requester ID is its DeviceID at the ITS
-/// (Documentation/devicetree/bindings/pci/pci-msi.txt).
-fn with_msi(node: Node, its: Option<&str>) -> Node {
-    let Some(its) = its else { return node };
-    let its = Cell::Ref(Label::new(its));
-    node.cells("msi-map", [Cell::U32(0), its, Cell::U32(0), Cell::U32(REQUESTERS)])
+/// Adds where functions' messages go (Documentation/devicetree/bindings/pci/pci-msi.txt): at an ITS a
+/// function's requester ID is its DeviceID.
+fn with_msi(node: Node, messages: Option<MsiController<'_>>) -> Node {
+    match messages {
+        Some(MsiController::Its(its)) => {
+            let its = Cell::Ref(Label::new(its));
+            node.cells("msi-map", [Cell::U32(0), its, Cell::U32(0), Cell::U32(REQUESTERS)])
+        }
+        Some(MsiController::Gicv2m(frame)) => node.refs("msi-parent", [frame]),
+        None => node,
+    }
 }
 
 /// An entry of `ranges`: bus addresses of a space from `first`, where the CPU has `range`.
@@ -114,7 +128,7 @@ mod tests {
     fn source(
         memory64: Option<Range<u64>>,
         slots: &[(&str, Option<(u8, u32)>)],
-        its: Option<&str>,
+        messages: Option<MsiController<'_>>,
     ) -> String {
         let slots = slots.iter().map(|(bdf, intx)| {
             let pin = |pin| InterruptPin::from_register(pin).unwrap();
@@ -127,7 +141,7 @@ mod tests {
             memory64,
             io: 0x3f00_0000..0x3f01_0000,
         };
-        subtree_to_dts(&host_node(&apertures, slots, "gic", its))
+        subtree_to_dts(&host_node(&apertures, slots, "gic", messages))
     }
 
     const SLOTS: [(&str, Option<(u8, u32)>); 3] =
@@ -142,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_node_says_where_all_is() {
-        let dts = source(Some(1 << 39..1 << 40), &SLOTS, Some("its"));
+        let dts = source(Some(1 << 39..1 << 40), &SLOTS, Some(MsiController::Its("its")));
         assert!(dts.contains("pcie@3f100000 {") && dts.contains("dma-coherent;"), "{dts}");
         for (name, value) in [
             ("reg", "<0x0 0x3f100000 0x0 0x100000>"),
@@ -166,11 +180,18 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_takes_the_messages_of_all_functions() {
+        let dts = source(None, &SLOTS, Some(MsiController::Gicv2m("v2m")));
+        assert_eq!(property(&dts, "msi-parent").as_deref(), Some("<&v2m>"), "{dts}");
+        assert_eq!(property(&dts, "msi-map"), None, "{dts}");
+    }
+
+    #[test]
     fn what_there_is_not_is_not_described() {
         let dts = source(None, &SLOTS, None);
-        assert_eq!(property(&dts, "msi-map"), None);
+        assert_eq!((property(&dts, "msi-map"), property(&dts, "msi-parent")), (None, None));
         assert!(!dts.contains("0x3000000"), "{dts}");
-        let dts = source(None, &[], Some("its"));
+        let dts = source(None, &[], Some(MsiController::Its("its")));
         assert!(!dts.contains("interrupt"), "{dts}");
     }
 }

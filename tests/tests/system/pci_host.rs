@@ -177,19 +177,71 @@ fn removed_functions_are_found_by_a_rescan() -> TestResult {
     Ok(())
 }
 
+/// Where the GICv2m frame takes messages, and the messages it has in a guest with two interrupt pins:
+/// INTIDs from 32 times 4 on.
+const DOORBELL: u32 = 0x0802_0040;
+const FIRST_MESSAGE: u32 = 128;
+
+/// Of the MSI capability's first dword, and of the command register (PCI 3.0, 6.8.1.3 and 6.2.2).
+const MSI_ENABLE: u32 = 1 << 16;
+const MEMORY_AND_MASTER: u32 = 0b110;
+
 #[test]
-fn functions_use_intx_on_gicv2() -> TestResult {
+fn messages_reach_only_their_own_interrupts_on_gicv2() -> TestResult {
     let host = boot(board().gic(2))?;
-    let device = format!("--vfio-pci {NVME}");
-    let plan = host.sh(&format!("strait run --kernel /k/model {device} --dry-run"))?;
-    assert!(plan.contains("a GICv2 takes no message-signalled interrupts"), "{plan}");
-    assert!(!plan.contains("msi-map"), "{plan}");
-    let mut guest = host.guest(&device)?;
-    assert!(guest.process().output().contains("a GICv2 takes no message-signalled interrupts"));
+    let devices = format!("--vfio-pci {NVME} --vfio-pci {EDU}");
+    let plan = host.sh(&format!("strait run --kernel /k/model {devices} --dry-run 2>&1"))?;
+    for wanted in [
+        "0x008020000-0x008020fff  GICv2m frame",
+        "128 vectors of MSI and MSI-X in all, SPI 96 to 223, edge",
+        "v2m: v2m@8020000 {",
+        "arm,msi-base-spi = <0x80>;",
+        "msi-parent = <&v2m>;",
+    ] {
+        assert!(plan.contains(wanted), "no {wanted} in:\n{plan}");
+    }
+    assert!(!plan.contains("msi-map") && !plan.contains("message-signalled"), "{plan}");
+    let mut guest = host.guest(&devices)?;
     guest.sh("dd if=/dev/nvme0n1 of=/dev/null bs=64k count=64 2>/dev/null")?;
     let lines = guest.sh("grep nvme /proc/interrupts")?;
-    assert!(lines.contains("Level") && !lines.contains("MSI"), "{lines}");
-    assert!(guest.interrupts()?.sum("nvme") > 0, "{lines}");
+    assert!(lines.contains("MSI") && lines.contains("Edge"), "{lines}");
+    // A CPU may send a message, of those that there are.
+    let first = guest.interrupts()?.sum("nvme0q0");
+    for message in [FIRST_MESSAGE, 33, FIRST_MESSAGE - 1, FIRST_MESSAGE + 128, 1 << 31 | 128] {
+        guest.sh(&format!("devmem {DOORBELL:#x} 32 {message:#x}"))?;
+    }
+    assert_eq!(guest.interrupts()?.sum("nvme0q0"), first + 1);
+    // A function may be told to send others, which get nowhere: of the RTC, and to RAM.
+    let edu = Function("02.0");
+    let message = |guest: &mut Guest, address, data| -> TestResult {
+        let registers = [(0x44, address), (0x48, 0), (0x4c, data), (0x40, MSI_ENABLE)];
+        registers.iter().try_for_each(|(at, value)| edu.configure(guest, *at, *value))
+    };
+    for (address, data) in [(DOORBELL, 33), (0x4000_0000, FIRST_MESSAGE)] {
+        message(&mut guest, address, data)?;
+        edu.configure(&mut guest, 0x40, 0)?;
+    }
+    // That of another function is the guest's own affair; it may be changed at any time.
+    message(&mut guest, DOORBELL, FIRST_MESSAGE)?;
+    edu.configure(&mut guest, 4, MEMORY_AND_MASTER)?;
+    let [[registers, ..], ..] = edu.resources(&mut guest)?[..] else { panic!("edu has no BAR") };
+    for (number, queue) in ["nvme0q0", "nvme0q1", "nvme0q0"].iter().enumerate() {
+        edu.configure(&mut guest, 0x4c, FIRST_MESSAGE + u32::try_from(number % 2).unwrap())?;
+        let wanted = guest.interrupts()?.sum(queue) + 1;
+        let (raise, acknowledge) = (registers + 0x60, registers + 0x64);
+        guest.sh(&format!(
+            "devmem {raise:#x} 32 1; devmem {acknowledge:#x} 32 1; until \
+             [ $(awk '/{queue}/ {{ print $2 }}' /proc/interrupts) = {wanted} ]; do sleep 0.1; done"
+        ))?;
+    }
+    let said = guest.process().output();
+    for wanted in [
+        "GICv2m frame: no message: its data is 0x21, and messages are interrupts 128 to 255",
+        "vector 0 can't reach the guest: its data is 0x21, and messages are",
+        "vector 0 can't reach the guest: its address is 0x40000000, and messages are written to",
+    ] {
+        assert_eq!(said.matches(wanted).count(), 1, "{wanted}: {said}");
+    }
     assert_eq!(guest.power_off()?, 0);
     Ok(())
 }

@@ -35,6 +35,9 @@ pub struct KvmFacts {
     /// Where the PCI host is, if there is one.
     #[serde(skip)]
     pub apertures: Option<Apertures>,
+    /// The SPIs that are messages of PCI functions, with a GICv2.
+    #[serde(skip)]
+    pub message_spis: Option<Range<u32>>,
     /// Why PCI functions have no message-signalled interrupts, if they haven't.
     #[serde(skip)]
     pub without_messages: Option<String>,
@@ -84,9 +87,19 @@ struct Interrupt {
 /// The PCI host.
 #[derive(Debug, Serialize)]
 struct PciHost {
+    /// The SPIs that are messages, where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<MessageSpis>,
     /// Why functions have no message-signalled interrupts, if they haven't.
     without_messages: Option<String>,
     functions: Vec<PciFunction>,
+}
+
+/// SPIs that are messages.
+#[derive(Debug, Serialize)]
+struct MessageSpis {
+    first: u32,
+    count: u32,
 }
 
 /// A function behind it.
@@ -160,7 +173,11 @@ impl PciHost {
             details: FunctionDetails::of_function(&function.lock()),
         });
         let without_messages = kvm.without_messages.clone();
-        Self { without_messages, functions: functions.collect() }
+        let messages = kvm.message_spis.as_ref().map(|spis| MessageSpis {
+            first: spis.start,
+            count: spis.end.saturating_sub(spis.start),
+        });
+        Self { messages, without_messages, functions: functions.collect() }
     }
 }
 
@@ -311,6 +328,10 @@ impl Display for PciHost {
         for PciFunction { address, name, details, .. } in &self.functions {
             writeln!(f, "  {address}  {name}")?;
             details.to_string().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
+        }
+        if let Some(MessageSpis { first, count }) = self.messages {
+            let last = first.saturating_add(count).saturating_sub(1);
+            writeln!(f, "  {count} vectors of MSI and MSI-X in all, SPI {first} to {last}, edge")?;
         }
         self.without_messages.iter().try_for_each(|why| writeln!(f, "  {why}"))
     }

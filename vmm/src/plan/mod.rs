@@ -4,6 +4,7 @@
 pub mod describe;
 
 use boot::help::Help;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -51,8 +52,10 @@ pub struct MachinePlan {
     pub pci: bool,
     /// Above everything in its address space but a PCI host's window for 64-bit BARs (GPA).
     pub end: u64,
-    /// How many SPIs its interrupt controller needs.
+    /// How many SPIs its devices need.
     pub spis: u32,
+    /// SPIs behind those for messages of PCI functions, which a GICv2 needs.
+    pub message_spis: Range<u32>,
     /// The overlays for the device tree.
     pub overlays: Vec<Overlay>,
     /// How long the guest may run.
@@ -122,6 +125,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
         pci: !assigned.functions.is_empty(),
         end: allocator.end(),
         spis: allocator.spi_count(),
+        message_spis: allocator.message_spis(),
         overlays,
         timeout: options.timeout,
     };

@@ -12,7 +12,8 @@ use boot::initrd::Initrd;
 use boot::kernel::Kernel;
 use boot::layout::{LayoutError, MAX_DTB_SIZE};
 use devices::bus::Bus;
-use devices::pci::Apertures;
+use devices::gicv2m::Frame;
+use devices::pci::{Apertures, MsiController};
 use devices::pvpanic::PvPanic;
 use devices::serial::Serial;
 use vm_memory::{Bytes, GuestAddress};
@@ -40,10 +41,26 @@ pub struct VmParts {
     pub vcpus: Vec<Vcpu>,
     /// Its interrupt controller.
     pub gic: Gic,
+    /// What takes its PCI functions' messages, if that is a GICv2m frame.
+    pub frame: Option<Frame>,
     /// What the vCPUs have of the host's.
     pub features: CpuFeatures,
     /// The apertures of its PCI host, if it has one.
     pub pci: Option<Apertures>,
+}
+
+impl VmParts {
+    /// What takes its PCI functions' messages, if anything does.
+    pub fn messages(&self) -> Option<MsiController<'static>> {
+        pci_host::messages(&self.gic, self.frame.as_ref())
+    }
+
+    /// Why PCI functions have no message-signalled interrupts, if it has a host for them and they
+    /// haven't.
+    fn without_messages(&self) -> Option<String> {
+        let hasnt = self.pci.is_some() && self.messages().is_none();
+        hasnt.then(|| pci_host::without_messages(&self.gic))
+    }
 }
 
 /// The emulated devices.
@@ -68,15 +85,27 @@ pub fn vm(plan: &MachinePlan) -> Result<VmParts, Error> {
     let version = gic_version(&vm, plan)?;
     let features = vm.features().and(plan.features);
     let vcpus = vm.create_vcpus(plan.cpus, features)?;
-    let mut gic = Gic::new(&vm, version, plan.cpus, plan.spis)?;
+    let frame = frame(plan, version);
+    let spis = frame.as_ref().map_or(plan.spis, |frame| frame.spis().end);
+    let mut gic = Gic::new(&vm, version, plan.cpus, spis)?;
     add_its(plan, &vm, &mut gic)?;
-    let pci = plan.pci.then(|| pci_host::apertures(plan.end, &vm, &gic));
+    let pci = plan.pci.then(|| pci_host::apertures(plan.end, &vm));
     if features.pmu {
         for vcpu in &vcpus {
             vcpu.init_pmu()?;
         }
     }
-    Ok(VmParts { vm, vcpus, gic, features, pci })
+    let parts = VmParts { vm, vcpus, gic, frame, features, pci };
+    if let Some(why) = parts.without_messages() {
+        log::warn!("{why}");
+    }
+    Ok(parts)
+}
+
+/// The frame that takes messages of PCI functions to a GICv2.
+fn frame(plan: &MachinePlan, version: Version) -> Option<Frame> {
+    let spis = plan.message_spis.clone();
+    (plan.pci && version == Version::V2).then(|| Frame::new(layout::GICV2M.start, spis)).flatten()
 }
 
 /// Gives the interrupt controller an ITS: where it is asked for, or there are functions whose
@@ -174,7 +203,7 @@ pub fn tree(
     cpus.extend(parts.features.pmu.then(|| arch::pmu_node(mask)));
     let mut root = tree::root(tree::Parts {
         cpus,
-        gic: parts.gic.node(),
+        gic: parts.gic.node().with_children(parts.frame.as_ref().map(Frame::node)),
         gic_label: gic::LABEL,
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,
@@ -182,7 +211,10 @@ pub fn tree(
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,
-        pci: parts.pci.as_ref().map(|pci| pci_host::node(pci, &assigned.functions, &parts.gic)),
+        pci: parts
+            .pci
+            .as_ref()
+            .map(|pci| pci_host::node(pci, &assigned.functions, parts.messages())),
         seed: seed()?,
     });
     for without_effect in overlay::apply(&mut root, &plan.overlays)? {
@@ -196,14 +228,16 @@ pub fn tree(
 pub fn facts(parts: &VmParts) -> KvmFacts {
     let lengths = parts.vcpus.first().map(Vcpu::vector_lengths).transpose();
     let lengths = lengths.inspect_err(|error| log::warn!("{error}")).ok().flatten();
+    let frame = parts.frame.as_ref().map(|frame| ("GICv2m frame", frame.range()));
     KvmFacts {
         gic: parts.gic.version().to_string(),
-        gic_frames: parts.gic.frames(),
+        gic_frames: parts.gic.frames().into_iter().chain(frame).collect(),
         its: parts.gic.has_its(),
         cpu_features: parts.features.names().collect(),
         sve_lengths: lengths.unwrap_or_default(),
         apertures: parts.pci.clone(),
-        without_messages: (!parts.gic.has_its()).then(|| pci_host::without_messages(&parts.gic)),
+        message_spis: parts.frame.as_ref().map(Frame::spis),
+        without_messages: parts.without_messages(),
     }
 }
 

@@ -5,9 +5,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use arch::gic::Gic;
-use arch::{GsiRoutes, Msi, Vm};
+use arch::{GsiRoutes, Msi, Target, Vm};
 use devices::bus::MemorySlots;
-use devices::irq::{Gsi, InterruptController, IrqLine, MsiMessage, MsiRouter, Spi};
+use devices::gicv2m::Frame;
+use devices::irq::{EdgeInterrupts, Gsi, InterruptController, IrqLine, MsiMessage, MsiRouter, Spi};
 use devices::ratelimit::LogLimit;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -15,14 +16,28 @@ use vmm_sys_util::eventfd::EventFd;
 pub struct Irqfds {
     vm: Arc<Vm>,
     routes: GsiRoutes,
+    /// What takes messages; the ITS if there is none.
+    frame: Option<Frame>,
     log: LogLimit,
 }
 
 impl Irqfds {
-    /// The irqfds of a VM with this interrupt controller: one for all of its devices.
-    pub fn new(vm: Arc<Vm>, gic: &Gic) -> Self {
-        let log = LogLimit::new("KVM");
-        Self { routes: GsiRoutes::new(vm.clone(), gic.spis()), vm, log }
+    /// The irqfds of a VM with this interrupt controller and GICv2m frame: one for all of its devices.
+    pub fn new(vm: Arc<Vm>, gic: &Gic, frame: Option<Frame>) -> Self {
+        let messages = frame.as_ref().map_or(0..0, Frame::spis);
+        let routes = GsiRoutes::new(vm.clone(), gic.spis(), messages);
+        Self { vm, routes, frame, log: LogLimit::new("KVM") }
+    }
+
+    /// What a message is to the guest's interrupt controller. KVM drops one that is to no ITS; SPIs
+    /// that aren't the frame's it would signal, so those are refused here.
+    fn target(&self, message: MsiMessage) -> io::Result<Target> {
+        let MsiMessage { address, data, requester } = message;
+        let Some(frame) = &self.frame else {
+            return Ok(Target::Its(Msi { address, data, device_id: requester }));
+        };
+        let spi = frame.spi(message).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+        Ok(Target::Spi(spi.0))
     }
 }
 
@@ -38,11 +53,11 @@ impl InterruptController for Irqfds {
 
 impl MsiRouter for Irqfds {
     fn connect(&self, trigger: &EventFd, message: MsiMessage) -> io::Result<Gsi> {
-        self.routes.connect(trigger, msi(message)).map(Gsi)
+        self.routes.connect(trigger, self.target(message)?).map(Gsi)
     }
 
     fn redirect(&self, route: Gsi, message: MsiMessage) -> io::Result<()> {
-        self.routes.redirect(route.0, msi(message))
+        self.routes.redirect(route.0, self.target(message)?)
     }
 
     fn disconnect(&self, route: Gsi, trigger: &EventFd) {
@@ -53,8 +68,14 @@ impl MsiRouter for Irqfds {
     }
 }
 
-fn msi(MsiMessage { address, data, requester }: MsiMessage) -> Msi {
-    Msi { address, data, device_id: requester }
+impl EdgeInterrupts for Irqfds {
+    fn pulse(&self, spi: Spi) {
+        let pulsed =
+            self.vm.set_irq_line(spi.0, true).and_then(|()| self.vm.set_irq_line(spi.0, false));
+        if let Err(error) = pulsed {
+            self.log.error(format_args!("SPI {} can't be signalled: {error}", spi.0));
+        }
+    }
 }
 
 impl MemorySlots for Irqfds {

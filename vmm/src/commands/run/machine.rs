@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arch::gic::Gic;
 use arch::{GuestRam, Vcpu, Vm, layout};
 use devices::bus::Bus;
+use devices::gicv2m;
 use devices::pci::HostBridge;
 
 use super::build::VmParts;
@@ -41,8 +42,9 @@ impl Machine {
         mut assigned: AssignedDevices,
         mut bus: Bus,
     ) -> Result<Self, Error> {
-        let VmParts { vm, vcpus, gic, pci, .. } = parts;
-        let irqfds = Arc::new(Irqfds::new(vm.clone(), &gic));
+        let takes_messages = parts.messages().is_some();
+        let VmParts { vm, vcpus, gic, frame, pci, .. } = parts;
+        let irqfds = Arc::new(Irqfds::new(vm.clone(), &gic, frame.clone()));
         assigned.quiesce()?;
         assigned.vfio_user.map_ram(&ram)?;
         if let Some(iommu) = &mut assigned.iommu {
@@ -68,8 +70,15 @@ impl Machine {
         let mut bridge = None;
         if let Some(apertures) = pci {
             // SAFETY: as for platform devices.
-            unsafe { assigned.functions.attach(gic.has_its(), &irqfds)? };
+            unsafe { assigned.functions.attach(takes_messages, &irqfds)? };
             bridge = Some(pci_host::attach(apertures, &assigned.functions, &gic, &mut bus)?);
+        }
+        if let Some(frame) = frame {
+            bus.add(
+                "GICv2m frame",
+                frame.range(),
+                Arc::new(gicv2m::Registers::new(frame, irqfds)),
+            )?;
         }
         vm.add_ram(ram)?;
         Ok(Self { vcpus, bus: Arc::new(bus), bridge, assigned, gic, vm })

@@ -6,18 +6,15 @@ use arch::gic::{self, Gic, Version};
 use arch::{Vm, layout};
 use boot::fdt::Node;
 use devices::bus::Bus;
-use devices::pci::{self, Apertures, HostBridge};
+use devices::gicv2m::{self, Frame};
+use devices::pci::{self, Apertures, HostBridge, MsiController};
 
 use crate::error::Error;
 use crate::functions::Functions;
 
-/// The host bridge's apertures, in a guest with this interrupt controller; `end` is above everything
-/// else in its address space (GPA).
+/// The host bridge's apertures; `end` is above everything else in the guest's address space (GPA).
 #[cold]
-pub fn apertures(end: u64, vm: &Vm, gic: &Gic) -> Apertures {
-    if !gic.has_its() {
-        log::warn!("{}", without_messages(gic));
-    }
+pub fn apertures(end: u64, vm: &Vm) -> Apertures {
     let memory64 = layout::pci_mmio64(end, vm.ipa_bits());
     if memory64.is_none() {
         log::info!("the guest has no room for a PCI window above 4 GiB");
@@ -26,10 +23,17 @@ pub fn apertures(end: u64, vm: &Vm, gic: &Gic) -> Apertures {
     Apertures { ecam, memory32, memory64, io: layout::PCI_IO }
 }
 
+/// What takes the messages of PCI functions, if anything does: the ITS, or this frame.
+pub fn messages(gic: &Gic, frame: Option<&Frame>) -> Option<MsiController<'static>> {
+    let its = gic.has_its().then_some(MsiController::Its(gic::ITS_LABEL));
+    its.or(frame.map(|_| MsiController::Gicv2m(gicv2m::LABEL)))
+}
+
 /// Why functions of a guest whose controller takes no messages have their interrupt pins only.
+#[cold]
 pub fn without_messages(gic: &Gic) -> String {
     let why = match gic.version() {
-        Version::V2 => "a GICv2 takes",
+        Version::V2 => "with all of its interrupts in use, a GICv2 takes",
         Version::V3 => {
             "without an ITS (--gic 3,its=off, or this host's KVM lacks it), a GICv3 takes"
         }
@@ -40,9 +44,13 @@ pub fn without_messages(gic: &Gic) -> String {
 }
 
 /// The host bridge's node.
-pub fn node(apertures: &Apertures, functions: &Functions, gic: &Gic) -> Node {
-    let its = gic.has_its().then_some(gic::ITS_LABEL);
-    pci::host_node(apertures, functions.iter().map(|function| function.slot), gic::LABEL, its)
+pub fn node(
+    apertures: &Apertures,
+    functions: &Functions,
+    messages: Option<MsiController<'_>>,
+) -> Node {
+    let slots = functions.iter().map(|function| function.slot);
+    pci::host_node(apertures, slots, gic::LABEL, messages)
 }
 
 /// Puts the host bridge with these functions on the bus. The GIC must be complete, and no interrupt
