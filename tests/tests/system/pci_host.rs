@@ -1,7 +1,7 @@
 //! The PCI host that a guest gets with its PCI devices: what it finds there, and what becomes of the
 //! devices' registers wherever it puts them.
 
-use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult};
+use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult, overlay};
 
 /// Where the devices are on the host.
 const EDU: &str = "0000:00:05.0";
@@ -188,7 +188,8 @@ const MEMORY_AND_MASTER: u32 = 0b110;
 
 #[test]
 fn messages_reach_only_their_own_interrupts_on_gicv2() -> TestResult {
-    let host = boot(board().gic(2))?;
+    let one = overlay("&v2m { arm,msi-num-spis = <1>; };");
+    let host = boot(board().gic(2).file("tmp/one.dtbo", one))?;
     let devices = format!("--vfio-pci {NVME} --vfio-pci {EDU}");
     let plan = host.sh(&format!("strait run --kernel /k/model {devices} --dry-run 2>&1"))?;
     for wanted in [
@@ -242,6 +243,24 @@ fn messages_reach_only_their_own_interrupts_on_gicv2() -> TestResult {
     ] {
         assert_eq!(said.matches(wanted).count(), 1, "{wanted}: {said}");
     }
+    assert_eq!(guest.power_off()?, 0);
+    check_shortage(&host)
+}
+
+/// Checks that a driver whose function gets no message uses its pin: there is one for two.
+fn check_shortage(host: &Host) -> TestResult {
+    let devices = format!("--vfio-pci {NVME} --vfio-pci {SECOND_NVME}");
+    let mut guest = host.guest(&format!("{devices} --dtb-overlay /tmp/one.dtbo"))?;
+    let mut kinds = Vec::new();
+    for disk in ["nvme0", "nvme1"] {
+        guest.sh(&format!("dd if=/dev/{disk}n1 of=/dev/null bs=64k count=64 2>/dev/null"))?;
+        let line = guest.sh(&format!("grep {disk} /proc/interrupts"))?;
+        assert!(guest.interrupts()?.sum(disk) > 0, "{line}");
+        kinds.push(if line.contains("MSI") { "message" } else { "line" });
+    }
+    // Their drivers start at the same time.
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["line", "message"]);
     assert_eq!(guest.power_off()?, 0);
     Ok(())
 }
