@@ -12,7 +12,7 @@ use kvm_bindings::{
     kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap, kvm_irq_routing_entry,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, DeviceFd, Kvm, VmFd};
+use kvm_ioctls::{Cap, DeviceFd, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
@@ -185,6 +185,25 @@ impl Vm {
     /// KVM refused.
     pub fn register_irqfd(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
         self.fd.register_irqfd(trigger, gsi).map_err(io_error)
+    }
+
+    /// Makes each write of the guest to `gpa`, of any size, a signal of `event`, without an exit to user
+    /// space (api.rst, 4.59 KVM_IOEVENTFD).
+    ///
+    /// # Errors
+    ///
+    /// KVM refused: the address has one already, or there are too many.
+    pub fn register_ioeventfd(&self, gpa: u64, event: &EventFd) -> io::Result<()> {
+        self.fd.register_ioevent(event, &IoEventAddress::Mmio(gpa), NoDatamatch).map_err(io_error)
+    }
+
+    /// Undoes [`register_ioeventfd`](Self::register_ioeventfd).
+    ///
+    /// # Errors
+    ///
+    /// KVM refused: there is none.
+    pub fn unregister_ioeventfd(&self, gpa: u64, event: &EventFd) -> io::Result<()> {
+        self.fd.unregister_ioevent(event, &IoEventAddress::Mmio(gpa), NoDatamatch).map_err(io_error)
     }
 
     /// Makes the line of a level-triggered SPI high or low; after the GIC is initialised.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use boot::help::Help;
 use serde::Serialize;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::ratelimit::LogLimit;
 use crate::sync::lock;
@@ -55,6 +56,24 @@ impl<D: MmioDevice> SharedDevice for Mutex<D> {
     fn write(&self, offset: u64, data: &[u8]) -> Action {
         lock(self).write(offset, data)
     }
+}
+
+/// Signals eventfds when the guest writes to an address, without a trap. The guest changes them while
+/// it runs, so vCPU threads call this.
+pub trait IoEvents: Send + Sync {
+    /// Makes each write of the guest to `gpa`, of 1, 2, 4 or 8 bytes, a signal of `event`.
+    ///
+    /// # Errors
+    ///
+    /// The hypervisor's refusal.
+    fn add(&self, gpa: u64, event: &EventFd) -> io::Result<()>;
+
+    /// Undoes [`add`](Self::add).
+    ///
+    /// # Errors
+    ///
+    /// The hypervisor's refusal.
+    fn remove(&self, gpa: u64, event: &EventFd) -> io::Result<()>;
 }
 
 /// The address range of a device overlaps that of another.

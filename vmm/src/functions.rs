@@ -52,13 +52,16 @@ impl Functions {
     ///
     /// A function can't have the address that is asked for, or there are no more addresses or
     /// interrupts.
-    pub fn place(open: Vec<OpenFunction>, allocator: &mut Allocator) -> Result<Self, Error> {
-        let mut slots = SlotAllocator::default();
+    pub fn place(
+        open: Vec<OpenFunction>,
+        slots: &mut SlotAllocator,
+        allocator: &mut Allocator,
+    ) -> Result<Self, Error> {
         for OpenFunction { name, address, .. } in &open {
-            reserve(name, *address, &mut slots)?;
+            reserve(name, *address, slots)?;
         }
         let place = |OpenFunction { name, function, address }| {
-            let slot = allocate(&name, address, function.pin(), &mut slots, allocator)?;
+            let slot = allocate(&name, address, function.pin(), slots, allocator)?;
             Ok(AssignedFunction { name, slot, function: Arc::new(Mutex::new(function)) })
         };
         open.into_iter().map(place).collect::<Result<_, Error>>().map(Self)
@@ -221,7 +224,11 @@ fn reserve(name: &str, address: Option<Bdf>, slots: &mut SlotAllocator) -> Resul
 }
 
 /// Allocates the slot of a function with this pin.
-fn allocate(
+///
+/// # Errors
+///
+/// There is no such slot, or no interrupt for the pin.
+pub fn allocate(
     name: &str,
     address: Option<Bdf>,
     pin: Option<InterruptPin>,

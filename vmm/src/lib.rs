@@ -34,6 +34,7 @@ mod stats;
 mod terminal;
 mod tree;
 mod vfio_user;
+mod virtio;
 mod waker;
 
 use std::ffi::OsString;

@@ -91,6 +91,9 @@ impl FromStr for Bdf {
 pub struct InterruptPin(u8);
 
 impl InterruptPin {
+    /// That of a function which has one only.
+    pub const INTA: Self = Self(1);
+
     /// The pin with this number in the interrupt pin register: 1 to 4; 0 is none.
     pub fn from_register(value: u8) -> Option<Self> {
         (1..=4).contains(&value).then_some(Self(value))

@@ -100,7 +100,7 @@ pub(super) fn change(old: u32, new: u32, mask: u32) -> u32 {
 }
 
 /// The low and the high half of a 64-bit register.
-pub(super) fn halves(value: u64) -> [u32; 2] {
+pub(crate) fn halves(value: u64) -> [u32; 2] {
     #[expect(clippy::cast_possible_truncation, reason = "halves are what is wanted")]
     [value as u32, (value >> 32) as u32]
 }

@@ -46,6 +46,12 @@ impl MsiVectors {
         Self { router, vectors: (0..count).map(|_| Vector::default()).collect() }
     }
 
+    /// Masked vectors with these eventfds, whose messages go to `router`.
+    pub fn with_triggers(router: Arc<dyn MsiRouter>, triggers: Vec<EventFd>) -> Self {
+        let vector = |trigger| Vector { trigger: Some(trigger), route: None };
+        Self { router, vectors: triggers.into_iter().map(vector).collect() }
+    }
+
     /// The number of vectors.
     pub fn count(&self) -> u16 {
         u16::try_from(self.vectors.len()).unwrap_or(u16::MAX)

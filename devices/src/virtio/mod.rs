@@ -1,7 +1,7 @@
 //! Virtio devices (Virtual I/O Device (VIRTIO) Version 1.2, OASIS Committee Specification 01).
 //!
 //! A device is two halves. Its configuration, a [`Device`], belongs to the transport
-//! (virtio over PCI), which keeps the registers that all devices have. What works
+//! ([`VirtioFunction`]: virtio over PCI), which keeps the registers that all devices have. What works
 //! on its queues is a [`QueueHandler`] on a [thread](QueueThread) of its own: a function of a
 //! [`VirtQueue`], which is rings in guest RAM, tested without a hypervisor.
 //!
@@ -9,9 +9,15 @@
 //! access to a register of it leaves the kernel.
 
 mod device;
+mod entropy;
+mod pci;
 mod queue;
+#[cfg(test)]
+pub(crate) mod testing;
 mod thread;
 
 pub use device::{Activation, Device, DeviceEvents, DeviceType};
+pub use entropy::Entropy;
+pub use pci::{VirtioAttachment, VirtioFunction};
 pub use queue::{Chain, Descriptor, QueueAddresses, QueueError, VirtQueue};
 pub use thread::{QueueHandler, QueueThread};

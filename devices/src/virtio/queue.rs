@@ -275,3 +275,6 @@ impl std::fmt::Debug for VirtQueue {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

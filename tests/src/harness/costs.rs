@@ -34,7 +34,7 @@ pub struct Costs {
     pub guest_interrupts: [Interrupts; 2],
     /// KVM's counters before and after.
     pub exits: [ExitCounts; 2],
-    /// The VMM's threads but for its vCPUs, before and after.
+    /// The VMM's threads but for its vCPUs and its entropy device's, before and after.
     pub wakeups: [ThreadWakeups; 2],
 }
 
@@ -81,11 +81,11 @@ impl Costs {
         let handled = look()?;
         // The command's own characters have been read by now: the guest sleeps.
         host.sh("sleep 1")?;
-        let first = (host.exit_counts(pid)?, host.thread_wakeups(pid)?.without_vcpus());
+        let first = (host.exit_counts(pid)?, host.thread_wakeups(pid)?.of_devices());
         let early = look()? == handled;
         host.sh(&until_settled(interrupts, handled, settled))?;
         let host_interrupts = look()?.saturating_sub(handled);
-        let second = (host.exit_counts(pid)?, host.thread_wakeups(pid)?.without_vcpus());
+        let second = (host.exit_counts(pid)?, host.thread_wakeups(pid)?.of_devices());
         guest.process().send("\n")?;
         let (status, text) = guest.finish()?;
         if status != 0 {

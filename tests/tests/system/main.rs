@@ -28,3 +28,4 @@ mod several_guests;
 mod terminal;
 mod uart;
 mod vfio_user;
+mod virtio;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use boot::fdt::Node;
 use boot::fdt::host::HostTree;
 use boot::layout::Ram;
+use devices::pci::SlotAllocator;
 use devices::stop;
 use devices::vfio::assign::{self, AssessedDevice, Assignment};
 use devices::vfio::host::{Host, HostDevice};
@@ -70,7 +71,12 @@ impl AssignedDevices {
     /// # Errors
     ///
     /// A device can't be assigned, or it or RAM can't have the address that is asked for.
-    pub fn plan(options: &RunOptions, ram: Ram, allocator: &mut Allocator) -> Result<Self, Error> {
+    pub fn plan(
+        options: &RunOptions,
+        ram: Ram,
+        slots: &mut SlotAllocator,
+        allocator: &mut Allocator,
+    ) -> Result<Self, Error> {
         let selection = Selection {
             platform: &options.vfio_platform,
             pci: &options.vfio_pci,
@@ -79,7 +85,7 @@ impl AssignedDevices {
         };
         let (mut assigned, mut functions) = Self::of_host(&selection, ram, allocator)?;
         assigned.vfio_user = VfioUserDevices::connect(&options.vfio_user, &mut functions)?;
-        assigned.functions = Functions::place(functions, allocator)?;
+        assigned.functions = Functions::place(functions, slots, allocator)?;
         let aliases = assigned.platform.iter().flat_map(|device| device.nodes.aliases.clone());
         let own = tree::own_aliases(options.console == ConsoleKind::Stdio);
         assigned.aliases = alias::resolve(&own, aliases.collect()).map_err(|error| {

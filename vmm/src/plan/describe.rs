@@ -93,6 +93,19 @@ struct PciHost {
     /// Why functions have no message-signalled interrupts, if they haven't.
     without_messages: Option<String>,
     functions: Vec<PciFunction>,
+    virtio: Vec<VirtioFunction>,
+}
+
+/// A virtio device behind it.
+#[derive(Debug, Serialize)]
+struct VirtioFunction {
+    address: String,
+    name: String,
+    /// Vendor and device ID.
+    id: String,
+    /// The SPI of its interrupt pin.
+    intx: Option<u32>,
+    what: String,
 }
 
 /// SPIs that are messages.
@@ -153,10 +166,10 @@ impl Description {
             packaging: kernel.packaging().to_string(),
             cmdline: plan.cmdline.as_str().to_owned(),
             memory_map: memory_map(plan, assigned, &kvm),
-            interrupts: interrupts(plan, assigned),
+            interrupts: interrupts(plan, opened),
             iommu: assigned.backend(),
             obstacles: assigned.obstacles.clone(),
-            pci: kvm.apertures.as_ref().map(|_| PciHost::of(assigned, &kvm)),
+            pci: kvm.apertures.as_ref().map(|_| PciHost::of(opened, &kvm)),
             devices: assigned.platform.iter().map(|device| Device::of(device, tree)).collect(),
             device_tree: fdt::to_dts(tree),
             kvm,
@@ -165,8 +178,18 @@ impl Description {
 }
 
 impl PciHost {
-    fn of(assigned: &AssignedDevices, kvm: &KvmFacts) -> Self {
-        let functions = assigned.functions.iter().map(|function| PciFunction {
+    fn of(opened: &Opened, kvm: &KvmFacts) -> Self {
+        let virtio = opened.virtio.iter().map(|device| {
+            let (vendor, id) = device.ids();
+            VirtioFunction {
+                address: device.slot.bdf.to_string(),
+                name: device.name.clone(),
+                id: format!("{vendor:04x}:{id:04x}"),
+                intx: device.slot.intx.map(|intx| intx.spi.0),
+                what: device.what.clone(),
+            }
+        });
+        let functions = opened.assigned.functions.iter().map(|function| PciFunction {
             address: function.slot.bdf.to_string(),
             name: function.name.clone(),
             intx: function.slot.intx.map(|intx| intx.spi.0),
@@ -177,7 +200,8 @@ impl PciHost {
             first: spis.start,
             count: spis.end.saturating_sub(spis.start),
         });
-        Self { messages, without_messages, functions: functions.collect() }
+        let (functions, virtio) = (functions.collect(), virtio.collect());
+        Self { messages, without_messages, functions, virtio }
     }
 }
 
@@ -235,7 +259,8 @@ fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, kvm: &KvmFacts) ->
     map
 }
 
-fn interrupts(plan: &MachinePlan, assigned: &AssignedDevices) -> Vec<Interrupt> {
+fn interrupts(plan: &MachinePlan, opened: &Opened) -> Vec<Interrupt> {
+    let assigned = &opened.assigned;
     let mut interrupts = Vec::new();
     let mut add = |spi, trigger, what| interrupts.push(Interrupt { spi, trigger, what });
     if plan.console == ConsoleKind::Stdio {
@@ -246,9 +271,11 @@ fn interrupts(plan: &MachinePlan, assigned: &AssignedDevices) -> Vec<Interrupt> 
             add(spi.0, trigger, format!("{} interrupt {index}", device.name()));
         }
     }
-    for function in assigned.functions.iter() {
-        if let Some(Intx { pin, spi }) = function.slot.intx {
-            add(spi.0, Trigger::Level, format!("{} {pin}", function.name));
+    let functions = assigned.functions.iter().map(|function| (&function.name, function.slot));
+    let virtio = opened.virtio.iter().map(|device| (&device.name, device.slot));
+    for (name, slot) in functions.chain(virtio) {
+        if let Some(Intx { pin, spi }) = slot.intx {
+            add(spi.0, Trigger::Level, format!("{name} {pin}"));
         }
     }
     interrupts
@@ -328,6 +355,9 @@ impl Display for PciHost {
         for PciFunction { address, name, details, .. } in &self.functions {
             writeln!(f, "  {address}  {name}")?;
             details.to_string().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
+        }
+        for VirtioFunction { address, name, id, what, .. } in &self.virtio {
+            writeln!(f, "  {address}  {name}, virtio {id}: {what}")?;
         }
         if let Some(MessageSpis { first, count }) = self.messages {
             let last = first.saturating_add(count).saturating_sub(1);

@@ -16,6 +16,7 @@ use boot::file::{BootFile, Role};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
 use boot::layout::{BootLayout, MAX_DTB_SIZE, Ram};
+use devices::pci::SlotAllocator;
 use devices::vfio::fd_limit;
 
 use crate::allocator::Allocator;
@@ -23,6 +24,7 @@ use crate::assigned::AssignedDevices;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
 use crate::error::Error;
 use crate::limits;
+use crate::virtio::VirtioDevices;
 
 /// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
 /// mapped for DMA.
@@ -70,6 +72,8 @@ pub struct Opened {
     pub initrd: Option<Initrd>,
     /// The devices that the guest is given.
     pub assigned: AssignedDevices,
+    /// Its virtio devices.
+    pub virtio: VirtioDevices,
 }
 
 /// Resolves options against the host.
@@ -102,16 +106,27 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     let overlays =
         options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
     let mut allocator = Allocator::new(ram, options.console == ConsoleKind::Stdio);
-    if !options.vfio_pci.is_empty() || !options.vfio_user.is_empty() {
+    let virtio = VirtioDevices::are_wanted(options);
+    let pci = virtio || !options.vfio_pci.is_empty() || !options.vfio_user.is_empty();
+    if pci {
         allocator.reserve_pci();
     }
     // Before anything is opened, then with all that is known.
     let devices = options.vfio_platform.len() + options.vfio_pci.len() + options.vfio_user.len();
     let run = descriptors_of_run(options.cpus);
     fd_limit::reserve(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
-    let assigned = AssignedDevices::plan(options, ram, &mut allocator)?;
+    let mut slots = SlotAllocator::default();
+    let assigned = AssignedDevices::plan(options, ram, &mut slots, &mut allocator)?;
+    let virtio = if pci {
+        VirtioDevices::plan(options, &mut slots, &mut allocator)?
+    } else {
+        VirtioDevices::default()
+    };
+    let of_devices = assigned.functions.max_descriptors().saturating_add(virtio.max_descriptors());
+    if pci || !assigned.is_empty() {
+        fd_limit::reserve(run.saturating_add(of_devices))?;
+    }
     if !assigned.is_empty() {
-        fd_limit::reserve(run.saturating_add(assigned.functions.max_descriptors()))?;
         check_vcpus(options.cpus)?;
     }
     let plan = MachinePlan {
@@ -122,14 +137,14 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
         features: options.cpu_features,
         gic: options.gic,
         console: options.console,
-        pci: !assigned.functions.is_empty(),
+        pci,
         end: allocator.end(),
         spis: allocator.spi_count(),
         message_spis: allocator.message_spis(),
         overlays,
         timeout: options.timeout,
     };
-    Ok((plan, Opened { kernel, initrd, assigned }))
+    Ok((plan, Opened { kernel, initrd, assigned, virtio }))
 }
 
 /// How many descriptors a run takes beside its devices' when all of it is planned: KVM, the VM and its

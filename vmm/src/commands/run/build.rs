@@ -28,6 +28,7 @@ use crate::outfile;
 use crate::plan::MachinePlan;
 use crate::plan::describe::KvmFacts;
 use crate::tree::{self, Seed};
+use crate::virtio::VirtioDevices;
 use crate::waker::Waker;
 
 use super::irqfds::SpiLine;
@@ -191,6 +192,7 @@ pub fn emulated_devices(
 pub fn tree(
     plan: &MachinePlan,
     assigned: &AssignedDevices,
+    virtio: &VirtioDevices,
     parts: &VmParts,
 ) -> Result<Node, Error> {
     let mask = parts.gic.ppi_cpu_mask();
@@ -201,6 +203,7 @@ pub fn tree(
         arch::timer_node(mask),
     ];
     cpus.extend(parts.features.pmu.then(|| arch::pmu_node(mask)));
+    let slots = pci_host::slots(&assigned.functions, virtio);
     let mut root = tree::root(tree::Parts {
         cpus,
         gic: parts.gic.node().with_children(parts.frame.as_ref().map(Frame::node)),
@@ -211,10 +214,7 @@ pub fn tree(
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,
-        pci: parts
-            .pci
-            .as_ref()
-            .map(|pci| pci_host::node(pci, &assigned.functions, parts.messages())),
+        pci: parts.pci.as_ref().map(|pci| pci_host::node(pci, &slots, parts.messages())),
         seed: seed()?,
     });
     for without_effect in overlay::apply(&mut root, &plan.overlays)? {

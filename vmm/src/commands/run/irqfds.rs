@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arch::gic::Gic;
 use arch::{GsiRoutes, Msi, Target, Vm};
-use devices::bus::MemorySlots;
+use devices::bus::{IoEvents, MemorySlots};
 use devices::gicv2m::Frame;
 use devices::irq::{EdgeInterrupts, Gsi, InterruptController, IrqLine, MsiMessage, MsiRouter, Spi};
 use devices::ratelimit::LogLimit;
@@ -86,6 +86,16 @@ impl MemorySlots for Irqfds {
 
     fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
         self.vm.unmap_memory(gpa, size)
+    }
+}
+
+impl IoEvents for Irqfds {
+    fn add(&self, gpa: u64, event: &EventFd) -> io::Result<()> {
+        self.vm.register_ioeventfd(gpa, event)
+    }
+
+    fn remove(&self, gpa: u64, event: &EventFd) -> io::Result<()> {
+        self.vm.unregister_ioeventfd(gpa, event)
     }
 }
 

@@ -6,10 +6,11 @@ use arch::gic::Gic;
 use arch::{GuestRam, Vcpu, Vm, layout};
 use devices::bus::Bus;
 use devices::gicv2m;
+use devices::irq::MsiRouter;
 use devices::pci::HostBridge;
 
 use super::build::VmParts;
-use super::irqfds::Irqfds;
+use super::irqfds::{Irqfds, SpiLine};
 use super::pci_host;
 use super::vcpus::{VcpuContext, VcpuThreads};
 use crate::assigned::AssignedDevices;
@@ -17,6 +18,7 @@ use crate::error::Error;
 use crate::events::{self, Sources};
 use crate::exit_reason::ExitReason;
 use crate::stats::Recorder;
+use crate::virtio::{VirtioBackends, VirtioDevices};
 
 /// It owns its vCPUs and its devices, so that no vCPU runs after a device is dropped whose regions are
 /// mapped into the guest.
@@ -24,6 +26,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
     bridge: Option<Arc<HostBridge>>,
+    virtio: VirtioDevices,
     assigned: AssignedDevices,
     gic: Gic,
     vm: Arc<Vm>,
@@ -40,6 +43,7 @@ impl Machine {
         parts: VmParts,
         ram: GuestRam,
         mut assigned: AssignedDevices,
+        virtio: VirtioDevices,
         mut bus: Bus,
     ) -> Result<Self, Error> {
         let takes_messages = parts.messages().is_some();
@@ -71,7 +75,14 @@ impl Machine {
         if let Some(apertures) = pci {
             // SAFETY: as for platform devices.
             unsafe { assigned.functions.attach(takes_messages, &irqfds)? };
-            bridge = Some(pci_host::attach(apertures, &assigned.functions, &gic, &mut bus)?);
+            let functions = &assigned.functions;
+            virtio.attach(&VirtioBackends {
+                memory: ram.memory(),
+                router: takes_messages.then(|| irqfds.clone() as Arc<dyn MsiRouter>),
+                ioevents: irqfds.clone(),
+                line: &|spi| Box::new(SpiLine { vm: vm.clone(), spi }),
+            })?;
+            bridge = Some(pci_host::attach(apertures, functions, &virtio, &gic, &mut bus)?);
         }
         if let Some(frame) = frame {
             bus.add(
@@ -81,7 +92,7 @@ impl Machine {
             )?;
         }
         vm.add_ram(ram)?;
-        Ok(Self { vcpus, bus: Arc::new(bus), bridge, assigned, gic, vm })
+        Ok(Self { vcpus, bus: Arc::new(bus), bridge, virtio, assigned, gic, vm })
     }
 
     /// The VM.
@@ -159,6 +170,7 @@ impl Machine {
     pub fn release(self) {
         // It holds what traps of the devices.
         drop(self.bus);
+        self.virtio.release();
         self.assigned.release();
     }
 }

@@ -58,7 +58,7 @@ fn run_guest(
 ) -> Result<ExitReason, Error> {
     let (plan, opened) = plan::resolve(options)?;
     let parts = build::vm(&plan)?;
-    let tree = build::tree(&plan, &opened.assigned, &parts)?;
+    let tree = build::tree(&plan, &opened.assigned, &opened.virtio, &parts)?;
     let dtb = build::dtb(&tree)?;
     if let Some(path) = &options.dump_dtb {
         build::dump_dtb(path, &dtb)?;
@@ -74,13 +74,13 @@ fn run_guest(
     if let Some(path) = &options.stats {
         stats::check_path(path)?;
     }
-    let Opened { kernel, initrd, assigned } = opened;
+    let Opened { kernel, initrd, assigned, virtio } = opened;
     let shortage = kernel.shortage();
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
     build::set_boot(&plan, &parts)?;
     let waker = Arc::new(Waker::new()?);
     let emulated = build::emulated_devices(plan.console, &parts, &waker)?;
-    let mut machine = Machine::new(parts, ram, assigned, emulated.bus)?;
+    let mut machine = Machine::new(parts, ram, assigned, virtio, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
     let recorder = options.stats.as_deref().map(|path| {

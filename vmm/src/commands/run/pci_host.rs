@@ -1,16 +1,17 @@
 //! The PCI host of a guest that is given PCI functions.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arch::gic::{self, Gic, Version};
 use arch::{Vm, layout};
 use boot::fdt::Node;
 use devices::bus::Bus;
 use devices::gicv2m::{self, Frame};
-use devices::pci::{self, Apertures, HostBridge, MsiController};
+use devices::pci::{self, Apertures, Bdf, Function, HostBridge, MsiController, Slot};
 
 use crate::error::Error;
 use crate::functions::Functions;
+use crate::virtio::VirtioDevices;
 
 /// The host bridge's apertures; `end` is above everything else in the guest's address space (GPA).
 #[cold]
@@ -43,14 +44,15 @@ pub fn without_messages(gic: &Gic) -> String {
     )
 }
 
+/// The slots of all functions.
+pub fn slots(functions: &Functions, virtio: &VirtioDevices) -> Vec<Slot> {
+    let assigned = functions.iter().map(|function| function.slot);
+    assigned.chain(virtio.iter().map(|device| device.slot)).collect()
+}
+
 /// The host bridge's node.
-pub fn node(
-    apertures: &Apertures,
-    functions: &Functions,
-    messages: Option<MsiController<'_>>,
-) -> Node {
-    let slots = functions.iter().map(|function| function.slot);
-    pci::host_node(apertures, slots, gic::LABEL, messages)
+pub fn node(apertures: &Apertures, slots: &[Slot], messages: Option<MsiController<'_>>) -> Node {
+    pci::host_node(apertures, slots.iter().copied(), gic::LABEL, messages)
 }
 
 /// Puts the host bridge with these functions on the bus. The GIC must be complete, and no interrupt
@@ -63,12 +65,16 @@ pub fn node(
 pub fn attach(
     apertures: Apertures,
     functions: &Functions,
+    virtio: &VirtioDevices,
     gic: &Gic,
     bus: &mut Bus,
 ) -> Result<Arc<HostBridge>, Error> {
-    let intx = functions.iter().filter_map(|function| function.slot.intx);
+    let slots = slots(functions, virtio);
+    let intx = slots.iter().filter_map(|slot| slot.intx);
     gic.set_level_sensitive(intx.map(|intx| intx.spi.0))?;
-    let shared = functions.iter().map(|function| (function.slot.bdf, function.shared()));
+    let assigned = functions.iter().map(|function| (function.slot.bdf, function.shared()));
+    let virtio = virtio.iter().map(|device| (device.slot.bdf, device.shared()));
+    let shared: Vec<(Bdf, Arc<Mutex<dyn Function>>)> = assigned.chain(virtio).collect();
     let bridge = Arc::new(HostBridge::new(apertures, shared));
     for (name, range, device) in bridge.devices() {
         bus.add(name, range, device)?;

@@ -1,0 +1,343 @@
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::super::entropy::Entropy;
+use super::super::super::queue::QueueAddresses;
+use super::super::super::testing::{DriverQueue, RAM, ram};
+use super::*;
+use crate::irq::MsiMessage;
+use crate::pci::testing::FakeMsiRouter;
+
+const BDF: &str = "00:03.0";
+const VERSION_1_HIGH: u32 = 1;
+
+/// Registers of the common configuration.
+const STATUS: u64 = 0x14;
+const MSIX_TABLE: u64 = 0x4000;
+const NOTIFY_OFFSET: u64 = 0x3000;
+const ISR_OFFSET: u64 = 0x1000;
+
+/// Addresses with an ioeventfd, and the eventfd's descriptor.
+#[derive(Default)]
+struct FakeIoEvents(Mutex<BTreeMap<u64, i32>>);
+
+impl IoEvents for FakeIoEvents {
+    fn add(&self, gpa: u64, event: &EventFd) -> io::Result<()> {
+        assert!(self.0.lock().unwrap().insert(gpa, event.as_raw_fd()).is_none());
+        Ok(())
+    }
+
+    fn remove(&self, gpa: u64, event: &EventFd) -> io::Result<()> {
+        assert_eq!(self.0.lock().unwrap().remove(&gpa), Some(event.as_raw_fd()));
+        Ok(())
+    }
+}
+
+#[derive(Clone, Default)]
+struct FakeLine(Arc<AtomicBool>);
+
+impl IrqLine for FakeLine {
+    fn set(&self, high: bool) {
+        self.0.store(high, Ordering::SeqCst);
+    }
+}
+
+/// A guest's driver with the function that it drives.
+struct Driver {
+    function: VirtioFunction,
+    router: Option<Arc<FakeMsiRouter>>,
+    ioevents: Arc<FakeIoEvents>,
+    line: FakeLine,
+    memory: GuestMemoryMmap,
+}
+
+impl Driver {
+    fn new(with_messages: bool) -> Self {
+        let mut function =
+            VirtioFunction::new("entropy", Box::new(Entropy::new("entropy"))).unwrap();
+        let router = with_messages.then(|| Arc::new(FakeMsiRouter::new(8)));
+        let (ioevents, line) = (Arc::new(FakeIoEvents::default()), FakeLine::default());
+        let memory = ram();
+        function
+            .attach(VirtioAttachment {
+                bdf: BDF.parse().unwrap(),
+                memory: memory.clone(),
+                router: router.clone().map(|router| router as Arc<dyn MsiRouter>),
+                ioevents: ioevents.clone(),
+                line: Box::new(line.clone()),
+            })
+            .unwrap();
+        Self { function, router, ioevents, line, memory }
+    }
+
+    fn read<const N: usize>(&mut self, offset: u64) -> [u8; N] {
+        let mut data = [0xff; N];
+        self.function.read_bar(BAR, offset, &mut data);
+        data
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.function.write_bar(BAR, offset, data);
+    }
+
+    fn status(&mut self) -> u8 {
+        let [status] = self.read(STATUS);
+        status
+    }
+
+    fn config<const N: usize>(&mut self, offset: u16) -> [u8; N] {
+        let mut data = [0xff; N];
+        self.function.read_config(offset, &mut data);
+        data
+    }
+
+    /// The capabilities: offset, ID, and for a vendor's its type.
+    fn capabilities(&mut self) -> Vec<(u8, u8, u8)> {
+        let [mut at] = self.config(0x34);
+        let mut found = Vec::new();
+        while at != 0 {
+            let [id, next, _, kind] = self.config(at.into());
+            found.push((at, id, kind));
+            at = next;
+        }
+        found
+    }
+
+    /// Accepts features; the status after `FEATURES_OK`.
+    fn negotiate(&mut self, low: u32, high: u32) -> u8 {
+        self.write(STATUS, &[1]);
+        self.write(STATUS, &[3]);
+        for (select, features) in [(0u32, low), (1, high)] {
+            self.write(0x08, &select.to_le_bytes());
+            self.write(0x0c, &features.to_le_bytes());
+        }
+        self.write(STATUS, &[0xb]);
+        self.status()
+    }
+
+    /// Sets up queue 0 and starts the device.
+    fn start(&mut self, queue: &DriverQueue) {
+        assert_eq!(self.negotiate(0, VERSION_1_HIGH), 0xb);
+        self.write(0x16, &0u16.to_le_bytes());
+        self.write(0x18, &queue.size.to_le_bytes());
+        let QueueAddresses { descriptors, available, used } = queue.addresses;
+        for (at, address) in [(0x20, descriptors), (0x28, available), (0x30, used)] {
+            let bytes = address.to_le_bytes();
+            self.write(at, &bytes[..4]);
+            self.write(at + 4, &bytes[4..]);
+        }
+        self.write(0x1c, &1u16.to_le_bytes());
+        self.write(STATUS, &[0xf]);
+    }
+
+    /// Resets the device, as Linux does: until the status is zero.
+    fn reset(&mut self) {
+        self.write(STATUS, &[0]);
+        while self.status() != 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Enables MSI-X with a message for each of two vectors, and gives the queue the second.
+    fn enable_msix(&mut self) {
+        let (msix, ..) = *self.capabilities().iter().find(|(_, id, _)| *id == 0x11).unwrap();
+        for vector in 0..2u8 {
+            let entry = MSIX_TABLE + 16 * u64::from(vector);
+            self.write(entry, &0x0808_0040u32.to_le_bytes());
+            self.write(entry + 8, &u32::from(vector).to_le_bytes());
+            self.write(entry + 12, &0u32.to_le_bytes());
+        }
+        self.function.write_config(u16::from(msix) + 2, &0x8000u16.to_le_bytes());
+        self.write(0x16, &0u16.to_le_bytes());
+        self.write(0x1a, &1u16.to_le_bytes());
+        assert_eq!(self.read(0x1a), 1u16.to_le_bytes());
+    }
+}
+
+#[test]
+fn a_modern_function_tells_where_its_registers_are() {
+    let mut driver = Driver::new(true);
+    assert_eq!(driver.config(0), [0xf4, 0x1a, 0x44, 0x10]);
+    assert_eq!(driver.config(0x08), [1, 0, 0xff, 0]);
+    assert_eq!(driver.config(0x3d), [1]);
+    let ids: Vec<_> = driver.capabilities().iter().map(|(_, id, kind)| (*id, *kind)).collect();
+    let vendor: Vec<_> = ids.iter().filter(|(id, _)| *id == 9).map(|(_, kind)| *kind).collect();
+    assert_eq!(vendor, [1, 3, 4, 2, 5]);
+    assert!(ids.iter().any(|(id, _)| *id == 0x13));
+    assert_eq!(ids.last().map(|(id, _)| *id), Some(0x11));
+    assert!(!Driver::new(false).capabilities().iter().any(|(_, id, _)| *id == 0x11));
+}
+
+#[test]
+fn features_that_are_not_offered_are_refused() {
+    for (low, high, ok) in
+        [(0, 1, true), (1 << 29, 1, true), (0, 0, false), (1, 1, false), (0, 3, false)]
+    {
+        let mut driver = Driver::new(true);
+        let status = driver.negotiate(low, high);
+        assert_eq!(status & FEATURES_OK != 0, ok, "{low:#x} {high:#x}");
+    }
+}
+
+#[test]
+fn a_request_is_served_with_a_message() {
+    let mut driver = Driver::new(true);
+    let mut queue = DriverQueue::new(&driver.memory, RAM, 8);
+    driver.enable_msix();
+    driver.start(&queue);
+    for _ in 0..3 {
+        queue.add(&[(RAM + 0x1000, 64, true)]);
+        driver.write(NOTIFY_OFFSET, &0u16.to_le_bytes());
+        assert_eq!(queue.wait_used().1, 64);
+    }
+    let router = driver.router.clone().unwrap();
+    let requester = u32::from(BDF.parse::<Bdf>().unwrap().requester_id());
+    let message = MsiMessage { address: 0x0808_0040, data: 1, requester };
+    assert_eq!(router.messages(), [message]);
+    assert!(wait_for(|| router.poll() == [message]));
+    driver.reset();
+    assert!(router.messages().is_empty());
+}
+
+#[test]
+fn without_messages_the_pin_is_asserted_until_the_isr_status_is_read() {
+    let mut driver = Driver::new(false);
+    let mut queue = DriverQueue::new(&driver.memory, RAM, 8);
+    driver.start(&queue);
+    queue.add(&[(RAM + 0x1000, 64, true)]);
+    driver.write(NOTIFY_OFFSET, &0u16.to_le_bytes());
+    queue.wait_used();
+    let line = driver.line.clone();
+    assert!(wait_for(|| line.0.load(Ordering::SeqCst)));
+    assert_eq!(driver.config(0x06), [0x18, 0]);
+    assert_eq!(driver.read(ISR_OFFSET), [1]);
+    assert!(!line.0.load(Ordering::SeqCst));
+    assert_eq!(driver.read(ISR_OFFSET), [0]);
+}
+
+#[test]
+fn a_device_works_again_after_resets() {
+    let mut driver = Driver::new(true);
+    for round in 0..4 {
+        let mut queue = DriverQueue::new(&driver.memory, RAM, 8);
+        driver.memory.write_slice(&[0; 0x1000], GuestAddress(RAM)).unwrap();
+        driver.start(&queue);
+        queue.add(&[(RAM + 0x1000, 64, true)]);
+        driver.write(NOTIFY_OFFSET, &0u16.to_le_bytes());
+        assert_eq!(queue.wait_used().1, 64, "round {round}");
+        if round % 2 == 0 {
+            driver.reset();
+        } else {
+            // Of the function, by the control register of its Advanced Features.
+            let (af, ..) = *driver.capabilities().iter().find(|(_, id, _)| *id == 0x13).unwrap();
+            driver.function.write_config(u16::from(af) + 4, &[1]);
+            while driver.status() != 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert_eq!(driver.read(0x1c), [0, 0]);
+    }
+}
+
+#[test]
+fn a_broken_queue_fails_the_device_until_it_is_reset() {
+    let mut driver = Driver::new(true);
+    let queue = DriverQueue::new(&driver.memory, RAM, 8);
+    driver.enable_msix();
+    driver.start(&queue);
+    queue.set_available_index(100);
+    driver.write(NOTIFY_OFFSET, &0u16.to_le_bytes());
+    assert!(wait_for(|| driver.status() & 0x40 != 0));
+    driver.reset();
+    // Nor do rings outside RAM make it work.
+    let mut nowhere = DriverQueue::new(&driver.memory, RAM, 8);
+    nowhere.addresses.used = 0x1000;
+    driver.start(&nowhere);
+    assert_eq!(driver.status(), 0x4f);
+    driver.reset();
+    assert_eq!(driver.status(), 0);
+}
+
+#[test]
+fn notifications_follow_the_bar() {
+    let mut driver = Driver::new(true);
+    let addresses =
+        |driver: &Driver| driver.ioevents.0.lock().unwrap().keys().copied().collect::<Vec<_>>();
+    for base in [0x2000_0000u32, 0x2100_0000] {
+        driver.function.write_config(0x10, &base.to_le_bytes());
+        driver.function.write_config(0x04, &2u16.to_le_bytes());
+        let decoded = driver.function.decoded();
+        driver.function.forward(&decoded);
+        assert_eq!(addresses(&driver), [u64::from(base) + 0x3000]);
+    }
+    driver.function.write_config(0x04, &0u16.to_le_bytes());
+    let decoded = driver.function.decoded();
+    driver.function.forward(&decoded);
+    assert!(addresses(&driver).is_empty());
+}
+
+#[test]
+fn registers_can_be_reached_through_configuration_space() {
+    let mut driver = Driver::new(true);
+    let (access, ..) =
+        *driver.capabilities().iter().find(|(_, id, kind)| (*id, *kind) == (9, 5)).unwrap();
+    let access = u16::from(access);
+    driver.function.write_config(access + 8, &u32::try_from(STATUS).unwrap().to_le_bytes());
+    driver.function.write_config(access + 12, &1u32.to_le_bytes());
+    driver.function.write_config(access + 16, &[1]);
+    assert_eq!(driver.status(), 1);
+    assert_eq!(driver.config(access + 16), [1]);
+    // An access of another length than was set is none.
+    assert_eq!(driver.config(access + 16), [0u8; 4]);
+}
+
+#[test]
+fn random_accesses_never_panic() {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut driver = Driver::new(true);
+    for _ in 0..20_000 {
+        let [kind, len, ..] = random().to_le_bytes();
+        let len = 1usize << (len & 3);
+        let value = random().to_le_bytes();
+        let mut data = value[..len].to_vec();
+        // Mostly where there is something.
+        let offset = match kind & 0b1100 {
+            0 => random() % 0x40,
+            4 => MSIX_TABLE + random() % 0x40,
+            8 => random() % BAR_SIZE,
+            _ => NOTIFY_OFFSET + random() % 0x20,
+        };
+        let register =
+            u16::try_from(random() % 0x100).unwrap() & !(u16::try_from(len).unwrap() - 1);
+        match kind & 3 {
+            0 => driver.function.read_bar(BAR, offset, &mut data),
+            1 => driver.function.write_bar(BAR, offset, &data),
+            2 if len <= 4 => driver.function.read_config(register, &mut data),
+            _ if len <= 4 => driver.function.write_config(register, &data),
+            _ => {}
+        }
+    }
+}
+
+/// Whether a condition becomes true within a minute.
+fn wait_for(mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    true
+}

@@ -1,0 +1,149 @@
+//! The guest's virtio devices: opened while planning, attached while building, stopped at the end.
+
+use std::sync::{Arc, Mutex};
+
+use devices::bus::IoEvents;
+use devices::irq::{IrqLine, MsiRouter};
+use devices::pci::{Function, Intx, Slot, SlotAllocator};
+use devices::sync::lock;
+use devices::virtio::{Device, Entropy, VirtioAttachment, VirtioFunction};
+use vm_memory::GuestMemoryMmap;
+
+use crate::allocator::Allocator;
+use crate::cli::RunOptions;
+use crate::error::Error;
+use crate::functions::allocate;
+
+/// A device in its slot of the guest's bus.
+pub struct VirtioDevice {
+    /// What it is called in messages: its option with a number, as in `block0`.
+    pub name: String,
+    /// What it is, for people.
+    pub what: String,
+    /// Its slot.
+    pub slot: Slot,
+    function: Arc<Mutex<VirtioFunction>>,
+}
+
+/// A device that is open, before it has its slot.
+struct OpenDevice {
+    name: String,
+    what: String,
+    device: Box<dyn Device>,
+}
+
+/// What devices are attached by to the guest.
+pub struct VirtioBackends<'a> {
+    /// Guest RAM.
+    pub memory: &'a GuestMemoryMmap,
+    /// Routes messages, if the guest's interrupt controller takes any.
+    pub router: Option<Arc<dyn MsiRouter>>,
+    /// Signals notifications.
+    pub ioevents: Arc<dyn IoEvents>,
+    /// Makes the line of a level-triggered SPI.
+    pub line: &'a dyn Fn(u32) -> Box<dyn IrqLine>,
+}
+
+/// The devices, in order of their slots.
+#[derive(Default)]
+pub struct VirtioDevices(Vec<VirtioDevice>);
+
+impl VirtioDevices {
+    /// Whether options ask for any.
+    pub fn are_wanted(options: &RunOptions) -> bool {
+        let _ = options;
+        false
+    }
+
+    /// Opens the devices and allocates their slots, behind those of assigned functions. A guest that
+    /// has a PCI host has an entropy device too, the last.
+    ///
+    /// # Errors
+    ///
+    /// A device can't be opened, or there is no slot for it.
+    pub fn plan(
+        options: &RunOptions,
+        slots: &mut SlotAllocator,
+        allocator: &mut Allocator,
+    ) -> Result<Self, Error> {
+        let mut open = Vec::new();
+        let _ = options;
+        open.push(OpenDevice {
+            name: "entropy".to_owned(),
+            what: "the host's randomness".to_owned(),
+            device: Box::new(Entropy::new("entropy")),
+        });
+        open.into_iter()
+            .map(|device| place(device, slots, allocator))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &VirtioDevice> {
+        self.0.iter()
+    }
+
+    /// The number of descriptors that they can take while the guest runs: two for each queue and what
+    /// works on it, as many for its interrupt by message.
+    pub fn max_descriptors(&self) -> u64 {
+        let of_device = |device: &VirtioDevice| {
+            let queues = u64::try_from(lock(&device.function).queues()).unwrap_or(u64::MAX);
+            queues.saturating_add(1).saturating_mul(6)
+        };
+        self.iter().map(of_device).fold(0, u64::saturating_add)
+    }
+
+    /// Attaches them to the guest, whose interrupt controller is complete.
+    ///
+    /// # Errors
+    ///
+    /// The process has no more descriptors.
+    pub fn attach(&self, backends: &VirtioBackends<'_>) -> Result<(), Error> {
+        for VirtioDevice { name, slot, function, .. } in self.iter() {
+            let spi = slot.intx.map_or(0, |intx: Intx| intx.spi.0);
+            let attachment = VirtioAttachment {
+                bdf: slot.bdf,
+                memory: backends.memory.clone(),
+                router: backends.router.clone(),
+                ioevents: backends.ioevents.clone(),
+                line: (backends.line)(spi),
+            };
+            lock(function).attach(attachment).map_err(|e| {
+                Error::new(format!("{name} can't be attached to the guest: {e}"))
+                    .help("ulimit -n 4096")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Stops them; no vCPU runs any more.
+    pub fn release(&self) {
+        self.iter().for_each(|device| lock(&device.function).release());
+    }
+}
+
+impl VirtioDevice {
+    /// The function as the PCI host has it.
+    pub fn shared(&self) -> Arc<Mutex<dyn Function>> {
+        self.function.clone()
+    }
+
+    /// Its vendor and device ID.
+    pub fn ids(&self) -> (u16, u16) {
+        let (vendor, device, _) = lock(&self.function).ids();
+        (vendor, device)
+    }
+}
+
+/// Allocates the slot of a device.
+fn place(
+    OpenDevice { name, what, device }: OpenDevice,
+    slots: &mut SlotAllocator,
+    allocator: &mut Allocator,
+) -> Result<VirtioDevice, Error> {
+    let function = VirtioFunction::new(&name, device)
+        .map_err(|e| Error::new(format!("{name} can't be a device of the guest: {e}")))?;
+    let slot = allocate(&name, None, Some(function.pin()), slots, allocator)?;
+    Ok(VirtioDevice { name, what, slot, function: Arc::new(Mutex::new(function)) })
+}
