@@ -30,6 +30,8 @@ pub struct Artifacts {
     pub stock_modules: PathBuf,
     /// A statically linked arm64 busybox.
     pub busybox: PathBuf,
+    /// A Debian system, which only tests need.
+    pub debian: Option<Debian>,
     /// `strait`: arm64, statically linked, release profile.
     pub strait: PathBuf,
     /// The test agent: arm64, statically linked.
@@ -43,6 +45,15 @@ pub struct Kernel {
     pub image: PathBuf,
     /// Its modules in the order in which `insmod` takes them.
     pub modules: Vec<PathBuf>,
+}
+
+/// A Debian system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Debian {
+    /// A disk that is an ext4 file system with the system, its root. Its `root` has no password.
+    pub disk: PathBuf,
+    /// Its kernel, with the modules that mount the file system.
+    pub kernel: Kernel,
 }
 
 impl Artifacts {
@@ -109,6 +120,10 @@ mod tests {
             stock_kernel: "/s/vmlinuz".into(),
             stock_modules: "/s/modules".into(),
             busybox: "/b/busybox".into(),
+            debian: Some(Debian {
+                disk: "/d/disk.img".into(),
+                kernel: Kernel { image: "/d/vmlinuz".into(), modules: vec!["/d/a.ko".into()] },
+            }),
             strait: "/t/strait".into(),
             agent: "/t/agent".into(),
         }

@@ -20,12 +20,21 @@ pub fn run(artifacts: &Artifacts) -> Result<ExitCode, Box<dyn Error>> {
         );
     }
     let _terminal = Settings::save();
-    let status = Board::with(artifacts).stock().file("motd", greeting()).attach()?;
+    let mut board = Board::with(artifacts).stock();
+    let mut greeting = greeting();
+    if artifacts.debian.is_some() {
+        board = board.debian().device(&format!("nvme,drive=debian,serial=debian,addr={SLOT}"));
+        greeting += &debian();
+    }
+    let status = board.file("motd", greeting).attach()?;
     if status.success() {
         return Ok(ExitCode::SUCCESS);
     }
     Err(format!("QEMU ended with {status}").into())
 }
+
+/// The device number on the host's PCI bus of the disk with a Debian system.
+const SLOT: u8 = 5;
 
 /// What the host says first.
 fn greeting() -> String {
@@ -45,6 +54,20 @@ Debian's own kernel:
 Kernels and initrds are in /k; `strait --help`, `agent` and busybox have more.
 
 "
+    )
+}
+
+/// What it says of the disk with a Debian system.
+fn debian() -> String {
+    let device = format!("0000:00:{SLOT:02x}.0");
+    let launch = Launch::debian("/dev/nvme0n1").with(&format!("--bind --vfio-pci {device}"));
+    format!(
+        "\
+A Debian system on a disk of its own (root has no password; poweroff ends it):
+  strait {}
+
+",
+        launch.arguments()
     )
 }
 

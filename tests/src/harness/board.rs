@@ -14,7 +14,7 @@ use super::protocol::PORT;
 use super::qemu::{self, Qemu};
 use super::transcript::Transcript;
 use super::uart::Uart;
-use crate::artifacts::{Artifacts, Kernel};
+use crate::artifacts::{Artifacts, Debian, Kernel};
 
 /// How long the host may take to boot, in seconds. It takes one when nothing else runs.
 const BOOT: u64 = 90;
@@ -35,6 +35,7 @@ pub struct Board {
     parameters: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
     stock: bool,
+    debian: bool,
     icount: bool,
     large_pages: bool,
     uart: bool,
@@ -56,6 +57,7 @@ impl Default for Board {
             parameters: Vec::new(),
             files: Vec::new(),
             stock: false,
+            debian: false,
             icount: false,
             large_pages: false,
             uart: false,
@@ -118,6 +120,14 @@ impl Board {
     #[must_use]
     pub fn stock(mut self) -> Self {
         self.stock = true;
+        self
+    }
+
+    /// Has the disk of a Debian system, for a device's `drive=debian`, and its kernel at `/k/debian`
+    /// with the initrd `/k/debian.cpio`. What is written to the disk goes with the board.
+    #[must_use]
+    pub fn debian(mut self) -> Self {
+        self.debian = true;
         self
     }
 
@@ -198,7 +208,8 @@ impl Board {
         let (console, console_end) = qemu::socket_pair()?;
         let (agent, agent_end) = qemu::socket_pair()?;
         let large = self.large(&artifacts)?;
-        let initramfs = initramfs::host(&artifacts, self.stock, large, &self.files)?;
+        let debian = self.debian_system(&artifacts)?;
+        let initramfs = initramfs::host(&artifacts, self.stock, debian, large, &self.files)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
 
@@ -248,7 +259,8 @@ impl Board {
     pub fn attach(self) -> Result<ExitStatus, Failure> {
         let artifacts = self.artifacts()?;
         let large = self.large(&artifacts)?;
-        let initramfs = initramfs::host(&artifacts, self.stock, large, &self.files)?;
+        let debian = self.debian_system(&artifacts)?;
+        let initramfs = initramfs::host(&artifacts, self.stock, debian, large, &self.files)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
         let mut command = self.command(&artifacts, "model.do=shell")?;
@@ -275,6 +287,11 @@ impl Board {
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
+        if let Some(debian) = self.debian_system(artifacts)? {
+            let file = debian.disk.display().to_string().replace(',', ",,");
+            let drive = format!("if=none,id=debian,format=raw,snapshot=on,file={file}");
+            command.args(["-drive", &drive]);
+        }
         command.args(&self.options);
         Ok(command)
     }
@@ -286,6 +303,15 @@ impl Board {
         }
         let missing = || Failure::new("there is no kernel with pages of 64 KiB: cargo model setup");
         artifacts.host_64k.as_ref().map(Some).ok_or_else(missing)
+    }
+
+    /// The Debian system, if the board is to have it.
+    fn debian_system<'a>(&self, artifacts: &'a Artifacts) -> Result<Option<&'a Debian>, Failure> {
+        if !self.debian {
+            return Ok(None);
+        }
+        let missing = || Failure::new("there is no Debian system: cargo model setup");
+        artifacts.debian.as_ref().map(Some).ok_or_else(missing)
     }
 
     fn artifacts(&self) -> Result<Artifacts, Failure> {
@@ -316,6 +342,7 @@ mod tests {
             stock_kernel: "/vmlinuz".into(),
             stock_modules: "/m".into(),
             busybox: "/b".into(),
+            debian: None,
             strait: "/s".into(),
             agent: "/p".into(),
         };

@@ -138,7 +138,7 @@ impl Host {
         let mut process = self.start_as(&name, &command)?;
         process.wait_for(&format!("{READY}{}", launch.action))?;
         process.wait_for("\n")?;
-        let mut guest = Guest { process, commands: 0 };
+        let mut guest = Guest::of(process);
         if launch.action == SHELL {
             // The shell greets before it answers.
             guest.sh("true")?;
@@ -148,6 +148,11 @@ impl Host {
 }
 
 impl Guest {
+    /// The guest whose shell answers on the console of this strait.
+    pub(super) fn of(process: Process) -> Self {
+        Self { process, commands: 0 }
+    }
+
     /// Runs a command in the guest and returns what it printed, whatever its status, and that.
     ///
     /// # Errors

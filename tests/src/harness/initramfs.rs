@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::cpio::Archive;
 use super::failure::Failure;
-use crate::artifacts::{Artifacts, Kernel};
+use crate::artifacts::{Artifacts, Debian, Kernel};
 
 /// The host's first process.
 const HOST_INIT: &str = include_str!("../../model/init");
@@ -14,15 +14,20 @@ const GUEST_INIT: &str = include_str!("../../model/guest/init");
 /// The guest's command that runs the kernel's DMA test.
 const GUEST_DMATEST: &str = include_str!("../../model/guest/dmatest");
 
+/// The first process of a Debian system's initrd.
+const DEBIAN_INIT: &str = include_str!("../../model/debian/init");
+
 /// The module that tests DMA controllers: loaded by a guest's `dmatest` command with parameters,
 /// never at boot.
 const DMATEST: &str = "dmatest.ko";
 
 /// The host's: busybox, strait, the agent, kernels and guests' initrds under `/k`; with Debian's
-/// kernel if `stock`. `large` is the kernel that it has instead of the usual one.
+/// kernel if `stock`, and with what boots the Debian system `debian`. `large` is the kernel that it
+/// has instead of the usual one.
 pub(super) fn host(
     artifacts: &Artifacts,
     stock: bool,
+    debian: Option<&Debian>,
     large: Option<&Kernel>,
     files: &[(String, Vec<u8>)],
 ) -> Result<Vec<u8>, Failure> {
@@ -39,6 +44,10 @@ pub(super) fn host(
     if stock {
         archive.file("k/stock", &read(&artifacts.stock_kernel)?);
         archive.file("k/stock.cpio", &stock_guest(artifacts)?);
+    }
+    if let Some(debian) = debian {
+        archive.file("k/debian", &read(&debian.kernel.image)?);
+        archive.file("k/debian.cpio", &debian_initrd(artifacts, debian)?);
     }
     for (name, bytes) in files {
         archive.file(name, bytes);
@@ -66,6 +75,13 @@ fn stock_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
         .map(|name| directory.join(name))
         .collect();
     modules(&mut archive, &paths)?;
+    Ok(archive.finish())
+}
+
+/// That which mounts the root file system of a Debian system.
+fn debian_initrd(artifacts: &Artifacts, debian: &Debian) -> Result<Vec<u8>, Failure> {
+    let mut archive = skeleton(artifacts, DEBIAN_INIT)?;
+    modules(&mut archive, &debian.kernel.modules)?;
     Ok(archive.finish())
 }
 

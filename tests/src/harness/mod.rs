@@ -29,6 +29,7 @@ mod costs;
 mod counters;
 mod cpio;
 mod deadline;
+mod debian;
 mod dmatest;
 mod failure;
 mod guest;

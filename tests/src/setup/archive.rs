@@ -30,6 +30,9 @@ const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
 ];
 
+/// The packages of the Debian system, one a line, without those that they depend on.
+const DEBIAN_SYSTEM: &str = include_str!("../../model/debian/packages");
+
 /// How old what is known of the archive may be while the cache has everything.
 const MAX_AGE_COMPLETE: Duration = Duration::from_secs(24 * 3600);
 /// How old it may be when something must be downloaded: a point release removes older files.
@@ -48,6 +51,10 @@ pub(super) struct Versions {
     pub(super) linux_image: String,
     /// Of `busybox-static`.
     pub(super) busybox: String,
+    /// The packages that were asked for, for the Debian system.
+    debian_asked: Vec<String>,
+    /// They and those that they depend on, each as `name=version`.
+    pub(super) debian_system: Vec<String>,
     /// The mirror it was asked of.
     mirror: String,
     /// When, in seconds since 1970.
@@ -74,7 +81,10 @@ impl Archive {
 
     /// What was known when last asked, however long ago.
     pub(super) fn known(&self) -> Option<Versions> {
-        serde_json::from_slice(&fs::read(self.root.join("versions.json")).ok()?).ok()
+        let json = fs::read(self.root.join("versions.json")).ok()?;
+        let versions: Versions = serde_json::from_slice(&json).ok()?;
+        // Another clone may have asked for others.
+        (versions.debian_asked == listed(DEBIAN_SYSTEM)).then_some(versions)
     }
 
     /// What the archive offers. `is_complete` says whether the cache has everything made from the
@@ -229,6 +239,8 @@ impl Archive {
                 .to_owned(),
             linux_image_package: linux_image_package.to_owned(),
             busybox: field(&show("busybox-static")?, "Version", "busybox-static")?.to_owned(),
+            debian_asked: listed(DEBIAN_SYSTEM),
+            debian_system: self.closure(&listed(DEBIAN_SYSTEM))?,
             mirror: mirror.to_owned(),
             asked: now(),
         };
@@ -237,6 +249,16 @@ impl Archive {
             return Err(wrong("qemu", is));
         }
         Ok(versions)
+    }
+
+    /// These packages and what they depend on, each as `name=version`.
+    fn closure(&self, packages: &[String]) -> Result<Vec<String>, Error> {
+        let mut install = self.apt("apt-get");
+        install.args(["install", "--simulate", "--quiet=2", "--no-install-recommends"]);
+        let mut found = installed(&process::capture(install.args(packages))?);
+        // apt's order is that of an installation, and may change from one of its releases to another.
+        found.sort();
+        Ok(found)
     }
 
     fn store(&self, versions: &Versions) -> Result<(), Error> {
@@ -278,6 +300,21 @@ fn dependency<'a>(shown: &'a str, prefix: &str) -> Option<&'a str> {
         .find(|name| name.starts_with(prefix))
 }
 
+/// The lines of a list that aren't comments.
+fn listed(list: &str) -> Vec<String> {
+    let lines = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(str::to_owned).collect()
+}
+
+/// The packages that `apt-get install --simulate` says it would install, as `name=version`.
+fn installed(said: &str) -> Vec<String> {
+    let package = |line: &str| {
+        let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+        Some(format!("{name}={}", rest.split_whitespace().next()?))
+    };
+    said.lines().filter_map(package).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,6 +340,16 @@ Description: Linux for 64-bit ARMv8 machines
     }
 
     #[test]
+    fn what_would_be_installed_is_listed() {
+        let said = "\
+Inst libc6 (2.41-12+deb13u5 Debian:13.6/stable [arm64]) []
+Inst base-files (13.8+deb13u8 Debian:13.6/stable [arm64])
+Conf libc6 (2.41-12+deb13u5 Debian:13.6/stable [arm64])
+";
+        assert_eq!(installed(said), ["libc6=2.41-12+deb13u5", "base-files=13.8+deb13u8"]);
+    }
+
+    #[test]
     fn cached_versions_expire() {
         let asked = |ago: u64| Versions {
             qemu: String::new(),
@@ -310,6 +357,8 @@ Description: Linux for 64-bit ARMv8 machines
             linux_image_package: String::new(),
             linux_image: String::new(),
             busybox: String::new(),
+            debian_asked: Vec::new(),
+            debian_system: Vec::new(),
             mirror: String::new(),
             asked: now().saturating_sub(ago),
         };

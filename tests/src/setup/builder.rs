@@ -15,7 +15,7 @@ use super::packages::{self, Need};
 use super::part::{Part, Parts};
 use super::progress::Progress;
 use super::toolchain::Toolchain;
-use super::{Model, board_dtbs, clean, linux, qemu, signals, stock, workspace};
+use super::{Model, board_dtbs, clean, debian, linux, qemu, signals, stock, workspace};
 use crate::artifacts::{Artifacts, Kernel};
 
 /// What all steps of a set-up share.
@@ -220,6 +220,12 @@ fn finish(
         Err(_) if given.is_optional(linux::NAME_64K) => None,
         Err(error) => return Err(error),
     };
+    let debian = match (&given.debian_system, found(debian::NAME)) {
+        (Some(given), _) => Some(given.clone()),
+        (None, Some(directory)) => Some(debian::found(&directory)?),
+        (None, None) if given.is_optional(debian::NAME) => None,
+        (None, None) => return Err(Error::Broken(debian::NAME)),
+    };
     let artifacts = Artifacts {
         qemu: match &given.qemu {
             Some(path) => path.clone(),
@@ -234,6 +240,7 @@ fn finish(
             Some(path) => path.clone(),
             None => made(stock::BUSYBOX)?.join("busybox"),
         },
+        debian,
         strait: binaries.strait,
         agent: binaries.agent,
     };

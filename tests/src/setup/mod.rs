@@ -11,6 +11,7 @@ mod board_dtbs;
 mod builder;
 mod cache;
 pub mod clean;
+mod debian;
 mod error;
 pub mod lint;
 mod linux;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::binaries;
 use super::error::Error;
 use super::modules;
-use super::{linux, qemu, stock};
+use super::{debian, linux, qemu, stock};
+use crate::artifacts;
 
 /// Options of all commands that need the model: what to use instead of making it.
 #[derive(Debug, Default, Clone, clap::Args)]
@@ -34,6 +35,10 @@ pub struct Options {
     /// A statically linked arm64 busybox.
     #[arg(long, global = true, value_name = "FILE", env = "STRAIT_BUSYBOX")]
     busybox: Option<PathBuf>,
+    /// A directory with a Debian system, for some of the tests: disk.img, whose file system holds it,
+    /// its kernel vmlinuz, and modules, a directory with what mounts that, and a file modules.order.
+    #[arg(long, global = true, value_name = "DIR", env = "STRAIT_DEBIAN_SYSTEM")]
+    debian_system: Option<PathBuf>,
     /// A gcc that links for arm64.
     #[arg(long, global = true, value_name = "FILE", env = "STRAIT_CROSS_LINKER")]
     cross_linker: Option<PathBuf>,
@@ -43,7 +48,7 @@ pub struct Options {
 }
 
 /// What to bring along for each part, by its name.
-const NEEDS: [(&str, &str); 5] = [
+const NEEDS: [(&str, &str); 6] = [
     (qemu::NAME, "--qemu FILE: qemu-system-aarch64 10.0 with tests/model/qemu.patch and qemu.mak"),
     (
         linux::NAME,
@@ -60,6 +65,11 @@ const NEEDS: [(&str, &str); 5] = [
          its pl330.ko and a file modules.order",
     ),
     (stock::BUSYBOX, "--busybox FILE: a statically linked arm64 busybox"),
+    (
+        debian::NAME,
+        "--debian-system DIR: an arm64 Debian 13, as a directory debian-system-* of the cache on \
+         another machine has it",
+    ),
 ];
 
 /// What the clone's own build takes, which has no package to come from either.
@@ -97,6 +107,8 @@ pub(super) struct Provided {
     pub(super) stock: Option<ProvidedKernel>,
     /// Busybox.
     pub(super) busybox: Option<PathBuf>,
+    /// A Debian system.
+    pub(super) debian_system: Option<artifacts::Debian>,
     /// What the rest is made for.
     pub(super) purpose: Purpose,
 }
@@ -110,13 +122,14 @@ impl Provided {
             linux::NAME_64K => self.host_64k.is_some(),
             stock::KERNEL => self.stock.is_some(),
             stock::BUSYBOX => self.busybox.is_some(),
+            debian::NAME => self.debian_system.is_some(),
             _ => false,
         }
     }
 
     /// Whether the part of this name may be missing.
     pub(super) fn is_optional(&self, part: &str) -> bool {
-        part == linux::NAME_64K && self.purpose == Purpose::Use
+        [linux::NAME_64K, debian::NAME].contains(&part) && self.purpose == Purpose::Use
     }
 
     /// Whether nothing need be made of Debian's archive.
@@ -169,6 +182,7 @@ impl Options {
             host_64k: kernel(["--host-kernel-64k", "--host-modules-64k"], host_64k)?,
             stock: kernel(["--stock-kernel", "--stock-modules"], stock)?,
             busybox,
+            debian_system: self.debian_system.as_deref().map(system).transpose()?,
             purpose,
         })
     }
@@ -194,6 +208,18 @@ fn kernel(
             Ok(Some(ProvidedKernel { kernel, modules }))
         }
     }
+}
+
+fn system(directory: &Path) -> Result<artifacts::Debian, Error> {
+    const OPTION: &str = "--debian-system";
+    let absolute = absolute(OPTION, directory)?;
+    let found = debian::found(&absolute)
+        .map_err(|_| bad(OPTION, directory, "has no readable file modules/modules.order"))?;
+    let artifacts::Debian { disk, kernel } = &found;
+    if ![disk, &kernel.image].into_iter().chain(&kernel.modules).all(|file| file.is_file()) {
+        return Err(bad(OPTION, directory, "lacks disk.img, vmlinuz, or a module"));
+    }
+    Ok(found)
 }
 
 fn file(option: &'static str, path: Option<&Path>) -> Result<Option<PathBuf>, Error> {
@@ -227,6 +253,7 @@ mod tests {
             host_64k: None,
             stock: None,
             busybox: None,
+            debian_system: None,
             purpose,
         };
         assert!(!nothing.is_complete());
@@ -236,10 +263,12 @@ mod tests {
         let most = Provided { qemu: Some(path()), host: kernel(), stock: kernel(), ..nothing };
         assert!(most.needs().contains("--busybox") && !most.needs().contains("--qemu"));
         // What only tests need is asked for where there will be tests.
-        let all_but_64k = Provided { busybox: Some(path()), ..most };
-        assert!(all_but_64k.needs().contains("--host-kernel-64k"));
-        assert!(!all_but_64k.is_complete());
-        assert!(Provided { purpose: Purpose::Use, ..all_but_64k }.is_complete());
+        let all_but_tests = Provided { busybox: Some(path()), ..most };
+        for option in ["--host-kernel-64k", "--debian-system"] {
+            assert!(all_but_tests.needs().contains(option), "{option}");
+        }
+        assert!(!all_but_tests.is_complete());
+        assert!(Provided { purpose: Purpose::Use, ..all_but_tests }.is_complete());
     }
 
     #[test]

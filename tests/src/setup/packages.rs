@@ -29,6 +29,12 @@ pub(super) struct Need {
 /// What unpacks Debian's packages and their contents.
 pub(super) const UNPACK: Need = Need { why: "to unpack", packages: &["xz-utils"] };
 
+/// What makes a disk image with a Debian system.
+pub(super) const DEBIAN_SYSTEM: Need = Need {
+    why: "to make a Debian system",
+    packages: &["e2fsprogs", "fakeroot", "kmod", "xz-utils"],
+};
+
 /// What QEMU's build takes.
 pub(super) const QEMU: Need = Need {
     why: "to build QEMU",

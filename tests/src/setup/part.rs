@@ -2,6 +2,7 @@
 
 use super::archive::{Archive, Versions};
 use super::cache::{BuildDirs, Cache, CacheEntry, Key};
+use super::debian::System;
 use super::error::Error;
 use super::linux::{Linux, Pages};
 use super::machine::Machine;
@@ -49,6 +50,8 @@ pub(super) struct Parts<'a> {
     pub(super) stock: Kernel<'a>,
     /// Debian's busybox.
     pub(super) busybox: Busybox<'a>,
+    /// A Debian system on a disk.
+    pub(super) system: System<'a>,
 }
 
 impl<'a> Parts<'a> {
@@ -63,14 +66,15 @@ impl<'a> Parts<'a> {
             linux: linux(Pages::Small),
             linux_64k: linux(Pages::Large),
             qemu: Qemu { machine, model: model.clone(), version: &versions.qemu },
-            stock: Kernel { versions },
+            stock: Kernel { cache, versions },
             busybox: Busybox { version: &versions.busybox },
+            system: System { cache, model: model.clone(), versions },
         }
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> [&dyn Part; 5] {
-        [&self.linux, &self.qemu, &self.linux_64k, &self.stock, &self.busybox]
+    pub(super) fn all(&self) -> [&dyn Part; 6] {
+        [&self.linux, &self.qemu, &self.linux_64k, &self.stock, &self.busybox, &self.system]
     }
 }
 

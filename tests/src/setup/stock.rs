@@ -1,10 +1,10 @@
 //! What is taken from Debian as it is: its arm64 kernel with some modules, and busybox.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::archive::{Archive, Versions};
-use super::cache::{BuildDirs, Key};
+use super::cache::{BuildDirs, Cache, Key};
 use super::error::{Error, FileError};
 use super::modules;
 use super::packages::{self, Need};
@@ -20,16 +20,50 @@ const MODULES: [&str; 1] = ["pl330"];
 pub(super) const KERNEL: &str = "stock-kernel";
 pub(super) const BUSYBOX: &str = "busybox";
 
+/// What the kernel's package is called in the cache. `cargo model clean` removes it, since all that
+/// is made of it is there.
+const PACKAGE: &str = "linux-image";
+
 /// Debian's stock kernel.
 pub(super) struct Kernel<'a> {
+    /// Where its package is, which the Debian system is made of too.
+    pub(super) cache: &'a Cache,
     /// What the archive has.
     pub(super) versions: &'a Versions,
 }
 
-impl Kernel<'_> {
-    fn package(&self) -> String {
-        format!("{}={}", self.versions.linux_image_package, self.versions.linux_image)
-    }
+/// The kernel's package, as apt-get takes it.
+pub(super) fn kernel_package(versions: &Versions) -> String {
+    format!("{}={}", versions.linux_image_package, versions.linux_image)
+}
+
+/// Puts the kernel's package into `to`; downloads it if it isn't in the cache.
+pub(super) fn fetch_kernel(
+    cache: &Cache,
+    versions: &Versions,
+    archive: &Archive,
+    step: &Step,
+    to: &Path,
+) -> Result<(), Error> {
+    let package = kernel_package(versions);
+    let key = Key::new().with("package", &package);
+    let kept = cache
+        .entry(PACKAGE, key)
+        .get(step, |dirs| archive.download(step, &dirs.out, &[package]))?;
+    let from = file_with(&kept.dir, |name| name.ends_with(".deb"))?;
+    fs::hard_link(&from, to.join("linux-image.deb")).at("link", from)
+}
+
+/// Unpacks the kernel's package in `work`, copies the kernel to `kernel`, and returns the directory
+/// of its modules, which is named after its release.
+pub(super) fn unpack_kernel(step: &Step, work: &Path, kernel: &Path) -> Result<PathBuf, Error> {
+    unpack(step, work)?;
+    let from = file_with(&work.join("boot"), |name| name.starts_with("vmlinuz"))?;
+    fs::copy(&from, kernel).at("copy", &from)?;
+    // Debian 13 has /usr/lib/modules in the package, earlier releases /lib/modules.
+    let merged = work.join("usr/lib/modules");
+    let trees = if merged.is_dir() { merged } else { work.join("lib/modules") };
+    file_with(&trees, |_| true)
 }
 
 impl Part for Kernel<'_> {
@@ -46,20 +80,16 @@ impl Part for Kernel<'_> {
     }
 
     fn key(&self) -> Result<Key, Error> {
-        Ok(Key::new().with("package", self.package()).with_all("modules", &MODULES))
+        let package = kernel_package(self.versions);
+        Ok(Key::new().with("package", package).with_all("modules", &MODULES))
     }
 
     fn fetch(&self, archive: &Archive, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
-        archive.download(step, &dirs.work, &[self.package()])
+        fetch_kernel(self.cache, self.versions, archive, step, &dirs.work)
     }
 
     fn build(&self, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
-        unpack(step, dirs)?;
-        let kernel = file_with(&dirs.work.join("boot"), |name| name.starts_with("vmlinuz"))?;
-        fs::copy(&kernel, dirs.out.join("vmlinuz")).at("copy", &kernel)?;
-        // Debian 13 has /usr/lib/modules in the package, earlier releases /lib/modules.
-        let merged = dirs.work.join("usr/lib/modules");
-        let tree = if merged.is_dir() { merged } else { dirs.work.join("lib/modules") };
+        let tree = unpack_kernel(step, &dirs.work, &dirs.out.join("vmlinuz"))?;
         modules::collect(step, &tree, &MODULES, &dirs.out.join("modules"))
     }
 }
@@ -98,7 +128,7 @@ impl Part for Busybox<'_> {
     }
 
     fn build(&self, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
-        unpack(step, dirs)?;
+        unpack(step, &dirs.work)?;
         let places = ["usr/bin/busybox", "bin/busybox"].map(|place| dirs.work.join(place));
         let program = places.iter().find(|place| place.is_file()).ok_or_else(|| {
             Error::Missing { what: "busybox".to_owned(), place: dirs.work.clone() }
@@ -107,8 +137,9 @@ impl Part for Busybox<'_> {
     }
 }
 
-fn unpack(step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
+/// Unpacks the package in `work` there.
+fn unpack(step: &Step, work: &Path) -> Result<(), Error> {
     step.phase("unpacking");
-    let package: &Path = &file_with(&dirs.work, |name| name.ends_with(".deb"))?;
-    process::run(step, command("dpkg-deb").arg("-x").args([package, &dirs.work]), |_| {})
+    let package: &Path = &file_with(work, |name| name.ends_with(".deb"))?;
+    process::run(step, command("dpkg-deb").arg("-x").args([package, work]), |_| {})
 }

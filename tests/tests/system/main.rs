@@ -6,6 +6,7 @@
 
 mod boot;
 mod check;
+mod debian;
 mod device;
 mod device_tree;
 mod errors;

@@ -1,0 +1,57 @@
+//! A guest that is a Debian system.
+
+use super::failure::Failure;
+use super::guest::{Guest, Launch};
+use super::host::Host;
+
+/// How long such a guest may take for anything, in seconds. On a machine that does nothing else it
+/// takes a quarter of a minute from its start to the prompt for a login.
+const TIMEOUT: u64 = 240;
+
+/// What a shell on the console is told: it shall answer commands and nothing else.
+const QUIET: &str = "stty -echo; PS1= PS2= exec sh -i\n";
+
+impl Launch {
+    /// A Debian system whose root file system is on the disk `root`, by its name in the guest; the
+    /// board needs [`super::Board::debian`].
+    pub fn debian(root: &str) -> Self {
+        Self::model()
+            .kernel("/k/debian")
+            .initrd("/k/debian.cpio")
+            .memory("512M")
+            .does("login")
+            .cmdline(&format!("root={root} rw TERM=dumb systemd.tty.term.ttyS0=dumb"))
+    }
+}
+
+impl Host {
+    /// Starts a Debian system, waits until it offers a login, and logs in on its serial console.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't come up.
+    pub fn log_in(&self, launch: &Launch) -> Result<Guest, Failure> {
+        let name = self.next_name("debian");
+        let command = format!("exec strait {} 2>&1", launch.arguments());
+        let mut process = self.start_as(&name, &command)?.timeout(TIMEOUT);
+        process.wait_for("login: ")?;
+        process.send("root\n")?;
+        process.wait_for("# ")?;
+        process.send(QUIET)?;
+        let mut guest = Guest::of(process);
+        guest.sh("true")?;
+        Ok(guest)
+    }
+}
+
+impl Guest {
+    /// Has a Debian system shut down, and returns strait's exit status.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't end in time.
+    pub fn shut_down(mut self) -> Result<i32, Failure> {
+        self.begin("systemctl poweroff")?;
+        self.exit_status()
+    }
+}
