@@ -24,4 +24,5 @@ pub mod stop;
 pub mod sync;
 pub mod vfio;
 pub mod vfio_user;
+pub mod vhost_user;
 pub mod virtio;

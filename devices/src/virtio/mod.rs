@@ -19,5 +19,7 @@ mod thread;
 pub use device::{Activation, Device, DeviceEvents, DeviceType};
 pub use entropy::Entropy;
 pub use pci::{VirtioAttachment, VirtioFunction};
-pub use queue::{Chain, Descriptor, QueueAddresses, QueueError, VirtQueue};
+pub use queue::{
+    Chain, Descriptor, FEATURES as QUEUE_FEATURES, QueueAddresses, QueueError, VirtQueue,
+};
 pub use thread::{QueueHandler, QueueThread};

@@ -1,0 +1,40 @@
+//! What is known of a device before its backend is asked.
+
+use super::kind::Kind;
+
+/// A device's configuration that strait has instead of the backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnConfig {
+    /// Its bytes (virtio 1.2, 5).
+    pub bytes: Vec<u8>,
+    /// The features that tell that it has its fields.
+    pub features: u64,
+}
+
+/// Who tells a device's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// The backend, so many bytes.
+    Backend(u16),
+    /// Strait.
+    Own(OwnConfig),
+    /// The backend, so many bytes, if it does; else strait.
+    Either(u16, OwnConfig),
+}
+
+/// What is known of a device before its backend is asked.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the log calls it: its socket, or its program.
+    pub name: String,
+    /// The option that asks for it, for what helps.
+    pub option: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// The number of its queues, at least 1.
+    pub queues: u16,
+    /// The largest size of each, a power of two up to 32768.
+    pub queue_size: u16,
+    /// Who tells its configuration.
+    pub config: ConfigSource,
+}

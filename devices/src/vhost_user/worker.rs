@@ -1,0 +1,350 @@
+//! The thread that has the connection to a backend.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::backend::{Backend, Inflight, Offer};
+use super::error::Failure;
+use super::kind::Resumption;
+use super::options::Options;
+use super::rings::Indices;
+use crate::peer::{self, Peer};
+use crate::ratelimit::LogLimit;
+use crate::sync::lock;
+use crate::virtio::Activation;
+
+/// The pause between two attempts to reach a backend that was lost, in milliseconds.
+const RETRY_MS: i32 = 100;
+
+/// How many writes into the configuration may wait.
+const MAX_WRITES: usize = 16;
+
+/// Where a backend is.
+#[derive(Debug)]
+pub enum Target {
+    /// It listens at this path, and may be this peer's.
+    Path(PathBuf, Peer),
+    /// It was connected to by whoever started it; there is no other connection to be had.
+    Connected(Option<UnixStream>),
+}
+
+impl Target {
+    fn connect(&mut self) -> Result<UnixStream, Failure> {
+        match self {
+            Self::Path(path, peer) => {
+                let socket = peer::connect(path).map_err(Failure::Connect)?;
+                peer.check(path, &socket).map_err(Failure::Peer)?;
+                Ok(socket.into())
+            }
+            Self::Connected(stream) => stream.take().ok_or_else(|| {
+                Failure::Connect(io::Error::other("it has ended, and isn't started again"))
+            }),
+        }
+    }
+}
+
+/// What the thread is asked to do.
+#[derive(Default)]
+struct Mail {
+    /// To stop, before anything else.
+    stop: bool,
+    start: Option<Activation>,
+    writes: Vec<(u32, Vec<u8>)>,
+    end: bool,
+    #[cfg(test)]
+    end_backend: bool,
+}
+
+/// What the thread and the device share.
+pub(super) struct Shared {
+    mail: Mutex<Mail>,
+    wake: EventFd,
+    /// The configuration as it was read last.
+    pub(super) config: Mutex<Vec<u8>>,
+    /// The queues are being worked on, or the backend is asked to end that.
+    pub(super) is_active: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new() -> io::Result<Self> {
+        let wake = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+        let (mail, config, is_active) = Default::default();
+        Ok(Self { mail, wake, config, is_active })
+    }
+
+    fn post(&self, change: impl FnOnce(&mut Mail)) {
+        change(&mut lock(&self.mail));
+        // Fails only while as many signals are pending as the counter holds.
+        let _ = self.wake.write(1);
+    }
+
+    /// Asks to begin.
+    pub(super) fn start(&self, activation: Activation) {
+        self.is_active.store(true, Ordering::Release);
+        self.post(|mail| mail.start = Some(activation));
+    }
+
+    /// Asks to end; what was asked before is no longer asked.
+    pub(super) fn stop(&self) {
+        self.post(|mail| (mail.stop, mail.start) = (true, None));
+    }
+
+    /// Asks to write into the configuration; what is too much is left out.
+    pub(super) fn write_config(&self, offset: u32, data: &[u8]) {
+        self.post(|mail| {
+            if mail.writes.len() < MAX_WRITES {
+                mail.writes.push((offset, data.to_owned()));
+            }
+        });
+    }
+
+    #[cfg(test)]
+    pub(super) fn end_backend(&self) {
+        self.post(|mail| mail.end_backend = true);
+    }
+
+    /// Asks the thread to end.
+    pub(super) fn end(&self) {
+        self.post(|mail| mail.end = true);
+    }
+}
+
+/// The thread's state.
+pub(super) struct Worker {
+    options: Arc<Options>,
+    target: Target,
+    shared: Arc<Shared>,
+    log: LogLimit,
+    /// What the backend offered first.
+    offer: Offer,
+    backend: Option<Backend>,
+    /// What the driver has set up, while it has.
+    active: Option<Activation>,
+    inflight: Option<Inflight>,
+}
+
+impl Worker {
+    /// Connects to the backend.
+    pub(super) fn connect(
+        options: Arc<Options>,
+        mut target: Target,
+        shared: Arc<Shared>,
+    ) -> Result<(Self, Offer), Failure> {
+        let socket = target.connect()?;
+        let (backend, offer) = Backend::open(socket, options.queues, &options.config)?;
+        lock(&shared.config).clone_from(&offer.config);
+        let log = LogLimit::named(options.name.clone());
+        let (backend, active, inflight) = (Some(backend), None, None);
+        let told = offer.clone();
+        Ok((Self { options, target, shared, log, offer, backend, active, inflight }, told))
+    }
+
+    /// Does what it is asked, and looks after the backend, until it is to end.
+    pub(super) fn run(mut self) {
+        loop {
+            let (closed, asks) = self.wait();
+            let mail = std::mem::take(&mut *lock(&self.shared.mail));
+            if mail.end {
+                return;
+            }
+            #[cfg(test)]
+            if let Some(backend) = self.backend.as_ref().filter(|_| mail.end_backend) {
+                backend.shut_down();
+            }
+            for (offset, data) in mail.writes {
+                self.write_config(offset, &data);
+            }
+            if mail.stop {
+                self.stop();
+                self.shared.is_active.store(false, Ordering::Release);
+            }
+            if let Some(activation) = mail.start {
+                self.start(activation);
+            }
+            if closed {
+                self.look();
+            }
+            if asks {
+                self.serve();
+            }
+            if self.backend.is_none() && self.active.is_some() {
+                self.resume();
+            }
+        }
+    }
+
+    /// Waits until there is something to do; whether the backend's connection is readable, and whether
+    /// its own is.
+    fn wait(&self) -> (bool, bool) {
+        let descriptors = self.backend.as_ref().map(Backend::descriptors);
+        let (socket, channel) = descriptors.map_or((-1, -1), |(s, c)| (s, c.unwrap_or(-1)));
+        // Negative descriptors are ignored (poll(2)).
+        let mut polled = [self.shared.wake.as_raw_fd(), socket, channel].map(|fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        let is_lost = self.backend.is_none() && self.active.is_some();
+        let timeout = if is_lost { RETRY_MS } else { -1 };
+        // SAFETY: three structures, as the count says.
+        unsafe { libc::poll(polled.as_mut_ptr(), 3, timeout) };
+        // Only clears it.
+        let _ = self.shared.wake.read();
+        let [_, closed, asks] = polled.map(|polled| polled.revents != 0);
+        (closed, asks)
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        let Some(backend) = &mut self.backend else { return };
+        match backend.write_config(offset, data) {
+            Ok(()) => self.read_config(),
+            Err(failure) if failure.is_refusal() => self.log.debug(format_args!("{failure}")),
+            Err(failure) => self.lose(&failure),
+        }
+    }
+
+    fn read_config(&mut self) {
+        let Some(backend) = &mut self.backend else { return };
+        match backend.read_config(self.offer.config.len()) {
+            Ok(config) => *lock(&self.shared.config) = config,
+            Err(failure) => self.lose(&failure),
+        }
+    }
+
+    fn start(&mut self, activation: Activation) {
+        self.inflight = None;
+        let bases = vec![0; activation.queues.len()];
+        let started =
+            self.reach().and_then(|backend| backend.0.start(&activation, &bases, backend.1));
+        match started {
+            Ok(()) => self.active = Some(activation),
+            Err(failure) => {
+                self.backend = None;
+                self.log.warn(format_args!("the backend {failure}: the device does nothing"));
+                activation.events.fail();
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        let Some(activation) = self.active.take() else { return };
+        let Some(backend) = &mut self.backend else { return };
+        if let Err(failure) = backend.stop(&activation) {
+            // It may still work on the queues; without a connection, it ends.
+            self.backend = None;
+            self.log.warn(format_args!("the backend {failure} while the guest reset its device"));
+        }
+    }
+
+    /// The backend's own connection tells something that nobody asked for: its end.
+    fn look(&mut self) {
+        let Some(backend) = &self.backend else { return };
+        let mut byte = 0u8;
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: there is room for one byte.
+        let read = unsafe { libc::recv(backend.descriptors().0, (&raw mut byte).cast(), 1, flags) };
+        match read {
+            1.. => self.lose(&Failure::Unasked),
+            0 => self.lose(&Failure::Closed("")),
+            _ => match io::Error::last_os_error().kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                _ => self.lose(&Failure::Closed("")),
+            },
+        }
+    }
+
+    fn serve(&mut self) {
+        if self.backend.as_mut().is_some_and(Backend::serve_channel) {
+            self.read_config();
+            if let Some(active) = self.active.as_ref().filter(|_| self.backend.is_some()) {
+                active.events.config_changed();
+            }
+        }
+    }
+
+    /// The connection is over.
+    fn lose(&mut self, why: &Failure) {
+        self.backend = None;
+        let Some(active) = &self.active else {
+            self.log.warn(format_args!("the backend {why}"));
+            return;
+        };
+        if self.may_resume(active) {
+            self.log.warn(format_args!("the backend {why}; strait waits for another"));
+        } else {
+            self.log.warn(format_args!("the backend {why}: the guest has to reset the device"));
+            active.events.fail();
+            self.active = None;
+        }
+    }
+
+    /// Whether another backend can go on where this one ended.
+    fn may_resume(&self, active: &Activation) -> bool {
+        if matches!(self.target, Target::Connected(_)) {
+            return false;
+        }
+        let is_idle = |queue| Indices::of(queue).is_some_and(Indices::is_idle);
+        match self.options.kind.resumption {
+            _ if self.inflight.is_some() => true,
+            Resumption::InOrder => true,
+            Resumption::BetweenRequests => active.queues.iter().all(is_idle),
+            Resumption::Never => false,
+        }
+    }
+
+    /// Goes on with another backend, if there is one.
+    fn resume(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let bases = active.queues.iter().map(|queue| Indices::of(queue).map(|index| index.used));
+        let bases: Option<Vec<u16>> = bases.collect();
+        let started = self.reach().and_then(|(backend, inflight)| {
+            backend.start(&active, &bases.ok_or(Failure::Closed(""))?, inflight)
+        });
+        match started {
+            Ok(()) => {
+                self.log.warn(format_args!("there is a backend again"));
+                for queue in &active.queues {
+                    // What came meanwhile, and what the last one did without a word. They fail only
+                    // while as many signals are pending as the counter holds.
+                    let _ = queue.kick().write(1);
+                    let _ = queue.call().write(1);
+                }
+            }
+            Err(failure) => {
+                self.backend = None;
+                if !matches!(failure, Failure::Connect(_)) {
+                    self.log.warn(format_args!("another backend {failure}"));
+                }
+            }
+        }
+        self.active = Some(active);
+    }
+
+    /// The backend; another one if it was lost, which has to offer the same.
+    fn reach(&mut self) -> Result<(&mut Backend, &mut Option<Inflight>), Failure> {
+        let backend = match self.backend.take() {
+            Some(backend) => backend,
+            None => {
+                let socket = self.target.connect()?;
+                let (queues, config) = (self.options.queues, &self.options.config);
+                let (backend, offer) = Backend::open(socket, queues, config)?;
+                if offer.features & self.offer.features != self.offer.features {
+                    return Err(Failure::Different("features"));
+                }
+                *lock(&self.shared.config) = offer.config;
+                backend
+            }
+        };
+        Ok((self.backend.insert(backend), &mut self.inflight))
+    }
+}
+
+/// How long the thread may take to answer at most: for a backend, and then for the host itself.
+pub(super) const PATIENCE: Duration = super::REPLY_TIMEOUT.saturating_mul(2);
