@@ -11,6 +11,7 @@
 )]
 
 pub mod bus;
+pub mod console;
 pub mod extent;
 pub mod gicv2m;
 pub mod irq;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::Mutex;
 
 use boot::fdt::Node;
 use vm_superio::Trigger as SerialTrigger;
@@ -9,8 +10,10 @@ use vm_superio::serial::{Error, NoEvents, Serial as Uart};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Action, MmioDevice};
+use crate::console::{Input, Output, Room};
 use crate::irq::{Spi, Trigger};
 use crate::ratelimit::LogLimit;
+use crate::sync;
 
 /// The input clock in Hz, that of a PC: only the guest's baud rate arithmetic uses it.
 const CLOCK_HZ: u32 = 1_843_200;
@@ -55,31 +58,6 @@ impl SerialTrigger for Interrupt {
 
     fn trigger(&self) -> io::Result<()> {
         self.0.write(1)
-    }
-}
-
-/// Where a serial port's output goes.
-pub trait Output: Send {
-    /// Takes bytes, without blocking.
-    ///
-    /// # Errors
-    ///
-    /// They can't be written, and are lost.
-    fn put(&mut self, bytes: &[u8]) -> io::Result<Room>;
-}
-
-/// Whether there is room for more output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// There is.
-    Left,
-    /// There is none: the vCPU should wait.
-    Full,
-}
-
-impl<W: Write + Send> Output for W {
-    fn put(&mut self, bytes: &[u8]) -> io::Result<Room> {
-        self.write_all(bytes).map(|()| Room::Left)
     }
 }
 
@@ -167,6 +145,12 @@ impl Serial {
     }
 }
 
+impl Input for Mutex<Serial> {
+    fn enqueue(&self, bytes: &[u8]) -> usize {
+        sync::lock(self).enqueue(bytes)
+    }
+}
+
 impl MmioDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         let Some((first, rest)) = data.split_first_mut() else { return };
@@ -217,6 +201,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::console;
 
     const DATA: u64 = 0;
     const IER: u64 = 1;
@@ -224,9 +209,9 @@ mod tests {
     const LSR: u64 = super::LSR as u64;
 
     #[derive(Clone, Default)]
-    struct Output(Arc<Mutex<Vec<u8>>>);
+    struct Written(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Output {
+    impl Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -252,7 +237,7 @@ mod tests {
         EventFd::new(libc::EFD_NONBLOCK).unwrap()
     }
 
-    fn serial(output: impl super::Output + 'static) -> (Serial, EventFd, EventFd) {
+    fn serial(output: impl console::Output + 'static) -> (Serial, EventFd, EventFd) {
         let (interrupt, drained) = (eventfd(), eventfd());
         let serial = Serial::new(
             interrupt.try_clone().unwrap(),
@@ -278,7 +263,7 @@ mod tests {
 
     #[test]
     fn output_of_the_guest_is_written() {
-        let output = Output::default();
+        let output = Written::default();
         let (mut serial, ..) = serial(output.clone());
         for byte in *b"hello" {
             assert_eq!(serial.write(DATA, &[byte]), Action::None);
@@ -381,7 +366,7 @@ mod tests {
 
     struct Full;
 
-    impl super::Output for Full {
+    impl console::Output for Full {
         fn put(&mut self, _: &[u8]) -> io::Result<Room> {
             Ok(Room::Full)
         }

@@ -10,7 +10,7 @@ _strait() {
     --memory) return ;;
     --cpu-features) return ;;
     --gic) COMPREPLY=($(compgen -W 'auto 2 3' -- "$word")); return ;;
-    --console) COMPREPLY=($(compgen -W 'stdio off' -- "$word")); return ;;
+    --console) COMPREPLY=($(compgen -W 'stdio pty unix: file: off' -- "$word")); return ;;
     --vfio-platform) COMPREPLY=($(compgen -W "$(strait device list 2>/dev/null | awk 'NR > 1 { print $1 }')" -- "$word")); return ;;
     --vfio-pci) COMPREPLY=($(compgen -W "$(strait device list 2>/dev/null | awk '$2 == "pci" { print $1 }')" -- "$word")); return ;;
     --vfio-user) COMPREPLY=($(compgen -f -- "$word")); return ;;

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::alarm::AlarmClock;
-use crate::console::{Input, Progress};
+use crate::console::{Clients, Progress, StandardInput};
 use crate::console_timeout::ConsoleTimeout;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
@@ -30,8 +30,10 @@ pub struct Sources<'a> {
     pub signals: &'a mut Signals,
     /// When the run is to end by itself.
     pub timeout: Option<Duration>,
-    /// Input for the serial console, and what tells that the console has room again.
-    pub input: Option<(Input, EventFd)>,
+    /// Standard input for a console, and what tells that the console has room again.
+    pub input: Option<(StandardInput, EventFd)>,
+    /// Consoles whose clients come and go.
+    pub clients: Vec<Clients>,
     /// The RTC, which may ask for alarms.
     pub clock: AlarmClock,
     /// What watches for a console that stays silent.
@@ -69,8 +71,12 @@ pub fn run(
     let timer = sources.timeout.map(start_timer).transpose()?;
     let stop = Rc::new(RefCell::new(None));
     let (mut console_timeout, mut memory) = (sources.console_timeout.take(), sources.memory.take());
-    let mut manager = EventManager::<EventHandler<'_>>::new().map_err(failed)?;
-    manager.add_subscriber(EventHandler { sources, timer, recorder, stop: stop.clone() });
+    let mut manager = EventManager::<Box<dyn MutEventSubscriber + '_>>::new().map_err(failed)?;
+    let clients = std::mem::take(&mut sources.clients);
+    manager.add_subscriber(Box::new(EventHandler { sources, timer, recorder, stop: stop.clone() }));
+    for clients in clients {
+        manager.add_subscriber(Box::new(clients));
+    }
     loop {
         if let Some(stop) = stop.borrow_mut().take() {
             return Ok(match stop {
@@ -107,7 +113,7 @@ enum Stop {
     Because(ExitReason),
 }
 
-/// The one subscriber: handles the events of all sources.
+/// Handles the events of all sources but the clients of consoles, who do so themselves.
 struct EventHandler<'a> {
     sources: Sources<'a>,
     timer: Option<TimerFd>,

@@ -4,6 +4,7 @@
 //! there and in guests: they access devices, watch memory, drop privileges, measure programs.
 
 mod canary;
+mod client;
 mod control;
 mod cpu;
 mod delayed_cat;
@@ -50,6 +51,8 @@ usage: agent COMMAND
   files PID N                           let a process have no descriptor of N or above from now on
   kexec KERNEL INITRD CMDLINE           run another kernel instead of this one
   kexec-on-crash KERNEL INITRD CMDLINE  the same when this one crashes
+  client PATH                           of a guest's console, a socket or a terminal: copy what it
+                                        says, and standard input to it, to the end of either
   delayed-cat SECONDS                   copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH [messages|single]
                                         serve a PCI device on a socket; as libvfio-user does, with
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         }
         ["kexec", kernel, initrd, cmdline] => kexec::run(kernel, initrd, cmdline),
         ["kexec-on-crash", kernel, initrd, cmdline] => kexec::on_crash(kernel, initrd, cmdline),
+        ["client", path] => client::run(path.as_ref()),
         ["delayed-cat", seconds] => number(seconds).and_then(delayed_cat::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref(), None),

@@ -98,7 +98,10 @@ pub(super) fn zsh(main: &Help, commands: &[(&str, Help)]) -> String {
             let Some(option) = item.option() else { continue };
             let action = match Kind::of(item) {
                 None => String::new(),
-                Some(Kind::Choices(choices)) => format!(":value:({})", choices.join(" ")),
+                // A colon would begin the next part.
+                Some(Kind::Choices(choices)) => {
+                    format!(":value:({})", choices.join(" ").replace(':', "\\:"))
+                }
                 Some(Kind::Device) => format!(":device:($({}))", DEVICES.replace('\'', "'\\''")),
                 Some(Kind::PciDevice) => {
                     format!(":device:($({}))", PCI_DEVICES.replace('\'', "'\\''"))

@@ -48,13 +48,17 @@ impl Item {
         (!value.starts_with('-')).then_some(value)
     }
 
-    /// The values that it can have, where they are words: `auto|2|3`.
+    /// The values that it can have, where they are or begin with words: `auto|2|3`, `off|unix:PATH`.
     pub(super) fn choices(&self) -> Vec<&str> {
         let value = self.value().unwrap_or_default();
         let value = value.split('[').next().unwrap_or_default();
-        let is_word =
-            |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        let words: Vec<&str> = value.split('|').collect();
+        // Of `unix:PATH`, `unix:` is the word.
+        let is_word = |word: &&str| {
+            let word = word.strip_suffix(':').unwrap_or(word);
+            word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+        };
+        let words: Vec<&str> =
+            value.split('|').filter_map(|choice| choice.split_inclusive(':').next()).collect();
         if words.len() > 1 && words.iter().all(is_word) { words } else { Vec::new() }
     }
 

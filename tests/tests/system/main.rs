@@ -6,6 +6,7 @@
 
 mod boot;
 mod check;
+mod console;
 mod debian;
 mod device;
 mod device_tree;

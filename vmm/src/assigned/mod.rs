@@ -24,7 +24,7 @@ use devices::vfio::unbound::UnboundDevice;
 pub use self::device::AssignedDevice;
 pub use self::unbound::{Obstacle, unbound_note};
 use crate::allocator::Allocator;
-use crate::cli::{ConsoleKind, RunOptions, VfioPciOptions, VfioPlatformOptions};
+use crate::cli::{RunOptions, VfioPciOptions, VfioPlatformOptions};
 use crate::error::Error;
 use crate::functions::{Functions, OpenFunction};
 use crate::interrupts::Line;
@@ -87,7 +87,7 @@ impl AssignedDevices {
         assigned.vfio_user = VfioUserDevices::connect(&options.vfio_user, &mut functions)?;
         assigned.functions = Functions::place(functions, slots, allocator)?;
         let aliases = assigned.platform.iter().flat_map(|device| device.nodes.aliases.clone());
-        let own = tree::own_aliases(options.console == ConsoleKind::Stdio);
+        let own = tree::own_aliases(options.console.is_on());
         assigned.aliases = alias::resolve(&own, aliases.collect()).map_err(|error| {
             Error::usage(error.to_string())
                 .help("another number: strait run --dry-run shows /aliases")

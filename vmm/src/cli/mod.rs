@@ -1,6 +1,7 @@
 //! The command line: options as values, resolved against the host later.
 
 mod check;
+mod console;
 mod cpu;
 mod device;
 mod owner;
@@ -14,11 +15,12 @@ mod values;
 
 pub use boot::size::Size;
 pub use check::CheckOptions;
+pub use console::ConsoleKind;
 pub use cpu::{GicChoice, GicVersion, ItsChoice};
 pub use device::{DeviceOptions, DeviceVerb};
 pub use pci::{VfioPciOptions, VfioUserOptions};
 pub use platform::{RegionAddress, VfioPlatformOptions};
-pub use run::{ConsoleKind, RunOptions};
+pub use run::RunOptions;
 
 use lexopt::{Arg, Parser};
 

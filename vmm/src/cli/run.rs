@@ -10,6 +10,7 @@ use devices::vfio::iommu::{Backend, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
+use super::console::{ConsoleKind, console};
 use super::cpu::{self, GicChoice};
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
@@ -65,15 +66,6 @@ pub struct RunOptions {
     pub stats: Option<PathBuf>,
     /// What is logged.
     pub log_level: LevelFilter,
-}
-
-/// Where the serial console is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConsoleKind {
-    /// Standard input and output.
-    Stdio,
-    /// Nowhere.
-    Off,
 }
 
 /// Parses what follows `run`.
@@ -215,14 +207,6 @@ impl RunOptions {
 
 fn cpus(text: &str) -> Result<u64, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a whole number above 0 is needed".into())
-}
-
-fn console(text: &str) -> Result<ConsoleKind, String> {
-    match text {
-        "stdio" => Ok(ConsoleKind::Stdio),
-        "off" => Ok(ConsoleKind::Off),
-        _ => Err("stdio or off is needed".into()),
-    }
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {

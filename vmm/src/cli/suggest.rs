@@ -12,7 +12,7 @@ const OF_OTHER_VMMS: &[(&[&str], &str)] = &[
     (&["M", "machine"], "--gic 2|3 chooses the interrupt controller"),
     (&["dtb"], "--dtb-overlay FILE changes the device tree that strait makes"),
     (&["i", "ramdisk", "initramfs"], "--initrd FILE"),
-    (&["serial", "nographic"], "--console stdio|off"),
+    (&["serial", "nographic"], "--console stdio|pty|unix:PATH|file:PATH|off"),
     (&["device", "vfio"], "--vfio-platform NAME, --vfio-pci BDF"),
     (
         &["d", "disk", "drive", "block", "rwdisk", "hda"],

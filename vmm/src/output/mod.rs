@@ -4,6 +4,8 @@
 //! a lock held, or without a time limit. A guest whose console is read too slowly is slowed down, the
 //! log never is; what a stalled reader doesn't take is dropped, counted, and reported at the end.
 
+mod client;
+mod file;
 mod sink;
 mod write;
 
@@ -11,16 +13,19 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::panic::PanicHookInfo;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sink::{POLL_INTERVAL_MS, STALL_TIMEOUT};
 
+pub use client::ClientBuffer;
+pub use file::FileBuffer;
 pub use sink::Sink;
 
-use devices::stop;
+use devices::{stop, sync};
 use log::{LevelFilter, Log, Metadata, Record};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::Error;
 use crate::signals;
@@ -31,6 +36,16 @@ static STDOUT: Sink = Sink::new(libc::STDOUT_FILENO);
 
 /// Standard error: the log and the error that strait ends with.
 static STDERR: Sink = Sink::new(libc::STDERR_FILENO);
+
+/// The buffers of consoles that are elsewhere.
+static CONSOLES: Mutex<Vec<ConsoleBuffer>> = Mutex::new(Vec::new());
+
+/// The buffer of a console that isn't standard output.
+#[derive(Clone)]
+enum ConsoleBuffer {
+    Clients(Arc<ClientBuffer>),
+    File(Arc<FileBuffer>),
+}
 
 /// How long the last lines wait for a reader that takes nothing.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -51,13 +66,57 @@ pub fn sinks() -> [&'static Sink; 2] {
 /// Has a vCPU wait until there is room for more output, unless `stop` or its reader is stalled.
 #[cold]
 pub fn wait_for_room(stop: impl Fn() -> bool) {
-    STDOUT.wait_for_room(stop);
+    STDOUT.wait_for_room(&stop);
+    for console in consoles() {
+        if let ConsoleBuffer::File(file) = console {
+            file.wait_for_room(&stop);
+        }
+    }
+}
+
+/// A new buffer for the output of a console whose clients come and go. `backlog` is signalled when
+/// bytes begin to wait for a client that is there.
+pub fn for_clients(backlog: EventFd) -> Arc<ClientBuffer> {
+    let buffer = Arc::new(ClientBuffer::new(backlog));
+    sync::lock(&CONSOLES).push(ConsoleBuffer::Clients(buffer.clone()));
+    buffer
+}
+
+/// A new buffer for the output of the console with this name to a file.
+///
+/// # Errors
+///
+/// The host allows no more threads.
+pub fn to_file(file: File, name: &'static str) -> io::Result<Arc<FileBuffer>> {
+    let buffer = FileBuffer::start(file, name)?;
+    sync::lock(&CONSOLES).push(ConsoleBuffer::File(buffer.clone()));
+    Ok(buffer)
+}
+
+fn consoles() -> Vec<ConsoleBuffer> {
+    sync::lock(&CONSOLES).clone()
+}
+
+impl ConsoleBuffer {
+    fn dropped(&self) -> u64 {
+        match self {
+            Self::Clients(clients) => clients.dropped(),
+            Self::File(file) => file.dropped(),
+        }
+    }
+
+    fn finish(&self, timeout: Duration) {
+        match self {
+            Self::Clients(clients) => clients.finish(timeout, signals::is_end_pending),
+            Self::File(file) => file.finish(timeout, signals::is_end_pending),
+        }
+    }
 }
 
 /// Bytes that were dropped because nobody read them.
 #[derive(Debug, Serialize)]
 pub struct Dropped {
-    /// Of the guest's console.
+    /// Of the guest's consoles.
     console: u64,
     /// Of the log.
     log: u64,
@@ -65,7 +124,8 @@ pub struct Dropped {
 
 /// What was dropped so far.
 pub fn dropped() -> Dropped {
-    Dropped { console: STDOUT.dropped(), log: STDERR.dropped() }
+    let elsewhere = consoles().iter().fold(0_u64, |sum, one| sum.saturating_add(one.dropped()));
+    Dropped { console: STDOUT.dropped().saturating_add(elsewhere), log: STDERR.dropped() }
 }
 
 /// Takes output of the guest; whether it should wait before it makes more.
@@ -177,7 +237,15 @@ pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 
 /// Writes what is buffered of the guest's output, for a short time only if `soon`.
 pub fn finish_console(soon: bool) {
-    STDOUT.finish(if soon { SHORT_TIMEOUT } else { STALL_TIMEOUT }, signals::is_end_pending);
+    let timeout = if soon { SHORT_TIMEOUT } else { STALL_TIMEOUT };
+    STDOUT.finish(timeout, signals::is_end_pending);
+    for console in consoles() {
+        console.finish(timeout);
+        match console.dropped() {
+            0 => {}
+            dropped => log::info!("{dropped} bytes of a console's output were dropped"),
+        }
+    }
     let dropped = STDOUT.dropped();
     if dropped != 0 && !STDOUT.is_closed() {
         log::warn!("{dropped} bytes of the guest's output were dropped: nobody read them");

@@ -238,8 +238,10 @@ fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, kvm: &KvmFacts) ->
     kvm.gic_frames.iter().for_each(|(what, range)| add(range, what, false));
     add(&layout::RTC, "RTC (PL031)", false);
     add(&layout::PVPANIC, "panic device (pvpanic)", false);
-    if plan.console == ConsoleKind::Stdio {
-        add(&layout::SERIAL, "serial console (ns16550a)", false);
+    match &plan.console {
+        ConsoleKind::Off => {}
+        ConsoleKind::Stdio => add(&layout::SERIAL, "serial console (ns16550a)", false),
+        console => add(&layout::SERIAL, &format!("serial console (ns16550a), {console}"), false),
     }
     for device in &assigned.platform {
         for (index, (range, mapped)) in device.regions().enumerate() {
@@ -263,7 +265,7 @@ fn interrupts(plan: &MachinePlan, opened: &Opened) -> Vec<Interrupt> {
     let assigned = &opened.assigned;
     let mut interrupts = Vec::new();
     let mut add = |spi, trigger, what| interrupts.push(Interrupt { spi, trigger, what });
-    if plan.console == ConsoleKind::Stdio {
+    if plan.console.is_on() {
         add(layout::spi::SERIAL, Trigger::Edge, "serial".to_owned());
     }
     for device in &assigned.platform {

@@ -34,6 +34,10 @@ const RAM_GRANULE: u64 = 64 << 10;
 /// its server's socket and the memory that it lends.
 const DESCRIPTORS_OF_DEVICE: u64 = 2;
 
+/// The descriptors of a console that isn't standard input and output: what is listened on, the client
+/// and the next one, and eventfds.
+const DESCRIPTORS_OF_CONSOLE: u64 = 6;
+
 /// What a machine will be.
 pub struct MachinePlan {
     /// vCPUs.
@@ -92,10 +96,8 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     let ram = ram(options.memory)?;
     limits::check_reservation(ram.size, !options.vfio_user.is_empty())?;
     let kernel = Kernel::open(&options.kernel)?;
-    let defaults: &[&str] = match options.console {
-        ConsoleKind::Stdio if options.default_cmdline => &["console=ttyS0"],
-        _ => &[],
-    };
+    let with_console = options.console.is_on() && options.default_cmdline;
+    let defaults: &[&str] = if with_console { &["console=ttyS0"] } else { &[] };
     let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
     let is_root = cmdline.has_ram_disk_root();
@@ -105,7 +107,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     let boot = boot::layout::layout(ram, placement, MAX_DTB_SIZE, initrd_size)?;
     let overlays =
         options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
-    let mut allocator = Allocator::new(ram, options.console == ConsoleKind::Stdio);
+    let mut allocator = Allocator::new(ram, options.console.is_on());
     let virtio = VirtioDevices::are_wanted(options);
     let pci = virtio || !options.vfio_pci.is_empty() || !options.vfio_user.is_empty();
     if pci {
@@ -113,7 +115,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     }
     // Before anything is opened, then with all that is known.
     let devices = options.vfio_platform.len() + options.vfio_pci.len() + options.vfio_user.len();
-    let run = descriptors_of_run(options.cpus);
+    let run = descriptors_of_run(options.cpus, &options.console);
     fd_limit::reserve(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let mut slots = SlotAllocator::default();
     let assigned = AssignedDevices::plan(options, ram, &mut slots, &mut allocator)?;
@@ -136,7 +138,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
         cmdline,
         features: options.cpu_features,
         gic: options.gic,
-        console: options.console,
+        console: options.console.clone(),
         pci,
         end: allocator.end(),
         spis: allocator.spi_count(),
@@ -149,8 +151,9 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
 
 /// How many descriptors a run takes beside its devices' when all of it is planned: KVM, the VM and its
 /// devices, vCPUs with their statistics, the IOMMU, the serial port, the event loop.
-fn descriptors_of_run(cpus: u64) -> u64 {
-    cpus.saturating_mul(2).saturating_add(20)
+fn descriptors_of_run(cpus: u64, console: &ConsoleKind) -> u64 {
+    let console = if *console == ConsoleKind::Stdio { 0 } else { DESCRIPTORS_OF_CONSOLE };
+    cpus.saturating_mul(2).saturating_add(20 + console)
 }
 
 /// Checks that each vCPU can have a thread, before devices are touched, and tells if they share

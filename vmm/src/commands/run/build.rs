@@ -21,8 +21,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::alarm::AlarmClock;
 use crate::assigned::AssignedDevices;
-use crate::cli::{ConsoleKind, GicVersion, ItsChoice};
-use crate::console::{Console, Input};
+use crate::cli::{GicVersion, ItsChoice};
+use crate::console::{ConsoleBackend, InputSource};
 use crate::error::Error;
 use crate::outfile;
 use crate::plan::MachinePlan;
@@ -70,8 +70,8 @@ pub struct EmulatedDevices {
     pub bus: Bus,
     /// Becomes true when the guest writes to its console.
     pub spoke: Arc<AtomicBool>,
-    /// The console's input and what tells that it has room again.
-    pub input: Option<(Input, EventFd)>,
+    /// What the serial console's input comes from.
+    pub input: InputSource,
     /// The RTC, which may ask for alarms.
     pub clock: AlarmClock,
 }
@@ -151,30 +151,29 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
     Ok(version)
 }
 
-/// Makes the emulated devices, which wake the event loop by `waker` when they need it.
+/// Makes the emulated devices, with the serial port on `console`, which wake the event loop by `waker` when they need it.
 ///
 /// # Errors
 ///
 /// The host is out of descriptors.
 pub fn emulated_devices(
-    console: ConsoleKind,
+    console: Option<ConsoleBackend>,
     parts: &VmParts,
     waker: &Arc<Waker>,
 ) -> Result<EmulatedDevices, Error> {
     let vm = &parts.vm;
     let mut bus = Bus::default();
-    let mut input = None;
+    let mut input = InputSource::None;
     let spoke = Arc::new(AtomicBool::new(false));
-    if console == ConsoleKind::Stdio {
+    if let Some(console) = console {
         let (interrupt, drained) = (eventfd()?, eventfd()?);
         vm.register_irqfd(layout::spi::SERIAL, &interrupt).map_err(|e| {
             Error::new(format!("KVM can't connect the serial port's interrupt: {e}"))
         })?;
-        let output = Box::new(Console { spoke: spoke.clone() });
-        let serial = Serial::new(interrupt, output, drained.try_clone()?);
+        let serial = Serial::new(interrupt, console.output(&spoke), drained.try_clone()?);
         let serial = Arc::new(Mutex::new(serial));
         bus.add("serial", layout::SERIAL, serial.clone())?;
-        input = Some((Input::stdin(serial), drained));
+        input = console.into_input(serial, drained);
     }
     parts.gic.set_level_sensitive([layout::spi::RTC])?;
     let line = SpiLine { vm: vm.clone(), spi: layout::spi::RTC };
@@ -210,7 +209,7 @@ pub fn tree(
         gic_label: gic::LABEL,
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,
-        console: plan.console == ConsoleKind::Stdio,
+        console: plan.console.is_on(),
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::machine::Machine;
-use crate::cli::{ConsoleKind, RunOptions};
+use crate::cli::RunOptions;
 use crate::commands::device::BindGuard;
 use crate::commands::print::print;
+use crate::console::{ConsoleBackend, InputSource};
 use crate::console_timeout::ConsoleTimeout;
 use crate::device_monitor::DeviceMonitor;
 use crate::error::Error;
@@ -74,12 +75,13 @@ fn run_guest(
     if let Some(path) = &options.stats {
         stats::check_path(path)?;
     }
+    let console = ConsoleBackend::open(&plan.console, "serial")?;
     let Opened { kernel, initrd, assigned, virtio } = opened;
     let shortage = kernel.shortage();
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
     build::set_boot(&plan, &parts)?;
     let waker = Arc::new(Waker::new()?);
-    let emulated = build::emulated_devices(plan.console, &parts, &waker)?;
+    let emulated = build::emulated_devices(console, &parts, &waker)?;
     let mut machine = Machine::new(parts, ram, assigned, virtio, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
@@ -89,14 +91,22 @@ fn run_guest(
         Arc::new(Recorder::new(path, started, vm, vcpus, bus, monitor.clone(), iommu))
     });
     output::set_waker(&waker);
+    let (input, clients) = match emulated.input {
+        InputSource::None => (None, Vec::new()),
+        InputSource::Stdio(input, drained) => (Some((input, drained)), Vec::new()),
+        InputSource::Clients(clients) => (None, vec![clients]),
+    };
     let sources = Sources {
         waker,
         signals,
         timeout: plan.timeout,
-        input: emulated.input,
+        input,
+        clients,
         clock: emulated.clock,
         memory: assigned.iommu.is_none().then(|| UnpinnedMemory::new(plan.ram.size)),
-        console_timeout: (plan.console == ConsoleKind::Stdio)
+        console_timeout: plan
+            .console
+            .is_on()
             .then(|| ConsoleTimeout::new(emulated.spoke, shortage)),
     };
     machine.arm()?;

@@ -1,16 +1,13 @@
-//! The host side of the serial console: standard input and output.
+//! A console on standard input and output: the event loop's part.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use devices::serial::{Output, Room, Serial};
-use devices::sync;
+use devices::console::Input;
 
-use crate::output;
 use crate::terminal::Terminal;
 
 /// Ctrl-A, which begins a command to strait.
@@ -50,7 +47,7 @@ impl Escape {
 pub enum Progress {
     /// All that was there has been moved.
     Moved,
-    /// The guest's queue is full; the serial port signals when it has room.
+    /// The guest's queue is full; its console signals when it has room.
     Full,
     /// There will be no more input.
     Closed,
@@ -60,25 +57,25 @@ pub enum Progress {
     Quit,
 }
 
-/// Standard input on its way to the serial port.
-pub struct Input {
+/// Standard input on its way to a guest's console.
+pub struct StandardInput {
     source: ManuallyDrop<File>,
-    serial: Arc<Mutex<Serial>>,
+    device: Arc<dyn Input>,
     // On a terminal: Ctrl-A is a command only where a person types it.
     escape: Option<Escape>,
     terminal: Option<Terminal>,
-    // Read, but not yet taken by the serial port.
+    // Read, but not yet taken by the console.
     pending: Vec<u8>,
 }
 
-impl Input {
-    /// Standard input for `serial`; a terminal becomes raw if it is this process's to use.
-    pub fn stdin(serial: Arc<Mutex<Serial>>) -> Self {
+impl StandardInput {
+    /// Standard input for `device`; a terminal becomes raw if it is this process's to use.
+    pub(super) fn open(device: Arc<dyn Input>) -> Self {
         // SAFETY: descriptor 0 is standard input, or closed and then every read fails; it is
         // never closed through this File.
         let source = ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDIN_FILENO) });
         let escape = Terminal::is_stdin().then(Escape::default);
-        let mut input = Self { source, serial, escape, terminal: None, pending: Vec::new() };
+        let mut input = Self { source, device, escape, terminal: None, pending: Vec::new() };
         input.take_terminal();
         input
     }
@@ -105,7 +102,7 @@ impl Input {
         self.escape.is_none() || self.terminal.is_some()
     }
 
-    /// Moves what is there to the serial port. Reads once: call when input is ready.
+    /// Moves what is there to the console. Reads once: call when input is ready.
     pub fn read(&mut self) -> Progress {
         if self.flush() == Progress::Full {
             return Progress::Full;
@@ -143,30 +140,15 @@ impl Input {
         if self.pending.is_empty() {
             return Progress::Moved;
         }
-        let mut serial = sync::lock(&self.serial);
-        let taken = serial.enqueue(&self.pending);
-        drop(serial);
+        let taken = self.device.enqueue(&self.pending);
         self.pending.drain(..taken.min(self.pending.len()));
         if self.pending.is_empty() { Progress::Moved } else { Progress::Full }
     }
 }
 
-impl AsRawFd for Input {
+impl AsRawFd for StandardInput {
     fn as_raw_fd(&self) -> RawFd {
         self.source.as_raw_fd()
-    }
-}
-
-/// Standard output, byte by byte as the guest writes.
-pub struct Console {
-    /// Becomes true when the guest writes.
-    pub spoke: Arc<AtomicBool>,
-}
-
-impl Output for Console {
-    fn put(&mut self, bytes: &[u8]) -> io::Result<Room> {
-        self.spoke.store(true, Ordering::Relaxed);
-        Ok(if output::console(bytes)? { Room::Full } else { Room::Left })
     }
 }
 

@@ -1,0 +1,35 @@
+//! What the consoles of a guest need of the host: somewhere for output to go and input to come from.
+
+use std::io::{self, Write};
+
+/// Where a console's output goes.
+pub trait Output: Send {
+    /// Takes bytes, without blocking.
+    ///
+    /// # Errors
+    ///
+    /// They can't be written, and are lost.
+    fn put(&mut self, bytes: &[u8]) -> io::Result<Room>;
+}
+
+/// Whether there is room for more output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Left,
+    /// There is none: the vCPU should wait.
+    Full,
+}
+
+impl<W: Write + Send> Output for W {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<Room> {
+        self.write_all(bytes).map(|()| Room::Left)
+    }
+}
+
+/// A console that takes input for its guest.
+pub trait Input: Send + Sync {
+    /// Queues input; returns the number of bytes that there was room for. If that isn't all, the
+    /// console signals an eventfd that it was made with when there is room again.
+    fn enqueue(&self, bytes: &[u8]) -> usize;
+}

@@ -1,0 +1,41 @@
+//! A client of a guest's console.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+
+use crate::CommandError;
+
+/// Connects to a socket, or opens a terminal; copies what it says to standard output until it ends, and
+/// standard input to it. The end of the input ends this.
+pub(crate) fn run(path: &Path) -> Result<(), CommandError> {
+    let console = if fs::metadata(path)?.file_type().is_socket() {
+        File::from(OwnedFd::from(UnixStream::connect(path)?))
+    } else {
+        File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path)?
+    };
+    let mut from = console.try_clone()?;
+    let said = thread::spawn(move || copy(&mut from, &mut io::stdout()));
+    let typed = thread::spawn(move || copy(&mut io::stdin(), &mut &console));
+    while !said.is_finished() && !typed.is_finished() {
+        thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Copies to the end, or until either side is gone.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        to.write_all(buffer.get(..count).unwrap_or_default())?;
+        to.flush()?;
+    }
+}

@@ -1,0 +1,124 @@
+//! Consoles elsewhere than on standard input and output: their clients come and go, or get stuck.
+
+use tests::harness::{Board, Failure, Host, Launch, Process, TestResult, payload};
+
+/// The data register of the guest's serial port, by guest physical address.
+const SERIAL: u32 = 0x0900_0000;
+
+/// More bytes than are kept (64 KiB) and than a socket's buffer holds of single ones.
+const MUCH: u32 = 80_000;
+
+/// More bytes than a small file system holds.
+const SOME: u32 = 9000;
+
+const SIGKILL: i32 = 9;
+
+fn board() -> Board {
+    Board::new()
+        .file("k/wait", payload::wait())
+        .file("k/some", payload::write_byte(SERIAL, u32::from(b'y'), SOME))
+}
+
+/// A client of the console at this path.
+fn attach(host: &Host, path: &str) -> Result<Process, Failure> {
+    host.start(&format!("exec agent client {path}"))
+}
+
+/// Has it go, and waits until it is gone.
+fn leave(client: &Process) -> TestResult {
+    client.end_of_input()?;
+    client.exit_status().map(|_| ())
+}
+
+/// A client comes late, types, goes, and another one sees what it has missed; the guest is powered off.
+fn come_and_go(host: &Host, path: &str, strait: &Process) -> TestResult {
+    let mut client = attach(host, path)?;
+    // What was printed before anybody was there.
+    client.wait_for("GUEST READY: shell")?;
+    client.send("echo typed $((6 * 7))\n")?;
+    client.wait_for("typed 42")?;
+    client.send("(sleep 1; echo missed $((6 * 7))) & echo begun $((6 * 7))\n")?;
+    client.wait_for("begun 42")?;
+    leave(&client)?;
+    host.sh("sleep 3")?;
+    let mut client = attach(host, path)?;
+    client.wait_for("missed 42")?;
+    client.send("poweroff -f\n")?;
+    assert_eq!((strait.exit_status()?, client.exit_status()?), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_terminal_s_client_comes_back_and_sees_what_it_has_missed() -> TestResult {
+    let host = board().boot()?;
+    let launch = Launch::model().with("--console pty").arguments();
+    let mut strait = host.strait(&launch)?;
+    strait.wait_for("strait: serial console: ")?;
+    let path = strait.wait_for("\n")?;
+    come_and_go(&host, path.trim(), &strait)
+}
+
+#[test]
+fn a_socket_s_client_comes_back_and_a_stuck_one_stops_nobody() -> TestResult {
+    let host = board().boot()?;
+    let launch = Launch::model().with("--console unix:/tmp/console").arguments();
+    let strait = host.strait(&launch)?;
+    host.until("[ -S /tmp/console ]")?;
+    let listing = host.sh("ls -l /tmp/console")?;
+    assert!(listing.starts_with("srw-------"), "{listing}");
+    come_and_go(&host, "/tmp/console", &strait)?;
+    assert_eq!(host.run("[ -e /tmp/console ]")?.status, 1);
+
+    // Two at one socket; and one that is left behind.
+    let run = "run --kernel /k/wait --console unix:/tmp/console";
+    let strait = host.strait(run)?;
+    host.until("[ -S /tmp/console ]")?;
+    let answer = host.run(&format!("strait {run}"))?;
+    assert!(answer.errors.contains("somebody listens there"), "{answer:?}");
+    strait.signal(SIGKILL)?;
+    strait.exit_status()?;
+    host.sh("[ -S /tmp/console ]")?;
+
+    // A client that takes nothing, while the guest prints more than anybody keeps.
+    let options = "--console unix:/tmp/console --stats /tmp/stats";
+    let strait = host.strait(&Launch::model().with(options).arguments())?.timeout(300);
+    let mut client = host.start("until agent client /tmp/console; do sleep 0.1; done")?;
+    client.wait_for("GUEST READY: shell")?;
+    client.send(format!(
+        "echo soon; sleep 2; head -c {MUCH} /dev/zero | tr '\\0' x; poweroff -f\n"
+    ))?;
+    client.wait_for("soon")?;
+    host.sh("kill -STOP $(pidof agent | tr ' ' '\\n' | head -1)")?;
+    assert_eq!(strait.exit_status()?, 0);
+    let stats: serde_json::Value =
+        serde_json::from_str(&host.sh("cat /tmp/stats")?).expect("statistics are JSON");
+    let dropped = stats["output_dropped"]["console"].as_u64().unwrap_or_default();
+    assert!(dropped > 0 && dropped < u64::from(MUCH), "{dropped}");
+    Ok(())
+}
+
+#[test]
+fn a_file_gets_the_output_of_each_run_and_a_full_one_ends_none() -> TestResult {
+    let host = board().boot()?;
+    let run = "strait run --kernel /k/some --console file:/tmp/log";
+    let answer = host.run(&format!("echo before >/tmp/log; {run} && {run} --dry-run"))?;
+    assert_eq!((answer.status, answer.errors.as_str()), (0, ""), "{answer:?}");
+    assert!(answer.output.contains("serial console (ns16550a), file:/tmp/log"), "{answer:?}");
+    let log = host.sh("cat /tmp/log")?;
+    assert!(log == format!("before\n{}", "y".repeat(SOME.try_into().unwrap_or(0))));
+    host.sh("mkdir /tmp/full && mount -t tmpfs -o size=8k none /tmp/full")?;
+    let run = "strait run --kernel /k/some --console file:/tmp/full/log --stats /tmp/stats";
+    let answer = host.run(run)?;
+    assert_eq!(answer.status, 0, "{answer:?}");
+    assert_eq!(answer.errors.matches("can't be written").count(), 1, "{answer:?}");
+    assert_eq!(
+        host.sh("wc -c </tmp/full/log; ls -l /tmp/full/log")?.split_whitespace().next(),
+        Some("8192")
+    );
+    for wrong in ["/tmp", "/tmp/none/log", "/dev/ptmx"] {
+        let answer = host.run(&format!("strait run --kernel /k/some --console file:{wrong}"))?;
+        let named = answer.errors.contains(&format!("--console file:{wrong}: "));
+        assert!(answer.status == 1 && named, "{answer:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! A console whose clients come and go, one at a time: the event loop's part.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use devices::console::Input;
+use devices::ratelimit::LogLimit;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::pty::Pty;
+use super::socket::ConsoleSocket;
+use crate::error::Error;
+use crate::output::{self, ClientBuffer};
+
+/// How much is read of a client at once, in bytes.
+const READ_SIZE: usize = 512;
+
+/// What event data names the source by.
+mod token {
+    /// A client comes.
+    pub(super) const LISTENER: u32 = 0;
+    pub(super) const CLIENT: u32 = 1;
+    /// Output begins to wait for the client.
+    pub(super) const BACKLOG: u32 = 2;
+    /// The console has room for input again.
+    pub(super) const DRAINED: u32 = 3;
+}
+
+/// Where clients come from.
+pub(super) enum Listener {
+    Pty(Pty),
+    Socket(ConsoleSocket),
+}
+
+impl Listener {
+    /// A new pseudo-terminal, of which is told on standard error.
+    pub(super) fn pty(name: &str) -> Result<Self, Error> {
+        let (pty, path) = Pty::open()?;
+        output::say(&format!("strait: {name} console: {path}\n"));
+        Ok(Self::Pty(pty))
+    }
+
+    /// A listening socket at this path.
+    pub(super) fn socket(path: &Path) -> Result<Self, Error> {
+        ConsoleSocket::listen(path).map(Self::Socket)
+    }
+
+    /// The client that has come, if one has.
+    fn accept(&mut self) -> io::Result<Option<Arc<File>>> {
+        match self {
+            Self::Pty(pty) => Ok(pty.accept()),
+            Self::Socket(socket) => Ok(socket.accept()?.map(Arc::new)),
+        }
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Pty(pty) => pty.as_raw_fd(),
+            Self::Socket(socket) => socket.as_raw_fd(),
+        }
+    }
+}
+
+/// The client that is there.
+struct Client {
+    file: Arc<File>,
+    /// What it is polled for; `None`: it isn't.
+    polled: Option<EventSet>,
+    /// It sends no more input.
+    ended: bool,
+    /// It has hung up; there may be input that it has left.
+    hung_up: bool,
+}
+
+/// A console's clients.
+///
+/// A socket's client is replaced by the next one that comes, so that one that is stuck keeps nobody
+/// out; on a pseudo-terminal, those who have it open share it. Their input waits while the guest takes
+/// none.
+pub struct Clients {
+    listener: Listener,
+    buffer: Arc<ClientBuffer>,
+    backlog: EventFd,
+    device: Arc<dyn Input>,
+    drained: EventFd,
+    client: Option<Client>,
+    /// Read, but not yet taken by the guest's console.
+    pending: Vec<u8>,
+    log: LogLimit,
+}
+
+impl Clients {
+    /// Those who come from `listener`, for this device, which signals `drained` when it has room
+    /// again. Its output is in `buffer`, which signals `backlog`.
+    pub(super) fn new(
+        listener: Listener,
+        buffer: Arc<ClientBuffer>,
+        backlog: EventFd,
+        device: Arc<dyn Input>,
+        drained: EventFd,
+    ) -> Self {
+        Self {
+            listener,
+            buffer,
+            backlog,
+            device,
+            drained,
+            client: None,
+            pending: Vec::new(),
+            log: LogLimit::new("console"),
+        }
+    }
+
+    /// A client may have come.
+    fn accept(&mut self, ops: &mut EventOps) {
+        let accepted = self.listener.accept();
+        let is_pty = matches!(self.listener, Listener::Pty(_));
+        let is_there = self.client.as_ref().is_some_and(|client| !client.hung_up);
+        match accepted {
+            // One more that shares it.
+            Ok(Some(_)) if is_pty && is_there => {}
+            Ok(Some(file)) => {
+                self.unpoll(ops);
+                self.buffer.attach(file.clone());
+                self.client = Some(Client { file, polled: None, ended: false, hung_up: false });
+            }
+            Ok(None) => {}
+            Err(e) => {
+                log::error!("a console takes no more clients: {e}");
+                let listener = Events::with_data(&self.listener, token::LISTENER, EventSet::IN);
+                let _ = ops.remove(listener);
+            }
+        }
+        self.poll(ops);
+    }
+
+    /// The client has sent something, takes more, or is gone.
+    fn serve(&mut self, events: EventSet, ops: &mut EventOps) {
+        if events.contains(EventSet::OUT) {
+            self.buffer.flush();
+        }
+        if let Some(client) = &mut self.client
+            && events.intersects(EventSet::HANG_UP | EventSet::ERROR)
+        {
+            client.hung_up = true;
+            self.buffer.detach();
+        }
+        if self.pending.is_empty() && events != EventSet::OUT {
+            self.read(ops);
+        }
+        self.poll(ops);
+    }
+
+    /// Moves what the client has sent to the guest; reads once.
+    fn read(&mut self, ops: &mut EventOps) {
+        let Some(client) = &mut self.client else { return };
+        let mut buffer = [0; READ_SIZE];
+        match (&*client.file).read(&mut buffer) {
+            // Half-closed: it may still read.
+            Ok(0) if !client.hung_up => client.ended = true,
+            Ok(count @ 1..) => {
+                self.pending.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                self.hand_over();
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && !client.hung_up => {}
+            Ok(0) | Err(_) => {
+                self.unpoll(ops);
+                self.client = None;
+                self.buffer.detach();
+                // What told of another one may have been taken for one that shares a terminal; and
+                // the next one has to be looked out for.
+                if matches!(self.listener, Listener::Pty(_)) {
+                    self.accept(ops);
+                }
+            }
+        }
+    }
+
+    /// Has the guest's console take what it has room for.
+    fn hand_over(&mut self) {
+        let taken = self.device.enqueue(&self.pending);
+        self.pending.drain(..taken.min(self.pending.len()));
+    }
+
+    /// The guest's console has room again.
+    fn resume(&mut self, ops: &mut EventOps) {
+        // Only clears the event; there is nothing else to know.
+        let _ = self.drained.read();
+        self.hand_over();
+        self.poll(ops);
+    }
+
+    /// Polls the client for what it is waited for now.
+    fn poll(&mut self, ops: &mut EventOps) {
+        let Some(client) = &mut self.client else { return };
+        let mut wanted = EventSet::empty();
+        wanted.set(EventSet::IN, !client.ended && self.pending.is_empty());
+        wanted.set(EventSet::OUT, self.buffer.has_backlog());
+        // That it has hung up is always told: what it has sent waits without being polled.
+        let wanted = (!client.hung_up || wanted.contains(EventSet::IN)).then_some(wanted);
+        if wanted == client.polled {
+            return;
+        }
+        let events =
+            Events::with_data(&*client.file, token::CLIENT, wanted.unwrap_or(EventSet::empty()));
+        let result = match (client.polled, wanted) {
+            (None, _) => ops.add(events),
+            (Some(_), Some(_)) => ops.modify(events),
+            (Some(_), None) => ops.remove(events),
+        };
+        match result {
+            Ok(()) => client.polled = wanted,
+            Err(e) => {
+                self.log.warn(format_args!("a client is turned away, it can't be polled: {e}"));
+                self.client = None;
+                self.buffer.detach();
+            }
+        }
+    }
+
+    fn unpoll(&mut self, ops: &mut EventOps) {
+        if let Some(client) = &mut self.client
+            && client.polled.take().is_some()
+        {
+            let _ = ops.remove(Events::empty(&*client.file));
+        }
+    }
+}
+
+impl MutEventSubscriber for Clients {
+    fn init(&mut self, ops: &mut EventOps) {
+        for (fd, token) in [
+            (self.listener.as_raw_fd(), token::LISTENER),
+            (self.backlog.as_raw_fd(), token::BACKLOG),
+            (self.drained.as_raw_fd(), token::DRAINED),
+        ] {
+            if let Err(e) = ops.add(Events::with_data_raw(fd, token, EventSet::IN)) {
+                log::error!("a console has no clients, the event loop can't poll it: {e}");
+            }
+        }
+        // One may have come before.
+        self.accept(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            token::LISTENER => self.accept(ops),
+            token::CLIENT => self.serve(events.event_set(), ops),
+            token::DRAINED => self.resume(ops),
+            _ => {
+                let _ = self.backlog.read();
+                self.poll(ops);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
