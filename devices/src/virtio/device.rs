@@ -59,6 +59,32 @@ pub trait Device: Send {
     /// Whether nothing works on its queues any more, so that it may be [activated](Self::activate)
     /// anew. Asked after [`stop`](Self::stop) until it is so.
     fn is_stopped(&mut self) -> bool;
+
+    /// Whether its queues can be reset one by one (`VIRTIO_F_RING_RESET`): by the methods below.
+    fn has_queue_reset(&self) -> bool {
+        false
+    }
+
+    /// Asks what works on this queue to stop: the driver resets it.
+    fn stop_queue(&mut self, queue: u16) {
+        let _ = queue;
+    }
+
+    /// Whether nothing works on this queue any more.
+    fn is_queue_stopped(&mut self, queue: u16) -> bool {
+        let _ = queue;
+        true
+    }
+
+    /// The driver has enabled a queue while the device works: after it has reset it.
+    ///
+    /// # Errors
+    ///
+    /// It can't work on it: the guest is told that the device needs a reset.
+    fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
+        let _ = queue;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// What a device gets to work with from its driver.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::device::{Activation, Device, DeviceType};
+use super::device::{Activation, Device, DeviceEvents, DeviceType};
 use super::queue::{Chain, QueueError, VirtQueue};
-use super::thread::{QueueHandler, QueueThread};
+use super::thread::{QueueHandler, QueueThread, QueueThreads};
 use crate::ratelimit::LogLimit;
 
 /// Entropy source (virtio 1.2, 5.4.1); no class of PCI is right (0x00, 0xff: none of the others).
@@ -23,7 +23,8 @@ const MAX_BYTES: usize = 4096;
 #[derive(Debug)]
 pub struct Entropy {
     name: String,
-    thread: Option<QueueThread<EntropyQueue>>,
+    threads: QueueThreads<EntropyQueue>,
+    events: Option<Arc<DeviceEvents>>,
     log: Arc<LogLimit>,
 }
 
@@ -31,7 +32,7 @@ impl Entropy {
     /// A device called `name`.
     pub fn new(name: &str) -> Self {
         let log = Arc::new(LogLimit::named(name));
-        Self { name: name.to_owned(), thread: None, log }
+        Self { name: name.to_owned(), threads: QueueThreads::default(), events: None, log }
     }
 }
 
@@ -53,30 +54,36 @@ impl Device for Entropy {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let Activation { queues, events, .. } = activation;
-        self.thread = queues
-            .into_iter()
-            .next()
-            .map(|queue| {
-                let handler = EntropyQueue::default();
-                QueueThread::start(&self.name, queue, handler, events, self.log.clone())
-            })
-            .transpose()?;
-        Ok(())
+        self.events = Some(activation.events);
+        activation.queues.into_iter().try_for_each(|queue| self.activate_queue(queue))
     }
 
     fn stop(&mut self) {
-        if let Some(thread) = &self.thread {
-            thread.stop();
-        }
+        self.threads.stop();
     }
 
     fn is_stopped(&mut self) -> bool {
-        if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return false;
-        }
-        self.thread = None;
+        self.threads.is_stopped()
+    }
+
+    fn has_queue_reset(&self) -> bool {
         true
+    }
+
+    fn stop_queue(&mut self, queue: u16) {
+        self.threads.stop_queue(queue);
+    }
+
+    fn is_queue_stopped(&mut self, queue: u16) -> bool {
+        self.threads.is_queue_stopped(queue)
+    }
+
+    fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
+        let events = self.events.clone().ok_or(io::ErrorKind::InvalidInput)?;
+        let (index, handler) = (queue.index(), EntropyQueue::default());
+        let thread = QueueThread::start(&self.name, queue, handler, events, self.log.clone())?;
+        self.threads.add(index, thread);
+        Ok(())
     }
 }
 

@@ -22,4 +22,4 @@ pub use pci::{VirtioAttachment, VirtioFunction};
 pub use queue::{
     Chain, Descriptor, FEATURES as QUEUE_FEATURES, QueueAddresses, QueueError, VirtQueue,
 };
-pub use thread::{QueueHandler, QueueThread};
+pub use thread::{QueueHandler, QueueThread, QueueThreads};

@@ -1,5 +1,6 @@
 //! The thread that works on a queue.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -89,6 +90,48 @@ impl<H> Drop for QueueThread<H> {
             let _ = self.kick.write(1);
             let _ = thread.join();
         }
+    }
+}
+
+/// The threads of a device with one for each queue that works.
+#[derive(Debug)]
+pub struct QueueThreads<H>(BTreeMap<u16, QueueThread<H>>);
+
+impl<H> Default for QueueThreads<H> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<H: QueueHandler> QueueThreads<H> {
+    /// Adds the thread of a queue.
+    pub fn add(&mut self, queue: u16, thread: QueueThread<H>) {
+        self.0.insert(queue, thread);
+    }
+
+    /// Asks all of them to stop.
+    pub fn stop(&self) {
+        self.0.values().for_each(QueueThread::stop);
+    }
+
+    /// Whether all of them have stopped; they are gone then.
+    pub fn is_stopped(&mut self) -> bool {
+        self.0.retain(|_, thread| !thread.is_finished());
+        self.0.is_empty()
+    }
+
+    /// Asks that of this queue to stop.
+    pub fn stop_queue(&self, queue: u16) {
+        self.0.get(&queue).into_iter().for_each(QueueThread::stop);
+    }
+
+    /// Whether that of this queue has stopped; it is gone then.
+    pub fn is_queue_stopped(&mut self, queue: u16) -> bool {
+        if self.0.get(&queue).is_some_and(|thread| !thread.is_finished()) {
+            return false;
+        }
+        self.0.remove(&queue);
+        true
     }
 }
 

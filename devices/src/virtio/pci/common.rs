@@ -2,7 +2,7 @@
 
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 
 use super::super::queue::QueueAddresses;
@@ -13,6 +13,8 @@ pub(super) const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK.to_le_bytes()[0];
 pub(super) const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK.to_le_bytes()[0];
 const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET.to_le_bytes()[0];
 
+/// Queues can be reset.
+pub(super) const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 /// A modern device.
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 
@@ -32,8 +34,8 @@ const QUEUE_ENABLE: u64 = 0x1c;
 const QUEUE_DESC: u64 = 0x20;
 const QUEUE_DRIVER: u64 = 0x28;
 const QUEUE_DEVICE: u64 = 0x30;
-/// The end of the registers that are here; `queue_notify_data` and `queue_reset` belong to features
-/// that aren't offered.
+const QUEUE_RESET: u64 = 0x3a;
+/// The end of the registers; `queue_notify_data`, 0x38, is of a feature that isn't offered.
 const END: usize = 0x3c;
 
 /// A queue as its driver sets it up.
@@ -43,13 +45,20 @@ pub(super) struct QueueRegisters {
     pub(super) size: u16,
     pub(super) vector: u16,
     pub(super) enabled: bool,
+    /// It is being reset.
+    pub(super) resetting: bool,
     pub(super) addresses: QueueAddresses,
 }
 
 impl QueueRegisters {
     fn new(max_size: u16) -> Self {
-        let (enabled, addresses) = Default::default();
-        Self { max_size, size: max_size, vector: NO_VECTOR, enabled, addresses }
+        let (enabled, resetting, addresses) = Default::default();
+        Self { max_size, size: max_size, vector: NO_VECTOR, enabled, resetting, addresses }
+    }
+
+    /// As after a reset of the queue, which keeps its vector (virtio 1.2, 2.6.1).
+    pub(super) fn reset(&mut self) {
+        *self = Self { vector: self.vector, ..Self::new(self.max_size) };
     }
 }
 
@@ -62,6 +71,10 @@ pub(super) enum CommonWrite {
     Status(u8),
     /// The vector of an interrupt has changed.
     Vector,
+    /// This queue was enabled.
+    QueueEnabled(u16),
+    /// This queue is to be reset.
+    QueueReset(u16),
 }
 
 /// The registers.
@@ -115,7 +128,7 @@ impl CommonConfig {
             halves(features).get(index).copied().unwrap_or_default()
         };
         let queue = self.queues.get(usize::from(self.queue_select));
-        let QueueRegisters { size, vector, enabled, addresses, .. } =
+        let QueueRegisters { size, vector, enabled, resetting, addresses, .. } =
             queue.copied().unwrap_or(QueueRegisters::new(0));
         let needs_reset = if needs_reset { NEEDS_RESET } else { 0 };
         let mut bytes = [0u8; 0x40];
@@ -140,6 +153,8 @@ impl CommonConfig {
             &addresses.descriptors.to_le_bytes(),
             &addresses.available.to_le_bytes(),
             &addresses.used.to_le_bytes(),
+            &[0; 2],
+            &u16::from(resetting).to_le_bytes(),
         ] {
             let Some((to, behind)) = rest.split_at_mut_checked(field.len()) else { break };
             to.copy_from_slice(field);
@@ -192,6 +207,14 @@ impl CommonConfig {
             QUEUE_ENABLE if value == 1 => {
                 if let Some(queue) = self.idle_queue() {
                     queue.enabled = true;
+                    return CommonWrite::QueueEnabled(self.queue_select);
+                }
+            }
+            QUEUE_RESET if value == 1 && self.driver_features & RING_RESET != 0 => {
+                let queue = self.queues.get_mut(usize::from(self.queue_select));
+                if let Some(queue) = queue.filter(|queue| queue.enabled && !queue.resetting) {
+                    queue.resetting = true;
+                    return CommonWrite::QueueReset(self.queue_select);
                 }
             }
             _ => {}

@@ -9,7 +9,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::super::device::{Activation, Device, DeviceEvents};
 use super::super::queue::{QueueError, VirtQueue};
-use super::common::{CommonConfig, CommonWrite, DRIVER_OK, FEATURES_OK};
+use super::common::{CommonConfig, CommonWrite, DRIVER_OK, FEATURES_OK, RING_RESET};
 use super::config::{COMMAND_INTX_DISABLE, ConfigSpace, ConfigWrite};
 use super::interrupts::{CONFIG_SOURCE, Interrupts};
 use super::layout::{BAR, BAR_SIZE, COMMON, DEVICE, ISR, MAX_QUEUES, NOTIFY};
@@ -80,6 +80,8 @@ impl VirtioFunction {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let log = Arc::new(LogLimit::named(name));
+        let queue_reset = if device.has_queue_reset() { RING_RESET } else { 0 };
+        let features = device.features() | device.ring_features() | queue_reset;
         let interrupts = Interrupts::new(count, log.clone())?;
         let changed = interrupts.call(CONFIG_SOURCE).ok_or(io::ErrorKind::InvalidInput)?;
         let events = Arc::new(DeviceEvents::new(changed.try_clone()?));
@@ -90,7 +92,7 @@ impl VirtioFunction {
             name: name.to_owned(),
             bars,
             config: ConfigSpace::new(device.device_type(), false),
-            common: CommonConfig::new(device.features() | device.ring_features(), &sizes),
+            common: CommonConfig::new(features, &sizes),
             notifications: Notifications::new(count)?,
             interrupts,
             events,
@@ -184,8 +186,7 @@ impl VirtioFunction {
             self.device.activate(activation).map_err(|error| error.to_string())
         });
         if let Err(error) = activated {
-            self.log.warn(format_args!("it can't work, and the guest has to reset it: {error}"));
-            self.events.fail();
+            self.fail(&error);
         }
     }
 
@@ -193,18 +194,66 @@ impl VirtioFunction {
     fn activation(&self) -> Result<Activation, String> {
         let memory = self.memory.clone().ok_or("it has no memory")?;
         let (features, events) = (self.common.driver_features, self.events.clone());
-        let mut queues = Vec::new();
-        for (index, queue) in (0..).zip(&self.common.queues).filter(|(_, queue)| queue.enabled) {
-            let kick = self.notifications.kick(index);
-            let call = self.interrupts.call(index.saturating_add(1));
-            let (Some(kick), Some(call)) = (kick, call) else { continue };
-            let clone = || Ok::<_, io::Error>((kick.try_clone()?, call.try_clone()?));
-            let events = clone().map_err(|error| error.to_string())?;
-            let rings = (queue.size, queue.addresses);
-            let queue = VirtQueue::new(index, rings, features, memory.clone(), events);
-            queues.push(queue.map_err(|error: QueueError| error.to_string())?);
-        }
+        let enabled = (0..).zip(&self.common.queues).filter(|(_, queue)| queue.enabled);
+        let queues = enabled.map(|(index, _)| self.queue(index, &memory));
+        let queues = queues.collect::<Result<_, _>>()?;
         Ok(Activation { features, queues, memory, events })
+    }
+
+    /// A queue as the driver has set it up.
+    fn queue(&self, index: u16, memory: &GuestMemoryMmap) -> Result<VirtQueue, String> {
+        let registers = self.common.queues.get(usize::from(index));
+        let kick = self.notifications.kick(index);
+        let call = self.interrupts.call(index.saturating_add(1));
+        let (Some(registers), Some(kick), Some(call)) = (registers, kick, call) else {
+            return Err(format!("there is no queue {index}"));
+        };
+        let clone = || Ok::<_, io::Error>((kick.try_clone()?, call.try_clone()?));
+        let events = clone().map_err(|error| error.to_string())?;
+        let rings = (registers.size, registers.addresses);
+        let features = self.common.driver_features;
+        VirtQueue::new(index, rings, features, memory.clone(), events)
+            .map_err(|error: QueueError| error.to_string())
+    }
+
+    /// The driver has enabled a queue: one that it has reset, if the device works.
+    fn enable_queue(&mut self, index: u16) {
+        if self.state != State::Active {
+            return;
+        }
+        let memory = self.memory.clone().ok_or_else(|| "it has no memory".to_owned());
+        let activated = memory
+            .and_then(|memory| self.queue(index, &memory))
+            .and_then(|queue| self.device.activate_queue(queue).map_err(|error| error.to_string()));
+        if let Err(error) = activated {
+            self.fail(&format!("queue {index}: {error}"));
+        }
+    }
+
+    /// The driver resets a queue.
+    fn reset_queue(&mut self, index: u16) {
+        if self.state == State::Active {
+            self.device.stop_queue(index);
+        }
+        self.poll_queues();
+    }
+
+    /// Completes the resets of queues on which nothing works any more.
+    fn poll_queues(&mut self) {
+        for (index, queue) in (0..).zip(&mut self.common.queues) {
+            if queue.resetting
+                && (self.state != State::Active || self.device.is_queue_stopped(index))
+            {
+                queue.reset();
+            }
+        }
+    }
+
+    /// The device can't work until its driver resets it.
+    #[cold]
+    fn fail(&self, why: &str) {
+        self.log.warn(format_args!("it can't work, and the guest has to reset it: {why}"));
+        self.events.fail();
     }
 
     /// The driver resets the device.
@@ -246,6 +295,8 @@ impl VirtioFunction {
         self.poll_reset();
         match self.common.write(offset, data) {
             CommonWrite::Done => {}
+            CommonWrite::QueueEnabled(queue) => self.enable_queue(queue),
+            CommonWrite::QueueReset(queue) => self.reset_queue(queue),
             CommonWrite::Status(value) => self.write_status(value),
             CommonWrite::Vector => {
                 let queues = self.common.queues.iter().map(|queue| queue.vector);
@@ -333,6 +384,7 @@ impl Function for VirtioFunction {
         let at = |start: u64| offset.saturating_sub(start);
         if COMMON.contains(&offset) {
             self.poll_reset();
+            self.poll_queues();
             let needs_reset = self.events.needs_reset();
             self.common.read(offset, data, self.events.generation(), needs_reset);
         } else if ISR.contains(&offset) {

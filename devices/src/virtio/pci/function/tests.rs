@@ -123,6 +123,12 @@ impl Driver {
     /// Sets up queue 0 and starts the device.
     fn start(&mut self, queue: &DriverQueue) {
         assert_eq!(self.negotiate(0, VERSION_1_HIGH), 0xb);
+        self.set_up(queue);
+        self.write(STATUS, &[0xf]);
+    }
+
+    /// Sets up and enables queue 0.
+    fn set_up(&mut self, queue: &DriverQueue) {
         self.write(0x16, &0u16.to_le_bytes());
         self.write(0x18, &queue.size.to_le_bytes());
         let QueueAddresses { descriptors, available, used } = queue.addresses;
@@ -132,7 +138,6 @@ impl Driver {
             self.write(at + 4, &bytes[4..]);
         }
         self.write(0x1c, &1u16.to_le_bytes());
-        self.write(STATUS, &[0xf]);
     }
 
     /// Resets the device, as Linux does: until the status is zero.
@@ -242,6 +247,29 @@ fn a_device_works_again_after_resets() {
         }
         assert_eq!(driver.read(0x1c), [0, 0]);
     }
+}
+
+#[test]
+fn a_queue_works_again_after_its_reset() {
+    let mut driver = Driver::new(true);
+    let queue = DriverQueue::new(&driver.memory, RAM, 8);
+    assert_eq!(driver.negotiate(0, VERSION_1_HIGH | 1 << 8), 0xb);
+    driver.set_up(&queue);
+    driver.write(STATUS, &[0xf]);
+    for page in [RAM, RAM + 0x2000, RAM + 0x3000] {
+        driver.write(0x3a, &1u16.to_le_bytes());
+        while driver.read(0x3a) != [0, 0] {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(driver.read(0x1c), [0, 0]);
+        let mut queue = DriverQueue::new(&driver.memory, page, 4);
+        driver.memory.write_slice(&[0; 0x1000], GuestAddress(page)).unwrap();
+        driver.set_up(&queue);
+        queue.add(&[(RAM + 0x1000, 64, true)]);
+        driver.write(NOTIFY_OFFSET, &0u16.to_le_bytes());
+        assert_eq!(queue.wait_used().1, 64);
+    }
+    assert_eq!(driver.status(), 0xf);
 }
 
 #[test]
