@@ -146,3 +146,10 @@ impl DeviceEvents {
         let _ = self.changed.write(1);
     }
 }
+
+/// Reads at `offset` of a device's configuration, which is `config`; beyond its end is zero.
+pub(super) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    let begin = usize::try_from(offset).unwrap_or(usize::MAX);
+    let from = config.get(begin..).unwrap_or_default().iter().copied().chain(std::iter::repeat(0));
+    data.iter_mut().zip(from).for_each(|(to, from)| *to = from);
+}

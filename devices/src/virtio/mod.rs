@@ -10,11 +10,14 @@
 
 mod device;
 mod entropy;
+pub mod net;
 mod pci;
 mod queue;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thread;
+mod vhost;
+pub mod vsock;
 
 pub use device::{Activation, Device, DeviceEvents, DeviceType};
 pub use entropy::Entropy;
@@ -22,4 +25,5 @@ pub use pci::{VirtioAttachment, VirtioFunction};
 pub use queue::{
     Chain, Descriptor, FEATURES as QUEUE_FEATURES, QueueAddresses, QueueError, VirtQueue,
 };
-pub use thread::{QueueHandler, QueueThread, QueueThreads};
+pub use thread::{FileEvent, FileHandler, QueueHandler, QueueThread, QueueThreads, Wait};
+pub use vhost::VhostError;

@@ -5,12 +5,13 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
 };
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The feature bits of rings that [`VirtQueue`] implements.
@@ -104,6 +105,8 @@ pub struct VirtQueue {
     memory: GuestMemoryMmap,
     kick: EventFd,
     call: EventFd,
+    /// Chains given back since the driver was told last.
+    added: u16,
 }
 
 impl VirtQueue {
@@ -140,7 +143,7 @@ impl VirtQueue {
             }
         }
         queue.set_ready(true);
-        Ok(Self { index, queue, memory, kick, call })
+        Ok(Self { index, queue, memory, kick, call, added: 0 })
     }
 
     /// Its number.
@@ -245,7 +248,32 @@ impl VirtQueue {
         if head >= self.queue.size() {
             return Err(self.ring(virtio_queue::Error::InvalidDescriptorIndex));
         }
+        self.added = self.added.saturating_add(1);
         self.queue.add_used(&self.memory, head, written).map_err(|e| self.ring(e))
+    }
+
+    /// Gives several chains back at once, so that the driver sees all of them or none: those of one
+    /// packet (virtio 1.2, 5.1.6.4.1).
+    ///
+    /// # Errors
+    ///
+    /// The driver's rings are broken.
+    pub fn push_all(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((last, written), rest)) = used.split_last() else { return Ok(()) };
+        for (head, written) in rest {
+            let next = self.queue.next_used();
+            // The used ring, with an index of 16 bits before entries of 8 bytes (virtio 1.2, 2.7.8).
+            let entry = u64::from(next % self.queue.size());
+            let addr = self.queue.used_ring().saturating_add(4).saturating_add(8 * entry);
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            // As `add_used` writes it, but for the ring's index, which is written with the last.
+            self.memory
+                .write_obj(element.to_le(), GuestAddress(addr))
+                .map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))?;
+            self.queue.set_next_used(next.wrapping_add(1));
+            self.added = self.added.saturating_add(1);
+        }
+        self.push(*last, *written)
     }
 
     /// Tells the driver of the chains given back, if it asked to be told.
@@ -254,11 +282,33 @@ impl VirtQueue {
     ///
     /// The driver's rings are broken.
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        if self.queue.needs_notification(&self.memory).map_err(|e| self.ring(e))? {
+        if self.added == 0 {
+            return Ok(());
+        }
+        // What was given back is seen before what the driver asks for is read. The crate counts only
+        // chains given back one by one, and doesn't read the flags.
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        let wanted = if self.queue.event_idx_enabled() {
+            // `used_event`, behind the ring (virtio 1.2, 2.7.6 and 2.7.7.2).
+            let behind = ring.saturating_add(4).saturating_add(2 * u64::from(self.queue.size()));
+            let event = self.load(behind)?;
+            let passed = self.queue.next_used().wrapping_sub(event).wrapping_sub(1);
+            passed < self.added
+        } else {
+            u32::from(self.load(ring)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        self.added = 0;
+        if wanted {
             // Fails only while as many signals are pending as the counter holds.
             let _ = self.call.write(1);
         }
         Ok(())
+    }
+
+    fn load(&self, addr: u64) -> Result<u16, QueueError> {
+        let value: Result<u16, _> = self.memory.load(GuestAddress(addr), Ordering::Relaxed);
+        value.map(u16::from_le).map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))
     }
 
     fn ring(&self, source: virtio_queue::Error) -> QueueError {

@@ -1,11 +1,13 @@
 //! The thread that works on a queue.
 
 use std::collections::BTreeMap;
+use std::ffi::c_int;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,10 +25,46 @@ pub trait QueueHandler: Send + 'static {
     fn handle(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError>;
 }
 
-/// A thread that calls a handler at each notification of a queue.
+/// The half of a device that works on a queue and on a file, such as a tap.
+pub trait FileHandler: Send + 'static {
+    /// The file, whose reads and writes don't block.
+    fn file(&self) -> BorrowedFd<'_>;
+
+    /// What it waited for has come; `event` tells what. Works on what there is, for a bounded time, and
+    /// answers what it waits for next.
+    ///
+    /// # Errors
+    ///
+    /// The driver has broken the queue: the device needs a reset.
+    fn handle(&mut self, queue: &mut VirtQueue, event: FileEvent) -> Result<Wait, QueueError>;
+}
+
+/// What a [`FileHandler`] waits for. A notification of the driver always ends the wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// A notification alone.
+    Driver,
+    /// A notification, for this long at most.
+    DriverFor(Duration),
+    /// Something to read in the file.
+    Readable,
+}
+
+/// What a [`FileHandler`] waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileEvent {
+    /// A notification, or the thread has just begun.
+    Driver,
+    /// Time has passed.
+    Timeout,
+    /// The file is readable, or has failed.
+    File,
+}
+
+/// A thread that works on a queue until it is stopped.
 ///
-/// It waits in a blocking read of the notification's eventfd: the fewest system calls that there can
-/// be for a request.
+/// With a [`QueueHandler`] it waits in a blocking read of the notification's eventfd: the fewest
+/// system calls that there can be for a request. With a [`FileHandler`] it polls two descriptors.
 #[derive(Debug)]
 pub struct QueueThread<H> {
     stop: Arc<AtomicBool>,
@@ -42,29 +80,68 @@ impl<H: QueueHandler> QueueThread<H> {
     /// The host has no more threads or descriptors.
     pub fn start(
         name: &str,
-        mut queue: VirtQueue,
-        mut handler: H,
+        queue: VirtQueue,
+        handler: H,
         events: Arc<DeviceEvents>,
         log: Arc<LogLimit>,
+    ) -> io::Result<Self> {
+        // What was made available before is told by no notification.
+        Self::spawn(name, (queue, handler), (events, log), |queue, handler| {
+            handler.handle(queue)?;
+            wait(queue.kick());
+            Ok(())
+        })
+    }
+}
+
+impl<H: FileHandler> QueueThread<H> {
+    /// The same with a handler that waits for a file, too.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads or descriptors.
+    pub fn start_with_file(
+        name: &str,
+        queue: VirtQueue,
+        handler: H,
+        events: Arc<DeviceEvents>,
+        log: Arc<LogLimit>,
+    ) -> io::Result<Self> {
+        let mut event = FileEvent::Driver;
+        Self::spawn(name, (queue, handler), (events, log), move |queue, handler| {
+            let wait = handler.handle(queue, event)?;
+            event = poll(queue.kick(), handler.file(), wait);
+            Ok(())
+        })
+    }
+}
+
+impl<H: Send + 'static> QueueThread<H> {
+    /// Starts a thread that repeats `step` until it is asked to stop.
+    fn spawn(
+        name: &str,
+        (mut queue, mut handler): (VirtQueue, H),
+        (events, log): (Arc<DeviceEvents>, Arc<LogLimit>),
+        mut step: impl FnMut(&mut VirtQueue, &mut H) -> Result<(), QueueError> + Send + 'static,
     ) -> io::Result<Self> {
         let kick = queue.kick().try_clone()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            // What was made available before is told by no notification.
             while !stopped.load(Ordering::Acquire) {
-                if let Err(error) = handler.handle(&mut queue) {
+                if let Err(error) = step(&mut queue, &mut handler) {
                     log.warn(format_args!("{error}: the guest has to reset the device"));
                     events.fail();
                     break;
                 }
-                wait(queue.kick());
             }
             handler
         })?;
         Ok(Self { stop, kick, thread: Some(thread) })
     }
+}
 
+impl<H> QueueThread<H> {
     /// Asks it to stop.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
@@ -103,7 +180,7 @@ impl<H> Default for QueueThreads<H> {
     }
 }
 
-impl<H: QueueHandler> QueueThreads<H> {
+impl<H> QueueThreads<H> {
     /// Adds the thread of a queue.
     pub fn add(&mut self, queue: u16, thread: QueueThread<H>) {
         self.0.insert(queue, thread);
@@ -141,4 +218,28 @@ fn wait(kick: &EventFd) {
     // SAFETY: the eventfd is open and `count` is the 8 bytes that a read of it fills (eventfd(2)). An
     // interrupted read counts as a notification.
     unsafe { libc::read(kick.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+}
+
+/// Waits for a notification, and for what else a handler waits for.
+fn poll(kick: &EventFd, file: BorrowedFd<'_>, waits: Wait) -> FileEvent {
+    let (count, timeout) = match waits {
+        Wait::Driver => (1, -1),
+        Wait::DriverFor(time) => (1, c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)),
+        Wait::Readable => (2, -1),
+    };
+    let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut entries = [entry(kick.as_raw_fd()), entry(file.as_raw_fd())];
+    // SAFETY: `entries` has two entries, at least as many as are polled.
+    let ready = unsafe { libc::poll(entries.as_mut_ptr(), count, timeout) };
+    let [notified, _] = entries;
+    if ready <= 0 {
+        // An interrupted wait counts as a notification.
+        return if ready == 0 { FileEvent::Timeout } else { FileEvent::Driver };
+    }
+    if notified.revents != 0 {
+        // This thread alone reads it, so there is something to read.
+        wait(kick);
+        return FileEvent::Driver;
+    }
+    FileEvent::File
 }

@@ -1,0 +1,371 @@
+//! Both directions with a driver in the guest's place and a pair of sockets in the tap's.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+use vm_memory::GuestMemoryMmap;
+
+use super::super::device::DeviceEvents;
+use super::super::queue::{QueueError, VirtQueue};
+use super::super::thread::{FileEvent, FileHandler, QueueHandler, Wait};
+use super::testing::{self, FakeDriver, NEXT, WRITE};
+use super::*;
+
+/// Where the rings are (GPA).
+const RINGS: u64 = 0x1000;
+
+/// Where buffers are, beyond the rings (GPA).
+const BUFFERS: u64 = 0x10_0000;
+
+/// The largest packet in these tests, in bytes with its header.
+const LARGEST: u64 = 4000;
+
+/// A device's half and its peers: the network and a driver.
+struct Bench {
+    network: UnixDatagram,
+    driver: FakeDriver,
+    queue: VirtQueue,
+    port: Arc<Port>,
+    events: Arc<DeviceEvents>,
+    memory: GuestMemoryMmap,
+}
+
+impl Bench {
+    fn new(index: u16, size: u16) -> Self {
+        let mut fds = [0; 2];
+        // Sockets that keep the boundaries of packets and end with their peer.
+        let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: two descriptors are written to an array of two.
+        assert_eq!(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) }, 0);
+        // SAFETY: made just now, and nobody else's.
+        let [tap, network] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let log = Arc::new(LogLimit::new("test"));
+        let port = Arc::new(Port::new(Arc::new(tap.into()), "tap".into(), log));
+        let memory = testing::memory();
+        let driver = FakeDriver::new(memory.clone(), index, size, RINGS);
+        let queue = driver.queue();
+        let events = Arc::new(DeviceEvents::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        Self { network: network.into(), driver, queue, port, events, memory }
+    }
+
+    fn receiver(&self, merged: bool) -> Receiver {
+        let (port, events) = (self.port.clone(), self.events.clone());
+        Receiver::new(port, events, self.memory.clone(), (merged, LARGEST))
+    }
+
+    fn transmitter(&self) -> Transmitter {
+        Transmitter::new(self.port.clone(), self.events.clone(), self.memory.clone())
+    }
+
+    /// Sends the guest a packet of this size, with its header, in which every byte tells its place.
+    fn send(&self, size: usize) -> Vec<u8> {
+        let mut packet = pattern(size);
+        // As a tap does it: the number of buffers isn't written.
+        packet[10..12].fill(0xee);
+        assert_eq!(self.network.send(&packet).unwrap(), size);
+        packet
+    }
+
+    /// What the network got.
+    fn received(&self) -> Vec<Vec<u8>> {
+        let mut buffer = vec![0; 70_000];
+        let next = || self.network.recv(&mut buffer).ok().map(|size| buffer[..size].to_vec());
+        std::iter::from_fn(next).collect()
+    }
+}
+
+fn pattern(size: usize) -> Vec<u8> {
+    (0..size).map(|n| u8::try_from(n % 251).unwrap()).collect()
+}
+
+fn with_count(mut packet: Vec<u8>, count: u8) -> Vec<u8> {
+    packet[10..12].copy_from_slice(&[count, 0]);
+    packet
+}
+
+#[test]
+fn a_packet_is_sent_whole_however_it_is_cut() {
+    let mut bench = Bench::new(1, 8);
+    let mut transmitter = bench.transmitter();
+    let packet = pattern(300);
+    bench.driver.put(BUFFERS, &packet);
+    let cuts: [&[(u64, u32)]; 3] = [
+        &[(BUFFERS, 300)],
+        &[(BUFFERS, 12), (BUFFERS + 12, 288)],
+        &[(BUFFERS, 5), (BUFFERS + 5, 7), (BUFFERS + 12, 1), (BUFFERS + 13, 287)],
+    ];
+    for cut in cuts {
+        let head = bench.driver.add(cut, &[]);
+        transmitter.handle(&mut bench.queue).unwrap();
+        assert_eq!(bench.received(), std::slice::from_ref(&packet));
+        assert_eq!(bench.driver.used(), [(head, 0)]);
+        assert!(bench.driver.was_called() && bench.driver.is_to_notify());
+    }
+}
+
+#[test]
+fn a_packet_that_the_tap_refuses_is_dropped_and_given_back() {
+    let mut bench = Bench::new(1, 8);
+    let mut transmitter = bench.transmitter();
+    // Larger than a socket takes; nothing to read; then a good one.
+    let heads = [
+        bench.driver.add(&[(BUFFERS, 3 << 20)], &[]),
+        bench.driver.add(&[], &[(BUFFERS, 100)]),
+        bench.driver.add(&[(BUFFERS, 100)], &[]),
+    ];
+    transmitter.handle(&mut bench.queue).unwrap();
+    assert_eq!(bench.driver.used(), heads.map(|head| (head, 0)));
+    assert_eq!(bench.received().last().unwrap().len(), 100);
+    assert!(!bench.port.is_gone());
+}
+
+#[test]
+fn sending_without_end_is_interrupted() {
+    let mut bench = Bench::new(1, 256);
+    let mut transmitter = bench.transmitter();
+    for _ in 0..256 {
+        bench.driver.add(&[(BUFFERS, 20)], &[]);
+    }
+    transmitter.handle(&mut bench.queue).unwrap();
+    // The thread doesn't wait: there may be more.
+    assert_eq!(bench.driver.kick.read().unwrap(), 1);
+    assert_eq!(bench.driver.used().len(), 256);
+}
+
+#[test]
+fn a_packet_is_received_in_as_many_buffers_as_it_takes() {
+    let mut bench = Bench::new(0, 16);
+    let mut receiver = bench.receiver(true);
+    let add = |bench: &mut Bench, n: u64| {
+        let addr = BUFFERS + n * 0x1000;
+        bench.driver.add(&[], &[(addr, 5), (addr + 5, 995)])
+    };
+    let heads: Vec<u16> = (0..5).map(|n| add(&mut bench, n)).collect();
+    let first = bench.send(2500);
+    let second = bench.send(60);
+    assert_eq!(receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap(), {
+        // The second is left: four buffers are the largest packet's, two are there.
+        Wait::DriverFor(Duration::from_millis(20))
+    });
+    let used = bench.driver.used();
+    assert_eq!(used, [(heads[0], 1000), (heads[1], 1000), (heads[2], 500)]);
+    let at = |n: u64| bench.driver.bytes(BUFFERS + n * 0x1000, 1000);
+    let bytes = [at(0), at(1), at(2)].concat();
+    assert_eq!(bytes[..2500], with_count(first, 3));
+    assert!(bench.driver.was_called() && bench.driver.is_to_notify());
+    // More buffers, and it goes on.
+    let more = add(&mut bench, 5);
+    add(&mut bench, 6);
+    let wait = receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert_eq!(wait, Wait::DriverFor(Duration::from_millis(20)));
+    assert_eq!(bench.driver.used(), [(heads[3], 60)]);
+    assert_eq!(bench.driver.bytes(BUFFERS + 0x3000, 60), with_count(second, 1));
+    assert!(bench.driver.was_called());
+    assert!(more > heads[4]);
+}
+
+#[test]
+fn the_buffers_of_a_packet_become_visible_together() {
+    let mut bench = Bench::new(0, 8);
+    let mut queue = bench.driver.queue();
+    for n in 0..3 {
+        bench.driver.add(&[], &[(BUFFERS + n * 0x1000, 100)]);
+    }
+    queue.push_all(&[]).unwrap();
+    assert_eq!(bench.driver.used(), []);
+    queue.push_all(&[(2, 7), (0, 8), (1, 9)]).unwrap();
+    queue.notify().unwrap();
+    assert!(bench.driver.was_called(), "the driver asked for the first of them");
+    assert_eq!(bench.driver.used(), [(2, 7), (0, 8), (1, 9)]);
+    queue.notify().unwrap();
+    assert!(!bench.driver.was_called());
+    assert!(queue.push_all(&[(0, 1), (8, 1)]).is_err());
+}
+
+#[test]
+fn without_merged_buffers_a_packet_is_in_one_and_what_does_not_fit_is_dropped() {
+    let mut bench = Bench::new(0, 8);
+    let mut receiver = bench.receiver(false);
+    let head = bench.driver.add(&[], &[(BUFFERS, 12), (BUFFERS + 12, 1514)]);
+    bench.send(1527);
+    let packet = bench.send(1526);
+    let wait = receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert_eq!(wait, Wait::Driver, "without buffers it doesn't look at the tap");
+    assert_eq!(bench.driver.used(), [(head, 1526)]);
+    assert_eq!(bench.driver.bytes(BUFFERS, 1526), with_count(packet, 1));
+}
+
+#[test]
+fn a_driver_with_few_buffers_is_waited_for_and_then_served() {
+    let mut bench = Bench::new(0, 8);
+    let mut receiver = bench.receiver(true);
+    let head = bench.driver.add(&[], &[(BUFFERS, 500)]);
+    bench.send(501);
+    bench.send(500);
+    let wait = receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert!(matches!(wait, Wait::DriverFor(_)), "{wait:?}");
+    assert_eq!(bench.driver.used(), []);
+    let wait = receiver.handle(&mut bench.queue, FileEvent::Timeout).unwrap();
+    assert_eq!((wait, bench.driver.used()), (Wait::Driver, vec![(head, 500)]));
+    // From now on as many are enough.
+    bench.send(80);
+    let head = bench.driver.add(&[], &[(BUFFERS, 500)]);
+    receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert_eq!(bench.driver.used(), [(head, 80)]);
+}
+
+#[test]
+fn what_waits_without_buffers_waits_for_the_driver_alone() {
+    let mut bench = Bench::new(0, 8);
+    let mut receiver = bench.receiver(true);
+    bench.send(100);
+    for _ in 0..3 {
+        let wait = receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+        assert_eq!(wait, Wait::Driver);
+        assert!(bench.driver.is_to_notify());
+    }
+}
+
+#[test]
+fn a_packet_without_a_header_is_dropped() {
+    let mut bench = Bench::new(0, 8);
+    let mut receiver = bench.receiver(true);
+    bench.driver.add(&[], &[(BUFFERS, 4096)]);
+    bench.network.send(&[1; 11]).unwrap();
+    let wait = receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert_eq!((wait, bench.driver.used()), (Wait::Readable, vec![]));
+}
+
+#[test]
+fn chains_that_are_no_buffers_break_the_queue() {
+    let add: [fn(&mut FakeDriver); 6] = [
+        |driver| assert_eq!(driver.add(&[], &[(BUFFERS, 11)]), 0),
+        |driver| assert_eq!(driver.add(&[(BUFFERS, 100)], &[]), 0),
+        |driver| assert_eq!(driver.add(&[], &[(BUFFERS, 0)]), 0),
+        |driver| assert_eq!(driver.add(&[], &[(testing::RAM_SIZE - 10, 100)]), 0),
+        |driver| {
+            driver.describe(0, BUFFERS, 100, NEXT | WRITE, 0);
+            driver.offer(0);
+        },
+        |driver| driver.set_available(1000),
+    ];
+    for (index, add) in add.iter().enumerate() {
+        let mut bench = Bench::new(0, 8);
+        let mut receiver = bench.receiver(true);
+        add(&mut bench.driver);
+        bench.send(100);
+        let result = receiver.handle(&mut bench.queue, FileEvent::Driver);
+        assert!(result.is_err(), "{index}: {result:?}");
+    }
+}
+
+#[test]
+fn a_tap_that_is_deleted_takes_the_link_down_once() {
+    let mut bench = Bench::new(0, 8);
+    let mut receiver = bench.receiver(true);
+    bench.driver.add(&[], &[(BUFFERS, 4096)]);
+    let wait = receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert_eq!((wait, bench.port.is_gone()), (Wait::Readable, false));
+    bench.network = UnixDatagram::unbound().unwrap();
+    for _ in 0..3 {
+        let wait = receiver.handle(&mut bench.queue, FileEvent::File).unwrap();
+        assert_eq!(wait, Wait::Driver);
+    }
+    assert!(bench.port.is_gone());
+    assert_eq!(bench.events.generation(), 1);
+    // What the guest still sends is dropped.
+    let mut driver = FakeDriver::new(bench.memory.clone(), 1, 8, 0x8000);
+    let (mut queue, mut transmitter) = (driver.queue(), bench.transmitter());
+    let head = driver.add(&[(BUFFERS, 100)], &[]);
+    transmitter.handle(&mut queue).unwrap();
+    assert_eq!(driver.used(), [(head, 0)]);
+    assert_eq!(bench.events.generation(), 1);
+}
+
+#[test]
+fn threads_carry_packets_until_they_are_stopped() {
+    let bench = Bench::new(0, 256);
+    let Bench { network, mut driver, queue, events, memory, port } = bench;
+    network.set_nonblocking(false).unwrap();
+    let mut sender = FakeDriver::new(memory.clone(), 1, 8, 0x8000);
+    for n in 0..64 {
+        driver.add(&[], &[(BUFFERS + n * 0x1000, 0x1000)]);
+    }
+    let log = Arc::new(LogLimit::new("test"));
+    let receiver = Receiver::new(port.clone(), events.clone(), memory.clone(), (true, LARGEST));
+    let transmitter = Transmitter::new(port, events.clone(), memory);
+    let receive =
+        QueueThread::start_with_file("rx", queue, receiver, events.clone(), log.clone()).unwrap();
+    let transmit = QueueThread::start("tx", sender.queue(), transmitter, events, log).unwrap();
+    for round in 0..32u8 {
+        sender.put(BUFFERS, &[round; 100]);
+        sender.add(&[(BUFFERS + 0x8_0000, 12), (BUFFERS, 88)], &[]);
+        sender.kick.write(1).unwrap();
+        let mut packet = [0; 200];
+        assert_eq!(network.recv(&mut packet).unwrap(), 100);
+        assert_eq!(packet[12..100], [round; 88]);
+        network.send(&[round; 50]).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let used = loop {
+            let used = driver.used();
+            if !used.is_empty() || Instant::now() > deadline {
+                break used;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(used, [(round.into(), 50)]);
+    }
+    receive.stop();
+    transmit.stop();
+    assert!(receive.join().is_some() && transmit.join().is_some());
+}
+
+/// A generator of numbers (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below
+    }
+}
+
+#[test]
+fn random_rings_break_nothing_but_the_queue() {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut broken = 0;
+    for _ in 0..2000 {
+        let mut bench = Bench::new(0, 16);
+        // Random bytes all over the rings, or a few wrong descriptors.
+        if random.next(2) == 0 {
+            let bytes: Vec<u8> =
+                (0..600).map(|_| u8::try_from(random.next(256)).unwrap()).collect();
+            bench.driver.put(RINGS, &bytes);
+        }
+        for index in 0..16u16 {
+            let addr = BUFFERS + random.next(testing::RAM_SIZE);
+            let len = u32::try_from(random.next(1 << (4 + random.0 % 12))).unwrap();
+            let flags = u16::try_from(random.next(8)).unwrap();
+            bench.driver.describe(index, addr, len, flags, u16::try_from(random.next(18)).unwrap());
+        }
+        for _ in 0..random.next(20) {
+            bench.driver.offer(u16::try_from(random.next(17)).unwrap());
+        }
+        for _ in 0..4 {
+            let size = 12 + random.next(3000);
+            bench.send(usize::try_from(size).unwrap());
+        }
+        let merged = random.next(2) == 0;
+        let (mut receiver, mut transmitter) = (bench.receiver(merged), bench.transmitter());
+        for event in [FileEvent::Driver, FileEvent::Timeout, FileEvent::File] {
+            let result: Result<Wait, QueueError> = receiver.handle(&mut bench.queue, event);
+            broken += u32::from(result.is_err());
+        }
+        let mut queue = bench.driver.queue();
+        broken += u32::from(transmitter.handle(&mut queue).is_err());
+    }
+    assert!(broken > 1000, "{broken}");
+}

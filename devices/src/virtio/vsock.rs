@@ -1,0 +1,134 @@
+//! The socket device (virtio 1.2, 5.10), whose queues the host's kernel works on.
+
+use std::io;
+use std::sync::Arc;
+
+use boot::help::Help;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{Activation, Device, DeviceType};
+use super::queue;
+use super::vhost::{Vhost, VhostError, Watch};
+use crate::ratelimit::LogLimit;
+
+const PATH: &str = "/dev/vhost-vsock";
+
+/// A driver can have sockets that keep the boundaries of messages (virtio 1.2, 5.10.3).
+const VIRTIO_VSOCK_F_SEQPACKET: u64 = 1 << 1;
+
+/// Its queues: received and sent packets, and events, of which there are none without migration.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+/// The number of queues that the kernel works on.
+const KERNEL_QUEUES: usize = 2;
+
+/// The lowest address of a guest: those below are of the hypervisor, of the machine itself and of the
+/// host (virtio 1.2, 5.10.4).
+pub const FIRST_CID: u64 = 3;
+
+/// A socket device.
+pub struct Vsock {
+    cid: u64,
+    vhost: Vhost,
+    features: u64,
+    watch: Option<Watch>,
+    log: Arc<LogLimit>,
+}
+
+/// Why a guest can't have sockets.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// Another guest of this host has the address.
+    #[error("--vsock cid={0}: another guest of this host has this address")]
+    InUse(u64),
+    /// It isn't an address of a guest.
+    #[error("--vsock cid={0} is no address of a guest, which is {FIRST_CID} to 4294967294")]
+    Reserved(u64),
+    /// The kernel's device can't be used.
+    #[error("--vsock")]
+    Vhost(#[from] VhostError),
+}
+
+impl Help for VsockError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::InUse(cid) => Some(format!("--vsock cid={}", cid.saturating_add(1))),
+            Self::Reserved(_) => Some(format!("--vsock cid={FIRST_CID}")),
+            Self::Vhost(error) => error.help(),
+        }
+    }
+}
+
+impl Vsock {
+    /// One with this address (CID), called `name`.
+    ///
+    /// # Errors
+    ///
+    /// The host's kernel has no vhost-vsock, this user may not use it, or another guest has the
+    /// address.
+    pub fn new(name: &str, cid: u64) -> Result<Self, VsockError> {
+        if !(FIRST_CID..u64::from(u32::MAX)).contains(&cid) {
+            return Err(VsockError::Reserved(cid));
+        }
+        let vhost = Vhost::open(PATH)?;
+        let features = vhost.features()?;
+        vhost.set_cid(cid).map_err(|error| {
+            if error.is(libc::EADDRINUSE) { VsockError::InUse(cid) } else { error.into() }
+        })?;
+        let log = Arc::new(LogLimit::named(name));
+        Ok(Self { cid, vhost, features, watch: None, log })
+    }
+
+    fn start(&mut self, activation: &Activation) -> Result<(), io::Error> {
+        let errors = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+        let features = activation.features & self.features;
+        let failed = io::Error::other::<VhostError>;
+        self.vhost.set_up(features, activation, KERNEL_QUEUES, &errors).map_err(failed)?;
+        let (events, log) = (activation.events.clone(), self.log.clone());
+        let watch = Watch::start("vsock-watch", errors, events, log)?;
+        self.vhost.set_running(true).map_err(failed)?;
+        self.watch = Some(watch);
+        Ok(())
+    }
+}
+
+impl Device for Vsock {
+    fn device_type(&self) -> DeviceType {
+        // virtio 1.2, 5; PCI Code and ID Assignment: other network controller.
+        DeviceType { id: 19, class: 0x02_80_00 }
+    }
+
+    fn features(&self) -> u64 {
+        self.features & VIRTIO_VSOCK_F_SEQPACKET
+    }
+
+    fn ring_features(&self) -> u64 {
+        self.features & queue::FEATURES
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        QUEUE_SIZES.to_vec()
+    }
+
+    fn read_config(&mut self, offset: u64, data: &mut [u8]) {
+        super::device::read_config(&self.cid.to_le_bytes(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.start(&activation)
+    }
+
+    fn stop(&mut self) {
+        if let Some(watch) = &self.watch {
+            // It can't fail for a device that was set up.
+            let _ = self.vhost.set_running(false);
+            watch.stop();
+        }
+    }
+
+    fn is_stopped(&mut self) -> bool {
+        if self.watch.as_ref().is_some_and(Watch::is_finished) {
+            self.watch = None;
+        }
+        self.watch.is_none()
+    }
+}
