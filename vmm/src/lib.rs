@@ -26,6 +26,7 @@ mod exit_reason;
 mod functions;
 mod interrupts;
 mod limits;
+mod network;
 mod outfile;
 mod output;
 mod plan;

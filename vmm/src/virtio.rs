@@ -13,6 +13,7 @@ use crate::allocator::Allocator;
 use crate::cli::RunOptions;
 use crate::error::Error;
 use crate::functions::allocate;
+use crate::network::{open_networks, open_sockets};
 
 /// A device in its slot of the guest's bus.
 pub struct VirtioDevice {
@@ -51,8 +52,7 @@ pub struct VirtioDevices(Vec<VirtioDevice>);
 impl VirtioDevices {
     /// Whether options ask for any.
     pub fn are_wanted(options: &RunOptions) -> bool {
-        let _ = options;
-        false
+        !options.net.is_empty() || options.vsock.is_some()
     }
 
     /// Opens the devices and allocates their slots, behind those of assigned functions. A guest that
@@ -67,7 +67,10 @@ impl VirtioDevices {
         allocator: &mut Allocator,
     ) -> Result<Self, Error> {
         let mut open = Vec::new();
-        let _ = options;
+        let networks = open_networks(&options.net)?.into_iter();
+        let sockets = options.vsock.map(open_sockets).transpose()?;
+        let of = |(name, what, device)| OpenDevice { name, what, device };
+        open.extend(networks.chain(sockets).map(of));
         open.push(OpenDevice {
             name: "entropy".to_owned(),
             what: "the host's randomness".to_owned(),

@@ -13,10 +13,12 @@ mod edu;
 mod kexec;
 mod measure;
 mod microcode;
+mod network;
 mod noiommu;
 mod pl330;
 mod privileges;
 mod random_access;
+mod tap;
 mod testdev;
 mod vfio;
 mod vfio_user;
@@ -63,6 +65,11 @@ usage: agent COMMAND
   vfio-user wrong BDF WAY               have its server go wrong: 1 die, 2 stop, 3 send nonsense;
                                         and say what is left of the device
   vfio-user look BDF                    say what is left of it
+  tap NAME UID tap|tun|multi-queue      make an interface of this kind that stays, for a user
+  receive ADDRESS [plain]               read a connection to its end: tcp:IP:PORT or vsock:CID:PORT
+  send ADDRESS BYTES [plain]            connect to that, and send bytes that are checked, or plain ones
+  udp-echo IP:PORT                      send packets back
+  udp IP:PORT COUNT SIZE                send packets to that, each after the answer to the last
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
 Numbers are decimal or 0x….";
 
@@ -107,6 +114,15 @@ fn main() -> ExitCode {
         }
         ["vfio-user", "wrong", name, way] => vfio_user::wrong(name, way),
         ["vfio-user", "look", name] => vfio_user::look(name),
+        ["tap", name, user, kind] => number32(user).and_then(|user| tap::make(name, user, kind)),
+        ["receive", address, how @ ..] => network::receive(address, how),
+        ["send", address, bytes, how @ ..] => {
+            number(bytes).and_then(|bytes| network::send(address, bytes, how))
+        }
+        ["udp-echo", address] => network::echo(address),
+        ["udp", address, count, size] => {
+            number(count).and_then(|count| network::round_trips(address, count, number(size)?))
+        }
         ["measure", runs, command @ ..] => measure::run(runs, command),
         _ => {
             eprintln!("{USAGE}");

@@ -12,9 +12,12 @@ use log::LevelFilter;
 
 use super::console::{ConsoleKind, console};
 use super::cpu::{self, GicChoice};
+use super::net;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
-use super::{Command, Size, VfioPciOptions, VfioPlatformOptions, VfioUserOptions, usage_error};
+use super::{
+    Command, NetOptions, Size, VfioPciOptions, VfioPlatformOptions, VfioUserOptions, usage_error,
+};
 use crate::error::Error;
 
 pub(super) const HELP: &str = include_str!("help/run.txt");
@@ -42,6 +45,10 @@ pub struct RunOptions {
     pub vfio_pci: Vec<VfioPciOptions>,
     /// PCI devices of other processes.
     pub vfio_user: Vec<VfioUserOptions>,
+    /// Network devices.
+    pub net: Vec<NetOptions>,
+    /// The address of its sockets.
+    pub vsock: Option<u64>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
     /// Bind also those that the host uses.
@@ -81,6 +88,8 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         iommu: IommuOptions::default(),
         vfio_pci: Vec::new(),
         vfio_user: Vec::new(),
+        net: Vec::new(),
+        vsock: None,
         bind: false,
         force: false,
         cpu_features: CpuFeatures::ALL,
@@ -178,6 +187,10 @@ impl RunOptions {
                 let device = read("--vfio-user", parser.value()?, VfioUserOptions::from_str)?;
                 self.vfio_user.push(device);
             }
+            Arg::Long("net") => {
+                self.net.push(read("--net", parser.value()?, NetOptions::from_str)?);
+            }
+            Arg::Long("vsock") => self.vsock = Some(once.parsed("--vsock", parser, net::vsock)?),
             Arg::Long("iommu") => self.iommu.backend = once.parsed("--iommu", parser, backend)?,
             Arg::Long("iommufd-fd") => {
                 self.iommu.iommufd = Some(once.parsed("--iommufd-fd", parser, descriptor)?);
@@ -279,6 +292,8 @@ mod tests {
             ["--timeout", "inf"],
             ["--vfio-platform", ""],
             ["--vfio-user", ""],
+            ["--net", "tap0"],
+            ["--vsock", "3"],
             ["--iommu", "smmu"],
             ["--iommufd-fd", "-1"],
             ["--log-level", "loud"],
@@ -304,6 +319,7 @@ mod tests {
             ("--memory", "64M", "128M"),
             ("--iommu", "auto", "container"),
             ("--iommufd-fd", "0", "1"),
+            ("--vsock", "cid=3", "cid=4"),
             ("--gic", "2", "3"),
             ("--console", "off", "stdio"),
             ("--timeout", "1", "2"),

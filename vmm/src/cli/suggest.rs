@@ -20,10 +20,10 @@ const OF_OTHER_VMMS: &[(&[&str], &str)] = &[
          controller",
     ),
     (
-        &["n", "net", "netdev", "nic", "tap"],
-        "there is no network of strait's own: --vfio-pci BDF or --vfio-platform NAME gives the guest a \
-         network card",
+        &["n", "netdev", "nic", "tap"],
+        "--net tap=NAME, for which a tap is made by: sudo ip tuntap add dev tap0 mode tap user $USER",
     ),
+    (&["vhost-vsock", "cid"], "--vsock cid=N"),
     (
         &["fs", "shared-dir", "virtfs", "9p"],
         "there are no shared directories: files come in by --initrd",
@@ -69,6 +69,13 @@ mod tests {
             ("lst", "device", Some("did you mean list?")),
             ("--mem", "run", Some("--memory SIZE")),
             ("-m", "run", Some("--memory SIZE")),
+            (
+                "--netdev",
+                "run",
+                Some(
+                    "--net tap=NAME, for which a tap is made by: sudo ip tuntap add dev tap0 mode tap user $USER",
+                ),
+            ),
             ("--gpu", "run", None),
             ("frobnicate", "", None),
         ];
