@@ -18,6 +18,7 @@ mod noiommu;
 mod pl330;
 mod privileges;
 mod random_access;
+mod rings;
 mod tap;
 mod testdev;
 mod vfio;
@@ -44,6 +45,8 @@ usage: agent COMMAND
   random-access ADDRESS LENGTH N [read-only]
                                         N accesses of any size at any place of physical memory, half
                                         of them writes unless read-only
+  rings BAR ADDRESS N                   hand broken queues, of physical memory at ADDRESS, to the virtio
+                                        device with that BAR, which has no driver; N of them random
   edu BDF msi|line ROUNDS               drive QEMU's edu device, in a guest: registers, factorial,
                                         pages copied there and back, all told by interrupts
   testdev BDF N                         have both BARs of QEMU's pci-testdev count N writes
@@ -92,6 +95,9 @@ fn main() -> ExitCode {
         ["random-access", address, length, count] => random_access(address, length, count, false),
         ["random-access", address, length, count, "read-only"] => {
             random_access(address, length, count, true)
+        }
+        ["rings", bar, address, rounds] => {
+            number(bar).and_then(|bar| rings::run(bar, number(address)?, number(rounds)?))
         }
         ["edu", name, by, rounds] => number(rounds).and_then(|rounds| edu::run(name, by, rounds)),
         ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
