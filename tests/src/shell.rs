@@ -60,7 +60,7 @@ Kernels and initrds are in /k; `strait --help`, `agent` and busybox have more.
 /// What it says of the disk with a Debian system.
 fn debian() -> String {
     let device = format!("0000:00:{SLOT:02x}.0");
-    let launch = Launch::debian("/dev/nvme0n1").with(&format!("--bind --vfio-pci {device}"));
+    let launch = Launch::debian().with(&format!("--bind --vfio-pci {device}"));
     format!(
         "\
 A Debian system on a disk of its own (root has no password; poweroff ends it):

@@ -12,15 +12,15 @@ const TIMEOUT: u64 = 240;
 const QUIET: &str = "stty -echo; PS1= PS2= exec sh -i\n";
 
 impl Launch {
-    /// A Debian system whose root file system is on the disk `root`, by its name in the guest; the
-    /// board needs [`super::Board::debian`].
-    pub fn debian(root: &str) -> Self {
+    /// A Debian system, whose root file system is on whichever of the guest's disks it is; the board
+    /// needs [`super::Board::debian`].
+    pub fn debian() -> Self {
         Self::model()
             .kernel("/k/debian")
             .initrd("/k/debian.cpio")
             .memory("512M")
             .does("login")
-            .cmdline(&format!("root={root} rw TERM=dumb systemd.tty.term.ttyS0=dumb"))
+            .cmdline("root=LABEL=debian rw TERM=dumb systemd.tty.term.ttyS0=dumb")
     }
 }
 
