@@ -42,6 +42,6 @@ complete -c strait -n '__fish_seen_subcommand_from device' -l force -d 'Take the
 complete -c strait -n '__fish_seen_subcommand_from device' -l iommu -x -d 'The way to the IOMMU'
 complete -c strait -n '__fish_seen_subcommand_from device' -l json -d 'Print JSON'
 complete -c strait -n '__fish_seen_subcommand_from device' -l help -d 'Print this'
-complete -c strait -n '__fish_seen_subcommand_from check' -l memory -x -d 'The RAM of the guest that is meant to run, with K, M, G or T behind the number'
+complete -c strait -n '__fish_seen_subcommand_from check' -l memory -x -d 'The RAM of the guest that is meant to run, as strait run takes it'
 complete -c strait -n '__fish_seen_subcommand_from check' -l json -d 'Print JSON'
 complete -c strait -n '__fish_seen_subcommand_from check' -l help -d 'Print this'

@@ -16,6 +16,7 @@ mod inherited;
 mod isolation;
 mod kexec;
 mod large_pages;
+mod memory;
 mod mmio;
 mod model;
 mod net;

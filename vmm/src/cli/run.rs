@@ -16,7 +16,8 @@ use super::net;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
 use super::{
-    Command, NetOptions, Size, VfioPciOptions, VfioPlatformOptions, VfioUserOptions, usage_error,
+    Command, MemoryOptions, NetOptions, VfioPciOptions, VfioPlatformOptions, VfioUserOptions,
+    usage_error,
 };
 use crate::error::Error;
 
@@ -36,7 +37,7 @@ pub struct RunOptions {
     /// vCPUs, at least 1.
     pub cpus: u64,
     /// RAM.
-    pub memory: Size,
+    pub memory: MemoryOptions,
     /// Platform devices to assign.
     pub vfio_platform: Vec<VfioPlatformOptions>,
     /// The way to the IOMMU.
@@ -83,7 +84,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cmdline: None,
         default_cmdline: true,
         cpus: 1,
-        memory: Size::from(256 << 20),
+        memory: MemoryOptions::new(256 << 20),
         vfio_platform: Vec::new(),
         iommu: IommuOptions::default(),
         vfio_pci: Vec::new(),
@@ -173,7 +174,9 @@ impl RunOptions {
             Arg::Long("cmdline") => self.cmdline = Some(once.value("--cmdline", parser)?.string()?),
             Arg::Long("no-default-cmdline") => self.default_cmdline = false,
             Arg::Long("cpus") => self.cpus = once.parsed("--cpus", parser, cpus)?,
-            Arg::Long("memory") => self.memory = once.parsed("--memory", parser, Size::from_str)?,
+            Arg::Long("memory") => {
+                self.memory = once.parsed("--memory", parser, MemoryOptions::from_str)?;
+            }
             Arg::Long("vfio-platform") => {
                 let device =
                     read("--vfio-platform", parser.value()?, VfioPlatformOptions::from_str)?;
@@ -249,7 +252,7 @@ mod tests {
     #[test]
     fn a_kernel_is_enough() {
         let options = run(&[]).unwrap();
-        assert_eq!((options.cpus, options.memory.bytes()), (1, 256 << 20));
+        assert_eq!((options.cpus, options.memory), (1, MemoryOptions::new(256 << 20)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arch::gic::{self, Gic, Version};
-use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, Vcpu, Vm, layout};
+use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, RamPages, Vcpu, Vm, layout};
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
@@ -82,7 +82,7 @@ pub struct EmulatedDevices {
 ///
 /// KVM can't be opened or refused a step.
 pub fn vm(plan: &MachinePlan) -> Result<VmParts, Error> {
-    let vm = Arc::new(Vm::new(plan.ram.size)?);
+    let vm = Arc::new(Vm::new(plan.ram)?);
     let version = gic_version(&vm, plan)?;
     let features = vm.features().and(plan.features);
     let vcpus = vm.create_vcpus(plan.cpus, features)?;
@@ -196,7 +196,7 @@ pub fn tree(
 ) -> Result<Node, Error> {
     let mask = parts.gic.ppi_cpu_mask();
     let mut cpus = vec![
-        arch::memory_node(plan.ram.size),
+        arch::memory_node(plan.ram),
         arch::cpus_node(parts.vcpus.iter().map(Vcpu::affinity)),
         arch::psci_node(),
         arch::timer_node(mask),
@@ -280,14 +280,17 @@ pub fn ram(
     dtb: &[u8],
     assigned: &AssignedDevices,
 ) -> Result<GuestRam, Error> {
-    let size = plan.ram.size;
     // vfio-user servers map RAM by its file.
-    let ram =
-        if assigned.vfio_user.is_empty() { GuestRam::new(size) } else { GuestRam::shared(size) }?;
+    let ram = if assigned.vfio_user.is_empty() {
+        GuestRam::new(plan.ram, plan.pages)
+    } else {
+        GuestRam::shared(plan.ram, plan.pages)
+    }?;
     let boot = &plan.boot;
     let end = boot.initrd.as_ref().map_or(boot.dtb, |initrd| initrd.end).max(boot.kernel.end);
-    let used = end.saturating_sub(layout::RAM_START);
-    let _small = assigned.is_empty().then(|| HugePagesDisabled::for_small(used)).flatten();
+    let used = end.saturating_sub(plan.ram.base);
+    let small = assigned.is_empty() && plan.pages == RamPages::Any;
+    let _small = small.then(|| HugePagesDisabled::for_small(used)).flatten();
     kernel.load_into(ram.memory(), boot.kernel.load)?;
     if let (Some(initrd), Some(range)) = (initrd, &boot.initrd) {
         initrd.load_into(ram.memory(), range.start)?;
