@@ -30,6 +30,7 @@ mod network;
 mod outfile;
 mod output;
 mod plan;
+mod populate;
 mod signals;
 mod stats;
 mod terminal;
