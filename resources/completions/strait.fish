@@ -17,6 +17,7 @@ complete -c strait -n '__fish_seen_subcommand_from run' -l console -x -a 'stdio 
 complete -c strait -n '__fish_seen_subcommand_from run' -l vfio-platform -x -a "(strait device list 2>/dev/null | awk 'NR > 1 { print \$1 }')" -d 'A device of the platform or AMBA bus, by the name sysfs has for it (2c0a0000.dma) or its path below sysfs, or as fd=N  its file in /dev/vfio/devices, which somebody else opened as descriptor N'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vfio-pci -x -a "(strait device list 2>/dev/null | awk '\$2 == \"pci\" { print \$1 }')" -d 'A PCI device, by the name sysfs has for it (0000 05 00.0; the domain 0000 may be left out), its path below sysfs, or a descriptor'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vfio-user -r -F -d 'A PCI device that another process serves over vfio-user on this socket'
+complete -c strait -n '__fish_seen_subcommand_from run' -l block -r -F -d 'A disk  a raw image, or a block device of the host'
 complete -c strait -n '__fish_seen_subcommand_from run' -l net -x -d 'A network  virtio-net on a tap interface of the host, which exists or, for who may (root), is made; or on one that somebody else opened as descriptor N, with a virtio header (IFF_VNET_HDR)'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vsock -x -d 'Sockets between guest and host (virtio-vsock, by /dev/vhost-vsock), and the guests address on them, from 3 on'
 complete -c strait -n '__fish_seen_subcommand_from run' -l iommu -x -a 'auto iommufd container' -d 'The way to the IOMMU'

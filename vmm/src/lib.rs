@@ -20,6 +20,7 @@ mod commands;
 mod console;
 mod console_timeout;
 mod device_monitor;
+mod disks;
 mod error;
 mod events;
 mod exit_reason;

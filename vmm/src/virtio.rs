@@ -11,6 +11,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::allocator::Allocator;
 use crate::cli::RunOptions;
+use crate::disks::open_disks;
 use crate::error::Error;
 use crate::functions::allocate;
 use crate::network::{open_networks, open_sockets};
@@ -52,7 +53,7 @@ pub struct VirtioDevices(Vec<VirtioDevice>);
 impl VirtioDevices {
     /// Whether options ask for any.
     pub fn are_wanted(options: &RunOptions) -> bool {
-        !options.net.is_empty() || options.vsock.is_some()
+        !(options.block.is_empty() && options.net.is_empty()) || options.vsock.is_some()
     }
 
     /// Opens the devices and allocates their slots, behind those of assigned functions. A guest that
@@ -67,10 +68,11 @@ impl VirtioDevices {
         allocator: &mut Allocator,
     ) -> Result<Self, Error> {
         let mut open = Vec::new();
+        let disks = open_disks(options)?.into_iter();
         let networks = open_networks(&options.net)?.into_iter();
         let sockets = options.vsock.map(open_sockets).transpose()?;
         let of = |(name, what, device)| OpenDevice { name, what, device };
-        open.extend(networks.chain(sockets).map(of));
+        open.extend(disks.chain(networks).chain(sockets).map(of));
         open.push(OpenDevice {
             name: "entropy".to_owned(),
             what: "the host's randomness".to_owned(),

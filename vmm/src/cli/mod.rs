@@ -1,5 +1,6 @@
 //! The command line: options as values, resolved against the host later.
 
+mod block;
 mod check;
 mod console;
 mod cpu;

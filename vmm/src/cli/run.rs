@@ -7,9 +7,11 @@ use std::time::Duration;
 use arch::CpuFeatures;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::{Backend, IommuOptions};
+use devices::virtio::block::BlockOptions;
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
+use super::block::block;
 use super::console::{ConsoleKind, console};
 use super::cpu::{self, GicChoice};
 use super::net;
@@ -46,6 +48,8 @@ pub struct RunOptions {
     pub vfio_pci: Vec<VfioPciOptions>,
     /// PCI devices of other processes.
     pub vfio_user: Vec<VfioUserOptions>,
+    /// Disks.
+    pub block: Vec<BlockOptions>,
     /// Network devices.
     pub net: Vec<NetOptions>,
     /// The address of its sockets.
@@ -89,6 +93,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         iommu: IommuOptions::default(),
         vfio_pci: Vec::new(),
         vfio_user: Vec::new(),
+        block: Vec::new(),
         net: Vec::new(),
         vsock: None,
         bind: false,
@@ -190,6 +195,7 @@ impl RunOptions {
                 let device = read("--vfio-user", parser.value()?, VfioUserOptions::from_str)?;
                 self.vfio_user.push(device);
             }
+            Arg::Long("block") => self.block.push(read("--block", parser.value()?, block)?),
             Arg::Long("net") => {
                 self.net.push(read("--net", parser.value()?, NetOptions::from_str)?);
             }
@@ -295,6 +301,7 @@ mod tests {
             ["--timeout", "inf"],
             ["--vfio-platform", ""],
             ["--vfio-user", ""],
+            ["--block", ""],
             ["--net", "tap0"],
             ["--vsock", "3"],
             ["--iommu", "smmu"],
