@@ -11,10 +11,10 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::allocator::Allocator;
 use crate::cli::RunOptions;
-use crate::disks::open_disks;
 use crate::error::Error;
 use crate::functions::allocate;
 use crate::network::{open_networks, open_sockets};
+use crate::vhost_user;
 
 /// A device in its slot of the guest's bus.
 pub struct VirtioDevice {
@@ -53,7 +53,8 @@ pub struct VirtioDevices(Vec<VirtioDevice>);
 impl VirtioDevices {
     /// Whether options ask for any.
     pub fn are_wanted(options: &RunOptions) -> bool {
-        !(options.block.is_empty() && options.net.is_empty()) || options.vsock.is_some()
+        let processes = !(options.vhost_user.is_empty() && options.share.is_empty());
+        processes || !options.net.is_empty() || options.vsock.is_some()
     }
 
     /// Opens the devices and allocates their slots, behind those of assigned functions. A guest that
@@ -68,11 +69,11 @@ impl VirtioDevices {
         allocator: &mut Allocator,
     ) -> Result<Self, Error> {
         let mut open = Vec::new();
-        let disks = open_disks(options)?.into_iter();
         let networks = open_networks(&options.net)?.into_iter();
         let sockets = options.vsock.map(open_sockets).transpose()?;
         let of = |(name, what, device)| OpenDevice { name, what, device };
-        open.extend(disks.chain(networks).chain(sockets).map(of));
+        open.extend(networks.chain(sockets).map(of));
+        open.extend(vhost_user::open_all(options)?.into_iter().map(of));
         open.push(OpenDevice {
             name: "entropy".to_owned(),
             what: "the host's randomness".to_owned(),

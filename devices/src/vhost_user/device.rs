@@ -18,7 +18,7 @@ use crate::virtio::{self, Activation, Device, DeviceType};
 const NOT_OF_DEVICES: u64 = ((1 << 26) - 1) << 24;
 
 /// How long the end of a device waits for its thread.
-const END: Duration = Duration::from_millis(200);
+const END: Duration = Duration::from_secs(1);
 
 /// A virtio device whose queues another process works on.
 pub struct VhostUserDevice {
@@ -100,7 +100,7 @@ impl Device for VhostUserDevice {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![self.options.queue_size; self.options.queues.into()]
+        self.options.kind.queue_sizes()
     }
 
     fn read_config(&mut self, offset: u64, data: &mut [u8]) {

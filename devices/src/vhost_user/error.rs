@@ -24,6 +24,8 @@ pub(super) enum Failure {
     Stopped,
     /// It closed the connection at this request.
     Closed(&'static str),
+    /// It is a program that was started, and ended like this.
+    Ended(String),
     /// It refused this request.
     Refused(&'static str),
     /// What it sent for this request violates the protocol.
@@ -92,6 +94,7 @@ impl fmt::Display for Failure {
             Self::Stopped => f.write_str("wasn't waited for: strait was told to end"),
             Self::Closed("") => f.write_str("closed the connection"),
             Self::Closed(request) => write!(f, "closed the connection at {request}"),
+            Self::Ended(how) => f.write_str(how),
             Self::Refused(request) => write!(f, "refused {request}"),
             Self::Protocol(request, why) => {
                 write!(f, "doesn't keep to the protocol: its answer to {request} is: {why}")
@@ -153,7 +156,7 @@ impl Help for VhostUserError {
             Failure::Protocol(..) | Failure::Unasked => {
                 format!("a vhost-user backend: ss -xlp src {name} names who listens there")
             }
-            Failure::Closed(_) | Failure::Refused(_) => {
+            Failure::Closed(_) | Failure::Refused(_) | Failure::Ended(_) => {
                 "the backend's own output says why; start it again if it has ended".to_owned()
             }
             Failure::Stopped | Failure::Different(_) | Failure::NoRamFile => return None,

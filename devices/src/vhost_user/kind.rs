@@ -117,6 +117,11 @@ impl Kind {
         KINDS.iter().find(|(_, id, ..)| *id == FS).map_or(Self::numbered(FS), Self::of_row)
     }
 
+    /// The largest size of each queue.
+    pub(super) fn queue_sizes(&self) -> Vec<u16> {
+        vec![self.queue_size; self.queues.into()]
+    }
+
     /// Its name, or its number.
     pub fn name(&self) -> String {
         let row = KINDS.iter().find(|(_, id, ..)| *id == self.device.id);

@@ -20,6 +20,8 @@ mod device;
 mod error;
 mod kind;
 mod options;
+mod planned;
+mod program;
 mod rings;
 mod worker;
 
@@ -29,6 +31,8 @@ pub use self::device::VhostUserDevice;
 pub use self::error::VhostUserError;
 pub use self::kind::{FS, Kind, NET};
 pub use self::options::{ConfigSource, Options, OwnConfig};
+pub use self::planned::PlannedDevice;
+pub use self::program::Program;
 pub use self::worker::Target;
 
 /// How long a backend may take for what is asked of it at once: to tell what it offers, to begin, to end.

@@ -29,12 +29,8 @@ pub struct Options {
     pub name: String,
     /// The option that asks for it, for what helps.
     pub option: String,
-    /// Its kind.
+    /// Its kind, with the number and size of its queues.
     pub kind: Kind,
-    /// The number of its queues, at least 1.
-    pub queues: u16,
-    /// The largest size of each, a power of two up to 32768.
-    pub queue_size: u16,
     /// Who tells its configuration.
     pub config: ConfigSource,
 }

@@ -20,9 +20,7 @@ fn options(kind: &str, config: u16) -> Options {
     Options {
         name: "/run/backend.sock".into(),
         option: "--vhost-user TYPE,socket=/run/backend.sock".into(),
-        kind,
-        queues: 1,
-        queue_size: kind.queue_size,
+        kind: Kind { queues: 1, ..kind },
         config: ConfigSource::Backend(config),
     }
 }
@@ -33,7 +31,22 @@ fn connect(
 ) -> Result<(VhostUserDevice, Receiver<Request>), VhostUserError> {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let told = fake.serve(theirs);
-    VhostUserDevice::connect(Target::Connected(Some(ours)), options).map(|device| (device, told))
+    VhostUserDevice::connect(Target::Started(Some(ours), Box::new(Endless)), options)
+        .map(|device| (device, told))
+}
+
+/// A program that runs on.
+struct Endless;
+
+impl Program for Endless {
+    fn ending(&mut self) -> Option<String> {
+        None
+    }
+}
+
+/// The same with two queues.
+fn two(options: Options) -> Options {
+    Options { kind: Kind { queues: 2, ..options.kind }, ..options }
 }
 
 /// The next request of this code.
@@ -135,7 +148,7 @@ fn what_a_backend_lacks_is_told() {
     for (fake, options, text, help) in [
         (legacy, options(BLOCK, 0), "virtio 1.0", "VERSION_1"),
         (plain, options(BLOCK, 8), "no configuration", "config-size=0"),
-        (few, Options { queues: 2, ..options(BLOCK, 0) }, "has 1 queues", "queues=1"),
+        (few, two(options(BLOCK, 0)), "has 1 queues", "queues=1"),
     ] {
         let error = lacking(fake, options);
         assert!(error.to_string().contains(text), "{error}");

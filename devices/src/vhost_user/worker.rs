@@ -14,6 +14,7 @@ use super::backend::{Backend, Inflight, Offer};
 use super::error::Failure;
 use super::kind::Resumption;
 use super::options::Options;
+use super::program::Program;
 use super::rings::Indices;
 use crate::peer::{self, Peer};
 use crate::ratelimit::LogLimit;
@@ -27,12 +28,11 @@ const RETRY_MS: i32 = 100;
 const MAX_WRITES: usize = 16;
 
 /// Where a backend is.
-#[derive(Debug)]
 pub enum Target {
     /// It listens at this path, and may be this peer's.
     Path(PathBuf, Peer),
-    /// It was connected to by whoever started it; there is no other connection to be had.
-    Connected(Option<UnixStream>),
+    /// It was started for this connection; there is no other to be had.
+    Started(Option<UnixStream>, Box<dyn Program>),
 }
 
 impl Target {
@@ -43,9 +43,17 @@ impl Target {
                 peer.check(path, &socket).map_err(Failure::Peer)?;
                 Ok(socket.into())
             }
-            Self::Connected(stream) => stream.take().ok_or_else(|| {
+            Self::Started(stream, _) => stream.take().ok_or_else(|| {
                 Failure::Connect(io::Error::other("it has ended, and isn't started again"))
             }),
+        }
+    }
+
+    /// A failure, or how the program has ended, which tells more.
+    fn ending(&mut self, failure: Failure) -> Failure {
+        match self {
+            Self::Started(_, program) => program.ending().map_or(failure, Failure::Ended),
+            Self::Path(..) => failure,
         }
     }
 }
@@ -119,12 +127,13 @@ impl Shared {
 /// The thread's state.
 pub(super) struct Worker {
     options: Arc<Options>,
+    // Before the program that it leads to.
+    backend: Option<Backend>,
     target: Target,
     shared: Arc<Shared>,
     log: LogLimit,
     /// What the backend offered first.
     offer: Offer,
-    backend: Option<Backend>,
     /// What the driver has set up, while it has.
     active: Option<Activation>,
     inflight: Option<Inflight>,
@@ -138,7 +147,8 @@ impl Worker {
         shared: Arc<Shared>,
     ) -> Result<(Self, Offer), Failure> {
         let socket = target.connect()?;
-        let (backend, offer) = Backend::open(socket, options.queues, &options.config)?;
+        let opened = Backend::open(socket, options.kind.queues, &options.config);
+        let (backend, offer) = opened.map_err(|failure| target.ending(failure))?;
         lock(&shared.config).clone_from(&offer.config);
         let log = LogLimit::named(options.name.clone());
         let (backend, active, inflight) = (Some(backend), None, None);
@@ -206,7 +216,7 @@ impl Worker {
         match backend.write_config(offset, data) {
             Ok(()) => self.read_config(),
             Err(failure) if failure.is_refusal() => self.log.debug(format_args!("{failure}")),
-            Err(failure) => self.lose(&failure),
+            Err(failure) => self.lose(failure),
         }
     }
 
@@ -214,7 +224,7 @@ impl Worker {
         let Some(backend) = &mut self.backend else { return };
         match backend.read_config(self.offer.config.len()) {
             Ok(config) => *lock(&self.shared.config) = config,
-            Err(failure) => self.lose(&failure),
+            Err(failure) => self.lose(failure),
         }
     }
 
@@ -251,11 +261,11 @@ impl Worker {
         // SAFETY: there is room for one byte.
         let read = unsafe { libc::recv(backend.descriptors().0, (&raw mut byte).cast(), 1, flags) };
         match read {
-            1.. => self.lose(&Failure::Unasked),
-            0 => self.lose(&Failure::Closed("")),
+            1.. => self.lose(Failure::Unasked),
+            0 => self.lose(Failure::Closed("")),
             _ => match io::Error::last_os_error().kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
-                _ => self.lose(&Failure::Closed("")),
+                _ => self.lose(Failure::Closed("")),
             },
         }
     }
@@ -270,8 +280,9 @@ impl Worker {
     }
 
     /// The connection is over.
-    fn lose(&mut self, why: &Failure) {
+    fn lose(&mut self, why: Failure) {
         self.backend = None;
+        let why = self.target.ending(why);
         let Some(active) = &self.active else {
             self.log.warn(format_args!("the backend {why}"));
             return;
@@ -287,7 +298,7 @@ impl Worker {
 
     /// Whether another backend can go on where this one ended.
     fn may_resume(&self, active: &Activation) -> bool {
-        if matches!(self.target, Target::Connected(_)) {
+        if matches!(self.target, Target::Started(..)) {
             return false;
         }
         let is_idle = |queue| Indices::of(queue).is_some_and(Indices::is_idle);
@@ -333,7 +344,7 @@ impl Worker {
             Some(backend) => backend,
             None => {
                 let socket = self.target.connect()?;
-                let (queues, config) = (self.options.queues, &self.options.config);
+                let (queues, config) = (self.options.kind.queues, &self.options.config);
                 let (backend, offer) = Backend::open(socket, queues, config)?;
                 if offer.features & self.offer.features != self.offer.features {
                     return Err(Failure::Different("features"));

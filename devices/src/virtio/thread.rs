@@ -23,10 +23,6 @@ pub trait QueueHandler: Send + 'static {
     ///
     /// The driver has broken the queue: the device needs a reset.
     fn handle(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError>;
-
-    /// The thread ends: waits for what still accesses guest RAM on its behalf. The queue isn't
-    /// accessed any more.
-    fn stop(&mut self) {}
 }
 
 /// The half of a device that works on a queue and on a file, such as a tap.
@@ -90,12 +86,11 @@ impl<H: QueueHandler> QueueThread<H> {
         log: Arc<LogLimit>,
     ) -> io::Result<Self> {
         // What was made available before is told by no notification.
-        let step = |queue: &mut VirtQueue, handler: &mut H| {
+        Self::spawn(name, (queue, handler), (events, log), |queue, handler| {
             handler.handle(queue)?;
             wait(queue.kick());
             Ok(())
-        };
-        Self::spawn(name, (queue, handler), (events, log), step, H::stop)
+        })
     }
 }
 
@@ -113,23 +108,21 @@ impl<H: FileHandler> QueueThread<H> {
         log: Arc<LogLimit>,
     ) -> io::Result<Self> {
         let mut event = FileEvent::Driver;
-        let step = move |queue: &mut VirtQueue, handler: &mut H| {
+        Self::spawn(name, (queue, handler), (events, log), move |queue, handler| {
             let wait = handler.handle(queue, event)?;
             event = poll(queue.kick(), handler.file(), wait);
             Ok(())
-        };
-        Self::spawn(name, (queue, handler), (events, log), step, |_| ())
+        })
     }
 }
 
 impl<H: Send + 'static> QueueThread<H> {
-    /// Starts a thread that repeats `step` until it is asked to stop, and does `end` then.
+    /// Starts a thread that repeats `step` until it is asked to stop.
     fn spawn(
         name: &str,
         (mut queue, mut handler): (VirtQueue, H),
         (events, log): (Arc<DeviceEvents>, Arc<LogLimit>),
         mut step: impl FnMut(&mut VirtQueue, &mut H) -> Result<(), QueueError> + Send + 'static,
-        end: fn(&mut H),
     ) -> io::Result<Self> {
         let kick = queue.kick().try_clone()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -142,7 +135,6 @@ impl<H: Send + 'static> QueueThread<H> {
                     break;
                 }
             }
-            end(&mut handler);
             handler
         })?;
         Ok(Self { stop, kick, thread: Some(thread) })

@@ -4,7 +4,6 @@
 //! They are one program, so that the harness is linked once, and the next test starts when a CPU is
 //! free, whichever module it is in.
 
-mod block;
 mod boot;
 mod check;
 mod console;
@@ -17,7 +16,6 @@ mod inherited;
 mod isolation;
 mod kexec;
 mod large_pages;
-mod memory;
 mod mmio;
 mod model;
 mod net;
@@ -33,5 +31,6 @@ mod several_guests;
 mod terminal;
 mod uart;
 mod vfio_user;
+mod vhost_user;
 mod virtio;
 mod vsock;

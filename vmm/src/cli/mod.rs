@@ -1,11 +1,9 @@
 //! The command line: options as values, resolved against the host later.
 
-mod block;
 mod check;
 mod console;
 mod cpu;
 mod device;
-mod memory;
 mod net;
 mod owner;
 mod pci;
@@ -15,17 +13,18 @@ mod suggest;
 #[cfg(test)]
 mod tests;
 mod values;
+mod vhost_user;
 
 pub use boot::size::Size;
 pub use check::CheckOptions;
 pub use console::ConsoleKind;
 pub use cpu::{GicChoice, GicVersion, ItsChoice};
 pub use device::{DeviceOptions, DeviceVerb};
-pub use memory::MemoryOptions;
 pub use net::NetOptions;
 pub use pci::{VfioPciOptions, VfioUserOptions};
 pub use platform::{RegionAddress, VfioPlatformOptions};
 pub use run::RunOptions;
+pub use vhost_user::{ShareOptions, ShareSandbox, VhostUserOptions};
 
 use lexopt::{Arg, Parser};
 

@@ -94,7 +94,7 @@ impl FromStr for VfioUserOptions {
 }
 
 /// Whose servers are taken besides root's and this user's.
-fn parse_peer(value: &str) -> Result<Peer, String> {
+pub(super) fn parse_peer(value: &str) -> Result<Peer, String> {
     match value {
         "any" => Ok(Peer::Any),
         number => number.parse().map(Peer::User).map_err(|_| {

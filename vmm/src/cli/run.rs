@@ -7,19 +7,17 @@ use std::time::Duration;
 use arch::CpuFeatures;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::{Backend, IommuOptions};
-use devices::virtio::block::BlockOptions;
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
-use super::block::block;
 use super::console::{ConsoleKind, console};
 use super::cpu::{self, GicChoice};
 use super::net;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
 use super::{
-    Command, MemoryOptions, NetOptions, VfioPciOptions, VfioPlatformOptions, VfioUserOptions,
-    usage_error,
+    Command, NetOptions, ShareOptions, Size, VfioPciOptions, VfioPlatformOptions, VfioUserOptions,
+    VhostUserOptions, usage_error,
 };
 use crate::error::Error;
 
@@ -39,7 +37,7 @@ pub struct RunOptions {
     /// vCPUs, at least 1.
     pub cpus: u64,
     /// RAM.
-    pub memory: MemoryOptions,
+    pub memory: Size,
     /// Platform devices to assign.
     pub vfio_platform: Vec<VfioPlatformOptions>,
     /// The way to the IOMMU.
@@ -48,12 +46,14 @@ pub struct RunOptions {
     pub vfio_pci: Vec<VfioPciOptions>,
     /// PCI devices of other processes.
     pub vfio_user: Vec<VfioUserOptions>,
-    /// Disks.
-    pub block: Vec<BlockOptions>,
     /// Network devices.
     pub net: Vec<NetOptions>,
     /// The address of its sockets.
     pub vsock: Option<u64>,
+    /// Virtio devices of other processes.
+    pub vhost_user: Vec<VhostUserOptions>,
+    /// Directories of the host.
+    pub share: Vec<ShareOptions>,
     /// Bind those devices for the time of the run.
     pub bind: bool,
     /// Bind also those that the host uses.
@@ -88,14 +88,15 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cmdline: None,
         default_cmdline: true,
         cpus: 1,
-        memory: MemoryOptions::new(256 << 20),
+        memory: Size::from(256 << 20),
         vfio_platform: Vec::new(),
         iommu: IommuOptions::default(),
         vfio_pci: Vec::new(),
         vfio_user: Vec::new(),
-        block: Vec::new(),
         net: Vec::new(),
         vsock: None,
+        vhost_user: Vec::new(),
+        share: Vec::new(),
         bind: false,
         force: false,
         cpu_features: CpuFeatures::ALL,
@@ -170,6 +171,11 @@ impl RunOptions {
         self.devices().filter_map(DeviceRef::name).collect()
     }
 
+    /// Other processes map the guest's RAM.
+    pub fn shares_ram(&self) -> bool {
+        !(self.vfio_user.is_empty() && self.vhost_user.is_empty() && self.share.is_empty())
+    }
+
     /// Takes the next option and its value.
     fn take(&mut self, parser: &mut Parser, once: &mut GivenOnce) -> Result<Taken, lexopt::Error> {
         let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
@@ -179,9 +185,7 @@ impl RunOptions {
             Arg::Long("cmdline") => self.cmdline = Some(once.value("--cmdline", parser)?.string()?),
             Arg::Long("no-default-cmdline") => self.default_cmdline = false,
             Arg::Long("cpus") => self.cpus = once.parsed("--cpus", parser, cpus)?,
-            Arg::Long("memory") => {
-                self.memory = once.parsed("--memory", parser, MemoryOptions::from_str)?;
-            }
+            Arg::Long("memory") => self.memory = once.parsed("--memory", parser, Size::from_str)?,
             Arg::Long("vfio-platform") => {
                 let device =
                     read("--vfio-platform", parser.value()?, VfioPlatformOptions::from_str)?;
@@ -195,11 +199,17 @@ impl RunOptions {
                 let device = read("--vfio-user", parser.value()?, VfioUserOptions::from_str)?;
                 self.vfio_user.push(device);
             }
-            Arg::Long("block") => self.block.push(read("--block", parser.value()?, block)?),
             Arg::Long("net") => {
                 self.net.push(read("--net", parser.value()?, NetOptions::from_str)?);
             }
             Arg::Long("vsock") => self.vsock = Some(once.parsed("--vsock", parser, net::vsock)?),
+            Arg::Long("vhost-user") => {
+                let device = read("--vhost-user", parser.value()?, VhostUserOptions::from_str)?;
+                self.vhost_user.push(device);
+            }
+            Arg::Long("share") => {
+                self.share.push(read("--share", parser.value()?, ShareOptions::from_str)?);
+            }
             Arg::Long("iommu") => self.iommu.backend = once.parsed("--iommu", parser, backend)?,
             Arg::Long("iommufd-fd") => {
                 self.iommu.iommufd = Some(once.parsed("--iommufd-fd", parser, descriptor)?);
@@ -258,7 +268,7 @@ mod tests {
     #[test]
     fn a_kernel_is_enough() {
         let options = run(&[]).unwrap();
-        assert_eq!((options.cpus, options.memory), (1, MemoryOptions::new(256 << 20)));
+        assert_eq!((options.cpus, options.memory.bytes()), (1, 256 << 20));
     }
 
     #[test]
@@ -301,9 +311,10 @@ mod tests {
             ["--timeout", "inf"],
             ["--vfio-platform", ""],
             ["--vfio-user", ""],
-            ["--block", ""],
             ["--net", "tap0"],
             ["--vsock", "3"],
+            ["--vhost-user", ""],
+            ["--share", "src"],
             ["--iommu", "smmu"],
             ["--iommufd-fd", "-1"],
             ["--log-level", "loud"],

@@ -15,19 +15,17 @@ const OF_OTHER_VMMS: &[(&[&str], &str)] = &[
     (&["serial", "nographic"], "--console stdio|pty|unix:PATH|file:PATH|off"),
     (&["device", "vfio"], "--vfio-platform NAME, --vfio-pci BDF"),
     (
-        &["d", "disk", "drive", "blockdev", "rwdisk", "hda"],
-        "--block FILE, a raw image or a block device; --vfio-pci BDF gives the guest the host's NVMe \
-         or SATA controller",
+        &["d", "disk", "drive", "block", "rwdisk", "hda"],
+        "there are no disks of strait's own: --vfio-pci BDF gives the guest the host's NVMe or SATA \
+         controller",
     ),
     (
         &["n", "netdev", "nic", "tap"],
         "--net tap=NAME, for which a tap is made by: sudo ip tuntap add dev tap0 mode tap user $USER",
     ),
     (&["vhost-vsock", "cid"], "--vsock cid=N"),
-    (
-        &["fs", "shared-dir", "virtfs", "9p"],
-        "there are no shared directories: files come in by --initrd",
-    ),
+    (&["fs", "shared-dir", "virtfs", "9p", "fsdev"], "--share TAG=DIRECTORY"),
+    (&["user-device", "vhost-user-fs", "vhost-user-gpio"], "--vhost-user TYPE,socket=PATH"),
 ];
 
 /// What there is instead of a word that was typed behind `strait` and this command, if anything.
@@ -82,6 +80,6 @@ mod tests {
         for (typed, command, expected) in cases {
             assert_eq!(suggestion(typed, command).as_deref(), expected, "{typed} {command}");
         }
-        assert!(suggestion("--disk", "run").unwrap().contains("--block FILE"));
+        assert!(suggestion("--disk", "run").unwrap().contains("--vfio-pci BDF"));
     }
 }

@@ -10,8 +10,17 @@ use lexopt::Parser;
 use super::{HELP, check, device, run};
 
 /// Programs of others in the advice; options behind them are theirs.
-const OTHERS: [&str; 7] =
-    ["docker", "dumpimage", "fuser", "prlimit", "udevadm", "unpack_bootimg", "xz"];
+const OTHERS: [&str; 9] = [
+    "docker",
+    "dumpimage",
+    "fuser",
+    "passt",
+    "prlimit",
+    "udevadm",
+    "unpack_bootimg",
+    "virtiofsd",
+    "xz",
+];
 
 /// The texts of `--help`, with the words that come before the options.
 const HELPS: [(&[&str], &str); 4] =

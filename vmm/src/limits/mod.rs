@@ -4,7 +4,6 @@
 //! killed later. What a run without assigned devices asks for here costs it system calls only.
 
 mod cgroup;
-pub mod hugepages;
 mod rlimit;
 
 use std::fs;

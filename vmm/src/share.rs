@@ -1,0 +1,204 @@
+//! Directories of the host that the guest mounts by virtio-fs, each served by a virtiofsd.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use boot::help::Help;
+use devices::vhost_user::{
+    ConfigSource, Kind, Options, OwnConfig, PlannedDevice, Target, VhostUserDevice,
+};
+use devices::virtio::Device;
+use vmm_sys_util::tempdir::TempDir;
+
+use crate::cli::{ShareOptions, ShareSandbox};
+use crate::error::Error;
+use crate::programs::{self, ChildProgram};
+
+/// Where distributions have it, beside `$PATH`.
+const DIRECTORIES: [&str; 2] = ["/usr/libexec", "/usr/lib"];
+
+/// What is executed; the last word only if the guest can't write.
+const COMMAND: &str =
+    "virtiofsd --log-level warn --fd FD --sandbox SANDBOX --shared-dir DIRECTORY --readonly";
+
+/// The size of the tag in the configuration (virtio 1.2, 5.11.4).
+const TAG_SIZE: usize = 36;
+
+/// Opens the directory's device; its server is started but for a plan.
+///
+/// # Errors
+///
+/// There is no such directory, no virtiofsd, or it doesn't serve it.
+#[cold]
+pub fn open(options: &ShareOptions, plan_only: bool) -> Result<Box<dyn Device>, Error> {
+    let ShareOptions { tag, directory, .. } = options;
+    let failed = |why: &dyn std::fmt::Display| {
+        Error::new(format!("--share {tag}={}: {why}", directory.display()))
+    };
+    let directory = directory.canonicalize().map_err(|e| failed(&e))?;
+    if !directory.is_dir() {
+        return Err(failed(&"it is no directory"));
+    }
+    File::open(&directory).map_err(|e| {
+        failed(&e).help(format!("ls -ld {} tells whose it is", directory.display()))
+    })?;
+    let program = programs::find("virtiofsd", &DIRECTORIES).ok_or_else(|| {
+        failed(&"there is no virtiofsd, which serves directories").help(
+            "apt install virtiofsd (Debian 13 or later; before that: cargo install virtiofsd)",
+        )
+    })?;
+    let sandbox = sandbox(options.sandbox).map_err(|(why, help)| failed(&why).help(help))?;
+    let device = describe(options);
+    if plan_only {
+        return Ok(Box::new(PlannedDevice(device)));
+    }
+    let (stream, listener) = socket().map_err(|e| failed(&format_args!("no socket: {e}")))?;
+    let listener = OwnedFd::from(listener);
+    let mut command = command(&program, options, &directory, sandbox, listener.as_raw_fd());
+    let started = ChildProgram::start(&mut command, &listener);
+    let started = started.map_err(|e| failed(&format_args!("{}: {e}", program.display())))?;
+    // Only the program takes connections.
+    drop(listener);
+    let target = Target::Started(Some(stream), Box::new(started));
+    let device = VhostUserDevice::connect(target, device).map_err(|error| {
+        let version = format!("{} --version", program.display());
+        let help = match options.read_only {
+            true => {
+                format!("virtiofsd's own message tells more; ro needs 1.13 or later: {version}")
+            }
+            false => {
+                "virtiofsd's own message tells more; sandbox=none is the least it takes".to_owned()
+            }
+        };
+        failed(&error).maybe_help(error.help().map(|_| help))
+    })?;
+    Ok(Box::new(device))
+}
+
+/// The device as its kind and strait's part of it.
+fn describe(options: &ShareOptions) -> Options {
+    let kind = Kind::fs();
+    let config = ConfigSource::Own(config(&options.tag, kind.queues));
+    Options {
+        name: "virtiofsd".to_owned(),
+        option: format!("--share {}={}", options.tag, options.directory.display()),
+        kind,
+        config,
+    }
+}
+
+/// The configuration of a file system with so many queues, one of them of high priority
+/// (virtio 1.2, 5.11.4).
+pub fn config(tag: &str, queues: u16) -> OwnConfig {
+    let mut bytes = tag.as_bytes().to_owned();
+    bytes.resize(TAG_SIZE, 0);
+    bytes.extend(u32::from(queues.saturating_sub(1)).to_le_bytes());
+    OwnConfig { bytes, features: 0 }
+}
+
+fn command(
+    program: &Path,
+    options: &ShareOptions,
+    directory: &Path,
+    sandbox: &str,
+    listener: i32,
+) -> Command {
+    let mut command = Command::new(program);
+    let words = if options.read_only { 10 } else { 9 };
+    for word in COMMAND.split(' ').take(words).skip(1) {
+        match word {
+            "FD" => command.arg(listener.to_string()),
+            "SANDBOX" => command.arg(sandbox),
+            "DIRECTORY" => command.arg(directory),
+            word => command.arg(word),
+        };
+    }
+    command
+}
+
+/// A socket that listens for the connection that there is already, and no other: it is in a directory
+/// that nobody else may search, and that is gone when this returns. (virtiofsd takes a socket that
+/// listens, and no connection.)
+fn socket() -> io::Result<(UnixStream, UnixListener)> {
+    let directory = TempDir::new().map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+    let path: PathBuf = directory.as_path().join("socket");
+    let listener = UnixListener::bind(&path)?;
+    Ok((UnixStream::connect(&path)?, listener))
+}
+
+/// How virtiofsd keeps itself to the directory, as its option has it.
+fn sandbox(asked: ShareSandbox) -> Result<&'static str, (String, String)> {
+    let has = |namespace: &str| Path::new("/proc/self/ns").join(namespace).exists();
+    // SAFETY: takes nothing, and can't fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    match asked {
+        ShareSandbox::Namespace => Ok("namespace"),
+        ShareSandbox::Chroot => Ok("chroot"),
+        ShareSandbox::None => Ok("none"),
+        // As root it makes these; else within a namespace of users.
+        ShareSandbox::Auto
+            if ["pid", "net", "mnt"].into_iter().all(has) && (is_root || has("user")) =>
+        {
+            Ok("namespace")
+        }
+        ShareSandbox::Auto if is_root => Ok("chroot"),
+        ShareSandbox::Auto => Err((
+            "this host has no namespaces for who isn't root, to which virtiofsd keeps itself"
+                .to_owned(),
+            "sandbox=none, if the guest may reach what you may reach".to_owned(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(text: &str) -> ShareOptions {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_configuration_is_the_tag_and_the_queues() {
+        let Options { kind, config, .. } = describe(&share("src=/home"));
+        let ConfigSource::Own(OwnConfig { bytes, features: 0 }) = config else { panic!() };
+        assert_eq!((kind.queues, bytes.len()), (2, 40));
+        assert_eq!((&bytes[..4], &bytes[36..]), (b"src\0".as_slice(), [1, 0, 0, 0].as_slice()));
+    }
+
+    #[test]
+    fn the_command_names_the_directory_and_what_is_allowed() {
+        let words = |text: &str| {
+            let options = share(text);
+            let command = command(Path::new("/p"), &options, &options.directory, "none", 7);
+            let words: Vec<_> =
+                command.get_args().map(|a| a.to_str().unwrap().to_owned()).collect();
+            words.join(" ")
+        };
+        let writable = "--log-level warn --fd 7 --sandbox none --shared-dir /d";
+        assert_eq!(words("a=/d"), writable);
+        assert_eq!(words("a=/d,ro"), format!("{writable} --readonly"));
+    }
+
+    #[test]
+    fn what_is_no_directory_is_refused() {
+        for (text, why) in [("a=/no/such", "os error 2"), ("a=/etc/passwd", "no directory")] {
+            let report = open(&share(text), true).err().unwrap().report();
+            assert!(report.contains(text) && report.contains(why), "{report}");
+        }
+    }
+
+    #[test]
+    fn a_socket_has_its_connection_already() {
+        let (ours, listener) = socket().unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        let path = listener.local_addr().unwrap().as_pathname().unwrap().to_owned();
+        assert!(!path.exists() && !path.parent().unwrap().exists());
+        drop(theirs);
+        assert_eq!(io::Read::read(&mut &ours, &mut [0]).unwrap(), 0);
+    }
+}

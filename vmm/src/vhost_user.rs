@@ -1,0 +1,82 @@
+//! The guest's virtio devices that other processes serve, opened while planning.
+
+use devices::vhost_user::{ConfigSource, Options, Target, VhostUserDevice};
+use devices::virtio::Device;
+
+use crate::cli::{RunOptions, VhostUserOptions};
+use crate::error::Error;
+use crate::share;
+
+/// A device: its name, what it is for people, and itself.
+type Opened = (String, String, Box<dyn Device>);
+
+/// Opens them: connects to the backends that are there, and starts the others, but for a plan.
+///
+/// # Errors
+///
+/// A backend can't be reached or started, or doesn't offer its device.
+#[cold]
+pub fn open_all(options: &RunOptions) -> Result<Vec<Opened>, Error> {
+    let mut opened = Vec::new();
+    for (index, device) in options.vhost_user.iter().enumerate() {
+        check_different(options.vhost_user.get(..index).unwrap_or_default(), device)?;
+        let what = format!("{} by the backend at {}", device.kind.name(), device.socket.display());
+        opened.push((format!("vhost-user{index}"), what, connect(device)?));
+    }
+    for (index, directory) in options.share.iter().enumerate() {
+        let earlier = options.share.get(..index).unwrap_or_default();
+        if earlier.iter().any(|other| other.tag == directory.tag) {
+            return Err(Error::usage(format!("--share {} is given twice", directory.tag))
+                .help("a tag for each directory"));
+        }
+        let access = if directory.read_only { ", read-only" } else { "" };
+        let path = directory.directory.display();
+        let what = format!("{path} as `{}`{access}, by virtiofsd", directory.tag);
+        opened.push((format!("share{index}"), what, share::open(directory, options.dry_run)?));
+    }
+    Ok(opened)
+}
+
+fn connect(device: &VhostUserOptions) -> Result<Box<dyn Device>, Error> {
+    let VhostUserOptions { kind, socket, tag, peer } = device;
+    let path = socket.display().to_string();
+    let config = match tag {
+        Some(tag) => ConfigSource::Own(share::config(tag, kind.queues)),
+        None => ConfigSource::Backend(kind.config_size),
+    };
+    let options = Options {
+        option: format!("--vhost-user {},socket={path}", kind.name()),
+        name: path,
+        kind: *kind,
+        config,
+    };
+    let target = Target::Path(socket.clone(), *peer);
+    Ok(Box::new(VhostUserDevice::connect(target, options)?))
+}
+
+/// Refuses a socket that is given twice: a backend serves one device.
+fn check_different(earlier: &[VhostUserOptions], device: &VhostUserOptions) -> Result<(), Error> {
+    let path = |device: &VhostUserOptions| {
+        device.socket.canonicalize().unwrap_or_else(|_| device.socket.clone())
+    };
+    if earlier.iter().any(|other| path(other) == path(device)) {
+        let socket = device.socket.display();
+        return Err(Error::usage(format!("--vhost-user has socket={socket} twice"))
+            .help("a backend for each device, with a socket of its own"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_given_once() {
+        let device = |text: &str| text.parse::<VhostUserOptions>().unwrap();
+        check_different(&[device("rng,socket=/tmp/a")], &device("rng,socket=/tmp/b")).unwrap();
+        let twice =
+            check_different(&[device("rng,socket=/tmp")], &device("i2c,socket=/tmp/../tmp"));
+        assert!(twice.unwrap_err().report().contains("twice"));
+    }
+}
