@@ -23,7 +23,7 @@ pub fn run(artifacts: &Artifacts) -> Result<ExitCode, Box<dyn Error>> {
     let mut board = Board::with(artifacts).stock();
     let mut greeting = greeting();
     if artifacts.debian.is_some() {
-        board = board.debian().device(&format!("nvme,drive=debian,serial=debian,addr={SLOT}"));
+        board = board.debian().device("nvme,drive=debian,serial=debian");
         greeting += &debian();
     }
     let status = board.file("motd", greeting).attach()?;
@@ -32,9 +32,6 @@ pub fn run(artifacts: &Artifacts) -> Result<ExitCode, Box<dyn Error>> {
     }
     Err(format!("QEMU ended with {status}").into())
 }
-
-/// The device number on the host's PCI bus of the disk with a Debian system.
-const SLOT: u8 = 5;
 
 /// What the host says first.
 fn greeting() -> String {
@@ -59,8 +56,7 @@ Kernels and initrds are in /k; `strait --help`, `agent` and busybox have more.
 
 /// What it says of the disk with a Debian system.
 fn debian() -> String {
-    let device = format!("0000:00:{SLOT:02x}.0");
-    let launch = Launch::debian().with(&format!("--bind --vfio-pci {device}"));
+    let launch = Launch::debian().with("--block /dev/nvme0n1");
     format!(
         "\
 A Debian system on a disk of its own (root has no password; poweroff ends it):

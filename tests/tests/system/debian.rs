@@ -1,6 +1,7 @@
 //! A guest that is a whole system: Debian, with its own kernel, on a disk.
 
 use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult};
+use tests::suite::SOAK;
 
 /// Where disks are on the host: that with the system, and an empty one.
 const DISK: &str = "0000:00:05.0";
@@ -9,28 +10,64 @@ const EMPTY_DISK: &str = "0000:00:06.0";
 /// Where a guest has its DMA controller.
 const DMA: &str = "0xc000000";
 
-/// A board with both disks.
-fn with_disks() -> Board {
-    Board::new()
+/// The host's address on a tap, and the guest's; the guest's address for sockets.
+const HOST_ADDRESS: &str = "192.168.77.1";
+const GUEST_ADDRESS: &str = "192.168.77.2";
+const CID: u32 = 3;
+
+/// How many bytes the network takes in each direction, and how many go through a socket.
+const BY_NETWORK: u64 = 64 << 20;
+const BY_SOCKET: u64 = 1 << 20;
+
+/// How long each direction may take, in seconds.
+const TRANSFER: u64 = 240;
+
+/// A host with both disks, a tap, and a DMA controller and the empty disk to be assigned.
+fn boot() -> Result<Host, Failure> {
+    let host = Board::new()
         .debian()
         .device("nvme,drive=debian,serial=system,addr=5")
         .disk("empty", 64 << 20)
         .device("nvme,drive=empty,serial=empty,addr=6")
+        .boot()?;
+    host.bind(EMPTY_DISK)?;
+    host.bind(PLATFORM_DMA[0])?;
+    host.sh(&format!(
+        "agent tap tap0 0 tap && ip addr add {HOST_ADDRESS}/24 dev tap0 && ip link set tap0 up"
+    ))?;
+    Ok(host)
 }
 
 /// The name of the NVMe disk with this serial number, in whatever runs commands by `sh`.
 fn disk(sh: impl FnOnce(&str) -> Result<String, Failure>, serial: &str) -> Result<String, Failure> {
     // Names go by which disk was found first.
-    let name =
-        sh(&format!("cd /sys/block && grep -l '{serial} *$' nvme*/device/serial | cut -d / -f 1"))?;
-    Ok(format!("/dev/{}", name.trim()))
+    let command = format!("cd /sys/block && grep -l '{serial} *$' nvme*/device/serial");
+    let path = sh(&command)?;
+    Ok(format!("/dev/{}", path.split('/').next().unwrap_or_default()))
 }
 
-/// Has the guest write to its root's disk and to the disk `other`, while its DMA controller copies;
-/// the sums of what it wrote to the files `noise` of both.
-fn work_with_all(guest: &mut Guest, other: &str) -> Result<Vec<String>, Failure> {
+/// A system that is up, with all that it can have, and its root on the disk given by `root`.
+fn log_in(host: &Host, root: &str) -> Result<Guest, Failure> {
+    let dma = PLATFORM_DMA[0];
+    // The last 64 MiB of memory are the DMA controller's.
+    let launch = Launch::debian().cmdline("mem=448M").with(&format!(
+        "{root} --vfio-pci {EMPTY_DISK} --vfio-platform {dma} --net tap=tap0 --vsock cid={CID}"
+    ));
+    let mut guest = host.log_in(&launch)?;
+    let state = guest.run("systemctl is-system-running --wait; systemctl --failed --no-legend")?.1;
+    assert_eq!(state.trim(), "running");
+    // Its own udev finds the DMA controller and loads the driver, which is on the disk.
+    let driver = "until ls /sys/bus/amba/drivers/dma-pl330/*.dma-controller; do sleep 0.2; done";
+    guest.sh(&format!("timeout 60 sh -c '{driver}' 2>/dev/null"))?;
+    Ok(guest)
+}
+
+/// Has the guest write to its root's disk and to the empty one, while its DMA controller copies; the
+/// sums of what it wrote to the files `noise` of both.
+fn work_with_disks(guest: &mut Guest) -> Result<Vec<String>, Failure> {
+    let other = disk(|command| guest.sh(command), "empty")?;
     guest.sh(&format!("mke2fs -q -t ext4 {other} && mount {other} /mnt"))?;
-    // Its driver would be in the way. The memory is what Linux was told not to use.
+    // Its driver would be in the way.
     let driver = "/sys/bus/amba/drivers/dma-pl330";
     guest.sh(&format!("basename {driver}/*.dma-controller >{driver}/unbind"))?;
     let (program, from, to) = ("0x5c000000", "0x5c001000", "0x5c002000");
@@ -48,13 +85,43 @@ fn work_with_all(guest: &mut Guest, other: &str) -> Result<Vec<String>, Failure>
              sha256sum </noise && sha256sum </mnt/noise"
     ))?;
     assert!(output.matches("copied").count() >= 2, "{output}");
-    let sums = output.lines().filter(|line| line.ends_with(" -")).map(str::to_owned);
-    Ok(sums.collect())
+    let sums: Vec<_> =
+        output.lines().filter(|line| line.ends_with(" -")).map(str::to_owned).collect();
+    assert_eq!(sums.len(), 2, "{output}");
+    Ok(sums)
+}
+
+/// Sends bytes in both directions by its network and by sockets.
+fn work_with_networks(host: &Host, guest: &mut Guest) -> TestResult {
+    guest.sh(&format!(
+        "card=$(ls /sys/class/net | grep ^en) && ip addr add {GUEST_ADDRESS}/24 dev $card && \
+         ip link set $card up && until ping -c 1 -W 1 {HOST_ADDRESS} >/dev/null; do :; done"
+    ))?;
+    let network = [HOST_ADDRESS, GUEST_ADDRESS].map(|address| format!("tcp:{address}:5000"));
+    exchange(host, guest, &network, BY_NETWORK)?;
+    let sockets = ["2".to_owned(), CID.to_string()].map(|cid| format!("vsock:{cid}:5000"));
+    exchange(host, guest, &sockets, BY_SOCKET)
+}
+
+/// Sends so many bytes to the first address, which is the host's, and back to the guest's.
+fn exchange(host: &Host, guest: &mut Guest, addresses: &[String; 2], bytes: u64) -> TestResult {
+    let [on_host, on_guest] = addresses;
+    let receiver = host.start(&format!("agent receive {on_host}"))?.timeout(TRANSFER);
+    let sent = guest.sh(&format!("/run/agent send {on_host} {bytes}"))?;
+    assert_eq!(receiver.exit_status()?, 0);
+    let sender = host.start(&format!("agent send {on_guest} {bytes}"))?.timeout(TRANSFER);
+    let received = guest.sh(&format!("/run/agent receive {on_guest}"))?;
+    assert_eq!(sender.exit_status()?, 0);
+    for said in [sent, received] {
+        assert!(said.starts_with(&format!("{bytes} bytes, sum ")), "{said}");
+    }
+    Ok(())
 }
 
 /// Checks that a disk of the host has the file `noise` with this sum, and no journal to be replayed:
 /// the guest has let go of it.
-fn check_disk(host: &Host, disk: &str, sum: &str) -> TestResult {
+fn check_disk(host: &Host, serial: &str, sum: &str) -> TestResult {
+    let disk = disk(|command| host.sh(command), serial)?;
     host.sh(&format!("mkdir -p /disk && mount -t ext4 -o ro {disk} /disk"))?;
     assert_eq!(host.sh("sha256sum </disk/noise")?.trim(), sum);
     host.sh("umount /disk")?;
@@ -63,31 +130,40 @@ fn check_disk(host: &Host, disk: &str, sum: &str) -> TestResult {
     Ok(())
 }
 
+/// Gives a disk back to the host's driver.
+fn give_back(host: &Host, device: &str) -> TestResult {
+    host.unbind(device)?;
+    host.until(&format!("[ -e /sys/bus/pci/devices/{device}/nvme/nvme*/nvme*n1 ]"))
+}
+
 #[test]
-fn a_system_on_an_assigned_disk_works_with_others_at_once() -> TestResult {
-    let host = with_disks().boot()?;
-    let devices = [DISK, EMPTY_DISK, PLATFORM_DMA[0]];
-    devices.iter().try_for_each(|device| host.bind(device))?;
-    let launch = Launch::debian().cmdline("mem=448M").with(&format!(
-        "--vfio-pci {DISK} --vfio-pci {EMPTY_DISK} --vfio-platform {}",
-        PLATFORM_DMA[0]
-    ));
-    let mut guest = host.log_in(&launch)?;
-    let state = guest.run("systemctl is-system-running --wait; systemctl --failed --no-legend")?.1;
-    assert_eq!(state.trim(), "running");
+fn a_system_on_a_disk_works_with_all_at_once() -> TestResult {
+    let host = boot()?;
+    let disk = disk(|command| host.sh(command), "system")?;
+    let mut guest = log_in(&host, &format!("--block {disk}"))?;
+    let root = guest.sh("findmnt --noheadings --output SOURCE,FSTYPE /")?;
+    assert_eq!(root.trim(), "/dev/vda ext4");
+    let sums = work_with_disks(&mut guest)?;
+    work_with_networks(&host, &mut guest)?;
+    assert_eq!(guest.shut_down()?, 0);
+    check_disk(&host, "system", &sums[0])?;
+    give_back(&host, EMPTY_DISK)?;
+    check_disk(&host, "empty", &sums[1])
+}
+
+#[test]
+fn a_system_on_an_assigned_disk_shuts_down_cleanly() -> TestResult {
+    // Most of this is in the test above, and another boot takes its time.
+    if std::env::var_os(SOAK).is_none() {
+        return Ok(());
+    }
+    let host = boot()?;
+    host.bind(DISK)?;
+    let mut guest = log_in(&host, &format!("--vfio-pci {DISK}"))?;
     let root = guest.sh("findmnt --noheadings --output SOURCE,FSTYPE /")?;
     assert_eq!(root.trim(), format!("{} ext4", disk(|command| guest.sh(command), "system")?));
-    // Its own udev found the DMA controller and loaded the driver, which is on the disk.
-    let driver = "until ls /sys/bus/amba/drivers/dma-pl330/*.dma-controller; do sleep 0.2; done";
-    guest.sh(&format!("timeout 60 sh -c '{driver}' 2>/dev/null"))?;
-    let empty = disk(|command| guest.sh(command), "empty")?;
-    let sums = work_with_all(&mut guest, &empty)?;
+    let sums = work_with_disks(&mut guest)?;
     assert_eq!(guest.shut_down()?, 0);
-
-    for (device, serial, sum) in [(DISK, "system", &sums[0]), (EMPTY_DISK, "empty", &sums[1])] {
-        host.unbind(device)?;
-        host.until(&format!("[ -e /sys/bus/pci/devices/{device}/nvme/nvme*/nvme*n1 ]"))?;
-        check_disk(&host, &disk(|command| host.sh(command), serial)?, sum)?;
-    }
-    Ok(())
+    give_back(&host, DISK)?;
+    check_disk(&host, "system", &sums[0])
 }
