@@ -16,6 +16,7 @@ const SHELL: &str = "shell";
 #[derive(Clone, Debug)]
 pub struct Launch {
     kernel: String,
+    /// The option, with a space behind it; nothing for none.
     initrd: String,
     action: String,
     cmdline: String,
@@ -29,7 +30,7 @@ impl Launch {
     pub fn model() -> Self {
         Self {
             kernel: "/k/model".into(),
-            initrd: "/k/guest.cpio".into(),
+            initrd: "--initrd /k/guest.cpio ".into(),
             action: SHELL.into(),
             cmdline: String::new(),
             memory: "256M".into(),
@@ -40,14 +41,12 @@ impl Launch {
 
     /// A guest with Debian's kernel; the board needs [`super::Board::stock`].
     pub fn stock() -> Self {
-        let memory = "512M".into();
-        Self { kernel: "/k/stock".into(), initrd: "/k/stock.cpio".into(), memory, ..Self::model() }
+        Self::model().kernel("/k/stock").initrd("/k/stock.cpio").memory("512M")
     }
 
     /// A guest with pages of 64 KiB; the board needs [`super::Board::large_pages`].
     pub fn large_pages() -> Self {
-        let memory = "512M".into();
-        Self { kernel: "/k/large".into(), initrd: "/k/large.cpio".into(), memory, ..Self::model() }
+        Self::model().kernel("/k/large").initrd("/k/large.cpio").memory("512M")
     }
 
     /// What its init does instead of offering a shell: `poweroff`, `reset`, `panic`, `idle`,
@@ -68,7 +67,14 @@ impl Launch {
     /// Another file for the initrd, on the host.
     #[must_use]
     pub fn initrd(mut self, path: &str) -> Self {
-        path.clone_into(&mut self.initrd);
+        self.initrd = format!("--initrd {path} ");
+        self
+    }
+
+    /// No initrd.
+    #[must_use]
+    pub fn without_initrd(mut self) -> Self {
+        self.initrd.clear();
         self
     }
 
@@ -104,7 +110,7 @@ impl Launch {
     pub fn arguments(&self) -> String {
         let Self { kernel, initrd, action, cmdline, memory, program: _, arguments } = self;
         format!(
-            "run --kernel {kernel} --initrd {initrd} --memory {memory} \
+            "run --kernel {kernel} {initrd}--memory {memory} \
              --cmdline 'console=ttyS0 quiet strait.do={action}{cmdline}'{arguments}"
         )
     }

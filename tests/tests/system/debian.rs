@@ -54,12 +54,18 @@ fn log_in(host: &Host, root: &str) -> Result<Guest, Failure> {
         "{root} --vfio-pci {EMPTY_DISK} --vfio-platform {dma} --net tap=tap0 --vsock cid={CID}"
     ));
     let mut guest = host.log_in(&launch)?;
-    let state = guest.run("systemctl is-system-running --wait; systemctl --failed --no-legend")?.1;
-    assert_eq!(state.trim(), "running");
+    check_state(&mut guest)?;
     // Its own udev finds the DMA controller and loads the driver, which is on the disk.
     let driver = "until ls /sys/bus/amba/drivers/dma-pl330/*.dma-controller; do sleep 0.2; done";
     guest.sh(&format!("timeout 60 sh -c '{driver}' 2>/dev/null"))?;
     Ok(guest)
+}
+
+/// Checks that all units of the guest are up.
+fn check_state(guest: &mut Guest) -> TestResult {
+    let state = guest.run("systemctl is-system-running --wait; systemctl --failed --no-legend")?.1;
+    assert_eq!(state.trim(), "running");
+    Ok(())
 }
 
 /// Has the guest write to its root's disk and to the empty one, while its DMA controller copies; the
@@ -166,4 +172,24 @@ fn a_system_on_an_assigned_disk_shuts_down_cleanly() -> TestResult {
     assert_eq!(guest.shut_down()?, 0);
     give_back(&host, DISK)?;
     check_disk(&host, "system", &sums[0])
+}
+
+#[test]
+fn a_system_in_a_shared_directory_boots_without_a_disk() -> TestResult {
+    let host = Board::new().debian().device("nvme,drive=debian,serial=system").boot()?;
+    host.mount_debian("/dev/nvme0n1", "rw")?;
+    let launch = Launch::debian()
+        .without_initrd()
+        .cmdline("rootfstype=virtiofs root=system")
+        .with("--share system=/debian");
+    let mut guest = host.log_in(&launch)?;
+    check_state(&mut guest)?;
+    let root = guest.sh("findmnt --noheadings --output SOURCE,FSTYPE /")?;
+    assert_eq!(root.trim(), "system virtiofs");
+    guest.sh("dd if=/dev/urandom of=/noise bs=1M count=4 conv=fsync 2>/dev/null")?;
+    let sum = guest.sh("sha256sum </noise")?;
+    assert_eq!(host.sh("sha256sum </debian/noise")?.trim(), sum.trim());
+    assert_eq!(guest.shut_down()?, 0);
+    host.sh("! pidof virtiofsd && umount /debian")?;
+    Ok(())
 }

@@ -2,23 +2,10 @@
 
 use tests::harness::{Board, Failure, Host, PLATFORM_DMA, TestResult};
 
-/// virtiofsd on the model host, whose kernel has no sysctls: `/proc` as it is, but for what virtiofsd
-/// reads of them.
-const VIRTIOFSD: &str = "#!/bin/sh
-exec unshare -m sh -c 'mount --bind /proc-with-sys /proc && exec /debian/usr/libexec/virtiofsd \"$@\"' \
-  virtiofsd \"$@\"
-";
-
 /// A host that has the programs of a Debian system, whose disk is mounted at `/debian`.
 fn with_programs(board: Board) -> Result<Host, Failure> {
-    let board = board.file("k/virtiofsd", VIRTIOFSD);
     let host = board.debian().device("nvme,drive=debian,serial=one").boot()?;
-    host.until("[ -e /dev/nvme0n1 ]")?;
-    host.sh("mkdir -p /debian /etc /usr/libexec /proc-as-it-is /proc-with-sys/sys/fs && \
-         mount -t ext4 -o ro /dev/nvme0n1 /debian && ln -s /debian/usr/lib /usr/lib && \
-         ln -s usr/lib /lib && ln -s /debian/etc/passwd /etc && ln -s /k/virtiofsd /usr/libexec && \
-         mount -t proc proc /proc-as-it-is && ln -s /proc-as-it-is/self /proc-with-sys && \
-         echo 1048576 >/proc-with-sys/sys/fs/nr_open")?;
+    host.mount_debian("/dev/nvme0n1", "ro")?;
     Ok(host)
 }
 
