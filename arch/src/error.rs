@@ -30,6 +30,20 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Guest RAM in huge pages can't be reserved.
+    #[error("{size} bytes of guest RAM can't be mapped in huge pages of {page} bytes")]
+    MapHugePages {
+        /// Size asked for, in bytes.
+        size: u64,
+        /// The size of the pages, in bytes.
+        page: u64,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Guest RAM can't be made of transparent huge pages.
+    #[error("the host can't be asked for transparent huge pages")]
+    AdviseRam(#[source] io::Error),
     /// RAM ends above the guest physical addresses this host can translate.
     #[error(
         "guest RAM would end at {end:#x}, above the {bits} bits of guest physical address that \
@@ -88,8 +102,18 @@ impl Help for Error {
             }),
             Self::NoGic("GICv3") => Some("--gic 2, or --gic auto".into()),
             Self::NoGic("GICv2") => Some("--gic 3, or --gic auto".into()),
+            Self::IpaSize { max: 0, .. } => Some("--memory without base=".into()),
             Self::IpaSize { max, .. } => Some(format!("--memory {}M or less", max >> 20)),
             Self::MapRam { .. } => Some("a smaller --memory; `free -m` shows what there is".into()),
+            Self::MapHugePages { page, .. } => Some(format!(
+                "grep . /sys/kernel/mm/hugepages/hugepages-{}kB/* shows what there is",
+                page >> 10
+            )),
+            Self::AdviseRam(_) => Some(
+                "hugepages=2M, or a kernel with CONFIG_TRANSPARENT_HUGEPAGE and \
+                     CONFIG_ADVISE_SYSCALLS"
+                    .into(),
+            ),
             Self::TooManyCpus { limit, .. } => Some(format!("--cpus {limit} or fewer")),
             Self::Kvm { .. } | Self::Missing(_) | Self::NoGic(_) => None,
         }

@@ -29,7 +29,7 @@ mod vm;
 pub use self::cpu::{CpuFeatures, cpus_node, pmu_node, psci_node, timer_node};
 pub use self::error::Error;
 pub use self::kvm_stats::KvmStats;
-pub use self::memory::{GuestRam, HugePagesDisabled, memory_node};
+pub use self::memory::{GuestRam, HugePagesDisabled, RamPages, memory_node};
 #[cfg(target_arch = "aarch64")]
 pub use self::{
     gsi_routing::{GsiRoutes, Msi, Target},

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use boot::layout::Ram;
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_VFIO_FILE,
     KVM_DEV_VFIO_FILE_ADD, KvmIrqRouting, kvm_create_device, kvm_device_attr,
@@ -18,7 +19,6 @@ use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
 use crate::error::io_error;
-use crate::layout::RAM_START;
 use crate::{CpuFeatures, Error, GuestRam, Vcpu};
 
 /// The bits of guest physical address that KVM gives a VM of type 0
@@ -53,16 +53,16 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM that can have `ram_size` bytes of RAM.
+    /// Creates a VM that can have this RAM.
     ///
     /// # Errors
     ///
     /// KVM can't be opened, refused, lacks something, or can't address that much RAM.
-    pub fn new(ram_size: u64) -> Result<Self, Error> {
+    pub fn new(ram: Ram) -> Result<Self, Error> {
         let kvm = Kvm::new().map_err(|e| Error::OpenKvm(io_error(e)))?;
         let limit = u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
         let max_ipa_bits = if limit == 0 { DEFAULT_IPA_BITS } else { limit };
-        let ipa_bits = ipa_bits(ram_size, max_ipa_bits)?;
+        let ipa_bits = ipa_bits(ram, max_ipa_bits)?;
         // A VM of type 0 has the default.
         let vm_type = if ipa_bits == DEFAULT_IPA_BITS { 0 } else { ipa_bits.into() };
         let fd = kvm.create_vm_with_type(vm_type).map_err(|e| Error::kvm("create a VM", e))?;
@@ -76,7 +76,7 @@ impl Vm {
         Ok(Self { fd, slots, ram, vfio, max_vcpus, max_ipa_bits, ipa_bits })
     }
 
-    /// Makes `ram` appear in the guest at [`RAM_START`], and owns it from here on.
+    /// Makes `ram` appear in the guest at its address, and owns it from here on.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl Vm {
     pub fn add_ram(&self, ram: GuestRam) -> Result<(), Error> {
         let size = ram.size() as u64;
         // SAFETY: the VM owns the RAM from here on, and RAM is never unmapped.
-        unsafe { self.map_memory(RAM_START, ram.host_address(), size) }
+        unsafe { self.map_memory(ram.base(), ram.host_address(), size) }
             .map_err(|source| Error::Kvm { action: "map guest RAM".into(), source })?;
         // There is one RAM; a second would have overlapped it above.
         let _ = self.ram.set(ram);
@@ -310,12 +310,12 @@ impl AsFd for Vm {
 
 /// The bits of guest physical address that reach the end of RAM, of the `limit` that there are, and
 /// at least KVM's default.
-fn ipa_bits(ram_size: u64, limit: u32) -> Result<u32, Error> {
-    let end = RAM_START.saturating_add(ram_size);
+fn ipa_bits(ram: Ram, limit: u32) -> Result<u32, Error> {
+    let end = ram.end();
     let needed = u64::BITS - (end - 1).leading_zeros();
     let bits = needed.max(DEFAULT_IPA_BITS.min(limit));
     if bits > limit {
-        let max = (1u64 << limit.min(63)).saturating_sub(RAM_START);
+        let max = (1u64 << limit.min(63)).saturating_sub(ram.base);
         return Err(Error::IpaSize { end, bits: limit, max });
     }
     Ok(bits)
@@ -326,6 +326,19 @@ mod tests {
     use super::*;
 
     const GIB: u64 = 1 << 30;
+
+    /// What RAM of this size at the usual address takes.
+    fn ipa_bits(size: u64, limit: u32) -> Result<u32, Error> {
+        super::ipa_bits(Ram { base: GIB, size }, limit)
+    }
+
+    #[test]
+    fn ram_elsewhere_counts_to_its_end() {
+        let bits = |base, size| super::ipa_bits(Ram { base, size }, 41).unwrap();
+        assert_eq!((bits(1020 * GIB, 4 * GIB), bits(1020 * GIB, 5 * GIB)), (40, 41));
+        let beyond = super::ipa_bits(Ram { base: 2048 * GIB, size: GIB }, 41);
+        assert!(matches!(beyond, Err(Error::IpaSize { max: 0, .. })), "{beyond:?}");
+    }
 
     #[test]
     fn ram_that_fits_40_bits_gets_the_default() {

@@ -101,7 +101,7 @@ impl Help for FileError {
 
 /// A path as a POSIX shell takes it for one word (POSIX.1-2017, Shell Command Language, 2.2.2), for
 /// commands that a person is told to type.
-pub(crate) fn shell_word(path: &Path) -> String {
+pub fn shell_word(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
     if text.starts_with('-') {

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Bytes of a file that are looked at to know what it is: enough for the header of a kernel with an
 /// EFI stub, and for the magic numbers of everything that is known by name.
-pub(crate) const START_SIZE: usize = 2048;
+pub const START_SIZE: usize = 2048;
 
 /// Formats of files that a person may take for a kernel or an initrd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub enum Format {
     FileSystem(FileSystem),
     Tar,
     Zip,
-    Qcow2,
+    DiskImage(DiskImage),
     Disk,
     Script,
     Text,
@@ -53,6 +53,19 @@ pub enum FileSystem {
     Cramfs,
     Romfs,
     Minix,
+}
+
+/// Formats of disk images that have their blocks elsewhere than a disk has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are names")]
+pub enum DiskImage {
+    Qcow2,
+    Qed,
+    Vmdk,
+    Vdi,
+    Vhd,
+    Vhdx,
+    Parallels,
 }
 
 /// The type in a U-Boot legacy image header (`IH_TYPE_…` of U-Boot's include/image.h).
@@ -109,7 +122,15 @@ const MAGICS: &[(usize, &[u8], Format)] = &[
     (0x410, b"\x8f\x13", Format::FileSystem(FileSystem::Minix)),
     (257, b"ustar", Format::Tar),
     (0, b"PK\x03\x04", Format::Zip),
-    (0, b"QFI\xfb", Format::Qcow2),
+    (0, b"QFI\xfb", Format::DiskImage(DiskImage::Qcow2)),
+    (0, b"QED\0", Format::DiskImage(DiskImage::Qed)),
+    (0, b"KDMV", Format::DiskImage(DiskImage::Vmdk)),
+    (0, b"# Disk DescriptorFile", Format::DiskImage(DiskImage::Vmdk)),
+    (0x40, b"\x7f\x10\xda\xbe", Format::DiskImage(DiskImage::Vdi)),
+    (0, b"conectix", Format::DiskImage(DiskImage::Vhd)),
+    (0, b"vhdxfile", Format::DiskImage(DiskImage::Vhdx)),
+    (0, b"WithoutFreeSpace", Format::DiskImage(DiskImage::Parallels)),
+    (0, b"WithouFreSpacExt", Format::DiskImage(DiskImage::Parallels)),
     (510, b"\x55\xaa", Format::Disk),
     (0, b"#!", Format::Script),
 ];
@@ -122,7 +143,7 @@ pub(crate) const UIMAGE_HEADER_SIZE: u64 = 64;
 
 impl Format {
     /// What a file that starts with these bytes is.
-    pub(crate) fn of(start: &[u8]) -> Self {
+    pub fn of(start: &[u8]) -> Self {
         let fields = Le(start);
         if fields.has(0, b"\x7fELF") {
             let machine = fields.u16(18).unwrap_or_default();
@@ -187,7 +208,7 @@ impl fmt::Display for Format {
             Self::FileSystem(kind) => return write!(f, "{kind}"),
             Self::Tar => "a tar archive",
             Self::Zip => "a zip archive",
-            Self::Qcow2 => "a qcow2 disk image",
+            Self::DiskImage(kind) => return write!(f, "{kind}"),
             Self::Disk => "a disk image with a boot sector",
             Self::Script => "a script",
             Self::Text => "text",
@@ -210,6 +231,20 @@ impl fmt::Display for FileSystem {
     }
 }
 
+impl fmt::Display for DiskImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Qcow2 => "a qcow2 disk image",
+            Self::Qed => "a QED disk image",
+            Self::Vmdk => "a VMDK disk image",
+            Self::Vdi => "a VDI disk image",
+            Self::Vhd => "a VHD disk image",
+            Self::Vhdx => "a VHDX disk image",
+            Self::Parallels => "a Parallels disk image",
+        })
+    }
+}
+
 impl fmt::Display for UImageType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
@@ -228,7 +263,7 @@ impl fmt::Display for UImageType {
 
 impl Compressor {
     /// The command that compresses and, with `-d`, decompresses.
-    pub(crate) fn command(self) -> &'static str {
+    pub fn command(self) -> &'static str {
         match self {
             Self::Bzip2 => "bzip2",
             Self::Xz => "xz",

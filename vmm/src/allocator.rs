@@ -26,6 +26,9 @@ const MESSAGE_SPI_ALIGNMENT: u32 = 32;
 /// KVM_CREATE_VM: 40 bits unless asked for otherwise).
 const ADDRESSES: u64 = 1 << 40;
 
+/// What RAM is called.
+pub const RAM: &str = "RAM";
+
 /// The guest physical addresses and SPIs that are allocated.
 #[derive(Debug)]
 pub struct Allocator {
@@ -76,7 +79,7 @@ impl Allocator {
             (gic, Cow::Borrowed("the interrupt controller")),
             (layout::RTC, "the RTC".into()),
             (layout::PVPANIC, "the panic device".into()),
-            (ram.base..ram.end(), "RAM".into()),
+            (ram.base..ram.end(), RAM.into()),
         ];
         if serial {
             allocated.push((layout::SERIAL, "the serial console".into()));
@@ -92,6 +95,21 @@ impl Allocator {
             (layout::PCI_IO, "the PCI host's I/O window".into()),
             (layout::PCI_ECAM, "the PCI host's configuration space".into()),
         ]);
+    }
+
+    /// Checks that this RAM, of which the allocator was made, overlaps nothing else of the machine.
+    ///
+    /// # Errors
+    ///
+    /// It does.
+    pub fn check_ram(&self, ram: Ram) -> Result<(), AllocError> {
+        let range = ram.base..ram.end();
+        let overlaps = |taken: &Range<u64>| taken.start < range.end && range.start < taken.end;
+        let mut others = self.allocated.iter().filter(|(taken, _)| *taken != range);
+        others.find(|(taken, _)| overlaps(taken)).map_or(Ok(()), |(taken, other)| {
+            let (other, other_range) = (other.to_string(), taken.clone());
+            Err(AllocError::Taken { range: range.clone(), other, other_range })
+        })
     }
 
     /// The first address (GPA) above everything that is allocated.
@@ -183,11 +201,11 @@ fn show(range: &Range<u64>) -> String {
 mod tests {
     use super::*;
 
-    const RAM: Ram = Ram { base: layout::RAM_START, size: 1 << 30 };
+    const MEMORY: Ram = Ram { base: layout::RAM_START, size: 1 << 30 };
 
     #[test]
     fn regions_are_placed_apart_and_aligned() {
-        let mut allocator = Allocator::new(RAM, true);
+        let mut allocator = Allocator::new(MEMORY, true);
         let sizes = [0x1000, 0x1000, 0x2_0000, 0x50_0000, 0, 1];
         let mut taken: Vec<Range<u64>> = Vec::new();
         for size in sizes {
@@ -204,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_is_placed_anywhere_avoids_what_has_its_place() {
-        let mut allocator = Allocator::new(RAM, true);
+        let mut allocator = Allocator::new(MEMORY, true);
         let first = layout::PLATFORM.start;
         allocator.reserve(first + 0x1000, 0x1000, Some(0x1000), "fixed".into()).unwrap();
         // Not even in the same page of a host with large ones.
@@ -224,7 +242,7 @@ mod tests {
             (0x0c00_0800, 0x1000, "another"),
         ];
         for (start, size, expected) in cases {
-            let mut allocator = Allocator::new(RAM, true);
+            let mut allocator = Allocator::new(MEMORY, true);
             allocator.reserve(0x0c00_0000, 0x1000, None, "another".into()).unwrap();
             let error = allocator.reserve(start, size, None, "new".into()).unwrap_err();
             let AllocError::Taken { other, .. } = &error else { panic!("{error}") };
@@ -232,19 +250,19 @@ mod tests {
             assert!(error.to_string().contains(&format!("{start:#x}-")), "{error}");
         }
         for start in [0x2c0a_0000, 0x8000_0000, 0, 0x0c00_1000] {
-            let mut allocator = Allocator::new(RAM, true);
+            let mut allocator = Allocator::new(MEMORY, true);
             allocator.reserve(0x0c00_0000, 0x1000, None, "another".into()).unwrap();
             allocator.reserve(start, 0x1000, Some(0x1000), "new".into()).unwrap();
         }
-        Allocator::new(RAM, false).reserve(0x0900_0000, 0x1000, None, "new".into()).unwrap();
+        Allocator::new(MEMORY, false).reserve(0x0900_0000, 0x1000, None, "new".into()).unwrap();
     }
 
     #[test]
     fn a_pci_host_s_windows_are_its_own() {
         for start in [0x2000_0000, 0x2c0a_0000, 0x3f00_ffff, 0x3f10_0000] {
-            let mut allocator = Allocator::new(RAM, true);
+            let mut allocator = Allocator::new(MEMORY, true);
             allocator.reserve(start, 1, None, "new".into()).unwrap();
-            let mut allocator = Allocator::new(RAM, true);
+            let mut allocator = Allocator::new(MEMORY, true);
             allocator.reserve_pci();
             let error = allocator.reserve(start, 1, None, "new".into()).unwrap_err();
             assert!(error.to_string().contains("the PCI host's"), "{error}");
@@ -253,8 +271,8 @@ mod tests {
 
     #[test]
     fn the_end_is_above_ram_and_whatever_is_above_that() {
-        let mut allocator = Allocator::new(RAM, true);
-        assert_eq!((allocator.end(), allocator.spi_count()), (RAM.end(), layout::spi::PLATFORM));
+        let mut allocator = Allocator::new(MEMORY, true);
+        assert_eq!((allocator.end(), allocator.spi_count()), (MEMORY.end(), layout::spi::PLATFORM));
         allocator.reserve(1 << 39, 0x1000, None, "new".into()).unwrap();
         let spi = allocator.allocate_spi().unwrap();
         assert_eq!((allocator.end(), allocator.spi_count()), ((1 << 39) + 0x1000, spi.0 + 1));
@@ -262,7 +280,7 @@ mod tests {
 
     #[test]
     fn addresses_that_cannot_be_are_refused() {
-        let mut allocator = Allocator::new(RAM, true);
+        let mut allocator = Allocator::new(MEMORY, true);
         let reserve = |allocator: &mut Allocator, start, size, page| {
             allocator.reserve(start, size, page, "new".into())
         };
@@ -276,7 +294,7 @@ mod tests {
 
     #[test]
     fn messages_have_what_is_left_behind_all_other_interrupts() {
-        let mut allocator = Allocator::new(RAM, true);
+        let mut allocator = Allocator::new(MEMORY, true);
         assert_eq!(allocator.message_spis(), 64..192);
         allocator.allocate_spi().unwrap();
         assert_eq!(allocator.message_spis(), 96..224);
@@ -290,7 +308,7 @@ mod tests {
 
     #[test]
     fn interrupts_come_to_an_end() {
-        let mut allocator = Allocator::new(RAM, true);
+        let mut allocator = Allocator::new(MEMORY, true);
         let count = std::iter::from_fn(|| allocator.allocate_spi()).count();
         assert_eq!(u32::try_from(count), Ok(layout::spi::END - layout::spi::PLATFORM));
         assert_eq!(allocator.allocate_spi(), None);

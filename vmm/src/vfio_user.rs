@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arch::{GuestRam, layout};
+use arch::GuestRam;
 use devices::stop;
 use devices::vfio::pci::PciFunction;
 use devices::vfio::region::host_page_size;
@@ -61,7 +61,7 @@ impl VfioUserDevices {
             }
             // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
             // affected by what is written into it.
-            let mapped = unsafe { device.map_dma(layout::RAM_START, host, size) };
+            let mapped = unsafe { device.map_dma(ram.base(), host, size) };
             mapped.map_err(|error| {
                 let why = error.source;
                 Error::new(format!("{name} doesn't take the guest's RAM: {why}")).help(START_AGAIN)

@@ -11,6 +11,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::allocator::Allocator;
 use crate::cli::RunOptions;
+use crate::disks::open_disks;
 use crate::error::Error;
 use crate::functions::allocate;
 use crate::network::{open_networks, open_sockets};
@@ -54,7 +55,8 @@ impl VirtioDevices {
     /// Whether options ask for any.
     pub fn are_wanted(options: &RunOptions) -> bool {
         let processes = !(options.vhost_user.is_empty() && options.share.is_empty());
-        processes || !options.net.is_empty() || options.vsock.is_some()
+        let kernel = !options.net.is_empty() || options.vsock.is_some();
+        processes || kernel || !options.block.is_empty()
     }
 
     /// Opens the devices and allocates their slots, behind those of assigned functions. A guest that
@@ -69,10 +71,11 @@ impl VirtioDevices {
         allocator: &mut Allocator,
     ) -> Result<Self, Error> {
         let mut open = Vec::new();
+        let disks = open_disks(options)?.into_iter();
         let networks = open_networks(&options.net)?.into_iter();
         let sockets = options.vsock.map(open_sockets).transpose()?;
         let of = |(name, what, device)| OpenDevice { name, what, device };
-        open.extend(networks.chain(sockets).map(of));
+        open.extend(disks.chain(networks).chain(sockets).map(of));
         open.extend(vhost_user::open_all(options)?.into_iter().map(of));
         open.push(OpenDevice {
             name: "entropy".to_owned(),

@@ -91,7 +91,7 @@ fn foreign_help(format: Format, path: &str) -> Option<String> {
         Format::Cpio | Format::OldCpio => format!("strait run --kernel Image --initrd {path}"),
         Format::Tar => format!("tar -tf {path} shows what is in it"),
         Format::Zip => format!("unzip -l {path} shows what is in it"),
-        Format::Qcow2 | Format::Disk | Format::FileSystem(_) => {
+        Format::DiskImage(_) | Format::Disk | Format::FileSystem(_) => {
             "the kernel is a file in it, such as /boot/vmlinuz: copy it out".to_owned()
         }
         // A kernel never comes here as what it is.

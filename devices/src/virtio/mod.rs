@@ -8,6 +8,7 @@
 //! A notification of the driver is an ioeventfd, an interrupt is an irqfd: while a device works, no
 //! access to a register of it leaves the kernel.
 
+pub mod block;
 mod device;
 mod entropy;
 pub mod net;

@@ -306,6 +306,12 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// The error of a chain that a kind of device can't work with.
+    #[cold]
+    pub fn broken(&self, head: u16, why: &'static str) -> QueueError {
+        QueueError::Chain { queue: self.index, head, why }
+    }
+
     fn load(&self, addr: u64) -> Result<u16, QueueError> {
         let value: Result<u16, _> = self.memory.load(GuestAddress(addr), Ordering::Relaxed);
         value.map(u16::from_le).map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))

@@ -60,6 +60,11 @@ impl DriverQueue {
         self.memory.write_slice(&bytes, at).unwrap();
     }
 
+    /// Uses descriptors from 0 on again: all chains have come back.
+    pub(crate) fn reuse(&mut self) {
+        self.next_descriptor = 0;
+    }
+
     /// Makes a chain of these buffers (GPA, size, whether the device writes it) available; answers
     /// its head.
     pub(crate) fn add(&mut self, buffers: &[(u64, u32, bool)]) -> u16 {

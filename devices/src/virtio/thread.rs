@@ -23,6 +23,10 @@ pub trait QueueHandler: Send + 'static {
     ///
     /// The driver has broken the queue: the device needs a reset.
     fn handle(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError>;
+
+    /// The thread ends: waits for what still accesses guest RAM on its behalf. The queue isn't
+    /// accessed any more.
+    fn stop(&mut self) {}
 }
 
 /// The half of a device that works on a queue and on a file, such as a tap.
@@ -86,11 +90,12 @@ impl<H: QueueHandler> QueueThread<H> {
         log: Arc<LogLimit>,
     ) -> io::Result<Self> {
         // What was made available before is told by no notification.
-        Self::spawn(name, (queue, handler), (events, log), |queue, handler| {
+        let step = |queue: &mut VirtQueue, handler: &mut H| {
             handler.handle(queue)?;
             wait(queue.kick());
             Ok(())
-        })
+        };
+        Self::spawn(name, (queue, handler), (events, log), step, H::stop)
     }
 }
 
@@ -108,21 +113,23 @@ impl<H: FileHandler> QueueThread<H> {
         log: Arc<LogLimit>,
     ) -> io::Result<Self> {
         let mut event = FileEvent::Driver;
-        Self::spawn(name, (queue, handler), (events, log), move |queue, handler| {
+        let step = move |queue: &mut VirtQueue, handler: &mut H| {
             let wait = handler.handle(queue, event)?;
             event = poll(queue.kick(), handler.file(), wait);
             Ok(())
-        })
+        };
+        Self::spawn(name, (queue, handler), (events, log), step, |_| ())
     }
 }
 
 impl<H: Send + 'static> QueueThread<H> {
-    /// Starts a thread that repeats `step` until it is asked to stop.
+    /// Starts a thread that repeats `step` until it is asked to stop, and does `end` then.
     fn spawn(
         name: &str,
         (mut queue, mut handler): (VirtQueue, H),
         (events, log): (Arc<DeviceEvents>, Arc<LogLimit>),
         mut step: impl FnMut(&mut VirtQueue, &mut H) -> Result<(), QueueError> + Send + 'static,
+        end: fn(&mut H),
     ) -> io::Result<Self> {
         let kick = queue.kick().try_clone()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -135,6 +142,7 @@ impl<H: Send + 'static> QueueThread<H> {
                     break;
                 }
             }
+            end(&mut handler);
             handler
         })?;
         Ok(Self { stop, kick, thread: Some(thread) })

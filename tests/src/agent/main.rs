@@ -9,6 +9,7 @@ mod control;
 mod cpu;
 mod delayed_cat;
 mod devmem;
+mod disk;
 mod edu;
 mod kexec;
 mod measure;
@@ -47,6 +48,13 @@ usage: agent COMMAND
                                         of them writes unless read-only
   rings BAR ADDRESS N                   hand broken queues, of physical memory at ADDRESS, to the virtio
                                         device with that BAR, which has no driver; N of them random
+        }
+  disk read FILE BYTES DEPTH N [in-order]
+                                        N reads of so many bytes by O_DIRECT, DEPTH at a time, anywhere
+                                        unless in order; prints the ns that each took
+  disk verify FILE SIZE DEPTH ROUNDS    write and read back blocks by O_DIRECT, DEPTH at a time
+  disk record FILE FROM                 write numbered blocks, each made durable before it is told
+  disk recorded FILE LAST               check that all blocks up to LAST are there
   edu BDF msi|line ROUNDS               drive QEMU's edu device, in a guest: registers, factorial,
                                         pages copied there and back, all told by interrupts
   testdev BDF N                         have both BARs of QEMU's pci-testdev count N writes
@@ -98,6 +106,15 @@ fn main() -> ExitCode {
         }
         ["rings", bar, address, rounds] => {
             number(bar).and_then(|bar| rings::run(bar, number(address)?, number(rounds)?))
+        }
+        ["disk", "read", file, numbers @ .., "in-order"] => disk_read(file, numbers, true),
+        ["disk", "read", file, numbers @ ..] => disk_read(file, numbers, false),
+        ["disk", "verify", file, size, depth, rounds] => {
+            number(size).and_then(|size| disk::verify(file, size, number(depth)?, number(rounds)?))
+        }
+        ["disk", "record", file, from] => number(from).and_then(|from| disk::record(file, from)),
+        ["disk", "recorded", file, last] => {
+            number(last).and_then(|last| disk::recorded(file, last))
         }
         ["edu", name, by, rounds] => number(rounds).and_then(|rounds| edu::run(name, by, rounds)),
         ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
@@ -156,6 +173,11 @@ fn number(text: &str) -> Result<u64, CommandError> {
 /// A 32-bit number as the command line spells it.
 fn number32(text: &str) -> Result<u32, CommandError> {
     u32::try_from(number(text)?).map_err(|_| format!("{text} has more than 32 bits").into())
+}
+
+fn disk_read(file: &str, numbers: &[&str], in_order: bool) -> Result<(), CommandError> {
+    let [bytes, depth, count] = numbers else { return Err("bytes, depth and count".into()) };
+    disk::read(file, number(bytes)?, number(depth)?, number(count)?, in_order)
 }
 
 fn random_access(

@@ -206,7 +206,10 @@ fn bound(golden: &mut Golden<'_>) -> TestResult {
 /// Plans of runs without devices, and with those that are bound.
 fn plans(golden: &mut Golden<'_>) -> TestResult {
     golden.plan("plan", "")?;
-    golden.plan("plan-options", "--gic 3,its=on --memory 1G --cpus 2 --initrd /tmp/initrd")?;
+    golden.plan(
+        "plan-options",
+        "--gic 3,its=on --memory 1G,base=0x80000000,hugepages=thp --cpus 2 --initrd /tmp/initrd",
+    )?;
     let [dma, amba] = [PLATFORM_DMA[0], AMBA_DMA[0]];
     let devices = format!(
         "--vfio-platform {dma} --dtb-overlay /tmp/a.dtbo \

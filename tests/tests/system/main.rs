@@ -4,6 +4,7 @@
 //! They are one program, so that the harness is linked once, and the next test starts when a CPU is
 //! free, whichever module it is in.
 
+mod block;
 mod boot;
 mod check;
 mod console;
@@ -16,6 +17,7 @@ mod inherited;
 mod isolation;
 mod kexec;
 mod large_pages;
+mod memory;
 mod mmio;
 mod model;
 mod net;

@@ -6,7 +6,7 @@ use devices::irq::{Spi, Trigger};
 use devices::vfio::node::GuestNodes;
 use devices::vfio::platform::PlatformDevice;
 
-use crate::allocator::{AllocError, Allocator};
+use crate::allocator::{AllocError, Allocator, RAM};
 use crate::cli::{RegionAddress, VfioPlatformOptions};
 use crate::error::Error;
 use crate::interrupts::Line;
@@ -165,10 +165,14 @@ fn host_address(device: &PlatformDevice, index: usize) -> Result<u64, Error> {
 
 fn misplaced(name: &str, index: usize, error: &AllocError) -> Error {
     let help = match error {
-        AllocError::Misaligned { .. } => "addr=auto, or mmap=off: then accesses to it trap",
-        AllocError::Full => "addr=host where its address on the host is free in the guest",
+        AllocError::Misaligned { .. } => "addr=auto, or mmap=off: then accesses to it trap".into(),
+        AllocError::Full => "addr=host where its address on the host is free in the guest".into(),
+        AllocError::Taken { range, other, .. } if other == RAM => {
+            let base = range.end.checked_next_multiple_of(1 << 30).unwrap_or_default();
+            format!("RAM behind it, by --memory SIZE,base={base:#x}; or addr=auto")
+        }
         AllocError::Taken { .. } | AllocError::Beyond { .. } => {
-            "addr=auto; strait run --dry-run shows what is where"
+            "addr=auto; strait run --dry-run shows what is where".to_owned()
         }
     };
     Error::new(format!("region {index} of {name} can't be placed: {error}")).help(help)

@@ -6,14 +6,18 @@ mod unbound;
 
 use std::sync::Arc;
 
+use arch::{RamPages, layout};
 use boot::fdt::Node;
 use boot::fdt::host::HostTree;
+use boot::help::Help;
 use boot::layout::Ram;
 use devices::pci::SlotAllocator;
 use devices::stop;
 use devices::vfio::assign::{self, AssessedDevice, Assignment};
 use devices::vfio::host::{Host, HostDevice};
-use devices::vfio::iommu::{Backend, Iommu, IommuOptions, MapError};
+use devices::vfio::iommu::{
+    Backend, DmaConstraintError, DmaConstraints, Iommu, IommuOptions, MapError,
+};
 use devices::vfio::memlock::Memlock;
 use devices::vfio::node::{Alias, alias};
 use devices::vfio::pci::PciFunction;
@@ -24,7 +28,7 @@ use devices::vfio::unbound::UnboundDevice;
 pub use self::device::AssignedDevice;
 pub use self::unbound::{Obstacle, unbound_note};
 use crate::allocator::Allocator;
-use crate::cli::{RunOptions, VfioPciOptions, VfioPlatformOptions};
+use crate::cli::{MemoryOptions, RunOptions, VfioPciOptions, VfioPlatformOptions};
 use crate::error::Error;
 use crate::functions::{Functions, OpenFunction};
 use crate::interrupts::Line;
@@ -58,6 +62,8 @@ pub struct Selection<'a> {
     pub pci: &'a [VfioPciOptions],
     /// How their DMA is mapped.
     pub iommu: IommuOptions,
+    /// The host's pages that RAM is made of.
+    pub pages: RamPages,
     /// Plan also those that can't be opened as things are, because they aren't bound to VFIO above
     /// all: from their nodes and sysfs.
     pub unbound: bool,
@@ -81,6 +87,7 @@ impl AssignedDevices {
             platform: &options.vfio_platform,
             pci: &options.vfio_pci,
             iommu: options.iommu,
+            pages: options.memory.pages,
             unbound: options.dry_run,
         };
         let (mut assigned, mut functions) = Self::of_host(&selection, ram, allocator)?;
@@ -105,7 +112,7 @@ impl AssignedDevices {
         ram: Ram,
         allocator: &mut Allocator,
     ) -> Result<(Self, Vec<OpenFunction>), Error> {
-        let Selection { platform, pci, iommu, unbound } = *selection;
+        let Selection { platform, pci, iommu, pages, unbound } = *selection;
         if platform.is_empty() && pci.is_empty() {
             return Ok((Self::default(), Vec::new()));
         }
@@ -129,8 +136,8 @@ impl AssignedDevices {
             None
         };
         match &iommu {
-            Some(iommu) => check_memory(iommu, ram)?,
-            None => obstacles.extend(unbound::memory(&host, &assignments, ram)),
+            Some(iommu) => check_memory(iommu, ram, pages)?,
+            None => obstacles.extend(unbound::memory(&host, &assignments, ram, pages)),
         }
         let (described, enumerated) = devices.split_at(platform.len().min(devices.len()));
         let functions = open_functions(iommu.as_ref(), enumerated, pci)?;
@@ -212,15 +219,43 @@ impl AssignedDevices {
 }
 
 /// Checks that RAM can be mapped for the DMA of all devices, and pinned.
-fn check_memory(iommu: &Iommu, ram: Ram) -> Result<(), Error> {
-    for reach in iommu.constraints().check_ram(ram.base, ram.size)? {
+fn check_memory(iommu: &Iommu, ram: Ram, pages: RamPages) -> Result<(), Error> {
+    let constraints = iommu.constraints();
+    let reaches = constraints
+        .check_ram(ram.base, ram.size)
+        .map_err(|error| out_of_reach(error, constraints, ram, pages))?;
+    for reach in reaches {
         log::warn!(
             "{reach}: the guest's kernel copies what its driver has elsewhere; less --memory \
              avoids that"
         );
     }
     Memlock::current().check(ram.size).map_err(MapError::Memlock)?;
-    limits::check_pinning(ram.size)
+    check_pinning(ram, pages)
+}
+
+/// Checks that the host has the memory. Huge pages that are reserved it has.
+fn check_pinning(ram: Ram, pages: RamPages) -> Result<(), Error> {
+    if pages.are_reserved() { Ok(()) } else { limits::check_pinning(ram.size) }
+}
+
+/// The error of RAM that can't be mapped where it is, with the place where it can be.
+#[cold]
+fn out_of_reach(
+    error: DmaConstraintError,
+    constraints: &DmaConstraints,
+    ram: Ram,
+    pages: RamPages,
+) -> Error {
+    // Nothing else of a guest is there.
+    let base = constraints.place(layout::RAM_START, ram.size, pages.alignment());
+    let Some(base) = base.filter(|base| *base != ram.base) else { return error.into() };
+    let memory = MemoryOptions { size: ram.size.into(), pages, base };
+    let help = format!("--memory {memory}");
+    Error::new(error.to_string()).help(match error.help() {
+        Some(other) => format!("{help}; or {other}"),
+        None => help,
+    })
 }
 
 /// A device of the host, and its assignment if it can be opened.

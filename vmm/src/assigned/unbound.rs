@@ -1,6 +1,7 @@
 //! Devices that aren't bound to VFIO, planned from their nodes and sysfs: nothing on the host is
 //! changed, and nothing runs.
 
+use arch::RamPages;
 use boot::layout::Ram;
 use devices::vfio::assign::{AssignError, Assignment};
 use devices::vfio::host::Host;
@@ -10,7 +11,6 @@ use devices::vfio::unbound::UNKNOWN_UNTIL_BOUND;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::limits;
 
 /// What stands in the way of a run with the devices that were planned.
 #[derive(Clone, Debug, Serialize)]
@@ -51,11 +51,18 @@ pub(super) fn accept<T>(
 
 /// What stands in the way of RAM's being mapped for DMA and pinned, as far as is known.
 #[cold]
-pub(super) fn memory(host: &Host, assignments: &[Assignment], ram: Ram) -> Vec<Obstacle> {
+pub(super) fn memory(
+    host: &Host,
+    assignments: &[Assignment],
+    ram: Ram,
+    pages: RamPages,
+) -> Vec<Obstacle> {
     let constraints = DmaConstraints::of(host, assignments).map_err(Error::from);
-    let window = constraints
-        .and_then(|constraints| Ok(constraints.check_ram(ram.base, ram.size).map(drop)?));
+    let window = constraints.and_then(|constraints| {
+        let checked = constraints.check_ram(ram.base, ram.size).map(drop);
+        checked.map_err(|error| super::out_of_reach(error, &constraints, ram, pages))
+    });
     let memlock = Memlock::current().check(ram.size).map_err(MapError::Memlock);
-    let checks = [window, memlock.map_err(Error::from), limits::check_pinning(ram.size)];
+    let checks = [window, memlock.map_err(Error::from), super::check_pinning(ram, pages)];
     checks.into_iter().filter_map(Result::err).map(Obstacle::from).collect()
 }

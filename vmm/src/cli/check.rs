@@ -5,7 +5,7 @@ use std::str::FromStr;
 use lexopt::{Arg, Parser};
 
 use super::values::GivenOnce;
-use super::{Command, Size, usage_error};
+use super::{Command, MemoryOptions, usage_error};
 use crate::error::Error;
 
 pub(super) const HELP: &str = include_str!("help/check.txt");
@@ -14,7 +14,7 @@ pub(super) const HELP: &str = include_str!("help/check.txt");
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckOptions {
     /// The RAM of the guest that is meant to run.
-    pub memory: Size,
+    pub memory: MemoryOptions,
     /// Report as JSON.
     pub json: bool,
 }
@@ -22,7 +22,7 @@ pub struct CheckOptions {
 /// Parses what follows `check`.
 #[cold]
 pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
-    let mut options = CheckOptions { memory: Size::from(256 << 20), json: false };
+    let mut options = CheckOptions { memory: MemoryOptions::new(256 << 20), json: false };
     let help = options.take_all(parser).map_err(|e| usage_error(&e, "check"))?;
     Ok(if help { Command::Print(HELP.into()) } else { Command::Check(options) })
 }
@@ -34,7 +34,7 @@ impl CheckOptions {
         while let Some(arg) = parser.next()? {
             match arg {
                 Arg::Long("memory") => {
-                    self.memory = once.parsed("--memory", parser, Size::from_str)?;
+                    self.memory = once.parsed("--memory", parser, MemoryOptions::from_str)?;
                 }
                 Arg::Long("json") => self.json = true,
                 Arg::Long("help") | Arg::Short('h') => return Ok(true),
@@ -59,9 +59,9 @@ mod tests {
 
     #[test]
     fn memory_and_form_can_be_chosen() {
-        let default = CheckOptions { memory: Size::from(256 << 20), json: false };
+        let default = CheckOptions { memory: MemoryOptions::new(256 << 20), json: false };
         assert_eq!(check(&[]).unwrap(), default);
-        let chosen = CheckOptions { memory: Size::from(4 << 30), json: true };
+        let chosen = CheckOptions { memory: MemoryOptions::new(4 << 30), json: true };
         assert_eq!(check(&["--memory", "4G", "--json"]).unwrap(), chosen);
         for words in [
             &["--memory", "much"] as &[&str],

@@ -1,9 +1,11 @@
 //! The command line: options as values, resolved against the host later.
 
+mod block;
 mod check;
 mod console;
 mod cpu;
 mod device;
+mod memory;
 mod net;
 mod owner;
 mod pci;
@@ -20,6 +22,7 @@ pub use check::CheckOptions;
 pub use console::ConsoleKind;
 pub use cpu::{GicChoice, GicVersion, ItsChoice};
 pub use device::{DeviceOptions, DeviceVerb};
+pub use memory::MemoryOptions;
 pub use net::NetOptions;
 pub use pci::{VfioPciOptions, VfioUserOptions};
 pub use platform::{RegionAddress, VfioPlatformOptions};

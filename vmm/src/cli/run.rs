@@ -7,17 +7,19 @@ use std::time::Duration;
 use arch::CpuFeatures;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::{Backend, IommuOptions};
+use devices::virtio::block::BlockOptions;
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
+use super::block::block;
 use super::console::{ConsoleKind, console};
 use super::cpu::{self, GicChoice};
 use super::net;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
 use super::{
-    Command, NetOptions, ShareOptions, Size, VfioPciOptions, VfioPlatformOptions, VfioUserOptions,
-    VhostUserOptions, usage_error,
+    Command, MemoryOptions, NetOptions, ShareOptions, VfioPciOptions, VfioPlatformOptions,
+    VfioUserOptions, VhostUserOptions, usage_error,
 };
 use crate::error::Error;
 
@@ -37,7 +39,7 @@ pub struct RunOptions {
     /// vCPUs, at least 1.
     pub cpus: u64,
     /// RAM.
-    pub memory: Size,
+    pub memory: MemoryOptions,
     /// Platform devices to assign.
     pub vfio_platform: Vec<VfioPlatformOptions>,
     /// The way to the IOMMU.
@@ -46,6 +48,8 @@ pub struct RunOptions {
     pub vfio_pci: Vec<VfioPciOptions>,
     /// PCI devices of other processes.
     pub vfio_user: Vec<VfioUserOptions>,
+    /// Disks.
+    pub block: Vec<BlockOptions>,
     /// Network devices.
     pub net: Vec<NetOptions>,
     /// The address of its sockets.
@@ -88,11 +92,12 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cmdline: None,
         default_cmdline: true,
         cpus: 1,
-        memory: Size::from(256 << 20),
+        memory: MemoryOptions::new(256 << 20),
         vfio_platform: Vec::new(),
         iommu: IommuOptions::default(),
         vfio_pci: Vec::new(),
         vfio_user: Vec::new(),
+        block: Vec::new(),
         net: Vec::new(),
         vsock: None,
         vhost_user: Vec::new(),
@@ -185,7 +190,9 @@ impl RunOptions {
             Arg::Long("cmdline") => self.cmdline = Some(once.value("--cmdline", parser)?.string()?),
             Arg::Long("no-default-cmdline") => self.default_cmdline = false,
             Arg::Long("cpus") => self.cpus = once.parsed("--cpus", parser, cpus)?,
-            Arg::Long("memory") => self.memory = once.parsed("--memory", parser, Size::from_str)?,
+            Arg::Long("memory") => {
+                self.memory = once.parsed("--memory", parser, MemoryOptions::from_str)?;
+            }
             Arg::Long("vfio-platform") => {
                 let device =
                     read("--vfio-platform", parser.value()?, VfioPlatformOptions::from_str)?;
@@ -199,6 +206,7 @@ impl RunOptions {
                 let device = read("--vfio-user", parser.value()?, VfioUserOptions::from_str)?;
                 self.vfio_user.push(device);
             }
+            Arg::Long("block") => self.block.push(read("--block", parser.value()?, block)?),
             Arg::Long("net") => {
                 self.net.push(read("--net", parser.value()?, NetOptions::from_str)?);
             }
@@ -268,7 +276,7 @@ mod tests {
     #[test]
     fn a_kernel_is_enough() {
         let options = run(&[]).unwrap();
-        assert_eq!((options.cpus, options.memory.bytes()), (1, 256 << 20));
+        assert_eq!((options.cpus, options.memory), (1, MemoryOptions::new(256 << 20)));
     }
 
     #[test]
@@ -311,6 +319,7 @@ mod tests {
             ["--timeout", "inf"],
             ["--vfio-platform", ""],
             ["--vfio-user", ""],
+            ["--block", ""],
             ["--net", "tap0"],
             ["--vsock", "3"],
             ["--vhost-user", ""],

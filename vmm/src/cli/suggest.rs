@@ -15,9 +15,9 @@ const OF_OTHER_VMMS: &[(&[&str], &str)] = &[
     (&["serial", "nographic"], "--console stdio|pty|unix:PATH|file:PATH|off"),
     (&["device", "vfio"], "--vfio-platform NAME, --vfio-pci BDF"),
     (
-        &["d", "disk", "drive", "block", "rwdisk", "hda"],
-        "there are no disks of strait's own: --vfio-pci BDF gives the guest the host's NVMe or SATA \
-         controller",
+        &["d", "disk", "drive", "blockdev", "rwdisk", "hda"],
+        "--block FILE, a raw image or a block device; --vfio-pci BDF gives the guest the host's NVMe \
+         or SATA controller",
     ),
     (
         &["n", "netdev", "nic", "tap"],
@@ -80,6 +80,6 @@ mod tests {
         for (typed, command, expected) in cases {
             assert_eq!(suggestion(typed, command).as_deref(), expected, "{typed} {command}");
         }
-        assert!(suggestion("--disk", "run").unwrap().contains("--vfio-pci BDF"));
+        assert!(suggestion("--disk", "run").unwrap().contains("--block FILE"));
     }
 }

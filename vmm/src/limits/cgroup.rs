@@ -4,33 +4,35 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use boot::size::{GIB, KIB, MIB};
+
 /// Numbers from here on mean no limit: cgroup v1 writes the largest multiple of a page so.
 const UNLIMITED: u64 = 1 << 62;
 
 /// What a controller calls its files, in the unified hierarchy and in the older ones.
-struct Names {
-    controller: &'static str,
-    limit: [&'static str; 2],
-    used: [&'static str; 2],
+struct Names<'a> {
+    controller: &'a str,
+    limit: [&'a str; 2],
+    used: [&'a str; 2],
 }
 
-const MEMORY: Names = Names {
+const MEMORY: Names<'_> = Names {
     controller: "memory",
     limit: ["memory.max", "memory.limit_in_bytes"],
     used: ["memory.current", "memory.usage_in_bytes"],
 };
 
 /// As `memory.max`, but what exceeds it is slowed down rather than killed.
-const MEMORY_HIGH: Names = Names { limit: ["memory.high", "memory.high"], ..MEMORY };
+const MEMORY_HIGH: Names<'_> = Names { limit: ["memory.high", "memory.high"], ..MEMORY };
 
 /// Of the older hierarchies, none limits swap alone.
-const SWAP: Names = Names {
+const SWAP: Names<'_> = Names {
     controller: "memory",
     limit: ["memory.swap.max", "memory.swap.max"],
     used: ["memory.swap.current", "memory.swap.current"],
 };
 
-const PIDS: Names = Names {
+const PIDS: Names<'_> = Names {
     controller: "pids",
     limit: ["pids.max", "pids.max"],
     used: ["pids.current", "pids.current"],
@@ -107,12 +109,33 @@ impl Groups {
         self.tightest(&SWAP)
     }
 
+    /// How many bytes of reserved huge pages of `page` bytes they may have, as they are promised and as
+    /// they are used (Documentation/admin-guide/cgroup-v2.rst, "HugeTLB"; cgroup-v1/hugetlb.rst).
+    pub fn huge_pages(&self, page: u64) -> Option<Limit> {
+        let size = match page {
+            GIB.. => format!("{}GB", page / GIB),
+            MIB.. => format!("{}MB", page / MIB),
+            _ => format!("{}KB", page / KIB),
+        };
+        let limits = [".rsvd", ""].map(|kind| {
+            let name = |file: &str| format!("hugetlb.{size}{kind}.{file}");
+            let limit = ["max", "limit_in_bytes"].map(name);
+            let used = ["current", "usage_in_bytes"].map(name);
+            self.tightest(&Names {
+                controller: "hugetlb",
+                limit: limit.each_ref().map(String::as_str),
+                used: used.each_ref().map(String::as_str),
+            })
+        });
+        limits.into_iter().flatten().min_by_key(Limit::left)
+    }
+
     /// How many tasks they may have.
     pub fn tasks(&self) -> Option<Limit> {
         self.tightest(&PIDS)
     }
 
-    fn tightest(&self, names: &Names) -> Option<Limit> {
+    fn tightest(&self, names: &Names<'_>) -> Option<Limit> {
         let (version, groups) = self.groups(names.controller)?;
         let limits = groups.iter().filter_map(|group| limit(group, version, names));
         limits.min_by_key(Limit::left)
@@ -173,7 +196,7 @@ impl Mount {
 }
 
 /// The limit that a group has, if it has one.
-fn limit(group: &Path, version: usize, names: &Names) -> Option<Limit> {
+fn limit(group: &Path, version: usize, names: &Names<'_>) -> Option<Limit> {
     let number = |name: &str| {
         let text = fs::read_to_string(group.join(name)).ok()?;
         text.trim().parse::<u64>().ok()
@@ -264,6 +287,22 @@ mod tests {
         assert_eq!(groups.swap().map(|limit| limit.left()), Some(200));
         let tasks = Limit { file: file("ci/job/pids.max"), limit: 3, used: 1 };
         assert_eq!(groups.tasks(), Some(tasks));
+    }
+
+    #[test]
+    fn huge_pages_are_limited_as_promised_and_as_used() {
+        let hierarchy = Hierarchy::new("hugetlb");
+        let mounts = hierarchy.mountinfo("/", "cgroup2", "rw");
+        let groups = Groups::of("0::/a\n".into(), &mounts);
+        assert_eq!(groups.huge_pages(2 << 20), None);
+        hierarchy.group("a", &[("hugetlb.2MB.max", "max"), ("hugetlb.2MB.current", "0")]);
+        assert_eq!(groups.huge_pages(2 << 20), None);
+        hierarchy.group("a", &[("hugetlb.2MB.rsvd.max", "900"), ("hugetlb.2MB.rsvd.current", "5")]);
+        hierarchy.group("", &[("hugetlb.2MB.max", "800"), ("hugetlb.2MB.current", "0")]);
+        assert_eq!(groups.huge_pages(2 << 20).map(|limit| limit.left()), Some(800));
+        hierarchy.group("", &[("hugetlb.1GB.max", "7"), ("hugetlb.1GB.current", "0")]);
+        assert_eq!(groups.huge_pages(1 << 30).map(|limit| limit.left()), Some(7));
+        assert_eq!(groups.huge_pages(64 << 10), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! killed later. What a run without assigned devices asks for here costs it system calls only.
 
 mod cgroup;
+pub mod hugepages;
 mod rlimit;
 
 use std::fs;

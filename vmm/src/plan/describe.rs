@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
 
-use arch::layout;
+use arch::{RamPages, layout};
 use boot::fdt::{self, Node};
 use devices::extent::Extent;
 use devices::irq::Trigger;
@@ -51,6 +51,9 @@ pub struct Description {
     kvm: KvmFacts,
     /// RAM in bytes.
     memory: u64,
+    /// The huge pages of the host that it is made of: their size, or `thp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hugepages: Option<String>,
     kernel: String,
     packaging: String,
     cmdline: String,
@@ -162,6 +165,7 @@ impl Description {
         Self {
             vcpus: plan.cpus,
             memory: plan.ram.size,
+            hugepages: hugepages(plan.pages),
             kernel: kernel.name().to_string(),
             packaging: kernel.packaging().to_string(),
             cmdline: plan.cmdline.as_str().to_owned(),
@@ -283,6 +287,15 @@ fn interrupts(plan: &MachinePlan, opened: &Opened) -> Vec<Interrupt> {
     interrupts
 }
 
+/// Huge pages as the option has them.
+fn hugepages(pages: RamPages) -> Option<String> {
+    match pages {
+        RamPages::Any => None,
+        RamPages::Transparent => Some("thp".to_owned()),
+        RamPages::Reserved(page) => Some(Size(page).to_string()),
+    }
+}
+
 fn access(mapped: bool) -> &'static str {
     if mapped { "mapped" } else { "trapped" }
 }
@@ -292,7 +305,12 @@ impl Display for Description {
         let KvmFacts { gic, its, cpu_features: features, sve_lengths, .. } = &self.kvm;
         let its = if *its { " with an ITS" } else { "" };
         let memory = Size::from(self.memory);
-        writeln!(f, "machine: {} vCPU(s), {gic}{its}, {memory} of RAM", self.vcpus)?;
+        write!(f, "machine: {} vCPU(s), {gic}{its}, {memory} of RAM", self.vcpus)?;
+        match self.hugepages.as_deref() {
+            None => writeln!(f)?,
+            Some("thp") => writeln!(f, " in transparent huge pages")?,
+            Some(size) => writeln!(f, " in huge pages of {size}")?,
+        }
         writeln!(f, "CPU features: {}", cpu_features(features, sve_lengths))?;
         writeln!(f, "kernel: {}, {}", self.kernel, self.packaging)?;
         writeln!(f, "command line: {}", self.cmdline)?;

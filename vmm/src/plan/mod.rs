@@ -2,14 +2,15 @@
 //! devices themselves: opening one makes VFIO reset it where it can.
 
 pub mod describe;
+mod ram;
 
 use boot::help::Help;
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use arch::CpuFeatures;
-use arch::layout::{MAX_GICV3_CPUS, RAM_START};
+use arch::layout::MAX_GICV3_CPUS;
+use arch::{CpuFeatures, RamPages, layout};
 use boot::cmdline::Cmdline;
 use boot::fdt::overlay::Overlay;
 use boot::file::{BootFile, Role};
@@ -21,14 +22,10 @@ use devices::vfio::fd_limit;
 
 use crate::allocator::Allocator;
 use crate::assigned::AssignedDevices;
-use crate::cli::{ConsoleKind, GicChoice, RunOptions, Size};
+use crate::cli::{ConsoleKind, GicChoice, RunOptions};
 use crate::error::Error;
 use crate::limits;
 use crate::virtio::VirtioDevices;
-
-/// RAM comes in multiples of this: the largest page of any host, so that every page of it can be
-/// mapped for DMA.
-const RAM_GRANULE: u64 = 64 << 10;
 
 /// The descriptors that a device takes before it is known what it has: its file and its group's, or
 /// its server's socket and the memory that it lends.
@@ -44,6 +41,8 @@ pub struct MachinePlan {
     pub cpus: u64,
     /// RAM, in guest physical addresses.
     pub ram: Ram,
+    /// The host's pages that it is made of.
+    pub pages: RamPages,
     /// Where kernel, initrd and device tree go.
     pub boot: BootLayout,
     /// The kernel command line.
@@ -95,8 +94,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
         ))
         .help(format!("--cpus {MAX_GICV3_CPUS}")));
     }
-    let ram = ram(options.memory)?;
-    limits::check_reservation(ram.size, options.shares_ram())?;
+    let ram = ram::plan(options.memory, options.shares_ram())?;
     let kernel = Kernel::open(&options.kernel)?;
     let with_console = options.console.is_on() && options.default_cmdline;
     let defaults: &[&str] = if with_console { &["console=ttyS0"] } else { &[] };
@@ -114,6 +112,9 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     let pci = virtio || !options.vfio_pci.is_empty() || !options.vfio_user.is_empty();
     if pci {
         allocator.reserve_pci();
+    }
+    if ram.base != layout::RAM_START {
+        ram::check_place(options.memory, &allocator)?;
     }
     // Before anything is opened, then with all that is known.
     let devices = options.vfio_platform.len() + options.vfio_pci.len() + options.vfio_user.len();
@@ -136,6 +137,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     let plan = MachinePlan {
         cpus: options.cpus,
         ram,
+        pages: options.memory.pages,
         boot,
         cmdline,
         features: options.cpu_features,
@@ -178,51 +180,4 @@ fn check_vcpus(wanted: u64) -> Result<(), Error> {
 fn overlay(path: &Path) -> Result<Overlay, Error> {
     let blob = BootFile::open(Role::DtbOverlay, path)?.read_whole(MAX_DTB_SIZE)?;
     Ok(Overlay::read(path.display().to_string(), &blob)?)
-}
-
-/// Checks the size of RAM against what makes sense and what the host has.
-fn ram(size: Size) -> Result<Ram, Error> {
-    let bytes = size.bytes();
-    if bytes == 0 {
-        return Err(Error::usage("--memory 0: a guest needs RAM").help("--memory 256M"));
-    }
-    if let Some(host) = host_memory().filter(|host| bytes > *host) {
-        let host = Size::from(host & !((1 << 20) - 1));
-        return Err(Error::new(format!(
-            "{size} of guest RAM can't be mapped: this host has {host} of memory and swap"
-        ))
-        .help("a smaller --memory; `free -m` shows what is left"));
-    }
-    if !bytes.is_multiple_of(RAM_GRANULE) {
-        let rounded = Size::from(bytes - bytes % RAM_GRANULE + RAM_GRANULE);
-        return Err(Error::usage(format!("--memory {size} is no multiple of 64K"))
-            .help(format!("--memory {rounded}")));
-    }
-    Ok(Ram { base: RAM_START, size: bytes })
-}
-
-/// The host's memory and swap in bytes.
-fn host_memory() -> Option<u64> {
-    let mut info = std::mem::MaybeUninit::<libc::sysinfo>::uninit();
-    // SAFETY: sysinfo fills the structure it is given, or fails.
-    if unsafe { libc::sysinfo(info.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    // SAFETY: sysinfo succeeded, so the structure is filled.
-    let info = unsafe { info.assume_init() };
-    // Far below u64::MAX, so that sizes at most as large can be rounded up.
-    info.totalram.checked_add(info.totalswap)?.checked_mul(u64::from(info.mem_unit))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ram_that_makes_no_sense_is_refused() {
-        for bytes in [0, 1 << 10, (64 << 20) + 4096, u64::MAX, 1 << 60] {
-            assert!(ram(Size::from(bytes)).is_err(), "{bytes:#x}");
-        }
-        assert_eq!(ram(Size::from(64 << 20)).unwrap(), Ram { base: RAM_START, size: 64 << 20 });
-    }
 }

@@ -164,6 +164,19 @@ impl DmaConstraints {
         Ok(parts)
     }
 
+    /// The lowest address from `from` on at which `size` bytes can be the guest's RAM, with all of it in
+    /// reach of every device; a multiple of `alignment`. `None` if there is none.
+    pub fn place(&self, from: u64, size: u64, alignment: u64) -> Option<u64> {
+        let windows = self.ranges.iter().flatten().map(|range| *range.start());
+        let reaches = self.reaches.iter().flat_map(|reach| &reach.ranges);
+        let behind = self.reserved.iter().filter_map(|one| one.region.end.checked_add(1));
+        let starts = [from].into_iter().chain(windows).chain(reaches.map(|range| *range.start()));
+        let starts = starts.chain(behind).filter(|start| *start >= from);
+        let aligned = starts.filter_map(|start| start.checked_next_multiple_of(alignment));
+        let fits = |start: &u64| self.check(*start, size).is_ok() && self.reaches(*start, size);
+        aligned.filter(fits).min()
+    }
+
     /// Checks that `size` bytes of RAM at `gpa` can be mapped at IOVA = GPA.
     ///
     /// # Errors

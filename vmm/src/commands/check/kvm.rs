@@ -2,14 +2,15 @@
 
 use arch::Vm;
 use arch::gic::Version;
+use boot::layout::Ram;
 
 use super::finding::Finding;
 use super::kind::Kind;
 use crate::error::Error;
 use crate::plan::describe;
 
-/// Checks KVM, for a guest with this much RAM in bytes.
-pub fn findings(ram: u64) -> Vec<Finding> {
+/// Checks KVM, for a guest with this RAM.
+pub fn findings(ram: Ram) -> Vec<Finding> {
     let vm = match Vm::new(ram) {
         Ok(vm) => vm,
         Err(error) => return vec![Finding::error("KVM", &Kind::ALL, Error::from(error))],

@@ -4,7 +4,7 @@ use devices::vfio::remedy;
 
 use super::finding::Finding;
 use super::kind::Kind;
-use crate::cli::Size;
+use crate::cli::{MemoryOptions, Size};
 use crate::error::Error;
 use crate::limits::{self, GroupMemory, Resource};
 
@@ -14,9 +14,12 @@ const FILES: u64 = 1024;
 
 /// Checks the limits for a guest with this much RAM.
 #[cold]
-pub fn findings(memory: Size) -> Vec<Finding> {
+pub fn findings(memory: MemoryOptions) -> Vec<Finding> {
+    let MemoryOptions { size: memory, pages, .. } = memory;
+    // Huge pages that are reserved count as used already, and not in a group's memory.
+    let of_group = if pages.are_reserved() { 0 } else { memory.bytes() };
     vec![
-        group_memory(limits::group_memory(memory.bytes()), memory),
+        group_memory(limits::group_memory(of_group), memory),
         address_space(memory),
         threads(limits::check_threads(1)),
         cpus(limits::cpus(), limits::online_cpus()),

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use devices::vfio::host::proc_field;
+use arch::RamPages;
 use devices::vfio::iommu::MapError;
 use devices::vfio::memlock::Memlock;
 use devices::vfio::region::host_page_size;
@@ -10,21 +10,32 @@ use devices::vfio::region::host_page_size;
 use super::System;
 use super::finding::Finding;
 use super::kind::Kind;
-use crate::cli::Size;
+use crate::cli::{MemoryOptions, Size};
 use crate::error::Error;
 use crate::limits;
+use crate::limits::hugepages::{self, Pool};
 
 /// The page size for which device regions are made: the smallest there is.
 const PAGE: u64 = 4096;
 
 /// Checks the memory for a guest with this much RAM.
 #[cold]
-pub fn findings(system: &System, memory: Size) -> Vec<Finding> {
-    let meminfo = fs::read_to_string(system.proc.join("meminfo")).unwrap_or_default();
+pub fn findings(system: &System, memory: MemoryOptions) -> Vec<Finding> {
+    let MemoryOptions { size, pages, .. } = memory;
+    let reserved = hugepages::pools();
+    let huge_pages = match pages {
+        RamPages::Reserved(page) => {
+            of_pages(hugepages::check_reserved(size.bytes(), page), &reserved, memory)
+        }
+        RamPages::Transparent => of_pages(hugepages::check_transparent(false), &reserved, memory),
+        RamPages::Any => huge_pages(&thp(system), &reserved),
+    };
+    // Those that are reserved are in use already.
+    let available_for = if pages.are_reserved() { Size(0) } else { size };
     vec![
-        memlock(Memlock::current(), memory),
-        available(limits::meminfo("MemAvailable"), memory),
-        huge_pages(&thp(system), &meminfo),
+        memlock(Memlock::current(), size),
+        available(limits::meminfo("MemAvailable"), available_for),
+        huge_pages,
         page_size(host_page_size()),
     ]
 }
@@ -64,10 +75,32 @@ fn thp(system: &System) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn huge_pages(thp: &str, meminfo: &str) -> Finding {
-    const SUBJECT: &str = "huge pages";
-    let reserved = proc_field(meminfo, "HugePages_Total").unwrap_or("0");
-    let reserved = format!("{reserved} reserved");
+const HUGE_PAGES: &str = "huge pages";
+
+/// Those that a guest is meant to have.
+fn of_pages(checked: Result<(), Error>, reserved: &[Pool], memory: MemoryOptions) -> Finding {
+    match checked {
+        Ok(()) => {
+            let reserved = reservation(reserved);
+            Finding::fine(HUGE_PAGES, format!("{reserved}; enough for --memory {memory}"))
+        }
+        Err(error) => Finding::error(HUGE_PAGES, &Kind::ALL, error),
+    }
+}
+
+/// What is reserved.
+fn reservation(pools: &[Pool]) -> String {
+    let some: Vec<String> = pools
+        .iter()
+        .filter(|pool| pool.total > 0)
+        .map(|pool| format!("{} of {} ({} free)", pool.total, Size(pool.page), pool.free))
+        .collect();
+    if some.is_empty() { "0 reserved".to_owned() } else { format!("reserved: {}", some.join(", ")) }
+}
+
+fn huge_pages(thp: &str, reserved: &[Pool]) -> Finding {
+    const SUBJECT: &str = HUGE_PAGES;
+    let reserved = reservation(reserved);
     if thp.contains("[always]") || thp.contains("[madvise]") {
         return Finding::fine(SUBJECT, format!("transparent ones; {reserved}"));
     }
@@ -101,8 +134,6 @@ mod tests {
     use super::super::finding::Level;
     use super::*;
 
-    const MEMINFO: &str = "MemTotal:  4000000 kB\nHugePages_Total:       3\n";
-
     #[test]
     fn memory_must_be_free_for_the_guest() {
         let level = |mebibytes: u64| available(Some(512 << 20), Size::from(mebibytes << 20)).level;
@@ -129,9 +160,9 @@ mod tests {
             ("", Level::Degraded),
         ];
         for (thp, level) in cases {
-            let finding = huge_pages(thp, MEMINFO);
+            let finding = huge_pages(thp, &[]);
             assert_eq!(finding.level, level, "{thp}");
-            assert!(finding.text.contains("3 reserved"), "{finding:?}");
+            assert!(finding.text.contains("0 reserved"), "{finding:?}");
         }
         assert_eq!(page_size(4096).level, Level::Fine);
         let large = page_size(65536);

@@ -13,6 +13,7 @@ mod vfio;
 
 use std::path::PathBuf;
 
+use boot::layout::Ram;
 use devices::vfio::host::Host;
 use log::LevelFilter;
 
@@ -27,12 +28,14 @@ use crate::output;
 /// Hosts of other architectures.
 #[cfg(not(target_arch = "aarch64"))]
 mod kvm {
+    use boot::layout::Ram;
+
     use super::finding::Finding;
     use super::kind::Kind;
     use crate::error::Error;
 
     /// KVM runs no arm64 guests on them.
-    pub fn findings(_ram: u64) -> Vec<Finding> {
+    pub fn findings(_ram: Ram) -> Vec<Finding> {
         let error = Error::new("strait runs guests on 64-bit Arm hosts");
         vec![Finding::error("KVM", &Kind::ALL, error)]
     }
@@ -63,10 +66,11 @@ pub fn run(options: &CheckOptions) -> Result<u8, Error> {
     output::init_log(LevelFilter::Warn);
     let system = System::default();
     let confined = ConfinedDevices::of(&system.host)?;
-    let mut findings = kvm::findings(options.memory.bytes());
+    let memory = options.memory;
+    let mut findings = kvm::findings(Ram { base: memory.base, size: memory.size.bytes() });
     findings.extend(vfio::findings(&system, &confined)?);
-    findings.extend(memory::findings(&system, options.memory));
-    findings.extend(limits::findings(options.memory));
+    findings.extend(memory::findings(&system, memory));
+    findings.extend(limits::findings(memory));
     let diagnosis = Diagnosis::of(findings, &confined);
     print(options.json, &diagnosis)?;
     Ok(u8::from(!diagnosis.assignable))

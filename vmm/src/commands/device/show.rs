@@ -3,6 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
+use arch::RamPages;
 use boot::fdt::host::{HostNode, HostTree};
 use boot::fdt::{self, Node};
 use boot::layout::Ram;
@@ -222,7 +223,8 @@ fn copy(node: &HostNode) -> Node {
 /// The nodes that a guest would get for it.
 fn guest_source(path: &str, iommu: IommuOptions) -> Result<String, Error> {
     let options = VfioPlatformOptions::new(path.into());
-    let selection = Selection { platform: &[options], pci: &[], iommu, unbound: true };
+    let pages = RamPages::Any;
+    let selection = Selection { platform: &[options], pci: &[], iommu, pages, unbound: true };
     let (assigned, _) = AssignedDevices::of_host(&selection, RAM, &mut Allocator::new(RAM, true))?;
     let nodes = [assigned.clocks(), assigned.nodes()].concat();
     Ok(nodes.iter().map(fdt::subtree_to_dts).collect::<Vec<_>>().join("\n"))

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use arch::gic::{self, Gic, Version};
-use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, Vcpu, Vm, layout};
+use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, RamPages, Vcpu, Vm, layout};
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
@@ -24,9 +24,11 @@ use crate::assigned::AssignedDevices;
 use crate::cli::{GicVersion, ItsChoice};
 use crate::console::{ConsoleBackend, InputSource};
 use crate::error::Error;
+use crate::limits::hugepages;
 use crate::outfile;
 use crate::plan::MachinePlan;
 use crate::plan::describe::KvmFacts;
+use crate::populate;
 use crate::tree::{self, Seed};
 use crate::virtio::VirtioDevices;
 use crate::waker::Waker;
@@ -82,7 +84,7 @@ pub struct EmulatedDevices {
 ///
 /// KVM can't be opened or refused a step.
 pub fn vm(plan: &MachinePlan) -> Result<VmParts, Error> {
-    let vm = Arc::new(Vm::new(plan.ram.size)?);
+    let vm = Arc::new(Vm::new(plan.ram)?);
     let version = gic_version(&vm, plan)?;
     let features = vm.features().and(plan.features);
     let vcpus = vm.create_vcpus(plan.cpus, features)?;
@@ -196,7 +198,7 @@ pub fn tree(
 ) -> Result<Node, Error> {
     let mask = parts.gic.ppi_cpu_mask();
     let mut cpus = vec![
-        arch::memory_node(plan.ram.size),
+        arch::memory_node(plan.ram),
         arch::cpus_node(parts.vcpus.iter().map(Vcpu::affinity)),
         arch::psci_node(),
         arch::timer_node(mask),
@@ -268,7 +270,8 @@ pub fn dump_dtb(path: &Path, dtb: &[u8]) -> Result<(), Error> {
 }
 
 /// Reserves RAM and puts kernel, initrd and device tree into it: without assigned devices in small
-/// pages, where they suffice. With one all of RAM is pinned, and best in as few pieces as can be.
+/// pages, where they suffice. With one all of RAM is pinned, and best in as few pieces as can be: it is
+/// populated first, which several CPUs do faster than pinning does.
 ///
 /// # Errors
 ///
@@ -280,12 +283,19 @@ pub fn ram(
     dtb: &[u8],
     assigned: &AssignedDevices,
 ) -> Result<GuestRam, Error> {
-    let size = plan.ram.size;
-    let ram = if plan.shared_ram { GuestRam::shared(size) } else { GuestRam::new(size) }?;
+    let ram = if plan.shared_ram {
+        GuestRam::shared(plan.ram, plan.pages)
+    } else {
+        GuestRam::new(plan.ram, plan.pages)
+    }?;
+    if assigned.iommu.is_some() || may_lack_pages(plan.pages) {
+        populate::populate(&ram, plan.pages)?;
+    }
     let boot = &plan.boot;
     let end = boot.initrd.as_ref().map_or(boot.dtb, |initrd| initrd.end).max(boot.kernel.end);
-    let used = end.saturating_sub(layout::RAM_START);
-    let _small = assigned.is_empty().then(|| HugePagesDisabled::for_small(used)).flatten();
+    let used = end.saturating_sub(plan.ram.base);
+    let small = assigned.is_empty() && plan.pages == RamPages::Any;
+    let _small = small.then(|| HugePagesDisabled::for_small(used)).flatten();
     kernel.load_into(ram.memory(), boot.kernel.load)?;
     if let (Some(initrd), Some(range)) = (initrd, &boot.initrd) {
         initrd.load_into(ram.memory(), range.start)?;
@@ -294,6 +304,12 @@ pub fn ram(
         .write_slice(dtb, GuestAddress(boot.dtb))
         .map_err(|e| Error::new(format!("the device tree can't be put into guest RAM: {e}")))?;
     Ok(ram)
+}
+
+/// Whether the host may lack a page of RAM when it is first used, which would end this process: huge
+/// pages are promised, but a control group may have no more of them.
+fn may_lack_pages(pages: RamPages) -> bool {
+    matches!(pages, RamPages::Reserved(page) if hugepages::is_limited(page))
 }
 
 /// Points the boot vCPU at kernel and device tree.

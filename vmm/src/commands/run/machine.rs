@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arch::gic::Gic;
-use arch::{GuestRam, Vcpu, Vm, layout};
+use arch::{GuestRam, Vcpu, Vm};
 use devices::bus::Bus;
 use devices::gicv2m;
 use devices::irq::MsiRouter;
@@ -54,7 +54,7 @@ impl Machine {
         if let Some(iommu) = &mut assigned.iommu {
             // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
             // affected by what is written into it.
-            unsafe { iommu.map(layout::RAM_START, ram.host_address(), ram.size() as u64)? };
+            unsafe { iommu.map(ram.base(), ram.host_address(), ram.size() as u64)? };
             for file in iommu.files() {
                 vm.add_vfio_file(file)?;
             }

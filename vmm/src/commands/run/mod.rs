@@ -66,7 +66,8 @@ fn run_guest(
     }
     if options.dry_run {
         let description = Description::of(&plan, &opened, build::facts(&parts), &tree);
-        if opened.assigned.iommu.is_none() && opened.assigned.obstacles.is_empty() {
+        let pinned = opened.assigned.iommu.is_some() || !opened.assigned.obstacles.is_empty();
+        if !pinned && !plan.pages.are_reserved() {
             limits::warn_unpinned(plan.ram.size);
         }
         print(options.json, &description)?;
@@ -103,7 +104,8 @@ fn run_guest(
         input,
         clients,
         clock: emulated.clock,
-        memory: assigned.iommu.is_none().then(|| UnpinnedMemory::new(plan.ram.size)),
+        memory: (assigned.iommu.is_none() && !plan.pages.are_reserved())
+            .then(|| UnpinnedMemory::new(plan.ram.size)),
         console_timeout: plan
             .console
             .is_on()

@@ -79,6 +79,23 @@ fn ram_stays_within_one_iova_range_and_whole_pages() {
     }
 }
 
+#[test]
+fn ram_has_its_place_behind_what_is_in_its_way() {
+    let mut constraints = constraints("0x50000000 0x50001fff msi\n");
+    let place = |constraints: &DmaConstraints, size| constraints.place(GIB, size, 2 * MIB);
+    assert_eq!(place(&constraints, 256 * MIB), Some(GIB));
+    assert_eq!(place(&constraints, 257 * MIB), Some(0x5020_0000));
+    let ranges = Some(vec![0..=0x7fff_ffff, 0x1_0010_0000..=0xff_ffff_ffff]);
+    constraints.limit_to(&IommuInfo {
+        alignment: 0x1000,
+        iova_ranges: ranges,
+        ..Default::default()
+    });
+    assert_eq!(place(&constraints, 2 * GIB), Some(0x1_0020_0000));
+    assert_eq!(place(&constraints, 1024 * GIB), None);
+    assert_eq!(place(&constraints, u64::MAX), None);
+}
+
 const MIB: u64 = 1 << 20;
 
 /// A platform device and a PCI function of which the root and the PCI host have these

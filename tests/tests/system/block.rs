@@ -1,0 +1,127 @@
+//! Disks of strait's own: virtio-blk.
+
+use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};
+
+/// A host with a disk of its own, mounted at /mnt, on which what isn't cached is waited for.
+fn boot(gic: u8) -> Result<Host, Failure> {
+    let host = Board::new()
+        .gic(gic)
+        .disk("disk", 128 << 20)
+        .disk("spare", 16 << 20)
+        .device("nvme,serial=disk,drive=disk,addr=5")
+        .device("nvme,serial=spare,drive=spare,addr=6")
+        .boot()?;
+    host.sh(
+        "mke2fs -b 4096 /dev/nvme0n1 >/dev/null && mkdir /mnt && mount -t ext4 /dev/nvme0n1 /mnt",
+    )?;
+    Ok(host)
+}
+
+/// An image of random bytes, and its checksum.
+fn random(host: &Host, path: &str, mib: u32) -> Result<String, Failure> {
+    host.sh(&format!("dd if=/dev/urandom of={path} bs=1M count={mib} 2>/dev/null; sync"))?;
+    sum(host, path)
+}
+
+fn sum(host: &Host, path: &str) -> Result<String, Failure> {
+    Ok(host.sh(&format!("sha256sum <{path}"))?.trim().to_owned())
+}
+
+fn sum_in(guest: &mut Guest, path: &str) -> Result<String, Failure> {
+    Ok(guest.sh(&format!("sha256sum <{path}"))?.trim().to_owned())
+}
+
+#[test]
+fn a_guest_uses_its_disks() -> TestResult {
+    let host = boot(3)?;
+    host.sh("truncate -s 32M /mnt/a.img")?;
+    let kept = [random(&host, "/mnt/b.img", 8)?, random(&host, "/mnt/c.img", 8)?];
+    // What is read isn't cached.
+    host.sh("umount /mnt && mount -t ext4 /dev/nvme0n1 /mnt")?;
+    let disks = "--block /mnt/a.img,serial=A-1 --block /mnt/b.img,ro --block /mnt/c.img,snapshot \
+                 --block /dev/nvme1n1,direct,queues=1";
+    let mut guest = host.launch(&Launch::model().with(&format!("--cpus 4 {disks}")))?;
+    // All of them are there, as they were asked for.
+    let seen = guest
+        .sh("cat /sys/block/vda/serial && echo && cat /sys/block/vd?/size /sys/block/vd?/ro && \
+         ls -d /sys/block/vd?/mq/*")?;
+    let expected = "A-1\n65536\n16384\n16384\n32768\n0\n1\n0\n0\n";
+    assert!(seen.replace('\r', "").starts_with(expected), "{seen}");
+    assert_eq!(seen.matches("/mq/").count(), 4 + 4 + 4 + 1, "{seen}");
+    assert_eq!([sum_in(&mut guest, "/dev/vdb")?, sum_in(&mut guest, "/dev/vdc")?], kept);
+
+    // Several at a time and one after the other, cached and not.
+    let work = [("vda", 32, 4), ("vda", 1, 1), ("vdc", 32, 4), ("vdd", 32, 2)];
+    for (disk, depth, mib) in work {
+        guest.sh(&format!("agent disk verify /dev/{disk} {} {depth} 1", mib << 20))?;
+    }
+    guest.sh("agent disk verify /dev/vdd 131072 1 1")?;
+    assert_ne!(guest.run("dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync")?.0, 0);
+
+    // A file system: made, filled, checked, and its room given back.
+    guest.sh(
+        "mke2fs -b 4096 /dev/vda >/dev/null && mkdir /d && mount -t ext4 -o discard /dev/vda /d",
+    )?;
+    guest.sh("dd if=/dev/urandom of=/d/x bs=1M count=16 2>/dev/null; sync")?;
+    let written = sum_in(&mut guest, "/d/x")?;
+    guest.sh("umount /d && mount -t ext4 /dev/vda /d")?;
+    assert_eq!(sum_in(&mut guest, "/d/x")?, written);
+    let used = |host: &Host| -> Result<u32, Failure> {
+        Ok(host.sh("du -k /mnt/a.img | cut -f1")?.trim().parse().unwrap_or(0))
+    };
+    let full = used(&host)?;
+    guest.sh("rm /d/x && sync && fstrim /d && umount /d && sync")?;
+    let empty = used(&host)?;
+    assert!(full > 16_000 && empty < full - 14_000, "{full} KiB, then {empty}");
+    guest.sh("blkdiscard /dev/vda && cmp -n 8388608 /dev/vda /dev/zero")?;
+    assert_eq!(guest.power_off()?, 0);
+    // What had to stay as it was did.
+    assert_eq!([sum(&host, "/mnt/b.img")?, sum(&host, "/mnt/c.img")?], kept);
+    Ok(())
+}
+
+#[test]
+fn failures_of_the_file_are_the_guest_s() -> TestResult {
+    let host = boot(3)?;
+    host.sh("mkdir /small && mount -t tmpfs -o size=4M none /small")?;
+    host.sh("truncate -s 16M /small/full.img /mnt/short.img")?;
+    let disks = "--block /small/full.img --block /mnt/short.img --block /dev/nvme1n1";
+    let mut guest = host.launch(&Launch::model().with(disks))?;
+    let write = "dd if=/dev/zero of=/dev/vda bs=1M oflag=direct 2>&1";
+    let (status, said) = guest.run(write)?;
+    assert!(status != 0 && said.contains("I/O error"), "{said}");
+    host.sh("truncate -s 1M /mnt/short.img")?;
+    let (status, said) = guest.run("dd if=/dev/vdb bs=1M of=/dev/null iflag=direct 2>&1")?;
+    assert!(status != 0 && said.contains("I/O error"), "{said}");
+    // Nothing else has suffered.
+    guest.sh("agent disk verify /dev/vdc 1048576 8 1")?;
+    let said = guest.process().output();
+    assert!(said.contains("block0: writing /small/full.img at byte"), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    assert!(said.contains("block1: reading /mnt/short.img at byte"), "{said}");
+    assert!(said.contains("the file has become shorter"), "{said}");
+    assert!(said.lines().filter(|line| line.contains(" block0: ")).count() <= 6, "{said}");
+    assert_eq!(guest.power_off()?, 0);
+
+    // What can't be a disk is told before a guest starts.
+    host.sh("printf 'QFI\\373' >/tmp/q && truncate -s 1M /tmp/q && truncate -s 1000 /tmp/odd")?;
+    for (disks, status, what, help) in [
+        ("--block /tmp/q", 1, "is a qcow2 disk image", "qemu-img convert -O raw /tmp/q"),
+        ("--block /tmp/odd", 1, "no multiple of its 512-byte", "truncate -s %512 /tmp/odd"),
+        ("--block /dev/nvme0n1", 1, "is in use by the host", "lsblk /dev/nvme0n1"),
+        ("--block /tmp", 1, "is a directory", "--block FILE"),
+        ("--block /dev/nvme1n1 --block /dev/nvme1n1,ro", 2, "the same file", "ro or snapshot"),
+        (
+            "--block /dev/nvme1n1,serial=a --block /tmp/a,serial=a",
+            2,
+            "two disks have serial=a",
+            "serial=",
+        ),
+    ] {
+        host.sh("truncate -s 1M /tmp/a")?;
+        let answer = host.run(&format!("strait run --kernel /k/model {disks} 2>&1"))?;
+        assert_eq!(answer.status, status, "{disks}: {}", answer.output);
+        assert!(answer.output.contains(what) && answer.output.contains(help), "{}", answer.output);
+    }
+    Ok(())
+}

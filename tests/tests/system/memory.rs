@@ -1,0 +1,99 @@
+//! A guest's RAM: of huge pages, at another address.
+
+use tests::harness::{
+    AMBA_DMA, BACKENDS, Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, TestResult, payload,
+};
+
+/// Where the disk is on the host.
+const DISK: &str = "0000:00:05.0";
+
+/// How many huge pages of 2 MiB the host has that nobody uses.
+fn free_pages(host: &Host) -> Result<u64, Failure> {
+    let free = host.sh("cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")?;
+    Ok(free.trim().parse().unwrap_or(u64::MAX))
+}
+
+/// Has the host do what the help of an error says.
+fn mend(host: &Host, errors: &str) -> TestResult {
+    let help = errors.lines().find_map(|line| line.trim().strip_prefix("help: ")).unwrap();
+    let sudo = "sudo() { \"$@\"; }";
+    host.sh(&format!("{sudo}; {help}")).map(drop)
+}
+
+#[test]
+fn devices_reach_ram_of_reserved_huge_pages_wherever_it_is() -> TestResult {
+    let host = Board::new()
+        .disk("disk", 64 << 20)
+        .device("nvme,drive=disk,serial=one,addr=5")
+        .file("k/off", payload::power_off())
+        .boot()?;
+    let pl330 = PLATFORM_DMA[0];
+    [DISK, pl330].iter().try_for_each(|name| host.bind(name))?;
+    let devices = format!("--vfio-platform {pl330} --vfio-pci {DISK}");
+    let plan = format!("strait run --kernel /k/model --initrd /k/guest.cpio --dry-run {devices}");
+    let short = host.run(&format!("{plan} --memory 128M,hugepages=2M"))?;
+    assert_eq!(short.status, 1);
+    assert!(short.errors.contains("takes 64 huge page(s) of 2M: of this host's 0, 0 are free"));
+    mend(&host, &short.errors)?;
+    // Where a PL330, of 32 bits, still reaches it.
+    let high = "128M,hugepages=2M,base=0x80000000";
+    let text = host.sh(&format!("{plan} --memory {high}"))?;
+    for wanted in ["128M of RAM in huge pages of 2M", "0x080000000-0x087ffffff  RAM"] {
+        assert!(text.contains(wanted), "no {wanted} in:\n{text}");
+    }
+    assert!(host.sh("strait check")?.contains("reserved: 64 of 2M (64 free)"));
+    let test = DmaTest { channels: 8, ..DmaTest::default() };
+    for (backend, memory) in BACKENDS.into_iter().zip(["128M,hugepages=2M", high]) {
+        let options = format!("{devices} --iommu {backend}");
+        let mut guest = host.launch(&Launch::model().memory(memory).with(&options))?;
+        assert_eq!(free_pages(&host)?, 0);
+        test.pass(&mut guest)?;
+        guest.sh("dd if=/dev/urandom of=/tmp/noise bs=64k count=64 2>/dev/null && \
+             dd if=/tmp/noise of=/dev/nvme0n1 bs=64k conv=fsync 2>/dev/null && \
+             dd if=/dev/nvme0n1 bs=64k count=64 iflag=direct 2>/dev/null | cmp - /tmp/noise")?;
+        let first = guest.sh("grep -m 1 'System RAM' /proc/iomem")?;
+        let base = if memory == high { "80000000-" } else { "40000000-" };
+        assert!(first.starts_with(base), "{first}");
+        assert_eq!(guest.power_off()?, 0);
+        assert_eq!(free_pages(&host)?, 64);
+    }
+    // Another process has the pages.
+    let memory = "128M,hugepages=2M,base=0x100000000";
+    let mut guest = host.launch(&Launch::model().memory(memory))?;
+    assert!(guest.sh("grep -m 1 'System RAM' /proc/iomem")?.starts_with("100000000-"));
+    let taken = host.run("strait run --kernel /k/off --memory 2M,hugepages=2M")?;
+    assert_eq!(taken.status, 1);
+    assert!(taken.errors.contains("takes 1 huge page(s) of 2M: of this host's 64, 0 are free"));
+    guest.sh("dd if=/dev/zero of=/tmp/fill bs=1M count=32 2>/dev/null && rm /tmp/fill")?;
+    assert_eq!(guest.power_off()?, 0);
+    let server = "exec agent vfio-user serve /tmp/device.sock 2>&1";
+    host.start(server)?.wait_for("serving")?;
+    let shared = "--memory 128M,hugepages=2M --vfio-user /tmp/device.sock";
+    host.sh(&format!("strait run --kernel /k/off {shared}"))?;
+    Ok(())
+}
+
+#[test]
+fn ram_makes_room_for_a_device_at_the_host_s_address() -> TestResult {
+    let host = Board::new().memory("6G").file("k/off", payload::power_off()).boot()?;
+    let name = AMBA_DMA[0];
+    host.bind(name)?;
+    let run = "strait run --kernel /k/off";
+    // 2 GiB, where the device then is in RAM of 1 GiB.
+    let device = format!("--vfio-platform {name},addr=0x80000000");
+    let taken = host.run(&format!("{run} --memory 2G {device}"))?;
+    assert_eq!(taken.status, 1);
+    let help = "RAM behind it, by --memory SIZE,base=0xc0000000";
+    assert!(taken.errors.contains(help), "{}", taken.errors);
+    host.sh(&format!("{run} --memory 2G,base=0xc0000000 {device}"))?;
+    for (memory, why) in [
+        ("64M,base=0x8000000", "where the interrupt controller is"),
+        ("64M,base=0x40100000", "no multiple of 2M"),
+        ("64M,base=0x10000000000000", "beyond 52 bits"),
+        ("64M,hugepages=16M", "this host has no huge pages of 16M to reserve"),
+    ] {
+        let refused = host.run(&format!("{run} --memory {memory}"))?;
+        assert!(refused.status != 0 && refused.errors.contains(why), "{}", refused.errors);
+    }
+    Ok(())
+}
