@@ -10,6 +10,12 @@ pub trait Output: Send {
     ///
     /// They can't be written, and are lost.
     fn put(&mut self, bytes: &[u8]) -> io::Result<Room>;
+
+    /// Waits until there is room for more, for a limited time, or until `stop`; not on a vCPU's thread
+    /// with a lock held.
+    fn wait_for_room(&mut self, stop: &dyn Fn() -> bool) {
+        let _ = stop;
+    }
 }
 
 /// Whether there is room for more output.
@@ -17,7 +23,7 @@ pub trait Output: Send {
 pub enum Room {
     /// There is.
     Left,
-    /// There is none: the vCPU should wait.
+    /// There is none: who makes it should wait.
     Full,
 }
 
@@ -32,4 +38,9 @@ pub trait Input: Send + Sync {
     /// Queues input; returns the number of bytes that there was room for. If that isn't all, the
     /// console signals an eventfd that it was made with when there is room again.
     fn enqueue(&self, bytes: &[u8]) -> usize;
+
+    /// The terminal on which the console is has this size now, in characters; 0 by 0: not known.
+    fn resize(&self, columns: u16, rows: u16) {
+        let _ = (columns, rows);
+    }
 }

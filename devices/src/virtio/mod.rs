@@ -9,6 +9,7 @@
 //! access to a register of it leaves the kernel.
 
 pub mod block;
+mod console;
 mod device;
 mod entropy;
 pub mod net;
@@ -20,6 +21,7 @@ mod thread;
 mod vhost;
 pub mod vsock;
 
+pub use console::{Console, ConsolePort};
 pub use device::{Activation, Device, DeviceEvents, DeviceType};
 pub use entropy::Entropy;
 pub use pci::{VirtioAttachment, VirtioFunction};
