@@ -11,6 +11,7 @@ _strait() {
     --cpu-features) return ;;
     --gic) COMPREPLY=($(compgen -W 'auto 2 3' -- "$word")); return ;;
     --console) COMPREPLY=($(compgen -W 'stdio pty unix: file: off' -- "$word")); return ;;
+    --virtio-console) COMPREPLY=($(compgen -W 'stdio pty unix: file: off' -- "$word")); return ;;
     --vfio-platform) COMPREPLY=($(compgen -W "$(strait device list 2>/dev/null | awk 'NR > 1 { print $1 }')" -- "$word")); return ;;
     --vfio-pci) COMPREPLY=($(compgen -W "$(strait device list 2>/dev/null | awk '$2 == "pci" { print $1 }')" -- "$word")); return ;;
     --vfio-user) COMPREPLY=($(compgen -f -- "$word")); return ;;
@@ -29,7 +30,7 @@ _strait() {
     --owner) return ;;
     esac
     case ${COMP_WORDS[1]} in
-    run) COMPREPLY=($(compgen -W '--kernel --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --console --vfio-platform --vfio-pci --vfio-user --block --net --vsock --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --dry-run --json --dump-dtb --stats --log-level --help' -- "$word")) ;;
+    run) COMPREPLY=($(compgen -W '--kernel --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --console --virtio-console --vfio-platform --vfio-pci --vfio-user --block --net --vsock --share --vhost-user --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --dry-run --json --dump-dtb --stats --log-level --help' -- "$word")) ;;
     device) COMPREPLY=($(compgen -W 'list show bind unbind test --group --owner --force --iommu --json --help' -- "$word")) ;;
     check) COMPREPLY=($(compgen -W '--memory --json --help' -- "$word")) ;;
     *) COMPREPLY=($(compgen -W 'run device check --help --version' -- "$word")) ;;

@@ -14,6 +14,7 @@ complete -c strait -n '__fish_seen_subcommand_from run' -l memory -x -d 'How muc
 complete -c strait -n '__fish_seen_subcommand_from run' -l cpu-features -x -d 'What its CPUs have of the hosts'
 complete -c strait -n '__fish_seen_subcommand_from run' -l gic -x -a 'auto 2 3' -d 'Its interrupt controller  GICv3 where the host has it; with an ITS, which takes message-signalled interrupts, or without  auto has one with PCI devices'
 complete -c strait -n '__fish_seen_subcommand_from run' -l console -x -a 'stdio pty unix: file: off' -d 'Where its serial port is, ttyS0 to Linux'
+complete -c strait -n '__fish_seen_subcommand_from run' -l virtio-console -x -a 'stdio pty unix: file: off' -d 'A second console, hvc0 to Linux, which costs no exits, and knows the size of its terminal'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vfio-platform -x -a "(strait device list 2>/dev/null | awk 'NR > 1 { print \$1 }')" -d 'A device of the platform or AMBA bus, by the name sysfs has for it (2c0a0000.dma) or its path below sysfs, or as fd=N  its file in /dev/vfio/devices, which somebody else opened as descriptor N'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vfio-pci -x -a "(strait device list 2>/dev/null | awk '\$2 == \"pci\" { print \$1 }')" -d 'A PCI device, by the name sysfs has for it (0000 05 00.0; the domain 0000 may be left out), its path below sysfs, or a descriptor'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vfio-user -r -F -d 'A PCI device that another process serves over vfio-user on this socket'

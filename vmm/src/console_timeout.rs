@@ -13,14 +13,15 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct ConsoleTimeout {
     until: Instant,
     spoke: Arc<AtomicBool>,
+    is_serial: bool,
     shortage: Option<(u64, u64)>,
 }
 
 impl ConsoleTimeout {
-    /// Waits from now on; `spoke` becomes true when the guest writes to its console. `shortage`
-    /// tells how many bytes the kernel's file has of how many in memory, if it lacks many.
-    pub fn new(spoke: Arc<AtomicBool>, shortage: Option<(u64, u64)>) -> Self {
-        Self { until: Instant::now() + TIMEOUT, spoke, shortage }
+    /// Waits from now on; `spoke` becomes true when the guest writes to its console, which is or isn't
+    /// the serial port. `shortage` tells how many bytes the kernel's file has of how many in memory, if it lacks many.
+    pub fn new(spoke: Arc<AtomicBool>, is_serial: bool, shortage: Option<(u64, u64)>) -> Self {
+        Self { until: Instant::now() + TIMEOUT, spoke, is_serial, shortage }
     }
 
     /// How long until the next [`check`](Self::check), in ms.
@@ -43,10 +44,15 @@ impl ConsoleTimeout {
     }
 
     fn text(&self) -> String {
+        let has = if self.is_serial {
+            "CONFIG_SERIAL_8250_CONSOLE and CONFIG_SERIAL_OF_PLATFORM, and is ttyS0 its console \
+             (--cmdline console=ttyS0)? --cmdline earlycon shows what it says before that"
+        } else {
+            "CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_PCI, and is hvc0 its console (--cmdline \
+             console=hvc0)? --console file:FILE --cmdline earlycon shows what it says before that"
+        };
         let mut text = format!(
-            "the guest has written nothing to its console for {} s. Does its kernel have \
-             CONFIG_SERIAL_8250_CONSOLE and CONFIG_SERIAL_OF_PLATFORM, and is ttyS0 its console \
-             (--cmdline console=ttyS0)? --cmdline earlycon shows what it says before that",
+            "the guest has written nothing to its console for {} s. Does its kernel have {has}",
             TIMEOUT.as_secs()
         );
         if let Some((has, takes)) = self.shortage {
@@ -67,7 +73,7 @@ mod tests {
     #[test]
     fn a_guest_with_output_in_time_is_left_alone() {
         let spoke = Arc::new(AtomicBool::new(false));
-        let timeout = ConsoleTimeout::new(spoke.clone(), None);
+        let timeout = ConsoleTimeout::new(spoke.clone(), true, None);
         assert!((9_000..=10_001).contains(&timeout.wait_ms()));
         let timeout = timeout.check().unwrap();
         spoke.store(true, Ordering::Relaxed);
@@ -77,11 +83,18 @@ mod tests {
     #[test]
     fn a_guest_without_output_is_logged_once() {
         let start = Instant::now();
-        let timeout = ConsoleTimeout { until: start, spoke: Arc::default(), shortage: None };
+        let of = |is_serial, shortage| ConsoleTimeout {
+            until: start,
+            spoke: Arc::default(),
+            is_serial,
+            shortage,
+        };
+        let timeout = of(true, None);
         assert_eq!(timeout.wait_ms(), 1);
         assert!(timeout.check().is_none());
         let shortage = Some((5 << 20, 9 << 20));
-        let timeout = ConsoleTimeout { until: start, spoke: Arc::default(), shortage };
+        let timeout = of(false, shortage);
+        assert!(timeout.text().contains("hvc0"));
         assert!(timeout.text().ends_with(
             "has 5 MiB of the 9 MiB that the kernel takes in memory: it may be cut off"
         ));

@@ -162,6 +162,9 @@ impl EventHandler<'_> {
             match request {
                 Request::End(number) => self.stop(Stop::Because(ExitReason::Signal(number))),
                 Request::Stats => self.write_stats(),
+                Request::Resized => {
+                    self.sources.input.iter().for_each(|(input, _)| input.resize());
+                }
                 Request::Continued => {
                     if let Some((input, _)) = &mut self.sources.input {
                         input.take_terminal();

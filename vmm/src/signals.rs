@@ -44,6 +44,8 @@ pub enum Request {
     Stats,
     /// The process was continued after a stop, perhaps with another terminal state.
     Continued,
+    /// The terminal may have another size.
+    Resized,
 }
 
 /// The signals strait waits for, as a descriptor (signalfd).
@@ -62,7 +64,8 @@ impl Signals {
     pub fn new() -> io::Result<Self> {
         accept_kicks()?;
         devices::stop::set_source(is_end_pending);
-        let requests: Vec<_> = terminating().chain([libc::SIGUSR1, libc::SIGCONT]).collect();
+        let requests: Vec<_> =
+            terminating().chain([libc::SIGUSR1, libc::SIGCONT, libc::SIGWINCH]).collect();
         let blocked: Vec<_> = requests.iter().copied().chain([libc::SIGTTIN]).collect();
         let (requests, blocked) = (create_sigset(&requests)?, create_sigset(&blocked)?);
         // SAFETY: each call reads a set.
@@ -92,6 +95,7 @@ impl Signals {
                 libc::SIGXFSZ if ours => continue,
                 libc::SIGUSR1 => Request::Stats,
                 libc::SIGCONT => Request::Continued,
+                libc::SIGWINCH => Request::Resized,
                 _ => Request::End(u8::try_from(number).unwrap_or(0)),
             });
         }

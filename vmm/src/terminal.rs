@@ -3,6 +3,7 @@
 use std::cell::UnsafeCell;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use vmm_sys_util::signal::create_sigset;
@@ -94,6 +95,16 @@ impl Terminal {
         }
         Ok(terminal)
     }
+}
+
+/// The size of a terminal in columns and rows (ioctl_tty(2), `TIOCGWINSZ`).
+pub fn size(terminal: &impl AsRawFd) -> Option<(u16, u16)> {
+    let mut size = MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: TIOCGWINSZ fills a winsize, or fails.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, size.as_mut_ptr()) };
+    // SAFETY: it is filled, and all zeroes are valid too.
+    let size = unsafe { size.assume_init() };
+    (result == 0).then_some((size.ws_col, size.ws_row))
 }
 
 impl Drop for Terminal {

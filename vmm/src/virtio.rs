@@ -6,7 +6,7 @@ use devices::bus::IoEvents;
 use devices::irq::{IrqLine, MsiRouter};
 use devices::pci::{Function, Intx, Slot, SlotAllocator};
 use devices::sync::lock;
-use devices::virtio::{Device, Entropy, VirtioAttachment, VirtioFunction};
+use devices::virtio::{Console, ConsolePort, Device, Entropy, VirtioAttachment, VirtioFunction};
 use vm_memory::GuestMemoryMmap;
 
 use crate::allocator::Allocator;
@@ -49,14 +49,18 @@ pub struct VirtioBackends<'a> {
 
 /// The devices, in order of their slots.
 #[derive(Default)]
-pub struct VirtioDevices(Vec<VirtioDevice>);
+pub struct VirtioDevices {
+    devices: Vec<VirtioDevice>,
+    /// The console's, where there is one.
+    console: Option<Arc<ConsolePort>>,
+}
 
 impl VirtioDevices {
     /// Whether options ask for any.
     pub fn are_wanted(options: &RunOptions) -> bool {
         let processes = !(options.vhost_user.is_empty() && options.share.is_empty());
         let kernel = !options.net.is_empty() || options.vsock.is_some();
-        processes || kernel || !options.block.is_empty()
+        processes || kernel || !options.block.is_empty() || options.virtio_console.is_on()
     }
 
     /// Opens the devices and allocates their slots, behind those of assigned functions. A guest that
@@ -77,6 +81,13 @@ impl VirtioDevices {
         let of = |(name, what, device)| OpenDevice { name, what, device };
         open.extend(disks.chain(networks).chain(sockets).map(of));
         open.extend(vhost_user::open_all(options)?.into_iter().map(of));
+        let console = options.virtio_console.is_on().then(|| Console::new("console"));
+        let port = console.as_ref().map(|console| console.port().clone());
+        open.extend(console.map(|console| OpenDevice {
+            name: "console".to_owned(),
+            what: format!("a console, hvc0 to Linux, {}", options.virtio_console),
+            device: Box::new(console),
+        }));
         open.push(OpenDevice {
             name: "entropy".to_owned(),
             what: "the host's randomness".to_owned(),
@@ -85,12 +96,17 @@ impl VirtioDevices {
         open.into_iter()
             .map(|device| place(device, slots, allocator))
             .collect::<Result<_, _>>()
-            .map(Self)
+            .map(|devices| Self { devices, console: port })
     }
 
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = &VirtioDevice> {
-        self.0.iter()
+        self.devices.iter()
+    }
+
+    /// What the console's end on the host is connected to, if there is a console.
+    pub fn console(&self) -> Option<&Arc<ConsolePort>> {
+        self.console.as_ref()
     }
 
     /// The number of descriptors that they can take while the guest runs: two for each queue and what

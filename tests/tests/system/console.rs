@@ -1,6 +1,6 @@
 //! Consoles elsewhere than on standard input and output: their clients come and go, or get stuck.
 
-use tests::harness::{Board, Failure, Host, Launch, Process, TestResult, payload};
+use tests::harness::{Board, Failure, Guest, Host, Launch, Process, TestResult, payload};
 
 /// The data register of the guest's serial port, by guest physical address.
 const SERIAL: u32 = 0x0900_0000;
@@ -51,11 +51,76 @@ fn come_and_go(host: &Host, path: &str, strait: &Process) -> TestResult {
 #[test]
 fn a_terminal_s_client_comes_back_and_sees_what_it_has_missed() -> TestResult {
     let host = board().boot()?;
-    let launch = Launch::model().with("--console pty").arguments();
-    let mut strait = host.strait(&launch)?;
-    strait.wait_for("strait: serial console: ")?;
-    let path = strait.wait_for("\n")?;
-    come_and_go(&host, path.trim(), &strait)
+    for (launch, name) in [
+        (Launch::model().with("--console pty"), "serial"),
+        (on_hvc0("--console off --virtio-console pty --cpus 4"), "virtio"),
+    ] {
+        let mut strait = host.strait(&launch.arguments())?;
+        strait.wait_for(&format!("strait: {name} console: "))?;
+        let path = strait.wait_for("\n")?;
+        come_and_go(&host, path.trim(), &strait)?;
+    }
+    Ok(())
+}
+
+/// A guest whose init is on hvc0.
+fn on_hvc0(options: &str) -> Launch {
+    Launch::model().cmdline("console=hvc0").with(options)
+}
+
+/// The exits to user space that a command of the guest causes.
+fn exits(host: &Host, guest: &mut Guest, command: &str) -> Result<u64, Failure> {
+    let pid = guest.pid()?;
+    let before = host.exit_counts(pid)?.to_user_space();
+    guest.sh(command)?;
+    Ok(host.exit_counts(pid)?.to_user_space() - before)
+}
+
+#[test]
+fn a_virtio_console_moves_text_both_ways_without_exits() -> TestResult {
+    let host = board().cpus(2).boot()?;
+    let options = "--console file:/tmp/serial --virtio-console stdio --cpus 2";
+    let mut guest = host.launch(&on_hvc0(options))?;
+    assert_eq!(guest.sh("readlink /proc/self/fd/1")?.trim(), "/dev/hvc0");
+    // 10 000 characters of each.
+    let print = |to: &str| format!("head -c 10000 /dev/zero | tr '\\0' z >{to}");
+    let nothing = exits(&host, &mut guest, "true")?;
+    let serial = exits(&host, &mut guest, &print("/dev/ttyS0"))?;
+    let virtio = exits(&host, &mut guest, &print("/dev/hvc0"))?;
+    assert!(serial >= 10_000, "{serial}");
+    assert!(virtio <= nothing + 20, "{virtio}, {nothing} without");
+    host.until("[ $(tr -dc z </tmp/serial | wc -c) = 10000 ]")?;
+    // All of it, in order.
+    let expected = host.sh("seq 1 5000 | sha256sum")?;
+    let text = guest.sh("seq 1 5000")?;
+    assert_eq!(text.lines().count(), 5000);
+    let typed = guest.sh(&format!("sha256sum <<'END'\n{text}END"))?;
+    assert_eq!(typed, expected);
+    assert_eq!(guest.power_off()?, 0);
+    // Two on one.
+    let both = Launch::model().with("--console stdio --virtio-console stdio");
+    let answer = host.run(&format!("strait {}", both.arguments()))?;
+    assert_eq!(answer.status, 2, "{answer:?}");
+    Ok(())
+}
+
+#[test]
+fn a_virtio_console_has_the_size_of_its_terminal() -> TestResult {
+    let host = board().boot()?;
+    let launch = on_hvc0("--virtio-console stdio").arguments();
+    let mut shell = host
+        .on_terminal(&format!("stty rows 40 cols 100; echo tty=$(tty).; exec strait {launch}"))?;
+    shell.wait_for("tty=")?;
+    let tty = shell.wait_for(".")?;
+    shell.wait_for("GUEST READY: ")?;
+    shell.send("echo size $(stty size).\n")?;
+    shell.wait_for("size 40 100.")?;
+    host.sh(&format!("stty -F {} rows 51 cols 132", tty.trim_end_matches('.')))?;
+    shell.send("until stty size | grep -q '51 132'; do sleep 0.1; done; echo re''sized\n")?;
+    shell.wait_for("resized")?;
+    shell.send("poweroff -f\n")?;
+    assert_eq!(shell.exit_status()?, 0);
+    Ok(())
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub struct RunOptions {
     pub gic: GicChoice,
     /// Where the serial console is.
     pub console: ConsoleKind,
+    /// Where the virtio console is.
+    pub virtio_console: ConsoleKind,
     /// When the run ends by itself.
     pub timeout: Option<Duration>,
     /// Only print the plan.
@@ -107,6 +109,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         cpu_features: CpuFeatures::ALL,
         gic: GicChoice::default(),
         console: ConsoleKind::Stdio,
+        virtio_console: ConsoleKind::Off,
         timeout: None,
         dry_run: false,
         json: false,
@@ -127,6 +130,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
     }
     check_passed(&options)?;
+    check_consoles(&mut options, once.has("--console"))?;
     if options.bind && options.dry_run {
         return Err(Error::usage("--dry-run changes no drivers, so it can't --bind")
             .help("--dry-run alone: devices needn't be bound for it"));
@@ -140,6 +144,19 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         );
     }
     Ok(Command::Run(Box::new(options)))
+}
+
+/// Checks that the consoles go together. The serial port gives way where it `is_given` nothing.
+fn check_consoles(options: &mut RunOptions, is_given: bool) -> Result<(), Error> {
+    if options.virtio_console != ConsoleKind::Stdio || options.console != ConsoleKind::Stdio {
+        return Ok(());
+    }
+    if is_given {
+        return Err(Error::usage("--console stdio and --virtio-console stdio: there is one")
+            .help("--console off, or another of them"));
+    }
+    options.console = ConsoleKind::Off;
+    Ok(())
 }
 
 /// Checks that descriptors go together with the other options.
@@ -229,6 +246,9 @@ impl RunOptions {
             }
             Arg::Long("gic") => self.gic = once.parsed("--gic", parser, cpu::gic)?,
             Arg::Long("console") => self.console = once.parsed("--console", parser, console)?,
+            Arg::Long("virtio-console") => {
+                self.virtio_console = once.parsed("--virtio-console", parser, console)?;
+            }
             Arg::Long("timeout") => {
                 self.timeout = Some(once.parsed("--timeout", parser, seconds)?)
             }
@@ -340,6 +360,21 @@ mod tests {
     }
 
     #[test]
+    fn standard_input_is_one_console_s() {
+        let consoles = |arguments: &[&str]| {
+            run(arguments).map(|options| (options.console, options.virtio_console))
+        };
+        use ConsoleKind::{Off, Pty, Stdio};
+        assert_eq!(consoles(&[]).unwrap(), (Stdio, Off));
+        assert_eq!(consoles(&["--virtio-console", "pty"]).unwrap(), (Stdio, Pty));
+        assert_eq!(consoles(&["--virtio-console", "stdio"]).unwrap(), (Off, Stdio));
+        let both = ["--virtio-console", "stdio", "--console", "pty"];
+        assert_eq!(consoles(&both).unwrap(), (Pty, Stdio));
+        let both = ["--virtio-console", "stdio", "--console", "stdio"];
+        assert_eq!(consoles(&both).unwrap_err().exit_status(), 2);
+    }
+
+    #[test]
     fn of_two_values_none_is_taken() {
         for (option, first, second) in [
             ("--kernel", "a", "b"),
@@ -352,6 +387,7 @@ mod tests {
             ("--vsock", "cid=3", "cid=4"),
             ("--gic", "2", "3"),
             ("--console", "off", "stdio"),
+            ("--virtio-console", "pty", "off"),
             ("--timeout", "1", "2"),
             ("--dump-dtb", "a", "b"),
             ("--stats", "a", "b"),

@@ -27,6 +27,11 @@ impl GivenOnce {
         Ok(())
     }
 
+    /// Whether an option was given.
+    pub(super) fn has(&self, option: &str) -> bool {
+        self.0.iter().any(|(given, _)| *given == option)
+    }
+
     /// The value of the option that was just parsed.
     pub(super) fn value(
         &mut self,

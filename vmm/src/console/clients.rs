@@ -15,6 +15,7 @@ use super::pty::Pty;
 use super::socket::ConsoleSocket;
 use crate::error::Error;
 use crate::output::{self, ClientBuffer};
+use crate::terminal;
 
 /// How much is read of a client at once, in bytes.
 const READ_SIZE: usize = 512;
@@ -128,6 +129,7 @@ impl Clients {
             Ok(Some(file)) => {
                 self.unpoll(ops);
                 self.buffer.attach(file.clone());
+                resize(&*self.device, &file);
                 self.client = Some(Client { file, polled: None, ended: false, hung_up: false });
             }
             Ok(None) => {}
@@ -165,6 +167,8 @@ impl Clients {
             // Half-closed: it may still read.
             Ok(0) if !client.hung_up => client.ended = true,
             Ok(count @ 1..) => {
+                // Nothing else tells of a change.
+                resize(&*self.device, &client.file);
                 self.pending.extend_from_slice(buffer.get(..count).unwrap_or_default());
                 self.hand_over();
             }
@@ -231,6 +235,13 @@ impl Clients {
         {
             let _ = ops.remove(Events::empty(&*client.file));
         }
+    }
+}
+
+/// Tells the guest the size of a client's terminal, if it is one.
+fn resize(device: &dyn Input, client: &File) {
+    if let Some((columns, rows)) = terminal::size(client) {
+        device.resize(columns, rows);
     }
 }
 

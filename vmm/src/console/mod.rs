@@ -42,6 +42,23 @@ pub enum InputSource {
     Clients(Clients),
 }
 
+impl InputSource {
+    /// Standard input, which one of them has at most, and the clients.
+    pub fn by_kind(
+        sources: impl IntoIterator<Item = Self>,
+    ) -> (Option<(StandardInput, EventFd)>, Vec<Clients>) {
+        let (mut stdio, mut all) = (None, Vec::new());
+        for source in sources {
+            match source {
+                Self::None => {}
+                Self::Stdio(input, drained) => stdio = Some((input, drained)),
+                Self::Clients(clients) => all.push(clients),
+            }
+        }
+        (stdio, all)
+    }
+}
+
 impl ConsoleBackend {
     /// Opens the backend of the console with this name; `None` if it is off.
     ///
@@ -99,6 +116,10 @@ impl Output for StandardOutput {
         self.spoke.store(true, Ordering::Relaxed);
         Ok(if output::console(bytes)? { Room::Full } else { Room::Left })
     }
+
+    fn wait_for_room(&mut self, stop: &dyn Fn() -> bool) {
+        output::wait_for_room(stop);
+    }
 }
 
 struct FileOutput {
@@ -110,6 +131,10 @@ impl Output for FileOutput {
     fn put(&mut self, bytes: &[u8]) -> io::Result<Room> {
         self.spoke.store(true, Ordering::Relaxed);
         Ok(if self.buffer.put(bytes) { Room::Full } else { Room::Left })
+    }
+
+    fn wait_for_room(&mut self, stop: &dyn Fn() -> bool) {
+        self.buffer.wait_for_room(stop);
     }
 }
 

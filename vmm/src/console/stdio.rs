@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use devices::console::Input;
 
-use crate::terminal::Terminal;
+use crate::terminal::{self, Terminal};
 
 /// Ctrl-A, which begins a command to strait.
 const ESCAPE: u8 = 0x01;
@@ -77,7 +77,17 @@ impl StandardInput {
         let escape = Terminal::is_stdin().then(Escape::default);
         let mut input = Self { source, device, escape, terminal: None, pending: Vec::new() };
         input.take_terminal();
+        input.resize();
         input
+    }
+
+    /// Tells the guest the size of the terminal, if there is one.
+    pub fn resize(&self) {
+        if self.escape.is_some()
+            && let Some((columns, rows)) = terminal::size(&*self.source)
+        {
+            self.device.resize(columns, rows);
+        }
     }
 
     /// Makes the terminal raw (again), if there is one and this process may.

@@ -73,7 +73,7 @@ impl FileBuffer {
     }
 
     /// Waits until there is room again, the file proves to be stalled, or `stop`.
-    pub(super) fn wait_for_room(&self, stop: impl Fn() -> bool) {
+    pub fn wait_for_room(&self, stop: impl Fn() -> bool) {
         let has_room = |state: &State| state.waiting.len() < MAX_WAITING / 2;
         if !self.wait(has_room, STALL_TIMEOUT, stop) {
             self.state().stalled = true;

@@ -53,6 +53,8 @@ pub struct MachinePlan {
     pub gic: GicChoice,
     /// Where the console is.
     pub console: ConsoleKind,
+    /// Where the virtio console is.
+    pub virtio_console: ConsoleKind,
     /// Whether RAM is a file, which other processes map.
     pub shared_ram: bool,
     /// Whether it has a PCI host, for the functions it is given.
@@ -96,9 +98,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     }
     let ram = ram::plan(options.memory, options.shares_ram())?;
     let kernel = Kernel::open(&options.kernel)?;
-    let with_console = options.console.is_on() && options.default_cmdline;
-    let defaults: &[&str] = if with_console { &["console=ttyS0"] } else { &[] };
-    let cmdline = Cmdline::compose(defaults, options.cmdline.as_deref())
+    let cmdline = Cmdline::compose(&default_cmdline(options), options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
     let is_root = cmdline.has_ram_disk_root();
     let initrd = options.initrd.as_deref().map(|path| Initrd::open(path, is_root)).transpose()?;
@@ -118,7 +118,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     }
     // Before anything is opened, then with all that is known.
     let devices = options.vfio_platform.len() + options.vfio_pci.len() + options.vfio_user.len();
-    let run = descriptors_of_run(options.cpus, &options.console);
+    let run = descriptors_of_run(options);
     fd_limit::reserve(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let mut slots = SlotAllocator::default();
     let assigned = AssignedDevices::plan(options, ram, &mut slots, &mut allocator)?;
@@ -143,6 +143,7 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
         features: options.cpu_features,
         gic: options.gic,
         console: options.console.clone(),
+        virtio_console: options.virtio_console.clone(),
         shared_ram: options.shares_ram(),
         pci,
         end: allocator.end(),
@@ -156,9 +157,18 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
 
 /// How many descriptors a run takes beside its devices' when all of it is planned: KVM, the VM and its
 /// devices, vCPUs with their statistics, the IOMMU, the serial port, the event loop.
-fn descriptors_of_run(cpus: u64, console: &ConsoleKind) -> u64 {
-    let console = if *console == ConsoleKind::Stdio { 0 } else { DESCRIPTORS_OF_CONSOLE };
-    cpus.saturating_mul(2).saturating_add(20 + console)
+fn descriptors_of_run(options: &RunOptions) -> u64 {
+    let consoles = [&options.console, &options.virtio_console].into_iter();
+    let consoles = consoles.filter(|kind| !matches!(kind, ConsoleKind::Stdio | ConsoleKind::Off));
+    let of_consoles = DESCRIPTORS_OF_CONSOLE.saturating_mul(consoles.count() as u64);
+    options.cpus.saturating_mul(2).saturating_add(20).saturating_add(of_consoles)
+}
+
+/// The kernel parameters that come first. The last console is /dev/console.
+fn default_cmdline(options: &RunOptions) -> Vec<&'static str> {
+    let consoles = [(&options.console, "console=ttyS0"), (&options.virtio_console, "console=hvc0")];
+    let with = consoles.into_iter().filter(|(kind, _)| options.default_cmdline && kind.is_on());
+    with.map(|(_, parameter)| parameter).collect()
 }
 
 /// Checks that each vCPU can have a thread, before devices are touched, and tells if they share

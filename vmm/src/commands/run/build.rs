@@ -16,6 +16,7 @@ use devices::gicv2m::Frame;
 use devices::pci::{Apertures, MsiController};
 use devices::pvpanic::PvPanic;
 use devices::serial::Serial;
+use devices::virtio::ConsolePort;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -183,6 +184,23 @@ pub fn emulated_devices(
     bus.add("rtc", layout::RTC, clock.rtc())?;
     bus.add("pvpanic", layout::PVPANIC, Arc::new(Mutex::new(PvPanic::default())))?;
     Ok(EmulatedDevices { bus, spoke, input, clock })
+}
+
+/// Connects the guest's virtio console, if there is one, to its end on the host; `spoke` becomes true
+/// when the guest writes to it. Answers what its input comes from.
+///
+/// # Errors
+///
+/// The host is out of descriptors.
+pub fn connect_console(
+    console: Option<ConsoleBackend>,
+    port: Option<Arc<ConsolePort>>,
+    spoke: &Arc<AtomicBool>,
+) -> Result<InputSource, Error> {
+    let Some((console, port)) = console.zip(port) else { return Ok(InputSource::None) };
+    let drained = eventfd()?;
+    port.connect(console.output(spoke), drained.try_clone()?);
+    Ok(console.into_input(port, drained))
 }
 
 /// Describes the machine, and has the overlays applied.

@@ -77,12 +77,15 @@ fn run_guest(
         stats::check_path(path)?;
     }
     let console = ConsoleBackend::open(&plan.console, "serial")?;
+    let virtio_console = ConsoleBackend::open(&plan.virtio_console, "virtio")?;
     let Opened { kernel, initrd, assigned, virtio } = opened;
     let shortage = kernel.shortage();
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
     build::set_boot(&plan, &parts)?;
     let waker = Arc::new(Waker::new()?);
     let emulated = build::emulated_devices(console, &parts, &waker)?;
+    let port = virtio.console().cloned();
+    let inputs = [emulated.input, build::connect_console(virtio_console, port, &emulated.spoke)?];
     let mut machine = Machine::new(parts, ram, assigned, virtio, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
@@ -92,11 +95,7 @@ fn run_guest(
         Arc::new(Recorder::new(path, started, vm, vcpus, bus, monitor.clone(), iommu))
     });
     output::set_waker(&waker);
-    let (input, clients) = match emulated.input {
-        InputSource::None => (None, Vec::new()),
-        InputSource::Stdio(input, drained) => (Some((input, drained)), Vec::new()),
-        InputSource::Clients(clients) => (None, vec![clients]),
-    };
+    let (input, clients) = InputSource::by_kind(inputs);
     let sources = Sources {
         waker,
         signals,
@@ -106,10 +105,8 @@ fn run_guest(
         clock: emulated.clock,
         memory: (assigned.iommu.is_none() && !plan.pages.are_reserved())
             .then(|| UnpinnedMemory::new(plan.ram.size)),
-        console_timeout: plan
-            .console
-            .is_on()
-            .then(|| ConsoleTimeout::new(emulated.spoke, shortage)),
+        console_timeout: (plan.console.is_on() || plan.virtio_console.is_on())
+            .then(|| ConsoleTimeout::new(emulated.spoke, plan.console.is_on(), shortage)),
     };
     machine.arm()?;
     let result = machine.run(sources, recorder);
