@@ -6,7 +6,9 @@ use devices::bus::IoEvents;
 use devices::irq::{IrqLine, MsiRouter};
 use devices::pci::{Function, Intx, Slot, SlotAllocator};
 use devices::sync::lock;
-use devices::virtio::{Console, ConsolePort, Device, Entropy, VirtioAttachment, VirtioFunction};
+use devices::virtio::{
+    Balloon, Console, ConsolePort, Device, Entropy, VirtioAttachment, VirtioFunction,
+};
 use vm_memory::GuestMemoryMmap;
 
 use crate::allocator::Allocator;
@@ -60,7 +62,8 @@ impl VirtioDevices {
     pub fn are_wanted(options: &RunOptions) -> bool {
         let processes = !(options.vhost_user.is_empty() && options.share.is_empty());
         let kernel = !options.net.is_empty() || options.vsock.is_some();
-        processes || kernel || !options.block.is_empty() || options.virtio_console.is_on()
+        let of_strait = options.virtio_console.is_on() || options.balloon;
+        processes || kernel || !options.block.is_empty() || of_strait
     }
 
     /// Opens the devices and allocates their slots, behind those of assigned functions. A guest that
@@ -87,6 +90,11 @@ impl VirtioDevices {
             name: "console".to_owned(),
             what: format!("a console, hvc0 to Linux, {}", options.virtio_console),
             device: Box::new(console),
+        }));
+        open.extend(options.balloon.then(|| OpenDevice {
+            name: "balloon".to_owned(),
+            what: "gives memory that the guest doesn't use back to the host".to_owned(),
+            device: Box::new(Balloon::new("balloon")),
         }));
         open.push(OpenDevice {
             name: "entropy".to_owned(),

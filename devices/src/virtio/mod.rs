@@ -8,6 +8,7 @@
 //! A notification of the driver is an ioeventfd, an interrupt is an irqfd: while a device works, no
 //! access to a register of it leaves the kernel.
 
+mod balloon;
 pub mod block;
 mod console;
 mod device;
@@ -21,6 +22,7 @@ mod thread;
 mod vhost;
 pub mod vsock;
 
+pub use balloon::Balloon;
 pub use console::{Console, ConsolePort};
 pub use device::{Activation, Device, DeviceEvents, DeviceType};
 pub use entropy::Entropy;

@@ -1,4 +1,4 @@
-//! A guest's RAM: of huge pages, at another address.
+//! A guest's RAM: of huge pages, at another address, given back.
 
 use tests::harness::{
     AMBA_DMA, BACKENDS, Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, TestResult, payload,
@@ -95,5 +95,43 @@ fn ram_makes_room_for_a_device_at_the_host_s_address() -> TestResult {
         let refused = host.run(&format!("{run} --memory {memory}"))?;
         assert!(refused.status != 0 && refused.errors.contains(why), "{}", refused.errors);
     }
+    Ok(())
+}
+
+/// How much of the host's memory a process has, in KiB.
+fn resident(host: &Host, pid: u32) -> Result<u64, Failure> {
+    let status = host.sh(&format!("awk '/^VmRSS/ {{ print $2 }}' /proc/{pid}/status"))?;
+    Ok(status.trim().parse().unwrap_or_default())
+}
+
+#[test]
+fn memory_that_a_guest_frees_goes_back_to_the_host() -> TestResult {
+    let host = Board::new().boot()?;
+    host.bind(PLATFORM_DMA[0])?;
+    let balloon = "--balloon free-page-reporting";
+    let mut guest = host.guest(balloon)?;
+    let pid = guest.pid()?;
+    let before = resident(&host, pid)?;
+    guest.sh("dd if=/dev/urandom of=/tmp/fill bs=1M count=64 2>/dev/null")?;
+    let full = resident(&host, pid)?;
+    assert!(full > before + (56 << 10), "{before} KiB, then {full}");
+    guest.sh("rm /tmp/fill")?;
+    let freed = full - (48 << 10);
+    host.until(&format!("awk '/^VmRSS/ {{ exit $2 >= {freed} }}' /proc/{pid}/status"))?;
+    // What it has kept is what it was.
+    guest.sh(
+        "dd if=/dev/urandom of=/tmp/kept bs=1M count=16 2>/dev/null && \
+         md5sum /tmp/kept >/tmp/sum && dd if=/dev/urandom of=/tmp/fill bs=1M count=48 2>/dev/null",
+    )?;
+    let freed = resident(&host, pid)? - (32 << 10);
+    guest.sh("rm /tmp/fill")?;
+    host.until(&format!("awk '/^VmRSS/ {{ exit $2 >= {freed} }}' /proc/{pid}/status"))?;
+    guest.sh("echo 3 >/proc/sys/vm/drop_caches; md5sum -c /tmp/sum")?;
+    assert_eq!(guest.power_off()?, 0);
+    let refused = host.run(&format!(
+        "strait run --kernel /k/model {balloon} --vfio-platform {}",
+        PLATFORM_DMA[0]
+    ))?;
+    assert!(refused.status == 2 && refused.errors.contains("DMA of its assigned devices"));
     Ok(())
 }

@@ -58,6 +58,8 @@ pub struct RunOptions {
     pub vhost_user: Vec<VhostUserOptions>,
     /// Directories of the host.
     pub share: Vec<ShareOptions>,
+    /// Whether memory that the guest doesn't use is given back.
+    pub balloon: bool,
     /// Bind those devices for the time of the run.
     pub bind: bool,
     /// Bind also those that the host uses.
@@ -104,6 +106,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         vsock: None,
         vhost_user: Vec::new(),
         share: Vec::new(),
+        balloon: false,
         bind: false,
         force: false,
         cpu_features: CpuFeatures::ALL,
@@ -131,6 +134,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     }
     check_passed(&options)?;
     check_consoles(&mut options, once.has("--console"))?;
+    check_balloon(&options)?;
     if options.bind && options.dry_run {
         return Err(Error::usage("--dry-run changes no drivers, so it can't --bind")
             .help("--dry-run alone: devices needn't be bound for it"));
@@ -171,6 +175,26 @@ fn check_passed(options: &RunOptions) -> Result<(), Error> {
     {
         return Err(Error::usage("--iommu container: fd= and --iommufd-fd are for iommufd")
             .help("--iommu iommufd"));
+    }
+    Ok(())
+}
+
+/// Checks that memory can be given back.
+fn check_balloon(options: &RunOptions) -> Result<(), Error> {
+    let MemoryOptions { pages, .. } = options.memory;
+    if options.balloon && (options.devices().next().is_some() || !options.vfio_user.is_empty()) {
+        return Err(Error::usage(
+            "--balloon: all of the guest's RAM stays where it is for the DMA of its assigned devices, \
+             so none of it can be given back",
+        )
+        .help("--balloon for guests without assigned devices"));
+    }
+    if options.balloon && pages.are_reserved() {
+        return Err(Error::usage(format!(
+            "--balloon: --memory {}: reserved huge pages are the guest's alone, and not given back",
+            options.memory
+        ))
+        .help("hugepages=thp"));
     }
     Ok(())
 }
@@ -239,6 +263,7 @@ impl RunOptions {
             Arg::Long("iommufd-fd") => {
                 self.iommu.iommufd = Some(once.parsed("--iommufd-fd", parser, descriptor)?);
             }
+            Arg::Long("balloon") => self.balloon = once.parsed("--balloon", parser, balloon)?,
             Arg::Long("bind") => self.bind = true,
             Arg::Long("force") => self.force = true,
             Arg::Long("cpu-features") => {
@@ -267,6 +292,13 @@ impl RunOptions {
 
 fn cpus(text: &str) -> Result<u64, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a whole number above 0 is needed".into())
+}
+
+fn balloon(text: &str) -> Result<bool, String> {
+    match text {
+        "free-page-reporting" => Ok(true),
+        _ => Err("free-page-reporting is needed: there is nothing else that it does".into()),
+    }
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {
@@ -326,6 +358,22 @@ mod tests {
     }
 
     #[test]
+    fn a_balloon_is_for_memory_that_can_be_given_back() {
+        let balloon = ["--balloon", "free-page-reporting"];
+        assert!(run(&balloon).unwrap().balloon && !run(&[]).unwrap().balloon);
+        for (others, why) in [
+            (["--vfio-platform", "a"], "DMA"),
+            (["--vfio-pci", "05:00.0"], "DMA"),
+            (["--vfio-user", "/a"], "DMA"),
+            (["--memory", "1G,hugepages=2M"], "--memory 1G,hugepages=2M: reserved huge pages"),
+        ] {
+            let report = run(&[balloon, others].concat()).unwrap_err().report();
+            assert!(report.contains(why), "{report}");
+        }
+        run(&[balloon, ["--memory", "1G,hugepages=thp"]].concat()).unwrap();
+    }
+
+    #[test]
     fn wrong_values_are_refused() {
         for arguments in [
             ["--cpus", ""],
@@ -348,6 +396,7 @@ mod tests {
             ["--iommufd-fd", "-1"],
             ["--log-level", "loud"],
             ["--console", "tv"],
+            ["--balloon", "64M"],
             ["--no-such-option", "1"],
             ["--json", "--gic=3"],
             ["--dry-run=yes", "--dry-run"],
@@ -386,6 +435,7 @@ mod tests {
             ("--iommufd-fd", "0", "1"),
             ("--vsock", "cid=3", "cid=4"),
             ("--gic", "2", "3"),
+            ("--balloon", "free-page-reporting", "free-page-reporting"),
             ("--console", "off", "stdio"),
             ("--virtio-console", "pty", "off"),
             ("--timeout", "1", "2"),

@@ -23,6 +23,7 @@ const OF_OTHER_VMMS: &[(&[&str], &str)] = &[
         &["n", "netdev", "nic", "tap"],
         "--net tap=NAME, for which a tap is made by: sudo ip tuntap add dev tap0 mode tap user $USER",
     ),
+    (&["balloon-page-reporting"], "--balloon free-page-reporting"),
     (&["vhost-vsock", "cid"], "--vsock cid=N"),
     (&["fs", "shared-dir", "virtfs", "9p", "fsdev"], "--share TAG=DIRECTORY"),
     (&["user-device", "vhost-user-fs", "vhost-user-gpio"], "--vhost-user TYPE,socket=PATH"),
