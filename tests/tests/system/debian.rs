@@ -158,7 +158,7 @@ fn a_system_on_a_disk_works_with_all_at_once() -> TestResult {
 }
 
 #[test]
-fn a_system_on_an_assigned_disk_shuts_down_cleanly() -> TestResult {
+fn a_system_on_an_assigned_disk_restarts_and_shuts_down_cleanly() -> TestResult {
     // Most of this is in the test above, and another boot takes its time.
     if std::env::var_os(SOAK).is_none() {
         return Ok(());
@@ -169,6 +169,11 @@ fn a_system_on_an_assigned_disk_shuts_down_cleanly() -> TestResult {
     let root = guest.sh("findmnt --noheadings --output SOURCE,FSTYPE /")?;
     assert_eq!(root.trim(), format!("{} ext4", disk(|command| guest.sh(command), "system")?));
     let sums = work_with_disks(&mut guest)?;
+    guest.begin("systemctl reboot")?;
+    assert_eq!(guest.exit_status()?, 3);
+
+    let mut guest = log_in(&host, &format!("--vfio-pci {DISK}"))?;
+    assert_eq!(guest.sh("sha256sum </noise")?.trim(), sums[0]);
     assert_eq!(guest.shut_down()?, 0);
     give_back(&host, DISK)?;
     check_disk(&host, "system", &sums[0])
