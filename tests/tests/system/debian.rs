@@ -183,14 +183,17 @@ fn a_system_on_an_assigned_disk_restarts_and_shuts_down_cleanly() -> TestResult 
 fn a_system_in_a_shared_directory_boots_without_a_disk() -> TestResult {
     let host = Board::new().debian().device("nvme,drive=debian,serial=system").boot()?;
     host.mount_debian("/dev/nvme0n1", "rw")?;
+    // Both consoles offer a login, and the serial one's goes to a file.
     let launch = Launch::debian()
         .without_initrd()
-        .cmdline("rootfstype=virtiofs root=system")
-        .with("--share system=/debian");
+        .cmdline("rootfstype=virtiofs root=system console=hvc0 systemd.tty.term.hvc0=dumb")
+        .with("--share system=/debian --console file:/tmp/serial --virtio-console stdio");
     let mut guest = host.log_in(&launch)?;
     check_state(&mut guest)?;
     let root = guest.sh("findmnt --noheadings --output SOURCE,FSTYPE /")?;
     assert_eq!(root.trim(), "system virtiofs");
+    assert_eq!(guest.sh("ps -o tty= -p $$")?.trim(), "hvc0");
+    host.until("grep -q 'debian ttyS0' /tmp/serial")?;
     guest.sh("dd if=/dev/urandom of=/noise bs=1M count=4 conv=fsync 2>/dev/null")?;
     let sum = guest.sh("sha256sum </noise")?;
     assert_eq!(host.sh("sha256sum </debian/noise")?.trim(), sum.trim());
