@@ -9,7 +9,7 @@ use boot::help::Help;
 use boot::size::Size;
 use thiserror::Error;
 
-use super::image::Access;
+use super::options::Access;
 
 /// An image that can't be a disk.
 #[derive(Debug, Error)]

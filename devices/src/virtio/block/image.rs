@@ -10,19 +10,9 @@ use boot::format::{Compressor, DiskImage, Format, START_SIZE};
 
 use super::error::{ImageError, ImageFault};
 use super::lock;
+use super::options::Access;
 use super::request::SECTOR;
 use super::topology::{self, Topology};
-
-/// What is wanted of an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Access {
-    /// The guest doesn't write.
-    pub read_only: bool,
-    /// What the guest writes goes elsewhere, and is lost at the end.
-    pub snapshot: bool,
-    /// Past the page cache of the host (`O_DIRECT`).
-    pub direct: bool,
-}
 
 /// Which file it is, by whatever path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

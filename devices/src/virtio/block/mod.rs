@@ -22,8 +22,8 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 pub use error::{ImageError, ImageFault};
-pub use image::{Access, Image};
-pub use options::{Aio, BlockOptions, MAX_QUEUES};
+pub use image::Image;
+pub use options::{Access, Aio, BlockOptions, MAX_QUEUES};
 
 use self::handler::{RequestHandler, Shared};
 use self::request::{Limits, id};

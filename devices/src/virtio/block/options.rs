@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::image::Access;
-
 /// The most queues of a disk.
 pub const MAX_QUEUES: u16 = 64;
 
@@ -20,6 +18,17 @@ pub struct BlockOptions {
     pub queues: Option<u16>,
     /// How accesses are made.
     pub aio: Aio,
+}
+
+/// What is wanted of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// The guest doesn't write.
+    pub read_only: bool,
+    /// What the guest writes goes elsewhere, and is lost at the end.
+    pub snapshot: bool,
+    /// Past the page cache of the host (`O_DIRECT`).
+    pub direct: bool,
 }
 
 /// How a disk's image is accessed.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::handler::{RequestHandler, Shared};
-use super::image::{Access, Image};
+use super::image::Image;
 use super::options::{Aio, BlockOptions};
 use vm_memory::{Bytes, GuestAddress};
 
