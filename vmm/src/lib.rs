@@ -30,6 +30,7 @@ mod limits;
 mod network;
 mod outfile;
 mod output;
+mod passt;
 mod plan;
 mod populate;
 mod programs;

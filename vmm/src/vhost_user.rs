@@ -5,7 +5,7 @@ use devices::virtio::Device;
 
 use crate::cli::{RunOptions, VhostUserOptions};
 use crate::error::Error;
-use crate::share;
+use crate::{passt, share};
 
 /// A device: its name, what it is for people, and itself.
 type Opened = (String, String, Box<dyn Device>);
@@ -33,6 +33,11 @@ pub fn open_all(options: &RunOptions) -> Result<Vec<Opened>, Error> {
         let path = directory.directory.display();
         let what = format!("{path} as `{}`{access}, by virtiofsd", directory.tag);
         opened.push((format!("share{index}"), what, share::open(directory, options.dry_run)?));
+    }
+    for (index, network) in options.passt.iter().enumerate() {
+        let mac = passt::mac(network, index);
+        let device = passt::open(network, mac, options.dry_run)?;
+        opened.push((format!("passt{index}"), format!("a network by passt, {mac}"), device));
     }
     Ok(opened)
 }

@@ -60,10 +60,9 @@ pub struct VirtioDevices {
 impl VirtioDevices {
     /// Whether options ask for any.
     pub fn are_wanted(options: &RunOptions) -> bool {
-        let processes = !(options.vhost_user.is_empty() && options.share.is_empty());
         let kernel = !options.net.is_empty() || options.vsock.is_some();
         let of_strait = options.virtio_console.is_on() || options.balloon;
-        processes || kernel || !options.block.is_empty() || of_strait
+        options.has_processes() || kernel || !options.block.is_empty() || of_strait
     }
 
     /// Opens the devices and allocates their slots, behind those of assigned functions. A guest that

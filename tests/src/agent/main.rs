@@ -22,8 +22,10 @@ mod random_access;
 mod rings;
 mod tap;
 mod testdev;
+mod unconfined;
 mod vfio;
 mod vfio_user;
+mod vhost_user;
 
 use std::process::ExitCode;
 
@@ -77,6 +79,9 @@ usage: agent COMMAND
                                         and say what is left of the device
   vfio-user look BDF                    say what is left of it
   tap NAME UID tap|tun|multi-queue      make an interface of this kind that stays, for a user
+  unconfined COMMAND…                   run a command whose calls for namespaces and mounts do nothing
+  vhost-user serve PATH [REQUEST WAY]   serve an entropy device over vhost-user; on this request hang,
+                                        die, send nonsense, or descriptors
   receive ADDRESS [plain]               read a connection to its end: tcp:IP:PORT or vsock:CID:PORT
   send ADDRESS BYTES [plain]            connect to that, and send bytes that are checked, or plain ones
   udp-echo IP:PORT                      send packets back
@@ -138,6 +143,11 @@ fn main() -> ExitCode {
         ["vfio-user", "wrong", name, way] => vfio_user::wrong(name, way),
         ["vfio-user", "look", name] => vfio_user::look(name),
         ["tap", name, user, kind] => number32(user).and_then(|user| tap::make(name, user, kind)),
+        ["unconfined", command @ ..] => unconfined::run(command),
+        ["vhost-user", "serve", path] => vhost_user::serve(path, None),
+        ["vhost-user", "serve", path, request, way] => {
+            number32(request).and_then(|request| vhost_user::serve(path, Some((request, way))))
+        }
         ["receive", address, how @ ..] => network::receive(address, how),
         ["send", address, bytes, how @ ..] => {
             number(bytes).and_then(|bytes| network::send(address, bytes, how))

@@ -1,6 +1,6 @@
 //! Virtio devices of other processes: of programs that strait starts, and of backends that are there.
 
-use tests::harness::{Board, Failure, Host, PLATFORM_DMA, TestResult};
+use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, TestResult};
 
 /// A host that has the programs of a Debian system, whose disk is mounted at `/debian`.
 fn with_programs(board: Board) -> Result<Host, Failure> {
@@ -46,5 +46,113 @@ fn a_shared_directory_is_a_guest_s_root() -> TestResult {
     process.wait_for("Attempted to kill init")?;
     process.exit_status()?;
     host.sh("! pidof virtiofsd")?;
+    Ok(())
+}
+
+/// passt, on a kernel that has none of the namespaces to which it keeps itself.
+const PASST: &str = "#!/bin/sh
+exec unshare -m sh -c 'mount --bind /proc-of-passt /proc && \
+exec agent unconfined /debian/usr/bin/passt \"$@\"' passt \"$@\"
+";
+
+/// What the guest does with its address.
+const LEASE: &str = "[ $1 = bound ] && ip addr add $ip/24 dev $interface && \
+                     ip route add default via $router && echo leased $ip via $router";
+
+#[test]
+fn a_guest_has_a_network_without_root() -> TestResult {
+    let host = with_programs(Board::new().file("bin/passt", PASST))?;
+    host.sh(
+        "mkdir -p /proc-of-passt/self && echo 0 0 4294967295 >/proc-of-passt/self/uid_map && \
+         ip link set lo up && ip link add br0 type bridge && ip addr add 10.5.0.1/24 dev br0 && \
+         ip link set br0 up && ip route add default via 10.5.0.254",
+    )?;
+    let mut guest = host.guest("--net passt,tcp=7000")?;
+    guest.sh(&format!("printf '#!/bin/sh\\n%s\\n' '{LEASE}' >/lease && chmod +x /lease"))?;
+    let leased =
+        guest.sh("ip link set lo up; ip link set eth0 up && udhcpc -i eth0 -n -q -s /lease")?;
+    assert!(leased.contains("leased 10.5.0.1 via 10.5.0.254"), "{leased}");
+    // Both ways; the host is where the guest's gateway is.
+    let receiver = host.start("agent receive tcp:127.0.0.1:5000")?;
+    guest.sh("agent send tcp:10.5.0.254:5000 1048576")?;
+    assert_eq!(receiver.exit_status()?, 0);
+    guest.begin("agent receive tcp:0.0.0.0:7000")?;
+    // passt takes connections before the guest does, and ends them then.
+    host.until("agent send tcp:127.0.0.1:7000 1048576")?;
+    let (status, said) = guest.finish()?;
+    assert!(status == 0 && said.contains("1048576 bytes"), "{said}");
+    assert_eq!(guest.power_off()?, 0);
+    host.sh("! pidof passt")?;
+    Ok(())
+}
+
+const SOCKET: &str = "/tmp/rng.sock";
+
+fn serve(host: &Host, wrong: &str) -> Result<Process, Failure> {
+    let mut backend = host.start(&format!("exec agent vhost-user serve {SOCKET} {wrong} 2>&1"))?;
+    backend.wait_for("serving")?;
+    Ok(backend)
+}
+
+/// What the guest's driver gets of the device: its bytes, which are all the same.
+fn read(guest: &mut Guest) -> Result<String, Failure> {
+    guest.sh("echo virtio_rng.0 >/sys/class/misc/hw_random/rng_current; \
+         timeout 60 dd if=/dev/hwrng bs=16 count=4 2>/dev/null | hexdump -v -e '1/1 \"%02x\\n\"' | \
+         sort | uniq -c | sort -rn | head -1 | awk '{ print $1 }'")
+}
+
+#[test]
+fn a_backend_is_killed_and_started_again() -> TestResult {
+    let host = Board::new().boot()?;
+    let backend = serve(&host, "")?;
+    let mut guest = host.guest(&format!("--vhost-user rng,socket={SOCKET}"))?;
+    // Randomness has no run of as many equal bytes.
+    let equal: u32 = read(&mut guest)?.trim().parse().unwrap_or(0);
+    assert!(equal >= 16, "{equal}");
+    backend.signal(9)?;
+    guest.process().wait_for("strait waits for another")?;
+    let _again = serve(&host, "")?;
+    guest.process().wait_for("there is a backend again\n")?;
+    let equal: u32 = read(&mut guest)?.trim().parse().unwrap_or(0);
+    assert!(equal >= 16, "{equal}");
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_backend_that_goes_wrong_ends_nothing() -> TestResult {
+    let host = Board::new().boot()?;
+    let strait = format!("strait run --kernel /k/model --vhost-user rng,socket={SOCKET}");
+    // While it is asked what it offers: told, in time.
+    for (wrong, said) in [
+        ("1 hang", "doesn't answer GET_FEATURES within 5 s"),
+        ("1 nonsense", "doesn't keep to the protocol"),
+        ("15 descriptors", "GET_PROTOCOL_FEATURES"),
+    ] {
+        let backend = serve(&host, wrong)?;
+        let answer = host.run(&strait)?;
+        assert_eq!(answer.status, 1, "{}", answer.errors);
+        assert!(
+            answer.errors.contains(said) && answer.errors.contains("help: "),
+            "{}",
+            answer.errors
+        );
+        backend.signal(9)?;
+    }
+    // When the guest's driver begins: its device alone is of no use.
+    for (wrong, said) in
+        [("5 hang", "doesn't answer SET_MEM_TABLE"), ("12 die", "closed the connection")]
+    {
+        let backend = serve(&host, wrong)?;
+        let mut guest = host.guest(&format!("--vhost-user rng,socket={SOCKET}"))?;
+        // It may have been said before the guest's shell was there.
+        let mut log = guest.process().output();
+        while !log.contains(said) {
+            log += &guest.process().wait_for("\n")?;
+        }
+        assert!(guest.sh("dd if=/dev/urandom bs=16 count=1 | wc -c")?.contains("16"));
+        assert_eq!(guest.power_off()?, 0);
+        backend.signal(9)?;
+    }
     Ok(())
 }

@@ -15,11 +15,12 @@ use super::block::block;
 use super::console::{ConsoleKind, console};
 use super::cpu::{self, GicChoice};
 use super::net;
+use super::passt::{behind_passt, passt};
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
 use super::{
-    Command, MemoryOptions, NetOptions, ShareOptions, VfioPciOptions, VfioPlatformOptions,
-    VfioUserOptions, VhostUserOptions, usage_error,
+    Command, MemoryOptions, NetOptions, PasstOptions, ShareOptions, VfioPciOptions,
+    VfioPlatformOptions, VfioUserOptions, VhostUserOptions, usage_error,
 };
 use crate::error::Error;
 
@@ -52,6 +53,8 @@ pub struct RunOptions {
     pub block: Vec<BlockOptions>,
     /// Network devices.
     pub net: Vec<NetOptions>,
+    /// Those whose other end is a passt.
+    pub passt: Vec<PasstOptions>,
     /// The address of its sockets.
     pub vsock: Option<u64>,
     /// Virtio devices of other processes.
@@ -103,6 +106,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         vfio_user: Vec::new(),
         block: Vec::new(),
         net: Vec::new(),
+        passt: Vec::new(),
         vsock: None,
         vhost_user: Vec::new(),
         share: Vec::new(),
@@ -219,7 +223,12 @@ impl RunOptions {
 
     /// Other processes map the guest's RAM.
     pub fn shares_ram(&self) -> bool {
-        !(self.vfio_user.is_empty() && self.vhost_user.is_empty() && self.share.is_empty())
+        self.has_processes() || !self.vfio_user.is_empty()
+    }
+
+    /// Other processes work on virtio devices.
+    pub fn has_processes(&self) -> bool {
+        !(self.vhost_user.is_empty() && self.share.is_empty() && self.passt.is_empty())
     }
 
     /// Takes the next option and its value.
@@ -249,7 +258,11 @@ impl RunOptions {
             }
             Arg::Long("block") => self.block.push(read("--block", parser.value()?, block)?),
             Arg::Long("net") => {
-                self.net.push(read("--net", parser.value()?, NetOptions::from_str)?);
+                let value = parser.value()?;
+                match value.to_str().and_then(behind_passt).map(str::to_owned) {
+                    Some(rest) => self.passt.push(read("--net passt", rest.into(), passt)?),
+                    None => self.net.push(read("--net", value, NetOptions::from_str)?),
+                }
             }
             Arg::Long("vsock") => self.vsock = Some(once.parsed("--vsock", parser, net::vsock)?),
             Arg::Long("vhost-user") => {
