@@ -19,6 +19,9 @@ const CID: u32 = 3;
 const BY_NETWORK: u64 = 64 << 20;
 const BY_SOCKET: u64 = 1 << 20;
 
+/// Where its second console is.
+const HVC0: &str = "/tmp/hvc0";
+
 /// How long each direction may take, in seconds.
 const TRANSFER: u64 = 240;
 
@@ -51,7 +54,8 @@ fn log_in(host: &Host, root: &str) -> Result<Guest, Failure> {
     let dma = PLATFORM_DMA[0];
     // The last 64 MiB of memory are the DMA controller's.
     let launch = Launch::debian().cmdline("mem=448M").with(&format!(
-        "{root} --vfio-pci {EMPTY_DISK} --vfio-platform {dma} --net tap=tap0 --vsock cid={CID}"
+        "{root} --vfio-pci {EMPTY_DISK} --vfio-platform {dma} --net tap=tap0 --vsock cid={CID} \
+         --virtio-console unix:{HVC0}"
     ));
     let mut guest = host.log_in(&launch)?;
     check_state(&mut guest)?;
@@ -59,6 +63,19 @@ fn log_in(host: &Host, root: &str) -> Result<Guest, Failure> {
     let driver = "until ls /sys/bus/amba/drivers/dma-pl330/*.dma-controller; do sleep 0.2; done";
     guest.sh(&format!("timeout 60 sh -c '{driver}' 2>/dev/null"))?;
     Ok(guest)
+}
+
+/// Logs in on the virtio console, where the system offers a login without being told. The prompt was
+/// printed before anybody was there to see it.
+fn log_in_on_hvc0(host: &Host) -> TestResult {
+    let mut client = host.start(&format!("exec agent client {HVC0}"))?.timeout(240);
+    client.wait_for("login: ")?;
+    client.send("root\n")?;
+    client.wait_for("# ")?;
+    client.send("echo on=$(tty).\n")?;
+    client.wait_for("on=/dev/hvc0.")?;
+    client.end_of_input()?;
+    client.exit_status().map(|_| ())
 }
 
 /// Checks that all units of the guest are up.
@@ -151,6 +168,7 @@ fn a_system_on_a_disk_works_with_all_at_once() -> TestResult {
     assert_eq!(root.trim(), "/dev/vda ext4");
     let sums = work_with_disks(&mut guest)?;
     work_with_networks(&host, &mut guest)?;
+    log_in_on_hvc0(&host)?;
     assert_eq!(guest.shut_down()?, 0);
     check_disk(&host, "system", &sums[0])?;
     give_back(&host, EMPTY_DISK)?;
