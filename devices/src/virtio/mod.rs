@@ -16,6 +16,7 @@ mod entropy;
 pub mod net;
 mod pci;
 mod queue;
+mod ram;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thread;

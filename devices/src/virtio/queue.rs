@@ -14,6 +14,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::ram::Ram;
+
 /// The feature bits of rings that [`VirtQueue`] implements.
 pub const FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
@@ -102,11 +104,13 @@ impl Chain {
 pub struct VirtQueue {
     index: u16,
     queue: Queue,
-    memory: GuestMemoryMmap,
+    ram: Ram,
     kick: EventFd,
     call: EventFd,
     /// Chains given back since the driver was told last.
     added: u16,
+    /// Entries of the used ring on their way there.
+    elements: Vec<u8>,
 }
 
 impl VirtQueue {
@@ -130,6 +134,7 @@ impl VirtQueue {
         queue.try_set_avail_ring_address(GuestAddress(available)).map_err(failed)?;
         queue.try_set_used_ring_address(GuestAddress(used)).map_err(failed)?;
         queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+        let ram = Ram::new(memory);
         // The sizes of virtio 1.2, 2.7; `Queue::is_valid` would log.
         let entries = usize::from(size);
         let parts = [
@@ -138,12 +143,12 @@ impl VirtQueue {
             (used, 6 + 8 * entries, Permissions::Write),
         ];
         for (address, bytes, access) in parts {
-            if address == 0 || !memory.check_range(GuestAddress(address), bytes, access) {
+            if address == 0 || !ram.check_range(GuestAddress(address), bytes, access) {
                 return Err(failed(virtio_queue::Error::AddressOverflow));
             }
         }
         queue.set_ready(true);
-        Ok(Self { index, queue, memory, kick, call, added: 0 })
+        Ok(Self { index, queue, ram, kick, call, added: 0, elements: Vec::new() })
     }
 
     /// Its number.
@@ -167,7 +172,7 @@ impl VirtQueue {
 
     /// Guest RAM.
     pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
+        self.ram.memory()
     }
 
     /// Its notification: readable after the driver has made buffers available. A blocking eventfd.
@@ -191,14 +196,14 @@ impl VirtQueue {
             return Ok(true);
         }
         // More may have come before the driver could see that it has to notify.
-        let more = self.queue.enable_notification(&self.memory).map_err(|e| self.ring(e))?;
+        let more = self.queue.enable_notification(&self.ram).map_err(|e| self.ring(e))?;
         if more { self.pop_available(chain) } else { Ok(false) }
     }
 
     fn pop_available(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         let queue = self.index;
         let failed = |source| QueueError::Ring { queue, source };
-        let next = self.queue.iter(&self.memory).map_err(failed)?.next();
+        let next = self.queue.iter(&self.ram).map_err(failed)?.next();
         let Some(mut descriptors) = next else { return Ok(false) };
         chain.head = descriptors.head_index();
         chain.readable = 0;
@@ -220,7 +225,7 @@ impl VirtQueue {
                 return Err(broken("readable behind writable"));
             };
             let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-            if !self.memory.check_range(addr, bytes, access) {
+            if !self.ram.check_range(addr, bytes, access) {
                 return Err(broken("outside guest RAM"));
             }
             chain.descriptors.push(Descriptor { addr, len });
@@ -249,7 +254,7 @@ impl VirtQueue {
             return Err(self.ring(virtio_queue::Error::InvalidDescriptorIndex));
         }
         self.added = self.added.saturating_add(1);
-        self.queue.add_used(&self.memory, head, written).map_err(|e| self.ring(e))
+        self.queue.add_used(&self.ram, head, written).map_err(|e| self.ring(e))
     }
 
     /// Gives several chains back at once, so that the driver sees all of them or none: those of one
@@ -259,19 +264,28 @@ impl VirtQueue {
     ///
     /// The driver's rings are broken.
     pub fn push_all(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
-        let Some(((last, written), rest)) = used.split_last() else { return Ok(()) };
-        for (head, written) in rest {
+        let Some(((last, written), mut rest)) = used.split_last() else { return Ok(()) };
+        // What is before the last, in one piece, or in two where the ring begins anew.
+        while !rest.is_empty() {
             let next = self.queue.next_used();
-            // The used ring, with an index of 16 bits before entries of 8 bytes (virtio 1.2, 2.7.8).
-            let entry = u64::from(next % self.queue.size());
-            let addr = self.queue.used_ring().saturating_add(4).saturating_add(8 * entry);
-            let element = u64::from(*head) | u64::from(*written) << 32;
-            // As `add_used` writes it, but for the ring's index, which is written with the last.
-            self.memory
-                .write_obj(element.to_le(), GuestAddress(addr))
+            let slot = next % self.queue.size();
+            let fits = usize::from(self.queue.size().saturating_sub(slot)).min(rest.len());
+            let (part, behind) = rest.split_at(fits);
+            // As `add_used` writes them, but for the ring's index, which is written with the last: an
+            // index of 16 bits before entries of 8 bytes (virtio 1.2, 2.7.8).
+            self.elements.clear();
+            for (head, written) in part {
+                self.elements.extend(u32::from(*head).to_le_bytes());
+                self.elements.extend(written.to_le_bytes());
+            }
+            let addr = self.queue.used_ring().saturating_add(4).saturating_add(8 * u64::from(slot));
+            self.ram
+                .write_slice(&self.elements, GuestAddress(addr))
                 .map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))?;
-            self.queue.set_next_used(next.wrapping_add(1));
-            self.added = self.added.saturating_add(1);
+            let count = u16::try_from(part.len()).unwrap_or(u16::MAX);
+            self.queue.set_next_used(next.wrapping_add(count));
+            self.added = self.added.saturating_add(count);
+            rest = behind;
         }
         self.push(*last, *written)
     }
@@ -313,7 +327,7 @@ impl VirtQueue {
     }
 
     fn load(&self, addr: u64) -> Result<u16, QueueError> {
-        let value: Result<u16, _> = self.memory.load(GuestAddress(addr), Ordering::Relaxed);
+        let value: Result<u16, _> = self.ram.load(GuestAddress(addr), Ordering::Relaxed);
         value.map(u16::from_le).map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))
     }
 

@@ -1,7 +1,6 @@
 //! The thread that works on a queue.
 
 use std::collections::BTreeMap;
-use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -228,17 +227,31 @@ fn wait(kick: &EventFd) {
     unsafe { libc::read(kick.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
 }
 
+/// A time as the kernel takes it.
+fn timespec(time: Duration) -> libc::timespec {
+    // SAFETY: all zeroes is a valid timespec.
+    let mut spec: libc::timespec = unsafe { std::mem::zeroed() };
+    spec.tv_sec = libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX);
+    spec.tv_nsec = time.subsec_nanos().into();
+    spec
+}
+
 /// Waits for a notification, and for what else a handler waits for.
 fn poll(kick: &EventFd, file: BorrowedFd<'_>, waits: Wait) -> FileEvent {
     let (count, timeout) = match waits {
-        Wait::Driver => (1, -1),
-        Wait::DriverFor(time) => (1, c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)),
-        Wait::Readable => (2, -1),
+        Wait::Driver => {
+            wait(kick);
+            return FileEvent::Driver;
+        }
+        Wait::DriverFor(time) => (1, Some(timespec(time))),
+        Wait::Readable => (2, None),
     };
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut entries = [entry(kick.as_raw_fd()), entry(file.as_raw_fd())];
-    // SAFETY: `entries` has two entries, at least as many as are polled.
-    let ready = unsafe { libc::poll(entries.as_mut_ptr(), count, timeout) };
+    // SAFETY: `entries` has two entries, at least as many as are polled; the timeout is null or one
+    // that lives on, and so is the signal mask null.
+    let ready = unsafe { libc::ppoll(entries.as_mut_ptr(), count, timeout, std::ptr::null()) };
     let [notified, _] = entries;
     if ready <= 0 {
         // An interrupted wait counts as a notification.

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::super::queue::Descriptor;
+use super::super::ram::Ram;
 
 /// The most pieces that one call takes (`UIO_MAXIOV`).
 pub(super) const MAX: usize = 1024;
@@ -15,17 +16,17 @@ pub(super) const MAX: usize = 1024;
 pub(super) struct IoVecs {
     pieces: Vec<libc::iovec>,
     /// Keeps mapped what they point to.
-    memory: GuestMemoryMmap,
+    ram: Ram,
 }
 
-// SAFETY: the pointers are into guest RAM, which `memory` keeps mapped, wherever this is; what any
+// SAFETY: the pointers are into guest RAM, which `ram` keeps mapped, wherever this is; what any
 // thread, or the guest, does there at the same time is seen by the kernel alone, which copies.
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
     /// None of this memory.
     pub(super) fn new(memory: GuestMemoryMmap) -> Self {
-        Self { pieces: Vec::new(), memory }
+        Self { pieces: Vec::new(), ram: Ram::new(memory) }
     }
 
     /// The number of pieces.
@@ -38,7 +39,7 @@ impl IoVecs {
     pub(super) fn add(&mut self, buffers: &[Descriptor], access: Permissions) -> bool {
         for Descriptor { addr, len } in buffers {
             let bytes = usize::try_from(*len).unwrap_or(usize::MAX);
-            let Ok(slices) = GuestMemory::get_slices(&self.memory, *addr, bytes, access) else {
+            let Ok(slices) = self.ram.get_slices(*addr, bytes, access) else {
                 return false;
             };
             for slice in slices {

@@ -162,7 +162,7 @@ impl Net {
         let log = || self.log.clone();
         let receive =
             QueueThread::start_with_file("net-rx", receiving, receiver, events.clone(), log())?;
-        let transmit = QueueThread::start("net-tx", sending, transmitter, events, log())?;
+        let transmit = QueueThread::start_with_file("net-tx", sending, transmitter, events, log())?;
         Ok(Running::Threads { receive, transmit })
     }
 }

@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::super::device::DeviceEvents;
 use super::super::queue::{QueueError, VirtQueue};
-use super::super::thread::{FileEvent, FileHandler, QueueHandler, Wait};
+use super::super::thread::{FileEvent, FileHandler, Wait};
 use super::testing::{self, FakeDriver, NEXT, WRITE};
 use super::*;
 
@@ -97,10 +97,13 @@ fn a_packet_is_sent_whole_however_it_is_cut() {
     ];
     for cut in cuts {
         let head = bench.driver.add(cut, &[]);
-        transmitter.handle(&mut bench.queue).unwrap();
+        let wait = transmitter.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+        assert_eq!(wait, Wait::DriverFor(Duration::from_micros(200)));
         assert_eq!(bench.received(), std::slice::from_ref(&packet));
+        assert!(!bench.driver.was_called() && bench.driver.is_to_notify());
+        let wait = transmitter.handle(&mut bench.queue, FileEvent::Timeout).unwrap();
+        assert_eq!((wait, bench.driver.was_called()), (Wait::Driver, true));
         assert_eq!(bench.driver.used(), [(head, 0)]);
-        assert!(bench.driver.was_called() && bench.driver.is_to_notify());
     }
 }
 
@@ -114,10 +117,29 @@ fn a_packet_that_the_tap_refuses_is_dropped_and_given_back() {
         bench.driver.add(&[], &[(BUFFERS, 100)]),
         bench.driver.add(&[(BUFFERS, 100)], &[]),
     ];
-    transmitter.handle(&mut bench.queue).unwrap();
+    transmitter.handle(&mut bench.queue, FileEvent::Driver).unwrap();
     assert_eq!(bench.driver.used(), heads.map(|head| (head, 0)));
     assert_eq!(bench.received().last().unwrap().len(), 100);
     assert!(!bench.port.is_gone());
+}
+
+#[test]
+fn a_driver_is_told_at_once_of_many_packets_and_of_large_ones() {
+    let cases = [(256, 63, 20, false), (256, 64, 20, true), (8, 1, 20, false), (8, 2, 20, true)];
+    for (size, count, bytes, called) in cases {
+        let mut bench = Bench::new(1, size);
+        let mut transmitter = bench.transmitter();
+        for _ in 0..count {
+            bench.driver.add(&[(BUFFERS, bytes)], &[]);
+        }
+        transmitter.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+        assert_eq!(bench.driver.was_called(), called, "{count} of {size}");
+    }
+    let mut bench = Bench::new(1, 256);
+    let mut transmitter = bench.transmitter();
+    bench.driver.add(&[(BUFFERS, 256 << 10)], &[]);
+    transmitter.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert!(bench.driver.was_called());
 }
 
 #[test]
@@ -127,10 +149,11 @@ fn sending_without_end_is_interrupted() {
     for _ in 0..256 {
         bench.driver.add(&[(BUFFERS, 20)], &[]);
     }
-    transmitter.handle(&mut bench.queue).unwrap();
-    // The thread doesn't wait: there may be more.
-    assert_eq!(bench.driver.kick.read().unwrap(), 1);
-    assert_eq!(bench.driver.used().len(), 256);
+    // There may be more, so that the thread doesn't wait.
+    let wait = transmitter.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert_eq!((wait, bench.driver.used().len()), (Wait::DriverFor(Duration::ZERO), 256));
+    let wait = transmitter.handle(&mut bench.queue, FileEvent::Timeout).unwrap();
+    assert_eq!(wait, Wait::Driver);
 }
 
 #[test]
@@ -278,7 +301,7 @@ fn a_tap_that_is_deleted_takes_the_link_down_once() {
     let mut driver = FakeDriver::new(bench.memory.clone(), 1, 8, 0x8000);
     let (mut queue, mut transmitter) = (driver.queue(), bench.transmitter());
     let head = driver.add(&[(BUFFERS, 100)], &[]);
-    transmitter.handle(&mut queue).unwrap();
+    transmitter.handle(&mut queue, FileEvent::Driver).unwrap();
     assert_eq!(driver.used(), [(head, 0)]);
     assert_eq!(bench.events.generation(), 1);
 }
@@ -297,7 +320,8 @@ fn threads_carry_packets_until_they_are_stopped() {
     let transmitter = Transmitter::new(port, events.clone(), memory);
     let receive =
         QueueThread::start_with_file("rx", queue, receiver, events.clone(), log.clone()).unwrap();
-    let transmit = QueueThread::start("tx", sender.queue(), transmitter, events, log).unwrap();
+    let transmit =
+        QueueThread::start_with_file("tx", sender.queue(), transmitter, events, log).unwrap();
     for round in 0..32u8 {
         sender.put(BUFFERS, &[round; 100]);
         sender.add(&[(BUFFERS + 0x8_0000, 12), (BUFFERS, 88)], &[]);
@@ -365,7 +389,7 @@ fn random_rings_break_nothing_but_the_queue() {
             broken += u32::from(result.is_err());
         }
         let mut queue = bench.driver.queue();
-        broken += u32::from(transmitter.handle(&mut queue).is_err());
+        broken += u32::from(transmitter.handle(&mut queue, FileEvent::Timeout).is_err());
     }
     assert!(broken > 1000, "{broken}");
 }
