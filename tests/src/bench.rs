@@ -3,6 +3,8 @@
 //! The model counts instructions: its clock advances by one nanosecond per instruction executed, so
 //! that figures repeat whatever else this machine does.
 
+mod figure;
+mod network;
 mod peer;
 mod table;
 
@@ -16,6 +18,7 @@ use crate::artifacts::Artifacts;
 use crate::harness::initramfs;
 use crate::harness::{AMBA_DMA, Board, DmaTest, Failure, Host, PLATFORM_DMA, Summary, payload};
 
+pub use figure::Figure;
 pub use peer::Peer;
 
 /// How often each program is measured; the median counts.
@@ -57,6 +60,8 @@ pub struct Report {
     pub hypercall: u64,
     /// What a PL330 does by the host's own driver and, assigned, by a guest's.
     pub dma: Dma,
+    /// What strait's own devices cost.
+    pub devices: Vec<Figure>,
 }
 
 /// Transfers per second of a DMA controller: the median of its channels, all of them at work.
@@ -115,7 +120,8 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
     }
     let hypercall = per_access(&host, "/k/call", "/k/call2")?;
     drop(host);
-    Ok(Report { vmms, hypercall, dma: dma(artifacts)? })
+    let devices = network::measure(artifacts)?;
+    Ok(Report { vmms, hypercall, dma: dma(artifacts)?, devices })
 }
 
 fn strait(host: &Host, artifacts: &Artifacts) -> Result<Costs, Box<dyn Error>> {

@@ -113,20 +113,32 @@ impl Sum {
     }
 }
 
-/// Sends back each packet that comes to this port, until it is killed.
+/// The port that packets are [sent](round_trips) from.
+const SENDER_PORT: u16 = 7007;
+
+/// Sends back each packet that comes to this port, until it is killed. As a server with one client
+/// does, it is connected to whoever sends first.
 pub(crate) fn echo(address: &str) -> Result<(), CommandError> {
     let socket = UdpSocket::bind(address)?;
     let mut packet = [0; 2048];
+    let (size, client) = socket.recv_from(&mut packet)?;
+    socket.connect(client)?;
+    socket.send(&packet[..size])?;
     loop {
-        let (size, from) = socket.recv_from(&mut packet)?;
-        socket.send_to(&packet[..size], from)?;
+        let size = match socket.recv(&mut packet) {
+            Ok(size) => size,
+            // The client has gone, and may come again.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let _ = socket.send(&packet[..size]);
     }
 }
 
 /// Sends `count` packets of `size` bytes to who [sends them back](echo), one after the other, and
 /// prints the time that it took in ns.
 pub(crate) fn round_trips(address: &str, count: u64, size: u64) -> Result<(), CommandError> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = UdpSocket::bind(("0.0.0.0", SENDER_PORT))?;
     socket.connect(address)?;
     // Until somebody answers.
     let deadline = Instant::now() + PATIENCE;

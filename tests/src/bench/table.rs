@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Costs, Dma, Report};
+use super::{Costs, Dma, Figure, Report, figure};
 
 /// What strait may cost at most, and what it should cost one day.
 struct Budget {
@@ -66,7 +66,7 @@ fn float(figure: u64) -> f64 {
 pub(super) fn missed(report: &Report) -> bool {
     let strait = report.vmms.first();
     let costs = strait.is_some_and(|costs| BUDGETS.iter().any(|budget| budget.is_missed(costs)));
-    costs || is_slow(&report.dma)
+    costs || is_slow(&report.dma) || report.devices.iter().any(Figure::is_missed)
 }
 
 /// Whether DMA is slower than it may be; nonsense is.
@@ -122,9 +122,10 @@ pub(super) fn render(report: &Report) -> String {
     let verdict = if is_slow(&report.dma) { "MISSED" } else { "kept" };
     let _ = writeln!(
         text,
-        "\nDMA of a PL330, transfers a second and channel: {native:.0} by the host's own driver, \
+        "\n{}\nDMA of a PL330, transfers a second and channel: {native:.0} by the host's own driver, \
          {guest:.0} by a\nguest's: {:.3} times as many, must be ≥ {DMA_RATIO}: {verdict}\n\n\
          One instruction is one nanosecond. A hypercall that KVM answers itself takes {}.",
+        figure::render(&report.devices),
         report.dma.ratio(),
         report.hypercall
     );
@@ -151,7 +152,12 @@ mod tests {
         };
         let peer =
             Costs { name: "other".into(), mmio_exit: None, binary: 9_000_000, ..strait.clone() };
-        Report { vmms: vec![strait, peer], hypercall: 1061, dma: Dma { native: 75e3, guest: 74e3 } }
+        Report {
+            vmms: vec![strait, peer],
+            hypercall: 1061,
+            dma: Dma { native: 75e3, guest: 74e3 },
+            devices: Vec::new(),
+        }
     }
 
     #[test]
