@@ -20,6 +20,7 @@ complete -c strait -n '__fish_seen_subcommand_from run' -l vfio-pci -x -a "(stra
 complete -c strait -n '__fish_seen_subcommand_from run' -l vfio-user -r -F -d 'A PCI device that another process serves over vfio-user on this socket'
 complete -c strait -n '__fish_seen_subcommand_from run' -l block -r -F -d 'A disk  a raw image, or a block device of the host'
 complete -c strait -n '__fish_seen_subcommand_from run' -l net -x -d 'A network  virtio-net on a tap interface of the host, which exists or, for who may (root), is made; or on one that somebody else opened as descriptor N, with a virtio header (IFF_VNET_HDR)'
+complete -c strait -n '__fish_seen_subcommand_from run' -l net -x -d 'A network for which nobody needs root  what the guest sends leaves by sockets of passt, which strait starts and ends'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vsock -x -d 'Sockets between guest and host (virtio-vsock, by /dev/vhost-vsock), and the guests address on them, from 3 on'
 complete -c strait -n '__fish_seen_subcommand_from run' -l share -x -d 'A directory of the host, which the guest mounts by mount -t virtiofs TAG /mnt, or as its root  --cmdline rootfstype=virtiofs root=TAG rw and no initrd'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vhost-user -x -d 'A virtio device that another process serves over vhost-user on this socket  net, block, console, rng, scsi, gpu, vsock, crypto, sound, fs, scmi, i2c, can, gpio, or virtios number of a kind'
