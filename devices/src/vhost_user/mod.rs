@@ -10,7 +10,7 @@
 //! trusted with the guest, whose RAM it has mapped.
 //!
 //! The protocol is the `vhost` crate's. It waits for ever for a backend that hangs, with whatever timeout
-//! its socket has; [`deadline`] bounds that.
+//! its socket has; `deadline` bounds that.
 //!
 //! (Specification: `docs/interop/vhost-user.rst` of QEMU 10.1.)
 
