@@ -3,6 +3,7 @@
 //! The model counts instructions: its clock advances by one nanosecond per instruction executed, so
 //! that figures repeat whatever else this machine does.
 
+mod disk;
 mod figure;
 mod network;
 mod peer;
@@ -120,7 +121,8 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
     }
     let hypercall = per_access(&host, "/k/call", "/k/call2")?;
     drop(host);
-    let devices = network::measure(artifacts)?;
+    let mut devices = network::measure(artifacts)?;
+    devices.extend(disk::measure(artifacts)?);
     Ok(Report { vmms, hypercall, dma: dma(artifacts)?, devices })
 }
 

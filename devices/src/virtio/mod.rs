@@ -13,6 +13,7 @@ pub mod block;
 mod console;
 mod device;
 mod entropy;
+mod events;
 pub mod net;
 mod pci;
 mod queue;

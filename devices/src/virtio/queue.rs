@@ -14,6 +14,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::events;
 use super::ram::Ram;
 
 /// The feature bits of rings that [`VirtQueue`] implements.
@@ -175,6 +176,11 @@ impl VirtQueue {
         self.ram.memory()
     }
 
+    /// Guest RAM, for accesses that are made for each request.
+    pub(super) fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
     /// Its notification: readable after the driver has made buffers available. A blocking eventfd.
     pub fn kick(&self) -> &EventFd {
         &self.kick
@@ -314,8 +320,7 @@ impl VirtQueue {
         };
         self.added = 0;
         if wanted {
-            // Fails only while as many signals are pending as the counter holds.
-            let _ = self.call.write(1);
+            events::signal(&self.call);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::DeviceEvents;
+use super::events;
 use super::queue::{QueueError, VirtQueue};
 use crate::ratelimit::LogLimit;
 
@@ -91,7 +92,7 @@ impl<H: QueueHandler> QueueThread<H> {
         // What was made available before is told by no notification.
         let step = |queue: &mut VirtQueue, handler: &mut H| {
             handler.handle(queue)?;
-            wait(queue.kick());
+            events::wait(queue.kick());
             Ok(())
         };
         Self::spawn(name, (queue, handler), (events, log), step, H::stop)
@@ -219,14 +220,6 @@ impl<H> QueueThreads<H> {
     }
 }
 
-/// Waits for a notification.
-fn wait(kick: &EventFd) {
-    let mut count = 0u64;
-    // SAFETY: the eventfd is open and `count` is the 8 bytes that a read of it fills (eventfd(2)). An
-    // interrupted read counts as a notification.
-    unsafe { libc::read(kick.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
-}
-
 /// A time as the kernel takes it.
 fn timespec(time: Duration) -> libc::timespec {
     // SAFETY: all zeroes is a valid timespec.
@@ -240,7 +233,7 @@ fn timespec(time: Duration) -> libc::timespec {
 fn poll(kick: &EventFd, file: BorrowedFd<'_>, waits: Wait) -> FileEvent {
     let (count, timeout) = match waits {
         Wait::Driver => {
-            wait(kick);
+            events::wait(kick);
             return FileEvent::Driver;
         }
         Wait::DriverFor(time) => (1, Some(timespec(time))),
@@ -259,7 +252,7 @@ fn poll(kick: &EventFd, file: BorrowedFd<'_>, waits: Wait) -> FileEvent {
     }
     if notified.revents != 0 {
         // This thread alone reads it, so there is something to read.
-        wait(kick);
+        events::wait(kick);
         return FileEvent::Driver;
     }
     FileEvent::File

@@ -280,7 +280,8 @@ pub(crate) fn recorded(path: &str, last: u64) -> Result<(), CommandError> {
     let (file, size) = open(path, false)?;
     let blocks = size / 4096;
     let mut buffers = Buffers::new(1, 4096);
-    for number in last.saturating_sub(blocks.saturating_sub(2))..=last {
+    // The first is number 1, and the one behind the last may be half written.
+    for number in last.saturating_sub(blocks.saturating_sub(2)).max(1)..=last {
         file.read_exact_at(buffers.get(0), number % blocks * 4096)?;
         let mut expected = [0; 4096];
         fill(&mut expected, number, 0);

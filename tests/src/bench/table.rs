@@ -58,7 +58,7 @@ const BUDGETS: [Budget; 5] = [
 const DMA_RATIO: f64 = 0.98;
 
 /// Figures are far below 2^53, where floats stop being exact.
-fn float(figure: u64) -> f64 {
+pub(super) fn float(figure: u64) -> f64 {
     f64::from(u32::try_from(figure).unwrap_or(u32::MAX))
 }
 

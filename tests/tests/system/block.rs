@@ -1,6 +1,11 @@
 //! Disks of strait's own: virtio-blk.
 
-use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};
+use tests::harness::{
+    BACKENDS, Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult,
+};
+use tests::suite::SOAK;
+
+const SIGKILL: i32 = 9;
 
 /// A host with a disk of its own, mounted at /mnt, on which what isn't cached is waited for.
 fn boot(gic: u8) -> Result<Host, Failure> {
@@ -122,6 +127,61 @@ fn failures_of_the_file_are_the_guest_s() -> TestResult {
         let answer = host.run(&format!("strait run --kernel /k/model {disks} 2>&1"))?;
         assert_eq!(answer.status, status, "{disks}: {}", answer.output);
         assert!(answer.output.contains(what) && answer.output.contains(help), "{}", answer.output);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_durable_survives_a_kill() -> TestResult {
+    let host = boot(3)?;
+    host.sh("truncate -s 8M /mnt/image")?;
+    let rounds = if std::env::var_os(SOAK).is_some() { 200 } else { 10 };
+    let mut last = 0;
+    for round in 0..rounds {
+        let launch = Launch::model().memory("128M").with("--block /mnt/image");
+        let mut guest = host.launch(&launch)?;
+        if last > 0 {
+            guest.sh(&format!("agent disk recorded /dev/vda {last}"))?;
+        }
+        guest.begin(&format!("agent disk record /dev/vda {}", last + 1))?;
+        // At another moment of a write in each round.
+        let enough = last + 5 + round * 7 % 40;
+        guest.process().wait_for(&format!("durable {enough}"))?;
+        host.sh(&format!("usleep {}; kill -9 {}", round * 313 % 5000, guest.pid()?))?;
+        assert_eq!(guest.exit_status()?, 128 + SIGKILL);
+        let output = guest.process().output();
+        let durable = output.lines().filter_map(|line| line.trim().strip_prefix("durable "));
+        last = durable.filter_map(|number| number.parse().ok()).next_back().unwrap_or(0);
+        assert!(last >= enough, "{output}");
+        host.sh(&format!("agent disk recorded /mnt/image {last}"))?;
+    }
+    println!("{rounds} times, {last} blocks");
+    Ok(())
+}
+
+#[test]
+fn disks_work_beside_an_assigned_device_with_gicv2() -> TestResult {
+    let host = boot(2)?;
+    host.sh("truncate -s 16M /mnt/image")?;
+    host.bind(PLATFORM_DMA[0])?;
+    for (backend, cpus) in BACKENDS.into_iter().zip([1, 4]) {
+        let options = format!(
+            "--cpus {cpus} --block /mnt/image --block /dev/nvme1n1,direct --vfio-platform {} \
+             --iommu {backend}",
+            PLATFORM_DMA[0]
+        );
+        let mut guest = host.launch(&Launch::model().with(&options))?;
+        for disk in ["vda", "vdb"] {
+            guest.sh(&format!(
+                "{{ agent disk verify /dev/{disk} 4194304 32 1; echo $?; }} >/tmp/{disk} 2>&1 &"
+            ))?;
+        }
+        DmaTest::default().pass(&mut guest)?;
+        for disk in ["vda", "vdb"] {
+            let said = guest.sh(&format!("wait; cat /tmp/{disk}"))?;
+            assert!(said.trim_end().ends_with("verified\n0"), "{said}");
+        }
+        assert_eq!(guest.power_off()?, 0);
     }
     Ok(())
 }

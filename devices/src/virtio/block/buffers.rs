@@ -2,9 +2,10 @@
 
 use std::ptr;
 
-use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{GuestMemory, Permissions};
 
 use crate::virtio::Descriptor;
+use crate::virtio::ram::Ram;
 
 /// The most parts that one system call takes (`UIO_MAXIOV` of Linux' include/uapi/linux/uio.h).
 const MAX_PARTS: usize = 1024;
@@ -24,17 +25,17 @@ unsafe impl Send for Buffers {}
 impl Buffers {
     /// Makes these buffers of guest RAM its parts. `false` if they aren't all there, which a chain's
     /// are.
-    pub(super) fn set(&mut self, memory: &GuestMemoryMmap, of: &[Descriptor]) -> bool {
+    pub(super) fn set(&mut self, ram: &Ram, of: &[Descriptor]) -> bool {
         self.clear();
         of.iter().all(|Descriptor { addr, len }| {
             let bytes = usize::try_from(*len).unwrap_or(usize::MAX);
-            let Ok(slices) = memory.get_slices(*addr, bytes, Permissions::ReadWrite) else {
+            let Ok(slices) = ram.get_slices(*addr, bytes, Permissions::ReadWrite) else {
                 return false;
             };
             for slice in slices {
                 let Ok(slice) = slice else { return false };
-                let start = slice.ptr_guard_mut().as_ptr();
-                self.push(libc::iovec { iov_base: start.cast(), iov_len: slice.len() });
+                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+                self.push(libc::iovec { iov_base, iov_len: slice.len() });
             }
             true
         })
@@ -141,15 +142,21 @@ impl Buffers {
         }
     }
 
+    /// Adds a part, to the last one if that ends where it starts.
     fn push(&mut self, part: libc::iovec) {
         self.left += part.iov_len as u64;
-        self.parts.push(part);
+        match self.parts.last_mut() {
+            Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == part.iov_base => {
+                last.iov_len += part.iov_len;
+            }
+            _ => self.parts.push(part),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
 
@@ -165,20 +172,22 @@ mod tests {
     #[test]
     fn a_buffer_over_two_regions_of_ram_is_two_parts() {
         let (memory, mut buffers) = (memory(), Buffers::default());
+        let ram = Ram::new(memory.clone());
         let at = |addr, len| Descriptor { addr: GuestAddress(addr), len };
-        assert!(buffers.set(&memory, &[at(0x1800, 0x1000), at(0x1000, 16)]));
+        assert!(buffers.set(&ram, &[at(0x1800, 0x1000), at(0x1000, 16)]));
         assert_eq!((lengths(&buffers), buffers.left()), (vec![0x800, 0x800, 16], 0x1010));
         assert!(buffers.are_aligned(16) && !buffers.are_aligned(32));
         for outside in [at(0x2fff, 2), at(0, 1), at(u64::MAX, 1), at(0x1000, u32::MAX)] {
-            assert!(!buffers.set(&memory, &[outside]), "{outside:?}");
+            assert!(!buffers.set(&ram, &[outside]), "{outside:?}");
         }
     }
 
     #[test]
     fn what_is_done_is_left_out() {
         let (memory, mut buffers) = (memory(), Buffers::default());
+        let ram = Ram::new(memory.clone());
         let at = |addr, len| Descriptor { addr: GuestAddress(addr), len };
-        assert!(buffers.set(&memory, &[at(0x1000, 100), at(0x2000, 50)]));
+        assert!(buffers.set(&ram, &[at(0x1000, 100), at(0x2000, 50)]));
         buffers.advance(30);
         assert_eq!((lengths(&buffers), buffers.left()), (vec![70, 50], 120));
         buffers.advance(70);
@@ -196,13 +205,14 @@ mod tests {
     #[test]
     fn bytes_go_to_the_parts_and_come_from_them() {
         let (memory, mut buffers) = (memory(), Buffers::default());
+        let ram = Ram::new(memory.clone());
         let at = |addr, len| Descriptor { addr: GuestAddress(addr), len };
         let parts = [at(0x1ffe, 4), at(0x1000, 2)];
-        assert!(buffers.set(&memory, &parts));
+        assert!(buffers.set(&ram, &parts));
         // SAFETY: `memory` is mapped.
         unsafe { buffers.write(b"abcdefgh") };
         assert_eq!(memory.read_obj::<[u8; 2]>(GuestAddress(0x1000)).unwrap(), *b"ef");
-        assert!(buffers.set(&memory, &parts));
+        assert!(buffers.set(&ram, &parts));
         let mut back = [0; 5];
         // SAFETY: `memory` is mapped.
         unsafe { buffers.read(&mut back) };

@@ -8,9 +8,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-};
 use vm_memory::Bytes;
 
 use super::buffers::Buffers;
@@ -20,6 +17,9 @@ use super::ring::{Access, Job, Ring};
 use super::storage::{Direction, Storage, StorageError, transfer};
 use crate::ratelimit::LogLimit;
 use crate::virtio::{Chain, QueueError, QueueHandler, VirtQueue};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+};
 
 /// The driver is told of requests that are done once they had this many bytes: it can use the first
 /// ones while the others are worked on.
@@ -116,7 +116,7 @@ impl RequestHandler {
 
     fn take_one(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
         let limits = self.shared.limits;
-        let request = Request::parse(&self.chain, queue.memory(), &mut self.buffers, limits);
+        let request = Request::parse(&self.chain, queue.ram(), &mut self.buffers, limits);
         let request = request.map_err(|why| queue.broken(self.chain.head(), why))?;
         let bytes = self.buffers.left();
         match self.serve(&request, queue) {
@@ -130,23 +130,19 @@ impl RequestHandler {
 
     /// Does what a request asks for, or begins to.
     fn serve(&mut self, request: &Request, queue: &VirtQueue) -> Outcome {
-        let shared = self.shared.clone();
         match &request.operation {
             Operation::Read { offset, len } => self.read(request, (*offset, *len), queue),
             Operation::Write { offset } => self.write(request, *offset, queue),
             Operation::Flush => self.flush(request, queue),
             Operation::GetId => {
-                let len = self.buffers.left().min(shared.id.len() as u64);
+                let id = &self.shared.id;
+                let len = self.buffers.left().min(id.len() as u64);
                 // SAFETY: the queue has guest RAM mapped.
-                unsafe { self.buffers.write(&shared.id) };
+                unsafe { self.buffers.write(id) };
                 Outcome::Done(u32::try_from(len).unwrap_or_default())
             }
-            Operation::Discard(segments) => {
-                self.each("discarding", segments, |segment| shared.storage.discard(segment))
-            }
-            Operation::WriteZeroes(segments) => {
-                self.each("zeroing", segments, |segment| shared.storage.zero(segment))
-            }
+            Operation::Discard(segments) => self.each("discarding", segments, Storage::discard),
+            Operation::WriteZeroes(segments) => self.each("zeroing", segments, Storage::zero),
             Operation::Unsupported => Outcome::Unsupported,
             Operation::Invalid => Outcome::Failed,
         }
@@ -228,10 +224,10 @@ impl RequestHandler {
         &self,
         what: &str,
         segments: &[Segment],
-        act: impl Fn(Segment) -> Result<(), StorageError>,
+        act: fn(&Storage, Segment) -> Result<(), StorageError>,
     ) -> Outcome {
         for segment in segments {
-            if let Err(e) = act(*segment) {
+            if let Err(e) = act(&self.shared.storage, *segment) {
                 return self.failed(what, segment.offset, &e);
             }
         }
@@ -340,7 +336,7 @@ impl RequestHandler {
             Outcome::Failed | Outcome::Started => (VIRTIO_BLK_S_IOERR, 0),
         };
         let status = u8::try_from(status).unwrap_or(u8::MAX);
-        let stored = queue.memory().write_obj(status, request.status);
+        let stored = queue.ram().write_obj(status, request.status);
         stored.map_err(|_| queue.broken(request.head, "outside guest RAM"))?;
         queue.push(request.head, written.saturating_add(1))?;
         if self.untold >= NOTIFY_AFTER {

@@ -150,15 +150,7 @@ fn open(path: &Path, access: Access) -> Result<Image, ImageFault> {
         return Err(ImageFault::Empty);
     }
     check_format(&file, size)?;
-    // O_NONBLOCK would have io_uring fail what has to wait.
-    let flags = if access.direct { libc::O_DIRECT } else { 0 };
-    // SAFETY: F_SETFL takes no pointer.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } != 0 {
-        return Err(match io::Error::last_os_error() {
-            e if access.direct => ImageFault::Direct(e),
-            e => ImageFault::Open(e),
-        });
-    }
+    set_flags(&file, access.direct)?;
     let topology = topology::of(&file, &metadata, access.direct);
     if !size.is_multiple_of(u64::from(topology.block)) {
         return Err(ImageFault::Size { size, block: topology.block });
@@ -181,6 +173,21 @@ fn opening(path: &Path, source: io::Error, write: bool) -> ImageFault {
         (_, Some(libc::EBUSY)) => ImageFault::Busy,
         _ => ImageFault::Open(source),
     }
+}
+
+/// Has the file accessed as a disk is.
+fn set_flags(file: &File, direct: bool) -> Result<(), ImageFault> {
+    // O_NONBLOCK, with which it was opened, would have io_uring fail what has to wait.
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    // SAFETY: F_SETFL takes no pointer.
+    let set =
+        |flags: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } == 0;
+    // When a sector was read is nobody's interest; only the file's owner may say so (open(2)).
+    if set(flags | libc::O_NOATIME) || set(flags) {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(if direct { ImageFault::Direct(error) } else { ImageFault::Open(error) })
 }
 
 fn is_readable(path: &Path) -> bool {

@@ -5,10 +5,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::buffers::Buffers;
 use crate::virtio::Chain;
+use crate::virtio::ram::Ram;
 
 /// Bytes of a sector, the unit of all places and sizes (virtio 1.2, 5.2.6).
 pub(super) const SECTOR: u64 = 512;
@@ -84,19 +85,21 @@ impl Request {
     /// What is wrong with a chain that has no header, or no place for a status.
     pub(super) fn parse(
         chain: &Chain,
-        memory: &GuestMemoryMmap,
+        ram: &Ram,
         buffers: &mut Buffers,
         limits: Limits,
     ) -> Result<Self, &'static str> {
         let outside = "outside guest RAM";
-        if !buffers.set(memory, chain.readable()) {
+        let readable = Chain::bytes(chain.readable());
+        // What a driver sends beside the header: what is to be written, or segments.
+        let Some(out) = readable.checked_sub(HEADER as u64) else {
+            return Err("without a request's header");
+        };
+        if !buffers.set(ram, chain.readable()) {
             return Err(outside);
         }
-        if buffers.left() < HEADER as u64 {
-            return Err("without a request's header");
-        }
         let mut header = [0; HEADER];
-        // SAFETY: `memory` is mapped, and the buffers are of it.
+        // SAFETY: the buffers are of `ram`, which is mapped.
         unsafe { buffers.read(&mut header) };
         let status = chain.writable().last().and_then(|last| {
             last.addr.0.checked_add(u64::from(last.len).checked_sub(1)?).map(GuestAddress)
@@ -104,11 +107,10 @@ impl Request {
         let status = status.ok_or("without a place for a status")?;
         let (kind, sector) = fields(&header);
         // Its data are either all read or all written.
-        let out = buffers.left();
         let within = Chain::bytes(chain.writable()).saturating_sub(1);
         let operation = match kind {
             VIRTIO_BLK_T_IN | VIRTIO_BLK_T_GET_ID => {
-                if !buffers.set(memory, chain.writable()) {
+                if !buffers.set(ram, chain.writable()) {
                     return Err(outside);
                 }
                 buffers.truncate(within);

@@ -274,29 +274,24 @@ pub(super) fn transfer(
     flags: libc::c_int,
 ) -> io::Result<usize> {
     let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let count = libc::c_int::try_from(parts.len()).unwrap_or(libc::c_int::MAX);
-    // One part takes the kernel less work by the calls for one.
-    let single = if flags == 0 && count == 1 { parts.first() } else { None };
-    let vectored = |call: libc::c_long| {
-        // The offset is one argument on 64-bit machines; the one behind it isn't looked at
-        // (`pos_from_hilo` of Linux' fs/read_write.c).
-        // SAFETY: the parts are memory that is mapped, of which no reference is held: guest RAM, or a
-        // buffer of the caller's that only this call accesses.
-        let done = unsafe { libc::syscall(call, fd, parts.as_ptr(), count, offset, 0, flags) };
-        isize::try_from(done).unwrap_or(-1)
+    let (one, several) = match direction {
+        Direction::Read => (libc::SYS_pread64, libc::SYS_preadv2),
+        Direction::Write => (libc::SYS_pwrite64, libc::SYS_pwritev2),
     };
     loop {
-        // SAFETY: as above.
-        let done = unsafe {
-            match (direction, single) {
-                (Direction::Read, Some(part)) => {
-                    libc::pread64(fd, part.iov_base, part.iov_len, offset)
-                }
-                (Direction::Write, Some(part)) => {
-                    libc::pwrite64(fd, part.iov_base, part.iov_len, offset)
-                }
-                (Direction::Read, None) => vectored(libc::SYS_preadv2),
-                (Direction::Write, None) => vectored(libc::SYS_pwritev2),
+        // The C library's functions would be points of cancellation. The parts are memory that is mapped,
+        // of which no reference is held: guest RAM, or a buffer that only this call accesses. An offset
+        // is one argument on 64-bit machines, and what is behind that of `preadv2` isn't looked at
+        // (`pos_from_hilo` of Linux' fs/read_write.c).
+        let done = match parts {
+            // One part takes the kernel less work by the calls for one.
+            [part] if flags == 0 => {
+                // SAFETY: see above.
+                unsafe { libc::syscall(one, fd, part.iov_base, part.iov_len, offset) }
+            }
+            _ => {
+                // SAFETY: see above.
+                unsafe { libc::syscall(several, fd, parts.as_ptr(), parts.len(), offset, 0, flags) }
             }
         };
         match usize::try_from(done) {
