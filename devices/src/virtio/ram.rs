@@ -45,7 +45,7 @@ impl Ram {
     }
 
     /// These bytes, if they are in the first region.
-    #[inline]
+    #[inline(always)]
     fn first(&self, addr: GuestAddress, count: usize) -> Option<VolatileSlice<'_>> {
         let offset = usize::try_from(addr.raw_value().checked_sub(self.start)?).ok()?;
         if count == 0 || offset.checked_add(count)? > self.size {
@@ -61,11 +61,13 @@ impl GuestMemory for Ram {
     type PhysicalMemory = GuestMemoryMmap;
     type Bitmap = ();
 
+    #[inline(always)]
     fn check_range(&self, addr: GuestAddress, count: usize, _: Permissions) -> bool {
         self.first(addr, count).is_some()
             || GuestMemoryBackend::check_range(&self.memory, addr, count)
     }
 
+    #[inline(always)]
     fn get_slices<'a>(
         &'a self,
         addr: GuestAddress,
@@ -88,6 +90,7 @@ enum Slices<'a> {
 impl<'a> Iterator for Slices<'a> {
     type Item = std::result::Result<VolatileSlice<'a>, Error>;
 
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         match self {
             Self::First(slice) => slice.take().map(Ok),

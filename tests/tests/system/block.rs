@@ -16,9 +16,7 @@ fn boot(gic: u8) -> Result<Host, Failure> {
         .device("nvme,serial=disk,drive=disk,addr=5")
         .device("nvme,serial=spare,drive=spare,addr=6")
         .boot()?;
-    host.sh(
-        "mke2fs -b 4096 /dev/nvme0n1 >/dev/null && mkdir /mnt && mount -t ext4 /dev/nvme0n1 /mnt",
-    )?;
+    host.sh("mke2fs -b 4096 /dev/disk >/dev/null && mkdir /mnt && mount -t ext4 /dev/disk /mnt")?;
     Ok(host)
 }
 
@@ -42,9 +40,9 @@ fn a_guest_uses_its_disks() -> TestResult {
     host.sh("truncate -s 32M /mnt/a.img")?;
     let kept = [random(&host, "/mnt/b.img", 8)?, random(&host, "/mnt/c.img", 8)?];
     // What is read isn't cached.
-    host.sh("umount /mnt && mount -t ext4 /dev/nvme0n1 /mnt")?;
+    host.sh("umount /mnt && mount -t ext4 /dev/disk /mnt")?;
     let disks = "--block /mnt/a.img,serial=A-1 --block /mnt/b.img,ro --block /mnt/c.img,snapshot \
-                 --block /dev/nvme1n1,direct,queues=1";
+                 --block /dev/spare,direct,queues=1";
     let mut guest = host.launch(&Launch::model().with(&format!("--cpus 4 {disks}")))?;
     // All of them are there, as they were asked for.
     let seen = guest
@@ -90,7 +88,7 @@ fn failures_of_the_file_are_the_guest_s() -> TestResult {
     let host = boot(3)?;
     host.sh("mkdir /small && mount -t tmpfs -o size=4M none /small")?;
     host.sh("truncate -s 16M /small/full.img /mnt/short.img")?;
-    let disks = "--block /small/full.img --block /mnt/short.img --block /dev/nvme1n1";
+    let disks = "--block /small/full.img --block /mnt/short.img --block /dev/spare";
     let mut guest = host.launch(&Launch::model().with(disks))?;
     let write = "dd if=/dev/zero of=/dev/vda bs=1M oflag=direct 2>&1";
     let (status, said) = guest.run(write)?;
@@ -113,11 +111,11 @@ fn failures_of_the_file_are_the_guest_s() -> TestResult {
     for (disks, status, what, help) in [
         ("--block /tmp/q", 1, "is a qcow2 disk image", "qemu-img convert -O raw /tmp/q"),
         ("--block /tmp/odd", 1, "no multiple of its 512-byte", "truncate -s %512 /tmp/odd"),
-        ("--block /dev/nvme0n1", 1, "is in use by the host", "lsblk /dev/nvme0n1"),
+        ("--block /dev/disk", 1, "is in use by the host", "lsblk /dev/disk"),
         ("--block /tmp", 1, "is a directory", "--block FILE"),
-        ("--block /dev/nvme1n1 --block /dev/nvme1n1,ro", 2, "the same file", "ro or snapshot"),
+        ("--block /dev/spare --block /dev/spare,ro", 2, "the same file", "ro or snapshot"),
         (
-            "--block /dev/nvme1n1,serial=a --block /tmp/a,serial=a",
+            "--block /dev/spare,serial=a --block /tmp/a,serial=a",
             2,
             "two disks have serial=a",
             "serial=",
@@ -166,7 +164,7 @@ fn disks_work_beside_an_assigned_device_with_gicv2() -> TestResult {
     host.bind(PLATFORM_DMA[0])?;
     for (backend, cpus) in BACKENDS.into_iter().zip([1, 4]) {
         let options = format!(
-            "--cpus {cpus} --block /mnt/image --block /dev/nvme1n1,direct --vfio-platform {} \
+            "--cpus {cpus} --block /mnt/image --block /dev/spare,direct --vfio-platform {} \
              --iommu {backend}",
             PLATFORM_DMA[0]
         );
