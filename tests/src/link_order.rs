@@ -59,8 +59,8 @@ pub fn write(model: &Model) -> Result<PathBuf, Box<dyn Error>> {
 /// Builds a strait that has its symbols, beside the one that is used; returns where it lies.
 fn build(model: &Model) -> Result<PathBuf, Box<dyn Error>> {
     let directory = workspace::target_dir().join("link-order");
-    let mut cargo = model.toolchain.cargo_for_target("build");
-    cargo.args(["--release", "--package", "vmm", "--target-dir"]).arg(&directory);
+    let mut cargo = model.toolchain.release_build();
+    cargo.args(["--package", "vmm", "--target-dir"]).arg(&directory);
     let status = cargo.env("CARGO_PROFILE_RELEASE_STRIP", "none").status()?;
     if !status.success() {
         return Err(format!("building strait with symbols: {status}").into());

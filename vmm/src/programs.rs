@@ -153,6 +153,5 @@ mod tests {
         assert!(find("sh", &[]).is_some());
         assert_eq!(find("no-such-program", &["/bin"]), None);
         assert_eq!(find("etc", &["/"]), None);
-        assert!(Command::new("/no/such/program").spawn().is_err());
     }
 }

@@ -13,8 +13,7 @@ use super::workspace;
 const MAX_SHOWN_LINES: usize = 300;
 /// Packages and the binaries that are wanted of them: nothing of this tool, whose crates are built
 /// for this machine.
-const BUILD: [&str; 10] = [
-    "--release",
+const BUILD: [&str; 9] = [
     "--package",
     "vmm",
     "--package",
@@ -44,7 +43,7 @@ pub(super) fn build(toolchain: &Toolchain, step: &Step) -> Result<Binaries, Erro
     toolchain.check_version()?;
     step.begin_log()?;
     let mut crates = 0_u32;
-    let mut cargo = toolchain.cargo_for_target("build");
+    let mut cargo = toolchain.release_build();
     process::run_showing(MAX_SHOWN_LINES, step, cargo.args(BUILD), |line| {
         if line.trim_start().starts_with("Compiling ") {
             if crates == 0 {

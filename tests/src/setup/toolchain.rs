@@ -17,6 +17,9 @@ use super::workspace;
 pub const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// What cargo calls [`TARGET`] in environment variables.
 const TARGET_VARIABLE: &str = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU";
+
+/// Links programs statically: the model's initramfs has no libraries.
+const STATIC: &str = "-C target-feature=+crt-static";
 /// How many seconds rustup may take for the target's standard library (some 30 MB).
 const RUSTUP_LIMIT: &str = "240";
 /// What the root manifest names as `rust-version`.
@@ -84,6 +87,15 @@ impl Toolchain {
         let mut command = self.cargo(subcommand);
         command.args(["--target", TARGET]);
         self.add_linker(&mut command);
+        command
+    }
+
+    /// `cargo build --release` for [`TARGET`]. Nothing unwinds in this profile, in which a panic aborts:
+    /// the tables for it would be a tenth of the binary.
+    pub fn release_build(&self) -> Command {
+        let mut command = self.cargo_for_target("build");
+        let flags = format!("{STATIC} -C force-unwind-tables=no");
+        command.arg("--release").env(format!("{TARGET_VARIABLE}_RUSTFLAGS"), flags);
         command
     }
 
@@ -202,7 +214,7 @@ impl Toolchain {
             command.env(format!("{TARGET_VARIABLE}_RUNNER"), EMULATOR);
         }
         command.env(format!("{TARGET_VARIABLE}_LINKER"), &self.linker);
-        command.env(format!("{TARGET_VARIABLE}_RUSTFLAGS"), "-C target-feature=+crt-static");
+        command.env(format!("{TARGET_VARIABLE}_RUSTFLAGS"), STATIC);
     }
 
     /// A program of this toolchain, and others first to be found where it is.
