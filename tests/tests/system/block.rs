@@ -16,6 +16,9 @@ fn boot(gic: u8) -> Result<Host, Failure> {
         .device("nvme,serial=disk,drive=disk,addr=5")
         .device("nvme,serial=spare,drive=spare,addr=6")
         .boot()?;
+    // Which of the two is found first differs.
+    host.sh("for disk in /sys/block/nvme*; do \
+         ln -s /dev/${disk##*/} /dev/$(tr -d ' ' <$disk/device/serial); done")?;
     host.sh("mke2fs -b 4096 /dev/disk >/dev/null && mkdir /mnt && mount -t ext4 /dev/disk /mnt")?;
     Ok(host)
 }
