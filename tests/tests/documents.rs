@@ -40,3 +40,14 @@ fn every_path_that_a_document_names_exists() {
     assert!(missing.is_empty(), "{missing:#?}");
     assert!(count > 30, "{count}");
 }
+
+#[test]
+fn what_a_guest_s_kernel_needs_is_what_the_model_s_has() {
+    let root = workspace::root();
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let (guest, model) = (read("resources/guest.config"), read("tests/model/host.config"));
+    let model: Vec<&str> = model.lines().collect();
+    let options: Vec<&str> = guest.lines().filter(|line| line.starts_with("CONFIG_")).collect();
+    let untested: Vec<_> = options.iter().filter(|option| !model.contains(option)).collect();
+    assert!(options.len() > 40 && untested.is_empty(), "{untested:#?}");
+}
