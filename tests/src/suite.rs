@@ -50,8 +50,9 @@ pub fn run(
     fs::write(&times, "")?;
     for (name, mut command, default_filter) in parts(model, tools, &times, soak) {
         println!("\n== {name}");
-        if let Some(filter) = filter.or(default_filter) {
-            command.args(["--", filter]);
+        command.arg("--").args(filter.or(default_filter));
+        if soak {
+            command.arg("--include-ignored");
         }
         let part_started = Instant::now();
         let part = tally(&mut command)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::failure::Failure;
+use super::guest::Guest;
 use super::host::Host;
 
 /// KVM's exit counters of one virtual machine, from `/sys/kernel/debug/kvm/PID-FD/`, summed over
@@ -83,6 +84,18 @@ impl Host {
     pub fn exit_counts(&self, pid: u32) -> Result<ExitCounts, Failure> {
         let directory = format!("/sys/kernel/debug/kvm/{pid}-*/");
         self.sh(&format!("cd {directory} && grep -H . *exit*")).map(|text| ExitCounts::parse(&text))
+    }
+
+    /// The exits to user space that a command of a guest causes, with those of its output.
+    ///
+    /// # Errors
+    ///
+    /// The command fails.
+    pub fn exits_during(&self, guest: &mut Guest, command: &str) -> Result<u64, Failure> {
+        let pid = guest.pid()?;
+        let before = self.exit_counts(pid)?.to_user_space();
+        guest.sh(command)?;
+        Ok(self.exit_counts(pid)?.to_user_space().saturating_sub(before))
     }
 
     /// How often the threads of process `pid` were woken.

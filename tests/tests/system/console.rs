@@ -1,6 +1,6 @@
 //! Consoles elsewhere than on standard input and output: their clients come and go, or get stuck.
 
-use tests::harness::{Board, Failure, Guest, Host, Launch, Process, TestResult, payload};
+use tests::harness::{Board, Failure, Host, Launch, Process, TestResult, payload};
 
 /// The data register of the guest's serial port, by guest physical address.
 const SERIAL: u32 = 0x0900_0000;
@@ -68,14 +68,6 @@ fn on_hvc0(options: &str) -> Launch {
     Launch::model().cmdline("console=hvc0").with(options)
 }
 
-/// The exits to user space that a command of the guest causes.
-fn exits(host: &Host, guest: &mut Guest, command: &str) -> Result<u64, Failure> {
-    let pid = guest.pid()?;
-    let before = host.exit_counts(pid)?.to_user_space();
-    guest.sh(command)?;
-    Ok(host.exit_counts(pid)?.to_user_space() - before)
-}
-
 #[test]
 fn a_virtio_console_moves_text_both_ways_without_exits() -> TestResult {
     let host = board().cpus(2).boot()?;
@@ -84,9 +76,9 @@ fn a_virtio_console_moves_text_both_ways_without_exits() -> TestResult {
     assert_eq!(guest.sh("readlink /proc/self/fd/1")?.trim(), "/dev/hvc0");
     // 10 000 characters of each.
     let print = |to: &str| format!("head -c 10000 /dev/zero | tr '\\0' z >{to}");
-    let nothing = exits(&host, &mut guest, "true")?;
-    let serial = exits(&host, &mut guest, &print("/dev/ttyS0"))?;
-    let virtio = exits(&host, &mut guest, &print("/dev/hvc0"))?;
+    let nothing = host.exits_during(&mut guest, "true")?;
+    let serial = host.exits_during(&mut guest, &print("/dev/ttyS0"))?;
+    let virtio = host.exits_during(&mut guest, &print("/dev/hvc0"))?;
     assert!(serial >= 10_000, "{serial}");
     assert!(virtio <= nothing + 20, "{virtio}, {nothing} without");
     host.until("[ $(tr -dc z </tmp/serial | wc -c) = 10000 ]")?;

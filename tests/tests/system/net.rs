@@ -1,6 +1,7 @@
 //! Networks: virtio-net on a tap of the host, by threads of strait and by vhost-net.
 
 use tests::harness::{Board, DmaTest, Failure, Guest, Host, PLATFORM_DMA, TestResult, payload};
+use tests::suite::SOAK;
 
 /// The host's address on its tap, and the guest's.
 const HOST: &str = "192.168.77.1";
@@ -46,7 +47,7 @@ fn has_feature(guest: &mut Guest, bit: usize) -> Result<bool, Failure> {
 
 /// How many bytes are sent in each direction.
 fn amount() -> u64 {
-    if std::env::var_os("STRAIT_SOAK").is_some() { 64 << 20 } else { 4 << 20 }
+    if std::env::var_os(SOAK).is_some() { 64 << 20 } else { 4 << 20 }
 }
 
 #[test]

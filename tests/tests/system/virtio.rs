@@ -68,14 +68,6 @@ fn broken_queues_fail_their_device_and_nothing_else() -> TestResult {
     Ok(())
 }
 
-/// The exits to user space that a command of the guest causes.
-fn exits(host: &Host, guest: &mut Guest, command: &str) -> Result<u64, Failure> {
-    let pid = guest.pid()?;
-    let before = host.exit_counts(pid)?.to_user_space();
-    guest.sh(command)?;
-    Ok(host.exit_counts(pid)?.to_user_space() - before)
-}
-
 #[test]
 fn requests_cause_interrupts_and_no_exits() -> TestResult {
     let host = boot()?;
@@ -86,8 +78,8 @@ fn requests_cause_interrupts_and_no_exits() -> TestResult {
         let before = interrupts(&mut guest)?;
         let reads =
             "i=0; while [ $i -lt 20 ]; do head -c 64 /dev/hwrng >/dev/null; i=$((i+1)); done";
-        let nothing = exits(&host, &mut guest, &reads.replace("/dev/hwrng", "/dev/zero"))?;
-        let with_reads = exits(&host, &mut guest, reads)?;
+        let nothing = host.exits_during(&mut guest, &reads.replace("/dev/hwrng", "/dev/zero"))?;
+        let with_reads = host.exits_during(&mut guest, reads)?;
         let after = interrupts(&mut guest)?;
         assert!(after >= before + 100, "{gic}: {before} to {after} interrupts");
         if gic == "--gic 3" {
