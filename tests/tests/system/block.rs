@@ -1,16 +1,13 @@
 //! Disks of strait's own: virtio-blk.
 
-use tests::harness::{
-    BACKENDS, Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult,
-};
+use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};
 use tests::suite::SOAK;
 
 const SIGKILL: i32 = 9;
 
 /// A host with a disk of its own, mounted at /mnt, on which what isn't cached is waited for.
-fn boot(gic: u8) -> Result<Host, Failure> {
+fn boot() -> Result<Host, Failure> {
     let host = Board::new()
-        .gic(gic)
         .disk("disk", 128 << 20)
         .disk("spare", 16 << 20)
         .device("nvme,serial=disk,drive=disk,addr=5")
@@ -39,7 +36,7 @@ fn sum_in(guest: &mut Guest, path: &str) -> Result<String, Failure> {
 
 #[test]
 fn a_guest_uses_its_disks() -> TestResult {
-    let host = boot(3)?;
+    let host = boot()?;
     host.sh("truncate -s 32M /mnt/a.img")?;
     let kept = [random(&host, "/mnt/b.img", 8)?, random(&host, "/mnt/c.img", 8)?];
     // What is read isn't cached.
@@ -88,7 +85,7 @@ fn a_guest_uses_its_disks() -> TestResult {
 
 #[test]
 fn failures_of_the_file_are_the_guest_s() -> TestResult {
-    let host = boot(3)?;
+    let host = boot()?;
     host.sh("mkdir /small && mount -t tmpfs -o size=4M none /small")?;
     host.sh("truncate -s 16M /small/full.img /mnt/short.img")?;
     let disks = "--block /small/full.img --block /mnt/short.img --block /dev/spare";
@@ -134,7 +131,7 @@ fn failures_of_the_file_are_the_guest_s() -> TestResult {
 
 #[test]
 fn what_was_durable_survives_a_kill() -> TestResult {
-    let host = boot(3)?;
+    let host = boot()?;
     host.sh("truncate -s 8M /mnt/image")?;
     let rounds = if std::env::var_os(SOAK).is_some() { 200 } else { 10 };
     let mut last = 0;
@@ -157,32 +154,5 @@ fn what_was_durable_survives_a_kill() -> TestResult {
         host.sh(&format!("agent disk recorded /mnt/image {last}"))?;
     }
     println!("{rounds} times, {last} blocks");
-    Ok(())
-}
-
-#[test]
-fn disks_work_beside_an_assigned_device_with_gicv2() -> TestResult {
-    let host = boot(2)?;
-    host.sh("truncate -s 16M /mnt/image")?;
-    host.bind(PLATFORM_DMA[0])?;
-    for (backend, cpus) in BACKENDS.into_iter().zip([1, 4]) {
-        let options = format!(
-            "--cpus {cpus} --block /mnt/image --block /dev/spare,direct --vfio-platform {} \
-             --iommu {backend}",
-            PLATFORM_DMA[0]
-        );
-        let mut guest = host.launch(&Launch::model().with(&options))?;
-        for disk in ["vda", "vdb"] {
-            guest.sh(&format!(
-                "{{ agent disk verify /dev/{disk} 4194304 32 1; echo $?; }} >/tmp/{disk} 2>&1 &"
-            ))?;
-        }
-        DmaTest::default().pass(&mut guest)?;
-        for disk in ["vda", "vdb"] {
-            let said = guest.sh(&format!("wait; cat /tmp/{disk}"))?;
-            assert!(said.trim_end().ends_with("verified\n0"), "{said}");
-        }
-        assert_eq!(guest.power_off()?, 0);
-    }
     Ok(())
 }

@@ -17,6 +17,7 @@ mod inherited;
 mod isolation;
 mod kexec;
 mod large_pages;
+mod matrix;
 mod memory;
 mod mmio;
 mod model;
