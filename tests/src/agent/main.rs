@@ -22,7 +22,6 @@ mod random_access;
 mod rings;
 mod tap;
 mod testdev;
-mod unconfined;
 mod vfio;
 mod vfio_user;
 mod vhost_user;
@@ -79,7 +78,6 @@ usage: agent COMMAND
                                         and say what is left of the device
   vfio-user look BDF                    say what is left of it
   tap NAME UID tap|tun|multi-queue      make an interface of this kind that stays, for a user
-  unconfined COMMAND…                   run a command whose calls for namespaces and mounts do nothing
   vhost-user serve PATH [REQUEST WAY]   serve an entropy device over vhost-user; on this request hang,
                                         die, send nonsense, or descriptors
   receive ADDRESS [plain]               read a connection to its end: tcp:IP:PORT or vsock:CID:PORT
@@ -143,7 +141,6 @@ fn main() -> ExitCode {
         ["vfio-user", "wrong", name, way] => vfio_user::wrong(name, way),
         ["vfio-user", "look", name] => vfio_user::look(name),
         ["tap", name, user, kind] => number32(user).and_then(|user| tap::make(name, user, kind)),
-        ["unconfined", command @ ..] => unconfined::run(command),
         ["vhost-user", "serve", path] => vhost_user::serve(path, None),
         ["vhost-user", "serve", path, request, way] => {
             number32(request).and_then(|request| vhost_user::serve(path, Some((request, way))))

@@ -24,13 +24,6 @@ impl Launch {
     }
 }
 
-/// virtiofsd on the model host, whose kernel has no sysctls: `/proc` as it is, but for what virtiofsd
-/// reads of them.
-const VIRTIOFSD: &str = r#"#!/bin/sh
-exec unshare -m sh -c 'mount --bind /proc-with-sys /proc && exec /debian/usr/libexec/virtiofsd "$@"' \
-    virtiofsd "$@"
-"#;
-
 impl Host {
     /// Mounts the disk of a Debian system, of this name on the host, on `/debian`, with these options
     /// of mount(8), and lets the host have its programs, such as virtiofsd, where Debian has them.
@@ -41,12 +34,9 @@ impl Host {
     pub fn mount_debian(&self, disk: &str, options: &str) -> Result<(), Failure> {
         self.until(&format!("[ -e {disk} ]"))?;
         self.sh(&format!(
-            "mkdir -p /debian /etc /usr/libexec /proc-as-it-is /proc-with-sys/sys/fs && \
-             mount -t ext4 -o {options} {disk} /debian && ln -s /debian/usr/lib /usr/lib && \
-             ln -s usr/lib /lib && ln -s /debian/etc/passwd /etc && \
-             mount -t proc proc /proc-as-it-is && ln -s /proc-as-it-is/self /proc-with-sys && \
-             echo 1048576 >/proc-with-sys/sys/fs/nr_open && \
-             cat >/usr/libexec/virtiofsd <<'end' && chmod +x /usr/libexec/virtiofsd\n{VIRTIOFSD}end"
+            "mkdir -p /debian /etc /usr && mount -t ext4 -o {options} {disk} /debian && \
+             ln -s /debian/usr/lib /debian/usr/libexec /usr && ln -s usr/lib /lib && \
+             ln -s /debian/etc/passwd /etc"
         ))?;
         Ok(())
     }

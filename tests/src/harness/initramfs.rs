@@ -17,9 +17,9 @@ const GUEST_DMATEST: &str = include_str!("../../model/guest/dmatest");
 /// The first process of a Debian system's initrd.
 const DEBIAN_INIT: &str = include_str!("../../model/debian/init");
 
-/// The module that tests DMA controllers: loaded by a guest's `dmatest` command with parameters,
-/// never at boot.
-const DMATEST: &str = "dmatest.ko";
+/// Modules that are loaded with parameters, never at boot: what tests DMA controllers, by a guest's
+/// `dmatest` command, and a bus that is memory, by tests.
+const WITH_PARAMETERS: [&str; 2] = ["dmatest.ko", "i2c_stub.ko"];
 
 /// The host's: busybox, strait, the agent, kernels and guests' initrds under `/k`; with Debian's
 /// kernel if `stock`, and with what boots the Debian system `debian`. `large` is the kernel that it
@@ -111,14 +111,14 @@ fn skeleton(artifacts: &Artifacts, init: &str) -> Result<Archive, Failure> {
     Ok(archive)
 }
 
-/// Puts modules into `/m`, the DMA test; and those that init loads into `/m/boot`, in order.
+/// Puts modules into `/m` that take parameters, and those that init loads into `/m/boot`, in order.
 fn modules<P: AsRef<Path>>(archive: &mut Archive, paths: &[P]) -> Result<(), Failure> {
     archive.directory("m");
     archive.directory("m/boot");
     for (index, path) in paths.iter().map(AsRef::as_ref).enumerate() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let bytes = read(path)?;
-        if name == DMATEST {
+        if WITH_PARAMETERS.contains(&name.as_ref()) {
             archive.file(&format!("m/{name}"), &bytes);
         } else {
             archive.file(&format!("m/boot/{index:02}-{name}"), &bytes);
