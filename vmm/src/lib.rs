@@ -34,6 +34,7 @@ mod passt;
 mod plan;
 mod populate;
 mod programs;
+mod sandbox;
 mod share;
 mod signals;
 mod stats;

@@ -12,6 +12,7 @@ mod passt;
 mod pci;
 mod platform;
 mod run;
+mod sandbox;
 mod suggest;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use passt::PasstOptions;
 pub use pci::{VfioPciOptions, VfioUserOptions};
 pub use platform::{RegionAddress, VfioPlatformOptions};
 pub use run::RunOptions;
+pub use sandbox::SandboxMode;
 pub use vhost_user::{ShareOptions, ShareSandbox, VhostUserOptions};
 
 use lexopt::{Arg, Parser};

@@ -16,6 +16,7 @@ use super::console::{ConsoleKind, console};
 use super::cpu::{self, GicChoice};
 use super::net;
 use super::passt::{behind_passt, passt};
+use super::sandbox::{self, SandboxMode};
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
 use super::{
@@ -87,6 +88,8 @@ pub struct RunOptions {
     pub dump_dtb: Option<PathBuf>,
     /// Where counters are written.
     pub stats: Option<PathBuf>,
+    /// What is done with what a guest could use against the host.
+    pub sandbox: SandboxMode,
     /// What is logged.
     pub log_level: LevelFilter,
 }
@@ -123,6 +126,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         dtb_overlays: Vec::new(),
         dump_dtb: None,
         stats: None,
+        sandbox: SandboxMode::default(),
         log_level: LevelFilter::Warn,
     };
     let mut once = GivenOnce::default();
@@ -295,6 +299,9 @@ impl RunOptions {
             Arg::Long("dtb-overlay") => self.dtb_overlays.push(parser.value()?.into()),
             Arg::Long("dump-dtb") => self.dump_dtb = Some(once.value("--dump-dtb", parser)?.into()),
             Arg::Long("stats") => self.stats = Some(once.value("--stats", parser)?.into()),
+            Arg::Long("sandbox") => {
+                self.sandbox = once.parsed("--sandbox", parser, sandbox::mode)?
+            }
             Arg::Long("log-level") => self.log_level = once.parsed("--log-level", parser, level)?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Taken::Help),
             other => return Err(other.unexpected()),

@@ -22,6 +22,7 @@ use crate::exit_reason::ExitReason;
 use crate::limits::{self, UnpinnedMemory};
 use crate::plan::describe::Description;
 use crate::plan::{self, Opened};
+use crate::sandbox::Sandbox;
 use crate::signals::Signals;
 use crate::stats::Recorder;
 use crate::waker::Waker;
@@ -109,6 +110,8 @@ fn run_guest(
             .then(|| ConsoleTimeout::new(emulated.spoke, plan.console.is_on(), shortage)),
     };
     machine.arm()?;
+    // Everything is open, pinned and armed.
+    Sandbox::new(options.sandbox).enter()?;
     let result = machine.run(sources, recorder);
     monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     // It shares the functions with the machine.
