@@ -14,6 +14,7 @@ use vm_memory::{
 };
 
 use super::device::{Activation, Device, DeviceType, read_config};
+use super::device_events::DeviceEvents;
 use super::queue::{Chain, QueueError, VirtQueue};
 use super::thread::{QueueHandler, QueueThread, QueueThreads};
 use crate::ratelimit::LogLimit;
@@ -57,7 +58,9 @@ pub struct Balloon {
     config: [u8; CONFIG_SIZE],
     /// What the driver fills free pages with, and expects to find in them.
     poison: Arc<AtomicU32>,
-    threads: QueueThreads<BalloonQueue>,
+    /// While it works: with what its driver fills free pages, if it tells, and what it is told by.
+    active: Option<(Option<Arc<AtomicU32>>, Arc<DeviceEvents>)>,
+    threads: QueueThreads,
     log: Arc<LogLimit>,
 }
 
@@ -65,8 +68,8 @@ impl Balloon {
     /// A device called `name`.
     pub fn new(name: &str) -> Self {
         let log = Arc::new(LogLimit::named(name));
-        let (config, poison, threads) = Default::default();
-        Self { name: name.to_owned(), config, poison, threads, log }
+        let (config, poison, active, threads) = Default::default();
+        Self { name: name.to_owned(), config, poison, active, threads, log }
     }
 }
 
@@ -103,19 +106,13 @@ impl Device for Balloon {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation { features, queues, events, .. } = activation;
-        for queue in queues {
-            let index = queue.index();
-            let poison = (features & F_PAGE_POISON != 0).then(|| self.poison.clone());
-            let handler = BalloonQueue { poison, log: self.log.clone(), chain: Chain::default() };
-            let (events, log) = (events.clone(), self.log.clone());
-            let thread = QueueThread::start(&self.name, queue, handler, events, log)?;
-            self.threads.add(index, thread);
-        }
-        Ok(())
+        let poison = (features & F_PAGE_POISON != 0).then(|| self.poison.clone());
+        self.active = Some((poison, events));
+        queues.into_iter().try_for_each(|queue| self.activate_queue(queue))
     }
 
-    fn stop(&mut self) {
-        self.threads.stop();
+    fn threads(&mut self) -> Option<&mut QueueThreads> {
+        Some(&mut self.threads)
     }
 
     fn is_stopped(&mut self) -> bool {
@@ -126,6 +123,19 @@ impl Device for Balloon {
         self.config = Default::default();
         self.poison.store(0, Ordering::Relaxed);
         true
+    }
+
+    fn has_queue_reset(&self) -> bool {
+        true
+    }
+
+    fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
+        let (poison, events) = self.active.clone().ok_or(io::ErrorKind::InvalidInput)?;
+        let (index, log) = (queue.index(), self.log.clone());
+        let handler = BalloonQueue { poison, log: log.clone(), chain: Chain::default() };
+        let thread = QueueThread::start(&self.name, queue, handler, events, log)?;
+        self.threads.add(index, thread);
+        Ok(())
     }
 }
 

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Activation, Device, DeviceEvents, DeviceType};
+use super::device::{Activation, Device, DeviceType};
+use super::device_events::DeviceEvents;
 use super::queue::{Chain, Descriptor, QueueError, VirtQueue};
-use super::thread::{QueueHandler, QueueThread};
+use super::thread::{QueueHandler, QueueThread, QueueThreads};
 use crate::console::{Input, Output, Room};
 use crate::ratelimit::LogLimit;
 use crate::sync;
@@ -38,8 +39,8 @@ const PART: usize = 4096;
 /// The device.
 pub struct Console {
     port: Arc<ConsolePort>,
-    receiver: Option<QueueThread<Receiver>>,
-    transmitter: Option<QueueThread<Transmitter>>,
+    threads: QueueThreads,
+    /// Ends the transmitter's wait for the host.
     stop: Arc<AtomicBool>,
     log: Arc<LogLimit>,
 }
@@ -71,33 +72,13 @@ impl Console {
     /// A device whose messages begin with `name`, on a port that isn't connected yet.
     pub fn new(name: &str) -> Self {
         let log = Arc::new(LogLimit::named(name));
-        Self { port: Arc::default(), receiver: None, transmitter: None, stop: Arc::default(), log }
+        let (port, threads, stop) = Default::default();
+        Self { port, threads, stop, log }
     }
 
     /// Its port.
     pub fn port(&self) -> &Arc<ConsolePort> {
         &self.port
-    }
-
-    fn start(&mut self, queue: VirtQueue, events: Arc<DeviceEvents>) -> io::Result<()> {
-        let (port, log) = (self.port.clone(), self.log.clone());
-        match queue.index() {
-            RECEIVE_QUEUE => {
-                sync::lock(&port.input).kick = Some(queue.kick().try_clone()?);
-                let receiver = Receiver { port, chain: Chain::default() };
-                let thread = QueueThread::start("console-rx", queue, receiver, events, log)?;
-                self.receiver = Some(thread);
-            }
-            TRANSMIT_QUEUE => {
-                let (stop, chain) = (self.stop.clone(), Chain::default());
-                let transmitter =
-                    Transmitter { port, chain, stop, failed: false, log: log.clone() };
-                let thread = QueueThread::start("console-tx", queue, transmitter, events, log)?;
-                self.transmitter = Some(thread);
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
 
@@ -125,28 +106,46 @@ impl Device for Console {
     }
 
     fn activate(&mut self, Activation { queues, events, .. }: Activation) -> io::Result<()> {
-        self.stop = Arc::default();
-        *sync::lock(&self.port.events) = Some(events.clone());
-        queues.into_iter().try_for_each(|queue| self.start(queue, events.clone()))
+        *sync::lock(&self.port.events) = Some(events);
+        queues.into_iter().try_for_each(|queue| self.activate_queue(queue))
+    }
+
+    fn threads(&mut self) -> Option<&mut QueueThreads> {
+        Some(&mut self.threads)
     }
 
     fn stop(&mut self) {
-        self.stop.store(true, Ordering::Release);
         *sync::lock(&self.port.events) = None;
-        sync::lock(&self.port.input).kick = None;
-        self.receiver.iter().for_each(QueueThread::stop);
-        self.transmitter.iter().for_each(QueueThread::stop);
+        [RECEIVE_QUEUE, TRANSMIT_QUEUE].into_iter().for_each(|queue| self.stop_queue(queue));
     }
 
-    fn is_stopped(&mut self) -> bool {
-        let (receiver, transmitter) = (self.receiver.as_ref(), self.transmitter.as_ref());
-        if receiver.is_some_and(|thread| !thread.is_finished())
-            || transmitter.is_some_and(|thread| !thread.is_finished())
-        {
-            return false;
-        }
-        (self.receiver, self.transmitter) = (None, None);
+    fn has_queue_reset(&self) -> bool {
         true
+    }
+
+    fn stop_queue(&mut self, queue: u16) {
+        match queue {
+            RECEIVE_QUEUE => sync::lock(&self.port.input).kick = None,
+            _ => self.stop.store(true, Ordering::Release),
+        }
+        self.threads.stop_queue(queue);
+    }
+
+    fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
+        let (port, log, chain) = (self.port.clone(), self.log.clone(), Chain::default());
+        let events = sync::lock(&port.events).clone().ok_or(io::ErrorKind::InvalidInput)?;
+        let index = queue.index();
+        let thread = if index == RECEIVE_QUEUE {
+            sync::lock(&port.input).kick = Some(queue.kick().try_clone()?);
+            QueueThread::start("console-rx", queue, Receiver { port, chain }, events, log)?
+        } else {
+            self.stop = Arc::default();
+            let (stop, failed) = (self.stop.clone(), false);
+            let transmitter = Transmitter { port, chain, stop, failed, log: log.clone() };
+            QueueThread::start("console-tx", queue, transmitter, events, log)?
+        };
+        self.threads.add(index, thread);
+        Ok(())
     }
 }
 

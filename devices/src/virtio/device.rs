@@ -2,12 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
 
+use super::device_events::DeviceEvents;
 use super::queue::VirtQueue;
+use super::thread::QueueThreads;
 
 /// A kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +53,22 @@ pub trait Device: Send {
     /// It can't: the guest is told that the device needs a reset.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
 
+    /// The threads of this process that work on its queues, a thread for each; `None` if it is others
+    /// that do. What is asked of them below is done here.
+    fn threads(&mut self) -> Option<&mut QueueThreads> {
+        None
+    }
+
     /// Asks what works on its queues to stop: the driver resets the device, or the run ends.
-    fn stop(&mut self);
+    fn stop(&mut self) {
+        self.threads().into_iter().for_each(|threads| threads.stop());
+    }
 
     /// Whether nothing works on its queues any more, so that it may be [activated](Self::activate)
     /// anew. Asked after [`stop`](Self::stop) until it is so.
-    fn is_stopped(&mut self) -> bool;
+    fn is_stopped(&mut self) -> bool {
+        self.threads().is_none_or(QueueThreads::is_stopped)
+    }
 
     /// Whether its queues can be reset one by one (`VIRTIO_F_RING_RESET`): by the methods below.
     fn has_queue_reset(&self) -> bool {
@@ -67,13 +77,12 @@ pub trait Device: Send {
 
     /// Asks what works on this queue to stop: the driver resets it.
     fn stop_queue(&mut self, queue: u16) {
-        let _ = queue;
+        self.threads().into_iter().for_each(|threads| threads.stop_queue(queue));
     }
 
     /// Whether nothing works on this queue any more.
     fn is_queue_stopped(&mut self, queue: u16) -> bool {
-        let _ = queue;
-        true
+        self.threads().is_none_or(|threads| threads.is_queue_stopped(queue))
     }
 
     /// The driver has enabled a queue while the device works: after it has reset it.
@@ -97,54 +106,6 @@ pub struct Activation {
     pub memory: GuestMemoryMmap,
     /// What the device tells its driver by.
     pub events: Arc<DeviceEvents>,
-}
-
-/// What a device tells its driver beside used buffers (virtio 1.2, 2.1.2 and 2.5).
-#[derive(Debug)]
-pub struct DeviceEvents {
-    needs_reset: AtomicBool,
-    generation: AtomicU8,
-    changed: EventFd,
-}
-
-impl DeviceEvents {
-    /// Nothing to tell yet. `changed` is the interrupt for changes of the configuration.
-    pub fn new(changed: EventFd) -> Self {
-        let (needs_reset, generation) = Default::default();
-        Self { needs_reset, generation, changed }
-    }
-
-    /// The configuration has changed: call it after the change can be read.
-    pub fn config_changed(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
-        self.signal();
-    }
-
-    /// The device can't go on until its driver resets it (`DEVICE_NEEDS_RESET`).
-    pub fn fail(&self) {
-        self.needs_reset.store(true, Ordering::Release);
-        self.signal();
-    }
-
-    /// The number of changes, modulo 256.
-    pub fn generation(&self) -> u8 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// Whether the device has [failed](Self::fail).
-    pub fn needs_reset(&self) -> bool {
-        self.needs_reset.load(Ordering::Acquire)
-    }
-
-    /// The driver resets the device.
-    pub fn reset(&self) {
-        self.needs_reset.store(false, Ordering::Release);
-    }
-
-    fn signal(&self) {
-        // Fails only while as many signals are pending as the counter holds.
-        let _ = self.changed.write(1);
-    }
 }
 
 /// Reads at `offset` of a device's configuration, which is `config`; beyond its end is zero.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::device::{Activation, Device, DeviceEvents, DeviceType};
+use super::device::{Activation, Device, DeviceType};
+use super::device_events::DeviceEvents;
 use super::queue::{Chain, QueueError, VirtQueue};
 use super::thread::{QueueHandler, QueueThread, QueueThreads};
 use crate::ratelimit::LogLimit;
@@ -23,7 +24,7 @@ const MAX_BYTES: usize = 4096;
 #[derive(Debug)]
 pub struct Entropy {
     name: String,
-    threads: QueueThreads<EntropyQueue>,
+    threads: QueueThreads,
     events: Option<Arc<DeviceEvents>>,
     log: Arc<LogLimit>,
 }
@@ -58,24 +59,12 @@ impl Device for Entropy {
         activation.queues.into_iter().try_for_each(|queue| self.activate_queue(queue))
     }
 
-    fn stop(&mut self) {
-        self.threads.stop();
-    }
-
-    fn is_stopped(&mut self) -> bool {
-        self.threads.is_stopped()
+    fn threads(&mut self) -> Option<&mut QueueThreads> {
+        Some(&mut self.threads)
     }
 
     fn has_queue_reset(&self) -> bool {
         true
-    }
-
-    fn stop_queue(&mut self, queue: u16) {
-        self.threads.stop_queue(queue);
-    }
-
-    fn is_queue_stopped(&mut self, queue: u16) -> bool {
-        self.threads.is_queue_stopped(queue)
     }
 
     fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {

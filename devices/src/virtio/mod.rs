@@ -12,6 +12,7 @@ mod balloon;
 pub mod block;
 mod console;
 mod device;
+mod device_events;
 mod entropy;
 mod events;
 pub mod net;
@@ -26,7 +27,8 @@ pub mod vsock;
 
 pub use balloon::Balloon;
 pub use console::{Console, ConsolePort};
-pub use device::{Activation, Device, DeviceEvents, DeviceType};
+pub use device::{Activation, Device, DeviceType};
+pub use device_events::DeviceEvents;
 pub use entropy::Entropy;
 pub use pci::{VirtioAttachment, VirtioFunction};
 pub use queue::{

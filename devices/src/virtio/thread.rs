@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::DeviceEvents;
+use super::device_events::DeviceEvents;
 use super::events;
 use super::queue::{QueueError, VirtQueue};
 use crate::ratelimit::LogLimit;
@@ -70,19 +70,19 @@ pub enum FileEvent {
 /// With a [`QueueHandler`] it waits in a blocking read of the notification's eventfd: the fewest
 /// system calls that there can be for a request. With a [`FileHandler`] it polls two descriptors.
 #[derive(Debug)]
-pub struct QueueThread<H> {
+pub struct QueueThread {
     stop: Arc<AtomicBool>,
     kick: EventFd,
-    thread: Option<JoinHandle<H>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-impl<H: QueueHandler> QueueThread<H> {
+impl QueueThread {
     /// Starts it, called `name` (at most 15 bytes).
     ///
     /// # Errors
     ///
     /// The host has no more threads or descriptors.
-    pub fn start(
+    pub fn start<H: QueueHandler>(
         name: &str,
         queue: VirtQueue,
         handler: H,
@@ -97,15 +97,13 @@ impl<H: QueueHandler> QueueThread<H> {
         };
         Self::spawn(name, (queue, handler), (events, log), step, H::stop)
     }
-}
 
-impl<H: FileHandler> QueueThread<H> {
     /// The same with a handler that waits for a file, too.
     ///
     /// # Errors
     ///
     /// The host has no more threads or descriptors.
-    pub fn start_with_file(
+    pub fn start_with_file<H: FileHandler>(
         name: &str,
         queue: VirtQueue,
         handler: H,
@@ -120,11 +118,9 @@ impl<H: FileHandler> QueueThread<H> {
         };
         Self::spawn(name, (queue, handler), (events, log), step, |_| ())
     }
-}
 
-impl<H: Send + 'static> QueueThread<H> {
     /// Starts a thread that repeats `step` until it is asked to stop, and does `end` then.
-    fn spawn(
+    fn spawn<H: Send + 'static>(
         name: &str,
         (mut queue, mut handler): (VirtQueue, H),
         (events, log): (Arc<DeviceEvents>, Arc<LogLimit>),
@@ -143,13 +139,10 @@ impl<H: Send + 'static> QueueThread<H> {
                 }
             }
             end(&mut handler);
-            handler
         })?;
         Ok(Self { stop, kick, thread: Some(thread) })
     }
-}
 
-impl<H> QueueThread<H> {
     /// Asks it to stop.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
@@ -161,14 +154,9 @@ impl<H> QueueThread<H> {
     pub fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
-
-    /// Waits for its end, and answers the handler; `None` if that panicked.
-    pub fn join(mut self) -> Option<H> {
-        self.thread.take().and_then(|thread| thread.join().ok())
-    }
 }
 
-impl<H> Drop for QueueThread<H> {
+impl Drop for QueueThread {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             self.stop.store(true, Ordering::Release);
@@ -179,18 +167,12 @@ impl<H> Drop for QueueThread<H> {
 }
 
 /// The threads of a device with one for each queue that works.
-#[derive(Debug)]
-pub struct QueueThreads<H>(BTreeMap<u16, QueueThread<H>>);
+#[derive(Debug, Default)]
+pub struct QueueThreads(BTreeMap<u16, QueueThread>);
 
-impl<H> Default for QueueThreads<H> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
-    }
-}
-
-impl<H> QueueThreads<H> {
+impl QueueThreads {
     /// Adds the thread of a queue.
-    pub fn add(&mut self, queue: u16, thread: QueueThread<H>) {
+    pub fn add(&mut self, queue: u16, thread: QueueThread) {
         self.0.insert(queue, thread);
     }
 

@@ -84,7 +84,7 @@ impl Vsock {
         let failed = io::Error::other::<VhostError>;
         self.vhost.set_up(features, activation, KERNEL_QUEUES, &errors).map_err(failed)?;
         let (events, log) = (activation.events.clone(), self.log.clone());
-        let watch = Watch::start("vsock-watch", errors, events, log)?;
+        let watch = Watch::start("vsock-watch", errors, events, log, None)?;
         self.vhost.set_running(true).map_err(failed)?;
         self.watch = Some(watch);
         Ok(())

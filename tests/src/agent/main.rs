@@ -78,6 +78,7 @@ usage: agent COMMAND
                                         and say what is left of the device
   vfio-user look BDF                    say what is left of it
   tap NAME UID tap|tun|multi-queue      make an interface of this kind that stays, for a user
+  ring-size NAME RX TX                  have a network interface use queues of these sizes
   vhost-user serve PATH [REQUEST WAY]   serve an entropy device over vhost-user; on this request hang,
                                         die, send nonsense, or descriptors
   receive ADDRESS [plain]               read a connection to its end: tcp:IP:PORT or vsock:CID:PORT
@@ -141,6 +142,8 @@ fn main() -> ExitCode {
         ["vfio-user", "wrong", name, way] => vfio_user::wrong(name, way),
         ["vfio-user", "look", name] => vfio_user::look(name),
         ["tap", name, user, kind] => number32(user).and_then(|user| tap::make(name, user, kind)),
+        ["ring-size", name, receive, transmit] => number32(receive)
+            .and_then(|receive| tap::resize_rings(name, receive, number32(transmit)?)),
         ["vhost-user", "serve", path] => vhost_user::serve(path, None),
         ["vhost-user", "serve", path, request, way] => {
             number32(request).and_then(|request| vhost_user::serve(path, Some((request, way))))

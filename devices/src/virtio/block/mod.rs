@@ -45,7 +45,7 @@ pub struct Block {
     /// The driver knows no flush.
     through: bool,
     events: Option<Arc<DeviceEvents>>,
-    threads: QueueThreads<RequestHandler>,
+    threads: QueueThreads,
 }
 
 impl Block {
@@ -108,24 +108,12 @@ impl Device for Block {
         activation.queues.into_iter().try_for_each(|queue| self.activate_queue(queue))
     }
 
-    fn stop(&mut self) {
-        self.threads.stop();
-    }
-
-    fn is_stopped(&mut self) -> bool {
-        self.threads.is_stopped()
+    fn threads(&mut self) -> Option<&mut QueueThreads> {
+        Some(&mut self.threads)
     }
 
     fn has_queue_reset(&self) -> bool {
         true
-    }
-
-    fn stop_queue(&mut self, queue: u16) {
-        self.threads.stop_queue(queue);
-    }
-
-    fn is_queue_stopped(&mut self, queue: u16) -> bool {
-        self.threads.is_queue_stopped(queue)
     }
 
     fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {

@@ -214,3 +214,50 @@ fn a_driver_that_resets_it_loses_no_input_that_is_queued() {
         fixture.memory.write_slice(&[0; 0x2000], GuestAddress(RAM)).unwrap();
     }
 }
+
+#[test]
+fn a_queue_is_reset_while_the_other_works() {
+    let mut fixture = Fixture::new();
+    let port = fixture.console.port().clone();
+    let (mut receive_kick, mut transmit_kick, _) = fixture.activate();
+    for round in 0_u8..10 {
+        // The reset queue's buffers aren't touched any more; what is typed waits.
+        fixture.receive.add(&[(BUFFERS, 64, true)]);
+        receive_kick.write(1).unwrap();
+        reset_queue(&mut fixture.console, RECEIVE_QUEUE);
+        assert_eq!(port.enqueue(&[round]), 1);
+        let head = fixture.transmit.add(&[(BUFFERS, 64, false)]);
+        transmit_kick.write(1).unwrap();
+        assert_eq!(fixture.transmit.wait_used(), (head.into(), 0));
+        assert_eq!(fixture.receive.used(), None);
+        fixture.memory.write_slice(&[0; 0x1000], GuestAddress(RAM)).unwrap();
+        fixture.receive = DriverQueue::new(&fixture.memory, RAM, 16);
+        let (queue, receive, _) = fixture.receive.device(RECEIVE_QUEUE, 0);
+        fixture.console.activate_queue(queue).unwrap();
+        fixture.receive.add(&[(BUFFERS, 64, true)]);
+        receive.write(1).unwrap();
+        assert_eq!(fixture.receive.wait_used().1, 1);
+        assert_eq!(fixture.read(BUFFERS, 1), [round]);
+        // The other one.
+        reset_queue(&mut fixture.console, TRANSMIT_QUEUE);
+        fixture.memory.write_slice(&[0; 0x1000], GuestAddress(RAM + 0x1000)).unwrap();
+        fixture.transmit = DriverQueue::new(&fixture.memory, RAM + 0x1000, 64);
+        let (queue, kick, _) = fixture.transmit.device(TRANSMIT_QUEUE, 0);
+        fixture.console.activate_queue(queue).unwrap();
+        transmit_kick = kick;
+        receive_kick = receive;
+        fixture.receive.reuse();
+    }
+    fixture.console.stop();
+    while !fixture.console.is_stopped() {
+        std::thread::yield_now();
+    }
+}
+
+fn reset_queue(console: &mut Console, queue: u16) {
+    assert!(console.has_queue_reset());
+    console.stop_queue(queue);
+    while !console.is_queue_stopped(queue) {
+        std::thread::yield_now();
+    }
+}

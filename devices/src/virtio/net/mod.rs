@@ -5,6 +5,8 @@
 //! a driver leaves to do, checksums and cutting up large packets, is the host's network stack's.
 
 mod iovecs;
+mod kernel;
+mod link;
 mod mac;
 mod port;
 mod receive;
@@ -25,22 +27,21 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
     VIRTIO_NET_S_LINK_UP,
 };
-use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{self, Activation, Device, DeviceType};
-use super::queue;
-use super::thread::QueueThread;
-use super::vhost::{Vhost, VhostError, Watch};
+use super::device_events::DeviceEvents;
+use super::queue::{self, VirtQueue};
+use super::thread::{QueueThread, QueueThreads};
+use super::vhost::VhostError;
 use crate::ratelimit::LogLimit;
 
 pub use mac::MacAddress;
 pub use tap::{Tap, TapError, TapRef};
 
+use kernel::Kernel;
 use port::Port;
 use receive::Receiver;
 use transmit::Transmitter;
-
-const VHOST_NET: &str = "/dev/vhost-net";
 
 /// The size of the header before each packet, in bytes (virtio 1.2, 5.1.6).
 const HEADER_SIZE: u64 = 12;
@@ -94,16 +95,12 @@ pub struct Net {
     tap: Tap,
     port: Arc<Port>,
     mac: MacAddress,
-    /// The kernel's device, and what it can do, if it works on the queues.
-    vhost: Option<(Vhost, u64)>,
-    running: Option<Running>,
+    /// What its driver has accepted, and what it is told by, while the device works.
+    active: Option<(u64, Arc<DeviceEvents>)>,
+    /// What works on the queues, unless it is the kernel.
+    threads: QueueThreads,
+    kernel: Option<Kernel>,
     log: Arc<LogLimit>,
-}
-
-/// What works on the queues.
-enum Running {
-    Threads { receive: QueueThread<Receiver>, transmit: QueueThread<Transmitter> },
-    Kernel(Watch),
 }
 
 impl Net {
@@ -118,17 +115,19 @@ impl Net {
         mac: Option<MacAddress>,
         choice: VhostChoice,
     ) -> Result<Self, NetError> {
-        let vhost = match choice {
+        let log = Arc::new(LogLimit::named(name));
+        let port = Arc::new(Port::new(tap.file().clone(), tap.name().to_owned(), log.clone()));
+        let open = || Kernel::open(port.clone());
+        let kernel = match choice {
             VhostChoice::Off => None,
-            VhostChoice::On => Some(open_vhost()?),
-            VhostChoice::Auto => open_vhost()
+            VhostChoice::On => Some(open()?),
+            VhostChoice::Auto => open()
                 .inspect_err(|error| log::info!("{name}: threads in the kernel's place: {error}"))
                 .ok(),
         };
         let mac = mac.unwrap_or_else(|| MacAddress::of_tap(tap.name()));
-        let log = Arc::new(LogLimit::named(name));
-        let port = Arc::new(Port::new(tap.file().clone(), tap.name().to_owned(), log.clone()));
-        Ok(Self { tap, port, mac, vhost, running: None, log })
+        let (active, threads) = Default::default();
+        Ok(Self { tap, port, mac, active, threads, kernel, log })
     }
 
     /// Its address.
@@ -138,7 +137,7 @@ impl Net {
 
     /// Whether the kernel works on its queues.
     pub fn has_vhost(&self) -> bool {
-        self.vhost.is_some()
+        self.kernel.is_some()
     }
 
     /// The size of the largest packet that the tap hands over to a driver with these features, with
@@ -152,59 +151,25 @@ impl Net {
         payload.saturating_add(HEADER_SIZE).saturating_add(ETHERNET_HEADER_SIZE)
     }
 
-    /// Starts the threads.
-    fn start_threads(&self, activation: Activation) -> io::Result<Running> {
-        let Activation { features, queues, memory, events } = activation;
-        let [receiving, sending] = <[_; 2]>::try_from(queues).map_err(|_| not_enabled())?;
-        let shape = (features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0, self.largest(features));
-        let receiver = Receiver::new(self.port.clone(), events.clone(), memory.clone(), shape);
-        let transmitter = Transmitter::new(self.port.clone(), events.clone(), memory);
-        let log = || self.log.clone();
-        let receive =
-            QueueThread::start_with_file("net-rx", receiving, receiver, events.clone(), log())?;
-        let transmit = QueueThread::start_with_file("net-tx", sending, transmitter, events, log())?;
-        Ok(Running::Threads { receive, transmit })
+    /// Starts the thread of a queue.
+    fn start_thread(
+        &mut self,
+        queue: VirtQueue,
+        (features, events): (u64, Arc<DeviceEvents>),
+    ) -> io::Result<()> {
+        let (index, memory) = (queue.index(), queue.memory().clone());
+        let (port, log) = (self.port.clone(), self.log.clone());
+        let thread = if index == 0 {
+            let shape = (features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0, self.largest(features));
+            let receiver = Receiver::new(port, events.clone(), memory, shape);
+            QueueThread::start_with_file("net-rx", queue, receiver, events, log)?
+        } else {
+            let transmitter = Transmitter::new(port, events.clone(), memory);
+            QueueThread::start_with_file("net-tx", queue, transmitter, events, log)?
+        };
+        self.threads.add(index, thread);
+        Ok(())
     }
-}
-
-/// Opens vhost-net, and asks what it can do.
-fn open_vhost() -> Result<(Vhost, u64), VhostError> {
-    let vhost = Vhost::open(VHOST_NET)?;
-    let features = vhost.features()?;
-    Ok((vhost, features))
-}
-
-/// Has the kernel work on the queues.
-fn start_kernel(
-    (vhost, can): &mut (Vhost, u64),
-    tap: &Tap,
-    activation: &Activation,
-    log: Arc<LogLimit>,
-) -> io::Result<Running> {
-    let count = QUEUE_SIZES.len();
-    let failed = io::Error::other::<VhostError>;
-    let errors = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
-    vhost.set_up(activation.features & *can, activation, count, &errors).map_err(failed)?;
-    let watch = Watch::start("net-watch", errors, activation.events.clone(), log)?;
-    for queue in 0..2 {
-        vhost
-            .set_tap(queue, Some(tap.file()))
-            .inspect_err(|_| stop_kernel(vhost))
-            .map_err(failed)?;
-    }
-    Ok(Running::Kernel(watch))
-}
-
-/// Has the kernel stop; it has when this returns.
-fn stop_kernel(vhost: &Vhost) {
-    for queue in 0..2 {
-        // It can't fail for a device that was set up.
-        let _ = vhost.set_tap(queue, None);
-    }
-}
-
-fn not_enabled() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "a queue isn't enabled")
 }
 
 impl Device for Net {
@@ -232,13 +197,12 @@ impl Device for Net {
             features |= 1 << VIRTIO_NET_F_MTU;
         }
         // vhost-net merges buffers, or doesn't; all else is the tap's.
-        let merges = self.vhost.as_ref().map_or(u64::MAX, |(_, features)| *features);
+        let merges = self.kernel.as_ref().map_or(u64::MAX, Kernel::features);
         features | 1 << VIRTIO_NET_F_MRG_RXBUF & merges
     }
 
     fn ring_features(&self) -> u64 {
-        let can = self.vhost.as_ref().map_or(u64::MAX, |(_, features)| *features);
-        queue::FEATURES & can
+        queue::FEATURES & self.kernel.as_ref().map_or(u64::MAX, Kernel::features)
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -255,39 +219,43 @@ impl Device for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.tap.set_offloads(activation.features).map_err(io::Error::other)?;
-        self.running = Some(match &mut self.vhost {
-            Some(vhost) => start_kernel(vhost, &self.tap, &activation, self.log.clone())?,
-            None => self.start_threads(activation)?,
-        });
-        Ok(())
+        if !self.port.is_gone() {
+            self.tap.set_offloads(activation.features).map_err(io::Error::other)?;
+        }
+        self.active = Some((activation.features, activation.events.clone()));
+        match &mut self.kernel {
+            Some(kernel) => kernel.activate(&activation, self.log.clone()),
+            None => activation.queues.into_iter().try_for_each(|queue| self.activate_queue(queue)),
+        }
+    }
+
+    fn threads(&mut self) -> Option<&mut QueueThreads> {
+        Some(&mut self.threads)
     }
 
     fn stop(&mut self) {
-        match &self.running {
-            Some(Running::Threads { receive, transmit }) => {
-                receive.stop();
-                transmit.stop();
-            }
-            Some(Running::Kernel(watch)) => {
-                self.vhost.iter().for_each(|(vhost, _)| stop_kernel(vhost));
-                watch.stop();
-            }
-            None => {}
-        }
+        self.threads.stop();
+        self.kernel.iter().for_each(Kernel::stop);
     }
 
     fn is_stopped(&mut self) -> bool {
-        let stopped = match &self.running {
-            Some(Running::Threads { receive, transmit }) => {
-                receive.is_finished() && transmit.is_finished()
-            }
-            Some(Running::Kernel(watch)) => watch.is_finished(),
-            None => true,
-        };
-        if stopped {
-            self.running = None;
+        self.threads.is_stopped() && self.kernel.as_mut().is_none_or(Kernel::is_stopped)
+    }
+
+    fn has_queue_reset(&self) -> bool {
+        true
+    }
+
+    fn stop_queue(&mut self, queue: u16) {
+        self.threads.stop_queue(queue);
+        self.kernel.iter().for_each(|kernel| kernel.stop_queue(queue));
+    }
+
+    fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
+        if let Some(kernel) = &self.kernel {
+            return kernel.activate_queue(&queue);
         }
-        stopped
+        let active = self.active.clone().ok_or(io::ErrorKind::InvalidInput)?;
+        self.start_thread(queue, active)
     }
 }

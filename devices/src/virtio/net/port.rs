@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::device::DeviceEvents;
+use super::super::device_events::DeviceEvents;
 use super::iovecs::IoVecs;
+use super::tap;
 use crate::ratelimit::LogLimit;
 
 /// What a tap gave.
@@ -37,6 +38,11 @@ impl Port {
         Self { file, name, gone: AtomicBool::new(false), log }
     }
 
+    /// Its file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Its file, to be polled.
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -56,6 +62,14 @@ impl Port {
             ));
             events.config_changed();
         }
+    }
+
+    /// Looks whether it is still there, where no packet tells.
+    pub(super) fn look(&self, events: &DeviceEvents) -> bool {
+        if tap::is_deleted(&self.file) {
+            self.lose(events);
+        }
+        !self.is_gone()
     }
 
     /// Sends a packet of the guest. What the tap doesn't take is dropped, as networks do: the header

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vm_memory::{GuestMemoryMmap, Permissions};
 
-use super::super::device::DeviceEvents;
+use super::super::device_events::DeviceEvents;
 use super::super::queue::{Chain, QueueError, VirtQueue};
 use super::super::thread::{FileEvent, FileHandler, Wait};
 use super::HEADER_SIZE;

@@ -281,6 +281,15 @@ fn inherited(fd: RawFd) -> Result<(File, String), TapError> {
     Ok((file, name.into_owned()))
 }
 
+/// Whether the interface of a tap's file has been deleted.
+pub(super) fn is_deleted(tap: &File) -> bool {
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes an ifreq at the pointer.
+    let answer = unsafe { ioctl_with_mut_ref(tap, TUNGETIFF, &mut request) };
+    answer < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EBADFD)
+}
+
 /// A request about the interface of this name; `None` if none can be called so.
 fn request(name: &str) -> Option<ifreq> {
     // SAFETY: all zeroes is a valid ifreq.

@@ -5,8 +5,9 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
-use super::super::device::DeviceEvents;
+use super::super::device_events::DeviceEvents;
 use super::super::queue::{QueueError, VirtQueue};
 use super::super::thread::{FileEvent, FileHandler, Wait};
 use super::testing::{self, FakeDriver, NEXT, WRITE};
@@ -340,9 +341,13 @@ fn threads_carry_packets_until_they_are_stopped() {
         };
         assert_eq!(used, [(round.into(), 50)]);
     }
-    receive.stop();
-    transmit.stop();
-    assert!(receive.join().is_some() && transmit.join().is_some());
+    let mut threads = QueueThreads::default();
+    threads.add(0, receive);
+    threads.add(1, transmit);
+    threads.stop();
+    while !threads.is_stopped() {
+        std::thread::yield_now();
+    }
 }
 
 /// A generator of numbers (xorshift64).

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
 
-use super::super::device::{Activation, Device, DeviceEvents};
+use super::super::device::{Activation, Device};
+use super::super::device_events::DeviceEvents;
 use super::super::queue::{QueueError, VirtQueue};
 use super::common::{CommonConfig, CommonWrite, DRIVER_OK, FEATURES_OK, RING_RESET};
 use super::config::{COMMAND_INTX_DISABLE, ConfigSpace, ConfigWrite};

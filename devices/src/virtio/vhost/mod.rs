@@ -29,7 +29,7 @@ use super::device::Activation;
 use super::queue::VirtQueue;
 
 pub use error::VhostError;
-pub(super) use watch::Watch;
+pub(super) use watch::{Notice, Watch};
 
 /// A device of the kernel's.
 pub(super) struct Vhost {
@@ -106,7 +106,8 @@ impl Vhost {
         Ok(())
     }
 
-    fn set_up_ring(
+    /// Has it know a queue, on which it doesn't work.
+    pub(super) fn set_up_ring(
         &self,
         index: usize,
         queue: &VirtQueue,
