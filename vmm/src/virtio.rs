@@ -76,6 +76,7 @@ impl VirtioDevices {
         slots: &mut SlotAllocator,
         allocator: &mut Allocator,
     ) -> Result<Self, Error> {
+        check_balloon(options)?;
         let mut open = Vec::new();
         let disks = open_disks(options)?.into_iter();
         let networks = open_networks(&options.net)?.into_iter();
@@ -166,6 +167,15 @@ impl VirtioDevice {
         let (vendor, device, _) = lock(&self.function).ids();
         (vendor, device)
     }
+}
+
+/// Checks that the host can take back memory of the guest, unless it is a file's.
+fn check_balloon(options: &RunOptions) -> Result<(), Error> {
+    if !options.balloon || options.shares_ram() || Balloon::can_discard() {
+        return Ok(());
+    }
+    Err(Error::new("--balloon: this host's kernel takes no memory back: it has no madvise")
+        .help("a kernel with CONFIG_ADVISE_SYSCALLS=y"))
 }
 
 /// Allocates the slot of a device.

@@ -71,6 +71,14 @@ impl Balloon {
         let (config, poison, active, threads) = Default::default();
         Self { name: name.to_owned(), config, poison, active, threads, log }
     }
+
+    /// Whether this kernel takes back memory that isn't a file's. One without `CONFIG_ADVISE_SYSCALLS`
+    /// doesn't. Nothing else is done in madvise's place: a new mapping over the old one leaves guest RAM
+    /// with a hole when it fails, where the next mapping of this process would become the guest's.
+    pub fn can_discard() -> bool {
+        // SAFETY: no memory at all is advised of (madvise(2): a length of 0 is allowed).
+        unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_DONTNEED) == 0 }
+    }
 }
 
 impl Device for Balloon {
@@ -232,31 +240,10 @@ fn discard(memory: &GuestMemoryMmap, start: u64, length: u64) -> io::Result<()> 
         .get_host_address(MemoryRegionAddress(begin))
         .map_err(|error| io::Error::other(error.to_string()))?;
     let length = usize::try_from(length).map_err(invalid)?;
-    // SAFETY: whole pages of guest RAM, as the lines above have it.
-    unsafe { discard_anonymous(host, length) }
-}
-
-/// Gives pages of private anonymous memory back.
-///
-/// # Safety
-///
-/// They are whole pages of guest RAM: that what is in them changes must not matter to anything but the
-/// guest.
-unsafe fn discard_anonymous(host: *mut u8, length: usize) -> io::Result<()> {
-    // SAFETY: the memory stays mapped; the caller answers for what is in it.
-    if unsafe { libc::madvise(host.cast(), length, libc::MADV_DONTNEED) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() != Some(libc::ENOSYS) {
-        return Err(error);
-    }
-    // A kernel without CONFIG_ADVISE_SYSCALLS: new memory takes the place of the old at once.
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: as above: memory of the same kind is mapped there, before and after.
-    let mapped = unsafe { libc::mmap(host.cast(), length, protection, flags, -1, 0) };
-    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    // SAFETY: whole pages of private anonymous memory, as the lines above have it, which stays mapped:
+    // what is in guest RAM matters to nothing but the guest.
+    let done = unsafe { libc::madvise(host.cast(), length, libc::MADV_DONTNEED) } == 0;
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
