@@ -1,6 +1,6 @@
 //! Disks of strait's own: virtio-blk.
 
-use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};
+use tests::harness::{Board, Failure, Guest, Host, Launch, Process, TestResult, payload};
 use tests::suite::SOAK;
 
 const SIGKILL: i32 = 9;
@@ -126,6 +126,47 @@ fn failures_of_the_file_are_the_guest_s() -> TestResult {
         assert_eq!(answer.status, status, "{disks}: {}", answer.output);
         assert!(answer.output.contains(what) && answer.output.contains(help), "{}", answer.output);
     }
+    Ok(())
+}
+
+/// Runs a guest that has this disk and waits for ever, once the disk is locked.
+fn hold(host: &Host, disk: &str) -> Result<Process, Failure> {
+    let locks = host.sh("grep -c OFDLCK /proc/locks; true")?;
+    let process = host.strait(&format!("run --kernel /k/wait --block {disk}"))?;
+    host.until(&format!("[ $(grep -c OFDLCK /proc/locks) -gt {} ]", locks.trim()))?;
+    Ok(process)
+}
+
+#[test]
+fn an_image_that_is_written_is_one_guest_s_alone() -> TestResult {
+    let board = Board::new().file("k/off", payload::power_off()).file("k/wait", payload::wait());
+    let host = board.boot()?;
+    host.sh("truncate -s 1M /tmp/image && ln -s image /tmp/link")?;
+    let run = |disk: &str| host.run(&format!("strait run --kernel /k/off --block {disk}"));
+    let refused = |disk: &str, by: &Process, help: &str| -> TestResult {
+        let answer = run(disk)?;
+        let errors = &answer.errors;
+        let holder = format!("locked it: process {} (strait)", by.pid()?);
+        assert!(answer.status == 1 && errors.contains(&holder), "{disk}: {errors}");
+        assert!(errors.contains(help), "{disk}: {errors}");
+        Ok(())
+    };
+    let writer = hold(&host, "/tmp/image")?;
+    refused("/tmp/link", &writer, "several guests share it with ro or snapshot")?;
+    refused("/tmp/link,ro", &writer, "end what writes to it")?;
+    refused("/tmp/link,snapshot", &writer, "end what writes to it")?;
+    // Whoever ends, however, leaves no lock behind.
+    writer.signal(SIGKILL)?;
+    writer.exit_status()?;
+    let reader = hold(&host, "/tmp/image,ro")?;
+    for disk in ["/tmp/link,ro", "/tmp/link,snapshot"] {
+        let answer = run(disk)?;
+        assert_eq!(answer.status, 0, "{disk}: {}", answer.errors);
+    }
+    refused("/tmp/image", &reader, "several guests share it with ro or snapshot")?;
+    reader.signal(SIGKILL)?;
+    reader.exit_status()?;
+    assert_eq!(run("/tmp/image")?.status, 0);
     Ok(())
 }
 

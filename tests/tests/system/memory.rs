@@ -98,6 +98,45 @@ fn ram_makes_room_for_a_device_at_the_host_s_address() -> TestResult {
     Ok(())
 }
 
+/// Waits until so many MiB of a process' memory are huge pages that the host made by itself, as this
+/// line of its mappings counts them.
+fn until_huge(host: &Host, pid: u32, line: &str, mebibytes: u32) -> TestResult {
+    let sum = format!("awk '/^{line}:/ {{ sum += $2 }} END {{ print sum }}' /proc/{pid}/smaps");
+    host.until(&format!("[ $({sum}) -ge {} ]", mebibytes << 10))
+}
+
+#[test]
+fn ram_is_of_huge_pages_that_the_host_makes() -> TestResult {
+    let host = Board::new().file("k/wait", payload::wait()).boot()?;
+    let pl330 = PLATFORM_DMA[0];
+    host.bind(pl330)?;
+    let run = "run --kernel /k/wait --memory 128M,hugepages=thp";
+    // All of it, though the guest touches none: it is there before it is pinned.
+    let assigned = host.strait(&format!("{run} --vfio-platform {pl330}"))?;
+    until_huge(&host, assigned.pid()?, "AnonHugePages", 128)?;
+    assigned.signal(9)?;
+    assigned.exit_status()?;
+    // Memory that processes share has a switch of its own.
+    let server = "exec agent vhost-user serve /tmp/rng.sock 2>&1";
+    host.start(server)?.wait_for("serving")?;
+    let shared = format!("{run} --vfio-platform {pl330} --vhost-user rng,socket=/tmp/rng.sock");
+    let refused = host.run(&format!("strait {shared}"))?;
+    let why = "transparent huge pages are off for memory that processes share";
+    assert!(refused.status == 1 && refused.errors.contains(why), "{}", refused.errors);
+    mend(&host, &refused.errors)?;
+    let shared = host.strait(&shared)?;
+    until_huge(&host, shared.pid()?, "ShmemPmdMapped", 128)?;
+    shared.signal(9)?;
+    shared.exit_status()?;
+    // A guest's own accesses make them, too.
+    let mut guest = host.launch(&Launch::model().memory("256M,hugepages=thp"))?;
+    until_huge(&host, guest.pid()?, "AnonHugePages", 16)?;
+    guest.sh("dd if=/dev/zero of=/tmp/fill bs=1M count=64 2>/dev/null && rm /tmp/fill")?;
+    until_huge(&host, guest.pid()?, "AnonHugePages", 64)?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
 /// How much of the host's memory a process has, in KiB.
 fn resident(host: &Host, pid: u32) -> Result<u64, Failure> {
     let status = host.sh(&format!("awk '/^VmRSS/ {{ print $2 }}' /proc/{pid}/status"))?;
