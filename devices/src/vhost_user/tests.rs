@@ -124,6 +124,8 @@ fn rings_and_memory_are_handed_over_and_taken_back() {
         let call = next(&told, testing::SET_VRING_CALL).files.pop().unwrap();
         let kick = next(&told, testing::SET_VRING_KICK).files.pop().unwrap();
         assert_eq!(next(&told, testing::SET_VRING_ENABLE).payload, [0, 0, 0, 0, 1, 0, 0, 0]);
+        // What came before the queue was enabled may be lost: it is kicked then.
+        until("it is kicked", || driver.kick.read().is_ok());
         driver.kick.write(3).unwrap();
         let mut count = [0; 8];
         std::io::Read::read_exact(&mut &kick, &mut count).unwrap();

@@ -19,7 +19,7 @@ use super::rings::Indices;
 use crate::peer::{self, Peer};
 use crate::ratelimit::LogLimit;
 use crate::sync::lock;
-use crate::virtio::Activation;
+use crate::virtio::{Activation, VirtQueue};
 
 /// The pause between two attempts to reach a backend that was lost, in milliseconds.
 const RETRY_MS: i32 = 100;
@@ -234,7 +234,11 @@ impl Worker {
         let started =
             self.reach().and_then(|backend| backend.0.start(&activation, &bases, backend.1));
         match started {
-            Ok(()) => self.active = Some(activation),
+            Ok(()) => {
+                // A kick that came before the queues were enabled may have been taken for nothing.
+                activation.queues.iter().for_each(kick);
+                self.active = Some(activation);
+            }
             Err(failure) => {
                 self.backend = None;
                 self.log.warn(format_args!("the backend {failure}: the device does nothing"));
@@ -322,9 +326,9 @@ impl Worker {
             Ok(()) => {
                 self.log.warn(format_args!("there is a backend again"));
                 for queue in &active.queues {
-                    // What came meanwhile, and what the last one did without a word. They fail only
-                    // while as many signals are pending as the counter holds.
-                    let _ = queue.kick().write(1);
+                    // What came meanwhile, and what the last one did without a word.
+                    kick(queue);
+                    // Fails only while as many signals are pending as the counter holds.
                     let _ = queue.call().write(1);
                 }
             }
@@ -355,6 +359,12 @@ impl Worker {
         };
         Ok((self.backend.insert(backend), &mut self.inflight))
     }
+}
+
+/// Has the backend look into a queue.
+fn kick(queue: &VirtQueue) {
+    // Fails only while as many signals are pending as the counter holds.
+    let _ = queue.kick().write(1);
 }
 
 /// How long the thread may take to answer at most: for a backend, and then for the host itself.

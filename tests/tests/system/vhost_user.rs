@@ -1,12 +1,22 @@
 //! Virtio devices of other processes: of programs that strait starts, and of backends that are there.
 
-use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, TestResult};
+use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, Process, TestResult};
 
 /// A host that has the programs of a Debian system, whose disk is mounted at `/debian`.
 fn with_programs(board: Board) -> Result<Host, Failure> {
     let host = board.debian().device("nvme,drive=debian,serial=one").boot()?;
     host.mount_debian("/dev/nvme0n1", "ro")?;
     Ok(host)
+}
+
+/// Checks that a program that serves a guest has a root directory and these namespaces of its own.
+fn check_confined(host: &Host, program: &str, namespaces: &str) -> TestResult {
+    host.sh(&format!(
+        "for pid in $(pidof {program}); do for of in {namespaces}; do \
+         [ $(readlink /proc/$pid/ns/$of) != $(readlink /proc/self/ns/$of) ] || continue 2; done; \
+         [ ! -e /proc/$pid/root/bin/strait ] && exit; done; ls -l /proc/[0-9]*/ns; exit 1"
+    ))?;
+    Ok(())
 }
 
 #[test]
@@ -26,6 +36,7 @@ fn a_guest_shares_directories_and_drives_an_assigned_device() -> TestResult {
     let sum = said.split_whitespace().find(|word| word.len() == 32).unwrap_or_default();
     assert_eq!((status, host.sh("md5sum </tmp/data/out")?.contains(sum)), (0, true), "{said}");
     assert!(guest.sh("cat /fixed/etc/os-release")?.contains("Debian"));
+    check_confined(&host, "virtiofsd", "mnt net pid")?;
     assert_ne!(guest.run("touch /fixed/new")?.0, 0);
     assert!(guest.log_of("PL330")?.contains("Loaded driver for PL330 DMAC"));
     tests::harness::DmaTest::default().pass(&mut guest)?;
@@ -53,19 +64,32 @@ fn a_shared_directory_is_a_guest_s_root() -> TestResult {
 const LEASE: &str = "[ $1 = bound ] && ip addr add $ip/24 dev $interface && \
                      ip route add default via $router && echo leased $ip via $router";
 
-#[test]
-fn a_guest_has_a_network_without_root() -> TestResult {
-    let host = with_programs(Board::new())?;
+/// Gives a host passt, and an address that it can hand on.
+fn set_up_network(host: &Host) -> TestResult {
     host.sh(
         "ln -s /debian/usr/bin/passt /bin && ip link set lo up && ip link add br0 type bridge && \
-         ip addr add 10.5.0.1/24 dev br0 && \
-         ip link set br0 up && ip route add default via 10.5.0.254",
+         ip addr add 10.5.0.1/24 dev br0 && ip link set br0 up && \
+         ip route add default via 10.5.0.254",
     )?;
-    let mut guest = host.guest("--net passt,tcp=7000")?;
+    Ok(())
+}
+
+/// Has a guest ask for the address.
+fn lease(guest: &mut Guest) -> TestResult {
     guest.sh(&format!("printf '#!/bin/sh\\n%s\\n' '{LEASE}' >/lease && chmod +x /lease"))?;
     let leased =
         guest.sh("ip link set lo up; ip link set eth0 up && udhcpc -i eth0 -n -q -s /lease")?;
     assert!(leased.contains("leased 10.5.0.1 via 10.5.0.254"), "{leased}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_has_a_network_without_root() -> TestResult {
+    let host = with_programs(Board::new())?;
+    set_up_network(&host)?;
+    let mut guest = host.guest("--net passt,tcp=7000")?;
+    check_confined(&host, "passt", "mnt user ipc uts")?;
+    lease(&mut guest)?;
     // Both ways; the host is where the guest's gateway is.
     let receiver = host.start("agent receive tcp:127.0.0.1:5000")?;
     guest.sh("agent send tcp:10.5.0.254:5000 1048576")?;
@@ -77,6 +101,63 @@ fn a_guest_has_a_network_without_root() -> TestResult {
     assert!(status == 0 && said.contains("1048576 bytes"), "{said}");
     assert_eq!(guest.power_off()?, 0);
     host.sh("! pidof passt")?;
+    Ok(())
+}
+
+/// Who isn't root.
+const USER: &str = "agent as 1000";
+
+#[test]
+fn an_ordinary_user_s_guest_has_directories_and_a_network() -> TestResult {
+    let host = with_programs(Board::new())?;
+    set_up_network(&host)?;
+    host.sh("chmod 666 /dev/kvm && mkdir /tmp/data && chown 1000 /tmp/data && chmod 1777 /tmp")?;
+    let launch = Launch::model().program(&format!("{USER} strait"));
+    let mut guest = host.launch(&launch.with("--share data=/tmp/data --net passt"))?;
+    check_confined(&host, "virtiofsd", "mnt net pid")?;
+    check_confined(&host, "passt", "mnt user ipc uts")?;
+    guest.sh("mkdir /data && mount -t virtiofs data /data && echo from the guest >/data/a")?;
+    assert_eq!(host.sh("stat -c %u /tmp/data/a && cat /tmp/data/a")?, "1000\nfrom the guest\n");
+    lease(&mut guest)?;
+    let receiver = host.start("agent receive tcp:127.0.0.1:5000")?;
+    guest.sh("agent send tcp:10.5.0.254:5000 65536")?;
+    assert_eq!(receiver.exit_status()?, 0);
+    assert_eq!(guest.power_off()?, 0);
+    host.sh("! pidof passt virtiofsd")?;
+    Ok(())
+}
+
+/// Starts a virtiofsd as people do, by a user.
+fn serve_directory(host: &Host, user: &str) -> Result<Process, Failure> {
+    let server = "/usr/libexec/virtiofsd --socket-path /tmp/fs.sock --shared-dir /tmp/data";
+    let process = host.start(&format!("exec {user} {server} 2>&1"))?;
+    host.until("[ -S /tmp/fs.sock ]")?;
+    Ok(process)
+}
+
+#[test]
+fn a_file_system_s_server_is_killed_and_started_again() -> TestResult {
+    let host = with_programs(Board::new())?;
+    host.sh("mkdir /tmp/data && chown 1000 /tmp/data && chmod 1777 /tmp && echo one >/tmp/data/a")?;
+    for user in ["", USER] {
+        let server = serve_directory(&host, user)?;
+        let peer = if user.is_empty() { "" } else { ",peer=any" };
+        let device = format!("--vhost-user fs,socket=/tmp/fs.sock,tag=data{peer}");
+        let mut guest = host.guest(&device)?;
+        check_confined(&host, "virtiofsd", "mnt net pid")?;
+        guest.sh("mkdir /data && mount -t virtiofs data /data")?;
+        assert_eq!(guest.sh("cat /data/a && umount /data")?.trim(), "one");
+        // What the driver told it is lost with it.
+        host.sh("kill -9 $(pidof virtiofsd) && rm -f /tmp/fs.sock*")?;
+        server.exit_status()?;
+        guest.process().wait_for("the guest has to reset the device\n")?;
+        let _again = serve_directory(&host, user)?;
+        guest.sh("cd /sys/bus/virtio/drivers/virtiofs && device=$(ls -d virtio*) && \
+             echo $device >unbind && echo $device >bind && mount -t virtiofs data /data")?;
+        assert_eq!(guest.sh("cat /data/a")?.trim(), "one");
+        assert_eq!(guest.power_off()?, 0);
+        host.sh("kill -9 $(pidof virtiofsd); rm -f /tmp/fs.sock*")?;
+    }
     Ok(())
 }
 
