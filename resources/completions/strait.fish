@@ -23,7 +23,7 @@ complete -c strait -n '__fish_seen_subcommand_from run' -l net -x -d 'A network 
 complete -c strait -n '__fish_seen_subcommand_from run' -l net -x -d 'A network for which nobody needs root  what the guest sends leaves by sockets of passt, which strait starts and ends'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vsock -x -d 'Sockets between guest and host (virtio-vsock, by /dev/vhost-vsock), and the guests address on them, from 3 on'
 complete -c strait -n '__fish_seen_subcommand_from run' -l share -x -d 'A directory of the host, which the guest mounts by mount -t virtiofs TAG /mnt, or as its root  --cmdline rootfstype=virtiofs root=TAG rw and no initrd'
-complete -c strait -n '__fish_seen_subcommand_from run' -l vhost-user -x -d 'A virtio device that another process serves over vhost-user on this socket  net, block, console, rng, scsi, gpu, vsock, crypto, sound, fs, scmi, i2c, can, gpio, or virtios number of a kind'
+complete -c strait -n '__fish_seen_subcommand_from run' -l vhost-user -x -d 'A virtio device that another process serves over vhost-user on this socket  net, block, console, rng, scsi, gpu, input, vsock, crypto, sound, fs, scmi, i2c, can, gpio, or virtios number of a kind'
 complete -c strait -n '__fish_seen_subcommand_from run' -l balloon -x -d 'Memory that the guest doesnt use goes back to the host (virtio-balloon)'
 complete -c strait -n '__fish_seen_subcommand_from run' -l iommu -x -a 'auto iommufd container' -d 'The way to the IOMMU'
 complete -c strait -n '__fish_seen_subcommand_from run' -l iommufd-fd -x -d 'The iommufd (/dev/iommu) that somebody else opened as descriptor N'

@@ -1,6 +1,6 @@
 //! The guest's virtio devices that other processes serve, opened while planning.
 
-use devices::vhost_user::{ConfigSource, Options, Target, VhostUserDevice};
+use devices::vhost_user::{ConfigSource, INPUT, Options, Target, VhostUserDevice};
 use devices::virtio::Device;
 
 use crate::cli::{RunOptions, VhostUserOptions};
@@ -47,6 +47,7 @@ fn connect(device: &VhostUserOptions) -> Result<Box<dyn Device>, Error> {
     let path = socket.display().to_string();
     let config = match tag {
         Some(tag) => ConfigSource::Own(share::config(tag, kind.queues)),
+        None if kind.device.id == INPUT => ConfigSource::Input,
         None => ConfigSource::Backend(kind.config_size),
     };
     let options = Options {

@@ -17,6 +17,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::REPLY_TIMEOUT;
+use super::config::{Config, INPUT_SIZE};
 use super::deadline::within;
 use super::error::Failure;
 use super::options::ConfigSource;
@@ -39,7 +40,7 @@ pub(super) struct Offer {
     /// Feature bits of its device, with those of an own configuration.
     pub(super) features: u64,
     /// The configuration.
-    pub(super) config: Vec<u8>,
+    pub(super) config: Config,
     /// The backend tells it, and takes what is written.
     pub(super) is_backends: bool,
 }
@@ -160,35 +161,57 @@ impl Backend {
         let tells = self.protocol.contains(VhostUserProtocolFeatures::CONFIG);
         let (size, own) = match config {
             ConfigSource::Own(own) => (0, Some(own)),
-            ConfigSource::Either(size, own) => (*size, (!tells).then_some(own)),
-            ConfigSource::Backend(size) => (*size, None),
+            ConfigSource::Either(size, own) => ((*size).into(), (!tells).then_some(own)),
+            ConfigSource::Backend(size) => ((*size).into(), None),
+            ConfigSource::Input => (INPUT_SIZE, None),
         };
-        let (config, more) = match own {
-            Some(own) => (own.bytes.clone(), own.features),
-            None if size == 0 => (Vec::new(), 0),
+        let (told, more) = match own {
+            Some(own) => (own.bytes.clone().into(), own.features),
+            None if size == 0 => (Config::default(), 0),
             None if !tells => return Err(Failure::NoConfig),
-            None => (self.read_config(size.into())?, 0),
+            None => (self.read_config(config, size)?, 0),
         };
         let is_backends = own.is_none() && tells && size != 0;
-        Ok(Offer { features: self.features | more, config, is_backends })
+        Ok(Offer { features: self.features | more, config: told, is_backends })
     }
 
-    /// Reads the configuration's first `size` bytes.
-    pub(super) fn read_config(&mut self, size: usize) -> Result<Vec<u8>, Failure> {
+    /// Reads the configuration's first `size` bytes, or all that an input device's may be.
+    pub(super) fn read_config(
+        &mut self,
+        source: &ConfigSource,
+        size: usize,
+    ) -> Result<Config, Failure> {
+        self.bounded(|backend| match source {
+            ConfigSource::Input => Config::of_input(|selection| backend.select(selection)),
+            _ => backend.get_config(size).map(Config::from),
+        })
+    }
+
+    fn get_config(&mut self, size: usize) -> Asked<Vec<u8>> {
         let (empty, flags) = (vec![0; size], VhostUserConfigFlags::empty());
         let size = u32::try_from(size).unwrap_or(u32::MAX);
-        self.bounded(|backend| {
-            let read = backend.frontend.get_config(0, size, flags, &empty);
-            ask("GET_CONFIG", read).map(|(_, config)| config)
-        })
+        let read = self.frontend.get_config(0, size, flags, &empty);
+        ask("GET_CONFIG", read).map(|(_, config)| config)
+    }
+
+    /// Writes into the configuration. (No flags: fields that the driver writes. The crate's `WRITABLE`
+    /// is what the specification has for live migration.)
+    fn set_config(&mut self, offset: u32, data: &[u8]) -> Asked<()> {
+        let written = self.frontend.set_config(offset, VhostUserConfigFlags::empty(), data);
+        ask("SET_CONFIG", written)
+    }
+
+    /// An input device's configuration with this selection. All of it is written, as backends expect.
+    fn select(&mut self, selection: [u8; 2]) -> Asked<Vec<u8>> {
+        let mut config = selection.to_vec();
+        config.resize(INPUT_SIZE, 0);
+        self.set_config(0, &config)?;
+        self.get_config(INPUT_SIZE)
     }
 
     /// Writes into the configuration.
     pub(super) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), Failure> {
-        self.bounded(|backend| {
-            let written = backend.frontend.set_config(offset, VhostUserConfigFlags::WRITABLE, data);
-            ask("SET_CONFIG", written)
-        })
+        self.bounded(|backend| backend.set_config(offset, data))
     }
 
     /// Has it work on the queues, each from the index in `bases` on. What is under way is noted in

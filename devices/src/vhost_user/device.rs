@@ -104,24 +104,15 @@ impl Device for VhostUserDevice {
     }
 
     fn read_config(&mut self, offset: u64, data: &mut [u8]) {
-        let config = lock(&self.shared.config);
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
-        let known = rest.unwrap_or_default().iter().copied();
-        data.iter_mut().zip(known.chain(std::iter::repeat(0))).for_each(|(to, from)| *to = from);
+        lock(&self.shared.config).read(offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if !self.offer.is_backends {
             return;
         }
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = start.saturating_add(data.len());
-        let mut config = lock(&self.shared.config);
-        let Some(place) = config.get_mut(start..end) else { return };
-        // Until the backend has said what it makes of it.
-        place.copy_from_slice(data);
-        drop(config);
-        if let Ok(offset) = u32::try_from(offset) {
+        let is_for_backend = lock(&self.shared.config).write(offset, data);
+        if let (true, Ok(offset)) = (is_for_backend, u32::try_from(offset)) {
             self.shared.write_config(offset, data);
         }
     }

@@ -39,6 +39,8 @@ pub struct Kind {
 
 /// `virtio_net`'s number.
 pub const NET: u16 = 1;
+/// `virtio_input`'s number.
+pub const INPUT: u16 = 18;
 /// `virtiofs`' number.
 pub const FS: u16 = 26;
 
@@ -67,7 +69,7 @@ type Row = (&'static str, u16, u32, [u16; 3], u64, Resumption);
 
 /// Name, number (virtio 1.2, 5), class; queues, their largest size, bytes of configuration; features
 /// withheld. The sizes of queues are what the backends that there are take at least.
-const KINDS: [Row; 14] = {
+const KINDS: [Row; 15] = {
     use Resumption::{BetweenRequests, InOrder, Never};
     [
         ("net", NET, 0x02_0000, [2, 256, 12], NET_CONTROL, InOrder),
@@ -76,6 +78,7 @@ const KINDS: [Row; 14] = {
         ("rng", 4, CLASS_OTHER, [1, 64, 0], 0, InOrder),
         ("scsi", 8, 0x01_0000, [3, 128, 36], 0, BetweenRequests),
         ("gpu", 16, 0x03_8000, [2, 256, 16], 0, Never),
+        ("input", INPUT, 0x09_8000, [2, 64, 136], 0, InOrder),
         ("vsock", 19, 0x02_8000, [3, 128, 8], 0, Never),
         ("crypto", 20, 0x0b_4000, [2, 128, 56], 0, Never),
         ("sound", 25, 0x04_0100, [4, 64, 12], 0, Never),

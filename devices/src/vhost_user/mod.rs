@@ -15,6 +15,7 @@
 //! (Specification: `docs/interop/vhost-user.rst` of QEMU 10.1.)
 
 mod backend;
+mod config;
 mod deadline;
 mod device;
 mod error;
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 pub use self::device::VhostUserDevice;
 pub use self::error::VhostUserError;
-pub use self::kind::{FS, Kind, NET};
+pub use self::kind::{FS, INPUT, Kind, NET};
 pub use self::options::{ConfigSource, Options, OwnConfig};
 pub use self::planned::PlannedDevice;
 pub use self::program::Program;

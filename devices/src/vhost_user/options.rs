@@ -18,6 +18,8 @@ pub enum ConfigSource {
     Backend(u16),
     /// Strait.
     Own(OwnConfig),
+    /// The backend, of an input device.
+    Input,
     /// The backend, so many bytes, if it does; else strait.
     Either(u16, OwnConfig),
 }

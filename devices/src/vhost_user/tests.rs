@@ -82,7 +82,7 @@ fn a_device_is_what_its_backend_offers() {
     device.write_config(8, &[9]);
     device.write_config(u64::MAX, &[9]);
     let written = next(&told, testing::SET_CONFIG);
-    assert_eq!(written.payload, [6, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 9]);
+    assert_eq!(written.payload, [6, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9]);
     next(&told, testing::GET_CONFIG);
     device.read_config(5, &mut config);
     assert_eq!(config, [6, 9, 8, 0]);

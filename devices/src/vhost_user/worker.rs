@@ -11,6 +11,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, Inflight, Offer};
+use super::config::Config;
 use super::error::Failure;
 use super::kind::Resumption;
 use super::options::Options;
@@ -75,7 +76,7 @@ pub(super) struct Shared {
     mail: Mutex<Mail>,
     wake: EventFd,
     /// The configuration as it was read last.
-    pub(super) config: Mutex<Vec<u8>>,
+    pub(super) config: Mutex<Config>,
     /// The queues are being worked on, or the backend is asked to end that.
     pub(super) is_active: AtomicBool,
 }
@@ -222,7 +223,7 @@ impl Worker {
 
     fn read_config(&mut self) {
         let Some(backend) = &mut self.backend else { return };
-        match backend.read_config(self.offer.config.len()) {
+        match backend.read_config(&self.options.config, self.offer.config.bytes.len()) {
             Ok(config) => *lock(&self.shared.config) = config,
             Err(failure) => self.lose(failure),
         }
