@@ -1,0 +1,82 @@
+//! Options that go together, or don't.
+
+use devices::vfio::assign::DeviceRef;
+use devices::vfio::iommu::Backend;
+
+use super::super::MemoryOptions;
+use super::super::console::ConsoleKind;
+use super::options::RunOptions;
+use crate::error::Error;
+
+/// Checks that the options go together, and settles what one leaves to another.
+///
+/// # Errors
+///
+/// They don't.
+pub(super) fn check(options: &mut RunOptions, console_is_given: bool) -> Result<(), Error> {
+    check_passed(options)?;
+    check_consoles(options, console_is_given)?;
+    check_balloon(options)?;
+    if options.bind && options.dry_run {
+        return Err(Error::usage("--dry-run changes no drivers, so it can't --bind")
+            .help("--dry-run alone: devices needn't be bound for it"));
+    }
+    if options.force && !options.bind {
+        return Err(Error::usage("--force is for --bind").help("--bind --force"));
+    }
+    if options.json && !options.dry_run {
+        return Err(
+            Error::usage("--json: a run prints nothing of its own").help("--dry-run --json")
+        );
+    }
+    Ok(())
+}
+
+/// Checks that the consoles go together. The serial port gives way where it `is_given` nothing.
+fn check_consoles(options: &mut RunOptions, is_given: bool) -> Result<(), Error> {
+    if options.virtio_console != ConsoleKind::Stdio || options.console != ConsoleKind::Stdio {
+        return Ok(());
+    }
+    if is_given {
+        return Err(Error::usage("--console stdio and --virtio-console stdio: there is one")
+            .help("--console off, or another of them"));
+    }
+    options.console = ConsoleKind::Off;
+    Ok(())
+}
+
+/// Checks that descriptors go together with the other options.
+fn check_passed(options: &RunOptions) -> Result<(), Error> {
+    let device = options.devices().any(|which| matches!(which, DeviceRef::Descriptor(_)));
+    if device && options.bind {
+        return Err(Error::usage("--bind binds devices by name, not by descriptor (fd=)")
+            .help("strait device bind NAME, and then whoever opens it"));
+    }
+    if (device || options.iommu.iommufd.is_some())
+        && options.iommu.backend == Some(Backend::Container)
+    {
+        return Err(Error::usage("--iommu container: fd= and --iommufd-fd are for iommufd")
+            .help("--iommu iommufd"));
+    }
+    Ok(())
+}
+
+/// Checks that memory can be given back.
+fn check_balloon(options: &RunOptions) -> Result<(), Error> {
+    let MemoryOptions { pages, .. } = options.memory;
+    if options.balloon && (options.devices().next().is_some() || !options.vfio_user.is_empty()) {
+        return Err(Error::usage(
+            "--balloon: all of the guest's RAM stays where it is for the DMA of its assigned devices, \
+             so none of it can be given back",
+        )
+        .help("--balloon for guests without assigned devices"));
+    }
+    if options.balloon && pages.are_reserved() {
+        return Err(Error::usage(format!(
+            "--balloon: --memory {}: reserved huge pages are the guest's alone, and not given back",
+            options.memory
+        ))
+        .help("hugepages=thp"));
+    }
+    Ok(())
+}

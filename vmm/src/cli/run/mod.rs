@@ -1,0 +1,154 @@
+//! `strait run`.
+
+mod combinations;
+mod options;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use lexopt::{Arg, Parser, ValueExt};
+use log::LevelFilter;
+
+use super::block::block;
+use super::console::console;
+use super::cpu;
+use super::net;
+use super::passt::{behind_passt, passt};
+use super::sandbox;
+use super::values::{GivenOnce, read};
+use super::values::{backend, descriptor};
+use super::{
+    Command, MemoryOptions, NetOptions, ShareOptions, VfioPciOptions, VfioPlatformOptions,
+    VfioUserOptions, VhostUserOptions, usage_error,
+};
+use crate::error::Error;
+
+pub use options::RunOptions;
+
+pub(super) const HELP: &str = include_str!("../help/run.txt");
+
+/// Parses what follows `run`.
+pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
+    let mut options = RunOptions::default();
+    let mut once = GivenOnce::default();
+    loop {
+        match options.take(parser, &mut once).map_err(|e| usage_error(&e, "run"))? {
+            Taken::Option => (),
+            Taken::Help => return Ok(Command::Print(HELP.into())),
+            Taken::Nothing => break,
+        }
+    }
+    if options.kernel.as_os_str().is_empty() {
+        return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
+    }
+    combinations::check(&mut options, once.has("--console"))?;
+    Ok(Command::Run(Box::new(options)))
+}
+
+enum Taken {
+    Option,
+    Help,
+    Nothing,
+}
+
+impl RunOptions {
+    /// Takes the next option and its value.
+    fn take(&mut self, parser: &mut Parser, once: &mut GivenOnce) -> Result<Taken, lexopt::Error> {
+        let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
+        match arg {
+            Arg::Long("kernel") => self.kernel = once.value("--kernel", parser)?.into(),
+            Arg::Long("initrd") => self.initrd = Some(once.value("--initrd", parser)?.into()),
+            Arg::Long("cmdline") => self.cmdline = Some(once.value("--cmdline", parser)?.string()?),
+            Arg::Long("no-default-cmdline") => self.default_cmdline = false,
+            Arg::Long("cpus") => self.cpus = once.parsed("--cpus", parser, cpus)?,
+            Arg::Long("memory") => {
+                self.memory = once.parsed("--memory", parser, MemoryOptions::from_str)?;
+            }
+            Arg::Long("vfio-platform") => {
+                let device =
+                    read("--vfio-platform", parser.value()?, VfioPlatformOptions::from_str)?;
+                self.vfio_platform.push(device);
+            }
+            Arg::Long("vfio-pci") => {
+                let function = read("--vfio-pci", parser.value()?, VfioPciOptions::from_str)?;
+                self.vfio_pci.push(function);
+            }
+            Arg::Long("vfio-user") => {
+                let device = read("--vfio-user", parser.value()?, VfioUserOptions::from_str)?;
+                self.vfio_user.push(device);
+            }
+            Arg::Long("block") => self.block.push(read("--block", parser.value()?, block)?),
+            Arg::Long("net") => {
+                let value = parser.value()?;
+                match value.to_str().and_then(behind_passt).map(str::to_owned) {
+                    Some(rest) => self.passt.push(read("--net passt", rest.into(), passt)?),
+                    None => self.net.push(read("--net", value, NetOptions::from_str)?),
+                }
+            }
+            Arg::Long("vsock") => self.vsock = Some(once.parsed("--vsock", parser, net::vsock)?),
+            Arg::Long("vhost-user") => {
+                let device = read("--vhost-user", parser.value()?, VhostUserOptions::from_str)?;
+                self.vhost_user.push(device);
+            }
+            Arg::Long("share") => {
+                self.share.push(read("--share", parser.value()?, ShareOptions::from_str)?);
+            }
+            Arg::Long("iommu") => self.iommu.backend = once.parsed("--iommu", parser, backend)?,
+            Arg::Long("iommufd-fd") => {
+                self.iommu.iommufd = Some(once.parsed("--iommufd-fd", parser, descriptor)?);
+            }
+            Arg::Long("balloon") => self.balloon = once.parsed("--balloon", parser, balloon)?,
+            Arg::Long("bind") => self.bind = true,
+            Arg::Long("force") => self.force = true,
+            Arg::Long("cpu-features") => {
+                self.cpu_features = once.parsed("--cpu-features", parser, cpu::features)?;
+            }
+            Arg::Long("gic") => self.gic = once.parsed("--gic", parser, cpu::gic)?,
+            Arg::Long("console") => self.console = once.parsed("--console", parser, console)?,
+            Arg::Long("virtio-console") => {
+                self.virtio_console = once.parsed("--virtio-console", parser, console)?;
+            }
+            Arg::Long("timeout") => {
+                self.timeout = Some(once.parsed("--timeout", parser, seconds)?)
+            }
+            Arg::Long("dry-run") => self.dry_run = true,
+            Arg::Long("json") => self.json = true,
+            Arg::Long("dtb-overlay") => self.dtb_overlays.push(parser.value()?.into()),
+            Arg::Long("dump-dtb") => self.dump_dtb = Some(once.value("--dump-dtb", parser)?.into()),
+            Arg::Long("stats") => self.stats = Some(once.value("--stats", parser)?.into()),
+            Arg::Long("sandbox") => {
+                self.sandbox = once.parsed("--sandbox", parser, sandbox::mode)?
+            }
+            Arg::Long("log-level") => self.log_level = once.parsed("--log-level", parser, level)?,
+            Arg::Long("help") | Arg::Short('h') => return Ok(Taken::Help),
+            other => return Err(other.unexpected()),
+        }
+        Ok(Taken::Option)
+    }
+}
+
+fn cpus(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a whole number above 0 is needed".into())
+}
+
+fn balloon(text: &str) -> Result<bool, String> {
+    match text {
+        "free-page-reporting" => Ok(true),
+        _ => Err("free-page-reporting is needed: there is nothing else that it does".into()),
+    }
+}
+
+fn level(text: &str) -> Result<LevelFilter, String> {
+    text.parse().map_err(|_| "a level is off, error, warn, info, debug or trace".into())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "a timeout is a number of seconds above 0".into())
+}
+
+#[cfg(test)]
+mod tests;

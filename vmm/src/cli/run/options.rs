@@ -1,0 +1,146 @@
+//! What `strait run` is told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use arch::CpuFeatures;
+use devices::vfio::assign::DeviceRef;
+use devices::vfio::iommu::IommuOptions;
+use devices::virtio::block::BlockOptions;
+use log::LevelFilter;
+
+use super::super::console::ConsoleKind;
+use super::super::cpu::GicChoice;
+use super::super::sandbox::SandboxMode;
+use super::super::{
+    MemoryOptions, NetOptions, PasstOptions, ShareOptions, VfioPciOptions, VfioPlatformOptions,
+    VfioUserOptions, VhostUserOptions,
+};
+
+/// What a guest is made of.
+#[derive(Debug)]
+pub struct RunOptions {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    pub initrd: Option<PathBuf>,
+    /// Kernel parameters.
+    pub cmdline: Option<String>,
+    /// Put the machine's own in front of them.
+    pub default_cmdline: bool,
+    /// vCPUs, at least 1.
+    pub cpus: u64,
+    /// RAM.
+    pub memory: MemoryOptions,
+    /// Platform devices to assign.
+    pub vfio_platform: Vec<VfioPlatformOptions>,
+    /// The way to the IOMMU.
+    pub iommu: IommuOptions,
+    /// PCI functions to assign.
+    pub vfio_pci: Vec<VfioPciOptions>,
+    /// PCI devices of other processes.
+    pub vfio_user: Vec<VfioUserOptions>,
+    /// Disks.
+    pub block: Vec<BlockOptions>,
+    /// Network devices.
+    pub net: Vec<NetOptions>,
+    /// Those whose other end is a passt.
+    pub passt: Vec<PasstOptions>,
+    /// The address of its sockets.
+    pub vsock: Option<u64>,
+    /// Virtio devices of other processes.
+    pub vhost_user: Vec<VhostUserOptions>,
+    /// Directories of the host.
+    pub share: Vec<ShareOptions>,
+    /// Whether memory that the guest doesn't use is given back.
+    pub balloon: bool,
+    /// Bind those devices for the time of the run.
+    pub bind: bool,
+    /// Bind also those that the host uses.
+    pub force: bool,
+    /// What the vCPUs may have of the host's.
+    pub cpu_features: CpuFeatures,
+    /// The interrupt controller.
+    pub gic: GicChoice,
+    /// Where the serial console is.
+    pub console: ConsoleKind,
+    /// Where the virtio console is.
+    pub virtio_console: ConsoleKind,
+    /// When the run ends by itself.
+    pub timeout: Option<Duration>,
+    /// Only print the plan.
+    pub dry_run: bool,
+    /// As JSON.
+    pub json: bool,
+    /// Overlays for the device tree, in this order.
+    pub dtb_overlays: Vec<PathBuf>,
+    /// Where the device tree is written.
+    pub dump_dtb: Option<PathBuf>,
+    /// Where counters are written.
+    pub stats: Option<PathBuf>,
+    /// What is done with what a guest could use against the host.
+    pub sandbox: SandboxMode,
+    /// What is logged.
+    pub log_level: LevelFilter,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            kernel: PathBuf::new(),
+            initrd: None,
+            cmdline: None,
+            default_cmdline: true,
+            cpus: 1,
+            memory: MemoryOptions::new(256 << 20),
+            vfio_platform: Vec::new(),
+            iommu: IommuOptions::default(),
+            vfio_pci: Vec::new(),
+            vfio_user: Vec::new(),
+            block: Vec::new(),
+            net: Vec::new(),
+            passt: Vec::new(),
+            vsock: None,
+            vhost_user: Vec::new(),
+            share: Vec::new(),
+            balloon: false,
+            bind: false,
+            force: false,
+            cpu_features: CpuFeatures::ALL,
+            gic: GicChoice::default(),
+            console: ConsoleKind::Stdio,
+            virtio_console: ConsoleKind::Off,
+            timeout: None,
+            dry_run: false,
+            json: false,
+            dtb_overlays: Vec::new(),
+            dump_dtb: None,
+            stats: None,
+            sandbox: SandboxMode::default(),
+            log_level: LevelFilter::Warn,
+        }
+    }
+}
+
+impl RunOptions {
+    /// The devices to assign.
+    pub(super) fn devices(&self) -> impl Iterator<Item = &DeviceRef> {
+        let described = self.vfio_platform.iter().map(|device| &device.which);
+        described.chain(self.vfio_pci.iter().map(|function| &function.which))
+    }
+
+    /// The devices to assign that are given by name.
+    pub fn device_names(&self) -> Vec<&str> {
+        self.devices().filter_map(DeviceRef::name).collect()
+    }
+
+    /// Other processes map the guest's RAM.
+    pub fn shares_ram(&self) -> bool {
+        self.has_processes() || !self.vfio_user.is_empty()
+    }
+
+    /// Other processes work on virtio devices.
+    pub fn has_processes(&self) -> bool {
+        !(self.vhost_user.is_empty() && self.share.is_empty() && self.passt.is_empty())
+    }
+}
