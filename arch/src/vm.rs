@@ -25,6 +25,10 @@ use crate::{CpuFeatures, Error, GuestRam, Vcpu};
 /// (Documentation/virt/kvm/api.rst, 4.2 KVM_CREATE_VM).
 const DEFAULT_IPA_BITS: u32 = 40;
 
+/// The bits of a VM that needs no more: KVM looks at every entry of the first table of stage 2 when the
+/// VM ends, of which there are 1024 for 40 bits and 64 for these (pages of 4 KiB).
+const FEW_IPA_BITS: u32 = 36;
+
 // KVM_CREATE_DEVICE, for its test mode, which kvm-ioctls does not offer.
 ioctl_iowr_nr!(KVM_CREATE_DEVICE, 0xae, 0xe0, kvm_create_device);
 
@@ -53,16 +57,18 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM that can have this RAM.
+    /// Creates a VM that can have this RAM, and nothing that is mapped at or above `end` (GPA) if that is
+    /// given, else whatever KVM's default has room for.
     ///
     /// # Errors
     ///
     /// KVM can't be opened, refused, lacks something, or can't address that much RAM.
-    pub fn new(ram: Ram) -> Result<Self, Error> {
+    pub fn new(ram: Ram, end: Option<u64>) -> Result<Self, Error> {
         let kvm = Kvm::new().map_err(|e| Error::OpenKvm(io_error(e)))?;
         let limit = u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)).unwrap_or(0);
-        let max_ipa_bits = if limit == 0 { DEFAULT_IPA_BITS } else { limit };
-        let ipa_bits = ipa_bits(ram, max_ipa_bits)?;
+        // A KVM without the capability knows type 0 alone.
+        let (end, max_ipa_bits) = if limit == 0 { (None, DEFAULT_IPA_BITS) } else { (end, limit) };
+        let ipa_bits = ipa_bits(ram, end, max_ipa_bits)?;
         // A VM of type 0 has the default.
         let vm_type = if ipa_bits == DEFAULT_IPA_BITS { 0 } else { ipa_bits.into() };
         let fd = kvm.create_vm_with_type(vm_type).map_err(|e| Error::kvm("create a VM", e))?;
@@ -309,11 +315,12 @@ impl AsFd for Vm {
 }
 
 /// The bits of guest physical address that reach the end of RAM, of the `limit` that there are, and
-/// at least KVM's default.
-fn ipa_bits(ram: Ram, limit: u32) -> Result<u32, Error> {
+/// what is up to `end`, as far as they can; at least KVM's default where that isn't known.
+fn ipa_bits(ram: Ram, end: Option<u64>, limit: u32) -> Result<u32, Error> {
+    let needed = |end: u64| u64::BITS - end.saturating_sub(1).leading_zeros();
+    let least = end.map_or(DEFAULT_IPA_BITS, |end| needed(end).max(FEW_IPA_BITS));
     let end = ram.end();
-    let needed = u64::BITS - (end - 1).leading_zeros();
-    let bits = needed.max(DEFAULT_IPA_BITS.min(limit));
+    let bits = needed(end).max(least.min(limit));
     if bits > limit {
         let max = (1u64 << limit.min(63)).saturating_sub(ram.base);
         return Err(Error::IpaSize { end, bits: limit, max });
@@ -329,14 +336,27 @@ mod tests {
 
     /// What RAM of this size at the usual address takes.
     fn ipa_bits(size: u64, limit: u32) -> Result<u32, Error> {
-        super::ipa_bits(Ram { base: GIB, size }, limit)
+        super::ipa_bits(Ram { base: GIB, size }, None, limit)
+    }
+
+    #[test]
+    fn a_machine_whose_end_is_known_gets_few_bits() {
+        let bits =
+            |end, limit| super::ipa_bits(Ram { base: GIB, size: GIB }, Some(end), limit).unwrap();
+        assert_eq!(bits(2 * GIB, 48), FEW_IPA_BITS);
+        assert_eq!((bits(64 * GIB, 40), bits(64 * GIB + 1, 40)), (36, 37));
+        assert_eq!((bits(0, 40), bits(2 * GIB, 34)), (36, 34));
+        // What can't be reached fails where it is mapped.
+        assert_eq!((bits(65 * GIB, 36), bits(1025 * GIB, 48)), (36, 41));
+        let beyond = super::ipa_bits(Ram { base: GIB, size: 64 * GIB }, Some(2 * GIB), 36);
+        assert!(matches!(beyond, Err(Error::IpaSize { .. })), "{beyond:?}");
     }
 
     #[test]
     fn ram_elsewhere_counts_to_its_end() {
-        let bits = |base, size| super::ipa_bits(Ram { base, size }, 41).unwrap();
+        let bits = |base, size| super::ipa_bits(Ram { base, size }, None, 41).unwrap();
         assert_eq!((bits(1020 * GIB, 4 * GIB), bits(1020 * GIB, 5 * GIB)), (40, 41));
-        let beyond = super::ipa_bits(Ram { base: 2048 * GIB, size: GIB }, 41);
+        let beyond = super::ipa_bits(Ram { base: 2048 * GIB, size: GIB }, None, 41);
         assert!(matches!(beyond, Err(Error::IpaSize { max: 0, .. })), "{beyond:?}");
     }
 

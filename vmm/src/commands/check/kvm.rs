@@ -11,7 +11,7 @@ use crate::plan::describe;
 
 /// Checks KVM, for a guest with this RAM.
 pub fn findings(ram: Ram) -> Vec<Finding> {
-    let vm = match Vm::new(ram) {
+    let vm = match Vm::new(ram, None) {
         Ok(vm) => vm,
         Err(error) => return vec![Finding::error("KVM", &Kind::ALL, Error::from(error))],
     };

@@ -85,7 +85,9 @@ pub struct EmulatedDevices {
 ///
 /// KVM can't be opened or refused a step.
 pub fn vm(plan: &MachinePlan) -> Result<VmParts, Error> {
-    let vm = Arc::new(Vm::new(plan.ram)?);
+    // A PCI host's window for 64-bit BARs is as large as the address space allows.
+    let end = (!plan.pci).then_some(plan.end);
+    let vm = Arc::new(Vm::new(plan.ram, end)?);
     let version = gic_version(&vm, plan)?;
     let features = vm.features().and(plan.features);
     let vcpus = vm.create_vcpus(plan.cpus, features)?;
