@@ -6,6 +6,7 @@ mod machine;
 mod pci_host;
 mod vcpus;
 
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -60,7 +61,9 @@ fn run_guest(
 ) -> Result<ExitReason, Error> {
     let (plan, opened) = plan::resolve(options)?;
     let parts = build::vm(&plan)?;
-    let tree = build::tree(&plan, &opened.assigned, &opened.virtio, &parts)?;
+    // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
+    let tree =
+        build::tree(&plan, &opened.assigned, &opened.virtio, &parts).map(ManuallyDrop::new)?;
     let dtb = build::dtb(&tree)?;
     if let Some(path) = &options.dump_dtb {
         build::dump_dtb(path, &dtb)?;
