@@ -49,6 +49,17 @@ enum Command {
         #[arg(long, value_name = "NAME='COMMAND'")]
         peer: Vec<Peer>,
     },
+    /// Look for inputs that make parts of strait fail, with libFuzzer
+    Fuzz {
+        /// Only this target [default: each of them in turn]
+        target: Option<String>,
+        /// How long each target runs
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Write the smallest inputs that reach all that is reached to tests/fuzz/corpora
+        #[arg(long)]
+        keep: bool,
+    },
     /// Check format, lints and documentation, warnings denied
     Lint,
     /// Find the functions that a run takes, and have them linked next to each other (vmm/run.ld)
@@ -110,6 +121,9 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
         Command::Bench { json, peer } => {
             let model = setup::run(options, Purpose::Use)?;
             return bench::run(&model.artifacts, &peer, json);
+        }
+        Command::Fuzz { target, seconds, keep } => {
+            setup::fuzz::run(options, target.as_deref(), seconds, keep)?;
         }
         Command::Lint => setup::lint::run(options)?,
         Command::LinkOrder => {

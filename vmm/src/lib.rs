@@ -25,6 +25,8 @@ mod error;
 mod events;
 mod exit_reason;
 mod functions;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod interrupts;
 mod limits;
 mod network;

@@ -79,6 +79,13 @@ impl Balloon {
         // SAFETY: no memory at all is advised of (madvise(2): a length of 0 is allowed).
         unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_DONTNEED) == 0 }
     }
+
+    /// What works on its queues, with these features of the driver's and without a thread.
+    #[cfg(feature = "fuzzing")]
+    pub fn handler(&self, features: u64) -> Box<dyn QueueHandler> {
+        let poison = (features & F_PAGE_POISON != 0).then(|| self.poison.clone());
+        Box::new(BalloonQueue { poison, log: self.log.clone(), chain: Chain::default() })
+    }
 }
 
 impl Device for Balloon {

@@ -80,6 +80,17 @@ impl Console {
     pub fn port(&self) -> &Arc<ConsolePort> {
         &self.port
     }
+
+    /// What works on a queue, without a thread.
+    #[cfg(feature = "fuzzing")]
+    pub fn handler(&self, queue: u16) -> Box<dyn QueueHandler> {
+        let (port, chain) = (self.port.clone(), Chain::default());
+        if queue == RECEIVE_QUEUE {
+            return Box::new(Receiver { port, chain });
+        }
+        let (stop, log) = (Arc::default(), self.log.clone());
+        Box::new(Transmitter { port, chain, stop, failed: false, log })
+    }
 }
 
 impl Device for Console {

@@ -35,6 +35,12 @@ impl Entropy {
         let log = Arc::new(LogLimit::named(name));
         Self { name: name.to_owned(), threads: QueueThreads::default(), events: None, log }
     }
+
+    /// What works on its queue, without a thread.
+    #[cfg(feature = "fuzzing")]
+    pub fn handler() -> Box<dyn QueueHandler> {
+        Box::new(EntropyQueue::default())
+    }
 }
 
 impl Device for Entropy {

@@ -151,6 +151,32 @@ pub enum Error {
         /// What is wrong with it.
         wrong: &'static str,
     },
+    /// There is no such fuzz target.
+    #[error("there is no fuzz target `{wanted}`; there are {targets}")]
+    NoFuzzTarget {
+        /// What was asked for.
+        wanted: String,
+        /// Those that there are.
+        targets: String,
+    },
+    /// An input made a fuzz target fail.
+    #[error(
+        "the fuzz target {name} fails with {}; log: {}\n  \
+         help: with this line in {} a test fails, too, until it is mended (cargo test -p fuzz):\n{hex}",
+        input.display(), log.display(), regressions.display()
+    )]
+    FuzzFailure {
+        /// The target.
+        name: String,
+        /// The file with the input.
+        input: PathBuf,
+        /// The input.
+        hex: String,
+        /// The file of inputs that once failed.
+        regressions: PathBuf,
+        /// The file with all that libFuzzer said.
+        log: PathBuf,
+    },
     /// Something that was built isn't as it must be.
     #[error("{}: {wrong}", path.display())]
     Built {

@@ -13,6 +13,7 @@ mod cache;
 pub mod clean;
 mod debian;
 mod error;
+pub mod fuzz;
 pub mod lint;
 mod linux;
 mod lock;

@@ -111,6 +111,9 @@ pub(super) const TEST: Need = Need {
     ],
 };
 
+/// What compiles libFuzzer.
+pub(super) const FUZZ: Need = Need { why: "to fuzz", packages: &["g++"] };
+
 /// What runs arm64 programs on another machine.
 pub(super) const EMULATE: Need =
     Need { why: "to test what is built for arm64", packages: &["qemu-user"] };

@@ -117,6 +117,19 @@ impl Toolchain {
         command
     }
 
+    /// What it builds for without being told: this machine's own target.
+    ///
+    /// # Errors
+    ///
+    /// rustc can't be run.
+    pub(super) fn host(&self) -> Result<String, Error> {
+        let said = process::capture(self.plain("rustc").arg("-vV"))?;
+        let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+        let rustc = || PathBuf::from(self.program("rustc"));
+        host.map(str::to_owned)
+            .ok_or_else(|| Error::Missing { what: "host".to_owned(), place: rustc() })
+    }
+
     /// Makes formatter and linter available.
     ///
     /// # Errors

@@ -106,6 +106,16 @@ impl ConsoleBackend {
     }
 }
 
+/// The clients of a socket at this path, without a machine: the fuzz target's.
+#[cfg(feature = "fuzzing")]
+pub fn clients_at(
+    path: &std::path::Path,
+    (buffer, backlog): (Arc<ClientBuffer>, EventFd),
+    (device, drained): (Arc<dyn Input>, EventFd),
+) -> Result<Clients, Error> {
+    Ok(Clients::new(Listener::socket(path)?, buffer, backlog, device, drained))
+}
+
 /// Standard output, byte by byte as the guest writes.
 struct StandardOutput {
     spoke: Arc<AtomicBool>,

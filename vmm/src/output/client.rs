@@ -36,7 +36,7 @@ struct State {
 
 impl ClientBuffer {
     /// Without a client; `backlog` is signalled when bytes begin to wait for one that is there.
-    pub(super) fn new(backlog: EventFd) -> Self {
+    pub fn new(backlog: EventFd) -> Self {
         Self { state: Mutex::default(), backlog }
     }
 

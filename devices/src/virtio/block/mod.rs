@@ -79,6 +79,12 @@ impl Block {
         let (through, events, threads) = Default::default();
         Ok(Self { name, queues, features, config, shared, through, events, threads })
     }
+
+    /// What works on a queue, without a thread.
+    #[cfg(feature = "fuzzing")]
+    pub fn handler(&self) -> Box<dyn super::QueueHandler> {
+        Box::new(RequestHandler::new(self.shared.clone(), self.through))
+    }
 }
 
 impl Device for Block {

@@ -1,0 +1,16 @@
+//! A target in each.
+//!
+//! There will be more: packets of the GDB protocol, requests at the control socket, SCMI messages.
+
+pub mod command_line;
+pub mod console_clients;
+pub mod host_tree;
+pub mod initrd;
+pub mod kernel;
+pub mod overlay;
+pub mod pci;
+pub mod platform_devices;
+pub mod vfio_user;
+pub mod vhost_user;
+pub mod virtio_pci;
+pub mod virtio_queues;
