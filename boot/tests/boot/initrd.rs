@@ -195,24 +195,3 @@ fn a_file_that_shrinks_is_an_error_not_a_short_load() {
         other => panic!("{other:?}"),
     }
 }
-
-#[test]
-fn no_initrd_however_mangled_makes_opening_it_panic() {
-    let scratch = Scratch::new();
-    let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
-    let (plain, padded, memory) = (cpio(600), padded_cpio(600), ram());
-    for file in [
-        both(plain.clone(), &gzip(&padded)),
-        gzip(&padded),
-        uimage(3, &gzip(&plain)),
-        both(padded.clone(), &plain),
-    ] {
-        for _ in 0..400 {
-            let mangled = random.mangled(&file);
-            match Initrd::open(&scratch.write("mangled", &mangled), random.below(2) == 0) {
-                Ok(initrd) => initrd.load_into(&memory, RAM).unwrap(),
-                Err(error) => drop((error.to_string(), error.help())),
-            }
-        }
-    }
-}

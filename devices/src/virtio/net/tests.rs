@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::device_events::DeviceEvents;
-use super::super::queue::{QueueError, VirtQueue};
+use super::super::queue::VirtQueue;
 use super::super::thread::{FileEvent, FileHandler, Wait};
 use super::testing::{self, FakeDriver, NEXT, WRITE};
 use super::*;
@@ -348,53 +348,4 @@ fn threads_carry_packets_until_they_are_stopped() {
     while !threads.is_stopped() {
         std::thread::yield_now();
     }
-}
-
-/// A generator of numbers (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
-
-#[test]
-fn random_rings_break_nothing_but_the_queue() {
-    let mut random = Random(0x1234_5678_9abc_def1);
-    let mut broken = 0;
-    for _ in 0..2000 {
-        let mut bench = Bench::new(0, 16);
-        // Random bytes all over the rings, or a few wrong descriptors.
-        if random.next(2) == 0 {
-            let bytes: Vec<u8> =
-                (0..600).map(|_| u8::try_from(random.next(256)).unwrap()).collect();
-            bench.driver.put(RINGS, &bytes);
-        }
-        for index in 0..16u16 {
-            let addr = BUFFERS + random.next(testing::RAM_SIZE);
-            let len = u32::try_from(random.next(1 << (4 + random.0 % 12))).unwrap();
-            let flags = u16::try_from(random.next(8)).unwrap();
-            bench.driver.describe(index, addr, len, flags, u16::try_from(random.next(18)).unwrap());
-        }
-        for _ in 0..random.next(20) {
-            bench.driver.offer(u16::try_from(random.next(17)).unwrap());
-        }
-        for _ in 0..4 {
-            let size = 12 + random.next(3000);
-            bench.send(usize::try_from(size).unwrap());
-        }
-        let merged = random.next(2) == 0;
-        let (mut receiver, mut transmitter) = (bench.receiver(merged), bench.transmitter());
-        for event in [FileEvent::Driver, FileEvent::Timeout, FileEvent::File] {
-            let result: Result<Wait, QueueError> = receiver.handle(&mut bench.queue, event);
-            broken += u32::from(result.is_err());
-        }
-        let mut queue = bench.driver.queue();
-        broken += u32::from(transmitter.handle(&mut queue, FileEvent::Timeout).is_err());
-    }
-    assert!(broken > 1000, "{broken}");
 }

@@ -324,40 +324,6 @@ fn registers_can_be_reached_through_configuration_space() {
     assert_eq!(driver.config(access + 16), [0u8; 4]);
 }
 
-#[test]
-fn random_accesses_never_panic() {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut random = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let mut driver = Driver::new(true);
-    for _ in 0..20_000 {
-        let [kind, len, ..] = random().to_le_bytes();
-        let len = 1usize << (len & 3);
-        let value = random().to_le_bytes();
-        let mut data = value[..len].to_vec();
-        // Mostly where there is something.
-        let offset = match kind & 0b1100 {
-            0 => random() % 0x40,
-            4 => MSIX_TABLE + random() % 0x40,
-            8 => random() % BAR_SIZE,
-            _ => NOTIFY_OFFSET + random() % 0x20,
-        };
-        let register =
-            u16::try_from(random() % 0x100).unwrap() & !(u16::try_from(len).unwrap() - 1);
-        match kind & 3 {
-            0 => driver.function.read_bar(BAR, offset, &mut data),
-            1 => driver.function.write_bar(BAR, offset, &data),
-            2 if len <= 4 => driver.function.read_config(register, &mut data),
-            _ if len <= 4 => driver.function.write_config(register, &data),
-            _ => {}
-        }
-    }
-}
-
 /// Whether a condition becomes true within a minute.
 fn wait_for(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(60);
