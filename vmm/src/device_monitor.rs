@@ -5,14 +5,14 @@
 //! enables an interrupt of its device, which the GIC shows, and the bus counts what traps. A PCI function
 //! is enabled in its command register.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use devices::bus::Bus;
 use devices::sync;
 
 use crate::assigned::{AssignedDevice, AssignedDevices};
 use crate::functions::Functions;
-use crate::interrupts::LineMonitor;
+use crate::interrupts::{self, LineMonitor};
 
 /// Watches assigned devices.
 pub struct DeviceMonitor {
@@ -45,10 +45,26 @@ impl DeviceMonitor {
         }
     }
 
+    /// Keeps open what is read while the guest runs: of the kernel's files that tell of the devices'
+    /// interrupts, those for statistics only `with_statistics`. Their interrupts must be connected.
+    pub fn keep_files(&self, with_statistics: bool) {
+        if self.devices().is_empty() {
+            return;
+        }
+        interrupts::keep_interrupt_table();
+        if with_statistics {
+            self.lines.keep_files();
+        }
+    }
+
+    fn devices(&self) -> MutexGuard<'_, Vec<Device>> {
+        sync::lock(&self.unused)
+    }
+
     /// Logs those that the guest has not used so far, each once. `is_enabled` says whether the guest has
     /// an SPI enabled, if that is known.
     pub fn warn_of_unused(&self, bus: &Bus, is_enabled: impl Fn(u32) -> Option<bool>) {
-        let mut devices = sync::lock(&self.unused);
+        let mut devices = self.devices();
         for unused in devices.extract_if(.., |device| self.is_unused(device, bus, &is_enabled)) {
             log::warn!("{}", unused.text);
         }

@@ -69,9 +69,15 @@ impl ExitReason {
     }
 }
 
-/// The name of a signal that people send, in parentheses.
-fn signal_name(number: u8) -> &'static str {
+/// The name of a signal that people send, or that faults end in, in parentheses.
+pub fn signal_name(number: u8) -> &'static str {
     match i32::from(number) {
+        libc::SIGKILL => " (SIGKILL)",
+        libc::SIGSEGV => " (SIGSEGV)",
+        libc::SIGBUS => " (SIGBUS)",
+        libc::SIGILL => " (SIGILL)",
+        libc::SIGABRT => " (SIGABRT)",
+        libc::SIGSYS => " (SIGSYS)",
         libc::SIGHUP => " (SIGHUP)",
         libc::SIGINT => " (SIGINT)",
         libc::SIGQUIT => " (SIGQUIT)",
@@ -92,7 +98,7 @@ mod tests {
             (ExitReason::Timeout(Duration::from_secs(8)), "the guest still ran after 8 s"),
             (ExitReason::Timeout(Duration::from_millis(1500)), "the guest still ran after 1.5 s"),
             (ExitReason::Signal(15), "ended by signal 15 (SIGTERM)"),
-            (ExitReason::Signal(31), "ended by signal 31"),
+            (ExitReason::Signal(34), "ended by signal 34"),
         ] {
             assert_eq!(reason.message().as_deref(), Some(text));
             assert_ne!(reason.exit_status(), 0);

@@ -11,13 +11,14 @@ use devices::irq::{InterruptController, MsiRouter};
 use devices::pci::{Bdf, Function, InterruptPin, Intx, Slot, SlotAllocator, SlotError};
 use devices::stop;
 use devices::sync;
-use devices::vfio::host::{Host, InterruptEntry, InterruptTable};
+use devices::vfio::host::{InterruptEntry, InterruptTable};
 use devices::vfio::pci::{Attachment, InUse, PciFunction};
 use devices::vfio::quiesce::Quiesced;
 use serde::Serialize;
 
 use crate::allocator::Allocator;
 use crate::error::Error;
+use crate::interrupts::interrupt_table;
 
 /// How many times, a millisecond apart, statistics try to lock a function that a vCPU holds.
 const LOCK_ATTEMPTS: u32 = 100;
@@ -158,7 +159,7 @@ impl Functions {
         if self.is_empty() {
             return Vec::new();
         }
-        let table = Host::default().interrupts();
+        let table = interrupt_table();
         let interrupts = self.iter().map(|function| {
             let (interrupts, vectors) = match function.try_in_use() {
                 None => ("busy", 0),

@@ -1,8 +1,10 @@
 //! Networks without root: a passt for each, to which the guest's packets go and which speaks for it by
 //! sockets of its own.
 
+use std::fmt::Display;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Command;
 
 use boot::help::Help;
@@ -14,7 +16,7 @@ use devices::virtio::net::MacAddress;
 
 use crate::cli::PasstOptions;
 use crate::error::Error;
-use crate::programs::{self, ChildProgram};
+use crate::programs::{self, ChildProgram, Served};
 
 /// What is executed, with the options for ports behind.
 const COMMAND: &str = "passt --foreground --quiet --vhost-user --fd FD";
@@ -30,34 +32,47 @@ pub fn mac(options: &PasstOptions, index: usize) -> MacAddress {
     options.mac.unwrap_or_else(|| MacAddress::of_tap(&format!("passt{index}")))
 }
 
-/// Opens the network's device; passt is started but for a plan.
+fn failed(why: &dyn Display) -> Error {
+    Error::new(format!("--net passt: {why}"))
+}
+
+fn find() -> Result<PathBuf, Error> {
+    programs::find("passt", &[]).ok_or_else(|| {
+        failed(&"there is no passt on this host").help("apt install passt (Debian 13 or later)")
+    })
+}
+
+/// Starts a passt.
 ///
 /// # Errors
 ///
-/// There is no passt, or it doesn't serve such devices.
+/// There is none, or it can't be started.
 #[cold]
-pub fn open(
-    options: &PasstOptions,
-    mac: MacAddress,
-    plan_only: bool,
-) -> Result<Box<dyn Device>, Error> {
-    let failed = |why: &dyn std::fmt::Display| Error::new(format!("--net passt: {why}"));
-    let program = programs::find("passt", &[]).ok_or_else(|| {
-        failed(&"there is no passt on this host").help("apt install passt (Debian 13 or later)")
-    })?;
-    let device = describe(mac);
-    if plan_only {
-        return Ok(Box::new(PlannedDevice(device)));
-    }
+pub fn start(options: &PasstOptions) -> Result<(Served, ChildProgram), Error> {
+    let program = find()?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| failed(&format_args!("no socket: {e}")))?;
+    // Its end tells that passt has ended, once this is closed.
     let theirs = OwnedFd::from(theirs);
     let mut command = Command::new(&program);
     command.args(arguments(options, theirs.as_raw_fd()));
     let started = ChildProgram::start(&mut command, &theirs);
     let started = started.map_err(|e| failed(&format_args!("{}: {e}", program.display())))?;
-    // Whose end tells that passt has ended.
-    drop(theirs);
-    let target = Target::Started(Some(ours), Box::new(started));
+    Ok((Served { stream: ours, file: program, status: started.status() }, started))
+}
+
+/// Opens the network's device, which is served so; or for a plan, by nothing.
+///
+/// # Errors
+///
+/// There is no passt, or it doesn't serve such devices.
+#[cold]
+pub fn open(mac: MacAddress, served: Option<Served>) -> Result<Box<dyn Device>, Error> {
+    let device = describe(mac);
+    let Some(Served { stream, status, .. }) = served else {
+        find()?;
+        return Ok(Box::new(PlannedDevice(device)));
+    };
+    let target = Target::Started(Some(stream), Box::new(status));
     let device = VhostUserDevice::connect(target, device).map_err(|error| {
         let help = "passt's own message tells more; one of 2024-11-27 or later speaks vhost-user, Debian \
                     12's doesn't: passt --version";

@@ -1,17 +1,24 @@
 //! Programs that strait starts to serve devices, and that end with it.
+//!
+//! The parent has them; the process with the guest has their connections, and what the parent tells of
+//! their ends.
 
 use std::env;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::vhost_user::Program;
+
+use crate::shared_memory;
 
 /// How long the end of a program is waited for, once its connection is closed, before it is killed; and
 /// when its connection was closed by the program, until its status is there.
@@ -21,11 +28,34 @@ const GRACE: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub struct ChildProgram {
     child: Child,
+    status: &'static AtomicU64,
+    /// What is readable once it has ended.
+    ended: Option<OwnedFd>,
+}
+
+/// Set in a program's status, beside what wait(2) has, when it has ended.
+const ENDED: u64 = 1 << 32;
+
+/// How a program has ended, told by the parent.
+#[derive(Debug)]
+pub struct ProgramStatus(&'static AtomicU64);
+
+/// A program as the process with the guest has it.
+#[derive(Debug)]
+pub struct Served {
+    /// The connection to it.
+    pub stream: UnixStream,
+    /// Its file.
+    pub file: PathBuf,
+    /// How it has ended.
+    pub status: ProgramStatus,
 }
 
 impl ChildProgram {
     /// Starts a program that inherits `descriptor`, whose number is the same in it. Its errors are
     /// strait's own.
+    ///
+    /// To be called before strait forks: then its parent has the program.
     ///
     /// To be called by the main thread: the program is killed when the thread ends that started it.
     ///
@@ -58,7 +88,35 @@ impl ChildProgram {
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         // SAFETY: the function makes system calls only.
         unsafe { command.pre_exec(prepare) };
-        Ok(Self { child: command.spawn()? })
+        let statuses = shared_memory::words(1)?;
+        let status = statuses.first().ok_or(io::ErrorKind::OutOfMemory)?;
+        let child = command.spawn()?;
+        let ended = open_process(child.id()).ok();
+        Ok(Self { child, status, ended })
+    }
+
+    /// How it has ended, once the parent tells.
+    pub fn status(&self) -> ProgramStatus {
+        ProgramStatus(self.status)
+    }
+
+    /// What is readable once it has ended, until that was [told](Self::tell); -1 for nothing.
+    pub fn ended(&self) -> RawFd {
+        self.ended.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// Tells how it has ended, if it has.
+    pub fn tell(&mut self) {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            let status = u64::from(status.into_raw().cast_unsigned());
+            self.status.store(ENDED | status, Ordering::Release);
+            self.ended = None;
+        }
+    }
+
+    /// Leaves it to the parent, which has it.
+    pub fn leave(self) {
+        std::mem::forget(self);
     }
 
     /// Its status, if it ends within the time.
@@ -74,7 +132,40 @@ impl ChildProgram {
     }
 }
 
-impl Program for ChildProgram {
+/// A descriptor of a process, which is readable once that has ended (`pidfd_open(2)`).
+///
+/// # Errors
+///
+/// There is no such process, or the host has no descriptors.
+pub fn open_process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers; returns a descriptor of ours or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: it is new and nobody else's.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl ProgramStatus {
+    /// Its status, if it ends within the time.
+    fn wait(&self, time: Duration) -> Option<ExitStatus> {
+        let since = Instant::now();
+        loop {
+            let status = self.0.load(Ordering::Acquire);
+            if status & ENDED != 0 {
+                let status = u32::try_from(status & !ENDED).unwrap_or_default();
+                return Some(ExitStatus::from_raw(status.cast_signed()));
+            }
+            if since.elapsed() >= time {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Program for ProgramStatus {
     fn ending(&mut self) -> Option<String> {
         let status = self.wait(GRACE)?;
         Some(match (status.code(), status.signal()) {
@@ -143,7 +234,16 @@ mod tests {
             ("kill -9 $$", Some("was ended by signal 9")),
             ("exec sleep 1000", None),
         ] {
-            assert_eq!(start(script).0.ending().as_deref(), expected, "{script}");
+            let (mut program, _ours) = start(script);
+            let mut status = program.status();
+            let telling = thread::spawn(move || {
+                let since = Instant::now();
+                while since.elapsed() < Duration::from_secs(1) && program.ended() >= 0 {
+                    program.tell();
+                }
+            });
+            assert_eq!(status.ending().as_deref(), expected, "{script}");
+            telling.join().unwrap();
         }
     }
 

@@ -1,5 +1,6 @@
 //! Directories of the host that the guest mounts by virtio-fs, each served by a virtiofsd.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,7 +17,7 @@ use vmm_sys_util::tempdir::TempDir;
 
 use crate::cli::{ShareOptions, ShareSandbox};
 use crate::error::Error;
-use crate::programs::{self, ChildProgram};
+use crate::programs::{self, ChildProgram, Served};
 
 /// Where distributions have it, beside `$PATH`.
 const DIRECTORIES: [&str; 2] = ["/usr/libexec", "/usr/lib"];
@@ -28,18 +29,20 @@ const COMMAND: &str =
 /// The size of the tag in the configuration (virtio 1.2, 5.11.4).
 const TAG_SIZE: usize = 36;
 
-/// Opens the directory's device; its server is started but for a plan.
-///
-/// # Errors
-///
-/// There is no such directory, no virtiofsd, or it doesn't serve it.
-#[cold]
-pub fn open(options: &ShareOptions, plan_only: bool) -> Result<Box<dyn Device>, Error> {
-    let ShareOptions { tag, directory, .. } = options;
-    let failed = |why: &dyn std::fmt::Display| {
-        Error::new(format!("--share {tag}={}: {why}", directory.display()))
-    };
-    let directory = directory.canonicalize().map_err(|e| failed(&e))?;
+/// A directory that can be served.
+struct Servable {
+    directory: PathBuf,
+    program: PathBuf,
+    sandbox: &'static str,
+}
+
+fn failed(ShareOptions { tag, directory, .. }: &ShareOptions, why: &dyn Display) -> Error {
+    Error::new(format!("--share {tag}={}: {why}", directory.display()))
+}
+
+fn check(options: &ShareOptions) -> Result<Servable, Error> {
+    let failed = |why: &dyn Display| failed(options, why);
+    let directory = options.directory.canonicalize().map_err(|e| failed(&e))?;
     if !directory.is_dir() {
         return Err(failed(&"it is no directory"));
     }
@@ -52,20 +55,42 @@ pub fn open(options: &ShareOptions, plan_only: bool) -> Result<Box<dyn Device>, 
         )
     })?;
     let sandbox = sandbox(options.sandbox).map_err(|(why, help)| failed(&why).help(help))?;
-    let device = describe(options);
-    if plan_only {
-        return Ok(Box::new(PlannedDevice(device)));
-    }
+    Ok(Servable { directory, program, sandbox })
+}
+
+/// Starts the directory's server.
+///
+/// # Errors
+///
+/// There is no such directory or no virtiofsd, or it can't be started.
+#[cold]
+pub fn start(options: &ShareOptions) -> Result<(Served, ChildProgram), Error> {
+    let Servable { directory, program, sandbox } = check(options)?;
+    let failed = |why: &dyn Display| failed(options, why);
     let (stream, listener) = socket().map_err(|e| failed(&format_args!("no socket: {e}")))?;
+    // Only the program takes connections, once this is closed.
     let listener = OwnedFd::from(listener);
     let mut command = command(&program, options, &directory, sandbox, listener.as_raw_fd());
     let started = ChildProgram::start(&mut command, &listener);
     let started = started.map_err(|e| failed(&format_args!("{}: {e}", program.display())))?;
-    // Only the program takes connections.
-    drop(listener);
-    let target = Target::Started(Some(stream), Box::new(started));
+    Ok((Served { stream, file: program, status: started.status() }, started))
+}
+
+/// Opens the directory's device, which is served so; or for a plan, by nothing.
+///
+/// # Errors
+///
+/// There is no such directory or no virtiofsd, or it doesn't serve it.
+#[cold]
+pub fn open(options: &ShareOptions, served: Option<Served>) -> Result<Box<dyn Device>, Error> {
+    let device = describe(options);
+    let Some(Served { stream, file, status }) = served else {
+        check(options)?;
+        return Ok(Box::new(PlannedDevice(device)));
+    };
+    let target = Target::Started(Some(stream), Box::new(status));
     let device = VhostUserDevice::connect(target, device).map_err(|error| {
-        let version = format!("{} --version", program.display());
+        let version = format!("{} --version", file.display());
         let help = match options.read_only {
             true => {
                 format!("virtiofsd's own message tells more; ro needs 1.13 or later: {version}")
@@ -74,7 +99,7 @@ pub fn open(options: &ShareOptions, plan_only: bool) -> Result<Box<dyn Device>, 
                 "virtiofsd's own message tells more; sandbox=none is the least it takes".to_owned()
             }
         };
-        failed(&error).maybe_help(error.help().map(|_| help))
+        failed(options, &error).maybe_help(error.help().map(|_| help))
     })?;
     Ok(Box::new(device))
 }
@@ -187,7 +212,7 @@ mod tests {
     #[test]
     fn what_is_no_directory_is_refused() {
         for (text, why) in [("a=/no/such", "os error 2"), ("a=/etc/passwd", "no directory")] {
-            let report = open(&share(text), true).err().unwrap().report();
+            let report = open(&share(text), None).err().unwrap().report();
             assert!(report.contains(text) && report.contains(why), "{report}");
         }
     }

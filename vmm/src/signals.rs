@@ -48,6 +48,18 @@ pub enum Request {
     Resized,
 }
 
+/// A signal that has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// Its number.
+    pub number: libc::c_int,
+    /// No process has sent it, but the kernel: for a terminal, to all of a process group.
+    pub by_kernel: bool,
+}
+
+/// Why the kernel sends a signal by itself (asm-generic/siginfo.h).
+const SI_KERNEL: libc::c_int = 0x80;
+
 /// The signals strait waits for, as a descriptor (signalfd).
 #[derive(Debug)]
 pub struct Signals(File);
@@ -80,8 +92,8 @@ impl Signals {
         Ok(Self(unsafe { File::from_raw_fd(fd) }))
     }
 
-    /// The next request, if one has arrived.
-    pub fn next(&mut self) -> Option<Request> {
+    /// The next signal, if one has arrived, for who hands it on.
+    pub fn next_signal(&mut self) -> Option<Arrived> {
         loop {
             // struct signalfd_siginfo begins with the signal's number, a u32; who sent it is the
             // fourth such word (signalfd(2)).
@@ -90,15 +102,26 @@ impl Signals {
             let number = i32::from_le_bytes(*info.first_chunk()?);
             let sender = info.get(12..).and_then(|rest| rest.first_chunk());
             let ours = sender.is_some_and(|pid| u32::from_le_bytes(*pid) == std::process::id());
-            return Some(match number {
-                // A write of ours beyond RLIMIT_FSIZE, which has failed by that.
-                libc::SIGXFSZ if ours => continue,
-                libc::SIGUSR1 => Request::Stats,
-                libc::SIGCONT => Request::Continued,
-                libc::SIGWINCH => Request::Resized,
-                _ => Request::End(u8::try_from(number).unwrap_or(0)),
-            });
+            // A write of ours beyond RLIMIT_FSIZE has failed by that.
+            if number == libc::SIGXFSZ && ours {
+                continue;
+            }
+            // Why it was sent is the third.
+            let code = info.get(8..).and_then(|rest| rest.first_chunk());
+            let by_kernel = code.is_some_and(|code| i32::from_le_bytes(*code) == SI_KERNEL);
+            return Some(Arrived { number, by_kernel });
         }
+    }
+
+    /// The next request, if one has arrived.
+    pub fn next(&mut self) -> Option<Request> {
+        let Arrived { number, .. } = self.next_signal()?;
+        Some(match number {
+            libc::SIGUSR1 => Request::Stats,
+            libc::SIGCONT => Request::Continued,
+            libc::SIGWINCH => Request::Resized,
+            _ => Request::End(u8::try_from(number).unwrap_or(0)),
+        })
     }
 
     /// The signal that asks for the end, if one has arrived. What else was asked for is forgotten.

@@ -1,17 +1,15 @@
 //! What `--stats` writes.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arch::KvmStats;
 use devices::bus::{Accesses, Bus};
-use devices::sync;
 use devices::vfio::iommu::Backend;
 use serde::Serialize;
 
@@ -20,6 +18,7 @@ use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::functions::FunctionInterrupts;
 use crate::interrupts::LineStats;
+use crate::mailbox::Mailbox;
 use crate::{outfile, output};
 
 /// A vCPU's exits to the VMM, by reason.
@@ -66,9 +65,9 @@ struct Elapsed {
     cpu_ns: u64,
 }
 
-/// Gathers the counters of a run and writes them to a file.
+/// Gathers the counters of a run and leaves them for the parent, which writes them to a file.
 pub struct Recorder {
-    path: PathBuf,
+    mailbox: Arc<Mailbox>,
     started: Instant,
     first_instruction: OnceLock<Elapsed>,
     exits: Vec<Arc<Exits>>,
@@ -77,8 +76,6 @@ pub struct Recorder {
     monitor: Arc<DeviceMonitor>,
     iommu: Option<Backend>,
     kvm: KvmCounters,
-    /// Descriptors kept for what is opened to write: there may be none left then.
-    spare: Mutex<[Option<File>; 2]>,
 }
 
 #[derive(Default)]
@@ -115,10 +112,10 @@ struct KvmReport<'a> {
 }
 
 impl Recorder {
-    /// Prepares to write to `path`; `started` is when strait did, `iommu` how assigned devices reach
+    /// Prepares to leave them in `mailbox`; `started` is when strait did, `iommu` how assigned devices reach
     /// memory.
     pub fn new(
-        path: &Path,
+        mailbox: Arc<Mailbox>,
         started: Instant,
         vm: &impl AsRawFd,
         vcpus: &[impl AsRawFd],
@@ -127,7 +124,7 @@ impl Recorder {
         iommu: Option<Backend>,
     ) -> Self {
         Self {
-            path: path.to_owned(),
+            mailbox,
             started,
             first_instruction: OnceLock::new(),
             exits: vcpus.iter().map(|_| Arc::default()).collect(),
@@ -136,7 +133,6 @@ impl Recorder {
             monitor,
             iommu,
             kvm: KvmCounters::open(vm, vcpus),
-            spare: Mutex::new([open_spare(), open_spare()]),
         }
     }
 
@@ -155,16 +151,13 @@ impl Recorder {
         self.event_loop_wakeups.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Writes the counters as they stand; `ending` where the run is over. Whoever reads the file
-    /// finds the old or the new one, whole.
+    /// Leaves the counters as they stand for the parent; `ending` where the run is over.
     ///
     /// # Errors
     ///
-    /// The file can't be written.
+    /// There are more than it takes.
     #[cold]
     pub fn write(&self, ending: Option<&ExitReason>) -> Result<(), Error> {
-        let mut spare = sync::lock(&self.spare);
-        *spare = [None, None];
         let statistics = self.statistics(ending);
         if ending.is_none() {
             let lines = statistics.interrupts.iter().map(LineStats::enabled);
@@ -172,11 +165,23 @@ impl Recorder {
             let is_enabled = |spi| enabled.get(&spi).copied().flatten();
             self.monitor.warn_of_unused(&self.bus, is_enabled);
         }
-        let text = serde_json::to_string_pretty(&statistics).map_err(io::Error::other);
-        let written =
-            text.and_then(|text| outfile::write(&self.path, MODE, (text + "\n").as_bytes()));
-        *spare = [open_spare(), open_spare()];
-        written.map_err(|e| unwritable(&self.path, &e))
+        self.leave(&statistics)
+    }
+
+    /// Leaves the counters as they are before the guest runs: what there is if it ends with this process.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](Self::write).
+    #[cold]
+    pub fn begin(&self) -> Result<(), Error> {
+        self.leave(&self.statistics(None))
+    }
+
+    fn leave(&self, statistics: &Statistics<'_>) -> Result<(), Error> {
+        let text = serde_json::to_string_pretty(statistics).map_err(io::Error::other);
+        let left = text.and_then(|text| self.mailbox.put(&(text + "\n")));
+        left.map_err(|e| Error::new(format!("there are too many statistics: {e}")))
     }
 
     fn statistics(&self, ending: Option<&ExitReason>) -> Statistics<'_> {
@@ -203,8 +208,24 @@ impl Recorder {
     }
 }
 
-/// Checks that [`Recorder::write`] will be able to write to `path`: better before a long run than
-/// after it.
+/// Writes what a [`Recorder`] has left: whoever reads the file finds the old or the new one, whole.
+///
+/// # Errors
+///
+/// The file can't be written.
+#[cold]
+pub fn write_file(path: &Path, text: &str) -> Result<(), Error> {
+    outfile::write(path, MODE, text.as_bytes()).map_err(|e| unwritable(path, &e))
+}
+
+/// What a [`Recorder`] has left as the last, with how strait ended after that.
+#[cold]
+pub fn with_ending(text: &str, ending: &str, exit_status: u8) -> String {
+    let text = text.replacen(r#""ending": null"#, &format!(r#""ending": "{ending}""#), 1);
+    text.replacen(r#""exit_status": null"#, &format!(r#""exit_status": {exit_status}"#), 1)
+}
+
+/// Checks that [`write_file`] will be able to write to `path`: better before a long run than after it.
 ///
 /// # Errors
 ///
@@ -215,11 +236,6 @@ pub fn check_path(path: &Path) -> Result<(), Error> {
 
 /// Who may read them: everybody, as far as the umask goes.
 const MODE: u32 = 0o644;
-
-/// A descriptor to be given up when another one is needed.
-fn open_spare() -> Option<File> {
-    File::open("/dev/null").ok()
-}
 
 fn unwritable(path: &Path, e: &io::Error) -> Error {
     Error::new(format!("statistics can't be written to {}: {e}", path.display()))
@@ -263,4 +279,17 @@ fn cpu_time() -> Duration {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
     Duration::new(seconds, nanoseconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ending_is_put_into_what_was_left() {
+        let text = "{\n  \"ending\": null,\n  \"exit_status\": null,\n  \"iommu\": null\n}\n";
+        let ended = "{\n  \"ending\": \"killed\",\n  \"exit_status\": 137,\n  \"iommu\": null\n}\n";
+        assert_eq!(with_ending(text, "killed", 137), ended);
+        assert_eq!(with_ending(ended, "other", 1), ended);
+    }
 }

@@ -97,6 +97,30 @@ impl Terminal {
     }
 }
 
+/// What standard input's terminal is like, for a process whose child makes it raw, and may end without
+/// having put it right.
+pub struct Attributes(libc::termios);
+
+impl Attributes {
+    /// The present ones; `None` if standard input is no terminal.
+    pub fn of_stdin() -> Option<Self> {
+        let mut saved = MaybeUninit::uninit();
+        // SAFETY: tcgetattr fills the structure it is given, or fails.
+        let result = unsafe { libc::tcgetattr(libc::STDIN_FILENO, saved.as_mut_ptr()) };
+        // SAFETY: tcgetattr succeeded, so the structure is filled.
+        (result == 0).then(|| Self(unsafe { saved.assume_init() }))
+    }
+
+    /// Puts the terminal back as it was, unless another job has it.
+    #[cold]
+    pub fn restore(&self) {
+        if Terminal::is_foreground() {
+            // SAFETY: these are valid attributes.
+            unsafe { set(&raw const self.0) };
+        }
+    }
+}
+
 /// The size of a terminal in columns and rows (ioctl_tty(2), `TIOCGWINSZ`).
 pub fn size(terminal: &impl AsRawFd) -> Option<(u16, u16)> {
     let mut size = MaybeUninit::<libc::winsize>::zeroed();

@@ -5,19 +5,30 @@ use devices::virtio::Device;
 
 use crate::cli::{RunOptions, VhostUserOptions};
 use crate::error::Error;
+use crate::programs::{ChildProgram, Served};
 use crate::{passt, share};
 
 /// A device: its name, what it is for people, and itself.
 type Opened = (String, String, Box<dyn Device>);
 
-/// Opens them: connects to the backends that are there, and starts the others, but for a plan.
+/// Starts the backends that aren't there: those of directories, then passt for each network.
 ///
 /// # Errors
 ///
-/// A backend can't be reached or started, or doesn't offer its device.
+/// One can't be started.
+pub fn start_all(options: &RunOptions) -> Result<Vec<(Served, ChildProgram)>, Error> {
+    let shares = options.share.iter().map(share::start);
+    shares.chain(options.passt.iter().map(passt::start)).collect()
+}
+
+/// Opens them: connects to the backends that are there, and to those that were started, but for a plan.
+///
+/// # Errors
+///
+/// A backend can't be reached, or doesn't offer its device.
 #[cold]
-pub fn open_all(options: &RunOptions) -> Result<Vec<Opened>, Error> {
-    let mut opened = Vec::new();
+pub fn open_all(options: &RunOptions, started: Vec<Served>) -> Result<Vec<Opened>, Error> {
+    let (mut opened, mut started) = (Vec::new(), started.into_iter());
     for (index, device) in options.vhost_user.iter().enumerate() {
         check_different(options.vhost_user.get(..index).unwrap_or_default(), device)?;
         let what = format!("{} by the backend at {}", device.kind.name(), device.socket.display());
@@ -32,11 +43,11 @@ pub fn open_all(options: &RunOptions) -> Result<Vec<Opened>, Error> {
         let access = if directory.read_only { ", read-only" } else { "" };
         let path = directory.directory.display();
         let what = format!("{path} as `{}`{access}, by virtiofsd", directory.tag);
-        opened.push((format!("share{index}"), what, share::open(directory, options.dry_run)?));
+        opened.push((format!("share{index}"), what, share::open(directory, started.next())?));
     }
     for (index, network) in options.passt.iter().enumerate() {
         let mac = passt::mac(network, index);
-        let device = passt::open(network, mac, options.dry_run)?;
+        let device = passt::open(mac, started.next())?;
         opened.push((format!("passt{index}"), format!("a network by passt, {mac}"), device));
     }
     Ok(opened)

@@ -68,7 +68,7 @@ impl Costs {
         interrupts: &str,
         Timing { quiet, settled }: Timing,
     ) -> Result<Option<(Self, String)>, Failure> {
-        let pid = guest.pid()?;
+        let pid = host.vmm(guest.pid()?)?;
         let before = guest.interrupts()?;
         // The result waits for a line of input, so that nothing is said before the second look.
         guest.begin(&format!(

@@ -76,6 +76,19 @@ impl ThreadWakeups {
 }
 
 impl Host {
+    /// The process that has the guest of the strait that runs as `pid`: its child, where it has one.
+    ///
+    /// # Errors
+    ///
+    /// The host can't be asked.
+    pub fn vmm(&self, pid: u32) -> Result<u32, Failure> {
+        let found = self.sh(&format!(
+            "vmm={pid}; for file in $(grep -ls '^PPid:.{pid}$' /proc/[0-9]*/status); do \
+             grep -qs '^Name:.strait$' $file && vmm=${{file#/proc/}}; done; echo ${{vmm%/status}}"
+        ))?;
+        Ok(found.trim().parse().unwrap_or(pid))
+    }
+
     /// KVM's counters of the machine that process `pid` runs.
     ///
     /// # Errors
@@ -92,7 +105,7 @@ impl Host {
     ///
     /// The command fails.
     pub fn exits_during(&self, guest: &mut Guest, command: &str) -> Result<u64, Failure> {
-        let pid = guest.pid()?;
+        let pid = self.vmm(guest.pid()?)?;
         let before = self.exit_counts(pid)?.to_user_space();
         guest.sh(command)?;
         Ok(self.exit_counts(pid)?.to_user_space().saturating_sub(before))

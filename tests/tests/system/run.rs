@@ -162,7 +162,7 @@ fn statistics_are_written_on_demand_and_at_the_end() -> TestResult {
         exits.push(stats["exits"]["mmio_write"].as_u64().expect("a counter"));
     }
     assert!(exits[0] > 0 && exits[1] > exits[0], "{exits:?}");
-    let wall = host.exit_counts(guest.pid()?)?;
+    let wall = host.exit_counts(host.vmm(guest.pid()?)?)?;
     assert!(wall.get("mmio_exit_user") >= exits[1], "{wall:?}");
     assert_eq!(guest.power_off()?, 0);
     let stats = host.sh("cat /tmp/stats")?;

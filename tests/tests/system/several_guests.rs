@@ -194,7 +194,7 @@ fn lose_a_line(host: &Host, backend: &str) -> Result<(), Failure> {
     let test = DmaTest::default();
     test.pass(&mut guest)?;
     // As if the guest's end of the last interrupt had got lost: VFIO never heard of it.
-    let process = guest.pid()?;
+    let process = host.vmm(guest.pid()?)?;
     host.sh(&format!("agent vfio mask {process} 3"))?;
     let first = statistics(host, &mut guest, "/tmp/stats")?;
     assert_eq!(lines(&first).len(), 9);

@@ -218,6 +218,26 @@ impl AssignedDevices {
     }
 }
 
+/// Stops what the devices of the host were doing for a guest whose process has ended, and left them bound:
+/// no memory is mapped for their DMA, but their drivers shall find them quiet. PCI functions are reset by
+/// VFIO when nobody has them open any more.
+#[cold]
+pub fn quiesce_bound(options: &RunOptions) {
+    let ram = Ram { base: layout::RAM_START, size: RamPages::Any.alignment() };
+    let selection = Selection {
+        platform: &options.vfio_platform,
+        pci: &[],
+        iommu: options.iommu,
+        pages: RamPages::Any,
+        unbound: false,
+    };
+    let mut allocator = Allocator::new(ram, false);
+    let opened = AssignedDevices::of_host(&selection, ram, &mut allocator);
+    if let Err(error) = opened.and_then(|(devices, _)| devices.quiesce()) {
+        log::error!("{}", error.log_text());
+    }
+}
+
 /// Checks that RAM can be mapped for the DMA of all devices, and pinned.
 fn check_memory(iommu: &Iommu, ram: Ram, pages: RamPages) -> Result<(), Error> {
     let constraints = iommu.constraints();

@@ -21,13 +21,7 @@ use crate::output;
 pub fn execute(command: Command) -> Result<u8, Error> {
     match command {
         #[cfg(target_arch = "aarch64")]
-        Command::Run(options) => {
-            let reason = run::run(&options)?;
-            if let Some(message) = reason.message() {
-                output::say(&format!("strait: {message}\n"));
-            }
-            Ok(reason.exit_status())
-        }
+        Command::Run(options) => run::run(&options),
         #[cfg(not(target_arch = "aarch64"))]
         Command::Run(_) => Err(Error::new("strait runs guests on 64-bit Arm hosts").help(
             "`cargo model build` cross-builds it, `cargo model demo` runs it in the system model",

@@ -21,6 +21,7 @@ use crate::output::{self, ClientBuffer, FileBuffer};
 use self::clients::Listener;
 
 pub use self::clients::Clients;
+pub use self::socket::remove_stale;
 pub use self::stdio::{Progress, StandardInput};
 
 /// A console's end on the host, before there is a device for it.

@@ -92,6 +92,15 @@ impl Drop for ConsoleSocket {
     }
 }
 
+/// Removes the file of a socket at this path that nobody listens on any more.
+#[cold]
+pub fn remove_stale(path: &Path) {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket());
+    if is_socket && is_stale(path) {
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// Whether no socket is behind the file at this path. Asked with a socket of another type, which is
 /// never connected: it is told of another type (EPROTOTYPE), or that there is none.
 fn is_stale(path: &Path) -> bool {
@@ -169,13 +178,21 @@ mod tests {
         let error = ConsoleSocket::listen(&path).unwrap_err();
         assert!(error.message().ends_with("somebody listens there"), "{}", error.message());
         assert!(socket.accept().unwrap().is_none());
+        // Nor is who listens harmed by what is cleaned up.
+        remove_stale(&path);
+        assert!(path.exists());
         // A file of somebody else's is left alone.
         fs::remove_file(&path).unwrap();
         fs::write(&path, "mine").unwrap();
         let error = ConsoleSocket::listen(&path).unwrap_err();
         assert!(error.message().ends_with("is no socket"), "{}", error.message());
         drop(socket);
+        remove_stale(&path);
         assert_eq!(fs::read(&path).unwrap(), b"mine");
+        fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        remove_stale(&path);
+        assert!(!path.exists());
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -3,9 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::OnceLock;
 
 use devices::irq::FIRST_SPI;
-use devices::vfio::host::{Host, InterruptEntry};
+use devices::vfio::host::{Host, InterruptEntry, InterruptTable};
+
+use crate::kernel_files;
 
 /// What VFIO's names of the lines that it has requested begin with (`vfio_set_trigger`).
 const VFIO: &str = "vfio-irq[";
@@ -44,14 +47,53 @@ fn spis(property: &[u8]) -> Vec<u32> {
     interrupts.iter().map(spi).collect::<Option<_>>().unwrap_or_default()
 }
 
+/// The host's table of interrupts.
+const INTERRUPTS: &str = "/proc/interrupts";
+
+/// What `/proc/interrupts` has at the moment; nothing if it can't be read.
+#[cold]
+pub fn interrupt_table() -> InterruptTable {
+    kernel_files::read(INTERRUPTS).unwrap_or_default().into()
+}
+
+/// Keeps the host's table of interrupts open.
+#[cold]
+pub fn keep_interrupt_table() {
+    kernel_files::keep(INTERRUPTS);
+}
+
+/// Keeps open what the kernel reports of lines.
+#[cold]
+pub fn keep_lines() {
+    let table = interrupt_table();
+    for entry in of_vfio(&table) {
+        kernel_files::keep(&debugging_file(entry.irq));
+    }
+    if let Some(path) = vgic_state(std::process::id()) {
+        kernel_files::keep(&path);
+        let _ = VGIC_STATE.set(path);
+    }
+}
+
+/// Where KVM reports the state of this process' vGIC, once that is kept open.
+static VGIC_STATE: OnceLock<String> = OnceLock::new();
+
+/// The kernel's debugging file of one of its interrupts.
+fn debugging_file(irq: u32) -> String {
+    format!("/sys/kernel/debug/irq/irqs/{irq}")
+}
+
+/// Those that VFIO has requested.
+fn of_vfio(table: &InterruptTable) -> impl Iterator<Item = InterruptEntry<'_>> {
+    table.entries().filter(|entry| entry.handlers().any(|name| name.starts_with(VFIO)))
+}
+
 /// The lines that VFIO has requested, by their INTIDs at the GIC.
 #[cold]
 pub fn host_lines() -> BTreeMap<u32, HostLine> {
-    let masked = |irq: u32| {
-        is_disabled(&fs::read_to_string(format!("/sys/kernel/debug/irq/irqs/{irq}")).ok()?)
-    };
-    let table = Host::default().interrupts();
-    let lines = table.entries().filter(|entry| entry.handlers().any(|name| name.starts_with(VFIO)));
+    let masked = |irq: u32| is_disabled(&kernel_files::read(&debugging_file(irq)).ok()?);
+    let table = interrupt_table();
+    let lines = of_vfio(&table);
     let line = |entry: InterruptEntry<'_>| {
         let line = HostLine { count: entry.count, masked: masked(entry.irq) };
         Some((u32::try_from(entry.number).ok()?, line))
@@ -74,17 +116,23 @@ pub struct SpiState {
     pub enabled: bool,
 }
 
-/// The SPIs at the vGIC of this process' VM, from KVM's debugging file; empty where there is none, or
-/// without permission.
+/// The SPIs at the vGIC of this process' VM, from KVM's debugging file; empty where there is none,
+/// without permission, or before it is [kept open](keep_lines).
 #[cold]
-pub fn guest_spis(pid: u32) -> BTreeMap<u32, SpiState> {
+pub fn guest_spis() -> BTreeMap<u32, SpiState> {
+    let text = VGIC_STATE.get().and_then(|path| kernel_files::read(path).ok());
+    parse_vgic(&text.unwrap_or_default())
+}
+
+/// KVM's debugging file of the vGIC of a process' VM, if there is one.
+fn vgic_state(pid: u32) -> Option<String> {
     let own = format!("{pid}-");
     let entries = fs::read_dir("/sys/kernel/debug/kvm").into_iter().flatten().flatten();
-    let vm = entries
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&own)));
-    let text = vm.and_then(|vm| fs::read_to_string(vm.join("vgic-state")).ok());
-    parse_vgic(&text.unwrap_or_default())
+    let mut directories = entries.map(|entry| entry.path());
+    let vm = directories.find(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&own))
+    })?;
+    Some(vm.join("vgic-state").display().to_string())
 }
 
 /// Lines such as `SPI   96     0 0101010 …`; of the seven digits, the second is the line's level, the

@@ -8,7 +8,6 @@
 mod kernel;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -19,6 +18,9 @@ use devices::vfio::host::Host;
 use serde::Serialize;
 
 use self::kernel::{HostLine, SpiState};
+use crate::kernel_files;
+
+pub use self::kernel::{interrupt_table, keep_interrupt_table};
 
 /// How long a signal may be on its way: guests handle interrupts within microseconds, on a busy host
 /// within milliseconds.
@@ -124,6 +126,26 @@ impl LineMonitor {
         sync::lock(&self.0)
     }
 
+    /// Keeps open what [`report`](Self::report) reads, which may be all that it can read then. The lines
+    /// must be connected.
+    #[cold]
+    pub fn keep_files(&self) {
+        let lines = self.lock();
+        if lines.is_empty() {
+            return;
+        }
+        kernel::keep_lines();
+        let eventfds = lines.iter().flat_map(|monitored| {
+            [Some(monitored.line.fired), monitored.line.resample].into_iter().flatten()
+        });
+        eventfds.for_each(|fd| kernel_files::keep(&fdinfo(fd)));
+    }
+
+    /// The most descriptors that [`keep_files`](Self::keep_files) takes for so many lines.
+    pub fn max_files(lines: usize) -> usize {
+        lines.saturating_mul(3).saturating_add(1)
+    }
+
     /// Whether the host has handled an interrupt of this device since the guest has it.
     #[cold]
     pub fn have_fired(&self, device: &str) -> bool {
@@ -140,7 +162,7 @@ impl LineMonitor {
         if lines.is_empty() {
             return Vec::new();
         }
-        let (table, spis) = (kernel::host_lines(), kernel::guest_spis(std::process::id()));
+        let (table, spis) = (kernel::host_lines(), kernel::guest_spis());
         let now = Instant::now();
         let stats: Vec<_> = lines.iter_mut().map(|line| line.report(&table, &spis, now)).collect();
         for LineStats { device, index, awaiting, awaiting_ms, .. } in
@@ -267,8 +289,11 @@ impl Line {
 /// The count of an eventfd that nobody has taken (`/proc/PID/fdinfo`,
 /// Documentation/filesystems/proc.rst, "Eventfd files").
 fn pending(fd: RawFd) -> u64 {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
-    count(&text)
+    count(&kernel_files::read(&fdinfo(fd)).unwrap_or_default())
+}
+
+fn fdinfo(fd: RawFd) -> String {
+    format!("/proc/self/fdinfo/{fd}")
 }
 
 fn count(fdinfo: &str) -> u64 {

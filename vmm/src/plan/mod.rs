@@ -24,7 +24,9 @@ use crate::allocator::Allocator;
 use crate::assigned::AssignedDevices;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions};
 use crate::error::Error;
+use crate::interrupts::LineMonitor;
 use crate::limits;
+use crate::programs::Served;
 use crate::virtio::VirtioDevices;
 
 /// The descriptors that a device takes before it is known what it has: its file and its group's, or
@@ -83,12 +85,13 @@ pub struct Opened {
     pub virtio: VirtioDevices,
 }
 
-/// Resolves options against the host.
+/// Resolves options against the host, on which programs that serve devices were `started`, but for a
+/// dry run.
 ///
 /// # Errors
 ///
 /// Whatever can't work, as far as it can be known without changing anything.
-pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
+pub fn resolve(options: &RunOptions, started: Vec<Served>) -> Result<(MachinePlan, Opened), Error> {
     if options.cpus > MAX_GICV3_CPUS {
         return Err(Error::usage(format!(
             "--cpus {}: a guest has at most {MAX_GICV3_CPUS}",
@@ -123,11 +126,14 @@ pub fn resolve(options: &RunOptions) -> Result<(MachinePlan, Opened), Error> {
     let mut slots = SlotAllocator::default();
     let assigned = AssignedDevices::plan(options, ram, &mut slots, &mut allocator)?;
     let virtio = if pci {
-        VirtioDevices::plan(options, &mut slots, &mut allocator)?
+        VirtioDevices::plan(options, started, &mut slots, &mut allocator)?
     } else {
         VirtioDevices::default()
     };
     let of_devices = assigned.functions.max_descriptors().saturating_add(virtio.max_descriptors());
+    let lines = assigned.platform.iter().map(|device| device.irqs().count()).sum();
+    let of_statistics = if options.stats.is_some() { LineMonitor::max_files(lines) } else { 1 };
+    let of_devices = of_devices.saturating_add(of_statistics as u64);
     if pci || !assigned.is_empty() {
         fd_limit::reserve(run.saturating_add(of_devices))?;
     }

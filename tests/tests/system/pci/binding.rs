@@ -61,9 +61,9 @@ fn needs_descriptors(host: &Host) -> TestResult {
     host.sh("mkdir /tmp/passing")?;
     let mut guest = host.launch(&launch)?;
     host.sh("rmdir /tmp/passing")?;
-    let open = host.sh(&format!("ls /proc/{}/fd | wc -l", guest.pid()?))?;
-    let limit =
-        host.sh(&format!("awk '/Max open files/ {{ print $4 }}' /proc/{}/limits", guest.pid()?))?;
+    let vmm = host.vmm(guest.pid()?)?;
+    let open = host.sh(&format!("ls /proc/{vmm}/fd | wc -l"))?;
+    let limit = host.sh(&format!("awk '/Max open files/ {{ print $4 }}' /proc/{vmm}/limits"))?;
     println!("{} descriptors are open, of {}", open.trim(), limit.trim());
     let limit: u64 = limit.trim().parse().unwrap_or_default();
     assert!(limit >= 65 + 20, "{limit}");

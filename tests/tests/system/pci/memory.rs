@@ -78,7 +78,7 @@ fn a_guest_survives_memory_that_is_disabled_on_the_host() -> TestResult {
     let bar = bar.lines().next().unwrap_or_default();
     let reads_ones = format!("agent memory check {bar} 64 0xff");
     assert_ne!(guest.run(&reads_ones)?.0, 0);
-    let pid = guest.pid()?;
+    let pid = host.vmm(guest.pid()?)?;
     host.sh(&format!("agent vfio memory off {pid}"))?;
     guest.sh(&reads_ones)?;
     host.sh(&format!("agent vfio memory on {pid}"))?;

@@ -150,6 +150,16 @@ impl BindGuard {
         let names = changed.map(|bound| bound.device.path().display().to_string()).collect();
         Ok(Self { host, names })
     }
+
+    /// Whether none had to be bound.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Leaves them to another process that has this.
+    pub fn leave(mut self) {
+        self.names.clear();
+    }
 }
 
 impl Drop for BindGuard {

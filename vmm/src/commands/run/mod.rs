@@ -12,7 +12,6 @@ use std::time::Instant;
 
 use self::machine::Machine;
 use crate::cli::RunOptions;
-use crate::commands::device::BindGuard;
 use crate::commands::print::print;
 use crate::console::{ConsoleBackend, InputSource};
 use crate::console_timeout::ConsoleTimeout;
@@ -26,40 +25,46 @@ use crate::plan::{self, Opened};
 use crate::sandbox::Sandbox;
 use crate::signals::Signals;
 use crate::stats::Recorder;
+use crate::supervisor::{Charge, Share, Side};
 use crate::waker::Waker;
 use crate::{output, stats};
 
-/// Runs a guest to its end.
+/// Runs a guest to its end, and answers the exit status.
 ///
 /// # Errors
 ///
 /// What the options ask for can't be done, or the host failed on the way.
-pub fn run(options: &RunOptions) -> Result<ExitReason, Error> {
+pub fn run(options: &RunOptions) -> Result<u8, Error> {
     let started = Instant::now();
     output::init_log(options.log_level);
     // From here on a signal ends the run in order, and drivers are bound again.
     let mut signals = Signals::new()?;
-    let bind = || BindGuard::bind(&options.device_names(), options.force);
-    let bound = options.bind.then(bind).transpose();
-    let result = bound.and_then(|bound| {
-        let result = run_guest(options, started, &mut signals);
-        // Only now is everything closed that holds the devices.
-        drop(bound);
-        result
-    });
+    let charge = Charge::take(options);
+    let side = charge.and_then(|(charge, share)| charge.supervise(options, share, &mut signals));
+    let result = match side {
+        Ok(Side::Supervisor(exit_status)) => return Ok(exit_status),
+        Ok(Side::Vmm(share)) => run_guest(options, started, share, &mut signals),
+        Err(error) => Err(error),
+    };
     // What was given up because of a signal ended by that signal.
     let result = result.or_else(|error| signals.end().map(ExitReason::Signal).ok_or(error));
     output::finish_console(!result.as_ref().is_ok_and(ExitReason::is_by_guest));
-    result
+    let reason = result?;
+    if let Some(message) = reason.message() {
+        output::say(&format!("strait: {message}\n"));
+    }
+    Ok(reason.exit_status())
 }
 
 /// Plans, builds and runs the machine; nothing of it is left when this returns.
 fn run_guest(
     options: &RunOptions,
     started: Instant,
+    share: Share,
     signals: &mut Signals,
 ) -> Result<ExitReason, Error> {
-    let (plan, opened) = plan::resolve(options)?;
+    let Share { served, mailbox } = share;
+    let (plan, opened) = plan::resolve(options, served)?;
     let parts = build::vm(&plan)?;
     // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
     let tree =
@@ -93,10 +98,10 @@ fn run_guest(
     let mut machine = Machine::new(parts, ram, assigned, virtio, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
-    let recorder = options.stats.as_deref().map(|path| {
+    let recorder = mailbox.map(|mailbox| {
         let (vm, vcpus, bus) = (machine.vm(), machine.vcpus(), machine.bus().clone());
         let iommu = assigned.backend();
-        Arc::new(Recorder::new(path, started, vm, vcpus, bus, monitor.clone(), iommu))
+        Arc::new(Recorder::new(mailbox, started, vm, vcpus, bus, monitor.clone(), iommu))
     });
     output::set_waker(&waker);
     let (input, clients) = InputSource::by_kind(inputs);
@@ -113,6 +118,10 @@ fn run_guest(
             .then(|| ConsoleTimeout::new(emulated.spoke, plan.console.is_on(), shortage)),
     };
     machine.arm()?;
+    monitor.keep_files(recorder.is_some());
+    if let Some(recorder) = &recorder {
+        recorder.begin()?;
+    }
     // Everything is open, pinned and armed.
     Sandbox::new(options.sandbox).enter()?;
     let result = machine.run(sources, recorder);

@@ -1,0 +1,108 @@
+//! When the guest's process has ended: puts right what it has left, and says how it ended.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use super::Charge;
+use crate::assigned;
+use crate::cli::{ConsoleKind, RunOptions};
+use crate::console;
+use crate::error::Error;
+use crate::exit_reason::signal_name;
+use crate::stats;
+
+/// The number of the statistics that are left before the guest runs.
+pub(super) const FIRST: u64 = 1;
+
+/// The name that such an ending has in statistics.
+const KILLED: &str = "killed";
+
+/// Puts everything right after the child's end with `status`, and answers the exit status. Statistics were
+/// written up to the number `written`.
+pub(super) fn settle(
+    mut charge: Charge,
+    status: ExitStatus,
+    options: &RunOptions,
+    written: u64,
+) -> u8 {
+    let ended_by = status.signal().and_then(|signal| u8::try_from(signal).ok());
+    let exit_status = match (status.code(), ended_by) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(1),
+        (None, Some(signal)) => 128_u8.saturating_add(signal),
+        (None, None) => 1,
+    };
+    if let Some(signal) = ended_by {
+        // First of all, so that what is said next ends where it should.
+        charge.terminal.iter().for_each(|terminal| terminal.restore());
+        log::error!("{}", killed(signal).log_text());
+        charge.spare = None;
+        charge.write_last_statistics(options, exit_status, written);
+    }
+    for console in [&options.console, &options.virtio_console] {
+        if let ConsoleKind::Unix(path) = console {
+            console::remove_stale(path);
+        }
+    }
+    let Charge { programs, bound, .. } = charge;
+    drop(programs);
+    if let Some(bound) = bound {
+        if ended_by.is_some() && !bound.is_empty() {
+            assigned::quiesce_bound(options);
+        }
+        drop(bound);
+    }
+    exit_status
+}
+
+/// What is said of a child that a signal has ended.
+#[cold]
+fn killed(signal: u8) -> Error {
+    let name = signal_name(signal);
+    let ended = format!("the guest's process was ended by signal {signal}{name}");
+    match i32::from(signal) {
+        libc::SIGSYS => Error::new(format!(
+            "{ended}: it made a system call that the sandbox forbids. This is a fault of strait, or an attack"
+        ))
+        .help("dmesg shows the call (audit: type=1326); --sandbox log runs on"),
+        libc::SIGKILL => Error::new(ended).help(
+            "if nobody has sent it, the host was out of memory: dmesg | grep -i 'out of memory'",
+        ),
+        libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGABRT | libc::SIGFPE => Error::new(
+            format!("{ended}. Unless somebody has sent it, this is a fault of strait, or of memory that the host took away"),
+        ),
+        _ => Error::new(ended),
+    }
+}
+
+impl Charge {
+    /// Writes the last statistics that the child has left, with its end.
+    #[cold]
+    fn write_last_statistics(&self, options: &RunOptions, exit_status: u8, written: u64) {
+        let Some((mailbox, path)) = self.mailbox.as_ref().zip(options.stats.as_ref()) else {
+            return;
+        };
+        let Some((_, text)) = mailbox.newest(written.saturating_sub(1)) else { return };
+        let text = stats::with_ending(&text, KILLED, exit_status);
+        if let Err(error) = stats::write_file(path, &text) {
+            log::error!("{}", error.log_text());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_signal_means_is_said_with_its_number() {
+        for (signal, part) in [
+            (31, "signal 31 (SIGSYS): it made a system call that the sandbox forbids"),
+            (9, "signal 9 (SIGKILL)\n  help: if nobody"),
+            (7, "signal 7 (SIGBUS). Unless"),
+            (25, "ended by signal 25"),
+        ] {
+            let text = killed(signal).log_text();
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The process that outlives an accident: it keeps what needs privileges or has to be put right, while
+//! its child, the virtual machine monitor, has the guest and gives everything up.
+//!
+//! It binds devices to VFIO and gives them back, has the programs that serve devices, the terminal as it
+//! was, the file of the statistics and those of consoles' sockets. It takes no requests from its child:
+//! it reads statistics, and waits. There is one only for a run that has any of these.
+
+mod aftermath;
+mod watch;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::cli::{ConsoleKind, RunOptions};
+use crate::commands::device::BindGuard;
+use crate::error::Error;
+use crate::mailbox::Mailbox;
+use crate::programs::{self, ChildProgram, Served};
+use crate::signals::Signals;
+use crate::terminal::{Attributes, Terminal};
+use crate::vhost_user;
+
+/// What a run leaves to its supervisor.
+#[derive(Default)]
+pub struct Charge {
+    // Dropped in this order: programs end before devices are given back.
+    programs: Vec<ChildProgram>,
+    bound: Option<BindGuard>,
+    terminal: Option<Attributes>,
+    mailbox: Option<Arc<Mailbox>>,
+    /// Given up when the file of statistics is opened: there may be no other descriptor left then.
+    spare: Option<File>,
+}
+
+/// What the virtual machine monitor has of it.
+#[derive(Default)]
+pub struct Share {
+    /// The connections to programs that serve devices.
+    pub served: Vec<Served>,
+    /// Where statistics are left.
+    pub mailbox: Option<Arc<Mailbox>>,
+}
+
+/// Which of the two processes this is.
+pub enum Side {
+    /// The supervisor, whose child has ended, with its exit status.
+    Supervisor(u8),
+    /// The one that has the guest; the only one where no supervisor is needed.
+    Vmm(Share),
+}
+
+impl Charge {
+    /// Takes charge of what these options ask for: binds devices, starts programs.
+    ///
+    /// # Errors
+    ///
+    /// A device can't be bound, or a program can't be started.
+    pub fn take(options: &RunOptions) -> Result<(Self, Share), Error> {
+        let (mut charge, mut share) = (Self::default(), Share::default());
+        if options.dry_run {
+            return Ok((charge, share));
+        }
+        if options.bind {
+            charge.bound = Some(BindGuard::bind(&options.device_names(), options.force)?);
+        }
+        if !options.share.is_empty() || !options.passt.is_empty() {
+            (share.served, charge.programs) = vhost_user::start_all(options)?.into_iter().unzip();
+        }
+        let mut consoles = [&options.console, &options.virtio_console].into_iter();
+        if consoles.any(|console| *console == ConsoleKind::Stdio) && Terminal::is_stdin() {
+            charge.terminal = Attributes::of_stdin();
+        }
+        if options.stats.is_some() {
+            let mailbox = Mailbox::new().map_err(|e| {
+                Error::new(format!("there is no memory for statistics (--stats): {e}"))
+            })?;
+            let mailbox = Arc::new(mailbox);
+            charge.spare = spare();
+            (charge.mailbox, share.mailbox) = (Some(mailbox.clone()), Some(mailbox));
+        }
+        Ok((charge, share))
+    }
+
+    /// Whether there is anything that needs a process of its own.
+    fn is_needed(&self, options: &RunOptions) -> bool {
+        let mut consoles = [&options.console, &options.virtio_console].into_iter();
+        let sockets = consoles.any(|console| matches!(console, ConsoleKind::Unix(_)));
+        let bound = self.bound.as_ref().is_some_and(|bound| !bound.is_empty());
+        let started = !self.programs.is_empty() || self.mailbox.is_some();
+        !options.dry_run && (bound || started || self.terminal.is_some() || sockets)
+    }
+
+    /// Splits the process where that is needed: the supervisor waits here for the end of its child, and puts
+    /// right what that has left.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more processes.
+    pub fn supervise(
+        self,
+        options: &RunOptions,
+        share: Share,
+        signals: &mut Signals,
+    ) -> Result<Side, Error> {
+        if !self.is_needed(options) {
+            return Ok(Side::Vmm(share));
+        }
+        // SAFETY: takes nothing, and can't fail.
+        let parent = unsafe { libc::getpid() };
+        // SAFETY: no other thread of this process exists that could have locked anything.
+        match unsafe { libc::fork() } {
+            0 => {
+                end_with(parent);
+                self.leave();
+                Ok(Side::Vmm(share))
+            }
+            pid @ 1.. => {
+                // The programs' connections are the child's.
+                drop(share);
+                let child = programs::open_process(pid.cast_unsigned());
+                let child = Child { pid, ended: child.map_err(|e| no_process(&e))? };
+                Ok(Side::Supervisor(watch::run(self, &child, options, signals)))
+            }
+            _ => Err(no_process(&io::Error::last_os_error())),
+        }
+    }
+
+    /// Leaves everything to the parent.
+    fn leave(self) {
+        let Self { programs, bound, .. } = self;
+        programs.into_iter().for_each(ChildProgram::leave);
+        bound.into_iter().for_each(BindGuard::leave);
+    }
+}
+
+/// The process with the guest.
+struct Child {
+    pid: libc::pid_t,
+    /// What is readable once it has ended.
+    ended: OwnedFd,
+}
+
+/// A descriptor to be given up when another one is needed.
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+#[cold]
+fn no_process(e: &io::Error) -> Error {
+    Error::new(format!("the guest can't have a process of its own: {e}"))
+        .help("ulimit -u, or pids.max of the control group")
+}
+
+/// Has this process killed when its parent ends.
+fn end_with(parent: libc::pid_t) {
+    let signal = libc::c_ulong::from(libc::SIGKILL.unsigned_abs());
+    // SAFETY: takes numbers; a valid signal can't be refused.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) };
+    // SAFETY: takes nothing. It may have ended before, and then there is nobody to tell.
+    if unsafe { libc::getppid() } != parent {
+        // SAFETY: ends this process.
+        unsafe { libc::_exit(1) };
+    }
+}

@@ -1,0 +1,90 @@
+//! While the guest runs: hands signals on, writes statistics, and waits for the end.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use super::{Charge, Child, aftermath};
+use crate::cli::RunOptions;
+use crate::signals::{Arrived, Signals};
+use crate::stats;
+
+/// The signals that a terminal sends to all of its foreground job, the child among them.
+const OF_TERMINAL: [libc::c_int; 3] = [libc::SIGINT, libc::SIGQUIT, libc::SIGWINCH];
+
+/// Watches over `child` until it ends, puts right what it has left, and answers the exit status.
+pub(super) fn run(
+    mut charge: Charge,
+    child: &Child,
+    options: &RunOptions,
+    signals: &mut Signals,
+) -> u8 {
+    let mut written = 0;
+    loop {
+        wait(&charge, child, signals);
+        while let Some(signal) = signals.next_signal() {
+            hand_on(child, signal);
+        }
+        let status = child.status();
+        // What it has left before its end is there by now.
+        charge.write_statistics(options, &mut written);
+        if let Some(status) = status {
+            return aftermath::settle(charge, status, options, written);
+        }
+        charge.programs.iter_mut().for_each(|program| program.tell());
+    }
+}
+
+/// Waits until something has happened.
+fn wait(charge: &Charge, child: &Child, signals: &Signals) {
+    let mailbox = charge.mailbox.as_ref().map_or(-1, |mailbox| mailbox.as_raw_fd());
+    let fds = [signals.as_raw_fd(), child.ended.as_raw_fd(), mailbox].into_iter();
+    let programs = charge.programs.iter().map(|program| program.ended());
+    // What is negative is ignored (poll(2)).
+    let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut entries: Vec<_> = fds.chain(programs).map(entry).collect();
+    // SAFETY: `entries` has as many entries. An interrupted wait has found nothing.
+    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, -1) };
+}
+
+/// Sends the child a signal that came here alone.
+fn hand_on(child: &Child, Arrived { number, by_kernel }: Arrived) {
+    if by_kernel && OF_TERMINAL.contains(&number) {
+        return;
+    }
+    // SAFETY: takes numbers. The child isn't reaped, so the number is its own; the kernel refuses it
+    // only where it has ended.
+    unsafe { libc::kill(child.pid, number) };
+}
+
+impl Child {
+    /// Its status, once it has ended.
+    fn status(&self) -> Option<ExitStatus> {
+        let mut status = MaybeUninit::uninit();
+        // SAFETY: waitpid fills the status where it answers the child's number.
+        let ended = unsafe { libc::waitpid(self.pid, status.as_mut_ptr(), libc::WNOHANG) };
+        // SAFETY: it is filled.
+        (ended == self.pid).then(|| ExitStatus::from_raw(unsafe { status.assume_init() }))
+    }
+}
+
+impl Charge {
+    /// Writes the statistics that the child has left since those with the number `written`.
+    fn write_statistics(&mut self, options: &RunOptions, written: &mut u64) {
+        let Some((mailbox, path)) = self.mailbox.as_ref().zip(options.stats.as_ref()) else {
+            return;
+        };
+        let Some((number, text)) = mailbox.newest(*written) else { return };
+        self.spare = None;
+        // The first are those before the guest runs.
+        if number > aftermath::FIRST
+            && let Err(error) = stats::write_file(path, &text)
+        {
+            // Why the guest ended matters more.
+            log::error!("{}", error.log_text());
+        }
+        self.spare = super::spare();
+        *written = number;
+    }
+}
