@@ -17,7 +17,7 @@ use super::device::VfioUserDevice;
 use super::error::VfioUserError;
 
 /// How long the client waits for a server that is to answer, on a busy machine too.
-pub(super) const LONG_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const LONG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long it waits for one that isn't.
 pub(super) const SHORT_TIMEOUT: Duration = Duration::from_secs(1);

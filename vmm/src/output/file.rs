@@ -166,7 +166,7 @@ fn write_all(file: &mut File, bytes: &[u8]) -> Option<(usize, std::io::Error)> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsRawFd, OwnedFd};
 
     use super::*;
 
@@ -205,13 +205,21 @@ mod tests {
 
     #[test]
     fn a_file_that_hangs_stops_nobody_for_long() {
+        // A pipe that nobody reads, full from the first.
         let (_reader, end) = std::io::pipe().unwrap();
-        let buffer = FileBuffer::start(File::from(OwnedFd::from(end)), "test").unwrap();
-        let began = Instant::now();
+        let mut end = File::from(OwnedFd::from(end));
+        // SAFETY: the descriptor is open, and the argument a number.
+        let size = unsafe { libc::fcntl(end.as_raw_fd(), libc::F_GETPIPE_SZ) };
+        end.write_all(&vec![b'x'; usize::try_from(size).unwrap()]).unwrap();
+        let buffer = FileBuffer::start(end, "test").unwrap();
+        assert!(!buffer.put(b"x"));
+        while !buffer.state().writing {
+            thread::sleep(Duration::from_millis(1));
+        }
         while !buffer.put(&[b'x'; 1000]) {}
         // Ended while it waits.
         buffer.wait_for_room(|| true);
-        assert!(began.elapsed() < STALL_TIMEOUT);
+        assert!(!buffer.state().stalled);
         buffer.state().stalled = true;
         for _ in 0..1000 {
             assert!(!buffer.put(&[b'x'; 1000]));

@@ -299,7 +299,7 @@ fn a_slow_function_delays_no_other() {
             let moved = machine.read(MEMORY32 + 0x8004, 1);
             done.send((read, moved, machine.read(config(0x10), 2))).unwrap();
         });
-        let other = finished.recv_timeout(Duration::from_secs(20));
+        let other = finished.recv_timeout(Duration::from_secs(60));
         drop(busy);
         other
     });

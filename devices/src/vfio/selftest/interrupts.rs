@@ -170,7 +170,7 @@ mod tests {
     fn a_signal_is_reported_once_with_its_index() {
         let (_, mut interrupts) = interrupts(3);
         interrupts.all[2].1.write(1).unwrap();
-        assert_eq!(interrupts.wait(Duration::from_secs(5)).unwrap(), Some(2));
+        assert_eq!(interrupts.wait(Duration::from_secs(60)).unwrap(), Some(2));
         assert_eq!(interrupts.wait(Duration::ZERO).unwrap(), None);
     }
 
@@ -180,7 +180,7 @@ mod tests {
         let started = Instant::now();
         assert_eq!(interrupts.wait(Duration::from_millis(30)).unwrap(), None);
         let waited = started.elapsed();
-        assert!((Duration::from_millis(30)..Duration::from_secs(5)).contains(&waited));
+        assert!((Duration::from_millis(30)..Duration::from_secs(60)).contains(&waited));
     }
 
     #[test]

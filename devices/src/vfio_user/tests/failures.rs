@@ -156,7 +156,8 @@ fn mapped_regions_of_a_dead_server_become_ones() {
 #[test]
 fn a_shortened_deadline_ends_waits() {
     let mut server = server_but(9, |_| Action::Ignore);
-    let device = Arc::new(server.connect().unwrap());
+    // A tenth of it is what the end leaves.
+    let device = Arc::new(server.connect_for(20 * SHORT_TIMEOUT).unwrap());
     device.start_guest().unwrap();
     let started = Instant::now();
     let waiting: Vec<_> = (0..4)

@@ -181,7 +181,7 @@ fn a_channel_that_never_stops_is_named_and_the_others_are_stopped() {
     let started = Instant::now();
     let error = stop(&fake, SHORT).unwrap_err();
     assert_eq!(error.to_string(), "channel 2 is still in state 0x7");
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < AMPLE);
     assert_eq!(kills(&fake), [3, 6], "killed once, not over and over");
     let fake = fake.borrow();
     assert_eq!((fake.threads[6].state, fake.inten, fake.mis), (0, 0, 0));
