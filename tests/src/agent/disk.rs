@@ -2,8 +2,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::thread;
 use std::time::Instant;
 
 use crate::CommandError;
@@ -203,60 +205,136 @@ fn fill(buffer: &mut [u8], number: u64, round: u64) {
     }
 }
 
+/// What is done to blocks of a disk.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    path: &'a str,
+    opcode: u16,
+    /// How many are under way at a time.
+    depth: usize,
+    round: u64,
+}
+
+/// How many bytes a block of those has.
+const BLOCK: usize = 4096;
+
 /// Writes every block of 4 KiB of the first `size` bytes in random order, so many at a time, `rounds`
-/// times, reads all of them back each time, and fails unless each has what was written last.
-pub(crate) fn verify(path: &str, size: u64, depth: u64, rounds: u64) -> Result<(), CommandError> {
-    const BLOCK: usize = 4096;
-    let (file, _) = open(path, true)?;
-    let (blocks, depth) = (size / BLOCK as u64, usize::try_from(depth)?);
-    let mut random = Random(0x1234_5678_9abc_def1 ^ size);
-    let mut buffers = Buffers::new(depth, BLOCK);
-    let aio = Aio::new(depth)?;
-    let mut events = vec![Event::default(); depth];
-    let mut order: Vec<u64> = (0..blocks).collect();
+/// times, reads all of them back each time, and fails unless each has what was written last. Each of
+/// so many threads does a part of them, on a CPU of its own.
+pub(crate) fn verify(
+    path: &str,
+    size: u64,
+    depth: u64,
+    rounds: u64,
+    jobs: u64,
+) -> Result<(), CommandError> {
+    let depth = usize::try_from(depth)?;
     for round in 0..rounds {
-        for opcode in [PWRITE, PREAD] {
-            for index in (1..order.len()).rev() {
-                order.swap(index, usize::try_from(random.below(index as u64 + 1))?);
-            }
-            let mut next = order.iter();
-            let mut free: Vec<usize> = (0..depth).collect();
-            loop {
-                let mut accesses = Vec::new();
-                while let Some(index) = free.pop() {
-                    let Some(number) = next.next() else {
-                        free.push(index);
-                        break;
-                    };
-                    let buffer = buffers.get(index);
-                    if opcode == PWRITE {
-                        fill(buffer, *number, round);
-                    }
-                    let data = *number << 16 | index as u64;
-                    accesses.push(access(&file, opcode, number * BLOCK as u64, buffer, data)?);
-                }
-                if !accesses.is_empty() {
-                    aio.submit(&mut accesses)?;
-                }
-                if free.len() == depth {
-                    break;
-                }
-                for event in aio.wait(&mut events)? {
-                    check(event, BLOCK)?;
-                    let (number, index) = (event.data >> 16, usize::try_from(event.data & 0xffff)?);
-                    let mut expected = [0; BLOCK];
-                    fill(&mut expected, number, round);
-                    if opcode == PREAD && buffers.get(index) != expected {
-                        return Err(format!("block {number} isn't what round {round} wrote").into());
-                    }
+        in_parallel(Work { path, opcode: PWRITE, depth, round }, size, jobs)?;
+        in_parallel(Work { path, opcode: PREAD, depth, round }, size, jobs)?;
+    }
+    println!("{} blocks, {rounds} rounds: verified", size / BLOCK as u64);
+    Ok(())
+}
+
+/// Fails unless all is there that as many rounds of [`verify`] wrote, at whatever time.
+pub(crate) fn verified(
+    path: &str,
+    size: u64,
+    depth: u64,
+    rounds: u64,
+    jobs: u64,
+) -> Result<(), CommandError> {
+    let round = rounds.checked_sub(1).ok_or("no round")?;
+    let depth = usize::try_from(depth)?;
+    in_parallel(Work { path, opcode: PREAD, depth, round }, size, jobs)?;
+    println!("{} blocks: still there", size / BLOCK as u64);
+    Ok(())
+}
+
+/// Does this with all blocks of the first `size` bytes, by threads each of which has a part of them.
+fn in_parallel(work: Work<'_>, size: u64, jobs: u64) -> Result<(), CommandError> {
+    let blocks = size / BLOCK as u64;
+    let results: Vec<Result<(), String>> = thread::scope(|scope| {
+        let start = |job: u64| {
+            let part = blocks * job / jobs..blocks * (job + 1) / jobs;
+            scope.spawn(move || {
+                stay_on_cpu(job).map_err(|error| error.to_string())?;
+                work.run(part).map_err(|error| error.to_string())
+            })
+        };
+        let threads: Vec<_> = (0..jobs).map(start).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.map(|result| result.unwrap_or_else(|_| Err("panicked".to_owned()))).collect()
+    });
+    Ok(results.into_iter().collect::<Result<(), String>>()?)
+}
+
+/// Keeps this thread on one CPU: that of this number, counted around.
+fn stay_on_cpu(number: u64) -> Result<(), CommandError> {
+    let cpus = thread::available_parallelism()?.get();
+    // SAFETY: all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: a set has room for more CPUs than there are here.
+    unsafe { libc::CPU_SET(usize::try_from(number)? % cpus, &mut set) };
+    // SAFETY: the set is of the size given, and 0 is this thread.
+    if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } != 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    Ok(())
+}
+
+impl Work<'_> {
+    /// Does it with these blocks, in random order.
+    fn run(self, blocks: Range<u64>) -> Result<(), CommandError> {
+        let Self { path, opcode, depth, round } = self;
+        let (file, _) = open(path, opcode == PWRITE)?;
+        let mut random = Random(0x1234_5678_9abc_def1 ^ blocks.end << 20 ^ round << 8 ^ 1);
+        let mut buffers = Buffers::new(depth, BLOCK);
+        let aio = Aio::new(depth)?;
+        let mut events = vec![Event::default(); depth];
+        let mut order: Vec<u64> = blocks.collect();
+        for index in (1..order.len()).rev() {
+            order.swap(index, usize::try_from(random.below(index as u64 + 1))?);
+        }
+        let mut next = order.iter();
+        let mut free: Vec<usize> = (0..depth).collect();
+        loop {
+            let mut accesses = Vec::new();
+            while let Some(index) = free.pop() {
+                let Some(number) = next.next() else {
                     free.push(index);
+                    break;
+                };
+                let buffer = buffers.get(index);
+                if opcode == PWRITE {
+                    fill(buffer, *number, round);
                 }
+                let data = *number << 16 | index as u64;
+                accesses.push(access(&file, opcode, number * BLOCK as u64, buffer, data)?);
             }
+            if !accesses.is_empty() {
+                aio.submit(&mut accesses)?;
+            }
+            if free.len() == depth {
+                break;
+            }
+            for event in aio.wait(&mut events)? {
+                check(event, BLOCK)?;
+                let (number, index) = (event.data >> 16, usize::try_from(event.data & 0xffff)?);
+                let mut expected = [0; BLOCK];
+                fill(&mut expected, number, round);
+                if opcode == PREAD && buffers.get(index) != expected {
+                    return Err(format!("block {number} isn't what round {round} wrote").into());
+                }
+                free.push(index);
+            }
+        }
+        if opcode == PWRITE {
             file.sync_all()?;
         }
+        Ok(())
     }
-    println!("{blocks} blocks, {rounds} rounds: verified");
-    Ok(())
 }
 
 /// Writes block after block, from the first on, with a number from `from` on, makes each durable and

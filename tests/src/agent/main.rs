@@ -53,7 +53,11 @@ usage: agent COMMAND
   disk read FILE BYTES DEPTH N [in-order]
                                         N reads of so many bytes by O_DIRECT, DEPTH at a time, anywhere
                                         unless in order; prints the ns that each took
-  disk verify FILE SIZE DEPTH ROUNDS    write and read back blocks by O_DIRECT, DEPTH at a time
+  disk verify FILE SIZE DEPTH ROUNDS [JOBS]
+                                        write and read back blocks by O_DIRECT, DEPTH at a time, a part
+                                        of them by each of JOBS threads, on a CPU of its own
+  disk verified FILE SIZE DEPTH ROUNDS [JOBS]
+                                        check that what that wrote is there
   disk record FILE FROM                 write numbered blocks, each made durable before it is told
   disk recorded FILE LAST               check that all blocks up to LAST are there
   edu BDF msi|line ROUNDS               drive QEMU's edu device, in a guest: registers, factorial,
@@ -113,9 +117,8 @@ fn main() -> ExitCode {
         }
         ["disk", "read", file, numbers @ .., "in-order"] => disk_read(file, numbers, true),
         ["disk", "read", file, numbers @ ..] => disk_read(file, numbers, false),
-        ["disk", "verify", file, size, depth, rounds] => {
-            number(size).and_then(|size| disk::verify(file, size, number(depth)?, number(rounds)?))
-        }
+        ["disk", "verify", file, numbers @ ..] => disk_check(file, numbers, disk::verify),
+        ["disk", "verified", file, numbers @ ..] => disk_check(file, numbers, disk::verified),
         ["disk", "record", file, from] => number(from).and_then(|from| disk::record(file, from)),
         ["disk", "recorded", file, last] => {
             number(last).and_then(|last| disk::recorded(file, last))
@@ -188,6 +191,19 @@ fn number32(text: &str) -> Result<u32, CommandError> {
 fn disk_read(file: &str, numbers: &[&str], in_order: bool) -> Result<(), CommandError> {
     let [bytes, depth, count] = numbers else { return Err("bytes, depth and count".into()) };
     disk::read(file, number(bytes)?, number(depth)?, number(count)?, in_order)
+}
+
+fn disk_check(
+    file: &str,
+    numbers: &[&str],
+    act: fn(&str, u64, u64, u64, u64) -> Result<(), CommandError>,
+) -> Result<(), CommandError> {
+    let (numbers, jobs) = match numbers {
+        [numbers @ .., jobs] if numbers.len() == 3 => (numbers, number(jobs)?),
+        _ => (numbers, 1),
+    };
+    let [size, depth, rounds] = numbers else { return Err("size, depth and rounds".into()) };
+    act(file, number(size)?, number(depth)?, number(rounds)?, jobs)
 }
 
 fn random_access(

@@ -5,6 +5,12 @@ use tests::suite::SOAK;
 
 const SIGKILL: i32 = 9;
 
+/// How many bytes are written at random places and compared later.
+const VERIFIED: u32 = 6 << 20;
+
+/// Has a kernel forget what it has cached of disks.
+const DROP_CACHES: &str = "sync && echo 3 >/proc/sys/vm/drop_caches";
+
 /// A host with a disk of its own, mounted at /mnt, on which what isn't cached is waited for.
 fn boot() -> Result<Host, Failure> {
     let host = Board::new()
@@ -37,20 +43,20 @@ fn sum_in(guest: &mut Guest, path: &str) -> Result<String, Failure> {
 #[test]
 fn a_guest_uses_its_disks() -> TestResult {
     let host = boot()?;
-    host.sh("truncate -s 32M /mnt/a.img")?;
+    host.sh("truncate -s 32M /mnt/a.img && truncate -s 8M /mnt/d.img")?;
     let kept = [random(&host, "/mnt/b.img", 8)?, random(&host, "/mnt/c.img", 8)?];
     // What is read isn't cached.
     host.sh("umount /mnt && mount -t ext4 /dev/disk /mnt")?;
     let disks = "--block /mnt/a.img,serial=A-1 --block /mnt/b.img,ro --block /mnt/c.img,snapshot \
-                 --block /dev/spare,direct,queues=1";
+                 --block /dev/spare,direct,queues=1 --block /mnt/d.img";
     let mut guest = host.launch(&Launch::model().with(&format!("--cpus 4 {disks}")))?;
     // All of them are there, as they were asked for.
     let seen = guest
         .sh("cat /sys/block/vda/serial && echo && cat /sys/block/vd?/size /sys/block/vd?/ro && \
          ls -d /sys/block/vd?/mq/*")?;
-    let expected = "A-1\n65536\n16384\n16384\n32768\n0\n1\n0\n0\n";
+    let expected = "A-1\n65536\n16384\n16384\n32768\n16384\n0\n1\n0\n0\n0\n";
     assert!(seen.replace('\r', "").starts_with(expected), "{seen}");
-    assert_eq!(seen.matches("/mq/").count(), 4 + 4 + 4 + 1, "{seen}");
+    assert_eq!(seen.matches("/mq/").count(), 4 + 4 + 4 + 1 + 4, "{seen}");
     assert_eq!([sum_in(&mut guest, "/dev/vdb")?, sum_in(&mut guest, "/dev/vdc")?], kept);
 
     // Several at a time and one after the other, cached and not.
@@ -60,6 +66,16 @@ fn a_guest_uses_its_disks() -> TestResult {
     }
     guest.sh("agent disk verify /dev/vdd 131072 1 1")?;
     assert_ne!(guest.run("dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync")?.0, 0);
+
+    // By all queues at once; and it is there when nothing of it is cached any more.
+    let work = format!("/dev/vde {VERIFIED} 32 2 4");
+    let queues = "/sys/block/vde/device/../msi_irqs";
+    guest
+        .sh(&format!("agent disk verify {work} && {DROP_CACHES} && agent disk verified {work}"))?;
+    guest.sh(&format!(
+        "for irq in $(ls {queues} | tail -4); do grep \"^ *$irq:\" /proc/interrupts; done | \
+         awk '{{ if ($2 + $3 + $4 + $5 > 0) n++ }} END {{ exit n < 4 }}'"
+    ))?;
 
     // A file system: made, filled, checked, and its room given back.
     guest.sh(
@@ -80,6 +96,13 @@ fn a_guest_uses_its_disks() -> TestResult {
     assert_eq!(guest.power_off()?, 0);
     // What had to stay as it was did.
     assert_eq!([sum(&host, "/mnt/b.img")?, sum(&host, "/mnt/c.img")?], kept);
+    // And after a restart, of the host's caches too.
+    host.sh("umount /mnt && mount -t ext4 /dev/disk /mnt")?;
+    let mut guest = host.launch(&Launch::model().with("--cpus 4 --block /mnt/d.img"))?;
+    for depth in [1, 32] {
+        guest.sh(&format!("agent disk verified /dev/vda {VERIFIED} {depth} 2 4"))?;
+    }
+    assert_eq!(guest.power_off()?, 0);
     Ok(())
 }
 
