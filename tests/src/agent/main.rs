@@ -87,6 +87,7 @@ usage: agent COMMAND
                                         die, send nonsense, or descriptors
   receive ADDRESS [plain]               read a connection to its end: tcp:IP:PORT or vsock:CID:PORT
   send ADDRESS BYTES [plain]            connect to that, and send bytes that are checked, or plain ones
+  echoed ADDRESS BYTES                  connect to who sends all back, and check that it is the same
   udp-echo IP:PORT                      send packets back
   udp IP:PORT COUNT SIZE                send packets to that, each after the answer to the last
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
@@ -154,6 +155,9 @@ fn main() -> ExitCode {
         ["receive", address, how @ ..] => network::receive(address, how),
         ["send", address, bytes, how @ ..] => {
             number(bytes).and_then(|bytes| network::send(address, bytes, how))
+        }
+        ["echoed", address, bytes] => {
+            number(bytes).and_then(|bytes| network::echoed(address, bytes))
         }
         ["udp-echo", address] => network::echo(address),
         ["udp", address, count, size] => {

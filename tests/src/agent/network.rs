@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::CommandError;
@@ -64,22 +65,15 @@ pub(crate) fn send(address: &str, bytes: u64, words: &[&str]) -> Result<(), Comm
     let content = Content::parse(words)?;
     let mut stream = connect(address)?;
     let start = Instant::now();
-    let (mut left, mut sum, mut random) = (bytes, Sum::default(), 0x9e37_79b9_7f4a_7c15u64);
+    let (mut sum, mut random) = (Sum::default(), Random::default());
     let mut piece = vec![0x5a; PIECE];
-    while left > 0 {
-        let size = usize::try_from(left)?.min(PIECE);
+    for size in pieces(bytes) {
         let part = &mut piece[..size];
         if content == Content::Checked {
-            for word in part.chunks_mut(8) {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                word.copy_from_slice(&random.to_le_bytes()[..word.len()]);
-            }
+            random.fill(part);
             sum.add(part);
         }
         stream.write_all(part)?;
-        left -= u64::try_from(size)?;
     }
     // SAFETY: takes numbers.
     if unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_WR) } != 0 {
@@ -94,6 +88,68 @@ pub(crate) fn send(address: &str, bytes: u64, words: &[&str]) -> Result<(), Comm
     }
     println!("{bytes} bytes, sum {:016x}, {} ns", sum.0, elapsed.as_nanos());
     Ok(())
+}
+
+/// Connects to somebody who sends back what it gets, sends `bytes` bytes, and fails unless the same
+/// come back.
+pub(crate) fn echoed(address: &str, bytes: u64) -> Result<(), CommandError> {
+    let mut stream = connect(address)?;
+    let mut sender = stream.try_clone()?;
+    let sent = thread::spawn(move || -> io::Result<()> {
+        let mut random = Random::default();
+        let mut piece = vec![0; PIECE];
+        for size in pieces(bytes) {
+            random.fill(&mut piece[..size]);
+            sender.write_all(&piece[..size])?;
+        }
+        // SAFETY: takes numbers.
+        match unsafe { libc::shutdown(sender.as_raw_fd(), libc::SHUT_WR) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    let mut random = Random::default();
+    let (mut expected, mut piece) = (vec![0; PIECE], vec![0; PIECE]);
+    for size in pieces(bytes) {
+        stream.read_exact(&mut piece[..size])?;
+        random.fill(&mut expected[..size]);
+        if piece[..size] != expected[..size] {
+            return Err("what came back is something else".into());
+        }
+    }
+    if stream.read(&mut piece)? != 0 {
+        return Err("more came back".into());
+    }
+    sent.join().map_err(|_| "the sender panicked")??;
+    println!("{bytes} bytes came back");
+    Ok(())
+}
+
+/// The sizes of the pieces in which so many bytes are sent.
+fn pieces(bytes: u64) -> impl Iterator<Item = usize> {
+    let piece = PIECE as u64;
+    (0..bytes.div_ceil(piece))
+        .map(move |number| usize::try_from((bytes - number * piece).min(piece)).unwrap_or(PIECE))
+}
+
+/// Bytes that differ (Marsaglia, Xorshift RNGs), the same each time.
+struct Random(u64);
+
+impl Default for Random {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Random {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for word in bytes.chunks_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
+        }
+    }
 }
 
 /// A sum of bytes that depends on their order, however they are cut (FNV-1a, 64 bits).
@@ -148,7 +204,7 @@ pub(crate) fn round_trips(address: &str, count: u64, size: u64) -> Result<(), Co
         if Instant::now() > deadline {
             return Err(format!("{address} doesn't answer").into());
         }
-        std::thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
     socket.set_read_timeout(None)?;
     let start = Instant::now();
@@ -194,7 +250,7 @@ fn connect(address: &str) -> Result<File, CommandError> {
         match result {
             Ok(stream) => return Ok(stream),
             Err(error) if Instant::now() > deadline => return Err(error.into()),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            Err(_) => thread::sleep(Duration::from_millis(50)),
         }
     }
 }

@@ -4,9 +4,10 @@ use super::failure::Failure;
 use super::guest::{Guest, Launch};
 use super::host::Host;
 
-/// How long such a guest may take for anything, in seconds. On a machine that does nothing else it
-/// takes a quarter of a minute from its start to the prompt for a login.
-const TIMEOUT: u64 = 240;
+/// How long such a guest may take for anything, in seconds, and its units for their start: they give up
+/// after 90 of its seconds else, in which it does little on a busy machine. On a machine that does
+/// nothing else it takes a quarter of a minute from its start to the prompt for a login.
+const TIMEOUT: u64 = 600;
 
 /// What a shell on the console is told: it shall answer commands and nothing else.
 const QUIET: &str = "stty -echo; PS1= PS2= exec sh -i\n";
@@ -21,6 +22,10 @@ impl Launch {
             .memory("512M")
             .does("login")
             .cmdline("root=LABEL=debian rw TERM=dumb systemd.tty.term.ttyS0=dumb")
+            .cmdline(&format!(
+                "systemd.default_device_timeout_sec={TIMEOUT} \
+                 systemd.default_timeout_start_sec={TIMEOUT}"
+            ))
     }
 }
 

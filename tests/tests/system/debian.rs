@@ -1,6 +1,7 @@
 //! A guest that is a whole system: Debian, with its own kernel, on a disk.
 
-use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult};
+use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, Process, TestResult};
+use tests::suite::SOAK;
 
 /// Where disks are on the host: that with the system, and an empty one.
 const DISK: &str = "0000:00:05.0";
@@ -14,15 +15,19 @@ const HOST_ADDRESS: &str = "192.168.77.1";
 const GUEST_ADDRESS: &str = "192.168.77.2";
 const CID: u32 = 3;
 
-/// How many bytes the network takes in each direction, and how many go through a socket.
-const BY_NETWORK: u64 = 64 << 20;
+/// How many bytes go through a socket in each direction.
 const BY_SOCKET: u64 = 1 << 20;
 
 /// Where its second console is.
 const HVC0: &str = "/tmp/hvc0";
 
 /// How long each direction may take, in seconds.
-const TRANSFER: u64 = 240;
+const TRANSFER: u64 = 600;
+
+/// How many bytes a network takes in each direction.
+fn by_network() -> u64 {
+    if std::env::var_os(SOAK).is_some() { 64 << 20 } else { 4 << 20 }
+}
 
 /// A host with both disks, a tap, and a DMA controller and the empty disk to be assigned.
 fn boot() -> Result<Host, Failure> {
@@ -67,7 +72,7 @@ fn log_in(host: &Host, root: &str) -> Result<Guest, Failure> {
 /// Logs in on the virtio console, where the system offers a login without being told. The prompt was
 /// printed before anybody was there to see it.
 fn log_in_on_hvc0(host: &Host) -> TestResult {
-    let mut client = host.start(&format!("exec agent client {HVC0}"))?.timeout(240);
+    let mut client = host.start(&format!("exec agent client {HVC0}"))?.timeout(TRANSFER);
     client.wait_for("login: ")?;
     client.send("root\n")?;
     client.wait_for("# ")?;
@@ -84,9 +89,15 @@ fn check_state(guest: &mut Guest) -> TestResult {
     Ok(())
 }
 
-/// Has the guest write to its root's disk and to the empty one, while its DMA controller copies; the
-/// sums of what it wrote to the files `noise` of both.
-fn work_with_disks(guest: &mut Guest) -> Result<Vec<String>, Failure> {
+/// Has the guest write to its root's disk and to the empty one, send by its network and by a socket,
+/// while its DMA controller copies, all at once; the sums of what it wrote to the files `noise` of both
+/// disks.
+fn work_with_all(host: &Host, guest: &mut Guest) -> Result<Vec<String>, Failure> {
+    connect(guest)?;
+    let (network, socket) = (format!("tcp:{HOST_ADDRESS}:5000"), "vsock:2:5000");
+    let receivers = [network.as_str(), socket]
+        .map(|address| Ok(host.start(&format!("agent receive {address}"))?.timeout(TRANSFER)));
+    let bytes = by_network();
     let other = disk(|command| guest.sh(command), "empty")?;
     guest.sh(&format!("mke2fs -q -t ext4 {other} && mount {other} /mnt"))?;
     // Its driver would be in the way.
@@ -97,15 +108,24 @@ fn work_with_disks(guest: &mut Guest) -> Result<Vec<String>, Failure> {
     let output = guest.sh(&format!(
         "{write} of=/noise & first=$!
          {write} of=/mnt/noise & second=$!
+         /run/agent send {network} {bytes} >/run/network & third=$!
+         /run/agent send {socket} {BY_SOCKET} >/run/socket & fourth=$!
          for byte in $(seq 100); do
              /run/agent memory fill {from} 4096 $byte &&
                  /run/agent pl330 {DMA} copy 1 {program} {from} {to} 4096 >/dev/null &&
                  /run/agent memory check {to} 4096 $byte && echo copied
              kill -0 $first 2>/dev/null || kill -0 $second 2>/dev/null || break
          done
-         wait $first && wait $second && umount /mnt && mount {other} /mnt &&
-             sha256sum </noise && sha256sum </mnt/noise"
+         wait $first && wait $second && wait $third && wait $fourth &&
+             umount /mnt && e2fsck -fn {other} >/run/checked 2>&1 && mount {other} /mnt &&
+             sha256sum </noise && sha256sum </mnt/noise && cat /run/network /run/socket"
     ))?;
+    for receiver in receivers {
+        assert_eq!(receiver.and_then(|receiver: Process| receiver.exit_status())?, 0);
+    }
+    for bytes in [bytes, BY_SOCKET] {
+        assert!(output.contains(&format!("\n{bytes} bytes, sum ")), "{output}");
+    }
     assert!(output.matches("copied").count() >= 2, "{output}");
     let sums: Vec<_> =
         output.lines().filter(|line| line.ends_with(" -")).map(str::to_owned).collect();
@@ -113,30 +133,33 @@ fn work_with_disks(guest: &mut Guest) -> Result<Vec<String>, Failure> {
     Ok(sums)
 }
 
-/// Sends bytes in both directions by its network and by sockets.
-fn work_with_networks(host: &Host, guest: &mut Guest) -> TestResult {
+/// Gives the guest's network its address.
+fn connect(guest: &mut Guest) -> TestResult {
     guest.sh(&format!(
         "card=$(ls /sys/class/net | grep ^en) && ip addr add {GUEST_ADDRESS}/24 dev $card && \
          ip link set $card up && until ping -c 1 -W 1 {HOST_ADDRESS} >/dev/null; do :; done"
     ))?;
-    let network = [HOST_ADDRESS, GUEST_ADDRESS].map(|address| format!("tcp:{address}:5000"));
-    exchange(host, guest, &network, BY_NETWORK)?;
-    let sockets = ["2".to_owned(), CID.to_string()].map(|cid| format!("vsock:{cid}:5000"));
-    exchange(host, guest, &sockets, BY_SOCKET)
+    Ok(())
 }
 
-/// Sends so many bytes to the first address, which is the host's, and back to the guest's.
-fn exchange(host: &Host, guest: &mut Guest, addresses: &[String; 2], bytes: u64) -> TestResult {
-    let [on_host, on_guest] = addresses;
-    let receiver = host.start(&format!("agent receive {on_host}"))?.timeout(TRANSFER);
-    let sent = guest.sh(&format!("/run/agent send {on_host} {bytes}"))?;
-    assert_eq!(receiver.exit_status()?, 0);
-    let sender = host.start(&format!("agent send {on_guest} {bytes}"))?.timeout(TRANSFER);
-    let received = guest.sh(&format!("/run/agent receive {on_guest}"))?;
+/// Sends so many bytes from one to the other, in either direction, where `to` is.
+fn send(host: &Host, guest: &mut Guest, to: &str, bytes: u64) -> TestResult {
+    let sender = host.start(&format!("exec agent send {to} {bytes}"))?.timeout(TRANSFER);
+    let received = guest.sh(&format!("/run/agent receive {to}"))?;
     assert_eq!(sender.exit_status()?, 0);
-    for said in [sent, received] {
-        assert!(said.starts_with(&format!("{bytes} bytes, sum ")), "{said}");
-    }
+    assert!(received.contains(&format!("{bytes} bytes, sum ")), "{received}");
+    Ok(())
+}
+
+/// Sends bytes to the guest by its network and by a socket, and some to where a program of its own sends
+/// them back.
+fn send_to_guest(host: &Host, guest: &mut Guest) -> TestResult {
+    send(host, guest, &format!("tcp:{GUEST_ADDRESS}:5000"), by_network())?;
+    send(host, guest, &format!("vsock:{CID}:5000"), BY_SOCKET)?;
+    let echoed = format!("exec agent echoed vsock:{CID}:5001 {BY_SOCKET}");
+    let client = host.start(&echoed)?.timeout(TRANSFER);
+    guest.sh("socat -b 65536 VSOCK-LISTEN:5001 PIPE")?;
+    assert_eq!(client.exit_status()?, 0);
     Ok(())
 }
 
@@ -165,8 +188,8 @@ fn a_system_on_a_disk_works_with_all_at_once() -> TestResult {
     let mut guest = log_in(&host, &format!("--block {disk}"))?;
     let root = guest.sh("findmnt --noheadings --output SOURCE,FSTYPE /")?;
     assert_eq!(root.trim(), "/dev/vda ext4");
-    let sums = work_with_disks(&mut guest)?;
-    work_with_networks(&host, &mut guest)?;
+    let sums = work_with_all(&host, &mut guest)?;
+    send_to_guest(&host, &mut guest)?;
     log_in_on_hvc0(&host)?;
     assert_eq!(guest.shut_down()?, 0);
     check_disk(&host, "system", &sums[0])?;
@@ -183,7 +206,7 @@ fn a_system_on_an_assigned_disk_restarts_and_shuts_down_cleanly() -> TestResult 
     let mut guest = log_in(&host, &format!("--vfio-pci {DISK}"))?;
     let root = guest.sh("findmnt --noheadings --output SOURCE,FSTYPE /")?;
     assert_eq!(root.trim(), format!("{} ext4", disk(|command| guest.sh(command), "system")?));
-    let sums = work_with_disks(&mut guest)?;
+    let sums = work_with_all(&host, &mut guest)?;
     guest.begin("systemctl reboot")?;
     assert_eq!(guest.exit_status()?, 3);
 
@@ -194,16 +217,72 @@ fn a_system_on_an_assigned_disk_restarts_and_shuts_down_cleanly() -> TestResult 
     check_disk(&host, "system", &sums[0])
 }
 
+/// passt's address, which its guest gets, and that of the host's gateway, where its guest finds the host.
+const PASST_ADDRESS: &str = "10.5.0.1";
+const PASST_GATEWAY: &str = "10.5.0.254";
+
+/// Has the guest's own programs get it an address by DHCP, and sends bytes both ways.
+fn work_with_passt(host: &Host, guest: &mut Guest) -> TestResult {
+    guest.sh(&format!(
+        "systemctl start systemd-networkd && timeout 600 sh -c \
+         'until ip -4 addr | grep -q {PASST_ADDRESS}/; do sleep 0.2; done'"
+    ))?;
+    let bytes = by_network();
+    let receiver = host.start("agent receive tcp:127.0.0.1:5000")?.timeout(TRANSFER);
+    guest.sh(&format!("/run/agent send tcp:{PASST_GATEWAY}:5000 {bytes}"))?;
+    assert_eq!(receiver.exit_status()?, 0);
+    guest.begin("/run/agent receive tcp:0.0.0.0:7000")?;
+    // passt takes connections before the guest does, and ends them then.
+    host.until(&format!("agent send tcp:127.0.0.1:7000 {bytes}"))?;
+    let (status, said) = guest.finish()?;
+    assert!(status == 0 && said.contains(&format!("{bytes} bytes, sum ")), "{said}");
+    Ok(())
+}
+
+/// Has the guest make a file system on its disk, fill it, check it, and give its room back, which the
+/// image on the host then has.
+fn work_with_an_image(host: &Host, guest: &mut Guest, image: &str) -> TestResult {
+    let room = || -> Result<u64, Failure> {
+        Ok(host.sh(&format!("du -k {image} | cut -f1"))?.trim().parse().unwrap_or(0))
+    };
+    guest.sh(
+        "mke2fs -q -t ext4 /dev/vda && mount -t ext4 /dev/vda /mnt && cp -r /etc/pam.d /mnt && \
+              dd if=/dev/urandom of=/mnt/noise bs=1M count=16 2>/dev/null",
+    )?;
+    let sum =
+        guest.sh("sha256sum </mnt/noise; umount /mnt; e2fsck -fn /dev/vda >/run/checked 2>&1")?;
+    guest.sh("mount -t ext4 /dev/vda /mnt && diff -r /etc/pam.d /mnt/pam.d")?;
+    assert_eq!(guest.sh("sha256sum </mnt/noise")?, sum);
+    let full = room()?;
+    guest.sh(
+        "rm /mnt/noise && sync && fstrim /mnt && umount /mnt && e2fsck -fn /dev/vda >/run/checked 2>&1",
+    )?;
+    let trimmed = room()?;
+    assert!(full > 16_000 && trimmed < full - 14_000, "{full} KiB, then {trimmed}");
+    Ok(())
+}
+
 #[test]
 fn a_system_in_a_shared_directory_boots_without_a_disk() -> TestResult {
     let host = Board::new().debian().device("nvme,drive=debian,serial=system").boot()?;
     host.mount_debian("/dev/nvme0n1", "rw")?;
+    host.sh(&format!(
+        "ln -s /debian/usr/bin/passt /bin && ip link set lo up && ip link add br0 type bridge && \
+         ip addr add {PASST_ADDRESS}/24 dev br0 && ip link set br0 up && \
+         ip route add default via {PASST_GATEWAY} && \
+         mkdir /images && mount -t tmpfs none /images && truncate -s 64M /images/a"
+    ))?;
     // Both consoles offer a login, and the serial one's goes to a file.
     let launch = Launch::debian()
         .without_initrd()
         .cmdline("rootfstype=virtiofs root=system console=hvc0 systemd.tty.term.hvc0=dumb")
-        .with("--share system=/debian --console file:/tmp/serial --virtio-console stdio");
+        .with(
+            "--share system=/debian --console file:/tmp/serial --virtio-console stdio \
+             --net passt,tcp=7000 --block /images/a",
+        );
+    host.sh("cp /bin/agent /debian/usr/bin/agent")?;
     let mut guest = host.log_in(&launch)?;
+    guest.sh("cp /usr/bin/agent /run")?;
     check_state(&mut guest)?;
     let root = guest.sh("findmnt --noheadings --output SOURCE,FSTYPE /")?;
     assert_eq!(root.trim(), "system virtiofs");
@@ -212,7 +291,9 @@ fn a_system_in_a_shared_directory_boots_without_a_disk() -> TestResult {
     guest.sh("dd if=/dev/urandom of=/noise bs=1M count=4 conv=fsync 2>/dev/null")?;
     let sum = guest.sh("sha256sum </noise")?;
     assert_eq!(host.sh("sha256sum </debian/noise")?.trim(), sum.trim());
+    work_with_passt(&host, &mut guest)?;
+    work_with_an_image(&host, &mut guest, "/images/a")?;
     assert_eq!(guest.shut_down()?, 0);
-    host.sh("! pidof virtiofsd && umount /debian")?;
+    host.sh("! pidof virtiofsd passt && umount /debian")?;
     Ok(())
 }
