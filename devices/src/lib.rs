@@ -23,6 +23,8 @@ pub mod rtc;
 pub mod serial;
 pub mod stop;
 pub mod sync;
+pub mod task_thread;
+pub mod thread_kind;
 pub mod vfio;
 pub mod vfio_user;
 pub mod vhost_user;

@@ -152,6 +152,22 @@ impl VirtioDevices {
         Ok(())
     }
 
+    /// Makes the threads that will work on their queues, and what else may not be made any more once the
+    /// guest runs.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads or descriptors.
+    pub fn prepare(&self) -> Result<(), Error> {
+        for VirtioDevice { name, function, .. } in self.iter() {
+            lock(function).prepare().map_err(|e| {
+                Error::new(format!("{name} has no threads to work with: {e}"))
+                    .help("ulimit -u and ulimit -n tell how many threads and files there may be")
+            })?;
+        }
+        Ok(())
+    }
+
     /// Stops them; no vCPU runs any more.
     pub fn release(&self) {
         self.iter().for_each(|device| lock(&device.function).release());

@@ -12,12 +12,14 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     MemoryRegionAddress,
 };
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Activation, Device, DeviceType, read_config};
 use super::device_events::DeviceEvents;
 use super::queue::{Chain, QueueError, VirtQueue};
-use super::thread::{QueueHandler, QueueThread, QueueThreads};
+use super::thread::{QueueHandler, QueueThreads};
 use crate::ratelimit::LogLimit;
+use crate::thread_kind::ThreadKind;
 use crate::vfio::region::host_page_size;
 
 /// Traditional memory balloon (virtio 1.2, 5.5.1); no class of PCI is right (0x00, 0xff: none of the
@@ -68,7 +70,8 @@ impl Balloon {
     /// A device called `name`.
     pub fn new(name: &str) -> Self {
         let log = Arc::new(LogLimit::named(name));
-        let (config, poison, active, threads) = Default::default();
+        let (config, poison, active) = Default::default();
+        let threads = QueueThreads::new(ThreadKind::Balloon);
         Self { name: name.to_owned(), config, poison, active, threads, log }
     }
 
@@ -119,6 +122,10 @@ impl Device for Balloon {
         self.poison.store(u32::from_le_bytes([a, b, c, d]), Ordering::Relaxed);
     }
 
+    fn prepare(&mut self, kicks: &[&EventFd]) -> io::Result<()> {
+        (0..).zip(kicks).try_for_each(|(queue, _)| self.threads.prepare(queue, &self.name))
+    }
+
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation { features, queues, events, .. } = activation;
         let poison = (features & F_PAGE_POISON != 0).then(|| self.poison.clone());
@@ -146,11 +153,9 @@ impl Device for Balloon {
 
     fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
         let (poison, events) = self.active.clone().ok_or(io::ErrorKind::InvalidInput)?;
-        let (index, log) = (queue.index(), self.log.clone());
+        let log = self.log.clone();
         let handler = BalloonQueue { poison, log: log.clone(), chain: Chain::default() };
-        let thread = QueueThread::start(&self.name, queue, handler, events, log)?;
-        self.threads.add(index, thread);
-        Ok(())
+        self.threads.start(&self.name, queue, handler, events, log)
     }
 }
 

@@ -11,10 +11,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device::{Activation, Device, DeviceType};
 use super::device_events::DeviceEvents;
 use super::queue::{Chain, Descriptor, QueueError, VirtQueue};
-use super::thread::{QueueHandler, QueueThread, QueueThreads};
+use super::thread::{QueueHandler, QueueThreads};
 use crate::console::{Input, Output, Room};
 use crate::ratelimit::LogLimit;
 use crate::sync;
+use crate::thread_kind::ThreadKind;
 
 /// Console (virtio 1.2, 5.3.1); a communication controller of another kind (PCI Code and ID Assignment
 /// Specification, 1.8).
@@ -26,6 +27,10 @@ const F_SIZE: u64 = 1 << 0;
 /// The queues of port 0 (virtio 1.2, 5.3.2).
 const RECEIVE_QUEUE: u16 = 0;
 const TRANSMIT_QUEUE: u16 = 1;
+
+/// The names of their threads.
+const RECEIVER: &str = "console-rx";
+const TRANSMITTER: &str = "console-tx";
 
 /// The sizes of the queues. Linux' driver fills the first with a page for each entry.
 const QUEUE_SIZES: [u16; 2] = [16, 64];
@@ -72,7 +77,8 @@ impl Console {
     /// A device whose messages begin with `name`, on a port that isn't connected yet.
     pub fn new(name: &str) -> Self {
         let log = Arc::new(LogLimit::named(name));
-        let (port, threads, stop) = Default::default();
+        let (port, stop) = Default::default();
+        let threads = QueueThreads::new(ThreadKind::Console);
         Self { port, threads, stop, log }
     }
 
@@ -116,6 +122,11 @@ impl Device for Console {
         data.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
     }
 
+    fn prepare(&mut self, _: &[&EventFd]) -> io::Result<()> {
+        self.threads.prepare(RECEIVE_QUEUE, RECEIVER)?;
+        self.threads.prepare(TRANSMIT_QUEUE, TRANSMITTER)
+    }
+
     fn activate(&mut self, Activation { queues, events, .. }: Activation) -> io::Result<()> {
         *sync::lock(&self.port.events) = Some(events);
         queues.into_iter().try_for_each(|queue| self.activate_queue(queue))
@@ -145,18 +156,15 @@ impl Device for Console {
     fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
         let (port, log, chain) = (self.port.clone(), self.log.clone(), Chain::default());
         let events = sync::lock(&port.events).clone().ok_or(io::ErrorKind::InvalidInput)?;
-        let index = queue.index();
-        let thread = if index == RECEIVE_QUEUE {
+        if queue.index() == RECEIVE_QUEUE {
             sync::lock(&port.input).kick = Some(queue.kick().try_clone()?);
-            QueueThread::start("console-rx", queue, Receiver { port, chain }, events, log)?
+            self.threads.start(RECEIVER, queue, Receiver { port, chain }, events, log)
         } else {
             self.stop = Arc::default();
             let (stop, failed) = (self.stop.clone(), false);
             let transmitter = Transmitter { port, chain, stop, failed, log: log.clone() };
-            QueueThread::start("console-tx", queue, transmitter, events, log)?
-        };
-        self.threads.add(index, thread);
-        Ok(())
+            self.threads.start(TRANSMITTER, queue, transmitter, events, log)
+        }
     }
 }
 

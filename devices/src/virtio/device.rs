@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device_events::DeviceEvents;
 use super::queue::VirtQueue;
@@ -44,6 +45,18 @@ pub trait Device: Send {
     /// Writes at `offset` of its configuration; what can't be written ignores it.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         let _ = (offset, data);
+    }
+
+    /// Makes what may not be made any more once the guest runs: threads, above all, which wait for the
+    /// [activation](Self::activate). `kicks` are what the notifications of its queues will signal, in
+    /// order of their number. Called once, before the guest runs, and never where it doesn't.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads or descriptors.
+    fn prepare(&mut self, kicks: &[&EventFd]) -> io::Result<()> {
+        let _ = kicks;
+        Ok(())
     }
 
     /// The driver has set `DRIVER_OK`: the device begins to work on its queues.

@@ -4,12 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Activation, Device, DeviceType};
 use super::device_events::DeviceEvents;
 use super::queue::{Chain, QueueError, VirtQueue};
-use super::thread::{QueueHandler, QueueThread, QueueThreads};
+use super::thread::{QueueHandler, QueueThreads};
 use crate::ratelimit::LogLimit;
+use crate::thread_kind::ThreadKind;
 
 /// Entropy source (virtio 1.2, 5.4.1); no class of PCI is right (0x00, 0xff: none of the others).
 const TYPE: DeviceType = DeviceType { id: 4, class: 0x00_ff00 };
@@ -33,7 +35,8 @@ impl Entropy {
     /// A device called `name`.
     pub fn new(name: &str) -> Self {
         let log = Arc::new(LogLimit::named(name));
-        Self { name: name.to_owned(), threads: QueueThreads::default(), events: None, log }
+        let threads = QueueThreads::new(ThreadKind::Entropy);
+        Self { name: name.to_owned(), threads, events: None, log }
     }
 
     /// What works on its queue, without a thread.
@@ -60,6 +63,10 @@ impl Device for Entropy {
         data.fill(0);
     }
 
+    fn prepare(&mut self, _: &[&EventFd]) -> io::Result<()> {
+        self.threads.prepare(0, &self.name)
+    }
+
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.events = Some(activation.events);
         activation.queues.into_iter().try_for_each(|queue| self.activate_queue(queue))
@@ -75,10 +82,8 @@ impl Device for Entropy {
 
     fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
         let events = self.events.clone().ok_or(io::ErrorKind::InvalidInput)?;
-        let (index, handler) = (queue.index(), EntropyQueue::default());
-        let thread = QueueThread::start(&self.name, queue, handler, events, self.log.clone())?;
-        self.threads.add(index, thread);
-        Ok(())
+        let handler = EntropyQueue::default();
+        self.threads.start(&self.name, queue, handler, events, self.log.clone())
     }
 }
 

@@ -1,11 +1,11 @@
 //! The thread that works on a queue.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -14,6 +14,8 @@ use super::device_events::DeviceEvents;
 use super::events;
 use super::queue::{QueueError, VirtQueue};
 use crate::ratelimit::LogLimit;
+use crate::task_thread::{Task, TaskThread};
+use crate::thread_kind::ThreadKind;
 
 /// The half of a device that works on a queue.
 pub trait QueueHandler: Send + 'static {
@@ -65,7 +67,7 @@ pub enum FileEvent {
     File,
 }
 
-/// A thread that works on a queue until it is stopped.
+/// A thread at work on a queue until it is stopped.
 ///
 /// With a [`QueueHandler`] it waits in a blocking read of the notification's eventfd: the fewest
 /// system calls that there can be for a request. With a [`FileHandler`] it polls two descriptors.
@@ -73,17 +75,17 @@ pub enum FileEvent {
 pub struct QueueThread {
     stop: Arc<AtomicBool>,
     kick: EventFd,
-    thread: Option<JoinHandle<()>>,
+    task: Option<Task<()>>,
 }
 
 impl QueueThread {
-    /// Starts it, called `name` (at most 15 bytes).
+    /// Has `thread` work on it.
     ///
     /// # Errors
     ///
-    /// The host has no more threads or descriptors.
+    /// The thread has something to do already, or the host has no more descriptors.
     pub fn start<H: QueueHandler>(
-        name: &str,
+        thread: &TaskThread,
         queue: VirtQueue,
         handler: H,
         events: Arc<DeviceEvents>,
@@ -95,16 +97,16 @@ impl QueueThread {
             events::wait(queue.kick());
             Ok(())
         };
-        Self::spawn(name, (queue, handler), (events, log), step, H::stop)
+        Self::run(thread, (queue, handler), (events, log), step, H::stop)
     }
 
     /// The same with a handler that waits for a file, too.
     ///
     /// # Errors
     ///
-    /// The host has no more threads or descriptors.
+    /// The thread has something to do already, or the host has no more descriptors.
     pub fn start_with_file<H: FileHandler>(
-        name: &str,
+        thread: &TaskThread,
         queue: VirtQueue,
         handler: H,
         events: Arc<DeviceEvents>,
@@ -116,12 +118,12 @@ impl QueueThread {
             event = poll(queue.kick(), handler.file(), wait);
             Ok(())
         };
-        Self::spawn(name, (queue, handler), (events, log), step, |_| ())
+        Self::run(thread, (queue, handler), (events, log), step, |_| ())
     }
 
-    /// Starts a thread that repeats `step` until it is asked to stop, and does `end` then.
-    fn spawn<H: Send + 'static>(
-        name: &str,
+    /// Has a thread repeat `step` until it is asked to stop, and do `end` then.
+    fn run<H: Send + 'static>(
+        thread: &TaskThread,
         (mut queue, mut handler): (VirtQueue, H),
         (events, log): (Arc<DeviceEvents>, Arc<LogLimit>),
         mut step: impl FnMut(&mut VirtQueue, &mut H) -> Result<(), QueueError> + Send + 'static,
@@ -130,7 +132,7 @@ impl QueueThread {
         let kick = queue.kick().try_clone()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+        let task = thread.run(move || {
             while !stopped.load(Ordering::Acquire) {
                 if let Err(error) = step(&mut queue, &mut handler) {
                     log.warn(format_args!("{error}: the guest has to reset the device"));
@@ -140,7 +142,7 @@ impl QueueThread {
             }
             end(&mut handler);
         })?;
-        Ok(Self { stop, kick, thread: Some(thread) })
+        Ok(Self { stop, kick, task: Some(task) })
     }
 
     /// Asks it to stop.
@@ -152,52 +154,113 @@ impl QueueThread {
 
     /// Whether it has stopped.
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.task.as_ref().is_none_or(Task::is_finished)
     }
 }
 
 impl Drop for QueueThread {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.stop.store(true, Ordering::Release);
-            let _ = self.kick.write(1);
-            let _ = thread.join();
+        if let Some(task) = self.task.take() {
+            self.stop();
+            let _ = task.join();
         }
     }
 }
 
-/// The threads of a device with one for each queue that works.
-#[derive(Debug, Default)]
-pub struct QueueThreads(BTreeMap<u16, QueueThread>);
+/// The threads of a device, one for each queue: made [before](Self::prepare) the guest runs, at work
+/// while the driver has the queue enabled.
+#[derive(Debug)]
+pub struct QueueThreads {
+    kind: ThreadKind,
+    // Before the threads, which it stops.
+    working: BTreeMap<u16, QueueThread>,
+    threads: BTreeMap<u16, TaskThread>,
+}
 
 impl QueueThreads {
-    /// Adds the thread of a queue.
-    pub fn add(&mut self, queue: u16, thread: QueueThread) {
-        self.0.insert(queue, thread);
+    /// None yet; all will be of this kind.
+    pub fn new(kind: ThreadKind) -> Self {
+        Self { kind, working: BTreeMap::new(), threads: BTreeMap::new() }
+    }
+
+    /// Makes the thread of a queue, called `name` (at most 15 bytes), if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads.
+    pub fn prepare(&mut self, queue: u16, name: &str) -> io::Result<()> {
+        self.thread(queue, name).map(|_| ())
+    }
+
+    fn thread(&mut self, queue: u16, name: &str) -> io::Result<&TaskThread> {
+        match self.threads.entry(queue) {
+            Entry::Occupied(there) => Ok(there.into_mut()),
+            Entry::Vacant(free) => Ok(free.insert(TaskThread::start(self.kind, name, None)?)),
+        }
+    }
+
+    /// Has the queue's thread, called `name` if it isn't [made](Self::prepare) yet, work on it.
+    ///
+    /// # Errors
+    ///
+    /// The thread works on it already, or the host has no more threads or descriptors.
+    pub fn start<H: QueueHandler>(
+        &mut self,
+        name: &str,
+        queue: VirtQueue,
+        handler: H,
+        events: Arc<DeviceEvents>,
+        log: Arc<LogLimit>,
+    ) -> io::Result<()> {
+        let index = queue.index();
+        let thread = self.thread(index, name)?;
+        let working = QueueThread::start(thread, queue, handler, events, log)?;
+        self.working.insert(index, working);
+        Ok(())
+    }
+
+    /// The same with a handler that waits for a file, too.
+    ///
+    /// # Errors
+    ///
+    /// The thread works on it already, or the host has no more threads or descriptors.
+    pub fn start_with_file<H: FileHandler>(
+        &mut self,
+        name: &str,
+        queue: VirtQueue,
+        handler: H,
+        events: Arc<DeviceEvents>,
+        log: Arc<LogLimit>,
+    ) -> io::Result<()> {
+        let index = queue.index();
+        let thread = self.thread(index, name)?;
+        let working = QueueThread::start_with_file(thread, queue, handler, events, log)?;
+        self.working.insert(index, working);
+        Ok(())
     }
 
     /// Asks all of them to stop.
     pub fn stop(&self) {
-        self.0.values().for_each(QueueThread::stop);
+        self.working.values().for_each(QueueThread::stop);
     }
 
-    /// Whether all of them have stopped; they are gone then.
+    /// Whether all of them have stopped.
     pub fn is_stopped(&mut self) -> bool {
-        self.0.retain(|_, thread| !thread.is_finished());
-        self.0.is_empty()
+        self.working.retain(|_, thread| !thread.is_finished());
+        self.working.is_empty()
     }
 
     /// Asks that of this queue to stop.
     pub fn stop_queue(&self, queue: u16) {
-        self.0.get(&queue).into_iter().for_each(QueueThread::stop);
+        self.working.get(&queue).into_iter().for_each(QueueThread::stop);
     }
 
-    /// Whether that of this queue has stopped; it is gone then.
+    /// Whether that of this queue has stopped.
     pub fn is_queue_stopped(&mut self, queue: u16) -> bool {
-        if self.0.get(&queue).is_some_and(|thread| !thread.is_finished()) {
+        if self.working.get(&queue).is_some_and(|thread| !thread.is_finished()) {
             return false;
         }
-        self.0.remove(&queue);
+        self.working.remove(&queue);
         true
     }
 }

@@ -30,7 +30,7 @@ pub struct Vsock {
     cid: u64,
     vhost: Vhost,
     features: u64,
-    watch: Option<Watch>,
+    watch: Watch,
     log: Arc<LogLimit>,
 }
 
@@ -75,19 +75,16 @@ impl Vsock {
             if error.is(libc::EADDRINUSE) { VsockError::InUse(cid) } else { error.into() }
         })?;
         let log = Arc::new(LogLimit::named(name));
-        Ok(Self { cid, vhost, features, watch: None, log })
+        Ok(Self { cid, vhost, features, watch: Watch::new("vsock-watch"), log })
     }
 
     fn start(&mut self, activation: &Activation) -> Result<(), io::Error> {
-        let errors = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
         let features = activation.features & self.features;
         let failed = io::Error::other::<VhostError>;
-        self.vhost.set_up(features, activation, KERNEL_QUEUES, &errors).map_err(failed)?;
-        let (events, log) = (activation.events.clone(), self.log.clone());
-        let watch = Watch::start("vsock-watch", errors, events, log, None)?;
-        self.vhost.set_running(true).map_err(failed)?;
-        self.watch = Some(watch);
-        Ok(())
+        let errors = self.watch.errors()?;
+        self.vhost.set_up(features, activation, KERNEL_QUEUES, errors).map_err(failed)?;
+        self.watch.start(activation.events.clone(), self.log.clone(), None)?;
+        self.vhost.set_running(true).map_err(failed)
     }
 }
 
@@ -113,22 +110,23 @@ impl Device for Vsock {
         super::device::read_config(&self.cid.to_le_bytes(), offset, data);
     }
 
+    fn prepare(&mut self, _: &[&EventFd]) -> io::Result<()> {
+        self.watch.prepare()
+    }
+
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.start(&activation)
     }
 
     fn stop(&mut self) {
-        if let Some(watch) = &self.watch {
+        if self.watch.is_started() {
             // It can't fail for a device that was set up.
             let _ = self.vhost.set_running(false);
-            watch.stop();
+            self.watch.stop();
         }
     }
 
     fn is_stopped(&mut self) -> bool {
-        if self.watch.as_ref().is_some_and(Watch::is_finished) {
-            self.watch = None;
-        }
-        self.watch.is_none()
+        self.watch.is_stopped()
     }
 }

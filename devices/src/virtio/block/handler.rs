@@ -6,9 +6,10 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use vm_memory::Bytes;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::Buffers;
 use super::options::Aio;
@@ -16,6 +17,7 @@ use super::request::{Limits, Operation, Request, Segment};
 use super::ring::{Access, Job, Ring};
 use super::storage::{Direction, Storage, StorageError, transfer};
 use crate::ratelimit::LogLimit;
+use crate::sync::lock;
 use crate::virtio::{Chain, QueueError, QueueHandler, VirtQueue};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -40,13 +42,50 @@ pub(super) struct Shared {
     pub(super) id: [u8; VIRTIO_BLK_ID_BYTES as usize],
     /// How accesses are made.
     pub(super) aio: Aio,
+    /// Rings of the queues that nothing uses at the moment, once they are made.
+    pub(super) rings: OnceLock<Vec<Mutex<Option<Box<Ring>>>>>,
     /// For failures.
     pub(super) log: Arc<LogLimit>,
+}
+
+impl Shared {
+    /// Whether accesses may be left to io_uring.
+    fn uses_rings(&self) -> bool {
+        match self.aio {
+            Aio::Threads => false,
+            _ if !self.storage.is_plain() => false,
+            // Nothing takes time there.
+            Aio::Auto => !self.storage.image().is_in_memory(),
+            Aio::IoUring => true,
+        }
+    }
+
+    /// Makes the rings of queues with these notifications.
+    pub(super) fn make_rings(&self, kicks: &[&EventFd]) {
+        if self.uses_rings() {
+            let ring = |kick: &&EventFd| Mutex::new(self.make_ring(kick).map(Box::new));
+            let _ = self.rings.set(kicks.iter().map(ring).collect());
+        }
+    }
+
+    fn make_ring(&self, kick: &EventFd) -> Option<Ring> {
+        let image = self.storage.image();
+        let made = Ring::new(kick.as_raw_fd(), image.fd());
+        made.inspect_err(|e| log::info!("{}: no io_uring ({e})", image.path().display())).ok()
+    }
+
+    /// The ring of a queue, if it is made, and nothing has it.
+    fn take_ring(&self, queue: u16) -> Option<Box<Ring>> {
+        let ring = self.rings.get()?.get(usize::from(queue))?;
+        lock(ring).take()
+    }
 }
 
 /// Works on the requests of a queue.
 pub(super) struct RequestHandler {
     shared: Arc<Shared>,
+    /// The queue's number.
+    queue: u16,
     /// The driver knows no flush: what it is told to be written is durable.
     through: bool,
     /// Reading only what is cached is possible.
@@ -61,7 +100,7 @@ pub(super) struct RequestHandler {
 enum RingState {
     /// All is done by this thread.
     Never,
-    /// It is made when it is needed.
+    /// It is made when it is needed: the queues' weren't.
     Unmade,
     Made(Box<Ring>),
 }
@@ -80,25 +119,28 @@ enum Outcome {
 
 impl RequestHandler {
     /// For one of a disk's queues.
-    pub(super) fn new(shared: Arc<Shared>, through: bool) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, queue: u16, through: bool) -> Self {
         let image = shared.storage.image();
-        let waits = shared.storage.is_plain() && !image.is_in_memory();
-        let ring = match shared.aio {
-            Aio::Threads => RingState::Never,
-            // Nothing takes time there.
-            Aio::Auto if !waits => RingState::Never,
-            _ if !shared.storage.is_plain() => RingState::Never,
-            _ => RingState::Unmade,
+        let ring = match shared.take_ring(queue) {
+            Some(ring) => RingState::Made(ring),
+            None if shared.uses_rings() && shared.rings.get().is_none() => RingState::Unmade,
+            None => RingState::Never,
         };
         let cached_reads = shared.aio == Aio::Auto && !image.access().direct;
         let (chain, buffers, untold) = Default::default();
-        Self { shared, through, cached_reads, ring, chain, buffers, untold }
+        Self { shared, queue, through, cached_reads, ring, chain, buffers, untold }
     }
 
     /// What it shares with the disk's other queues.
     #[cfg(test)]
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Whether it has a ring.
+    #[cfg(test)]
+    pub(super) fn has_ring(&self) -> bool {
+        matches!(self.ring, RingState::Made(_))
     }
 
     /// Takes what is available, a bounded number.
@@ -239,7 +281,7 @@ impl RequestHandler {
         Outcome::Done(0)
     }
 
-    /// Whether an access may be left to io_uring, which is made now if it isn't yet.
+    /// Whether an access may be left to io_uring.
     fn may_wait(&self) -> bool {
         !matches!(self.ring, RingState::Never)
     }
@@ -247,21 +289,13 @@ impl RequestHandler {
     /// Begins an access by io_uring, with the buffers; `false` if this thread has to make it.
     fn start(&mut self, request: &Request, access: Access, queue: &VirtQueue) -> bool {
         if let RingState::Unmade = self.ring {
-            self.ring = match Ring::new(queue.kick().as_raw_fd()) {
-                Ok(ring) => RingState::Made(Box::new(ring)),
-                Err(e) => {
-                    log::info!(
-                        "{}: no io_uring ({e})",
-                        self.shared.storage.image().path().display()
-                    );
-                    RingState::Never
-                }
-            };
+            let made = self.shared.make_ring(queue.kick());
+            self.ring = made.map_or(RingState::Never, |ring| RingState::Made(Box::new(ring)));
         }
         let RingState::Made(ring) = &mut self.ring else { return false };
         let request = request.clone();
         let buffers = std::mem::take(&mut self.buffers);
-        match ring.start(self.shared.storage.image().fd(), Job { request, buffers, access }) {
+        match ring.start(Job { request, buffers, access }) {
             Ok(()) => true,
             Err(job) => {
                 self.buffers = job.buffers;
@@ -376,8 +410,12 @@ impl QueueHandler for RequestHandler {
 
     fn stop(&mut self) {
         // Waits for what is under way.
-        if let RingState::Made(_) = self.ring {
-            self.ring = RingState::Unmade;
+        if let RingState::Made(mut ring) = std::mem::replace(&mut self.ring, RingState::Never) {
+            ring.drain();
+            let rings = self.shared.rings.get();
+            if let Some(place) = rings.and_then(|rings| rings.get(usize::from(self.queue))) {
+                *lock(place) = Some(ring);
+            }
         }
     }
 }

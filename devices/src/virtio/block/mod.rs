@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use error::{ImageError, ImageFault};
 pub use image::Image;
@@ -29,8 +30,9 @@ use self::handler::{RequestHandler, Shared};
 use self::request::{Limits, id};
 use self::ring::Ring;
 use self::storage::Storage;
-use super::{Activation, Device, DeviceEvents, DeviceType, QueueThread, QueueThreads, VirtQueue};
+use super::{Activation, Device, DeviceEvents, DeviceType, QueueThreads, VirtQueue};
 use crate::ratelimit::LogLimit;
+use crate::thread_kind::ThreadKind;
 
 /// A mass storage controller of no other subclass (PCI Code and ID Assignment Specification, 1.2).
 const CLASS: u32 = 0x01_80_00;
@@ -63,7 +65,7 @@ impl Block {
         let failed =
             |fault| ImageError { path: image.path().into(), access: image.access(), fault };
         if options.aio == Aio::IoUring {
-            Ring::probe().map_err(|e| failed(ImageFault::IoUring(e)))?;
+            Ring::probe(image.fd()).map_err(|e| failed(ImageFault::IoUring(e)))?;
         }
         let features = config::features(&image);
         let config = config::config(&image, queues).to_vec();
@@ -75,15 +77,22 @@ impl Block {
         let storage = Storage::new(image.clone()).map_err(|e| failed(ImageFault::Snapshot(e)))?;
         let id = id(options.serial.as_deref().unwrap_or_default());
         let log = Arc::new(LogLimit::named(name.clone()));
-        let shared = Arc::new(Shared { storage, limits, id, aio: options.aio, log });
-        let (through, events, threads) = Default::default();
+        let (aio, rings) = (options.aio, Default::default());
+        let shared = Arc::new(Shared { storage, limits, id, aio, rings, log });
+        let (through, events) = Default::default();
+        let threads = QueueThreads::new(ThreadKind::Block);
         Ok(Self { name, queues, features, config, shared, through, events, threads })
     }
 
     /// What works on a queue, without a thread.
     #[cfg(feature = "fuzzing")]
     pub fn handler(&self) -> Box<dyn super::QueueHandler> {
-        Box::new(RequestHandler::new(self.shared.clone(), self.through))
+        Box::new(RequestHandler::new(self.shared.clone(), 0, self.through))
+    }
+
+    /// What the thread of a queue is called.
+    fn thread_name(&self, queue: u16) -> String {
+        format!("{:.8}-q{queue}", self.name)
     }
 }
 
@@ -108,6 +117,15 @@ impl Device for Block {
         }
     }
 
+    fn prepare(&mut self, kicks: &[&EventFd]) -> io::Result<()> {
+        self.shared.make_rings(kicks);
+        let queues = 0..self.queues;
+        queues.into_iter().try_for_each(|queue| {
+            let name = self.thread_name(queue);
+            self.threads.prepare(queue, &name)
+        })
+    }
+
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.through = activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0;
         self.events = Some(activation.events);
@@ -125,10 +143,8 @@ impl Device for Block {
     fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
         let events = self.events.clone().ok_or(io::ErrorKind::InvalidInput)?;
         let (index, log) = (queue.index(), self.shared.log.clone());
-        let name = format!("{:.8}-q{index}", self.name);
-        let handler = RequestHandler::new(self.shared.clone(), self.through);
-        let thread = QueueThread::start(&name, queue, handler, events, log)?;
-        self.threads.add(index, thread);
-        Ok(())
+        let name = self.thread_name(index);
+        let handler = RequestHandler::new(self.shared.clone(), index, self.through);
+        self.threads.start(&name, queue, handler, events, log)
     }
 }

@@ -8,7 +8,8 @@ use std::os::fd::RawFd;
 use std::thread;
 use std::time::Duration;
 
-use io_uring::types::{Fd, FsyncFlags};
+use io_uring::register::Restriction;
+use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 
 use super::buffers::Buffers;
@@ -16,6 +17,9 @@ use super::request::Request;
 
 /// How many accesses may be under way.
 const ENTRIES: u32 = 128;
+
+/// The only file of a ring.
+const FILE: Fixed = Fixed(0);
 
 /// How often a submission is tried for which the kernel has no memory at the moment.
 const TRIES: u32 = 100;
@@ -65,14 +69,15 @@ impl Access {
 }
 
 impl Ring {
-    /// One whose completions signal this eventfd.
+    /// One whose completions signal this eventfd, and which reaches this file alone, by reading, writing
+    /// and flushing: what it is asked passes by all filters of system calls.
     ///
     /// # Errors
     ///
-    /// The kernel has no io_uring, or doesn't let this process have one.
-    pub(super) fn new(eventfd: RawFd) -> io::Result<Self> {
-        let ring = IoUring::new(ENTRIES)?;
-        ring.submitter().register_eventfd(eventfd)?;
+    /// The kernel has no io_uring, or doesn't let this process have one, or it can't be restricted
+    /// (before Linux 5.10).
+    pub(super) fn new(eventfd: RawFd, file: RawFd) -> io::Result<Self> {
+        let ring = restricted(ENTRIES, file, Some(eventfd))?;
         let entries = ENTRIES as usize;
         let jobs = (0..entries).map(|_| None).collect();
         Ok(Self { ring, jobs, free: (0..entries).collect() })
@@ -84,15 +89,15 @@ impl Ring {
     ///
     /// Why there can't.
     #[cold]
-    pub(super) fn probe() -> io::Result<()> {
-        IoUring::new(1).map(|_| ())
+    pub(super) fn probe(file: RawFd) -> io::Result<()> {
+        restricted(1, file, None).map(|_| ())
     }
 
     /// Takes a job on, to be [submitted](Self::submit). It comes back if as many are under way as can
     /// be.
-    pub(super) fn start(&mut self, fd: RawFd, job: Job) -> Result<(), Job> {
+    pub(super) fn start(&mut self, job: Job) -> Result<(), Job> {
         let Some(index) = self.free.pop() else { return Err(job) };
-        let (fd, parts) = (Fd(fd), job.buffers.parts());
+        let (fd, parts) = (FILE, job.buffers.parts());
         let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let entry = match job.access {
             Access::Read(offset) => {
@@ -165,11 +170,9 @@ impl Ring {
     fn is_idle(&self) -> bool {
         self.free.len() == self.jobs.len()
     }
-}
 
-impl Drop for Ring {
-    /// Waits for all that is under way: it accesses guest RAM.
-    fn drop(&mut self) {
+    /// Waits for all that is under way, and forgets it: it accesses guest RAM.
+    pub(super) fn drain(&mut self) {
         while !self.is_idle() {
             if self.complete().is_none() && self.ring.submit_and_wait(1).is_err() {
                 thread::sleep(PAUSE);
@@ -178,7 +181,76 @@ impl Drop for Ring {
     }
 }
 
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+/// Makes a ring that can do no more than is needed (io_uring_register(2), `IORING_REGISTER_RESTRICTIONS`).
+#[cold]
+fn restricted(entries: u32, file: RawFd, eventfd: Option<RawFd>) -> io::Result<IoUring> {
+    let ring: IoUring = IoUring::builder().setup_r_disabled().build(entries)?;
+    let submitter = ring.submitter();
+    submitter.register_files(&[file])?;
+    if let Some(eventfd) = eventfd {
+        submitter.register_eventfd(eventfd)?;
+    }
+    // Nothing else may be registered. A file is one of those that are, of which there is one.
+    submitter.register_restrictions(&mut [
+        Restriction::sqe_op(opcode::Readv::CODE),
+        Restriction::sqe_op(opcode::Writev::CODE),
+        Restriction::sqe_op(opcode::Fsync::CODE),
+        Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
+    ])?;
+    submitter.register_enable_rings()?;
+    Ok(ring)
+}
+
 /// Whether the kernel may take later what it refused now (io_uring_enter(2)).
 fn is_temporary(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::EINTR))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    use io_uring::types::Fd;
+
+    use super::*;
+
+    /// What the kernel says of an entry.
+    fn result(ring: &mut IoUring, entry: &squeue::Entry) -> i32 {
+        // SAFETY: no entry of this test accesses memory.
+        unsafe { ring.submission().push(entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn a_ring_reaches_one_file_by_what_a_disk_needs() {
+        let file = File::open("/dev/null").unwrap();
+        let Ok(mut ring) = restricted(4, file.as_raw_fd(), None) else { return };
+        let flush = |fd| opcode::Fsync::new(fd).build();
+        // /dev/null can't be flushed.
+        assert_eq!(result(&mut ring, &flush(FILE)), -libc::EINVAL);
+        assert_eq!(result(&mut ring, &flush(Fixed(1))), -libc::EBADF);
+        let others = opcode::Fsync::new(Fd(file.as_raw_fd())).build();
+        assert_eq!(result(&mut ring, &others), -libc::EACCES);
+        let path = c"/etc/passwd".as_ptr();
+        let open = opcode::OpenAt::new(Fd(libc::AT_FDCWD), path).build();
+        assert_eq!(result(&mut ring, &open), -libc::EACCES);
+        let nothing = opcode::Nop::new().build().flags(squeue::Flags::FIXED_FILE);
+        assert_eq!(result(&mut ring, &nothing), -libc::EACCES);
+        let more = ring.submitter().register_files(&[file.as_raw_fd()]).unwrap_err();
+        assert_eq!(more.raw_os_error(), Some(libc::EACCES));
+    }
 }

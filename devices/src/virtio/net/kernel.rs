@@ -3,8 +3,6 @@
 use std::io;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
-
 use super::super::device::Activation;
 use super::super::device_events::DeviceEvents;
 use super::super::queue::VirtQueue;
@@ -23,14 +21,10 @@ pub(super) struct Kernel {
     port: Arc<Port>,
     /// What tells that the tap is deleted, which vhost-net doesn't.
     changes: Option<Arc<LinkChanges>>,
-    running: Option<Running>,
-}
-
-struct Running {
+    /// Where the kernel signals broken rings, and what waits for that.
     watch: Watch,
-    events: Arc<DeviceEvents>,
-    /// Where the kernel signals broken rings.
-    errors: EventFd,
+    /// What the driver is told by, while the kernel works.
+    events: Option<Arc<DeviceEvents>>,
 }
 
 impl Kernel {
@@ -40,12 +34,18 @@ impl Kernel {
         let features = vhost.features()?;
         let changes = LinkChanges::open()
             .inspect_err(|error| log::info!("interfaces that are deleted go unnoticed: {error}"));
-        Ok(Self { vhost, features, port, changes: changes.ok().map(Arc::new), running: None })
+        let watch = Watch::new("net-watch");
+        Ok(Self { vhost, features, port, changes: changes.ok().map(Arc::new), watch, events: None })
     }
 
     /// The features that it has, those of rings among them.
     pub(super) fn features(&self) -> u64 {
         self.features
+    }
+
+    /// Makes what waits for the kernel's word.
+    pub(super) fn prepare(&mut self) -> io::Result<()> {
+        self.watch.prepare()
     }
 
     /// Has the kernel work on the queues.
@@ -54,35 +54,35 @@ impl Kernel {
         activation: &Activation,
         log: Arc<LogLimit>,
     ) -> io::Result<()> {
-        let errors = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+        let errors = self.watch.errors()?;
         let features = activation.features & self.features;
         let failed = io::Error::other::<VhostError>;
         let count = QUEUE_SIZES.len();
-        self.vhost.set_up(features, activation, count, &errors).map_err(failed)?;
+        self.vhost.set_up(features, activation, count, errors).map_err(failed)?;
         let events = activation.events.clone();
         let link = |changes: &Arc<LinkChanges>| -> Box<dyn Notice> {
             Box::new(LinkWatch::new(changes.clone(), self.port.clone(), events.clone()))
         };
         let notice = self.changes.as_ref().map(link);
-        let watch = Watch::start("net-watch", errors.try_clone()?, events.clone(), log, notice)?;
-        let running = self.running.insert(Running { watch, events, errors });
+        self.watch.start(events.clone(), log, notice)?;
+        let events = self.events.insert(events);
         let mut queues = activation.queues.iter();
         queues
-            .try_for_each(|queue| running.work_on(queue.index(), &self.vhost, &self.port))
+            .try_for_each(|queue| work_on(queue.index(), events, &self.vhost, &self.port))
             .inspect_err(|_| self.stop())
     }
 
     /// Has the kernel work on a queue that was reset.
-    pub(super) fn activate_queue(&self, queue: &VirtQueue) -> io::Result<()> {
-        let running = self.running.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
-        let index = usize::from(queue.index());
-        self.vhost.set_up_ring(index, queue, &running.errors).map_err(io::Error::other)?;
-        running.work_on(queue.index(), &self.vhost, &self.port)
+    pub(super) fn activate_queue(&mut self, queue: &VirtQueue) -> io::Result<()> {
+        let events = self.events.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        let (index, errors) = (usize::from(queue.index()), self.watch.errors()?);
+        self.vhost.set_up_ring(index, queue, errors).map_err(io::Error::other)?;
+        work_on(queue.index(), events, &self.vhost, &self.port)
     }
 
     /// Has the kernel stop working on a queue; it has when this returns.
     pub(super) fn stop_queue(&self, queue: u16) {
-        if self.running.is_some() {
+        if self.events.is_some() {
             // It can't fail for a device that was set up.
             let _ = self.vhost.set_tap(queue.into(), None);
         }
@@ -91,22 +91,22 @@ impl Kernel {
     /// Has the kernel stop; it has when this returns.
     pub(super) fn stop(&self) {
         (0..).zip(QUEUE_SIZES).for_each(|(queue, _)| self.stop_queue(queue));
-        self.running.iter().for_each(|running| running.watch.stop());
+        self.watch.stop();
     }
 
     /// Whether nothing waits for what it tells any more.
     pub(super) fn is_stopped(&mut self) -> bool {
-        self.running.take_if(|running| running.watch.is_finished());
-        self.running.is_none()
+        if self.watch.is_stopped() {
+            self.events = None;
+        }
+        self.events.is_none()
     }
 }
 
-impl Running {
-    /// Has the kernel work on a queue; on none whose tap has been deleted.
-    fn work_on(&self, queue: u16, vhost: &Vhost, port: &Port) -> io::Result<()> {
-        if port.look(&self.events) {
-            vhost.set_tap(queue.into(), Some(port.file())).map_err(io::Error::other)?;
-        }
-        Ok(())
+/// Has the kernel work on a queue; on none whose tap has been deleted.
+fn work_on(queue: u16, events: &DeviceEvents, vhost: &Vhost, port: &Port) -> io::Result<()> {
+    if port.look(events) {
+        vhost.set_tap(queue.into(), Some(port.file())).map_err(io::Error::other)?;
     }
+    Ok(())
 }

@@ -28,12 +28,15 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_S_LINK_UP,
 };
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::device::{self, Activation, Device, DeviceType};
 use super::device_events::DeviceEvents;
 use super::queue::{self, VirtQueue};
-use super::thread::{QueueThread, QueueThreads};
+use super::thread::QueueThreads;
 use super::vhost::VhostError;
 use crate::ratelimit::LogLimit;
+use crate::thread_kind::ThreadKind;
 
 pub use mac::MacAddress;
 pub use tap::{Tap, TapError, TapRef};
@@ -54,6 +57,14 @@ const LARGEST_PAYLOAD: u64 = 65536;
 
 /// Its queues: received packets, and sent ones.
 const QUEUE_SIZES: [u16; 2] = [256, 256];
+
+/// The queue of received packets, and that of sent ones (virtio 1.2, 5.1.2).
+const RECEIVE_QUEUE: u16 = 0;
+const TRANSMIT_QUEUE: u16 = 1;
+
+/// The names of their threads.
+const RECEIVER: &str = "net-rx";
+const TRANSMITTER: &str = "net-tx";
 
 /// Who works on the queues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,8 +137,8 @@ impl Net {
                 .ok(),
         };
         let mac = mac.unwrap_or_else(|| MacAddress::of_tap(tap.name()));
-        let (active, threads) = Default::default();
-        Ok(Self { tap, port, mac, active, threads, kernel, log })
+        let threads = QueueThreads::new(ThreadKind::Net);
+        Ok(Self { tap, port, mac, active: None, threads, kernel, log })
     }
 
     /// Its address.
@@ -157,18 +168,16 @@ impl Net {
         queue: VirtQueue,
         (features, events): (u64, Arc<DeviceEvents>),
     ) -> io::Result<()> {
-        let (index, memory) = (queue.index(), queue.memory().clone());
+        let memory = queue.memory().clone();
         let (port, log) = (self.port.clone(), self.log.clone());
-        let thread = if index == 0 {
+        if queue.index() == RECEIVE_QUEUE {
             let shape = (features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0, self.largest(features));
             let receiver = Receiver::new(port, events.clone(), memory, shape);
-            QueueThread::start_with_file("net-rx", queue, receiver, events, log)?
+            self.threads.start_with_file(RECEIVER, queue, receiver, events, log)
         } else {
             let transmitter = Transmitter::new(port, events.clone(), memory);
-            QueueThread::start_with_file("net-tx", queue, transmitter, events, log)?
-        };
-        self.threads.add(index, thread);
-        Ok(())
+            self.threads.start_with_file(TRANSMITTER, queue, transmitter, events, log)
+        }
     }
 }
 
@@ -239,6 +248,14 @@ impl Device for Net {
         device::read_config(&[self.mac.bytes(), rest].concat(), offset, data);
     }
 
+    fn prepare(&mut self, _: &[&EventFd]) -> io::Result<()> {
+        if let Some(kernel) = &mut self.kernel {
+            return kernel.prepare();
+        }
+        self.threads.prepare(RECEIVE_QUEUE, RECEIVER)?;
+        self.threads.prepare(TRANSMIT_QUEUE, TRANSMITTER)
+    }
+
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         if !self.port.is_gone() {
             self.tap.set_offloads(activation.features).map_err(io::Error::other)?;
@@ -273,7 +290,7 @@ impl Device for Net {
     }
 
     fn activate_queue(&mut self, queue: VirtQueue) -> io::Result<()> {
-        if let Some(kernel) = &self.kernel {
+        if let Some(kernel) = &mut self.kernel {
             return kernel.activate_queue(&queue);
         }
         let active = self.active.clone().ok_or(io::ErrorKind::InvalidInput)?;

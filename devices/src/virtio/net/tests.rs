@@ -319,10 +319,9 @@ fn threads_carry_packets_until_they_are_stopped() {
     let log = Arc::new(LogLimit::new("test"));
     let receiver = Receiver::new(port.clone(), events.clone(), memory.clone(), (true, LARGEST));
     let transmitter = Transmitter::new(port, events.clone(), memory);
-    let receive =
-        QueueThread::start_with_file("rx", queue, receiver, events.clone(), log.clone()).unwrap();
-    let transmit =
-        QueueThread::start_with_file("tx", sender.queue(), transmitter, events, log).unwrap();
+    let mut threads = QueueThreads::new(ThreadKind::Net);
+    threads.start_with_file("rx", queue, receiver, events.clone(), log.clone()).unwrap();
+    threads.start_with_file("tx", sender.queue(), transmitter, events, log).unwrap();
     for round in 0..32u8 {
         sender.put(BUFFERS, &[round; 100]);
         sender.add(&[(BUFFERS + 0x8_0000, 12), (BUFFERS, 88)], &[]);
@@ -341,9 +340,6 @@ fn threads_carry_packets_until_they_are_stopped() {
         };
         assert_eq!(used, [(round.into(), 50)]);
     }
-    let mut threads = QueueThreads::default();
-    threads.add(0, receive);
-    threads.add(1, transmit);
     threads.stop();
     while !threads.is_stopped() {
         std::thread::yield_now();

@@ -140,6 +140,16 @@ impl VirtioFunction {
         Ok(())
     }
 
+    /// Makes what may not be made any more once the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads or descriptors.
+    pub fn prepare(&mut self) -> io::Result<()> {
+        self.interrupts.prepare()?;
+        self.device.prepare(&self.notifications.kicks())
+    }
+
     /// Stops the device, at the end of the run.
     pub fn release(&mut self) {
         if self.state == State::Idle {

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -15,6 +14,8 @@ use crate::irq::{IrqLine, MsiRouter};
 use crate::pci::{MsiState, MsiVectors, Msix};
 use crate::ratelimit::LogLimit;
 use crate::sync::lock;
+use crate::task_thread::{Task, TaskThread};
+use crate::thread_kind::ThreadKind;
 
 /// Bits of the ISR status (virtio 1.2, 4.1.4.5).
 const ISR_QUEUE: u8 = 1;
@@ -101,6 +102,12 @@ impl Interrupts {
         let Some(messages) = &mut self.messages else { return };
         messages.vectors.iter_mut().zip(vectors).for_each(|(old, new)| *old = new);
         self.sync();
+    }
+
+    /// Makes the pin's thread, which waits until it is needed.
+    pub(super) fn prepare(&mut self) -> io::Result<()> {
+        self.relay = Some(Relay::new(&self.calls)?);
+        Ok(())
     }
 
     /// The device works from here on, or no longer.
@@ -193,7 +200,7 @@ impl Interrupts {
         let by_message =
             self.messages.as_ref().is_some_and(|messages| messages.msix.enabled_vectors() != 0);
         if by_message {
-            self.relay = None;
+            self.relay.iter_mut().for_each(Relay::stop);
         }
         if let Some(Messages { msix, routes, vectors }) = &mut self.messages {
             for (source, vector) in (0..).zip(vectors) {
@@ -205,13 +212,18 @@ impl Interrupts {
             }
         }
         if by_message || !self.active {
-            self.relay = None;
-        } else if self.relay.is_none() {
-            match Relay::start(&self.calls, self.pin.clone()) {
-                Ok(relay) => self.relay = Some(relay),
-                Err(error) => self.log.warn(format_args!("no thread for its interrupts: {error}")),
-            }
+            self.relay.iter_mut().for_each(Relay::stop);
+        } else if let Err(error) = self.start_relay() {
+            self.log.warn(format_args!("no thread for its interrupts: {error}"));
         }
+    }
+
+    fn start_relay(&mut self) -> io::Result<()> {
+        if self.relay.is_none() {
+            self.prepare()?;
+        }
+        let pin = &self.pin;
+        self.relay.iter_mut().try_for_each(|relay| relay.start(pin.clone()))
     }
 }
 
@@ -231,42 +243,73 @@ impl IrqLine for NoLine {
 /// The thread that makes signals of the eventfds bits of the ISR status: where the guest takes no
 /// messages, or doesn't want them.
 struct Relay {
-    stop: Arc<AtomicBool>,
+    signals: Arc<Signals>,
+    // Before the thread, whose task it stops.
+    task: Option<Task<()>>,
+    thread: TaskThread,
+}
+
+/// What its thread waits for.
+struct Signals {
+    stop: AtomicBool,
     wake: EventFd,
-    thread: Option<JoinHandle<()>>,
+    calls: Vec<EventFd>,
 }
 
 impl Relay {
-    fn start(calls: &[EventFd], pin: Arc<Pin>) -> io::Result<Self> {
-        let calls = calls.iter().map(EventFd::try_clone).collect::<Result<Vec<_>, _>>()?;
+    fn new(calls: &[EventFd]) -> io::Result<Self> {
+        let calls = calls.iter().map(EventFd::try_clone).collect::<Result<_, _>>()?;
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let (stop, woken) = (Arc::new(AtomicBool::new(false)), wake.try_clone()?);
-        let stopped = stop.clone();
-        let thread = thread::Builder::new().name("virtio-intx".into()).spawn(move || {
-            let fds: Vec<RawFd> = calls.iter().chain([&woken]).map(AsRawFd::as_raw_fd).collect();
-            while !stopped.load(Ordering::Acquire) {
-                wait(&fds);
-                let bit = |source| if source == CONFIG_SOURCE { ISR_CONFIG } else { ISR_QUEUE };
-                let signalled = (0..).zip(&calls).filter(|(_, call)| call.read().is_ok());
-                let bits = signalled.fold(0, |bits, (source, _)| bits | bit(source));
-                if bits != 0 {
-                    let mut pin = lock(&pin.0);
-                    pin.isr |= bits;
-                    pin.update();
-                }
+        let signals = Arc::new(Signals { stop: AtomicBool::new(false), wake, calls });
+        let thread = TaskThread::start(ThreadKind::Intx, "virtio-intx", None)?;
+        Ok(Self { signals, task: None, thread })
+    }
+
+    /// Has it begin, if it hasn't.
+    fn start(&mut self, pin: Arc<Pin>) -> io::Result<()> {
+        if self.task.is_none() {
+            self.signals.stop.store(false, Ordering::Release);
+            let signals = self.signals.clone();
+            self.task = Some(self.thread.run(move || signals.relay(&pin))?);
+        }
+        Ok(())
+    }
+
+    /// Has it end, and waits until it has.
+    fn stop(&mut self) {
+        if let Some(task) = self.task.take() {
+            self.signals.stop.store(true, Ordering::Release);
+            // Fails only while as many signals are pending as the counter holds.
+            let _ = self.signals.wake.write(1);
+            let _ = task.join();
+        }
+    }
+}
+
+impl Signals {
+    /// Makes them bits of the ISR status, until it is to stop.
+    fn relay(&self, pin: &Pin) {
+        let Self { stop, wake, calls } = self;
+        let fds: Vec<RawFd> = calls.iter().chain([wake]).map(AsRawFd::as_raw_fd).collect();
+        while !stop.load(Ordering::Acquire) {
+            wait(&fds);
+            let bit = |source| if source == CONFIG_SOURCE { ISR_CONFIG } else { ISR_QUEUE };
+            let signalled = (0..).zip(calls).filter(|(_, call)| call.read().is_ok());
+            let bits = signalled.fold(0, |bits, (source, _)| bits | bit(source));
+            if bits != 0 {
+                let mut pin = lock(&pin.0);
+                pin.isr |= bits;
+                pin.update();
             }
-        })?;
-        Ok(Self { stop, wake, thread: Some(thread) })
+        }
+        // Only clears it.
+        let _ = wake.read();
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        let _ = self.wake.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 

@@ -39,6 +39,11 @@ impl Notifications {
         self.queues.get(usize::from(queue)).map(|queue| &queue.kick)
     }
 
+    /// The notifications of all queues, in order of their number.
+    pub(super) fn kicks(&self) -> Vec<&EventFd> {
+        self.queues.iter().map(|queue| &queue.kick).collect()
+    }
+
     /// The BAR is forwarded at this GPA from here on, or nowhere.
     pub(super) fn forward(&mut self, bar: Option<u64>, log: &LogLimit) {
         let Some(ioevents) = &self.ioevents else { return };

@@ -139,6 +139,7 @@ impl Machine {
         sources: Sources<'_>,
         recorder: Option<Arc<Recorder>>,
     ) -> Result<ExitReason, Error> {
+        self.virtio.prepare()?;
         let context = Arc::new(VcpuContext::new(
             self.bus.clone(),
             self.bridge.take(),

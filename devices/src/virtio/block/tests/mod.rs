@@ -67,7 +67,7 @@ impl Rig {
         let block = Block::new("block0".into(), image, &options, 1).unwrap();
         let driver = DriverQueue::new(&ram(), RAM, 16);
         let (queue, kick, call) = driver.device(0, 0);
-        let handler = RequestHandler::new(block.shared.clone(), false);
+        let handler = RequestHandler::new(block.shared.clone(), 0, false);
         Self { driver, queue, handler, kick, call }
     }
 

@@ -1,6 +1,13 @@
 //! Every kind of request, by every way to the file.
 
+use std::os::fd::AsRawFd;
+
 use super::*;
+
+/// Whether this host has io_uring.
+fn has_rings() -> bool {
+    ring::Ring::probe(File::open("/dev/null").unwrap().as_raw_fd()).is_ok()
+}
 
 /// All ways to a file that it can be written by.
 fn ways() -> Vec<(Access, Aio)> {
@@ -10,7 +17,7 @@ fn ways() -> Vec<(Access, Aio)> {
     if Image::open(&file.0, DIRECT).is_ok() {
         ways.push((DIRECT, Aio::Threads));
     }
-    if ring::Ring::probe().is_ok() {
+    if has_rings() {
         ways.push((RW, Aio::IoUring));
         if ways.iter().any(|(access, _)| access.direct) {
             ways.push((DIRECT, Aio::Auto));
@@ -189,7 +196,7 @@ fn a_driver_without_flushes_is_written_through() {
     for (access, aio) in ways() {
         let file = TempFile::disk();
         let mut rig = Rig::new(&file, access, aio);
-        rig.handler = RequestHandler::new(rig.shared(), true);
+        rig.handler = RequestHandler::new(rig.shared(), 0, true);
         rig.put(DATA, &[7; 512]);
         assert_eq!(rig.request(OUT, 5, 512, false), (OK, 1));
         rig.put(DATA, &segment(0, 1, 0));
@@ -201,7 +208,7 @@ fn a_driver_without_flushes_is_written_through() {
 
 #[test]
 fn what_is_under_way_is_waited_for_at_the_end() {
-    if ring::Ring::probe().is_err() {
+    if !has_rings() {
         return;
     }
     let file = TempFile::disk();
@@ -211,4 +218,26 @@ fn what_is_under_way_is_waited_for_at_the_end() {
     rig.handler.stop();
     // It is in RAM now, though nobody was told.
     assert_eq!(rig.get(DATA, 512), [4; 512]);
+}
+
+#[test]
+fn a_ring_that_was_made_before_is_used_by_one_handler_after_the_other() {
+    if !has_rings() {
+        return;
+    }
+    let file = TempFile::disk();
+    let mut rig = Rig::new(&file, RW, Aio::IoUring);
+    rig.shared().make_rings(&[&rig.kick]);
+    for _ in 0..3 {
+        rig.handler = RequestHandler::new(rig.shared(), 0, false);
+        assert!(rig.handler.has_ring());
+        assert_eq!(rig.request(IN, 3, 512, true), (OK, 513));
+        assert_eq!(rig.get(DATA, 512), [4; 512]);
+        rig.handler.stop();
+    }
+    // There is one for each queue, and no other is made.
+    rig.handler = RequestHandler::new(rig.shared(), 1, false);
+    assert!(!rig.handler.has_ring());
+    assert_eq!(rig.request(IN, 3, 512, true), (OK, 513));
+    assert!(!rig.handler.has_ring());
 }
