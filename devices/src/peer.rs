@@ -189,7 +189,7 @@ impl Peer {
         if !self.includes(listener.uid) {
             return Err(PeerError::Stranger { user: listener.uid, process: listener.pid });
         }
-        for directory in path.canonicalize()?.ancestors().skip(1) {
+        for directory in directory(path)?.ancestors() {
             let metadata = fs::metadata(directory)?;
             let (mode, user) = (metadata.mode(), metadata.uid());
             let directory = directory.to_owned();
@@ -201,6 +201,21 @@ impl Peer {
             }
         }
         Ok(())
+    }
+}
+
+/// The directory of a socket, where the path leads. A server may have removed the socket when it took the
+/// connection, as the `vhost` crate's do.
+fn directory(path: &Path) -> io::Result<PathBuf> {
+    let is_gone = || fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    let own = |path: &Path| match path.parent() {
+        Some(directory) if directory != Path::new("") => directory.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    match path.canonicalize() {
+        Ok(socket) => Ok(own(&socket)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && is_gone() => own(path).canonicalize(),
+        Err(e) => Err(e),
     }
 }
 
@@ -254,6 +269,22 @@ mod tests {
             Peer::Any.check(&path, &socket).unwrap();
             open(at, 0o755);
         }
+    }
+
+    #[test]
+    fn a_server_may_remove_its_socket() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let socket = UnixStream::connect(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        Peer::Own.check(&path, &socket).unwrap();
+        fs::set_permissions(directory.as_path(), Permissions::from_mode(0o777)).unwrap();
+        let error = Peer::Own.check(&path, &socket).unwrap_err();
+        assert!(matches!(error, PeerError::OpenDirectory(_)), "{error:?}");
+        // Whose socket a link that leads nowhere led to is unknown.
+        std::os::unix::fs::symlink("/no/such", &path).unwrap();
+        assert!(matches!(Peer::Own.check(&path, &socket), Err(PeerError::Host(_))));
     }
 
     #[test]
