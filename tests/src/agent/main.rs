@@ -47,9 +47,9 @@ usage: agent COMMAND
   random-access ADDRESS LENGTH N [read-only]
                                         N accesses of any size at any place of physical memory, half
                                         of them writes unless read-only
-  rings BAR ADDRESS N                   hand broken queues, of physical memory at ADDRESS, to the virtio
-                                        device with that BAR, which has no driver; N of them random
-        }
+  rings BAR ADDRESS N [lenient]         hand broken queues, of physical memory at ADDRESS, to the virtio
+                                        device with that BAR, which has no driver; N of them random;
+                                        if lenient, it may do nothing
   disk read FILE BYTES DEPTH N [in-order]
                                         N reads of so many bytes by O_DIRECT, DEPTH at a time, anywhere
                                         unless in order; prints the ns that each took
@@ -113,9 +113,8 @@ fn main() -> ExitCode {
         ["random-access", address, length, count, "read-only"] => {
             random_access(address, length, count, true)
         }
-        ["rings", bar, address, rounds] => {
-            number(bar).and_then(|bar| rings::run(bar, number(address)?, number(rounds)?))
-        }
+        ["rings", bar, address, rounds] => rings(bar, address, rounds, false),
+        ["rings", bar, address, rounds, "lenient"] => rings(bar, address, rounds, true),
         ["disk", "read", file, numbers @ .., "in-order"] => disk_read(file, numbers, true),
         ["disk", "read", file, numbers @ ..] => disk_read(file, numbers, false),
         ["disk", "verify", file, numbers @ ..] => disk_check(file, numbers, disk::verify),
@@ -208,6 +207,10 @@ fn disk_check(
     };
     let [size, depth, rounds] = numbers else { return Err("size, depth and rounds".into()) };
     act(file, number(size)?, number(depth)?, number(rounds)?, jobs)
+}
+
+fn rings(bar: &str, address: &str, rounds: &str, lenient: bool) -> Result<(), CommandError> {
+    rings::run(number(bar)?, number(address)?, number(rounds)?, lenient)
 }
 
 fn random_access(

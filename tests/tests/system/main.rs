@@ -6,6 +6,7 @@
 
 mod block;
 mod boot;
+mod broken_queues;
 mod check;
 mod console;
 mod debian;

@@ -6,9 +6,6 @@ use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};
 /// An assigned function, so that there is a PCI host.
 const EDU: &str = "0000:00:07.0";
 
-/// RAM that a guest of 256 MiB doesn't use if it is told `mem=192M`.
-const SPARE: u64 = 0x4c00_0000;
-
 /// The entropy device, the last function.
 const ENTROPY: &str = "0000:00:02.0";
 
@@ -37,35 +34,6 @@ fn interrupts(guest: &mut Guest) -> Result<u64, Failure> {
     let awk = "awk '/virtio/ { for (i = 2; i < NF; i++) if ($i ~ /^[0-9]+$/) n += $i } END { print n + 0 }'";
     let count = guest.sh(&format!("{awk} /proc/interrupts"))?;
     Ok(count.trim().parse().unwrap_or_default())
-}
-
-/// The address of a function's first BAR in the guest.
-fn bar(guest: &mut Guest, function: &str) -> Result<String, Failure> {
-    let line = guest.sh(&format!("head -n 1 /sys/bus/pci/devices/{function}/resource"))?;
-    Ok(line.split(' ').next().unwrap_or_default().to_owned())
-}
-
-#[test]
-fn broken_queues_fail_their_device_and_nothing_else() -> TestResult {
-    let host = boot()?;
-    // RAM that the kernel doesn't use is for the queues.
-    let launch = Launch::model().cmdline("mem=192M").with(&format!("--vfio-pci {EDU}"));
-    let mut guest = host.launch(&launch)?;
-    let bar = bar(&mut guest, ENTROPY)?;
-    let device = guest.sh(&format!("basename /sys/bus/pci/devices/{ENTROPY}/virtio*"))?;
-    let driver = "/sys/bus/virtio/drivers/virtio_rng";
-    guest.sh(&format!("echo {} >{driver}/unbind", device.trim()))?;
-    let said = guest.sh(&format!("agent rings {bar} {SPARE:#x} 200"))?;
-    let failed = said.lines().filter(|line| line.ends_with(": 0x4f")).count();
-    assert_eq!(failed, 10, "{said}");
-    assert!(said.contains("200 random queues: reset"), "{said}");
-    guest.sh(&format!("echo {} >{driver}/bind", device.trim()))?;
-    read(&mut guest, 4)?;
-    // What the guest did so often was logged a few times.
-    let logged = guest.process().output().matches("the guest has to reset").count();
-    assert!((1..20).contains(&logged), "{logged} lines");
-    assert_eq!(guest.power_off()?, 0);
-    Ok(())
 }
 
 #[test]
