@@ -101,7 +101,29 @@ impl<'a> Iterator for Slices<'a> {
 
 impl FusedIterator for Slices<'_> {}
 
-impl<'a> GuestMemorySliceIterator<'a, BS<'a, ()>> for Slices<'a> {}
+impl<'a> GuestMemorySliceIterator<'a, BS<'a, ()>> for Slices<'a> {
+    // What vm-memory has for any iterator takes as long as the access.
+    #[inline(always)]
+    fn stop_on_error(mut self) -> Result<impl Iterator<Item = VolatileSlice<'a>>> {
+        let first = self.next().transpose()?;
+        Ok(Accessible { first, others: self })
+    }
+}
+
+/// The parts of a range up to one that isn't RAM, which isn't the first.
+struct Accessible<'a> {
+    first: Option<VolatileSlice<'a>>,
+    others: Slices<'a>,
+}
+
+impl<'a> Iterator for Accessible<'a> {
+    type Item = VolatileSlice<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.first.take().or_else(|| self.others.next()?.ok())
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -128,5 +150,10 @@ mod tests {
         assert!(ram.check_range(GuestAddress(0x1ff0), 0x20, Permissions::Write));
         ram.write_obj(0x1122_3344u32, GuestAddress(0x1ffe)).unwrap();
         assert_eq!(ram.read_obj::<u32>(GuestAddress(0x1ffe)).unwrap(), 0x1122_3344);
+        // As vm-memory has it: what is there is read, unless nothing is.
+        let mut bytes = [0; 0x20];
+        assert_eq!(ram.read(&mut bytes, GuestAddress(0x1ff0)).unwrap(), 0x20);
+        assert_eq!(ram.read(&mut bytes, GuestAddress(0x2ff0)).unwrap(), 0x10);
+        assert!(ram.read(&mut bytes, GuestAddress(0x3000)).is_err());
     }
 }

@@ -74,6 +74,10 @@ impl Buffers {
     /// These bytes, from the first that is left on, are done.
     pub(super) fn advance(&mut self, bytes: usize) {
         self.left = self.left.saturating_sub(bytes as u64);
+        if self.left == 0 {
+            self.done = self.parts.len();
+            return;
+        }
         let mut bytes = bytes;
         while bytes > 0 {
             let Some(part) = self.parts.get_mut(self.done) else { return };

@@ -8,8 +8,9 @@ use virtio_bindings::virtio_blk::{
 use super::image::Image;
 use super::request::{MAX_SEGMENTS, SECTOR};
 
-/// Entries of a queue.
-pub(super) const QUEUE_SIZE: u16 = 256;
+/// Entries of a queue: a chain has no more (virtio 1.2, 2.7.5.3.1), and 1 MiB of the driver's in pages of
+/// 4 KiB is to be one request.
+pub(super) const QUEUE_SIZE: u16 = 512;
 
 /// Bytes of the configuration, up to what belongs to features that aren't offered.
 const SIZE: usize = 60;

@@ -95,11 +95,11 @@ fn the_configuration_tells_size_and_limits() {
     let mut config = [0xff; 64];
     block.read_config(0, &mut config);
     assert_eq!(config[..8], SECTORS.to_le_bytes());
-    assert_eq!(config[12..16], 254u32.to_le_bytes());
+    assert_eq!(config[12..16], 510u32.to_le_bytes());
     assert_eq!(config[20..24], 512u32.to_le_bytes());
     assert_eq!(config[34..36], 3u16.to_le_bytes());
     assert_eq!(config[60..], [0; 4]);
-    assert_eq!(block.queue_sizes(), [256; 3]);
+    assert_eq!(block.queue_sizes(), [512; 3]);
     let mut part = [0xff; 2];
     block.read_config(u64::MAX, &mut part);
     assert_eq!(part, [0; 2]);
