@@ -27,7 +27,8 @@ pub enum Exit<'a> {
         data: &'a [u8],
     },
     /// The guest accesses what no memory slot covers, with an instruction whose syndrome does not
-    /// tell what it transfers (`KVM_EXIT_ARM_NISV`: pairs, vectors, write-back).
+    /// tell what it transfers (`KVM_EXIT_ARM_NISV`: pairs, vectors, write-back). See
+    /// [`undecodable_access`](crate::Vcpu::undecodable_access).
     Undecodable,
     /// The host can't give the guest what it accesses in a memory slot, such as a device's registers
     /// whose mapping faults (`KVM_EXIT_MEMORY_FAULT`, or `KVM_RUN` fails with `EFAULT`). The access

@@ -20,7 +20,9 @@ pub mod gic;
 mod gsi_routing;
 mod kvm_stats;
 pub mod layout;
+pub mod load_store;
 mod memory;
+pub mod translation;
 #[cfg(target_arch = "aarch64")]
 mod vcpu;
 #[cfg(target_arch = "aarch64")]

@@ -18,6 +18,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use crate::cpu::PMU_PPI;
 use crate::error::io_error;
 use crate::exit::{self, Exit};
+use crate::load_store::{LoadStore, Register};
+use crate::translation::Translation;
 use crate::{CpuFeatures, Error};
 
 /// The registers with which the boot vCPU enters the kernel (Documentation/arch/arm64/booting.rst, section 4).
@@ -83,9 +85,10 @@ impl Vcpu {
     /// KVM refused.
     pub fn set_boot_registers(&self, boot: BootRegisters) -> Result<(), Error> {
         for (action, id, value) in [
-            ("set pc of", core_register(offset_of!(user_pt_regs, pc)), boot.entry),
-            ("set x0 of", core_register(offset_of!(user_pt_regs, regs)), boot.dtb),
+            ("set pc of", offset_of!(user_pt_regs, pc), boot.entry),
+            ("set x0 of", offset_of!(user_pt_regs, regs), boot.dtb),
         ] {
+            let id = core_register(offset_of!(kvm_regs, regs) + id);
             self.fd
                 .set_one_reg(id, &value.to_le_bytes())
                 .map_err(|e| refused(action, self.index, e))?;
@@ -139,6 +142,96 @@ impl Vcpu {
     #[inline]
     pub fn run(&mut self) -> io::Result<Exit<'_>> {
         exit::run(&mut self.fd)
+    }
+
+    /// The access that ended the last [`run`](Self::run) with [`Exit::Undecodable`]: its GPA, and what the
+    /// instruction is, if it is one that strait can carry out. `read` reads guest memory.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn undecodable_access(
+        &mut self,
+        read: impl Fn(u64) -> Option<u64>,
+    ) -> io::Result<Option<(u64, LoadStore)>> {
+        // SAFETY: KVM has filled in this member for KVM_EXIT_ARM_NISV (api.rst, 5), and any bits are
+        // numbers.
+        let gpa = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.arm_nisv.fault_ipa };
+        let pc = self.core(offset_of!(kvm_regs, regs) + offset_of!(user_pt_regs, pc))?;
+        let translation = Translation {
+            sctlr: self.read(SCTLR_EL1)?,
+            tcr: self.read(TCR_EL1)?,
+            ttbr0: self.read(TTBR0_EL1)?,
+            ttbr1: self.read(TTBR1_EL1)?,
+        };
+        // A word is in one half of 8 bytes that are aligned.
+        let words = translation.gpa(pc, &read).and_then(|at| read(at & !7));
+        let word = words.map(|words| if pc & 4 == 0 { words } else { words >> 32 });
+        let word = word.and_then(|word| u32::try_from(word & u64::from(u32::MAX)).ok());
+        let Some(access) = word.and_then(LoadStore::decode) else { return Ok(None) };
+        // Else it begins somewhere else, in RAM say, and only its end is here.
+        let begins = self.base(access.base)?.wrapping_add_signed(access.offset);
+        Ok((begins & PAGE_OFFSET == gpa & PAGE_OFFSET).then_some((gpa, access)))
+    }
+
+    /// A general-purpose register; 0 for XZR.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn register(&self, register: Register) -> io::Result<u64> {
+        if register == 31 { Ok(0) } else { self.core(general(register)) }
+    }
+
+    /// Sets a general-purpose register; XZR stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn set_register(&self, register: Register, value: u64) -> io::Result<()> {
+        if register == 31 { Ok(()) } else { self.set_core(general(register), value) }
+    }
+
+    /// Ends an [access](Self::undecodable_access) that was carried out: writes its base register back and
+    /// goes to the next instruction.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn complete(&self, access: &LoadStore) -> io::Result<()> {
+        if access.write_back != 0 {
+            let base = self.base(access.base)?.wrapping_add_signed(access.write_back);
+            let at = if access.base == 31 { self.stack_pointer()? } else { general(access.base) };
+            self.set_core(at, base)?;
+        }
+        let pc = offset_of!(kvm_regs, regs) + offset_of!(user_pt_regs, pc);
+        self.set_core(pc, self.core(pc)?.wrapping_add(4))
+    }
+
+    /// A base register.
+    fn base(&self, register: Register) -> io::Result<u64> {
+        self.core(if register == 31 { self.stack_pointer()? } else { general(register) })
+    }
+
+    /// Where `struct kvm_regs` has the stack pointer in use (Arm ARM, C5.2.20 SPSel and D1.2.2).
+    fn stack_pointer(&self) -> io::Result<usize> {
+        const PSTATE_SP: u64 = 1 << 0;
+        let pstate = self.core(offset_of!(kvm_regs, regs) + offset_of!(user_pt_regs, pstate))?;
+        let is_el1_s = pstate & PSTATE_SP != 0;
+        let el0_s = offset_of!(kvm_regs, regs) + offset_of!(user_pt_regs, sp);
+        Ok(if is_el1_s { offset_of!(kvm_regs, sp_el1) } else { el0_s })
+    }
+
+    fn core(&self, offset: usize) -> io::Result<u64> {
+        self.read(core_register(offset))
+    }
+
+    fn set_core(&self, offset: usize, value: u64) -> io::Result<()> {
+        self.fd.set_one_reg(core_register(offset), &value.to_le_bytes()).map(drop).map_err(io_error)
+    }
+
+    fn read(&self, id: u64) -> io::Result<u64> {
+        read_register(&self.fd, id).map_err(io_error)
     }
 
     /// Answers the access that ended the last [`run`](Self::run) with
@@ -225,10 +318,30 @@ fn lengths(bits: &[u8; 64]) -> Vec<u32> {
     lengths.collect()
 }
 
-/// The register id of the 64-bit field at `offset` of `user_pt_regs`
+/// SCTLR_EL1 is op0=3 op1=0 CRn=1 CRm=0 op2=0 (Arm ARM, D24.2.175), and so on.
+const SCTLR_EL1: u64 = el1_register(1, 0);
+const TTBR0_EL1: u64 = el1_register(2, 0);
+const TTBR1_EL1: u64 = el1_register(2, 1);
+const TCR_EL1: u64 = el1_register(2, 2);
+
+/// The register id of the system register op0=3 op1=0 CRm=0 and these.
+const fn el1_register(crn: u64, op2: u64) -> u64 {
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | (3 << 14) | crn << 7 | op2
+}
+
+/// The bits of an address that all mappings leave as they are.
+const PAGE_OFFSET: u64 = 0xfff;
+
+/// Where `struct kvm_regs` has a register of X0 to X30.
+fn general(register: Register) -> usize {
+    let index = usize::try_from(register & 31).unwrap_or_default();
+    offset_of!(kvm_regs, regs) + offset_of!(user_pt_regs, regs) + index * size_of::<u64>()
+}
+
+/// The register id of the 64-bit field at `offset` of `kvm_regs`
 /// (Documentation/virt/kvm/api.rst, 4.68 "arm64 core registers").
 const fn core_register(offset: usize) -> u64 {
-    let index = (offset_of!(kvm_regs, regs) + offset) / size_of::<u32>();
+    let index = offset / size_of::<u32>();
     KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | index as u64
 }
 

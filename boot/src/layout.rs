@@ -6,7 +6,8 @@
 //!                  ↑ load, entry        ↑ end aligned to 64 KiB           RAM end
 //! ```
 //!
-//! The DTB lies right behind the kernel, so that of a small kernel's RAM one 2 MiB block is touched.
+//! The DTB lies right behind the kernel, so that of a small kernel's RAM one 2 MiB block is touched; in front
+//! of a program that begins 2 MiB or more behind the base of RAM.
 
 use crate::help::Help;
 use std::ops::Range;
@@ -138,16 +139,21 @@ pub fn layout(
     }
     let dtb = place_dtb(ram, kernel, dtb_size)?;
     let initrd = match initrd_size {
-        Some(size) => Some(place_initrd(ram, kernel, dtb.end, size)?),
+        Some(size) => Some(place_initrd(ram, kernel, dtb.end.max(kernel.end), size)?),
         None => None,
     };
     Ok(BootLayout { kernel, dtb: dtb.start, initrd })
 }
 
-/// Places `size` bytes of device tree behind the kernel.
+/// Places `size` bytes of device tree behind the kernel; or at the base of RAM, where programs look for it
+/// that were made for QEMU's `virt` (docs/system/arm/virt.rst, "Hardware configuration information for
+/// bare-metal programming"), if theirs begin behind it.
 fn place_dtb(ram: Ram, kernel: Placement, size: u64) -> Result<Range<u64>, LayoutError> {
     if size > MAX_DTB_SIZE {
         return Err(LayoutError::DtbTooLarge { size });
+    }
+    if kernel.load.saturating_sub(ram.base) >= MAX_DTB_SIZE {
+        return Ok(ram.base..ram.base.saturating_add(size));
     }
     let start = kernel.end.checked_next_multiple_of(MAX_PAGE_SIZE).unwrap_or(u64::MAX);
     let end = start.saturating_add(size);

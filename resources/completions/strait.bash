@@ -10,6 +10,7 @@ _strait() {
     --memory) return ;;
     --cpu-features) return ;;
     --gic) COMPREPLY=($(compgen -W 'auto 2 3' -- "$word")); return ;;
+    --serial) COMPREPLY=($(compgen -W '8250 pl011' -- "$word")); return ;;
     --console) COMPREPLY=($(compgen -W 'stdio pty unix: file: off' -- "$word")); return ;;
     --virtio-console) COMPREPLY=($(compgen -W 'stdio pty unix: file: off' -- "$word")); return ;;
     --vfio-platform) COMPREPLY=($(compgen -W "$(strait device list 2>/dev/null | awk 'NR > 1 { print $1 }')" -- "$word")); return ;;
@@ -32,7 +33,7 @@ _strait() {
     --owner) return ;;
     esac
     case ${COMP_WORDS[1]} in
-    run) COMPREPLY=($(compgen -W '--kernel --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --console --virtio-console --vfio-platform --vfio-pci --vfio-user --block --net --net --vsock --share --vhost-user --balloon --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --dry-run --json --dump-dtb --stats --sandbox --log-level --help' -- "$word")) ;;
+    run) COMPREPLY=($(compgen -W '--kernel --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --serial --console --virtio-console --vfio-platform --vfio-pci --vfio-user --block --net --net --vsock --share --vhost-user --balloon --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --dry-run --json --dump-dtb --stats --sandbox --log-level --help' -- "$word")) ;;
     device) COMPREPLY=($(compgen -W 'list show bind unbind test --group --owner --force --iommu --json --help' -- "$word")) ;;
     check) COMPREPLY=($(compgen -W '--memory --json --help' -- "$word")) ;;
     *) COMPREPLY=($(compgen -W 'run device check --help --version' -- "$word")) ;;

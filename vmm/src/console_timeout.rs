@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use boot::size::Size;
 
+use crate::cli::SerialKind;
+
 /// How long a guest may take to its first output: Linux takes less than a second.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -13,15 +15,19 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct ConsoleTimeout {
     until: Instant,
     spoke: Arc<AtomicBool>,
-    is_serial: bool,
+    serial: Option<SerialKind>,
     shortage: Option<(u64, u64)>,
 }
 
 impl ConsoleTimeout {
-    /// Waits from now on; `spoke` becomes true when the guest writes to its console, which is or isn't
-    /// the serial port. `shortage` tells how many bytes the kernel's file has of how many in memory, if it lacks many.
-    pub fn new(spoke: Arc<AtomicBool>, is_serial: bool, shortage: Option<(u64, u64)>) -> Self {
-        Self { until: Instant::now() + TIMEOUT, spoke, is_serial, shortage }
+    /// Waits from now on; `spoke` becomes true when the guest writes to its console, which is
+    /// this serial port or hvc0. `shortage` tells how many bytes the kernel's file has of how many in memory, if it lacks many.
+    pub fn new(
+        spoke: Arc<AtomicBool>,
+        serial: Option<SerialKind>,
+        shortage: Option<(u64, u64)>,
+    ) -> Self {
+        Self { until: Instant::now() + TIMEOUT, spoke, serial, shortage }
     }
 
     /// How long until the next [`check`](Self::check), in ms.
@@ -44,12 +50,19 @@ impl ConsoleTimeout {
     }
 
     fn text(&self) -> String {
-        let has = if self.is_serial {
-            "CONFIG_SERIAL_8250_CONSOLE and CONFIG_SERIAL_OF_PLATFORM, and is ttyS0 its console \
-             (--cmdline console=ttyS0)? --cmdline earlycon shows what it says before that"
-        } else {
-            "CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_PCI, and is hvc0 its console (--cmdline \
-             console=hvc0)? --console file:FILE --cmdline earlycon shows what it says before that"
+        let has = match self.serial {
+            Some(SerialKind::Ns16550a) => {
+                "CONFIG_SERIAL_8250_CONSOLE and CONFIG_SERIAL_OF_PLATFORM, and is ttyS0 its console \
+                 (--cmdline console=ttyS0)? --cmdline earlycon shows what it says before that"
+            }
+            Some(SerialKind::Pl011) => {
+                "CONFIG_SERIAL_AMBA_PL011_CONSOLE, and is ttyAMA0 its console (--cmdline \
+                 console=ttyAMA0)? --cmdline earlycon shows what it says before that"
+            }
+            None => {
+                "CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_PCI, and is hvc0 its console (--cmdline \
+                 console=hvc0)? --console file:FILE --cmdline earlycon shows what it says before that"
+            }
         };
         let mut text = format!(
             "the guest has written nothing to its console for {} s. Does its kernel have {has}",
@@ -73,7 +86,7 @@ mod tests {
     #[test]
     fn a_guest_with_output_in_time_is_left_alone() {
         let spoke = Arc::new(AtomicBool::new(false));
-        let timeout = ConsoleTimeout::new(spoke.clone(), true, None);
+        let timeout = ConsoleTimeout::new(spoke.clone(), Some(SerialKind::Ns16550a), None);
         assert!((9_000..=10_001).contains(&timeout.wait_ms()));
         let timeout = timeout.check().unwrap();
         spoke.store(true, Ordering::Relaxed);
@@ -83,17 +96,18 @@ mod tests {
     #[test]
     fn a_guest_without_output_is_logged_once() {
         let start = Instant::now();
-        let of = |is_serial, shortage| ConsoleTimeout {
+        let of = |serial, shortage| ConsoleTimeout {
             until: start,
             spoke: Arc::default(),
-            is_serial,
+            serial,
             shortage,
         };
-        let timeout = of(true, None);
+        let timeout = of(Some(SerialKind::Pl011), None);
         assert_eq!(timeout.wait_ms(), 1);
+        assert!(timeout.text().contains("ttyAMA0"));
         assert!(timeout.check().is_none());
         let shortage = Some((5 << 20, 9 << 20));
-        let timeout = of(false, shortage);
+        let timeout = of(None, shortage);
         assert!(timeout.text().contains("hvc0"));
         assert!(timeout.text().ends_with(
             "has 5 MiB of the 9 MiB that the kernel takes in memory: it may be cut off"

@@ -7,6 +7,8 @@ use devices::irq::Spi;
 use devices::vfio::node::{Alias, alias};
 use devices::{pvpanic, rtc, serial};
 
+use crate::cli::SerialKind;
+
 /// The label of the clock that emulated AMBA devices name.
 const APB_CLOCK: &str = "apb_pclk";
 
@@ -25,8 +27,8 @@ pub struct Parts<'a> {
     pub cmdline: &'a str,
     /// Where kernel, initrd and tree lie.
     pub boot: &'a BootLayout,
-    /// Whether there is a serial console.
-    pub console: bool,
+    /// Its serial port, if it has one.
+    pub serial: Option<SerialKind>,
     /// The nodes of assigned devices.
     pub assigned: Vec<Node>,
     /// The clocks to which they refer.
@@ -53,7 +55,6 @@ pub struct Seed {
 /// where there are PCI functions, and those of assigned devices, which are their names in sysfs as labels
 /// are written.
 pub fn root(parts: Parts<'_>) -> Node {
-    let serial_base = layout::SERIAL.start;
     let mut root = Node::new("")
         .string("compatible", "linux,dummy-virt")
         .string("model", "strait")
@@ -65,10 +66,7 @@ pub fn root(parts: Parts<'_>) -> Node {
         .with_children(parts.cpus);
     let clocks = Node::new("clocks").label("clocks").child(apb_clock()).with_children(parts.clocks);
     root = root.child(parts.gic).child(clocks);
-    if parts.console {
-        let size = size(&layout::SERIAL);
-        root = root.child(serial::node(serial_base, size, Spi(layout::spi::SERIAL)));
-    }
+    root = root.with_children(parts.serial.map(serial_node));
     let rtc = rtc::node(layout::RTC.start, size(&layout::RTC), Spi(layout::spi::RTC), APB_CLOCK);
     root.child(rtc)
         .child(pvpanic::node(layout::PVPANIC.start, size(&layout::PVPANIC)))
@@ -83,6 +81,15 @@ pub fn own_aliases(console: bool) -> Vec<(&'static str, String)> {
     serial.into_iter().chain([("rtc0", format!("/rtc@{:x}", layout::RTC.start))]).collect()
 }
 
+/// The serial port's node.
+fn serial_node(kind: SerialKind) -> Node {
+    let (base, size, spi) = (layout::SERIAL.start, size(&layout::SERIAL), Spi(layout::spi::SERIAL));
+    match kind {
+        SerialKind::Ns16550a => serial::ns16550a_node(base, size, spi),
+        SerialKind::Pl011 => serial::pl011_node(base, size, spi, APB_CLOCK),
+    }
+}
+
 /// The path of the serial port.
 fn serial_path() -> String {
     format!("/serial@{:x}", layout::SERIAL.start)
@@ -91,7 +98,7 @@ fn serial_path() -> String {
 /// The `chosen` node (dt-schema, chosen.yaml).
 fn chosen(parts: &Parts<'_>) -> Node {
     let mut chosen = Node::new("chosen").string("bootargs", parts.cmdline);
-    if parts.console {
+    if parts.serial.is_some() {
         chosen = chosen.string("stdout-path", serial_path());
     }
     if let Some(initrd) = &parts.boot.initrd {

@@ -9,8 +9,12 @@ use super::Packaging;
 use super::unpack::UnpackError;
 use crate::file::{FileError, shell_word};
 use crate::format::{EM_AARCH64, Format};
-use crate::layout::more_memory;
+use crate::layout::{Ram, more_memory};
 use crate::size::Size;
+
+/// What to do with a program that is made for other addresses.
+const LINK: &str = "link it to addresses in the guest's RAM, which begins at 0x40000000 or where \
+                    --memory SIZE,base=0x… has it";
 
 /// Why a file can't be booted.
 #[derive(Debug, Error)]
@@ -45,6 +49,17 @@ pub enum KernelFault {
         Size(*needed), Size(*ram)
     )]
     DoesNotFit { needed: u64, ram: u64 },
+    #[error("is an ELF file that is damaged")]
+    ElfDamaged,
+    #[error("is an ELF file, but no program that is linked to fixed addresses (ET_EXEC)")]
+    ElfNotLinked,
+    #[error("is an ELF file with nothing to load")]
+    ElfEmpty,
+    #[error(
+        "is to lie at {start:#x}-{end:#x}, where the guest has no RAM: that is at {:#x}-{:#x}",
+        ram.base, ram.end()
+    )]
+    OutsideRam { start: u64, end: u64, ram: Ram },
 }
 
 impl Help for KernelError {
@@ -65,6 +80,14 @@ impl Help for KernelError {
                 Some("use arch/arm64/boot/Image of the same build".to_owned())
             }
             KernelFault::DoesNotFit { needed, .. } => Some(more_memory(*needed)),
+            KernelFault::ElfDamaged | KernelFault::ElfEmpty => {
+                Some(format!("readelf -lW {path} shows what is in it"))
+            }
+            KernelFault::ElfNotLinked => Some(LINK.to_owned()),
+            KernelFault::OutsideRam { end, ram, .. } if *end > ram.end() => {
+                Some(more_memory(end.saturating_sub(ram.base)))
+            }
+            KernelFault::OutsideRam { .. } => Some(LINK.to_owned()),
         }
     }
 }

@@ -45,10 +45,11 @@ fn kernel_is_mended(commands: &str, made: &str) {
     scratch.write("Image", kernel());
     scratch.write("Image.gz", gzip(&kernel()));
     sh(scratch.path(), &format!("{commands}; rm -f Image Image.gz"));
-    let error = Kernel::open(&renamed(&scratch)).unwrap_err();
+    let error = Kernel::open(&renamed(&scratch), None).unwrap_err();
     let help = error.help().unwrap_or_default();
     sh(scratch.path(), help.lines().next().unwrap_or_default());
-    Kernel::open(&scratch.path().join(made)).unwrap_or_else(|e| panic!("{error}\n{help}\n{e}"));
+    Kernel::open(&scratch.path().join(made), None)
+        .unwrap_or_else(|e| panic!("{error}\n{help}\n{e}"));
 }
 
 /// A FIT's source with these files in it.

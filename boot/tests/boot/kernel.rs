@@ -10,7 +10,8 @@ use boot::kernel::{Kernel, KernelError, KernelFault, Packaging};
 use boot::layout::Placement;
 
 use crate::support::files::{
-    RAM, RAM_SIZE, gzip, image, image_with_stub, uimage, with_magic, zboot, zstd,
+    ET_DYN, ElfSegment, RAM, RAM_SIZE, elf, gzip, image, image_with_stub, uimage, with_magic,
+    zboot, zstd,
 };
 #[cfg(target_arch = "aarch64")]
 use crate::support::files::{assert_loaded, ram};
@@ -29,7 +30,7 @@ fn every_packaging_is_recognised_placed_and_loaded() {
     ] {
         let scratch = Scratch::new();
         let path = scratch.write("vmlinuz", file);
-        let kernel = Kernel::open(&path).unwrap();
+        let kernel = Kernel::open(&path, None).unwrap();
         assert_eq!(kernel.packaging(), packaging);
         assert_eq!(kernel.page_size(), Some(4096));
         assert_eq!(kernel.name(), path.display().to_string());
@@ -50,7 +51,7 @@ fn what_follows_the_image_is_not_loaded_over_what_follows_the_kernel() {
     let scratch = Scratch::new();
     let signed = image_with_stub(20_000, 0x4000, 0x4000);
     for file in [signed.clone(), gzip(&signed)] {
-        let kernel = Kernel::open(&scratch.write("signed", file)).unwrap();
+        let kernel = Kernel::open(&scratch.write("signed", file), None).unwrap();
         let memory = ram();
         kernel.load_into(&memory, RAM).unwrap();
         assert_loaded(&memory, RAM, &signed[..0x4000]);
@@ -62,7 +63,7 @@ fn a_kernel_without_size_is_placed_by_its_files_size() {
     let scratch = Scratch::new();
     let legacy = image(0x1_0000, 0);
     for file in [legacy.clone(), gzip(&legacy)] {
-        let kernel = Kernel::open(&scratch.write("legacy", file)).unwrap();
+        let kernel = Kernel::open(&scratch.write("legacy", file), None).unwrap();
         let placement = kernel.placement(RAM, RAM_SIZE).unwrap();
         let load = RAM + 0x8_0000;
         assert_eq!(placement, Placement { load, entry: load, end: load + 0x21_0000 });
@@ -73,7 +74,7 @@ fn a_kernel_without_size_is_placed_by_its_files_size() {
 fn a_kernel_that_does_not_fit_says_what_would_do() {
     let scratch = Scratch::new();
     let path = scratch.write("Image", image(100, 65 << 20));
-    let error = Kernel::open(&path).unwrap().placement(RAM, 64 << 20).unwrap_err();
+    let error = Kernel::open(&path, None).unwrap().placement(RAM, 64 << 20).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(
@@ -87,9 +88,11 @@ fn a_kernel_that_does_not_fit_says_what_would_do() {
 
 #[test]
 fn what_is_no_arm64_kernel_is_refused_by_the_name_of_what_it_is() {
-    let elf = |machine: u8| {
+    let virt = 0xffff_8000_8000_0000;
+    let vmlinux = elf(ET_DYN, virt, &[ElfSegment { virt, phys: virt, bytes: &[0; 64], size: 64 }]);
+    let x86 = {
         let mut file = with_magic(0, b"\x7fELF\x02\x01\x01");
-        file[18..20].copy_from_slice(&[machine, 0]);
+        file[18..20].copy_from_slice(&[62, 0]);
         file
     };
     let foreign = "strait boots arm64 kernels";
@@ -100,11 +103,11 @@ fn what_is_no_arm64_kernel_is_refused_by_the_name_of_what_it_is() {
             "build one: make ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- Image",
         ),
         (
-            elf(183),
+            vmlinux,
             format!("is an ELF file for AArch64 (vmlinux?); {foreign}"),
             "use arch/arm64/boot/Image of the same build instead of vmlinux",
         ),
-        (elf(62), format!("is an ELF file for x86-64; {foreign}"), "build one"),
+        (x86, format!("is an ELF file for x86-64; {foreign}"), "build one"),
         (with_magic(0, b"BZh9"), format!("is compressed by bzip2; {foreign}"), "bzip2 -dc"),
         (with_magic(0, b"\xfd7zXZ\0"), format!("is compressed by xz; {foreign}"), "xz -dc"),
         (with_magic(0, b"\x02\x21\x4c\x18"), format!("is compressed by lz4; {foreign}"), "lz4 -dc"),
@@ -179,7 +182,7 @@ fn what_is_no_arm64_kernel_is_refused_by_the_name_of_what_it_is() {
     ] {
         let scratch = Scratch::new();
         let path = scratch.write("file", content);
-        let error = Kernel::open(&path).unwrap_err();
+        let error = Kernel::open(&path, None).unwrap_err();
         let wanted = format!("kernel {} {text}", path.display());
         assert!(error.to_string().starts_with(&wanted), "{error}\n instead of\n{wanted}");
         assert!(error.help().unwrap_or_default().starts_with(help), "{error}: {:?}", error.help());
@@ -193,7 +196,7 @@ fn big_endian_kernels_are_refused_however_they_are_packed() {
     big[24] |= 1;
     for file in [big.clone(), gzip(&big), zboot("zstd", &zstd(&big))] {
         let scratch = Scratch::new();
-        let error = Kernel::open(&scratch.write("Image", file)).unwrap_err();
+        let error = Kernel::open(&scratch.write("Image", file), None).unwrap_err();
         assert!(
             matches!(error, KernelError::Content { fault: KernelFault::BigEndian, .. }),
             "{error}"
@@ -228,7 +231,7 @@ fn compressed_kernels_that_end_early_or_are_damaged_say_so() {
         (zboot("zstd", &packed), "its data is damaged"),
     ] {
         let scratch = Scratch::new();
-        let error = Kernel::open(&scratch.write("vmlinuz", file)).unwrap_err();
+        let error = Kernel::open(&scratch.write("vmlinuz", file), None).unwrap_err();
         assert!(
             matches!(error, KernelError::Content { fault: KernelFault::Unpack { .. }, .. }),
             "{error}"
@@ -248,7 +251,7 @@ fn what_is_no_file_is_refused_for_kernel_and_initrd_alike() {
         (&empty, "is empty"),
         (Path::new("/dev/null"), "isn't a regular file"),
     ] {
-        let kernel = Kernel::open(path).unwrap_err();
+        let kernel = Kernel::open(path, None).unwrap_err();
         assert_eq!(kernel.to_string(), format!("kernel {} {text}", path.display()));
         let initrd = Initrd::open(path, false).unwrap_err();
         assert_eq!(initrd.to_string(), format!("initrd {} {text}", path.display()));
@@ -260,7 +263,7 @@ fn what_is_no_file_is_refused_for_kernel_and_initrd_alike() {
 #[cfg(target_arch = "aarch64")]
 fn files_that_shrink_and_memory_that_ends_are_errors_not_short_loads() {
     let scratch = Scratch::new();
-    let kernel = Kernel::open(&scratch.write("Image", image(10_000, 10_000))).unwrap();
+    let kernel = Kernel::open(&scratch.write("Image", image(10_000, 10_000)), None).unwrap();
     scratch.write("Image", image(6000, 6000));
     let result = kernel.load_into(&ram(), RAM);
     let fault = result.unwrap_err().fault;
@@ -268,7 +271,7 @@ fn files_that_shrink_and_memory_that_ends_are_errors_not_short_loads() {
         panic!("{fault:?}");
     };
     for packed in [image(10_000, 10_000), gzip(&image(10_000, 10_000))] {
-        let kernel = Kernel::open(&scratch.write("Image", packed)).unwrap();
+        let kernel = Kernel::open(&scratch.write("Image", packed), None).unwrap();
         let error = kernel.load_into(&ram(), RAM + RAM_SIZE - 9999).unwrap_err();
         assert!(matches!(error.fault, FileFault::Memory { .. }), "{error:?}");
     }
@@ -285,7 +288,7 @@ fn no_file_however_mangled_makes_reading_it_panic() {
     {
         for _ in 0..300 {
             let mangled = random.mangled(&file);
-            match Kernel::open(&scratch.write("mangled", &mangled)) {
+            match Kernel::open(&scratch.write("mangled", &mangled), None) {
                 Ok(kernel) => {
                     accepted += 1;
                     let _ = kernel.placement(RAM, RAM_SIZE);

@@ -7,6 +7,7 @@ mod host_tree;
 mod initrd;
 mod kernel;
 mod overlay;
+mod programs;
 mod support {
     pub mod cpu_time;
     pub mod dtb;

@@ -1,9 +1,11 @@
-//! Guests without an operating system: a few A64 instructions behind an arm64 `Image` header.
+//! Guests without an operating system: a few A64 instructions, mostly behind an arm64 `Image` header.
 
 mod accesses;
+mod bare_metal;
 mod toggles;
 
-pub use accesses::{Access, access_as_memory};
+pub use accesses::{Access, access_as_memory, access_with_write_back};
+pub use bare_metal::{LINKED_TO, binary, elf};
 pub use toggles::{Toggle, toggle_while_read};
 
 /// The function identifiers of PSCI (Arm DEN 0022, "PSCI function IDs").

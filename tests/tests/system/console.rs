@@ -17,6 +17,10 @@ fn board() -> Board {
     Board::new()
         .file("k/wait", payload::wait())
         .file("k/some", payload::write_byte(SERIAL, u32::from(b'y'), SOME))
+        .file("k/mmu-off", payload::access_with_write_back(SERIAL, false))
+        .file("k/mmu-on", payload::access_with_write_back(SERIAL, true))
+        .file("k/app.elf", payload::elf(SERIAL, "bare metal\n"))
+        .file("k/app.bin", payload::binary(SERIAL, "bare metal\n"))
 }
 
 /// A client of the console at this path.
@@ -89,10 +93,55 @@ fn a_virtio_console_moves_text_both_ways_without_exits() -> TestResult {
     let typed = guest.sh(&format!("sha256sum <<'END'\n{text}END"))?;
     assert_eq!(typed, expected);
     assert_eq!(guest.power_off()?, 0);
+    by_pl011(&host, serial)?;
+    bare_metal_programs(&host)?;
     // Two on one.
     let both = Launch::model().with("--console stdio --virtio-console stdio");
     let answer = host.run(&format!("strait {}", both.arguments()))?;
     assert_eq!(answer.status, 2, "{answer:?}");
+    Ok(())
+}
+
+/// The same on a PL011, which costs Linux two exits a character, as its driver asks each time whether there is
+/// room; `ns16550a` is what the other serial port costs.
+fn by_pl011(host: &Host, ns16550a: u64) -> TestResult {
+    let launch = Launch::model().cmdline("console=ttyAMA0").with("--serial pl011 --cpus 2");
+    let mut guest = host.launch(&launch)?;
+    assert_eq!(guest.sh("readlink /proc/self/fd/1")?.trim(), "/dev/ttyAMA0");
+    let print = "head -c 10000 /dev/zero | tr '\\0' z >/dev/ttyAMA0";
+    let pl011 = host.exits_during(&mut guest, print)?;
+    assert!((10_000..ns16550a * 2).contains(&pl011), "{pl011}, an ns16550a {ns16550a}");
+    let expected = host.sh("seq 1 3000 | sha256sum")?;
+    let text = guest.sh("seq 1 3000")?;
+    let typed = guest.sh(&format!("sha256sum <<'END'\n{text}END"))?;
+    assert_eq!(typed, expected);
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+/// Programs that are no Linux kernel find a PL011 and the device tree, which is at the base of RAM.
+fn bare_metal_programs(host: &Host) -> TestResult {
+    let at = format!("/k/app.bin,at={:#x}", payload::LINKED_TO + 0x20_0004);
+    for kernel in ["/k/app.elf", &at] {
+        for serial in ["pl011", "8250"] {
+            let run = format!("strait run --kernel {kernel} --serial {serial} --timeout 60");
+            let answer = host.run(&run)?;
+            assert_eq!((answer.status, answer.output.as_str()), (0, "bare metal\n"), "{answer:?}");
+        }
+        let plan = host.sh(&format!("strait run --kernel {kernel} --dry-run"))?;
+        assert!(plan.contains("bootargs = \"\""), "{plan}");
+    }
+    // Their accesses may be such as Linux makes none to devices.
+    for kernel in ["/k/mmu-off", "/k/mmu-on"] {
+        let run =
+            format!("strait run --kernel {kernel} --serial pl011 --timeout 60 --stats /tmp/s");
+        let answer = host.run(&run)?;
+        assert_eq!((answer.status, answer.output.as_str()), (0, "ab\n"), "{answer:?}");
+        let stats = host.sh("cat /tmp/s")?;
+        assert!(stats.contains("\"undecodable\": 6"), "{stats}");
+    }
+    let nowhere = host.run("strait run --kernel /k/app.bin,at=0x0")?;
+    assert!(nowhere.errors.contains("the guest has no RAM"), "{nowhere:?}");
     Ok(())
 }
 

@@ -1,7 +1,9 @@
-//! `--console`.
+//! `--console` and `--serial`.
 
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
+
+use devices::irq::Trigger;
 
 /// The longest path of a socket, in bytes (unix(7): `sun_path` has 108 with the zero behind it).
 const MAX_SOCKET_PATH: usize = 107;
@@ -38,6 +40,51 @@ impl Display for ConsoleKind {
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Off => f.write_str("off"),
         }
+    }
+}
+
+/// Which serial port a guest has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SerialKind {
+    /// An ns16550a.
+    #[default]
+    Ns16550a,
+    /// A PL011.
+    Pl011,
+}
+
+impl SerialKind {
+    /// As its `compatible` begins.
+    pub fn compatible(self) -> &'static str {
+        match self {
+            Self::Ns16550a => "ns16550a",
+            Self::Pl011 => "arm,pl011",
+        }
+    }
+
+    /// The kernel parameter that makes it Linux's console.
+    pub fn console_parameter(self) -> &'static str {
+        match self {
+            Self::Ns16550a => "console=ttyS0",
+            Self::Pl011 => "console=ttyAMA0",
+        }
+    }
+
+    /// How it tells of interrupts.
+    pub fn trigger(self) -> Trigger {
+        match self {
+            Self::Ns16550a => Trigger::Edge,
+            Self::Pl011 => Trigger::Level,
+        }
+    }
+}
+
+/// Reads the value of `--serial`.
+pub(super) fn serial(text: &str) -> Result<SerialKind, String> {
+    match text {
+        "8250" | "ns16550a" => Ok(SerialKind::Ns16550a),
+        "pl011" => Ok(SerialKind::Pl011),
+        _ => Err("8250 or pl011 is needed".into()),
     }
 }
 

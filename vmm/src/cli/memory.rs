@@ -7,7 +7,7 @@ use arch::RamPages;
 use arch::layout::RAM_START;
 
 use super::Size;
-use super::values::{split, take_each};
+use super::values::{address, split, take_each};
 
 /// A guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl MemoryOptions {
     fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
             "hugepages" => self.pages = pages(value)?,
-            _ => self.base = base(value)?,
+            _ => self.base = address("base", value)?,
         }
         Ok(())
     }
@@ -70,12 +70,6 @@ fn pages(text: &str) -> Result<RamPages, String> {
     size.map(RamPages::Reserved).ok_or_else(|| {
         format!("hugepages is thp or the size of reserved ones, such as 2M or 1G, and not `{text}`")
     })
-}
-
-fn base(text: &str) -> Result<u64, String> {
-    let digits = text.strip_prefix("0x").filter(|digits| !digits.starts_with('+'));
-    let base = digits.and_then(|digits| u64::from_str_radix(&digits.replace('_', ""), 16).ok());
-    base.ok_or_else(|| format!("base is an address such as 0x100000000, and not `{text}`"))
 }
 
 #[cfg(test)]

@@ -162,6 +162,13 @@ pub(super) fn backend(text: &str) -> Result<Option<Backend>, String> {
     }
 }
 
+/// Reads an address that is the value of `key`: hexadecimal, with underscores where one likes.
+pub(super) fn address(key: &str, text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").filter(|digits| !digits.starts_with('+'));
+    let address = digits.and_then(|digits| u64::from_str_radix(&digits.replace('_', ""), 16).ok());
+    address.ok_or_else(|| format!("{key} is an address such as 0x100000000, and not `{text}`"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -244,8 +244,14 @@ fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, kvm: &KvmFacts) ->
     add(&layout::PVPANIC, "panic device (pvpanic)", false);
     match &plan.console {
         ConsoleKind::Off => {}
-        ConsoleKind::Stdio => add(&layout::SERIAL, "serial console (ns16550a)", false),
-        console => add(&layout::SERIAL, &format!("serial console (ns16550a), {console}"), false),
+        console => {
+            let place = match console {
+                ConsoleKind::Stdio => String::new(),
+                place => format!(", {place}"),
+            };
+            let what = format!("serial console ({}){place}", plan.serial.compatible());
+            add(&layout::SERIAL, &what, false);
+        }
     }
     for device in &assigned.platform {
         for (index, (range, mapped)) in device.regions().enumerate() {
@@ -270,7 +276,7 @@ fn interrupts(plan: &MachinePlan, opened: &Opened) -> Vec<Interrupt> {
     let mut interrupts = Vec::new();
     let mut add = |spi, trigger, what| interrupts.push(Interrupt { spi, trigger, what });
     if plan.console.is_on() {
-        add(layout::spi::SERIAL, Trigger::Edge, "serial".to_owned());
+        add(layout::spi::SERIAL, plan.serial.trigger(), "serial".to_owned());
     }
     for device in &assigned.platform {
         for (index, (spi, trigger)) in device.irqs().enumerate() {

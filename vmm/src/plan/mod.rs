@@ -22,7 +22,7 @@ use devices::vfio::fd_limit;
 
 use crate::allocator::Allocator;
 use crate::assigned::AssignedDevices;
-use crate::cli::{ConsoleKind, GicChoice, RunOptions};
+use crate::cli::{ConsoleKind, GicChoice, RunOptions, SerialKind};
 use crate::error::Error;
 use crate::interrupts::LineMonitor;
 use crate::limits;
@@ -53,6 +53,8 @@ pub struct MachinePlan {
     pub features: CpuFeatures,
     /// Which interrupt controller.
     pub gic: GicChoice,
+    /// Which serial port it has.
+    pub serial: SerialKind,
     /// Where the console is.
     pub console: ConsoleKind,
     /// Where the virtio console is.
@@ -100,8 +102,8 @@ pub fn resolve(options: &RunOptions, started: Vec<Served>) -> Result<(MachinePla
         .help(format!("--cpus {MAX_GICV3_CPUS}")));
     }
     let ram = ram::plan(options.memory, options.shares_ram())?;
-    let kernel = Kernel::open(&options.kernel)?;
-    let cmdline = Cmdline::compose(&default_cmdline(options), options.cmdline.as_deref())
+    let kernel = Kernel::open(&options.kernel.path, options.kernel.at)?;
+    let cmdline = Cmdline::compose(&default_cmdline(options, &kernel), options.cmdline.as_deref())
         .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
     let is_root = cmdline.has_ram_disk_root();
     let initrd = options.initrd.as_deref().map(|path| Initrd::open(path, is_root)).transpose()?;
@@ -148,6 +150,7 @@ pub fn resolve(options: &RunOptions, started: Vec<Served>) -> Result<(MachinePla
         cmdline,
         features: options.cpu_features,
         gic: options.gic,
+        serial: options.serial,
         console: options.console.clone(),
         virtio_console: options.virtio_console.clone(),
         shared_ram: options.shares_ram(),
@@ -170,10 +173,16 @@ fn descriptors_of_run(options: &RunOptions) -> u64 {
     options.cpus.saturating_mul(2).saturating_add(20).saturating_add(of_consoles)
 }
 
-/// The kernel parameters that come first. The last console is /dev/console.
-fn default_cmdline(options: &RunOptions) -> Vec<&'static str> {
-    let consoles = [(&options.console, "console=ttyS0"), (&options.virtio_console, "console=hvc0")];
-    let with = consoles.into_iter().filter(|(kind, _)| options.default_cmdline && kind.is_on());
+/// The kernel parameters that come first, for Linux. The last console is /dev/console.
+fn default_cmdline(options: &RunOptions, kernel: &Kernel) -> Vec<&'static str> {
+    if !options.default_cmdline || !kernel.is_linux() {
+        return Vec::new();
+    }
+    let consoles = [
+        (&options.console, options.serial.console_parameter()),
+        (&options.virtio_console, "console=hvc0"),
+    ];
+    let with = consoles.into_iter().filter(|(kind, _)| kind.is_on());
     with.map(|(_, parameter)| parameter).collect()
 }
 

@@ -35,6 +35,43 @@ pub fn image_with_stub(length: usize, image_size: u64, end: u32) -> Vec<u8> {
     image
 }
 
+/// `e_type` of a program that is linked to its addresses, and of one that isn't.
+pub const ET_EXEC: u16 = 2;
+pub const ET_DYN: u16 = 3;
+
+/// A part of an ELF file that is loaded.
+pub struct ElfSegment<'a> {
+    pub virt: u64,
+    pub phys: u64,
+    pub bytes: &'a [u8],
+    /// Its size in memory.
+    pub size: u64,
+}
+
+/// An ELF file for AArch64, with its segments from 4096 on, 4096 bytes apart.
+pub fn elf(kind: u16, entry: u64, segments: &[ElfSegment<'_>]) -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend(kind.to_le_bytes());
+    file.extend(183_u16.to_le_bytes());
+    file.extend(1_u32.to_le_bytes());
+    file.extend([entry, 64, 0].iter().flat_map(|field| field.to_le_bytes()));
+    file.extend([0; 4]);
+    let count = u16::try_from(segments.len()).unwrap();
+    file.extend([64, 56, count, 64, 0, 0].iter().flat_map(|field: &u16| field.to_le_bytes()));
+    for (index, part) in (1_u64..).zip(segments) {
+        // PT_LOAD, readable, writable and executable.
+        file.extend([1, 7].iter().flat_map(|field: &u32| field.to_le_bytes()));
+        let fields = [index * 4096, part.virt, part.phys, part.bytes.len() as u64, part.size, 4096];
+        file.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
+    }
+    for part in segments {
+        file.resize(file.len().next_multiple_of(4096), 0);
+        file.extend(part.bytes);
+    }
+    file
+}
+
 pub fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(data).unwrap();

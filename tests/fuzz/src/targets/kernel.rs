@@ -13,7 +13,7 @@ const RAM_SIZE: u64 = 512 << 20;
 pub fn run(data: &[u8]) {
     let Ok(content) = file(&mut Unstructured::new(data)) else { return };
     let file = MemoryFile::new(&content);
-    match Kernel::open(&file.path()) {
+    match Kernel::open(&file.path(), None) {
         Ok(kernel) => {
             if let Ok(placement) = kernel.placement(RAM, RAM_SIZE) {
                 assert!(placement.load >= RAM && placement.end <= RAM + RAM_SIZE);

@@ -2,8 +2,8 @@
 //! ones, and so all that lie across the end of a device (Arm ARM, B2.15).
 
 use super::{
-    HEADER, ISB, PSCI_SYSTEM_OFF, PSCI_SYSTEM_RESET, branch_if_equal, call, distance, image_with,
-    load, read_system, write_system,
+    HEADER, ISB, PSCI_SYSTEM_OFF, PSCI_SYSTEM_RESET, branch_if_equal, call, compare, distance,
+    image_with, load, read_system, write_system,
 };
 
 /// An access by one instruction, of 1, 2, 4 or 8 bytes, to a guest physical address.
@@ -47,6 +47,52 @@ pub fn access_as_memory(accesses: &[Access]) -> Vec<u8> {
             }
         }
     }
+    mapped_as_memory(body)
+}
+
+/// Writes `ab` and a newline to a PL011 at this guest physical address and reads of its identification, by
+/// instructions of which KVM can't tell what they transfer, with the MMU on or off; then powers off. If a
+/// register isn't what it should be it resets the machine instead.
+pub fn access_with_write_back(pl011: u32, mmu: bool) -> Vec<u8> {
+    let is = |register, number| {
+        let failure = call(PSCI_SYSTEM_RESET);
+        let check = [compare(register, 7), branch_if_equal(distance(failure.len()) + 1)];
+        [&load(7, number)[..], &check, &failure].concat()
+    };
+    let mut body = Vec::new();
+    body.extend(load(2, pl011 - 8));
+    for (byte, store) in [
+        (b'a', 0x3800_8c41),  // strb w1, [x2, #8]!
+        (b'b', 0x3800_4441),  // strb w1, [x2], #4
+        (b'\n', 0x293f_fc41), // stp w1, wzr, [x2, #-4]
+    ] {
+        body.extend(load(1, byte.into()));
+        body.push(store);
+    }
+    body.extend(is(2, pl011 + 4));
+    body.extend(load(2, pl011 + 0xfe0));
+    body.extend([
+        0x28c1_1043, // ldp w3, w4, [x2], #8
+        0x389f_8446, // ldrsb x6, [x2], #-8
+    ]);
+    for (register, number) in [(3, 0x11), (4, 0x10), (6, 0x34), (2, pl011 + 0xfe0)] {
+        body.extend(is(register, number));
+    }
+    body.extend([
+        0x9100_005f, // mov sp, x2
+        0xb841_07e3, // ldr w3, [sp], #16
+        0x9100_03e8, // mov x8, sp
+    ]);
+    body.extend([is(3, 0x11), is(8, pl011 + 0xff0)].concat());
+    if mmu {
+        return mapped_as_memory(body);
+    }
+    body.extend(call(PSCI_SYSTEM_OFF));
+    image_with(&body, &[])
+}
+
+/// A payload that does this with all of the first 4 GiB mapped as Normal memory, then powers off.
+fn mapped_as_memory(mut body: Vec<u32>) -> Vec<u8> {
     body.extend(call(PSCI_SYSTEM_OFF));
     let length = HEADER + 4 * (map_as_memory(0).len() + body.len());
     let table_at = length.next_multiple_of(PAGE);

@@ -10,7 +10,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
 use super::block::block;
-use super::console::console;
+use super::console::{console, serial};
 use super::cpu;
 use super::net;
 use super::passt::{behind_passt, passt};
@@ -18,8 +18,8 @@ use super::sandbox;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
 use super::{
-    Command, MemoryOptions, NetOptions, ShareOptions, VfioPciOptions, VfioPlatformOptions,
-    VfioUserOptions, VhostUserOptions, usage_error,
+    Command, KernelOptions, MemoryOptions, NetOptions, ShareOptions, VfioPciOptions,
+    VfioPlatformOptions, VfioUserOptions, VhostUserOptions, usage_error,
 };
 use crate::error::Error;
 
@@ -38,7 +38,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
             Taken::Nothing => break,
         }
     }
-    if options.kernel.as_os_str().is_empty() {
+    if options.kernel.path.as_os_str().is_empty() {
         return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
     }
     combinations::check(&mut options, once.has("--console"))?;
@@ -56,7 +56,10 @@ impl RunOptions {
     fn take(&mut self, parser: &mut Parser, once: &mut GivenOnce) -> Result<Taken, lexopt::Error> {
         let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
         match arg {
-            Arg::Long("kernel") => self.kernel = once.value("--kernel", parser)?.into(),
+            Arg::Long("kernel") => {
+                let read = KernelOptions::read(once.value("--kernel", parser)?);
+                self.kernel = read.map_err(|why| format!("--kernel: {why}"))?;
+            }
             Arg::Long("initrd") => self.initrd = Some(once.value("--initrd", parser)?.into()),
             Arg::Long("cmdline") => self.cmdline = Some(once.value("--cmdline", parser)?.string()?),
             Arg::Long("no-default-cmdline") => self.default_cmdline = false,
@@ -104,6 +107,7 @@ impl RunOptions {
                 self.cpu_features = once.parsed("--cpu-features", parser, cpu::features)?;
             }
             Arg::Long("gic") => self.gic = once.parsed("--gic", parser, cpu::gic)?,
+            Arg::Long("serial") => self.serial = once.parsed("--serial", parser, serial)?,
             Arg::Long("console") => self.console = once.parsed("--console", parser, console)?,
             Arg::Long("virtio-console") => {
                 self.virtio_console = once.parsed("--virtio-console", parser, console)?;

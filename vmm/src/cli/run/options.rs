@@ -9,19 +9,19 @@ use devices::vfio::iommu::IommuOptions;
 use devices::virtio::block::BlockOptions;
 use log::LevelFilter;
 
-use super::super::console::ConsoleKind;
+use super::super::console::{ConsoleKind, SerialKind};
 use super::super::cpu::GicChoice;
 use super::super::sandbox::SandboxMode;
 use super::super::{
-    MemoryOptions, NetOptions, PasstOptions, ShareOptions, VfioPciOptions, VfioPlatformOptions,
-    VfioUserOptions, VhostUserOptions,
+    KernelOptions, MemoryOptions, NetOptions, PasstOptions, ShareOptions, VfioPciOptions,
+    VfioPlatformOptions, VfioUserOptions, VhostUserOptions,
 };
 
 /// What a guest is made of.
 #[derive(Debug)]
 pub struct RunOptions {
-    /// The kernel's file.
-    pub kernel: PathBuf,
+    /// The kernel.
+    pub kernel: KernelOptions,
     /// The initial RAM disk's file.
     pub initrd: Option<PathBuf>,
     /// Kernel parameters.
@@ -62,6 +62,8 @@ pub struct RunOptions {
     pub cpu_features: CpuFeatures,
     /// The interrupt controller.
     pub gic: GicChoice,
+    /// Which serial port there is.
+    pub serial: SerialKind,
     /// Where the serial console is.
     pub console: ConsoleKind,
     /// Where the virtio console is.
@@ -87,7 +89,7 @@ pub struct RunOptions {
 impl Default for RunOptions {
     fn default() -> Self {
         Self {
-            kernel: PathBuf::new(),
+            kernel: KernelOptions::default(),
             initrd: None,
             cmdline: None,
             default_cmdline: true,
@@ -108,6 +110,7 @@ impl Default for RunOptions {
             force: false,
             cpu_features: CpuFeatures::ALL,
             gic: GicChoice::default(),
+            serial: SerialKind::default(),
             console: ConsoleKind::Stdio,
             virtio_console: ConsoleKind::Off,
             timeout: None,

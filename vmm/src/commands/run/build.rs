@@ -12,17 +12,18 @@ use boot::initrd::Initrd;
 use boot::kernel::Kernel;
 use boot::layout::{LayoutError, MAX_DTB_SIZE};
 use devices::bus::Bus;
+use devices::console::Output;
 use devices::gicv2m::Frame;
 use devices::pci::{Apertures, MsiController};
 use devices::pvpanic::PvPanic;
-use devices::serial::Serial;
+use devices::serial::{Pl011, Serial, SerialPort};
 use devices::virtio::ConsolePort;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::alarm::AlarmClock;
 use crate::assigned::AssignedDevices;
-use crate::cli::{GicVersion, ItsChoice};
+use crate::cli::{GicVersion, ItsChoice, SerialKind};
 use crate::console::{ConsoleBackend, InputSource};
 use crate::error::Error;
 use crate::limits::hugepages;
@@ -156,13 +157,15 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
     Ok(version)
 }
 
-/// Makes the emulated devices, with the serial port on `console`, which wake the event loop by `waker` when they need it.
+/// Makes the emulated devices, with a serial port of this kind on `console`, which wake the event loop by
+/// `waker` when they need it.
 ///
 /// # Errors
 ///
 /// The host is out of descriptors.
 pub fn emulated_devices(
     console: Option<ConsoleBackend>,
+    kind: SerialKind,
     parts: &VmParts,
     waker: &Arc<Waker>,
 ) -> Result<EmulatedDevices, Error> {
@@ -171,14 +174,10 @@ pub fn emulated_devices(
     let mut input = InputSource::None;
     let spoke = Arc::new(AtomicBool::new(false));
     if let Some(console) = console {
-        let (interrupt, drained) = (eventfd()?, eventfd()?);
-        vm.register_irqfd(layout::spi::SERIAL, &interrupt).map_err(|e| {
-            Error::new(format!("KVM can't connect the serial port's interrupt: {e}"))
-        })?;
-        let serial = Serial::new(interrupt, console.output(&spoke), drained.try_clone()?);
-        let serial = Arc::new(Mutex::new(serial));
-        bus.add("serial", layout::SERIAL, serial.clone())?;
-        input = console.into_input(serial, drained);
+        let (output, drained) = (console.output(&spoke), eventfd()?);
+        let port = serial_port(kind, parts, output, drained.try_clone()?)?;
+        bus.add("serial", layout::SERIAL, port.clone())?;
+        input = console.into_input(port, drained);
     }
     parts.gic.set_level_sensitive([layout::spi::RTC])?;
     let line = SpiLine { vm: vm.clone(), spi: layout::spi::RTC };
@@ -186,6 +185,30 @@ pub fn emulated_devices(
     bus.add("rtc", layout::RTC, clock.rtc())?;
     bus.add("pvpanic", layout::PVPANIC, Arc::new(Mutex::new(PvPanic::default())))?;
     Ok(EmulatedDevices { bus, spoke, input, clock })
+}
+
+/// Makes the serial port.
+fn serial_port(
+    kind: SerialKind,
+    parts: &VmParts,
+    output: Box<dyn Output>,
+    drained: EventFd,
+) -> Result<Arc<dyn SerialPort>, Error> {
+    let (vm, spi) = (&parts.vm, layout::spi::SERIAL);
+    Ok(match kind {
+        SerialKind::Ns16550a => {
+            let interrupt = eventfd()?;
+            vm.register_irqfd(spi, &interrupt).map_err(|e| {
+                Error::new(format!("KVM can't connect the serial port's interrupt: {e}"))
+            })?;
+            Arc::new(Mutex::new(Serial::new(interrupt, output, drained)))
+        }
+        SerialKind::Pl011 => {
+            parts.gic.set_level_sensitive([spi])?;
+            let line = Box::new(SpiLine { vm: vm.clone(), spi });
+            Arc::new(Mutex::new(Pl011::new(line, output, drained)))
+        }
+    })
 }
 
 /// Connects the guest's virtio console, if there is one, to its end on the host; `spoke` becomes true
@@ -231,7 +254,7 @@ pub fn tree(
         gic_label: gic::LABEL,
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,
-        console: plan.console.is_on(),
+        serial: plan.console.is_on().then_some(plan.serial),
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,

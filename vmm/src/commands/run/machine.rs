@@ -8,6 +8,7 @@ use devices::bus::Bus;
 use devices::gicv2m;
 use devices::irq::MsiRouter;
 use devices::pci::HostBridge;
+use vm_memory::GuestMemoryMmap;
 
 use super::build::VmParts;
 use super::irqfds::{Irqfds, SpiLine};
@@ -25,6 +26,7 @@ use crate::virtio::{VirtioBackends, VirtioDevices};
 pub struct Machine {
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
+    memory: GuestMemoryMmap,
     bridge: Option<Arc<HostBridge>>,
     virtio: VirtioDevices,
     assigned: AssignedDevices,
@@ -91,8 +93,9 @@ impl Machine {
                 Arc::new(gicv2m::Registers::new(frame, irqfds)),
             )?;
         }
+        let memory = ram.memory().clone();
         vm.add_ram(ram)?;
-        Ok(Self { vcpus, bus: Arc::new(bus), bridge, virtio, assigned, gic, vm })
+        Ok(Self { vcpus, bus: Arc::new(bus), memory, bridge, virtio, assigned, gic, vm })
     }
 
     /// The VM.
@@ -142,6 +145,7 @@ impl Machine {
         self.virtio.prepare()?;
         let context = Arc::new(VcpuContext::new(
             self.bus.clone(),
+            self.memory.clone(),
             self.bridge.take(),
             sources.waker.clone(),
             recorder.clone(),

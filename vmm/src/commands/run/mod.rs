@@ -88,11 +88,11 @@ fn run_guest(
     let console = ConsoleBackend::open(&plan.console, "serial")?;
     let virtio_console = ConsoleBackend::open(&plan.virtio_console, "virtio")?;
     let Opened { kernel, initrd, assigned, virtio } = opened;
-    let shortage = kernel.shortage();
+    let (is_linux, shortage) = (kernel.is_linux(), kernel.shortage());
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
     build::set_boot(&plan, &parts)?;
     let waker = Arc::new(Waker::new()?);
-    let emulated = build::emulated_devices(console, &parts, &waker)?;
+    let emulated = build::emulated_devices(console, plan.serial, &parts, &waker)?;
     let port = virtio.console().cloned();
     let inputs = [emulated.input, build::connect_console(virtio_console, port, &emulated.spoke)?];
     let mut machine = Machine::new(parts, ram, assigned, virtio, emulated.bus)?;
@@ -114,8 +114,15 @@ fn run_guest(
         clock: emulated.clock,
         memory: (assigned.iommu.is_none() && !plan.pages.are_reserved())
             .then(|| UnpinnedMemory::new(plan.ram.size)),
-        console_timeout: (plan.console.is_on() || plan.virtio_console.is_on())
-            .then(|| ConsoleTimeout::new(emulated.spoke, plan.console.is_on(), shortage)),
+        console_timeout: (is_linux && (plan.console.is_on() || plan.virtio_console.is_on())).then(
+            || {
+                ConsoleTimeout::new(
+                    emulated.spoke,
+                    plan.console.is_on().then_some(plan.serial),
+                    shortage,
+                )
+            },
+        ),
     };
     machine.arm()?;
     monitor.keep_files(recorder.is_some());

@@ -9,10 +9,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use arch::exit::Exit;
+use arch::load_store::Kind;
 use arch::{ImmediateExit, Vcpu};
 use devices::bus::{Action, Bus};
 use devices::pci::HostBridge;
 use devices::vfio::remedy;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
@@ -108,6 +110,7 @@ fn no_thread(vcpus: u64, e: &io::Error) -> Error {
 /// What the vCPU threads share.
 pub struct VcpuContext {
     bus: Arc<Bus>,
+    memory: GuestMemoryMmap,
     bridge: Option<Arc<HostBridge>>,
     waker: Arc<Waker>,
     recorder: Option<Arc<Recorder>>,
@@ -118,15 +121,16 @@ pub struct VcpuContext {
 }
 
 impl VcpuContext {
-    /// For vCPUs with this bus and, if there is one, PCI host bridge.
+    /// For vCPUs with this bus, RAM and, if there is one, PCI host bridge.
     pub fn new(
         bus: Arc<Bus>,
+        memory: GuestMemoryMmap,
         bridge: Option<Arc<HostBridge>>,
         waker: Arc<Waker>,
         recorder: Option<Arc<Recorder>>,
     ) -> Self {
         let (stop, exit_reason) = Default::default();
-        Self { bus, bridge, waker, recorder, stop, exit_reason }
+        Self { bus, memory, bridge, waker, recorder, stop, exit_reason }
     }
 
     /// Why a vCPU ended the run, if one did.
@@ -146,7 +150,7 @@ impl VcpuContext {
             let reason = match vcpu.run() {
                 Ok(Exit::Undecodable) => {
                     Exits::count(&exits.undecodable);
-                    vcpu.abort_access().err().map(|e| run_failed(index, &e))
+                    self.handle_undecodable(vcpu).unwrap_or_else(|e| Some(run_failed(index, &e)))
                 }
                 Ok(Exit::MemoryFault { gpa }) => self.trap_functions(gpa, &mut faults),
                 Ok(exit) => {
@@ -164,6 +168,43 @@ impl VcpuContext {
         }
     }
 
+    /// Carries out an access whose syndrome doesn't describe it, or has it abort where strait can't.
+    #[cold]
+    fn handle_undecodable(&self, vcpu: &mut Vcpu) -> io::Result<Option<ExitReason>> {
+        let read = |gpa| self.memory.read_obj(GuestAddress(gpa)).ok().map(u64::from_le);
+        let Some((gpa, access)) = vcpu.undecodable_access(read)? else {
+            return vcpu.abort_access().map(|()| None);
+        };
+        let bytes = usize::try_from(access.bytes).unwrap_or_default();
+        let mut reason = None;
+        for (register, at) in access.registers().zip((gpa..).step_by(bytes.max(1))) {
+            let mut data = [0; 8];
+            let value = data.get_mut(..bytes).unwrap_or_default();
+            if access.kind == Kind::Store {
+                let stored = vcpu.register(register)?.to_le_bytes();
+                value.copy_from_slice(stored.get(..bytes).unwrap_or_default());
+                reason = reason.or(self.write(at, value));
+            } else {
+                self.bus.read(at, value);
+                vcpu.set_register(register, access.extended(u64::from_le_bytes(data)))?;
+            }
+        }
+        vcpu.complete(&access)?;
+        Ok(reason)
+    }
+
+    /// Writes to a device.
+    fn write(&self, gpa: u64, data: &[u8]) -> Option<ExitReason> {
+        match self.bus.write(gpa, data) {
+            Action::None => None,
+            Action::Crash => Some(ExitReason::Crash),
+            Action::AwaitOutput => {
+                output::wait_for_room(|| self.stop.load(Ordering::SeqCst));
+                None
+            }
+        }
+    }
+
     #[inline]
     fn handle(&self, exit: Exit<'_>, exits: &Exits) -> Option<ExitReason> {
         match exit {
@@ -174,14 +215,7 @@ impl VcpuContext {
             }
             Exit::MmioWrite { gpa, data } => {
                 Exits::count(&exits.mmio_write);
-                return match self.bus.write(gpa, data) {
-                    Action::None => None,
-                    Action::Crash => Some(ExitReason::Crash),
-                    Action::AwaitOutput => {
-                        output::wait_for_room(|| self.stop.load(Ordering::SeqCst));
-                        None
-                    }
-                };
+                return self.write(gpa, data);
             }
             Exit::Interrupted => {
                 Exits::count(&exits.interrupted);

@@ -1,7 +1,6 @@
-//! The serial console: an ns16550a over vm-superio.
+//! The ns16550a, over vm-superio.
 
-use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::sync::Mutex;
 
 use boot::fdt::Node;
@@ -9,8 +8,10 @@ use vm_superio::Trigger as SerialTrigger;
 use vm_superio::serial::{Error, NoEvents, Serial as Uart};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::input_queue::InputQueue;
+use super::transmitter::Transmitter;
 use crate::bus::{Action, MmioDevice};
-use crate::console::{Input, Output, Room};
+use crate::console::{Input, Output};
 use crate::irq::{Spi, Trigger};
 use crate::ratelimit::LogLimit;
 use crate::sync;
@@ -18,35 +19,22 @@ use crate::sync;
 /// The input clock in Hz, that of a PC: only the guest's baud rate arithmetic uses it.
 const CLOCK_HZ: u32 = 1_843_200;
 
-/// The largest number of bytes of queued input.
-const INPUT_CAPACITY: usize = 4096;
-
 /// The line status register (PC16550D data sheet, section 8.6).
 const LSR: u8 = 5;
 
 /// "Received data available" in the interrupt enable register (PC16550D, section 8.4).
 const IER_RECEIVED_DATA: u8 = 1 << 0;
 
-/// A guest that reads the line status this often in a row polls for input, without interrupts.
-const MIN_POLLS: u32 = 32;
-
 /// A UART whose output goes to a writer and whose input is queued until the guest reads it.
 ///
 /// The receiver holds one byte at a time: vm-superio raises the interrupt when bytes arrive, but
 /// not, as a UART does, for as long as some are left, so that a driver that reads only some of them
-/// (Linux's stops at 256) would not be interrupted for the rest. And no byte arrives before the guest
-/// takes input, by interrupt or by polling, as its driver first discards what is in the receiver.
+/// (Linux's stops at 256) would not be interrupted for the rest.
 pub struct Serial {
     uart: Uart<Interrupt, NoEvents, Transmitter>,
     /// The number of bytes that an empty receiver has room for.
     capacity: usize,
-    input: VecDeque<u8>,
-    /// The number of reads of the line status in a row.
-    polls: u32,
-    drained: EventFd,
-    /// Input was refused since `drained` was signalled last.
-    refused: bool,
-    output_failed: bool,
+    input: InputQueue,
     log: LogLimit,
 }
 
@@ -61,87 +49,42 @@ impl SerialTrigger for Interrupt {
     }
 }
 
-/// The UART's transmitter, which accepts everything.
-struct Transmitter {
-    output: Box<dyn Output>,
-    /// The result of the last bytes, until it is checked.
-    last: io::Result<Room>,
-}
-
-impl Write for Transmitter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.last = self.output.put(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Serial {
     /// A UART that signals `interrupt`, writes to `output`, and signals `drained` when there is room
     /// for input again after [`enqueue`](Self::enqueue) refused some.
     pub fn new(interrupt: EventFd, output: Box<dyn Output>, drained: EventFd) -> Self {
-        let transmitter = Transmitter { output, last: Ok(Room::Left) };
-        let uart = Uart::new(Interrupt(interrupt), transmitter);
+        let uart = Uart::new(Interrupt(interrupt), Transmitter::new(output));
         Self {
             capacity: uart.fifo_capacity(),
             uart,
-            input: VecDeque::new(),
-            polls: 0,
-            drained,
-            refused: false,
-            output_failed: false,
+            input: InputQueue::new(drained),
             log: LogLimit::new("serial"),
         }
     }
 
     /// Queues input for the guest; returns the number of bytes that there was room for.
     pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
-        let taken = bytes.len().min(INPUT_CAPACITY - self.input.len());
-        self.input.extend(bytes.iter().take(taken));
-        self.refused = taken < bytes.len();
+        let taken = self.input.push(bytes);
         self.fill_receiver();
         taken
     }
 
     /// Moves a byte of queued input into the receiver, if it is empty and the guest takes input.
     fn fill_receiver(&mut self) {
-        let Some(byte) = self.input.front().copied() else { return };
+        let Some(byte) = self.input.front() else { return };
         if self.uart.fifo_capacity() < self.capacity || !self.takes_input() {
             return;
         }
         match self.uart.enqueue_raw_bytes(&[byte]) {
             // None is taken in loopback mode: it stays queued.
-            Ok(taken) => drop(self.input.drain(..taken)),
+            Ok(0) => (),
+            Ok(_) => self.input.pop(&self.log),
             Err(e) => self.log.warn(format_args!("{e}")),
         }
-        if self.input.is_empty() && self.refused {
-            self.refused = false;
-            if let Err(e) = self.drained.write(1) {
-                self.log.warn(format_args!("input can't be resumed: {e}"));
-            }
-        }
-    }
-
-    /// Checks the result of output.
-    fn check_output(&mut self) -> Action {
-        match std::mem::replace(&mut self.uart.writer_mut().last, Ok(Room::Left)) {
-            Ok(Room::Left) => return Action::None,
-            Ok(Room::Full) => return Action::AwaitOutput,
-            // The guest runs on without its console; logged once.
-            Err(e) if !self.output_failed => {
-                self.output_failed = true;
-                log::warn!("serial: output can't be written, the rest is lost: {e}");
-            }
-            Err(_) => (),
-        }
-        Action::None
     }
 
     fn takes_input(&self) -> bool {
-        self.polls >= MIN_POLLS || self.uart.state().interrupt_enable & IER_RECEIVED_DATA != 0
+        self.input.is_polled() || self.uart.state().interrupt_enable & IER_RECEIVED_DATA != 0
     }
 }
 
@@ -164,10 +107,10 @@ impl MmioDevice for Serial {
         };
         *first = self.uart.read(register);
         match register {
-            LSR => self.polls = self.polls.saturating_add(1),
+            LSR => self.input.note_poll(),
             // A guest that polls goes on to do so after it has read a byte.
             0 => (),
-            _ => self.polls = 0,
+            _ => self.input.reset_polls(),
         }
         self.fill_receiver();
     }
@@ -179,9 +122,9 @@ impl MmioDevice for Serial {
         if let Err(Error::Trigger(e)) = self.uart.write(register, *value) {
             self.log.warn(format_args!("interrupt lost: {e}"));
         }
-        let action = self.check_output();
+        let action = self.uart.writer_mut().check();
         // Input may have been waiting for the guest to enable interrupts.
-        self.polls = 0;
+        self.input.reset_polls();
         self.fill_receiver();
         action
     }
@@ -198,10 +141,12 @@ pub fn node(base: u64, size: u64, spi: Spi) -> Node {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::{Arc, Mutex};
 
+    use super::super::input_queue::INPUT_CAPACITY;
     use super::*;
-    use crate::console;
+    use crate::console::{self, Room};
 
     const DATA: u64 = 0;
     const IER: u64 = 1;
