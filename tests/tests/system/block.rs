@@ -209,10 +209,13 @@ fn what_was_durable_survives_a_kill() -> TestResult {
         // At another moment of a write in each round.
         let enough = last + 5 + round * 7 % 40;
         guest.process().wait_for(&format!("durable {enough}"))?;
+        guest.process().wait_for("\n")?;
         host.sh(&format!("usleep {}; kill -9 {}", round * 313 % 5000, guest.pid()?))?;
         assert_eq!(guest.exit_status()?, 128 + SIGKILL);
         let output = guest.process().output();
-        let durable = output.lines().filter_map(|line| line.trim().strip_prefix("durable "));
+        // It may be killed in the middle of a line.
+        let whole = output.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let durable = whole.lines().filter_map(|line| line.trim().strip_prefix("durable "));
         last = durable.filter_map(|number| number.parse().ok()).next_back().unwrap_or(0);
         assert!(last >= enough, "{output}");
         host.sh(&format!("agent disk recorded /mnt/image {last}"))?;
