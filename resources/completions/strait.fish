@@ -26,6 +26,7 @@ complete -c strait -n '__fish_seen_subcommand_from run' -l vsock -x -d 'Sockets 
 complete -c strait -n '__fish_seen_subcommand_from run' -l share -x -d 'A directory of the host, which the guest mounts by mount -t virtiofs TAG /mnt, or as its root  --cmdline rootfstype=virtiofs root=TAG rw and no initrd'
 complete -c strait -n '__fish_seen_subcommand_from run' -l vhost-user -x -d 'A virtio device that another process serves over vhost-user on this socket  net, block, console, rng, scsi, gpu, input, vsock, crypto, sound, fs, scmi, i2c, can, gpio, or virtios number of a kind'
 complete -c strait -n '__fish_seen_subcommand_from run' -l balloon -x -d 'Memory that the guest doesnt use goes back to the host (virtio-balloon)'
+complete -c strait -n '__fish_seen_subcommand_from run' -l virtio-access-platform -d 'Drivers of virtio devices map for DMA what they hand over, as for real devices (VIRTIO_F_ACCESS_PLATFORM)'
 complete -c strait -n '__fish_seen_subcommand_from run' -l iommu -x -a 'auto iommufd container' -d 'The way to the IOMMU'
 complete -c strait -n '__fish_seen_subcommand_from run' -l iommufd-fd -x -d 'The iommufd (/dev/iommu) that somebody else opened as descriptor N'
 complete -c strait -n '__fish_seen_subcommand_from run' -l bind -d 'Give these devices to VFIO for the time of the run, and back to their drivers when it ends, however the guests process ends'

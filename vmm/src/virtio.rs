@@ -104,7 +104,7 @@ impl VirtioDevices {
             device: Box::new(Entropy::new("entropy")),
         });
         open.into_iter()
-            .map(|device| place(device, slots, allocator))
+            .map(|device| place(device, options.virtio_access_platform, slots, allocator))
             .collect::<Result<_, _>>()
             .map(|devices| Self { devices, console: port })
     }
@@ -199,10 +199,11 @@ fn check_balloon(options: &RunOptions) -> Result<(), Error> {
 /// Allocates the slot of a device.
 fn place(
     OpenDevice { name, what, device }: OpenDevice,
+    access_platform: bool,
     slots: &mut SlotAllocator,
     allocator: &mut Allocator,
 ) -> Result<VirtioDevice, Error> {
-    let function = VirtioFunction::new(&name, device)
+    let function = VirtioFunction::new(&name, device, access_platform)
         .map_err(|e| Error::new(format!("{name} can't be a device of the guest: {e}")))?;
     let slot = allocate(&name, None, Some(function.pin()), slots, allocator)?;
     Ok(VirtioDevice { name, what, slot, function: Arc::new(Mutex::new(function)) })

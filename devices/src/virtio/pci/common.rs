@@ -2,7 +2,7 @@
 
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 
 use super::super::queue::QueueAddresses;
@@ -15,6 +15,8 @@ const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET.to_le_bytes()[0];
 
 /// Queues can be reset.
 pub(super) const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
+/// The device reaches memory as the platform lets it: the driver maps what it hands over for DMA.
+pub(super) const ACCESS_PLATFORM: u64 = 1 << VIRTIO_F_ACCESS_PLATFORM;
 /// A modern device.
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 

@@ -10,7 +10,9 @@ use vm_memory::GuestMemoryMmap;
 use super::super::device::{Activation, Device};
 use super::super::device_events::DeviceEvents;
 use super::super::queue::{QueueError, VirtQueue};
-use super::common::{CommonConfig, CommonWrite, DRIVER_OK, FEATURES_OK, RING_RESET};
+use super::common::{
+    ACCESS_PLATFORM, CommonConfig, CommonWrite, DRIVER_OK, FEATURES_OK, RING_RESET,
+};
 use super::config::{COMMAND_INTX_DISABLE, ConfigSpace, ConfigWrite};
 use super::interrupts::{CONFIG_SOURCE, Interrupts};
 use super::layout::{BAR, BAR_SIZE, COMMON, DEVICE, ISR, MAX_QUEUES, NOTIFY};
@@ -68,13 +70,14 @@ pub struct VirtioFunction {
 }
 
 impl VirtioFunction {
-    /// The function of a device called `name`.
+    /// The function of a device called `name`. With `access_platform` its driver is to map for DMA what
+    /// it hands over (`VIRTIO_F_ACCESS_PLATFORM`); without, it hands over guest physical addresses.
     ///
     /// # Errors
     ///
     /// The process has no more descriptors, or the device more queues than a function can have
     /// (`InvalidInput`).
-    pub fn new(name: &str, device: Box<dyn Device>) -> io::Result<Self> {
+    pub fn new(name: &str, device: Box<dyn Device>, access_platform: bool) -> io::Result<Self> {
         let sizes = device.queue_sizes();
         let count = u16::try_from(sizes.len()).unwrap_or(u16::MAX);
         if count > MAX_QUEUES {
@@ -82,7 +85,8 @@ impl VirtioFunction {
         }
         let log = Arc::new(LogLimit::named(name));
         let queue_reset = if device.has_queue_reset() { RING_RESET } else { 0 };
-        let features = device.features() | device.ring_features() | queue_reset;
+        let platform = if access_platform { ACCESS_PLATFORM } else { 0 };
+        let features = device.features() | device.ring_features() | queue_reset | platform;
         let interrupts = Interrupts::new(count, log.clone())?;
         let changed = interrupts.call(CONFIG_SOURCE).ok_or(io::ErrorKind::InvalidInput)?;
         let events = Arc::new(DeviceEvents::new(changed.try_clone()?));
@@ -204,7 +208,10 @@ impl VirtioFunction {
     /// What the device works with.
     fn activation(&self) -> Result<Activation, String> {
         let memory = self.memory.clone().ok_or("it has no memory")?;
-        let (features, events) = (self.common.driver_features, self.events.clone());
+        // How the driver came by its addresses is between it and the platform. To vhost and vhost-user the
+        // bit says that they are translated for each access (an IOTLB), which they aren't.
+        let features = self.common.driver_features & !ACCESS_PLATFORM;
+        let events = self.events.clone();
         let enabled = (0..).zip(&self.common.queues).filter(|(_, queue)| queue.enabled);
         let queues = enabled.map(|(index, _)| self.queue(index, &memory));
         let queues = queues.collect::<Result<_, _>>()?;

@@ -36,7 +36,7 @@ pub fn attached(kind: u8, bdf: &str, memory: GuestMemoryMmap) -> VirtioFunction 
         1 => ("balloon", Box::new(Balloon::new("balloon"))),
         _ => ("console", Box::new(Console::new("console"))),
     };
-    let mut function = VirtioFunction::new(name, device).unwrap();
+    let mut function = VirtioFunction::new(name, device, false).unwrap();
     let attachment = VirtioAttachment {
         bdf: bdf.parse().unwrap(),
         memory,

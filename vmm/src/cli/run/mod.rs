@@ -100,6 +100,7 @@ impl RunOptions {
             Arg::Long("iommufd-fd") => {
                 self.iommu.iommufd = Some(once.parsed("--iommufd-fd", parser, descriptor)?);
             }
+            Arg::Long("virtio-access-platform") => self.virtio_access_platform = true,
             Arg::Long("balloon") => self.balloon = once.parsed("--balloon", parser, balloon)?,
             Arg::Long("bind") => self.bind = true,
             Arg::Long("force") => self.force = true,

@@ -52,6 +52,8 @@ pub struct RunOptions {
     pub vhost_user: Vec<VhostUserOptions>,
     /// Directories of the host.
     pub share: Vec<ShareOptions>,
+    /// Whether drivers of virtio devices are to map for DMA what they hand over.
+    pub virtio_access_platform: bool,
     /// Whether memory that the guest doesn't use is given back.
     pub balloon: bool,
     /// Bind those devices for the time of the run.
@@ -105,6 +107,7 @@ impl Default for RunOptions {
             vsock: None,
             vhost_user: Vec::new(),
             share: Vec::new(),
+            virtio_access_platform: false,
             balloon: false,
             bind: false,
             force: false,

@@ -58,8 +58,11 @@ struct Driver {
 
 impl Driver {
     fn new(with_messages: bool) -> Self {
-        let mut function =
-            VirtioFunction::new("entropy", Box::new(Entropy::new("entropy"))).unwrap();
+        Self::of(Box::new(Entropy::new("entropy")), with_messages, false)
+    }
+
+    fn of(device: Box<dyn Device>, with_messages: bool, access_platform: bool) -> Self {
+        let mut function = VirtioFunction::new("entropy", device, access_platform).unwrap();
         let router = with_messages.then(|| Arc::new(FakeMsiRouter::new(8)));
         let (ioevents, line) = (Arc::new(FakeIoEvents::default()), FakeLine::default());
         let memory = ram();
@@ -334,4 +337,49 @@ fn wait_for(mut condition: impl FnMut() -> bool) -> bool {
         thread::sleep(Duration::from_millis(1));
     }
     true
+}
+
+/// A device that keeps the features that it was activated with.
+struct Kept(Arc<Mutex<Option<u64>>>);
+
+impl Device for Kept {
+    fn device_type(&self) -> crate::virtio::DeviceType {
+        Entropy::new("entropy").device_type()
+    }
+
+    fn features(&self) -> u64 {
+        1
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![8]
+    }
+
+    fn read_config(&mut self, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        *self.0.lock().unwrap() = Some(activation.features);
+        Ok(())
+    }
+}
+
+#[test]
+fn access_platform_is_the_driver_s_affair() {
+    for asked in [false, true] {
+        let kept = Arc::new(Mutex::new(None));
+        let mut driver = Driver::of(Box::new(Kept(kept.clone())), true, asked);
+        driver.write(0, &1_u32.to_le_bytes());
+        let [offered, ..] = driver.read::<4>(4);
+        assert_eq!(offered & 2 != 0, asked);
+        [1, 3].into_iter().for_each(|status| driver.write(STATUS, &[status]));
+        for (select, features) in [(0, 1), (1, u32::from(offered))] {
+            driver.write(0x08, &u32::to_le_bytes(select));
+            driver.write(0x0c, &features.to_le_bytes());
+        }
+        [0xb, 0xf].into_iter().for_each(|status| driver.write(STATUS, &[status]));
+        assert_eq!(driver.status(), 0xf);
+        assert_eq!(*kept.lock().unwrap(), Some(1 << 32 | 1));
+    }
 }
