@@ -134,6 +134,30 @@ impl Window {
         Ok([first, second])
     }
 
+    /// Reads the window's first two words into a vector register.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn read_vector(&self) -> Result<u64, CommandError> {
+        self.index(4)?;
+        let both: u64;
+        // SAFETY: the two words at `first` lie within the mapping, which lives as long as `self`.
+        unsafe {
+            let words = self.base.add(self.first).as_ptr();
+            std::arch::asm!(
+                "ldr {0:d}, [{1}]",
+                "fmov {2}, {0:d}",
+                out(vreg) _, in(reg) words, out(reg) both,
+                options(nostack, readonly)
+            );
+        }
+        Ok(both)
+    }
+
+    /// These instructions are Arm's.
+    #[cfg(not(target_arch = "aarch64"))]
+    pub(crate) fn read_vector(&self) -> Result<u64, CommandError> {
+        Err("vector loads of this kind are Arm's".into())
+    }
+
     /// There are pair loads on Arm only.
     #[cfg(not(target_arch = "aarch64"))]
     pub(crate) fn read_pair(&self) -> Result<[u32; 2], CommandError> {
@@ -179,5 +203,11 @@ pub(crate) fn check(address: u64, length: u64, byte: u8) -> Result<(), CommandEr
 pub(crate) fn pair(address: u64) -> Result<(), CommandError> {
     let [first, second] = Window::open(address, 8)?.read_pair()?;
     println!("{first:#010x} {second:#010x}");
+    Ok(())
+}
+
+/// Prints two words that are read into a vector register.
+pub(crate) fn vector(address: u64) -> Result<(), CommandError> {
+    println!("{:#018x}", Window::open(address, 8)?.read_vector()?);
     Ok(())
 }

@@ -41,6 +41,7 @@ usage: agent COMMAND
   memory fill ADDRESS LENGTH BYTE       fill physical memory
   memory check ADDRESS LENGTH BYTE      fail unless all of it is BYTE
   memory pair ADDRESS                   read two words by one instruction
+  memory vector ADDRESS                 read two words into a vector register
   canary LOW HIGH                       fill a page of physical address in [LOW, HIGH), say which,
                                         and after a line of input check that it is unchanged
   cpu                                   use what there is of SVE and pointer authentication, and say so
@@ -109,6 +110,7 @@ fn main() -> ExitCode {
         }
         ["cpu"] => cpu::run(),
         ["memory", "pair", address] => number(address).and_then(devmem::pair),
+        ["memory", "vector", address] => number(address).and_then(devmem::vector),
         ["random-access", address, length, count] => random_access(address, length, count, false),
         ["random-access", address, length, count, "read-only"] => {
             random_access(address, length, count, true)

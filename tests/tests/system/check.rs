@@ -340,7 +340,7 @@ fn cgroup_limits_are_named() -> TestResult {
 
     set("pids.max", "1")?;
     complains(&check(&host, &strait, "")?, &[("threads", "blocks", "pids.max")]);
-    refused(&["2 vCPUs", "pids.max leaves 0 of 1 tasks", "TasksMax=3"])?;
+    refused(&["2 vCPUs", "pids.max leaves 0 of 1 tasks", "TasksMax=4"])?;
     set("pids.max", "max")?;
     set("cpuset.cpus", "1")?;
     complains(&check(&host, &strait, "")?, &[("CPUs", "degraded", "cpuset")]);

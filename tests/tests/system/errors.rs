@@ -285,7 +285,7 @@ fn unusable_kernels_and_initrds_are_refused() -> TestResult {
         ("--kernel /tmp/half", 1, &["/tmp/half", "truncated"], &[]),
         ("--kernel /tmp/x86", 1, &["/tmp/x86", "x86"], &[]),
         ("--kernel /tmp/early.gz", 1, &["/tmp/early.gz", "gzip"], &[]),
-        ("--kernel /tmp/elf", 1, &["/tmp/elf", "ELF"], &[]),
+        ("--kernel /tmp/elf", 1, &["/tmp/elf", "has no RAM"], &["link it to"]),
         ("--kernel /k/off --initrd /tmp/missing", 1, &["/tmp/missing"], &[]),
         ("--kernel /k/off --initrd /tmp", 1, &["/tmp", "directory"], &[]),
         ("--kernel /k/off --initrd /tmp/empty", 1, &["/tmp/empty", "empty"], &[]),

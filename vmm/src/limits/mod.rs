@@ -230,23 +230,39 @@ fn raise_memory(limit: &Limit, needed: u64, unit: &str) -> String {
     )
 }
 
-/// Checks that so many threads can be had beside those there are.
+/// Checks that so many vCPUs can have a thread each beside those there are.
 ///
 /// # Errors
 ///
 /// They can't.
 #[cold]
-pub fn check_threads(wanted: u64) -> Result<(), Error> {
-    check_tasks(wanted, Groups::own().tasks())?;
-    let Some(limit) = Resource::Threads.limit() else { return Ok(()) };
-    check_user(wanted, limit, rlimit::threads_of_user())
+pub fn check_threads(vcpus: u64) -> Result<(), Error> {
+    check(vcpus, &format!("{vcpus} vCPUs can't have a thread each"))
 }
 
-fn check_tasks(wanted: u64, limit: Option<Limit>) -> Result<(), Error> {
+/// Checks that so many vCPUs can have a process, beside this one, and a thread each.
+///
+/// # Errors
+///
+/// They can't.
+#[cold]
+pub fn check_process(vcpus: u64) -> Result<(), Error> {
+    let wanted = vcpus.saturating_add(1);
+    check(wanted, &format!("{vcpus} vCPUs can't have a process of their own and a thread each"))
+}
+
+/// Checks that so many tasks can be had, and says what can't be if not.
+fn check(wanted: u64, what: &str) -> Result<(), Error> {
+    check_tasks(wanted, what, Groups::own().tasks())?;
+    let Some(limit) = Resource::Threads.limit() else { return Ok(()) };
+    check_user(wanted, what, limit, rlimit::threads_of_user())
+}
+
+fn check_tasks(wanted: u64, what: &str, limit: Option<Limit>) -> Result<(), Error> {
     let Some(limit) = limit.filter(|limit| limit.left() < wanted) else { return Ok(()) };
     let (file, needed) = (limit.file.display(), limit.used.saturating_add(wanted));
     Err(Error::new(format!(
-        "{wanted} vCPUs can't have a thread each: {file} leaves {} of {} tasks",
+        "{what}: {file} leaves {} of {} tasks",
         limit.left(),
         limit.limit
     ))
@@ -256,12 +272,11 @@ fn check_tasks(wanted: u64, limit: Option<Limit>) -> Result<(), Error> {
     )))
 }
 
-fn check_user(wanted: u64, limit: u64, threads: Option<u64>) -> Result<(), Error> {
+fn check_user(wanted: u64, what: &str, limit: u64, threads: Option<u64>) -> Result<(), Error> {
     let Some(threads) = threads.filter(|n| n.saturating_add(wanted) > limit) else { return Ok(()) };
     let needed = threads.saturating_add(wanted);
     Err(Error::new(format!(
-        "{wanted} vCPUs can't have a thread each: this user may have {limit} ({}), and has \
-         {threads}",
+        "{what}: this user may have {limit} ({}), and has {threads}",
         Resource::Threads.name()
     ))
     .help(format!(
@@ -379,13 +394,13 @@ mod tests {
 
     #[test]
     fn each_vcpu_needs_a_thread() {
-        check_tasks(2, group("/c/pids.max", 3, 1)).unwrap();
-        let report = check_tasks(3, group("/c/pids.max", 3, 1)).unwrap_err().report();
+        check_tasks(2, "2 vCPUs", group("/c/pids.max", 3, 1)).unwrap();
+        let report = check_tasks(3, "3 vCPUs", group("/c/pids.max", 3, 1)).unwrap_err().report();
         assert!(report.contains("3 vCPUs") && report.contains("leaves 2 of 3 tasks"), "{report}");
         assert!(report.contains("echo 4 | sudo tee /c/pids.max"), "{report}");
-        check_user(2, 10, None).unwrap();
-        check_user(2, 10, Some(8)).unwrap();
-        let report = check_user(2, 10, Some(9)).unwrap_err().report();
+        check_user(2, "2 vCPUs", 10, None).unwrap();
+        check_user(2, "2 vCPUs", 10, Some(8)).unwrap();
+        let report = check_user(2, "2 vCPUs", 10, Some(9)).unwrap_err().report();
         assert!(report.contains("may have 10 (RLIMIT_NPROC), and has 9"), "{report}");
         assert!(report.contains("ulimit -u 11"), "{report}");
     }

@@ -36,6 +36,5 @@ impl Sandbox {
 
 #[cold]
 fn refused(what: &str, e: &io::Error) -> Error {
-    Error::new(format!("the sandbox: {what}: {e}"))
-        .help("--sandbox off runs without it; strait check says what this host has for it")
+    Error::new(format!("the sandbox: {what}: {e}")).help("--sandbox off runs without it")
 }

@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use super::Charge;
+use super::Resources;
 use crate::assigned;
 use crate::cli::{ConsoleKind, RunOptions};
 use crate::console;
@@ -20,7 +20,7 @@ const KILLED: &str = "killed";
 /// Puts everything right after the child's end with `status`, and answers the exit status. Statistics were
 /// written up to the number `written`.
 pub(super) fn settle(
-    mut charge: Charge,
+    mut resources: Resources,
     status: ExitStatus,
     options: &RunOptions,
     written: u64,
@@ -33,17 +33,17 @@ pub(super) fn settle(
     };
     if let Some(signal) = ended_by {
         // First of all, so that what is said next ends where it should.
-        charge.terminal.iter().for_each(|terminal| terminal.restore());
+        resources.terminal.iter().for_each(|terminal| terminal.restore());
         log::error!("{}", killed(signal).log_text());
-        charge.spare = None;
-        charge.write_last_statistics(options, exit_status, written);
+        resources.spare = None;
+        resources.write_last_statistics(options, exit_status, written);
     }
     for console in [&options.console, &options.virtio_console] {
         if let ConsoleKind::Unix(path) = console {
             console::remove_stale(path);
         }
     }
-    let Charge { programs, bound, .. } = charge;
+    let Resources { programs, bound, .. } = resources;
     drop(programs);
     if let Some(bound) = bound {
         if ended_by.is_some() && !bound.is_empty() {
@@ -63,7 +63,7 @@ fn killed(signal: u8) -> Error {
         libc::SIGSYS => Error::new(format!(
             "{ended}: it made a system call that the sandbox forbids. This is a fault of strait, or an attack"
         ))
-        .help("dmesg shows the call (audit: type=1326); --sandbox log runs on"),
+        .help("dmesg shows the call (audit: type=1326); --sandbox off runs on"),
         libc::SIGKILL => Error::new(ended).help(
             "if nobody has sent it, the host was out of memory: dmesg | grep -i 'out of memory'",
         ),
@@ -74,7 +74,7 @@ fn killed(signal: u8) -> Error {
     }
 }
 
-impl Charge {
+impl Resources {
     /// Writes the last statistics that the child has left, with its end.
     #[cold]
     fn write_last_statistics(&self, options: &RunOptions, exit_status: u8, written: u64) {

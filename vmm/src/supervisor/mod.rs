@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::cli::{ConsoleKind, RunOptions};
 use crate::commands::device::BindGuard;
 use crate::error::Error;
+use crate::limits;
 use crate::mailbox::Mailbox;
 use crate::programs::{self, ChildProgram, Served};
 use crate::signals::Signals;
@@ -24,7 +25,7 @@ use crate::vhost_user;
 
 /// What a run leaves to its supervisor.
 #[derive(Default)]
-pub struct Charge {
+pub struct Resources {
     // Dropped in this order: programs end before devices are given back.
     programs: Vec<ChildProgram>,
     bound: Option<BindGuard>,
@@ -36,7 +37,7 @@ pub struct Charge {
 
 /// What the virtual machine monitor has of it.
 #[derive(Default)]
-pub struct Share {
+pub struct VmmResources {
     /// The connections to programs that serve devices.
     pub served: Vec<Served>,
     /// Where statistics are left.
@@ -48,39 +49,40 @@ pub enum Side {
     /// The supervisor, whose child has ended, with its exit status.
     Supervisor(u8),
     /// The one that has the guest; the only one where no supervisor is needed.
-    Vmm(Share),
+    Vmm(VmmResources),
 }
 
-impl Charge {
-    /// Takes charge of what these options ask for: binds devices, starts programs.
+impl Resources {
+    /// Acquires what these options ask for: binds devices, starts programs.
     ///
     /// # Errors
     ///
     /// A device can't be bound, or a program can't be started.
-    pub fn take(options: &RunOptions) -> Result<(Self, Share), Error> {
-        let (mut charge, mut share) = (Self::default(), Share::default());
+    pub fn acquire(options: &RunOptions) -> Result<(Self, VmmResources), Error> {
+        let (mut resources, mut for_vmm) = (Self::default(), VmmResources::default());
         if options.dry_run {
-            return Ok((charge, share));
+            return Ok((resources, for_vmm));
         }
         if options.bind {
-            charge.bound = Some(BindGuard::bind(&options.device_names(), options.force)?);
+            resources.bound = Some(BindGuard::bind(&options.device_names(), options.force)?);
         }
         if !options.share.is_empty() || !options.passt.is_empty() {
-            (share.served, charge.programs) = vhost_user::start_all(options)?.into_iter().unzip();
+            (for_vmm.served, resources.programs) =
+                vhost_user::start_all(options)?.into_iter().unzip();
         }
         let mut consoles = [&options.console, &options.virtio_console].into_iter();
         if consoles.any(|console| *console == ConsoleKind::Stdio) && Terminal::is_stdin() {
-            charge.terminal = Attributes::of_stdin();
+            resources.terminal = Attributes::of_stdin();
         }
         if options.stats.is_some() {
             let mailbox = Mailbox::new().map_err(|e| {
                 Error::new(format!("there is no memory for statistics (--stats): {e}"))
             })?;
             let mailbox = Arc::new(mailbox);
-            charge.spare = spare();
-            (charge.mailbox, share.mailbox) = (Some(mailbox.clone()), Some(mailbox));
+            resources.spare = spare();
+            (resources.mailbox, for_vmm.mailbox) = (Some(mailbox.clone()), Some(mailbox));
         }
-        Ok((charge, share))
+        Ok((resources, for_vmm))
     }
 
     /// Whether there is anything that needs a process of its own.
@@ -101,11 +103,11 @@ impl Charge {
     pub fn supervise(
         self,
         options: &RunOptions,
-        share: Share,
+        for_vmm: VmmResources,
         signals: &mut Signals,
     ) -> Result<Side, Error> {
         if !self.is_needed(options) {
-            return Ok(Side::Vmm(share));
+            return Ok(Side::Vmm(for_vmm));
         }
         // SAFETY: takes nothing, and can't fail.
         let parent = unsafe { libc::getpid() };
@@ -114,16 +116,16 @@ impl Charge {
             0 => {
                 end_with(parent);
                 self.leave();
-                Ok(Side::Vmm(share))
+                Ok(Side::Vmm(for_vmm))
             }
             pid @ 1.. => {
                 // The programs' connections are the child's.
-                drop(share);
+                drop(for_vmm);
                 let child = programs::open_process(pid.cast_unsigned());
-                let child = Child { pid, ended: child.map_err(|e| no_process(&e))? };
+                let child = Child { pid, ended: child.map_err(|e| no_process(options, &e))? };
                 Ok(Side::Supervisor(watch::run(self, &child, options, signals)))
             }
-            _ => Err(no_process(&io::Error::last_os_error())),
+            _ => Err(no_process(options, &io::Error::last_os_error())),
         }
     }
 
@@ -148,9 +150,11 @@ fn spare() -> Option<File> {
 }
 
 #[cold]
-fn no_process(e: &io::Error) -> Error {
-    Error::new(format!("the guest can't have a process of its own: {e}"))
-        .help("ulimit -u, or pids.max of the control group")
+fn no_process(options: &RunOptions, e: &io::Error) -> Error {
+    limits::check_process(options.cpus).err().unwrap_or_else(|| {
+        Error::new(format!("the guest can't have a process of its own: {e}"))
+            .help("ulimit -u, or pids.max of the control group")
+    })
 }
 
 /// Has this process killed when its parent ends.

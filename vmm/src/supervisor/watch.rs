@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use super::{Charge, Child, aftermath};
+use super::{Child, Resources, aftermath};
 use crate::cli::RunOptions;
 use crate::signals::{Arrived, Signals};
 use crate::stats;
@@ -15,32 +15,32 @@ const OF_TERMINAL: [libc::c_int; 3] = [libc::SIGINT, libc::SIGQUIT, libc::SIGWIN
 
 /// Watches over `child` until it ends, puts right what it has left, and answers the exit status.
 pub(super) fn run(
-    mut charge: Charge,
+    mut resources: Resources,
     child: &Child,
     options: &RunOptions,
     signals: &mut Signals,
 ) -> u8 {
     let mut written = 0;
     loop {
-        wait(&charge, child, signals);
+        wait(&resources, child, signals);
         while let Some(signal) = signals.next_signal() {
             hand_on(child, signal);
         }
         let status = child.status();
         // What it has left before its end is there by now.
-        charge.write_statistics(options, &mut written);
+        resources.write_statistics(options, &mut written);
         if let Some(status) = status {
-            return aftermath::settle(charge, status, options, written);
+            return aftermath::settle(resources, status, options, written);
         }
-        charge.programs.iter_mut().for_each(|program| program.tell());
+        resources.programs.iter_mut().for_each(|program| program.tell());
     }
 }
 
 /// Waits until something has happened.
-fn wait(charge: &Charge, child: &Child, signals: &Signals) {
-    let mailbox = charge.mailbox.as_ref().map_or(-1, |mailbox| mailbox.as_raw_fd());
+fn wait(resources: &Resources, child: &Child, signals: &Signals) {
+    let mailbox = resources.mailbox.as_ref().map_or(-1, |mailbox| mailbox.as_raw_fd());
     let fds = [signals.as_raw_fd(), child.ended.as_raw_fd(), mailbox].into_iter();
-    let programs = charge.programs.iter().map(|program| program.ended());
+    let programs = resources.programs.iter().map(|program| program.ended());
     // What is negative is ignored (poll(2)).
     let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut entries: Vec<_> = fds.chain(programs).map(entry).collect();
@@ -69,7 +69,7 @@ impl Child {
     }
 }
 
-impl Charge {
+impl Resources {
     /// Writes the statistics that the child has left since those with the number `written`.
     fn write_statistics(&mut self, options: &RunOptions, written: &mut u64) {
         let Some((mailbox, path)) = self.mailbox.as_ref().zip(options.stats.as_ref()) else {

@@ -25,7 +25,7 @@ use crate::plan::{self, Opened};
 use crate::sandbox::Sandbox;
 use crate::signals::Signals;
 use crate::stats::Recorder;
-use crate::supervisor::{Charge, Share, Side};
+use crate::supervisor::{Resources, Side, VmmResources};
 use crate::waker::Waker;
 use crate::{output, stats};
 
@@ -39,11 +39,12 @@ pub fn run(options: &RunOptions) -> Result<u8, Error> {
     output::init_log(options.log_level);
     // From here on a signal ends the run in order, and drivers are bound again.
     let mut signals = Signals::new()?;
-    let charge = Charge::take(options);
-    let side = charge.and_then(|(charge, share)| charge.supervise(options, share, &mut signals));
+    let resources = Resources::acquire(options);
+    let side = resources
+        .and_then(|(resources, for_vmm)| resources.supervise(options, for_vmm, &mut signals));
     let result = match side {
         Ok(Side::Supervisor(exit_status)) => return Ok(exit_status),
-        Ok(Side::Vmm(share)) => run_guest(options, started, share, &mut signals),
+        Ok(Side::Vmm(resources)) => run_guest(options, started, resources, &mut signals),
         Err(error) => Err(error),
     };
     // What was given up because of a signal ended by that signal.
@@ -60,10 +61,10 @@ pub fn run(options: &RunOptions) -> Result<u8, Error> {
 fn run_guest(
     options: &RunOptions,
     started: Instant,
-    share: Share,
+    resources: VmmResources,
     signals: &mut Signals,
 ) -> Result<ExitReason, Error> {
-    let Share { served, mailbox } = share;
+    let VmmResources { served, mailbox } = resources;
     let (plan, opened) = plan::resolve(options, served)?;
     let parts = build::vm(&plan)?;
     // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
