@@ -10,7 +10,7 @@ const FDT_MAGIC: u32 = 0xedfe_0dd0;
 /// `LDR W3, [X0]`.
 const LOAD_FROM_X0: u32 = 0xb940_0003;
 
-/// Where [`elf`] is linked to.
+/// Where [`elf()`] is linked to.
 pub const LINKED_TO: u32 = 0x4060_0000;
 
 /// Writes this text to the data register at guest physical address `serial` and powers off if X0 points to
