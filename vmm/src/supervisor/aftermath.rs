@@ -61,9 +61,9 @@ fn killed(signal: u8) -> Error {
     let ended = format!("the guest's process was ended by signal {signal}{name}");
     match i32::from(signal) {
         libc::SIGSYS => Error::new(format!(
-            "{ended}: it made a system call that the sandbox forbids. This is a fault of strait, or an attack"
+            "{ended}: it made a system call that a filter of the host's forbids (of a container, say)"
         ))
-        .help("dmesg shows the call (audit: type=1326); --sandbox off runs on"),
+        .help("dmesg shows the call where the host audits (type=1326)"),
         libc::SIGKILL => Error::new(ended).help(
             "if nobody has sent it, the host was out of memory: dmesg | grep -i 'out of memory'",
         ),
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn what_a_signal_means_is_said_with_its_number() {
         for (signal, part) in [
-            (31, "signal 31 (SIGSYS): it made a system call that the sandbox forbids"),
+            (31, "signal 31 (SIGSYS): it made a system call that a filter"),
             (9, "signal 9 (SIGKILL)\n  help: if nobody"),
             (7, "signal 7 (SIGBUS). Unless"),
             (25, "ended by signal 25"),
