@@ -212,11 +212,9 @@ impl QueueThreads {
         events: Arc<DeviceEvents>,
         log: Arc<LogLimit>,
     ) -> io::Result<()> {
-        let index = queue.index();
-        let thread = self.thread(index, name)?;
-        let working = QueueThread::start(thread, queue, handler, events, log)?;
-        self.working.insert(index, working);
-        Ok(())
+        self.start_on(name, queue, |thread, queue| {
+            QueueThread::start(thread, queue, handler, events, log)
+        })
     }
 
     /// The same with a handler that waits for a file, too.
@@ -232,9 +230,20 @@ impl QueueThreads {
         events: Arc<DeviceEvents>,
         log: Arc<LogLimit>,
     ) -> io::Result<()> {
+        self.start_on(name, queue, |thread, queue| {
+            QueueThread::start_with_file(thread, queue, handler, events, log)
+        })
+    }
+
+    /// Starts work on a queue, in the thread that is its.
+    fn start_on(
+        &mut self,
+        name: &str,
+        queue: VirtQueue,
+        start: impl FnOnce(&TaskThread, VirtQueue) -> io::Result<QueueThread>,
+    ) -> io::Result<()> {
         let index = queue.index();
-        let thread = self.thread(index, name)?;
-        let working = QueueThread::start_with_file(thread, queue, handler, events, log)?;
+        let working = start(self.thread(index, name)?, queue)?;
         self.working.insert(index, working);
         Ok(())
     }
