@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::alarm::AlarmClock;
-use crate::console::{Clients, Progress, StandardInput};
+use crate::console::{Clients, Monitor, Progress, StandardInput};
 use crate::console_timeout::ConsoleTimeout;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
@@ -30,6 +30,8 @@ pub struct Sources<'a> {
     pub signals: &'a mut Signals,
     /// When the run is to end by itself.
     pub timeout: Option<Duration>,
+    /// What the guest's consoles print is looked at by this.
+    pub monitor: Option<Arc<Monitor>>,
     /// Standard input for a console, and what tells that the console has room again.
     pub input: Option<(StandardInput, EventFd)>,
     /// Consoles whose clients come and go.
@@ -130,6 +132,9 @@ impl EventHandler<'_> {
     fn handle_waker(&mut self, ops: &mut EventOps) {
         if self.sources.waker.acknowledge() {
             self.stop(Stop::ByVcpu);
+        }
+        if let Some(reason) = self.sources.monitor.as_ref().and_then(|monitor| monitor.check()) {
+            self.stop(Stop::Because(reason));
         }
         if let Some(timer) = self.sources.clock.arm_timer()
             && let Err(e) = ops.add(Events::with_data_raw(timer, token::ALARM, EventSet::IN))

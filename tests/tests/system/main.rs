@@ -9,6 +9,7 @@ mod boot;
 mod broken_queues;
 mod check;
 mod console;
+mod console_patterns;
 mod debian;
 mod device;
 mod device_tree;

@@ -3,6 +3,9 @@
 
 mod clients;
 mod file;
+mod lines;
+mod log;
+mod monitor;
 mod pty;
 mod socket;
 mod stdio;
@@ -21,11 +24,16 @@ use crate::output::{self, ClientBuffer, FileBuffer};
 use self::clients::Listener;
 
 pub use self::clients::Clients;
+pub use self::monitor::Monitor;
 pub use self::socket::remove_stale;
 pub use self::stdio::{Progress, StandardInput};
 
 /// A console's end on the host, before there is a device for it.
-pub struct ConsoleBackend(Kind);
+pub struct ConsoleBackend {
+    kind: Kind,
+    name: &'static str,
+    monitor: Option<Arc<Monitor>>,
+}
 
 enum Kind {
     Stdio,
@@ -61,43 +69,53 @@ impl InputSource {
 }
 
 impl ConsoleBackend {
-    /// Opens the backend of the console with this name; `None` if it is off.
+    /// Opens the backend of the console with this name; `None` if it is off. The monitor, if there is one,
+    /// sees its output.
     ///
     /// # Errors
     ///
     /// The file, socket or pseudo-terminal can't be opened.
-    pub fn open(kind: &ConsoleKind, name: &'static str) -> Result<Option<Self>, Error> {
+    pub fn open(
+        kind: &ConsoleKind,
+        name: &'static str,
+        monitor: Option<&Arc<Monitor>>,
+    ) -> Result<Option<Self>, Error> {
+        let of = |kind| Ok(Some(Self { kind, name, monitor: monitor.cloned() }));
         let listener = match kind {
             ConsoleKind::Off => return Ok(None),
-            ConsoleKind::Stdio => return Ok(Some(Self(Kind::Stdio))),
+            ConsoleKind::Stdio => return of(Kind::Stdio),
             ConsoleKind::File(path) => {
-                let buffer = output::to_file(file::open(path)?, name)
+                let buffer = output::to_file(file::open(path, "--console file:")?, name)
                     .map_err(|e| Error::new(format!("no thread for the {name} console: {e}")))?;
-                return Ok(Some(Self(Kind::File(buffer))));
+                return of(Kind::File(buffer));
             }
             ConsoleKind::Pty => Listener::pty(name)?,
             ConsoleKind::Unix(path) => Listener::socket(path)?,
         };
         let backlog = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let buffer = output::for_clients(backlog.try_clone()?);
-        Ok(Some(Self(Kind::Clients { listener, buffer, backlog })))
+        of(Kind::Clients { listener, buffer, backlog })
     }
 
     /// Where the device's output goes; `spoke` becomes true with the first.
     pub fn output(&self, spoke: &Arc<AtomicBool>) -> Box<dyn Output> {
         let spoke = spoke.clone();
-        match &self.0 {
+        let output: Box<dyn Output> = match &self.kind {
             Kind::Stdio => Box::new(StandardOutput { spoke }),
             Kind::File(buffer) => Box::new(FileOutput { spoke, buffer: buffer.clone() }),
             Kind::Clients { buffer, .. } => {
                 Box::new(ClientOutput { spoke, buffer: buffer.clone() })
             }
+        };
+        match &self.monitor {
+            Some(monitor) => monitor.watch(self.name, output),
+            None => output,
         }
     }
 
     /// What the device's input comes from. `drained` is what it signals when it has room again.
     pub fn into_input(self, device: Arc<dyn Input>, drained: EventFd) -> InputSource {
-        match self.0 {
+        match self.kind {
             Kind::Stdio => InputSource::Stdio(StandardInput::open(device), drained),
             Kind::File(_) => InputSource::None,
             Kind::Clients { listener, buffer, backlog } => {

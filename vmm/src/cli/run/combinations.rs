@@ -17,6 +17,7 @@ pub(super) fn check(options: &mut RunOptions, console_is_given: bool) -> Result<
     check_passed(options)?;
     check_consoles(options, console_is_given)?;
     check_balloon(options)?;
+    check_monitor(options)?;
     if options.bind && options.dry_run {
         return Err(Error::usage("--dry-run changes no drivers, so it can't --bind")
             .help("--dry-run alone: devices needn't be bound for it"));
@@ -59,6 +60,23 @@ fn check_passed(options: &RunOptions) -> Result<(), Error> {
             .help("--iommu iommufd"));
     }
     Ok(())
+}
+
+/// Checks that there is a console where one is watched.
+fn check_monitor(options: &RunOptions) -> Result<(), Error> {
+    if options.console.is_on() || options.virtio_console.is_on() {
+        return Ok(());
+    }
+    let watched = [
+        ("--until", !options.until.is_empty()),
+        ("--fail-on", !options.fail_on.is_empty()),
+        ("--log", options.log.is_some()),
+    ];
+    match watched.into_iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(Error::usage(format!("{option}: the guest has no console"))
+            .help("--console file:/dev/null, and nobody sees it")),
+        None => Ok(()),
+    }
 }
 
 /// Checks that memory can be given back.

@@ -14,6 +14,7 @@ use super::console::{console, serial};
 use super::cpu;
 use super::net;
 use super::passt::{behind_passt, passt};
+use super::pattern::pattern;
 use super::sandbox;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
@@ -116,6 +117,9 @@ impl RunOptions {
             Arg::Long("timeout") => {
                 self.timeout = Some(once.parsed("--timeout", parser, seconds)?)
             }
+            Arg::Long("until") => self.until.push(read("--until", parser.value()?, pattern)?),
+            Arg::Long("fail-on") => self.fail_on.push(read("--fail-on", parser.value()?, pattern)?),
+            Arg::Long("log") => self.log = Some(once.value("--log", parser)?.into()),
             Arg::Long("dry-run") => self.dry_run = true,
             Arg::Long("json") => self.json = true,
             Arg::Long("dtb-overlay") => self.dtb_overlays.push(parser.value()?.into()),

@@ -11,6 +11,7 @@ use log::LevelFilter;
 
 use super::super::console::{ConsoleKind, SerialKind};
 use super::super::cpu::GicChoice;
+use super::super::pattern::Pattern;
 use super::super::sandbox::SandboxMode;
 use super::super::{
     KernelOptions, MemoryOptions, NetOptions, PasstOptions, ShareOptions, VfioPciOptions,
@@ -72,6 +73,12 @@ pub struct RunOptions {
     pub virtio_console: ConsoleKind,
     /// When the run ends by itself.
     pub timeout: Option<Duration>,
+    /// What ends the run well where a console prints it.
+    pub until: Vec<Pattern>,
+    /// What ends the run as a failure where a console prints it.
+    pub fail_on: Vec<Pattern>,
+    /// Where what the consoles print is kept with times.
+    pub log: Option<PathBuf>,
     /// Only print the plan.
     pub dry_run: bool,
     /// As JSON.
@@ -117,6 +124,9 @@ impl Default for RunOptions {
             console: ConsoleKind::Stdio,
             virtio_console: ConsoleKind::Off,
             timeout: None,
+            until: Vec::new(),
+            fail_on: Vec::new(),
+            log: None,
             dry_run: false,
             json: false,
             dtb_overlays: Vec::new(),

@@ -150,6 +150,7 @@ impl Machine {
             sources.waker.clone(),
             recorder.clone(),
         ));
+        let monitor = sources.monitor.clone();
         let threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &context)?;
         let result = events::run(sources, recorder.as_deref());
         // A vCPU that waits for a server's answer can't be stopped.
@@ -160,6 +161,10 @@ impl Machine {
         let reason = match (result?, by_vcpu) {
             (Some(reason), _) | (None, Some(reason)) => reason,
             (None, None) => ExitReason::Failed(Error::new("the guest stopped for no known reason")),
+        };
+        let reason = match &monitor {
+            Some(monitor) => monitor.conclude(reason),
+            None => reason,
         };
         if let Some(Err(error)) = recorder.map(|recorder| recorder.write(Some(&reason))) {
             // Why the guest ended matters more.

@@ -13,7 +13,7 @@ use std::time::Instant;
 use self::machine::Machine;
 use crate::cli::RunOptions;
 use crate::commands::print::print;
-use crate::console::{ConsoleBackend, InputSource};
+use crate::console::{ConsoleBackend, InputSource, Monitor};
 use crate::console_timeout::ConsoleTimeout;
 use crate::device_monitor::DeviceMonitor;
 use crate::error::Error;
@@ -86,13 +86,15 @@ fn run_guest(
     if let Some(path) = &options.stats {
         stats::check_path(path)?;
     }
-    let console = ConsoleBackend::open(&plan.console, "serial")?;
-    let virtio_console = ConsoleBackend::open(&plan.virtio_console, "virtio")?;
+    let waker = Arc::new(Waker::new()?);
+    let console_monitor = Monitor::new(options, started, &waker)?;
+    let open = |kind, name| ConsoleBackend::open(kind, name, console_monitor.as_ref());
+    let console = open(&plan.console, "serial")?;
+    let virtio_console = open(&plan.virtio_console, "virtio")?;
     let Opened { kernel, initrd, assigned, virtio } = opened;
     let (is_linux, shortage) = (kernel.is_linux(), kernel.shortage());
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
     build::set_boot(&plan, &parts)?;
-    let waker = Arc::new(Waker::new()?);
     let emulated = build::emulated_devices(console, plan.serial, &parts, &waker)?;
     let port = virtio.console().cloned();
     let inputs = [emulated.input, build::connect_console(virtio_console, port, &emulated.spoke)?];
@@ -110,6 +112,7 @@ fn run_guest(
         waker,
         signals,
         timeout: plan.timeout,
+        monitor: console_monitor,
         input,
         clients,
         clock: emulated.clock,
