@@ -31,6 +31,7 @@ mod pci_host;
 mod platform;
 mod resources;
 mod run;
+mod sandbox;
 mod self_test;
 mod several_guests;
 mod terminal;

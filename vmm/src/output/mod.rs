@@ -58,6 +58,11 @@ pub fn set_waker(waker: &Arc<Waker>) {
     let _ = EVENT_LOOP.set(waker.clone());
 }
 
+/// Opens what is to be opened for output, which later can't be.
+pub fn open() {
+    sinks().into_iter().for_each(Sink::open);
+}
+
 /// Those in which something waits to be written.
 pub fn sinks() -> [&'static Sink; 2] {
     [&STDOUT, &STDERR]

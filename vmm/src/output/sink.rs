@@ -71,6 +71,12 @@ impl Sink {
         Self { fd, state: Mutex::new(state) }
     }
 
+    /// Finds out how to write to the descriptor, which may take its path.
+    pub(super) fn open(&self) {
+        let mut state = self.state();
+        state.mode.get_or_insert_with(|| WriteMode::of(self.fd));
+    }
+
     /// Takes bytes, all or none.
     ///
     /// # Errors

@@ -71,6 +71,8 @@ pub struct MachinePlan {
     pub message_spis: Range<u32>,
     /// The overlays for the device tree.
     pub overlays: Vec<Overlay>,
+    /// How many descriptors it takes at most.
+    pub descriptors: u64,
     /// How long the guest may run.
     pub timeout: Option<Duration>,
 }
@@ -159,6 +161,7 @@ pub fn resolve(options: &RunOptions, started: Vec<Served>) -> Result<(MachinePla
         spis: allocator.spi_count(),
         message_spis: allocator.message_spis(),
         overlays,
+        descriptors: run.saturating_add(of_devices),
         timeout: options.timeout,
     };
     Ok((plan, Opened { kernel, initrd, assigned, virtio }))

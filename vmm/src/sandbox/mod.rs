@@ -1,27 +1,42 @@
 //! The sandbox: what the process gives up before the guest's first instruction, so that a guest or a
 //! server that breaks strait has nothing but what that guest was given.
 
+pub mod landlock;
+mod limits;
+mod namespaces;
 mod privileges;
 
 use std::io;
+use std::ptr::NonNull;
 
+use devices::vfio::driver_binding::Owner;
+
+use self::privileges::Identity;
 use crate::cli::SandboxMode;
 use crate::error::Error;
+use crate::output;
 
 /// The sandbox of a run.
 pub struct Sandbox {
-    mode: SandboxMode,
+    /// What is given up.
+    pub mode: SandboxMode,
+    /// Who the process becomes if it is root; nobody that others are, unless given.
+    pub user: Option<Owner>,
+    /// It stays who it is: it connects again to servers that have to know it.
+    pub keeps_user: bool,
+    /// Guest RAM: its address in this process and its size in bytes.
+    pub ram: (NonNull<u8>, usize),
+    /// How many descriptors it may open from here on.
+    pub descriptors: u64,
 }
 
 impl Sandbox {
-    /// One of this mode.
-    pub fn new(mode: SandboxMode) -> Self {
-        Self { mode }
-    }
-
     /// Gives up, for good, what the run doesn't need from here on. Called by the main thread when
-    /// everything is opened, pinned and armed, before the first vCPU's thread is started, which inherits
+    /// everything is opened, pinned and armed, before the threads of the guest are started, which inherit
     /// it; what is opened afterwards is opened by descriptors that are there, or not at all.
+    ///
+    /// Credentials, namespaces and Landlock are a thread's own, so those that are there already have only
+    /// the user in common with it; and while there are any, only root can enter namespaces.
     ///
     /// # Errors
     ///
@@ -30,7 +45,72 @@ impl Sandbox {
         if self.mode == SandboxMode::Off {
             return Ok(());
         }
-        privileges::gain_no_new().map_err(|e| refused("privileges can't be given up", &e))
+        output::open();
+        limits::bound_descriptors(self.descriptors)
+            .map_err(|e| refused("descriptors can't be bounded", &e))?;
+        let was_root = privileges::is_root();
+        if let Err(e) = namespaces::enter(was_root) {
+            log::info!("the sandbox has no namespaces of its own: {e}");
+        }
+        privileges::keeping_parent(|| self.give_up(was_root))?;
+        limits::forbid_dumps(self.ram).map_err(|e| refused("dumps can't be forbidden", &e))?;
+        privileges::gain_no_new().map_err(|e| refused("privileges can't be given up", &e))?;
+        match landlock::forbid() {
+            Ok(Some(version)) => log::debug!("the sandbox has Landlock, version {version}"),
+            Ok(None) => log::info!("the sandbox has no Landlock: this host's kernel has none"),
+            Err(e) => return Err(refused("Landlock can't be used", &e)),
+        }
+        Ok(())
+    }
+
+    /// Becomes somebody without any privilege.
+    fn give_up(&self, was_root: bool) -> Result<(), Error> {
+        privileges::empty_bounding_set();
+        if was_root && (!self.keeps_user || self.user.is_some()) {
+            self.change_user()?;
+            if let Err(e) = namespaces::leave_users() {
+                log::info!("the sandbox has no namespace of users: {e}");
+            }
+            // It has all of them anew in that one.
+            privileges::empty_bounding_set();
+        }
+        privileges::drop_capabilities().map_err(|e| refused("capabilities can't be given up", &e))
+    }
+
+    fn change_user(&self) -> Result<(), Error> {
+        if let Some(Owner { user, group }) = self.user {
+            let given = Identity { user, group: group.unwrap_or(user) };
+            return given.assume().map_err(|e| {
+                Error::new(format!("--user {user}: this process can't become that user: {e}"))
+                    .help("strait as root, with CAP_SETUID and CAP_SETGID")
+            });
+        }
+        // A container may have none but the first IDs.
+        let changed = Identity::dynamic().assume().or_else(|_| Identity::NOBODY.assume());
+        if let Err(e) = changed {
+            log::warn!("the sandbox: this process stays root, without capabilities: {e}");
+        }
+        Ok(())
+    }
+}
+
+/// Whether this process is root.
+pub fn is_root() -> bool {
+    privileges::is_root()
+}
+
+/// Checks that this process can become this user.
+///
+/// # Errors
+///
+/// It isn't root.
+pub fn check_user(user: Option<Owner>) -> Result<(), Error> {
+    match user {
+        Some(Owner { user, .. }) if !privileges::is_root() => {
+            Err(Error::usage(format!("--user {user}: only root can become another user"))
+                .help("sudo, or strait without --user"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ use devices::vfio::iommu::Backend;
 
 use super::super::MemoryOptions;
 use super::super::console::ConsoleKind;
+use super::super::sandbox::SandboxMode;
 use super::options::RunOptions;
 use crate::error::Error;
 
@@ -21,6 +22,10 @@ pub(super) fn check(options: &mut RunOptions, console_is_given: bool) -> Result<
     if options.bind && options.dry_run {
         return Err(Error::usage("--dry-run changes no drivers, so it can't --bind")
             .help("--dry-run alone: devices needn't be bound for it"));
+    }
+    if options.user.is_some() && options.sandbox == SandboxMode::Off {
+        return Err(Error::usage("--user: with --sandbox off strait stays who it is")
+            .help("--user alone, or sudo -u"));
     }
     if options.force && !options.bind {
         return Err(Error::usage("--force is for --bind").help("--bind --force"));

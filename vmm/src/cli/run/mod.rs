@@ -13,6 +13,7 @@ use super::block::block;
 use super::console::{console, serial};
 use super::cpu;
 use super::net;
+use super::owner;
 use super::passt::{behind_passt, passt};
 use super::pattern::pattern;
 use super::sandbox;
@@ -128,6 +129,7 @@ impl RunOptions {
             Arg::Long("sandbox") => {
                 self.sandbox = once.parsed("--sandbox", parser, sandbox::mode)?
             }
+            Arg::Long("user") => self.user = Some(once.parsed("--user", parser, owner::owner)?),
             Arg::Long("log-level") => self.log_level = once.parsed("--log-level", parser, level)?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Taken::Help),
             other => return Err(other.unexpected()),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use arch::CpuFeatures;
 use devices::vfio::assign::DeviceRef;
+use devices::vfio::driver_binding::Owner;
 use devices::vfio::iommu::IommuOptions;
 use devices::virtio::block::BlockOptions;
 use log::LevelFilter;
@@ -91,6 +92,8 @@ pub struct RunOptions {
     pub stats: Option<PathBuf>,
     /// What is done with what a guest could use against the host.
     pub sandbox: SandboxMode,
+    /// Who strait becomes if it is root.
+    pub user: Option<Owner>,
     /// What is logged.
     pub log_level: LevelFilter,
 }
@@ -133,6 +136,7 @@ impl Default for RunOptions {
             dump_dtb: None,
             stats: None,
             sandbox: SandboxMode::default(),
+            user: None,
             log_level: LevelFilter::Warn,
         }
     }

@@ -47,6 +47,15 @@ fn descriptors_are_for_iommufd_and_are_bound_already() {
 }
 
 #[test]
+fn a_user_is_for_the_sandbox() {
+    let options = run(&["--user", "1000:100"]).unwrap();
+    assert_eq!(options.user.map(|user| (user.user, user.group)), Some((1000, Some(100))));
+    for arguments in [&["--user", "no-such-user"][..], &["--user", "1", "--sandbox", "off"]] {
+        assert_eq!(run(arguments).unwrap_err().exit_status(), 2, "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_balloon_is_for_memory_that_can_be_given_back() {
     let balloon = ["--balloon", "free-page-reporting"];
     assert!(run(&balloon).unwrap().balloon && !run(&[]).unwrap().balloon);

@@ -9,6 +9,7 @@ mod kind;
 mod kvm;
 mod limits;
 mod memory;
+mod sandbox;
 mod vfio;
 
 use std::path::PathBuf;
@@ -71,6 +72,7 @@ pub fn run(options: &CheckOptions) -> Result<u8, Error> {
     findings.extend(vfio::findings(&system, &confined)?);
     findings.extend(memory::findings(&system, memory));
     findings.extend(limits::findings(memory));
+    findings.extend(sandbox::findings(&system));
     let diagnosis = Diagnosis::of(findings, &confined);
     print(options.json, &diagnosis)?;
     Ok(u8::from(!diagnosis.assignable))

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::machine::Machine;
-use crate::cli::RunOptions;
+use crate::assigned::AssignedDevices;
+use crate::cli::{RunOptions, SandboxMode};
 use crate::commands::print::print;
 use crate::console::{ConsoleBackend, InputSource, Monitor};
 use crate::console_timeout::ConsoleTimeout;
@@ -21,8 +22,8 @@ use crate::events::Sources;
 use crate::exit_reason::ExitReason;
 use crate::limits::{self, UnpinnedMemory};
 use crate::plan::describe::Description;
-use crate::plan::{self, Opened};
-use crate::sandbox::Sandbox;
+use crate::plan::{self, MachinePlan, Opened};
+use crate::sandbox::{self, Sandbox};
 use crate::signals::Signals;
 use crate::stats::Recorder;
 use crate::supervisor::{Resources, Side, VmmResources};
@@ -37,6 +38,7 @@ use crate::{output, stats};
 pub fn run(options: &RunOptions) -> Result<u8, Error> {
     let started = Instant::now();
     output::init_log(options.log_level);
+    sandbox::check_user(options.user)?;
     // From here on a signal ends the run in order, and drivers are bound again.
     let mut signals = Signals::new()?;
     let resources = Resources::acquire(options);
@@ -98,6 +100,13 @@ fn run_guest(
     let emulated = build::emulated_devices(console, plan.serial, &parts, &waker)?;
     let port = virtio.console().cloned();
     let inputs = [emulated.input, build::connect_console(virtio_console, port, &emulated.spoke)?];
+    let sandbox = Sandbox {
+        mode: options.sandbox,
+        user: options.user,
+        keeps_user: !options.vhost_user.is_empty(),
+        ram: (ram.host_address(), ram.size()),
+        descriptors: plan.descriptors,
+    };
     let mut machine = Machine::new(parts, ram, assigned, virtio, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
@@ -116,8 +125,7 @@ fn run_guest(
         input,
         clients,
         clock: emulated.clock,
-        memory: (assigned.iommu.is_none() && !plan.pages.are_reserved())
-            .then(|| UnpinnedMemory::new(plan.ram.size)),
+        memory: unpinned_memory(options.sandbox, assigned, &plan),
         console_timeout: (is_linux && (plan.console.is_on() || plan.virtio_console.is_on())).then(
             || {
                 ConsoleTimeout::new(
@@ -134,11 +142,28 @@ fn run_guest(
         recorder.begin()?;
     }
     // Everything is open, pinned and armed.
-    Sandbox::new(options.sandbox).enter()?;
+    sandbox.enter()?;
     let result = machine.run(sources, recorder);
     monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     // It shares the functions with the machine.
     drop(monitor);
     machine.release();
     result
+}
+
+/// What tells of too little memory for RAM that isn't pinned: told now where later nothing can be read, else
+/// after a start that may be measured.
+fn unpinned_memory(
+    sandbox: SandboxMode,
+    assigned: &AssignedDevices,
+    plan: &MachinePlan,
+) -> Option<UnpinnedMemory> {
+    if assigned.iommu.is_some() || plan.pages.are_reserved() {
+        return None;
+    }
+    if sandbox == SandboxMode::Off {
+        return Some(UnpinnedMemory::new(plan.ram.size));
+    }
+    limits::warn_unpinned(plan.ram.size);
+    None
 }
