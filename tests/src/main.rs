@@ -114,8 +114,9 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             return shell::run(&model.artifacts);
         }
         Command::Test { filter, soak } => {
-            let tools = setup::test_tools::install()?;
+            let mut tools = setup::test_tools::install()?;
             let model = setup::run(options, Purpose::Tests)?;
+            tools.add_daemons(&model.toolchain)?;
             return suite::run(&model, &tools, filter.as_deref(), soak);
         }
         Command::Bench { json, peer } => {

@@ -23,6 +23,9 @@ pub const SOAK: &str = "STRAIT_SOAK";
 /// The environment variable that names the directory in which Python finds Shrinkwrap.
 pub const SHRINKWRAP: &str = "STRAIT_SHRINKWRAP";
 
+/// The environment variable that names the directory with the vhost-user daemons for the model.
+pub const DAEMONS: &str = "STRAIT_DAEMONS";
+
 /// The environment variable that names the directory of compiled device trees of boards.
 const BOARDS: &str = "STRAIT_BOARDS";
 
@@ -112,6 +115,9 @@ fn parts(
     }
     if let Some(directory) = &tools.shrinkwrap {
         system.env(SHRINKWRAP, directory);
+    }
+    if let Some(directory) = &tools.daemons {
+        system.env(DAEMONS, directory);
     }
     if soak {
         system.env(SOAK, "1");

@@ -11,6 +11,7 @@ mod board_dtbs;
 mod builder;
 mod cache;
 pub mod clean;
+mod daemons;
 mod debian;
 mod error;
 pub mod fuzz;

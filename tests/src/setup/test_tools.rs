@@ -3,21 +3,26 @@
 use std::path::PathBuf;
 
 use super::cache::{Cache, Key, LockedEntry};
+use super::daemons;
 use super::error::{Error, FileError};
 use super::machine::Machine;
 use super::packages;
 use super::process;
 use super::progress::Progress;
 use super::signals::SignalHandlers;
+use super::toolchain::Toolchain;
 
 /// Arm's tool for its FVPs, by its name and version at PyPI: it processes the overlay for one.
 const SHRINKWRAP: &str = "shrinkwraptool==2026.9.2";
 
 /// Tools that are not of Debian.
+#[derive(Default)]
 pub struct TestTools {
     /// The directory in which Python finds Shrinkwrap; none where nothing is installed.
     pub shrinkwrap: Option<PathBuf>,
-    _held: Option<LockedEntry>,
+    /// The directory with the daemons that serve devices by vhost-user.
+    pub daemons: Option<PathBuf>,
+    held: Vec<LockedEntry>,
 }
 
 /// Installs what is missing of them. Where there is no apt, the tests say what they miss.
@@ -29,7 +34,7 @@ pub fn install() -> Result<TestTools, Error> {
     let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
     let machine = Machine::detect();
     if !machine.is_debian {
-        return Ok(TestTools { shrinkwrap: None, _held: None });
+        return Ok(TestTools::default());
     }
     let cache = Cache::open()?;
     let progress = Progress::start();
@@ -43,5 +48,20 @@ pub fn install() -> Result<TestTools, Error> {
         pip.args(["-m", "pip", "install", "--quiet", "--no-compile", SHRINKWRAP, "--target"]);
         process::run(&step, pip.arg(&dirs.out), |_| {})
     })?;
-    Ok(TestTools { shrinkwrap: Some(held.dir.clone()), _held: Some(held) })
+    Ok(TestTools { shrinkwrap: Some(held.dir.clone()), daemons: None, held: vec![held] })
+}
+
+impl TestTools {
+    /// Builds the daemons, by what built the model.
+    ///
+    /// # Errors
+    ///
+    /// They can't be had or built.
+    pub fn add_daemons(&mut self, toolchain: &Toolchain) -> Result<(), Error> {
+        let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
+        let held = daemons::build(toolchain, &Cache::open()?, &Progress::start())?;
+        self.daemons = Some(held.dir.join("bin"));
+        self.held.push(held);
+        Ok(())
+    }
 }

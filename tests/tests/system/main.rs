@@ -37,6 +37,7 @@ mod several_guests;
 mod terminal;
 mod uart;
 mod vfio_user;
+mod vhost_devices;
 mod vhost_user;
 mod virtio;
 mod vsock;

@@ -1,0 +1,107 @@
+//! Devices of the host that rust-vmm's daemons serve over vhost-user, and the drivers of an unmodified
+//! guest's kernel.
+
+use std::fs;
+
+use tests::harness::{Board, Failure, Guest, Host, Process, TestResult};
+use tests::suite::DAEMONS;
+
+/// A board with one of the daemons; none where they weren't built.
+fn with_daemon(name: &str) -> Option<Board> {
+    let Some(directory) = std::env::var_os(DAEMONS) else {
+        println!("{name} isn't tried: cargo model test builds it, and {DAEMONS} names where it is");
+        return None;
+    };
+    let path = std::path::Path::new(&directory).join(name);
+    Some(Board::new().file(&format!("bin/{name}"), fs::read(path).unwrap()))
+}
+
+/// Starts a daemon, and waits for its socket, to whose name it adds a number.
+fn serve(host: &Host, command: &str) -> Result<Process, Failure> {
+    host.sh("rm -f /tmp/device0")?;
+    let daemon = host.start(&format!("exec {command} --socket-path /tmp/device 2>&1"))?;
+    host.until("[ -S /tmp/device0 ]")?;
+    Ok(daemon)
+}
+
+/// The guest's name of the bus that its driver has made.
+const BUS: &str = "bus=$(ls /sys/bus/virtio/drivers/i2c_virtio/virtio*/ | grep -m 1 i2c-) && \
+                   bus=${bus#i2c-}";
+
+/// Writes a byte in the guest, and a word; what the host then has, and the other way round.
+fn use_i2c(host: &Host, guest: &mut Guest, byte: u8) -> TestResult {
+    guest.sh(&format!(
+        "{BUS} && i2cset -y $bus 0x50 0x10 {byte} && i2cset -y $bus 0x50 0x20 0x{byte:02x}34 w"
+    ))?;
+    let said = host.sh("i2cget -y 0 0x50 0x10 && i2cget -y 0 0x50 0x20 w")?;
+    assert_eq!(said, format!("0x{byte:02x}\n0x{byte:02x}34\n"));
+    host.sh(&format!("i2cset -y 0 0x50 0x30 0x{byte:02x}78 w"))?;
+    let said = guest.sh(&format!("{BUS} && i2cget -y $bus 0x50 0x30 w"))?;
+    assert_eq!(said.trim(), format!("0x{byte:02x}78"));
+    // No device is there.
+    assert_ne!(guest.run(&format!("{BUS} && i2cget -y $bus 0x51 0x10"))?.0, 0);
+    Ok(())
+}
+
+#[test]
+fn a_guest_has_a_bus_of_the_host_s_i2c() -> TestResult {
+    let Some(board) = with_daemon("vhost-device-i2c") else { return Ok(()) };
+    let host = board.boot()?;
+    host.sh("insmod /m/i2c_stub.ko chip_addr=0x50")?;
+    let command = "vhost-device-i2c --device-list 'SMBus stub driver:80'";
+    let daemon = serve(&host, command)?;
+    let mut guest = host.guest("--vhost-user i2c,socket=/tmp/device0")?;
+    use_i2c(&host, &mut guest, 0x5a)?;
+    // Another goes on where it ended.
+    daemon.signal(9)?;
+    guest.process().wait_for("strait waits for another\n")?;
+    let _again = serve(&host, command)?;
+    guest.process().wait_for("there is a backend again\n")?;
+    use_i2c(&host, &mut guest, 0xa5)?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+/// An event as evdev has it (`struct input_event` of Linux' include/uapi/linux/input.h), all of whose time
+/// is 0, for printf.
+fn event(kind: u8, code: u8, value: u8) -> String {
+    let bytes = [[0; 16].as_slice(), &[kind, 0, code, 0, value, 0, 0, 0]].concat();
+    bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
+}
+
+const EV_KEY: u8 = 1;
+const KEY_POWER: u8 = 116;
+
+#[test]
+fn a_guest_has_an_input_device_of_the_host_s() -> TestResult {
+    let Some(board) = with_daemon("vhost-device-input") else { return Ok(()) };
+    let host = board.boot()?;
+    let keys = host.sh("grep -l gpio-keys /sys/class/input/event*/device/name")?;
+    let keys = keys.trim().trim_end_matches("/device/name").trim_start_matches("/sys/class/");
+    let _daemon = serve(&host, &format!("vhost-device-input --event-list /dev/{keys}"))?;
+    let mut guest = host.guest("--vhost-user input,socket=/tmp/device0")?;
+    // It is what it is on the host: its name, its bus and vendor, the keys that it has.
+    let of_host = host.sh(&format!(
+        "cd /sys/class/{keys}/device && cat name id/bustype id/vendor id/product capabilities/key"
+    ))?;
+    let of_guest = guest.sh(
+        "cd /sys/bus/virtio/drivers/virtio_input/virtio*/input/input* && \
+         cat name id/bustype id/vendor id/product capabilities/key && ln -s /dev/input/$(ls -d event*) /e",
+    )?;
+    let lines = |text: &str| text.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
+    assert_eq!(lines(of_guest.trim()), lines(of_host.trim()));
+    // A key is pressed and let go.
+    guest.begin(
+        "echo waiting; dd if=/e bs=24 count=4 2>/dev/null | hexdump -v -e '24/1 \"%02x\" \"\\n\"'",
+    )?;
+    guest.process().wait_for("waiting")?;
+    let events = [(EV_KEY, KEY_POWER, 1), (0, 0, 0), (EV_KEY, KEY_POWER, 0), (0, 0, 0)];
+    let events: String = events.map(|(kind, code, value)| event(kind, code, value)).concat();
+    host.sh(&format!("sleep 1; printf '{events}' >/dev/{keys}"))?;
+    let (status, said) = guest.finish()?;
+    let seen: Vec<_> = said.lines().filter_map(|line| line.trim().get(32..48)).collect();
+    let wanted = ["0100740001000000", "0000000000000000", "0100740000000000", "0000000000000000"];
+    assert_eq!((status, seen), (0, wanted.to_vec()), "{said}");
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
