@@ -20,6 +20,9 @@ use super::ram::Ram;
 /// The feature bits of rings that [`VirtQueue`] implements.
 pub const FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
+/// How many chains for each entry of a queue are taken before its thread has to look whether it is to stop.
+const ROUNDS: u32 = 4;
+
 /// What a driver has made of a queue that no device can work with.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
@@ -108,6 +111,8 @@ pub struct VirtQueue {
     ram: Ram,
     kick: EventFd,
     call: EventFd,
+    /// Chains taken since there was none last.
+    taken: u32,
     /// Chains given back since the driver was told last.
     added: u16,
     /// Entries of the used ring on their way there.
@@ -149,7 +154,7 @@ impl VirtQueue {
             }
         }
         queue.set_ready(true);
-        Ok(Self { index, queue, ram, kick, call, added: 0, elements: Vec::new() })
+        Ok(Self { index, queue, ram, kick, call, taken: 0, added: 0, elements: Vec::new() })
     }
 
     /// Its number.
@@ -194,10 +199,26 @@ impl VirtQueue {
     /// Takes the next available chain into `chain`, whose memory is used again. `false` if there is
     /// none: the driver notifies when there is one.
     ///
+    /// A driver may make chains available for ever. `false` is answered now and then although there may
+    /// be one, and the notification is signalled: who takes chains until there is none ends in a bounded
+    /// time, and comes back after its thread has looked whether it is to stop.
+    ///
     /// # Errors
     ///
     /// The driver's rings are broken.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        if self.taken >= ROUNDS.saturating_mul(self.size().into()) {
+            self.taken = 0;
+            events::signal(&self.kick);
+            return Ok(false);
+        }
+        let is_taken = self.pop_or_enable(chain)?;
+        self.taken = if is_taken { self.taken.saturating_add(1) } else { 0 };
+        Ok(is_taken)
+    }
+
+    /// Takes the next available chain, or asks the driver to notify.
+    fn pop_or_enable(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         if self.pop_available(chain)? {
             return Ok(true);
         }

@@ -19,7 +19,7 @@ use crate::thread_kind::ThreadKind;
 
 /// The half of a device that works on a queue.
 pub trait QueueHandler: Send + 'static {
-    /// The driver may have made buffers available: works on all of them.
+    /// The driver may have made buffers available: works on all that it [can take](VirtQueue::pop).
     ///
     /// # Errors
     ///

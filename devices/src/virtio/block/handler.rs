@@ -27,10 +27,6 @@ use virtio_bindings::virtio_blk::{
 /// ones while the others are worked on.
 const NOTIFY_AFTER: u64 = 256 << 10;
 
-/// The most requests for each entry of a queue that are taken before the thread looks whether it is to
-/// stop: a driver may make some available for ever.
-const ROUNDS: u32 = 4;
-
 /// What a disk's queues share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -141,19 +137,6 @@ impl RequestHandler {
     #[cfg(test)]
     pub(super) fn has_ring(&self) -> bool {
         matches!(self.ring, RingState::Made(_))
-    }
-
-    /// Takes what is available, a bounded number.
-    fn take_all(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        for _ in 0..u32::from(queue.size()).saturating_mul(ROUNDS) {
-            if !queue.pop(&mut self.chain)? {
-                return Ok(());
-            }
-            self.take_one(queue)?;
-        }
-        // Comes back after a look at whether to stop.
-        let _ = queue.kick().write(1);
-        Ok(())
     }
 
     fn take_one(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
@@ -399,7 +382,9 @@ impl RequestHandler {
 impl QueueHandler for RequestHandler {
     fn handle(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
         self.complete(queue)?;
-        self.take_all(queue)?;
+        while queue.pop(&mut self.chain)? {
+            self.take_one(queue)?;
+        }
         self.tell(queue)?;
         if let RingState::Made(ring) = &mut self.ring {
             let submitted = ring.submit();

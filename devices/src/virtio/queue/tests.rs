@@ -1,6 +1,15 @@
-use super::super::testing::{DriverQueue, INDIRECT, NEXT, RAM, RAM_SIZE, WRITE, ram};
-use super::*;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
 use vm_memory::GuestMemoryBackend;
+
+use super::super::device_events::DeviceEvents;
+use super::super::testing::{DriverQueue, INDIRECT, NEXT, RAM, RAM_SIZE, WRITE, ram};
+use super::super::thread::{QueueHandler, QueueThreads};
+use super::*;
+use crate::ratelimit::LogLimit;
+use crate::thread_kind::ThreadKind;
 
 const BUFFER: u64 = RAM + 0x8000;
 
@@ -136,4 +145,46 @@ fn random_descriptors_never_panic_and_stay_within_ram() {
             queue.push(chain.head(), 1).unwrap();
         }
     }
+}
+
+/// Gives each chain back, and makes it available again at once, as a hostile driver on another CPU may.
+struct Refilled {
+    driver: DriverQueue,
+    chain: Chain,
+    count: Arc<AtomicUsize>,
+}
+
+impl QueueHandler for Refilled {
+    fn handle(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
+        while queue.pop(&mut self.chain)? {
+            queue.push(self.chain.head(), 0)?;
+            self.driver.make_available(self.chain.head());
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_thread_whose_driver_never_ends_to_add_chains_is_stopped() {
+    let memory = ram();
+    let mut driver = DriverQueue::new(&memory, RAM, 8);
+    driver.add(&[(BUFFER, 16, false)]);
+    let (queue, ..) = driver.device(0, FEATURES);
+    let (count, log) = (Arc::<AtomicUsize>::default(), Arc::new(LogLimit::new("test")));
+    let handler = Refilled { driver, chain: Chain::default(), count: count.clone() };
+    let events = Arc::new(DeviceEvents::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+    let mut threads = QueueThreads::new(ThreadKind::Entropy);
+    threads.start("endless", queue, handler, events, log).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    let wait = |is_over: &mut dyn FnMut() -> bool| {
+        while !is_over() {
+            assert!(Instant::now() < until, "waited in vain");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    // It comes back to work although nothing notifies.
+    wait(&mut || count.load(Ordering::Relaxed) > 1000);
+    threads.stop();
+    wait(&mut || threads.is_stopped());
 }
