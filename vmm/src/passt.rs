@@ -16,7 +16,7 @@ use devices::virtio::net::MacAddress;
 
 use crate::cli::PasstOptions;
 use crate::error::Error;
-use crate::programs::{self, ChildProgram, Served};
+use crate::programs::{self, Served, Started};
 
 /// What is executed, with the options for ports behind.
 const COMMAND: &str = "passt --foreground --quiet --vhost-user --fd FD";
@@ -48,16 +48,16 @@ fn find() -> Result<PathBuf, Error> {
 ///
 /// There is none, or it can't be started.
 #[cold]
-pub fn start(options: &PasstOptions) -> Result<(Served, ChildProgram), Error> {
+pub fn start(options: &PasstOptions) -> Result<Started, Error> {
     let program = find()?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| failed(&format_args!("no socket: {e}")))?;
     // Its end tells that passt has ended, once this is closed.
     let theirs = OwnedFd::from(theirs);
     let mut command = Command::new(&program);
     command.args(arguments(options, theirs.as_raw_fd()));
-    let started = ChildProgram::start(&mut command, &theirs);
-    let started = started.map_err(|e| failed(&format_args!("{}: {e}", program.display())))?;
-    Ok((Served { stream: ours, file: program, status: started.status() }, started))
+    let child = programs::spawn(&mut command, &theirs);
+    let child = child.map_err(|e| failed(&format_args!("{}: {e}", program.display())))?;
+    Ok(Started { stream: ours, file: program, child })
 }
 
 /// Opens the network's device, which is served so; or for a plan, by nothing.
@@ -68,11 +68,11 @@ pub fn start(options: &PasstOptions) -> Result<(Served, ChildProgram), Error> {
 #[cold]
 pub fn open(mac: MacAddress, served: Option<Served>) -> Result<Box<dyn Device>, Error> {
     let device = describe(mac);
-    let Some(Served { stream, status, .. }) = served else {
+    let Some(Served { stream, program, .. }) = served else {
         find()?;
         return Ok(Box::new(PlannedDevice(device)));
     };
-    let target = Target::Started(Some(stream), Box::new(status));
+    let target = Target::Started(Some(stream), Box::new(program));
     let device = VhostUserDevice::connect(target, device).map_err(|error| {
         let help = "passt's own message tells more; one of 2024-11-27 or later speaks vhost-user, Debian \
                     12's doesn't: passt --version";

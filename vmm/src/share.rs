@@ -17,7 +17,7 @@ use vmm_sys_util::tempdir::TempDir;
 
 use crate::cli::{ShareOptions, ShareSandbox};
 use crate::error::Error;
-use crate::programs::{self, ChildProgram, Served};
+use crate::programs::{self, Served, Started};
 
 /// Where distributions have it, beside `$PATH`.
 const DIRECTORIES: [&str; 2] = ["/usr/libexec", "/usr/lib"];
@@ -64,16 +64,16 @@ fn check(options: &ShareOptions) -> Result<Servable, Error> {
 ///
 /// There is no such directory or no virtiofsd, or it can't be started.
 #[cold]
-pub fn start(options: &ShareOptions) -> Result<(Served, ChildProgram), Error> {
+pub fn start(options: &ShareOptions) -> Result<Started, Error> {
     let Servable { directory, program, sandbox } = check(options)?;
     let failed = |why: &dyn Display| failed(options, why);
     let (stream, listener) = socket().map_err(|e| failed(&format_args!("no socket: {e}")))?;
     // Only the program takes connections, once this is closed.
     let listener = OwnedFd::from(listener);
     let mut command = command(&program, options, &directory, sandbox, listener.as_raw_fd());
-    let started = ChildProgram::start(&mut command, &listener);
-    let started = started.map_err(|e| failed(&format_args!("{}: {e}", program.display())))?;
-    Ok((Served { stream, file: program, status: started.status() }, started))
+    let child = programs::spawn(&mut command, &listener);
+    let child = child.map_err(|e| failed(&format_args!("{}: {e}", program.display())))?;
+    Ok(Started { stream, file: program, child })
 }
 
 /// Opens the directory's device, which is served so; or for a plan, by nothing.
@@ -84,11 +84,11 @@ pub fn start(options: &ShareOptions) -> Result<(Served, ChildProgram), Error> {
 #[cold]
 pub fn open(options: &ShareOptions, served: Option<Served>) -> Result<Box<dyn Device>, Error> {
     let device = describe(options);
-    let Some(Served { stream, file, status }) = served else {
+    let Some(Served { stream, file, program }) = served else {
         check(options)?;
         return Ok(Box::new(PlannedDevice(device)));
     };
-    let target = Target::Started(Some(stream), Box::new(status));
+    let target = Target::Started(Some(stream), Box::new(program));
     let device = VhostUserDevice::connect(target, device).map_err(|error| {
         let version = format!("{} --version", file.display());
         let help = match options.read_only {

@@ -5,7 +5,7 @@ use devices::virtio::Device;
 
 use crate::cli::{RunOptions, VhostUserOptions};
 use crate::error::Error;
-use crate::programs::{ChildProgram, Served};
+use crate::programs::{ChildProgram, Served, Started};
 use crate::{passt, share};
 
 /// A device: its name, what it is for people, and itself.
@@ -17,8 +17,25 @@ type Opened = (String, String, Box<dyn Device>);
 ///
 /// One can't be started.
 pub fn start_all(options: &RunOptions) -> Result<Vec<(Served, ChildProgram)>, Error> {
-    let shares = options.share.iter().map(share::start);
-    shares.chain(options.passt.iter().map(passt::start)).collect()
+    let count = options.share.len().saturating_add(options.passt.len());
+    let take_charge = |started| {
+        ChildProgram::new(started).map_err(|e| {
+            Error::new(format!("there is no memory or descriptor for a device's server: {e}"))
+        })
+    };
+    (0..count).map(|index| start(options, index).and_then(take_charge)).collect()
+}
+
+/// Starts the backend of this number among those.
+///
+/// # Errors
+///
+/// It can't be started.
+#[cold]
+pub fn start(options: &RunOptions, index: usize) -> Result<Started, Error> {
+    let network = || options.passt.get(index.checked_sub(options.share.len())?).map(passt::start);
+    let started = options.share.get(index).map(share::start).or_else(network);
+    started.unwrap_or_else(|| Err(Error::new(format!("there is no backend {index}"))))
 }
 
 /// Opens them: connects to the backends that are there, and to those that were started, but for a plan.

@@ -16,6 +16,8 @@ use crate::vfio::remedy;
 pub(super) enum Failure {
     /// There is no connection to be had.
     Connect(io::Error),
+    /// It is a program that has ended, and can't be started again.
+    Restart(io::Error),
     /// It may be a user's who isn't accepted.
     Peer(PeerError),
     /// It didn't answer this request in time.
@@ -87,6 +89,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(f, "can't be reached: {error}"),
+            Self::Restart(error) => write!(f, "isn't started again: {error}"),
             Self::Peer(_) => f.write_str("may be another user's"),
             Self::TimedOut(request) => {
                 write!(f, "doesn't answer {request} within {} s", REPLY_TIMEOUT.as_secs())
@@ -159,7 +162,10 @@ impl Help for VhostUserError {
             Failure::Closed(_) | Failure::Refused(_) | Failure::Ended(_) => {
                 "the backend's own output says why; start it again if it has ended".to_owned()
             }
-            Failure::Stopped | Failure::Different(_) | Failure::NoRamFile => return None,
+            Failure::Restart(_)
+            | Failure::Stopped
+            | Failure::Different(_)
+            | Failure::NoRamFile => return None,
         })
     }
 }

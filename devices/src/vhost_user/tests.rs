@@ -1,7 +1,8 @@
 //! Tests of the frontend against a backend that does as it is told.
 
+use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use boot::help::Help;
@@ -41,6 +42,26 @@ struct Endless;
 impl Program for Endless {
     fn ending(&mut self) -> Option<String> {
         None
+    }
+
+    fn restart(&mut self) -> io::Result<UnixStream> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// A program that has ended, and is started again once; what the next is told comes by the sender.
+struct Again(Option<Sender<Receiver<Request>>>);
+
+impl Program for Again {
+    fn ending(&mut self) -> Option<String> {
+        Some("ended".to_owned())
+    }
+
+    fn restart(&mut self) -> io::Result<UnixStream> {
+        let told = self.0.take().ok_or(io::ErrorKind::Unsupported)?;
+        let (ours, theirs) = UnixStream::pair()?;
+        told.send(Fake::default().serve(theirs)).unwrap();
+        Ok(ours)
     }
 }
 
@@ -267,6 +288,27 @@ fn a_backend_that_was_started_again_goes_on_where_the_last_one_ended() {
         until("its driver looks", || driver.call.read().is_ok());
         assert!(!driver.events.needs_reset());
     }
+}
+
+#[test]
+fn a_program_is_started_again_or_its_device_needs_a_reset() {
+    let (tell, again) = mpsc::channel();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let told = Fake::default().serve(theirs);
+    let target = Target::Started(Some(ours), Box::new(Again(Some(tell))));
+    let mut device = VhostUserDevice::connect(target, options("rng", 0)).unwrap();
+    let driver = Driver::new();
+    device.activate(driver.activation(1 << 32)).unwrap();
+    next(&told, testing::SET_VRING_ENABLE);
+    driver.set_indices(9, 7);
+    device.end_backend();
+    let told = again.recv_timeout(SOON).unwrap();
+    assert_eq!(next(&told, testing::SET_VRING_BASE).payload, [0, 0, 0, 0, 7, 0, 0, 0]);
+    next(&told, testing::SET_VRING_ENABLE);
+    until("its driver looks", || driver.call.read().is_ok());
+    assert!(!driver.events.needs_reset());
+    device.end_backend();
+    until("it fails", || driver.events.needs_reset());
 }
 
 #[test]

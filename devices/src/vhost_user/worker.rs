@@ -32,7 +32,7 @@ const MAX_WRITES: usize = 16;
 pub enum Target {
     /// It listens at this path, and may be this peer's.
     Path(PathBuf, Peer),
-    /// It was started for this connection; there is no other to be had.
+    /// It was started for this connection, and is started again for another.
     Started(Option<UnixStream>, Box<dyn Program>),
 }
 
@@ -44,17 +44,19 @@ impl Target {
                 peer.check(path, &socket).map_err(Failure::Peer)?;
                 Ok(socket.into())
             }
-            Self::Started(stream, _) => stream.take().ok_or_else(|| {
-                Failure::Connect(io::Error::other("it has ended, and isn't started again"))
-            }),
+            Self::Started(stream, program) => {
+                stream.take().map_or_else(|| program.restart(), Ok).map_err(Failure::Restart)
+            }
         }
     }
 
     /// A failure, or how the program has ended, which tells more.
     fn ending(&mut self, failure: Failure) -> Failure {
-        match self {
-            Self::Started(_, program) => program.ending().map_or(failure, Failure::Ended),
-            Self::Path(..) => failure,
+        match (self, failure) {
+            (Self::Path(..), failure) | (_, failure @ Failure::Restart(_)) => failure,
+            (Self::Started(_, program), failure) => {
+                program.ending().map_or(failure, Failure::Ended)
+            }
         }
     }
 }
@@ -293,7 +295,11 @@ impl Worker {
             return;
         };
         if self.may_resume(active) {
-            self.log.warn(format_args!("the backend {why}; strait waits for another"));
+            let next = match self.target {
+                Target::Path(..) => "waits for",
+                Target::Started(..) => "starts",
+            };
+            self.log.warn(format_args!("the backend {why}; strait {next} another"));
         } else {
             self.log.warn(format_args!("the backend {why}: the guest has to reset the device"));
             active.events.fail();
@@ -303,9 +309,6 @@ impl Worker {
 
     /// Whether another backend can go on where this one ended.
     fn may_resume(&self, active: &Activation) -> bool {
-        if matches!(self.target, Target::Started(..)) {
-            return false;
-        }
         let is_idle = |queue| Indices::of(queue).is_some_and(Indices::is_idle);
         match self.options.kind.resumption {
             _ if self.inflight.is_some() => true,
@@ -332,6 +335,15 @@ impl Worker {
                     // Fails only while as many signals are pending as the counter holds.
                     let _ = queue.call().write(1);
                 }
+            }
+            Err(failure) if matches!(self.target, Target::Started(..)) => {
+                self.backend = None;
+                let failure = self.target.ending(failure);
+                self.log.warn(format_args!(
+                    "another backend {failure}: the guest has to reset the device"
+                ));
+                active.events.fail();
+                return;
             }
             Err(failure) => {
                 self.backend = None;

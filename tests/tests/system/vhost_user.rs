@@ -94,13 +94,24 @@ fn a_guest_has_a_network_without_root() -> TestResult {
     let receiver = host.start("agent receive tcp:127.0.0.1:5000")?;
     guest.sh("agent send tcp:10.5.0.254:5000 1048576")?;
     assert_eq!(receiver.exit_status()?, 0);
+    receive_by_passt(&host, &mut guest)?;
+    // Another is started, and the guest sees nothing of it but the end of its connections.
+    host.sh("kill -9 $(pidof passt)")?;
+    guest.process().wait_for("was ended by signal 9; strait starts another\n")?;
+    guest.process().wait_for("there is a backend again\n")?;
+    receive_by_passt(&host, &mut guest)?;
+    assert_eq!(guest.power_off()?, 0);
+    host.sh("! pidof passt")?;
+    Ok(())
+}
+
+/// Sends a guest what comes to the port of the host that is the guest's.
+fn receive_by_passt(host: &Host, guest: &mut Guest) -> TestResult {
     guest.begin("agent receive tcp:0.0.0.0:7000")?;
     // passt takes connections before the guest does, and ends them then.
     host.until("agent send tcp:127.0.0.1:7000 1048576")?;
     let (status, said) = guest.finish()?;
     assert!(status == 0 && said.contains("1048576 bytes"), "{said}");
-    assert_eq!(guest.power_off()?, 0);
-    host.sh("! pidof passt")?;
     Ok(())
 }
 

@@ -7,8 +7,10 @@ use std::process::ExitStatus;
 
 use super::{Child, Resources, aftermath};
 use crate::cli::RunOptions;
+use crate::programs::ChildProgram;
 use crate::signals::{Arrived, Signals};
 use crate::stats;
+use crate::vhost_user;
 
 /// The signals that a terminal sends to all of its foreground job, the child among them.
 const OF_TERMINAL: [libc::c_int; 3] = [libc::SIGINT, libc::SIGQUIT, libc::SIGWINCH];
@@ -32,7 +34,12 @@ pub(super) fn run(
         if let Some(status) = status {
             return aftermath::settle(resources, status, options, written);
         }
-        resources.programs.iter_mut().for_each(|program| program.tell());
+        for (index, program) in resources.programs.iter_mut().enumerate() {
+            program.tell();
+            if let Err(error) = program.serve_restart(|| vhost_user::start(options, index)) {
+                log::error!("{}", error.log_text());
+            }
+        }
     }
 }
 
@@ -40,7 +47,7 @@ pub(super) fn run(
 fn wait(resources: &Resources, child: &Child, signals: &Signals) {
     let mailbox = resources.mailbox.as_ref().map_or(-1, |mailbox| mailbox.as_raw_fd());
     let fds = [signals.as_raw_fd(), child.ended.as_raw_fd(), mailbox].into_iter();
-    let programs = resources.programs.iter().map(|program| program.ended());
+    let programs = resources.programs.iter().flat_map(ChildProgram::descriptors);
     // What is negative is ignored (poll(2)).
     let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut entries: Vec<_> = fds.chain(programs).map(entry).collect();

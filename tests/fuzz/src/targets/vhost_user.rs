@@ -1,7 +1,7 @@
 //! A vhost-user backend that answers anything (QEMU `docs/interop/vhost-user.rst`).
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -45,6 +45,10 @@ struct Endless;
 impl Program for Endless {
     fn ending(&mut self) -> Option<String> {
         None
+    }
+
+    fn restart(&mut self) -> io::Result<UnixStream> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
