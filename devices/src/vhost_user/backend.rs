@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{
-    Frontend, FrontendReqHandler, VhostUserFrontend, VhostUserFrontendReqHandler,
-    VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    Error as ProtocolError, Frontend, FrontendReqHandler, VhostUserFrontend,
+    VhostUserFrontendReqHandler, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -21,6 +21,7 @@ use super::config::{Config, INPUT_SIZE};
 use super::deadline::within;
 use super::error::Failure;
 use super::options::ConfigSource;
+use super::status;
 use crate::stop;
 use crate::virtio::Activation;
 
@@ -30,7 +31,8 @@ const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
-    .union(VhostUserProtocolFeatures::BACKEND_REQ);
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
+    .union(VhostUserProtocolFeatures::STATUS);
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
@@ -227,6 +229,8 @@ impl Backend {
             let frontend = &mut backend.frontend;
             let features = (activation.features | PROTOCOL_FEATURES) & backend.features;
             ask("SET_FEATURES", frontend.set_features(features))?;
+            backend.accept_features()?;
+            let frontend = &mut backend.frontend;
             ask("SET_MEM_TABLE", frontend.set_mem_table(&regions))?;
             if backend.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
                 backend.share_inflight(activation, inflight)?;
@@ -248,8 +252,42 @@ impl Backend {
                 ask("SET_VRING_CALL", frontend.set_vring_call(index, queue.call()))?;
                 ask("SET_VRING_KICK", frontend.set_vring_kick(index, queue.kick()))?;
             }
-            backend.enable(activation, true)
+            backend.enable(activation, true)?;
+            backend.set_status(status::DRIVER_OK)
         })
+    }
+
+    /// Tells it that the features are chosen, and asks whether it takes them.
+    fn accept_features(&self) -> Asked<()> {
+        self.set_status(status::FEATURES_OK)?;
+        match self.status()? {
+            Some(told) if told & status::FEATURES_OK != status::FEATURES_OK => {
+                let refused = ProtocolError::BackendInternalError;
+                Err(("the features", vhost::Error::VhostUserProtocol(refused)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells it the device's status, if it is interested.
+    fn set_status(&self, status: u64) -> Asked<()> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::STATUS) {
+            return Ok(());
+        }
+        let replies = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        ask("SET_STATUS", status::set(&self.socket, status, replies))
+    }
+
+    /// The device's status, if it tells it.
+    fn status(&self) -> Asked<Option<u64>> {
+        let tells = self.protocol.contains(VhostUserProtocolFeatures::STATUS);
+        ask("GET_STATUS", tells.then(|| status::get(&self.socket)).transpose())
+    }
+
+    /// Whether it tells that its device needs a reset.
+    pub(super) fn needs_reset(&mut self) -> Result<bool, Failure> {
+        let status = self.bounded(|backend| backend.status())?;
+        Ok(status.is_some_and(|status| status & status::NEEDS_RESET != 0))
     }
 
     fn enable(&mut self, activation: &Activation, enable: bool) -> Asked<()> {
@@ -291,6 +329,7 @@ impl Backend {
                 let base = backend.frontend.get_vring_base(queue.index().into());
                 ask("GET_VRING_BASE", base)?;
             }
+            backend.set_status(status::RESET)?;
             if backend.protocol.contains(VhostUserProtocolFeatures::RESET_DEVICE) {
                 ask("RESET_DEVICE", backend.frontend.reset_device())?;
             }

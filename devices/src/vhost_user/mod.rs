@@ -24,6 +24,7 @@ mod options;
 mod planned;
 mod program;
 mod rings;
+mod status;
 mod worker;
 
 use std::time::Duration;

@@ -6,6 +6,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
@@ -37,12 +39,15 @@ pub(super) const SET_CONFIG: u32 = 25;
 pub(super) const GET_INFLIGHT_FD: u32 = 31;
 pub(super) const SET_INFLIGHT_FD: u32 = 32;
 pub(super) const RESET_DEVICE: u32 = 34;
+pub(super) const SET_STATUS: u32 = 39;
+pub(super) const GET_STATUS: u32 = 40;
 
 /// VERSION_1, PROTOCOL_FEATURES, INDIRECT_DESC, and one of the device's.
 pub(super) const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 28 | 1 << 3;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE.
 pub(super) const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13;
 pub(super) const INFLIGHT: u64 = 1 << 12;
+pub(super) const STATUS: u64 = 1 << 16;
 
 /// A request as it came.
 #[derive(Debug)]
@@ -79,13 +84,16 @@ pub(super) struct Fake {
     pub(super) protocol: u64,
     pub(super) queues: u64,
     pub(super) config: Vec<u8>,
+    /// The status that it tells, beside what it was told.
+    pub(super) status: (u64, Arc<AtomicU64>),
     pub(super) wrong: Option<(u32, Wrong)>,
 }
 
 impl Default for Fake {
     fn default() -> Self {
         let config = vec![1, 2, 3, 4, 5, 6, 7, 8];
-        Self { features: FEATURES, protocol: PROTOCOL, queues: 4, config, wrong: None }
+        let (status, wrong) = Default::default();
+        Self { features: FEATURES, protocol: PROTOCOL, queues: 4, config, status, wrong }
     }
 }
 
@@ -151,6 +159,14 @@ impl Fake {
                 let data = &request.payload[12..];
                 self.config[at..at + data.len()].copy_from_slice(data);
                 None
+            }
+            SET_STATUS => {
+                self.status.0 = request.u64();
+                None
+            }
+            GET_STATUS => {
+                let (told, changed) = &self.status;
+                number(told ^ changed.load(Ordering::SeqCst))
             }
             _ => None,
         }
@@ -222,7 +238,7 @@ pub(super) struct Driver {
     pub(super) kick: EventFd,
     pub(super) call: EventFd,
     pub(super) changed: EventFd,
-    pub(super) events: std::sync::Arc<DeviceEvents>,
+    pub(super) events: Arc<DeviceEvents>,
 }
 
 impl Driver {

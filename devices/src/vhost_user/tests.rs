@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -359,6 +360,34 @@ fn a_backend_tells_of_a_changed_configuration() {
     device.stop();
     until("it stops", || device.is_stopped());
     next(&told, testing::RESET_DEVICE);
+}
+
+#[test]
+fn a_backend_has_its_device_s_status() {
+    let fake = Fake { protocol: testing::PROTOCOL | testing::STATUS, ..Fake::default() };
+    let (_, changed) = fake.status.clone();
+    let (mut device, told) = connect(fake, options(BLOCK, 8)).unwrap();
+    let channel = next(&told, testing::SET_BACKEND_REQ_FD).files.pop().unwrap();
+    let channel = UnixStream::from(std::os::fd::OwnedFd::from(channel));
+    let driver = Driver::new();
+    device.activate(driver.activation(1 << 32)).unwrap();
+    next(&told, testing::SET_FEATURES);
+    assert_eq!(next(&told, testing::SET_STATUS).u64(), 0b1011);
+    next(&told, testing::SET_VRING_ENABLE);
+    assert_eq!(next(&told, testing::SET_STATUS).u64(), 0b1111);
+    // It wants to be reset, and says that something has changed.
+    changed.store(0x40, Ordering::SeqCst);
+    let message = [2u32, 1, 0].map(u32::to_le_bytes).concat();
+    std::io::Write::write_all(&mut &channel, &message).unwrap();
+    until("it fails", || driver.events.needs_reset());
+    device.stop();
+    until("it stops", || device.is_stopped());
+    assert_eq!(next(&told, testing::SET_STATUS).u64(), 0);
+    // It doesn't take the features.
+    driver.events.reset();
+    changed.store(0x8, Ordering::SeqCst);
+    device.activate(driver.activation(1 << 32)).unwrap();
+    until("it fails", || driver.events.needs_reset());
 }
 
 #[test]

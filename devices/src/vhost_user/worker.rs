@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_STATUS;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, Inflight, Offer};
 use super::config::Config;
 use super::error::Failure;
-use super::kind::Resumption;
+use super::kind::{NET, Resumption};
 use super::options::Options;
 use super::program::Program;
 use super::rings::Indices;
@@ -24,6 +25,9 @@ use crate::virtio::{Activation, VirtQueue};
 
 /// The pause between two attempts to reach a backend that was lost, in milliseconds.
 const RETRY_MS: i32 = 100;
+
+/// Where a network's configuration has its link's state, 2 bytes (virtio 1.2, 5.1.4).
+const NET_STATUS: u64 = 6;
 
 /// How many writes into the configuration may wait.
 const MAX_WRITES: usize = 16;
@@ -231,6 +235,20 @@ impl Worker {
         }
     }
 
+    /// Looks whether the backend wants its device reset.
+    fn read_status(&mut self) {
+        let (Some(backend), Some(active)) = (&mut self.backend, &self.active) else { return };
+        match backend.needs_reset() {
+            Ok(false) => {}
+            Ok(true) if active.events.needs_reset() => {}
+            Ok(true) => {
+                self.log.warn(format_args!("the backend asks for a reset of the device"));
+                active.events.fail();
+            }
+            Err(failure) => self.lose(failure),
+        }
+    }
+
     fn start(&mut self, activation: Activation) {
         self.inflight = None;
         let bases = vec![0; activation.queues.len()];
@@ -280,6 +298,7 @@ impl Worker {
     fn serve(&mut self) {
         if self.backend.as_mut().is_some_and(Backend::serve_channel) {
             self.read_config();
+            self.read_status();
             if let Some(active) = self.active.as_ref().filter(|_| self.backend.is_some()) {
                 active.events.config_changed();
             }
@@ -300,10 +319,25 @@ impl Worker {
                 Target::Started(..) => "starts",
             };
             self.log.warn(format_args!("the backend {why}; strait {next} another"));
+            self.take_link_down(active);
         } else {
             self.log.warn(format_args!("the backend {why}: the guest has to reset the device"));
             active.events.fail();
             self.active = None;
+        }
+    }
+
+    /// Whether the driver of a network knows its link's state.
+    fn has_link(&self) -> bool {
+        let has_status = self.offer.features & 1 << VIRTIO_NET_F_STATUS != 0;
+        self.options.kind.device.id == NET && has_status
+    }
+
+    /// Tells the driver of a network that its link is down.
+    fn take_link_down(&self, active: &Activation) {
+        if self.has_link() {
+            lock(&self.shared.config).write(NET_STATUS, &[0; 2]);
+            active.events.config_changed();
         }
     }
 
@@ -329,6 +363,10 @@ impl Worker {
         match started {
             Ok(()) => {
                 self.log.warn(format_args!("there is a backend again"));
+                if self.has_link() {
+                    // Its configuration says that the link is up.
+                    active.events.config_changed();
+                }
                 for queue in &active.queues {
                     // What came meanwhile, and what the last one did without a word.
                     kick(queue);

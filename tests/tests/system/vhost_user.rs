@@ -90,18 +90,31 @@ fn a_guest_has_a_network_without_root() -> TestResult {
     let mut guest = host.guest("--net passt,tcp=7000")?;
     check_confined(&host, "passt", "mnt user ipc uts")?;
     lease(&mut guest)?;
-    // Both ways; the host is where the guest's gateway is.
-    let receiver = host.start("agent receive tcp:127.0.0.1:5000")?;
-    guest.sh("agent send tcp:10.5.0.254:5000 1048576")?;
-    assert_eq!(receiver.exit_status()?, 0);
+    // Both ways.
+    send_by_passt(&host, &mut guest)?;
     receive_by_passt(&host, &mut guest)?;
-    // Another is started, and the guest sees nothing of it but the end of its connections.
+    // Another is started: the link was down meanwhile. It learns the guest's address by what that sends.
+    guest.sh(&format!("before={CHANGES}"))?;
     host.sh("kill -9 $(pidof passt)")?;
     guest.process().wait_for("was ended by signal 9; strait starts another\n")?;
     guest.process().wait_for("there is a backend again\n")?;
+    guest.sh(&format!("until [ $(({CHANGES})) = $((before + 2)) ]; do sleep 0.1; done"))?;
+    assert_eq!(guest.sh("cat /sys/class/net/eth0/carrier")?.trim(), "1");
+    send_by_passt(&host, &mut guest)?;
     receive_by_passt(&host, &mut guest)?;
     assert_eq!(guest.power_off()?, 0);
     host.sh("! pidof passt")?;
+    Ok(())
+}
+
+/// How often a guest's link has gone up or down.
+const CHANGES: &str = "$(cat /sys/class/net/eth0/carrier_changes)";
+
+/// Has a guest send to the host, which is where its gateway is.
+fn send_by_passt(host: &Host, guest: &mut Guest) -> TestResult {
+    let receiver = host.start("agent receive tcp:127.0.0.1:5000")?;
+    guest.sh("agent send tcp:10.5.0.254:5000 1048576")?;
+    assert_eq!(receiver.exit_status()?, 0);
     Ok(())
 }
 
