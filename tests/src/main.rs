@@ -116,7 +116,7 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
         Command::Test { filter, soak } => {
             let mut tools = setup::test_tools::install()?;
             let model = setup::run(options, Purpose::Tests)?;
-            tools.add_daemons(&model.toolchain)?;
+            tools.add_daemons(&model.toolchain, options)?;
             return suite::run(&model, &tools, filter.as_deref(), soak);
         }
         Command::Bench { json, peer } => {

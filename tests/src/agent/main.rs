@@ -11,6 +11,7 @@ mod delayed_cat;
 mod devmem;
 mod disk;
 mod edu;
+mod gpio;
 mod kexec;
 mod measure;
 mod microcode;
@@ -61,6 +62,8 @@ usage: agent COMMAND
                                         check that what that wrote is there
   disk record FILE FROM                 write numbered blocks, each made durable before it is told
   disk recorded FILE LAST               check that all blocks up to LAST are there
+  gpio CHIP drive LINE 0|1              have a line of /dev/gpiochip… be an output
+  gpio CHIP read LINE                   have it be an input, and print its value
   edu BDF msi|line ROUNDS               drive QEMU's edu device, in a guest: registers, factorial,
                                         pages copied there and back, all told by interrupts
   testdev BDF N                         have both BARs of QEMU's pci-testdev count N writes
@@ -125,6 +128,9 @@ fn main() -> ExitCode {
         ["disk", "recorded", file, last] => {
             number(last).and_then(|last| disk::recorded(file, last))
         }
+        ["gpio", chip, "drive", line, value] => number32(line)
+            .and_then(|line| number(value).and_then(|value| gpio::drive(chip, line, value))),
+        ["gpio", chip, "read", line] => number32(line).and_then(|line| gpio::read(chip, line)),
         ["edu", name, by, rounds] => number(rounds).and_then(|rounds| edu::run(name, by, rounds)),
         ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
         ["vfio", "memory", state, process] => vfio::memory(state, process),

@@ -51,6 +51,8 @@ pub(super) struct Versions {
     pub(super) linux_image: String,
     /// Of `busybox-static`.
     pub(super) busybox: String,
+    /// Of `libgpiod-dev`.
+    pub(super) libgpiod: String,
     /// The packages that were asked for, for the Debian system.
     debian_asked: Vec<String>,
     /// They and those that they depend on, each as `name=version`.
@@ -226,6 +228,9 @@ impl Archive {
         let show = |package: &str| {
             process::capture(self.apt("apt-cache").args(["show", "--no-all-versions", package]))
         };
+        let version = |package: &str| {
+            show(package).and_then(|shown| Ok(field(&shown, "Version", package)?.to_owned()))
+        };
         let source = format!("linux-source-{LINUX}");
         let image = show("linux-image-arm64")?;
         let sources =
@@ -234,11 +239,11 @@ impl Archive {
             .ok_or_else(|| wrong("linux-image-arm64", "depends on no kernel".to_owned()))?;
         let versions = Versions {
             qemu: field(&sources, "Version", "qemu")?.to_owned(),
-            linux_source: field(&show(&source)?, "Version", &source)?.to_owned(),
-            linux_image: field(&show(linux_image_package)?, "Version", linux_image_package)?
-                .to_owned(),
+            linux_source: version(&source)?,
+            linux_image: version(linux_image_package)?,
             linux_image_package: linux_image_package.to_owned(),
-            busybox: field(&show("busybox-static")?, "Version", "busybox-static")?.to_owned(),
+            busybox: version("busybox-static")?,
+            libgpiod: version("libgpiod-dev")?,
             debian_asked: listed(DEBIAN_SYSTEM),
             debian_system: self.closure(&listed(DEBIAN_SYSTEM))?,
             mirror: mirror.to_owned(),
@@ -357,6 +362,7 @@ Conf libc6 (2.41-12+deb13u5 Debian:13.6/stable [arm64])
             linux_image_package: String::new(),
             linux_image: String::new(),
             busybox: String::new(),
+            libgpiod: String::new(),
             debian_asked: Vec::new(),
             debian_system: Vec::new(),
             mirror: String::new(),

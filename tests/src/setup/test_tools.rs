@@ -6,6 +6,7 @@ use super::cache::{Cache, Key, LockedEntry};
 use super::daemons;
 use super::error::{Error, FileError};
 use super::machine::Machine;
+use super::options::Options;
 use super::packages;
 use super::process;
 use super::progress::Progress;
@@ -57,10 +58,10 @@ impl TestTools {
     /// # Errors
     ///
     /// They can't be had or built.
-    pub fn add_daemons(&mut self, toolchain: &Toolchain) -> Result<(), Error> {
+    pub fn add_daemons(&mut self, toolchain: &Toolchain, options: &Options) -> Result<(), Error> {
         let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
-        let held = daemons::build(toolchain, &Cache::open()?, &Progress::start())?;
-        self.daemons = Some(held.dir.join("bin"));
+        let held = daemons::build(toolchain, options)?;
+        self.daemons = Some(held.dir.clone());
         self.held.push(held);
         Ok(())
     }

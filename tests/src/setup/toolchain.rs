@@ -90,6 +90,11 @@ impl Toolchain {
         command
     }
 
+    /// The linker for [`TARGET`], which is a C compiler, too.
+    pub(super) fn linker(&self) -> Command {
+        command(&self.linker)
+    }
+
     /// `cargo build --release` for [`TARGET`]. Nothing unwinds in this profile, in which a panic aborts:
     /// the tables for it would be a tenth of the binary.
     pub fn release_build(&self) -> Command {

@@ -16,10 +16,15 @@ fn with_daemon(name: &str) -> Option<Board> {
     Some(Board::new().file(&format!("bin/{name}"), fs::read(path).unwrap()))
 }
 
-/// Starts a daemon, and waits for its socket, to whose name it adds a number.
-fn serve(host: &Host, command: &str) -> Result<Process, Failure> {
+/// Starts a daemon, which adds a number to the name of its socket.
+fn start(host: &Host, command: &str) -> Result<Process, Failure> {
     host.sh("rm -f /tmp/device0")?;
-    let daemon = host.start(&format!("exec {command} --socket-path /tmp/device 2>&1"))?;
+    host.start(&format!("exec {command} --socket-path /tmp/device 2>&1"))
+}
+
+/// The same, and waits for its socket, which it removes once it has a connection.
+fn serve(host: &Host, command: &str) -> Result<Process, Failure> {
+    let daemon = start(host, command)?;
     host.until("[ -S /tmp/device0 ]")?;
     Ok(daemon)
 }
@@ -55,9 +60,53 @@ fn a_guest_has_a_bus_of_the_host_s_i2c() -> TestResult {
     // Another goes on where it ended.
     daemon.signal(9)?;
     guest.process().wait_for("strait waits for another\n")?;
-    let _again = serve(&host, command)?;
+    let _again = start(&host, command)?;
     guest.process().wait_for("there is a backend again\n")?;
     use_i2c(&host, &mut guest, 0xa5)?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
+/// The guest's virtio device of its GPIO driver, and its chip.
+const CHIP: &str = "device=$(basename $(ls -d /sys/bus/virtio/drivers/gpio_virtio/virtio*)) && \
+                    chip=/dev/$(ls /sys/bus/virtio/devices/$device | grep -m 1 gpiochip)";
+
+/// The PL061 of the model host, and its first lines that nothing else uses.
+const PL061: u64 = 0x0903_0000;
+const LINES: [u64; 2] = [1, 6];
+
+/// The guest drives lines; the host's registers have their values.
+fn use_gpio(host: &Host, guest: &mut Guest) -> TestResult {
+    for (line, value) in LINES.into_iter().flat_map(|line| [1, 0, 1].map(|value| (line, value))) {
+        guest.sh(&format!("{CHIP} && agent gpio $chip drive {line} {value}"))?;
+        // The address says which lines are read (PL061 TRM, 3.3.1).
+        let register = PL061 + (1 << line << 2);
+        let said = host.sh(&format!("devmem {register:#x} 8"))?;
+        assert_eq!(said.trim(), format!("0x{:02X}", value << line), "line {line}");
+    }
+    let read = |line| format!("{CHIP} && agent gpio $chip read {line}");
+    assert_eq!(guest.sh(&read(LINES[0]))?.trim(), "0");
+    // It has no more.
+    assert_ne!(guest.run(&read(8))?.0, 0);
+    Ok(())
+}
+
+#[test]
+fn a_guest_has_gpio_lines_of_the_host_s() -> TestResult {
+    let Some(board) = with_daemon("vhost-device-gpio") else { return Ok(()) };
+    let host = board.boot()?;
+    let command = "vhost-device-gpio --device-list 0";
+    let daemon = serve(&host, command)?;
+    let mut guest = host.guest("--vhost-user gpio,socket=/tmp/device0")?;
+    use_gpio(&host, &mut guest)?;
+    // What was set up is lost with it: the driver begins anew.
+    daemon.signal(9)?;
+    guest.process().wait_for("the guest has to reset the device\n")?;
+    let _again = serve(&host, command)?;
+    guest.sh(&format!(
+        "{CHIP} && cd /sys/bus/virtio/drivers/gpio_virtio && echo $device >unbind && echo $device >bind"
+    ))?;
+    use_gpio(&host, &mut guest)?;
     assert_eq!(guest.power_off()?, 0);
     Ok(())
 }
