@@ -36,6 +36,8 @@ complete -c strait -n '__fish_seen_subcommand_from run' -l timeout -x -d 'End it
 complete -c strait -n '__fish_seen_subcommand_from run' -l until -x -d 'End it when a line of a console has this text, or matches this regular expression  with status 0, and with 5 if the guest powers off before'
 complete -c strait -n '__fish_seen_subcommand_from run' -l fail-on -x -d 'End it with status 5 when a line of a console has this'
 complete -c strait -n '__fish_seen_subcommand_from run' -l log -r -F -d 'Append what the consoles print to this file, each line with the seconds since straits start'
+complete -c strait -n '__fish_seen_subcommand_from run' -l config -r -F -d 'Take more options from this TOML file, under the names they have here'
+complete -c strait -n '__fish_seen_subcommand_from run' -l print-config -d 'Write the options as such a file; no guest runs'
 complete -c strait -n '__fish_seen_subcommand_from run' -l dry-run -d 'Print what would be done; no guest runs'
 complete -c strait -n '__fish_seen_subcommand_from run' -l json -d 'With --dry-run'
 complete -c strait -n '__fish_seen_subcommand_from run' -l dump-dtb -r -F -d 'Write the guests device tree, readable by its owner'

@@ -45,6 +45,22 @@ fn the_exit_status_tells_power_off_reset_and_panic() -> TestResult {
 }
 
 #[test]
+fn a_file_has_the_options_of_a_run() -> TestResult {
+    let host = board().boot()?;
+    let options = "run --kernel /k/reset --cpus 2 --stats /tmp/stats";
+    host.sh(&format!("strait {options} --print-config >/tmp/guest.toml"))?;
+    let reset = (3, "strait: the guest asked for a reset\n".to_owned());
+    assert_eq!(end(&host, "run --config /tmp/guest.toml")?, reset);
+    host.sh("grep -q '\"ending\": \"reset\"' /tmp/stats")?;
+    assert_eq!(end(&host, "run --config /tmp/guest.toml --kernel /k/off")?, (0, String::new()));
+    host.sh("echo 'cpus = 3' >>/tmp/guest.toml")?;
+    let (status, said) = end(&host, "run --config /tmp/guest.toml")?;
+    assert_eq!(status, 2);
+    assert!(said.starts_with("error: --config /tmp/guest.toml:4: "), "{said}");
+    Ok(())
+}
+
+#[test]
 fn a_silent_guest_is_reported_once() -> TestResult {
     let host = board().boot()?;
     let still = "strait: the guest still ran after 11.5 s\n";

@@ -1,6 +1,7 @@
 //! `strait run`.
 
 mod combinations;
+mod config;
 mod options;
 
 use std::str::FromStr;
@@ -31,19 +32,30 @@ pub(super) const HELP: &str = include_str!("../help/run.txt");
 
 /// Parses what follows `run`.
 pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
+    let typed = parser.clone();
     let mut options = RunOptions::default();
     let mut once = GivenOnce::default();
-    loop {
-        match options.take(parser, &mut once).map_err(|e| usage_error(&e, "run"))? {
-            Taken::Option => (),
-            Taken::Help => return Ok(Command::Print(HELP.into())),
-            Taken::Nothing => break,
-        }
+    if let Taken::Help = options.take_all(parser, &mut once)? {
+        return Ok(Command::Print(HELP.into()));
+    }
+    let mut console_is_given = once.has("--console");
+    let (file, print_config) = (options.config.take(), options.print_config);
+    if let Some(path) = &file {
+        // The file's come first, so that those typed take their place.
+        let mut of_file = GivenOnce::default();
+        options = RunOptions::default();
+        config::take_file(path, &mut options, &mut of_file)?;
+        console_is_given |= of_file.has("--console");
+        options.take_all(&mut typed.clone(), &mut GivenOnce::default())?;
+        options.config = None;
     }
     if options.kernel.path.as_os_str().is_empty() {
         return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
     }
-    combinations::check(&mut options, once.has("--console"))?;
+    combinations::check(&mut options, console_is_given)?;
+    if print_config {
+        return config::print(typed, file.as_deref()).map(Command::Print);
+    }
     Ok(Command::Run(Box::new(options)))
 }
 
@@ -54,6 +66,16 @@ enum Taken {
 }
 
 impl RunOptions {
+    /// Takes all options, or those up to one that asks for help.
+    fn take_all(&mut self, parser: &mut Parser, once: &mut GivenOnce) -> Result<Taken, Error> {
+        loop {
+            match self.take(parser, once).map_err(|e| usage_error(&e, "run"))? {
+                Taken::Option => (),
+                taken => return Ok(taken),
+            }
+        }
+    }
+
     /// Takes the next option and its value.
     fn take(&mut self, parser: &mut Parser, once: &mut GivenOnce) -> Result<Taken, lexopt::Error> {
         let Some(arg) = parser.next()? else { return Ok(Taken::Nothing) };
@@ -121,6 +143,8 @@ impl RunOptions {
             Arg::Long("until") => self.until.push(read("--until", parser.value()?, pattern)?),
             Arg::Long("fail-on") => self.fail_on.push(read("--fail-on", parser.value()?, pattern)?),
             Arg::Long("log") => self.log = Some(once.value("--log", parser)?.into()),
+            Arg::Long("config") => self.config = Some(once.value("--config", parser)?.into()),
+            Arg::Long("print-config") => self.print_config = true,
             Arg::Long("dry-run") => self.dry_run = true,
             Arg::Long("json") => self.json = true,
             Arg::Long("dtb-overlay") => self.dtb_overlays.push(parser.value()?.into()),

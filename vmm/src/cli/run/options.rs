@@ -80,6 +80,10 @@ pub struct RunOptions {
     pub fail_on: Vec<Pattern>,
     /// Where what the consoles print is kept with times.
     pub log: Option<PathBuf>,
+    /// The file with more options.
+    pub config: Option<PathBuf>,
+    /// Only print the options, as such a file.
+    pub print_config: bool,
     /// Only print the plan.
     pub dry_run: bool,
     /// As JSON.
@@ -130,6 +134,8 @@ impl Default for RunOptions {
             until: Vec::new(),
             fail_on: Vec::new(),
             log: None,
+            config: None,
+            print_config: false,
             dry_run: false,
             json: false,
             dtb_overlays: Vec::new(),
