@@ -230,6 +230,29 @@ fn served(golden: &mut Golden<'_>) -> TestResult {
     golden.plan("plan-vfio-user", &format!("--vfio-user {SOCKET},addr=03.0"))
 }
 
+/// Where a vhost-user backend listens.
+const BACKEND: &str = "/tmp/backend.sock";
+
+/// Virtio devices of each kind. The programs that a run would start are looked for, and not started.
+fn virtio(golden: &mut Golden<'_>) -> TestResult {
+    let host = golden.host;
+    host.sh("for program in passt virtiofsd; do printf '#!/bin/false' >/bin/$program && \
+         chmod +x /bin/$program; done; truncate -s 8M /tmp/a.img /tmp/b.img && mkdir /tmp/data && \
+         agent tap mine 0 tap")?;
+    golden.plan(
+        "plan-disks",
+        "--block /tmp/a.img,ro,serial=first --block /tmp/b.img,snapshot,queues=2",
+    )?;
+    let networks = "--net tap=mine,mac=02:00:00:00:00:01,vhost=off \
+                    --net passt,tcp=2222:22,mac=02:00:00:00:00:02";
+    golden.plan("plan-networks", &format!("{networks} --vsock cid=5"))?;
+    golden.plan("plan-shares", "--share data=/tmp/data --share fixed=/tmp/data,ro")?;
+    let _backend = host.start(&format!("exec agent vhost-user serve {BACKEND} 2>&1"))?;
+    host.until(&format!("[ -S {BACKEND} ]"))?;
+    golden.plan("plan-vhost-user", &format!("--vhost-user rng,socket={BACKEND}"))?;
+    golden.plan("plan-consoles", "--console unix:/tmp/serial --virtio-console file:/tmp/log")
+}
+
 /// Statistics of a run that goes on, and of one that has ended.
 fn statistics(golden: &mut Golden<'_>) -> Result<(), Failure> {
     let host = golden.host;
@@ -259,6 +282,7 @@ fn commands_print_what_is_in_the_golden_files() -> TestResult {
     bound(&mut golden)?;
     plans(&mut golden)?;
     served(&mut golden)?;
+    virtio(&mut golden)?;
     statistics(&mut golden)?;
     golden.text("unbind", &format!("device unbind {} {DISK}", AMBA_DMA[0]))?;
     golden.both("unbind-again", &format!("device unbind {} {EDU}", AMBA_DMA[0]))?;
