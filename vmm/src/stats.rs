@@ -14,11 +14,11 @@ use devices::vfio::iommu::Backend;
 use serde::Serialize;
 
 use crate::device_monitor::DeviceMonitor;
+use crate::double_buffer::DoubleBuffer;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::functions::FunctionInterrupts;
 use crate::interrupts::LineStats;
-use crate::mailbox::Mailbox;
 use crate::{outfile, output};
 
 /// A vCPU's exits to the VMM, by reason.
@@ -67,7 +67,7 @@ struct Elapsed {
 
 /// Gathers the counters of a run and leaves them for the parent, which writes them to a file.
 pub struct Recorder {
-    mailbox: Arc<Mailbox>,
+    texts: Arc<DoubleBuffer>,
     started: Instant,
     first_instruction: OnceLock<Elapsed>,
     exits: Vec<Arc<Exits>>,
@@ -112,10 +112,10 @@ struct KvmReport<'a> {
 }
 
 impl Recorder {
-    /// Prepares to leave them in `mailbox`; `started` is when strait did, `iommu` how assigned devices reach
+    /// Prepares to leave them in `texts`; `started` is when strait did, `iommu` how assigned devices reach
     /// memory.
     pub fn new(
-        mailbox: Arc<Mailbox>,
+        texts: Arc<DoubleBuffer>,
         started: Instant,
         vm: &impl AsRawFd,
         vcpus: &[impl AsRawFd],
@@ -124,7 +124,7 @@ impl Recorder {
         iommu: Option<Backend>,
     ) -> Self {
         Self {
-            mailbox,
+            texts,
             started,
             first_instruction: OnceLock::new(),
             exits: vcpus.iter().map(|_| Arc::default()).collect(),
@@ -180,7 +180,7 @@ impl Recorder {
 
     fn leave(&self, statistics: &Statistics<'_>) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(statistics).map_err(io::Error::other);
-        let left = text.and_then(|text| self.mailbox.put(&(text + "\n")));
+        let left = text.and_then(|text| self.texts.put(&(text + "\n")));
         left.map_err(|e| Error::new(format!("there are too many statistics: {e}")))
     }
 

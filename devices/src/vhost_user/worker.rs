@@ -67,7 +67,7 @@ impl Target {
 
 /// What the thread is asked to do.
 #[derive(Default)]
-struct Mail {
+struct Requests {
     /// To stop, before anything else.
     stop: bool,
     start: Option<Activation>,
@@ -79,7 +79,7 @@ struct Mail {
 
 /// What the thread and the device share.
 pub(super) struct Shared {
-    mail: Mutex<Mail>,
+    requests: Mutex<Requests>,
     wake: EventFd,
     /// The configuration as it was read last.
     pub(super) config: Mutex<Config>,
@@ -90,12 +90,12 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new() -> io::Result<Self> {
         let wake = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
-        let (mail, config, is_active) = Default::default();
-        Ok(Self { mail, wake, config, is_active })
+        let (requests, config, is_active) = Default::default();
+        Ok(Self { requests, wake, config, is_active })
     }
 
-    fn post(&self, change: impl FnOnce(&mut Mail)) {
-        change(&mut lock(&self.mail));
+    fn request(&self, change: impl FnOnce(&mut Requests)) {
+        change(&mut lock(&self.requests));
         // Fails only while as many signals are pending as the counter holds.
         let _ = self.wake.write(1);
     }
@@ -103,31 +103,31 @@ impl Shared {
     /// Asks to begin.
     pub(super) fn start(&self, activation: Activation) {
         self.is_active.store(true, Ordering::Release);
-        self.post(|mail| mail.start = Some(activation));
+        self.request(|requests| requests.start = Some(activation));
     }
 
     /// Asks to end; what was asked before is no longer asked.
     pub(super) fn stop(&self) {
-        self.post(|mail| (mail.stop, mail.start) = (true, None));
+        self.request(|requests| (requests.stop, requests.start) = (true, None));
     }
 
     /// Asks to write into the configuration; what is too much is left out.
     pub(super) fn write_config(&self, offset: u32, data: &[u8]) {
-        self.post(|mail| {
-            if mail.writes.len() < MAX_WRITES {
-                mail.writes.push((offset, data.to_owned()));
+        self.request(|requests| {
+            if requests.writes.len() < MAX_WRITES {
+                requests.writes.push((offset, data.to_owned()));
             }
         });
     }
 
     #[cfg(test)]
     pub(super) fn end_backend(&self) {
-        self.post(|mail| mail.end_backend = true);
+        self.request(|requests| requests.end_backend = true);
     }
 
     /// Asks the thread to end.
     pub(super) fn end(&self) {
-        self.post(|mail| mail.end = true);
+        self.request(|requests| requests.end = true);
     }
 }
 
@@ -167,22 +167,22 @@ impl Worker {
     pub(super) fn run(mut self) {
         loop {
             let (closed, asks) = self.wait();
-            let mail = std::mem::take(&mut *lock(&self.shared.mail));
-            if mail.end {
+            let requests = std::mem::take(&mut *lock(&self.shared.requests));
+            if requests.end {
                 return;
             }
             #[cfg(test)]
-            if let Some(backend) = self.backend.as_ref().filter(|_| mail.end_backend) {
+            if let Some(backend) = self.backend.as_ref().filter(|_| requests.end_backend) {
                 backend.shut_down();
             }
-            for (offset, data) in mail.writes {
+            for (offset, data) in requests.writes {
                 self.write_config(offset, &data);
             }
-            if mail.stop {
+            if requests.stop {
                 self.stop();
                 self.shared.is_active.store(false, Ordering::Release);
             }
-            if let Some(activation) = mail.start {
+            if let Some(activation) = requests.start {
                 self.start(activation);
             }
             if closed {

@@ -78,10 +78,10 @@ impl Resources {
     /// Writes the last statistics that the child has left, with its end.
     #[cold]
     fn write_last_statistics(&self, options: &RunOptions, exit_status: u8, written: u64) {
-        let Some((mailbox, path)) = self.mailbox.as_ref().zip(options.stats.as_ref()) else {
+        let Some((statistics, path)) = self.statistics.as_ref().zip(options.stats.as_ref()) else {
             return;
         };
-        let Some((_, text)) = mailbox.newest(written.saturating_sub(1)) else { return };
+        let Some((_, text)) = statistics.newest(written.saturating_sub(1)) else { return };
         let text = stats::with_ending(&text, KILLED, exit_status);
         if let Err(error) = stats::write_file(path, &text) {
             log::error!("{}", error.log_text());

@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use crate::cli::{ConsoleKind, RunOptions};
 use crate::commands::device::BindGuard;
+use crate::double_buffer::DoubleBuffer;
 use crate::error::Error;
 use crate::limits;
-use crate::mailbox::Mailbox;
 use crate::programs::{self, ChildProgram, Served};
 use crate::signals::Signals;
 use crate::terminal::{Attributes, Terminal};
@@ -30,7 +30,7 @@ pub struct Resources {
     programs: Vec<ChildProgram>,
     bound: Option<BindGuard>,
     terminal: Option<Attributes>,
-    mailbox: Option<Arc<Mailbox>>,
+    statistics: Option<Arc<DoubleBuffer>>,
     /// Given up when the file of statistics is opened: there may be no other descriptor left then.
     spare: Option<File>,
 }
@@ -41,11 +41,11 @@ pub struct VmmResources {
     /// The connections to programs that serve devices.
     pub served: Vec<Served>,
     /// Where statistics are left.
-    pub mailbox: Option<Arc<Mailbox>>,
+    pub statistics: Option<Arc<DoubleBuffer>>,
 }
 
 /// Which of the two processes this is.
-pub enum Side {
+pub enum Process {
     /// The supervisor, whose child has ended, with its exit status.
     Supervisor(u8),
     /// The one that has the guest; the only one where no supervisor is needed.
@@ -75,12 +75,13 @@ impl Resources {
             resources.terminal = Attributes::of_stdin();
         }
         if options.stats.is_some() {
-            let mailbox = Mailbox::new().map_err(|e| {
+            let statistics = DoubleBuffer::new().map_err(|e| {
                 Error::new(format!("there is no memory for statistics (--stats): {e}"))
             })?;
-            let mailbox = Arc::new(mailbox);
+            let statistics = Arc::new(statistics);
             resources.spare = spare();
-            (resources.mailbox, for_vmm.mailbox) = (Some(mailbox.clone()), Some(mailbox));
+            (resources.statistics, for_vmm.statistics) =
+                (Some(statistics.clone()), Some(statistics));
         }
         Ok((resources, for_vmm))
     }
@@ -90,7 +91,7 @@ impl Resources {
         let mut consoles = [&options.console, &options.virtio_console].into_iter();
         let sockets = consoles.any(|console| matches!(console, ConsoleKind::Unix(_)));
         let bound = self.bound.as_ref().is_some_and(|bound| !bound.is_empty());
-        let started = !self.programs.is_empty() || self.mailbox.is_some();
+        let started = !self.programs.is_empty() || self.statistics.is_some();
         !options.dry_run && (bound || started || self.terminal.is_some() || sockets)
     }
 
@@ -105,9 +106,9 @@ impl Resources {
         options: &RunOptions,
         for_vmm: VmmResources,
         signals: &mut Signals,
-    ) -> Result<Side, Error> {
+    ) -> Result<Process, Error> {
         if !self.is_needed(options) {
-            return Ok(Side::Vmm(for_vmm));
+            return Ok(Process::Vmm(for_vmm));
         }
         // SAFETY: takes nothing, and can't fail.
         let parent = unsafe { libc::getpid() };
@@ -116,14 +117,14 @@ impl Resources {
             0 => {
                 end_with(parent);
                 self.leave();
-                Ok(Side::Vmm(for_vmm))
+                Ok(Process::Vmm(for_vmm))
             }
             pid @ 1.. => {
                 // The programs' connections are the child's.
                 drop(for_vmm);
                 let child = programs::open_process(pid.cast_unsigned());
                 let child = Child { pid, ended: child.map_err(|e| no_process(options, &e))? };
-                Ok(Side::Supervisor(watch::run(self, &child, options, signals)))
+                Ok(Process::Supervisor(watch::run(self, &child, options, signals)))
             }
             _ => Err(no_process(options, &io::Error::last_os_error())),
         }

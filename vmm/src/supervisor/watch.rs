@@ -45,8 +45,8 @@ pub(super) fn run(
 
 /// Waits until something has happened.
 fn wait(resources: &Resources, child: &Child, signals: &Signals) {
-    let mailbox = resources.mailbox.as_ref().map_or(-1, |mailbox| mailbox.as_raw_fd());
-    let fds = [signals.as_raw_fd(), child.ended.as_raw_fd(), mailbox].into_iter();
+    let statistics = resources.statistics.as_ref().map_or(-1, |statistics| statistics.as_raw_fd());
+    let fds = [signals.as_raw_fd(), child.ended.as_raw_fd(), statistics].into_iter();
     let programs = resources.programs.iter().flat_map(ChildProgram::descriptors);
     // What is negative is ignored (poll(2)).
     let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
@@ -79,10 +79,10 @@ impl Child {
 impl Resources {
     /// Writes the statistics that the child has left since those with the number `written`.
     fn write_statistics(&mut self, options: &RunOptions, written: &mut u64) {
-        let Some((mailbox, path)) = self.mailbox.as_ref().zip(options.stats.as_ref()) else {
+        let Some((statistics, path)) = self.statistics.as_ref().zip(options.stats.as_ref()) else {
             return;
         };
-        let Some((number, text)) = mailbox.newest(*written) else { return };
+        let Some((number, text)) = statistics.newest(*written) else { return };
         self.spare = None;
         // The first are those before the guest runs.
         if number > aftermath::FIRST

@@ -26,7 +26,7 @@ use crate::plan::{self, MachinePlan, Opened};
 use crate::sandbox::{self, Sandbox};
 use crate::signals::Signals;
 use crate::stats::Recorder;
-use crate::supervisor::{Resources, Side, VmmResources};
+use crate::supervisor::{Process, Resources, VmmResources};
 use crate::waker::Waker;
 use crate::{output, stats};
 
@@ -42,11 +42,11 @@ pub fn run(options: &RunOptions) -> Result<u8, Error> {
     // From here on a signal ends the run in order, and drivers are bound again.
     let mut signals = Signals::new()?;
     let resources = Resources::acquire(options);
-    let side = resources
+    let process = resources
         .and_then(|(resources, for_vmm)| resources.supervise(options, for_vmm, &mut signals));
-    let result = match side {
-        Ok(Side::Supervisor(exit_status)) => return Ok(exit_status),
-        Ok(Side::Vmm(resources)) => run_guest(options, started, resources, &mut signals),
+    let result = match process {
+        Ok(Process::Supervisor(exit_status)) => return Ok(exit_status),
+        Ok(Process::Vmm(resources)) => run_guest(options, started, resources, &mut signals),
         Err(error) => Err(error),
     };
     // What was given up because of a signal ended by that signal.
@@ -66,7 +66,7 @@ fn run_guest(
     resources: VmmResources,
     signals: &mut Signals,
 ) -> Result<ExitReason, Error> {
-    let VmmResources { served, mailbox } = resources;
+    let VmmResources { served, statistics } = resources;
     let (plan, opened) = plan::resolve(options, served)?;
     let parts = build::vm(&plan)?;
     // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
@@ -110,10 +110,10 @@ fn run_guest(
     let mut machine = Machine::new(parts, ram, assigned, virtio, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
-    let recorder = mailbox.map(|mailbox| {
+    let recorder = statistics.map(|statistics| {
         let (vm, vcpus, bus) = (machine.vm(), machine.vcpus(), machine.bus().clone());
         let iommu = assigned.backend();
-        Arc::new(Recorder::new(mailbox, started, vm, vcpus, bus, monitor.clone(), iommu))
+        Arc::new(Recorder::new(statistics, started, vm, vcpus, bus, monitor.clone(), iommu))
     });
     output::set_waker(&waker);
     let (input, clients) = InputSource::by_kind(inputs);

@@ -17,7 +17,7 @@ const WORDS: usize = CAPACITY / size_of::<u64>();
 
 /// Two places for texts, so that one is whole while the other is written.
 #[derive(Debug)]
-pub struct Mailbox {
+pub struct DoubleBuffer {
     /// How many texts were left; the newest is in the first place if that is even.
     count: &'static AtomicU64,
     /// Each a length in bytes, and the text.
@@ -26,7 +26,7 @@ pub struct Mailbox {
     left: EventFd,
 }
 
-impl Mailbox {
+impl DoubleBuffer {
     /// An empty one, to be made before the process is forked.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Mailbox {
     }
 }
 
-impl AsRawFd for Mailbox {
+impl AsRawFd for DoubleBuffer {
     /// What is readable when there is a new text.
     fn as_raw_fd(&self) -> RawFd {
         self.left.as_raw_fd()
@@ -99,32 +99,32 @@ mod tests {
 
     #[test]
     fn the_newest_text_is_had_once() {
-        let mailbox = Mailbox::new().unwrap();
-        assert_eq!(mailbox.newest(0), None);
+        let texts = DoubleBuffer::new().unwrap();
+        assert_eq!(texts.newest(0), None);
         for text in ["one", "", "a longer one, of several words"] {
-            mailbox.put(text).unwrap();
+            texts.put(text).unwrap();
         }
-        let (number, text) = mailbox.newest(0).unwrap();
+        let (number, text) = texts.newest(0).unwrap();
         assert_eq!((number, &*text), (3, "a longer one, of several words"));
-        assert_eq!(mailbox.newest(number), None);
-        mailbox.put("short").unwrap();
-        assert_eq!(mailbox.newest(number), Some((4, "short".to_owned())));
+        assert_eq!(texts.newest(number), None);
+        texts.put("short").unwrap();
+        assert_eq!(texts.newest(number), Some((4, "short".to_owned())));
     }
 
     #[test]
     fn what_is_too_long_leaves_the_text_before() {
-        let mailbox = Mailbox::new().unwrap();
+        let texts = DoubleBuffer::new().unwrap();
         let longest = "x".repeat(CAPACITY);
-        mailbox.put(&longest).unwrap();
-        assert!(mailbox.put(&(longest.clone() + "x")).is_err());
-        assert_eq!(mailbox.newest(0), Some((1, longest)));
+        texts.put(&longest).unwrap();
+        assert!(texts.put(&(longest.clone() + "x")).is_err());
+        assert_eq!(texts.newest(0), Some((1, longest)));
     }
 
     #[test]
     fn lengths_that_a_broken_process_leaves_are_bounded() {
-        let mailbox = Mailbox::new().unwrap();
-        mailbox.put("x").unwrap();
-        mailbox.place(1).unwrap().0.store(u64::MAX, Ordering::Relaxed);
-        assert_eq!(mailbox.newest(0).unwrap().1.len(), CAPACITY);
+        let texts = DoubleBuffer::new().unwrap();
+        texts.put("x").unwrap();
+        texts.place(1).unwrap().0.store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(texts.newest(0).unwrap().1.len(), CAPACITY);
     }
 }
