@@ -38,6 +38,7 @@ mod passt;
 mod plan;
 mod populate;
 mod programs;
+mod reconnection;
 mod sandbox;
 mod share;
 mod shared_memory;

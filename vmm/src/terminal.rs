@@ -111,6 +111,17 @@ impl Attributes {
         (result == 0).then(|| Self(unsafe { saved.assume_init() }))
     }
 
+    /// Has a fatal signal of this process put the terminal back, too: its child is killed then, and may not
+    /// come to it.
+    pub fn restore_on_fatal_signals(&self) {
+        if SAVED.change(IDLE, BUSY) {
+            // SAFETY: the state was changed to BUSY here.
+            unsafe { (*SAVED.attributes.get()).write(self.0) };
+            SAVED.change(BUSY, ACTIVE);
+            restore_on_fatal_signals();
+        }
+    }
+
     /// Puts the terminal back as it was, unless another job has it.
     #[cold]
     pub fn restore(&self) {

@@ -83,6 +83,34 @@ impl VfioUserDevices {
         })
     }
 
+    /// Ends the threads of the connections, while nothing is asked of their devices.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more descriptors.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.0.iter().try_for_each(|(name, device)| {
+            device.pause().map_err(|e| {
+                Error::new(format!("{name}: its connection's thread can't be ended: {e}"))
+                    .help("ulimit -n tells how many files there may be")
+            })
+        })
+    }
+
+    /// Starts them again.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.0.iter().try_for_each(|(name, device)| {
+            device.resume().map_err(|e| {
+                Error::new(format!("{name}: its connection has no thread: {e}"))
+                    .help("ulimit -u tells how many there may be")
+            })
+        })
+    }
+
     /// The run is ending: shortens the time that is left for replies of the servers.
     pub fn shorten_deadline(&self) {
         self.0.iter().for_each(|(_, device)| device.shorten_deadline());

@@ -1,15 +1,38 @@
 //! The guest's virtio devices that other processes serve, opened while planning.
 
-use devices::vhost_user::{ConfigSource, INPUT, Options, Target, VhostUserDevice};
+use devices::vhost_user::{self, ConfigSource, INPUT, Options, Target, VhostUserDevice};
 use devices::virtio::Device;
 
 use crate::cli::{RunOptions, VhostUserOptions};
 use crate::error::Error;
 use crate::programs::{ChildProgram, Served, Started};
+use crate::reconnection::{self, Asker, Connector};
 use crate::{passt, share};
 
 /// A device: its name, what it is for people, and itself.
 type Opened = (String, String, Box<dyn Device>);
+
+/// What was made for the devices while the process could make it.
+#[derive(Default)]
+pub struct Backends {
+    /// The connections to the programs that were started.
+    pub started: Vec<Served>,
+    /// Who connects again to each backend that was there; nobody where its device does.
+    pub askers: Vec<Asker>,
+}
+
+/// Who connects again to the backends that are there, where devices don't.
+///
+/// # Errors
+///
+/// The host has no more descriptors.
+pub fn connectors(options: &RunOptions) -> Result<Vec<(Connector, Asker)>, Error> {
+    let pair = |device: &VhostUserOptions| reconnection::pair(device.socket.clone(), device.peer);
+    options.vhost_user.iter().map(pair).collect::<Result<_, _>>().map_err(|e| {
+        Error::new(format!("--vhost-user: no backend could be reached again: {e}"))
+            .help("ulimit -n tells how many files there may be")
+    })
+}
 
 /// Starts the backends that aren't there: those of directories, then passt for each network.
 ///
@@ -44,12 +67,13 @@ pub fn start(options: &RunOptions, index: usize) -> Result<Started, Error> {
 ///
 /// A backend can't be reached, or doesn't offer its device.
 #[cold]
-pub fn open_all(options: &RunOptions, started: Vec<Served>) -> Result<Vec<Opened>, Error> {
-    let (mut opened, mut started) = (Vec::new(), started.into_iter());
+pub fn open_all(options: &RunOptions, backends: Backends) -> Result<Vec<Opened>, Error> {
+    let (mut started, mut askers) = (backends.started.into_iter(), backends.askers.into_iter());
+    let mut opened = Vec::new();
     for (index, device) in options.vhost_user.iter().enumerate() {
         check_different(options.vhost_user.get(..index).unwrap_or_default(), device)?;
         let what = format!("{} by the backend at {}", device.kind.name(), device.socket.display());
-        opened.push((format!("vhost-user{index}"), what, connect(device)?));
+        opened.push((format!("vhost-user{index}"), what, connect(device, askers.next())?));
     }
     for (index, directory) in options.share.iter().enumerate() {
         let earlier = options.share.get(..index).unwrap_or_default();
@@ -70,7 +94,7 @@ pub fn open_all(options: &RunOptions, started: Vec<Served>) -> Result<Vec<Opened
     Ok(opened)
 }
 
-fn connect(device: &VhostUserOptions) -> Result<Box<dyn Device>, Error> {
+fn connect(device: &VhostUserOptions, asker: Option<Asker>) -> Result<Box<dyn Device>, Error> {
     let VhostUserOptions { kind, socket, tag, peer } = device;
     let path = socket.display().to_string();
     let config = match tag {
@@ -84,7 +108,8 @@ fn connect(device: &VhostUserOptions) -> Result<Box<dyn Device>, Error> {
         kind: *kind,
         config,
     };
-    let target = Target::Path(socket.clone(), *peer);
+    let asker = asker.map(|asker| Box::new(asker) as Box<dyn vhost_user::Connector>);
+    let target = Target::Path(socket.clone(), *peer, asker);
     Ok(Box::new(VhostUserDevice::connect(target, options)?))
 }
 

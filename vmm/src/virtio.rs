@@ -17,8 +17,7 @@ use crate::disks::open_disks;
 use crate::error::Error;
 use crate::functions::allocate;
 use crate::network::{open_networks, open_sockets};
-use crate::programs::Served;
-use crate::vhost_user;
+use crate::vhost_user::{self, Backends};
 
 /// A device in its slot of the guest's bus.
 pub struct VirtioDevice {
@@ -66,15 +65,15 @@ impl VirtioDevices {
         options.has_processes() || kernel || !options.block.is_empty() || of_strait
     }
 
-    /// Opens the devices and allocates their slots, behind those of assigned functions; `started` are the
-    /// programs that serve some. A guest that has a PCI host has an entropy device too, the last.
+    /// Opens the devices and allocates their slots, behind those of assigned functions; `backends` are
+    /// what was made for some. A guest that has a PCI host has an entropy device too, the last.
     ///
     /// # Errors
     ///
     /// A device can't be opened, or there is no slot for it.
     pub fn plan(
         options: &RunOptions,
-        started: Vec<Served>,
+        backends: Backends,
         slots: &mut SlotAllocator,
         allocator: &mut Allocator,
     ) -> Result<Self, Error> {
@@ -85,7 +84,7 @@ impl VirtioDevices {
         let sockets = options.vsock.map(open_sockets).transpose()?;
         let of = |(name, what, device)| OpenDevice { name, what, device };
         open.extend(disks.chain(networks).chain(sockets).map(of));
-        open.extend(vhost_user::open_all(options, started)?.into_iter().map(of));
+        open.extend(vhost_user::open_all(options, backends)?.into_iter().map(of));
         let console = options.virtio_console.is_on().then(|| Console::new("console"));
         let port = console.as_ref().map(|console| console.port().clone());
         open.extend(console.map(|console| OpenDevice {

@@ -110,6 +110,25 @@ impl VfioUserDevice {
         self.failure().map_or(Ok(()), Err)
     }
 
+    /// Ends the threads that the connection has, while nothing is asked of the device: the process is to
+    /// have one thread. What the server sends waits until they [resume](Self::resume).
+    ///
+    /// # Errors
+    ///
+    /// The host has no more descriptors.
+    pub fn pause(&self) -> io::Result<()> {
+        self.client.pause()
+    }
+
+    /// Starts the threads again.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads.
+    pub fn resume(&self) -> io::Result<()> {
+        self.client.resume()
+    }
+
     /// Leaves a tenth of the [time](super::REPLY_TIMEOUT) for all requests from here on: the run is
     /// ending.
     pub fn shorten_deadline(&self) {

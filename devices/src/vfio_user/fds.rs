@@ -6,14 +6,20 @@
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
-use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use super::budget::Wait;
 use super::error::{Failure, FailureKind};
+use crate::sync::lock;
+use crate::thread_kind::ThreadKind;
 
 /// How many descriptors may wait to be closed.
 const MAX_CLOSING: usize = 64;
+
+/// How long a pause waits for a descriptor that takes its time to be closed.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A thread's stack in bytes.
 pub(super) const STACK_SIZE: usize = 64 << 10;
@@ -24,10 +30,16 @@ pub(super) struct FdCloser(Arc<Closing>);
 
 #[derive(Debug, Default)]
 struct Closing {
-    /// To the thread, once there is something to close; `None` if there can't be a thread.
-    thread: OnceLock<Option<SyncSender<OwnedFd>>>,
+    /// The thread, once there is something to close.
+    thread: Mutex<Option<ClosingThread>>,
     /// Descriptors were left open.
     overflowed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct ClosingThread {
+    sender: SyncSender<OwnedFd>,
+    thread: JoinHandle<()>,
 }
 
 impl FdCloser {
@@ -36,9 +48,27 @@ impl FdCloser {
         self.0.overflowed.load(Ordering::Relaxed)
     }
 
+    /// Ends the thread once what is given to it is closed, if that is soon.
+    pub(super) fn pause(&self) {
+        let Some(ClosingThread { sender, thread }) = lock(&self.0.thread).take() else { return };
+        drop(sender);
+        let since = Instant::now();
+        while !thread.is_finished() && since.elapsed() < PAUSE {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if thread.is_finished() {
+            // A panic in the thread has ended the process already.
+            let _ = thread.join();
+        }
+    }
+
     fn close(&self, fd: OwnedFd) {
-        let left = match self.0.thread.get_or_init(closing_thread) {
-            Some(thread) => match thread.try_send(fd) {
+        let mut thread = lock(&self.0.thread);
+        if thread.is_none() {
+            *thread = closing_thread();
+        }
+        let left = match &*thread {
+            Some(thread) => match thread.sender.try_send(fd) {
                 Ok(()) => return,
                 Err(TrySendError::Full(fd) | TrySendError::Disconnected(fd)) => fd,
             },
@@ -50,11 +80,14 @@ impl FdCloser {
     }
 }
 
-fn closing_thread() -> Option<SyncSender<OwnedFd>> {
+fn closing_thread() -> Option<ClosingThread> {
     let (sender, receiver) = mpsc::sync_channel(MAX_CLOSING);
     let thread = thread::Builder::new().name("vfio-user-close".to_owned()).stack_size(STACK_SIZE);
-    let started = thread.spawn(move || receiver.into_iter().for_each(drop));
-    started.is_ok().then_some(sender)
+    let thread = thread.spawn(move || {
+        ThreadKind::VfioUser.enter();
+        receiver.into_iter().for_each(drop);
+    });
+    thread.ok().map(|thread| ClosingThread { sender, thread })
 }
 
 /// A descriptor that a server sent, closed in a thread.

@@ -7,6 +7,7 @@
 use std::io;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -20,23 +21,27 @@ use super::error::Failure;
 use super::fds::{ReceivedFd, STACK_SIZE};
 use super::message::{Command, HEADER_SIZE, Header, Kind, MAX_PAYLOAD, NO_REPLY_ID, Payload};
 use crate::sync::lock;
+use crate::thread_kind::ThreadKind;
 
 /// The sources of events.
 const SOCKET: u64 = 0;
 const UNMASK: u64 = 1;
 const TWIN: u64 = 2;
+const PAUSE: u64 = 3;
 
 /// A client and its listening thread, which end when this is dropped.
 #[derive(Debug)]
 pub(super) struct Listener {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
 struct Shared {
     client: Client,
     epoll: Epoll,
+    /// The thread is to end, or has ended, though the connection lives.
+    is_paused: AtomicBool,
     /// Signalled when the guest has unmasked INTx.
     unmask: Mutex<Option<EventFd>>,
 }
@@ -52,24 +57,56 @@ impl Deref for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.disconnect();
-        if let Some(thread) = self.thread.take() {
-            // A panic in the thread has ended the process already.
-            let _ = thread.join();
-        }
+        self.join();
     }
 }
 
 impl Listener {
     /// Starts the thread.
     pub(super) fn start(client: Client) -> io::Result<Self> {
-        let shared = Shared { client, epoll: Epoll::new()?, unmask: Mutex::default() };
+        let (epoll, is_paused, unmask) = (Epoll::new()?, AtomicBool::default(), Mutex::default());
+        let shared = Shared { client, epoll, is_paused, unmask };
         shared.add(&shared.client.connection, SOCKET)?;
-        let shared = Arc::new(shared);
-        let (listening, name) = (shared.clone(), "vfio-user".to_owned());
+        let listener = Self { shared: Arc::new(shared), thread: Mutex::default() };
+        listener.start_thread()?;
+        Ok(listener)
+    }
+
+    fn start_thread(&self) -> io::Result<()> {
+        let listening = self.shared.clone();
         // The thread keeps payloads on the heap.
-        let thread = thread::Builder::new().name(name).stack_size(STACK_SIZE);
-        let thread = Some(thread.spawn(move || listening.run())?);
-        Ok(Self { shared, thread })
+        let thread = thread::Builder::new().name("vfio-user".to_owned()).stack_size(STACK_SIZE);
+        *lock(&self.thread) = Some(thread.spawn(move || {
+            ThreadKind::VfioUser.enter();
+            listening.run();
+        })?);
+        Ok(())
+    }
+
+    /// Waits for the thread's end.
+    fn join(&self) {
+        if let Some(thread) = lock(&self.thread).take() {
+            // A panic in the thread has ended the process already.
+            let _ = thread.join();
+        }
+    }
+
+    /// Ends the threads, while no request is under way; what the server sends waits.
+    pub(super) fn pause(&self) -> io::Result<()> {
+        let wake = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+        self.shared.is_paused.store(true, Ordering::Release);
+        wake.write(1)?;
+        self.shared.add(&wake, PAUSE)?;
+        self.join();
+        self.shared.client.closer.pause();
+        let nothing = EpollEvent::default();
+        self.shared.epoll.ctl(ControlOperation::Delete, wake.as_raw_fd(), nothing)
+    }
+
+    /// Starts them again.
+    pub(super) fn resume(&self) -> io::Result<()> {
+        self.shared.is_paused.store(false, Ordering::Release);
+        self.start_thread()
     }
 
     /// Listens also to a connection of the server's making for its own requests.
@@ -100,9 +137,9 @@ impl Shared {
         self.epoll.ctl(ControlOperation::Add, file.as_raw_fd(), interest)
     }
 
-    /// Listens until the connection is over.
+    /// Listens until the connection is over, or it is to pause.
     fn run(&self) {
-        while self.client.failure().is_none() {
+        while !self.is_paused.load(Ordering::Acquire) && self.client.failure().is_none() {
             if let Err(failure) = self.handle_events() {
                 self.client.fail(failure);
             }
@@ -110,7 +147,7 @@ impl Shared {
     }
 
     fn handle_events(&self) -> Result<(), Failure> {
-        let mut events = [EpollEvent::default(); 3];
+        let mut events = [EpollEvent::default(); 4];
         let count = match self.epoll.wait(-1, &mut events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             count => count?,
@@ -118,6 +155,7 @@ impl Shared {
         for event in events.iter().take(count) {
             match (event.data(), self.client.twin.get()) {
                 (SOCKET, _) => self.client.receive(&self.client.connection)?,
+                (PAUSE, _) => {}
                 (TWIN, Some(twin)) => self.client.receive(twin)?,
                 // Nothing is there to be read if it was another eventfd's.
                 _ if lock(&self.unmask).as_ref().is_some_and(|unmask| unmask.read().is_ok()) => {

@@ -18,7 +18,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion}
 
 use super::REPLY_TIMEOUT;
 use super::config::{Config, INPUT_SIZE};
-use super::deadline::within;
+use super::deadline::Watch;
 use super::error::Failure;
 use super::options::ConfigSource;
 use super::status;
@@ -69,6 +69,7 @@ pub(super) struct Backend {
     frontend: Frontend,
     /// The same connection, to be shut down.
     socket: UnixStream,
+    watch: Arc<Watch>,
     /// What the backend asks of strait.
     channel: Option<FrontendReqHandler<Changes>>,
     changes: Arc<Changes>,
@@ -95,18 +96,18 @@ fn ask<T>(request: &'static str, result: vhost::Result<T>) -> Asked<T> {
 }
 
 impl Backend {
-    /// Asks what a backend offers, of which `queues` are wanted.
+    /// Asks what a backend offers at `socket`, whose calls block, and of which `queues` are wanted.
     pub(super) fn open(
         socket: UnixStream,
+        watch: &Arc<Watch>,
         queues: u16,
         config: &ConfigSource,
     ) -> Result<(Self, Offer), Failure> {
-        // The crate's calls block.
-        socket.set_nonblocking(false)?;
         let frontend = Frontend::from_stream(socket.try_clone()?, queues.into());
         let (features, protocol) = (0, VhostUserProtocolFeatures::empty());
         let (channel, changes) = Default::default();
-        let mut backend = Self { frontend, socket, channel, changes, features, protocol };
+        let watch = watch.clone();
+        let mut backend = Self { frontend, socket, watch, channel, changes, features, protocol };
         let wants_config = !matches!(config, ConfigSource::Own(_));
         let offered_queues = backend.bounded(|backend| backend.negotiate(wants_config))?;
         if backend.features & 1 << VIRTIO_F_VERSION_1 == 0 {
@@ -348,7 +349,7 @@ impl Backend {
         // SAFETY: the channel keeps its descriptor open; it is duplicated at once.
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(channel.as_raw_fd()) };
         let served = fd.try_clone_to_owned().map(UnixStream::from).and_then(|socket| {
-            within(REPLY_TIMEOUT, || false, &socket, || channel.handle_request())
+            self.watch.within(REPLY_TIMEOUT, || false, &socket, || channel.handle_request())
         });
         // A request that isn't understood is refused, which is an error here, too.
         if served.is_ok_and(|(_, ended)| !ended) {
@@ -365,8 +366,9 @@ impl Backend {
     /// Makes requests, all of them within the time.
     fn bounded<T>(&mut self, requests: impl FnOnce(&mut Self) -> Asked<T>) -> Result<T, Failure> {
         let socket = self.socket.try_clone()?;
+        let watch = self.watch.clone();
         let (result, ended) =
-            within(REPLY_TIMEOUT, stop::is_requested, &socket, || requests(self))?;
+            watch.within(REPLY_TIMEOUT, stop::is_requested, &socket, || requests(self))?;
         result.map_err(|(request, error)| Failure::of(request, error, ended))
     }
 }

@@ -7,50 +7,91 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::sync::lock;
+use crate::task_thread::TaskThread;
+use crate::thread_kind::ThreadKind;
 
 /// In how many steps the time is waited for: time during which strait itself is stopped (Ctrl-Z)
 /// counts as one.
 const STEPS: u32 = 50;
 
-/// Runs `operation` on a connection, which is shut down if that takes longer than `limit`, or once
-/// `is_given_up`. Answers also whether it was.
-///
-/// # Errors
-///
-/// The host has no more threads.
-pub(super) fn within<T>(
-    limit: Duration,
-    is_given_up: fn() -> bool,
-    connection: &UnixStream,
-    operation: impl FnOnce() -> T,
-) -> io::Result<(T, bool)> {
-    let (is_done, changed) = (Mutex::new(false), Condvar::new());
-    thread::scope(|scope| {
-        let watch = thread::Builder::new().name("vhost-user-time".into());
-        let watch = watch.spawn_scoped(scope, || {
-            for _ in 0..STEPS {
-                let waited = changed.wait_timeout_while(lock(&is_done), limit / STEPS, |d| !*d);
-                if *waited.unwrap_or_else(PoisonError::into_inner).0 {
-                    return false;
-                }
-                if is_given_up() {
-                    break;
-                }
-            }
-            // Fails if it is shut down already.
-            let _ = connection.shutdown(Shutdown::Both);
-            true
-        })?;
+/// The thread that ends connections which take too long, once there is one.
+#[derive(Default)]
+pub(super) struct Watch(Mutex<Option<TaskThread>>);
+
+/// What is waited for; whether it is done.
+#[derive(Default)]
+struct Waited {
+    is_done: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Watch {
+    /// Starts the thread, unless there is one.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads.
+    pub(super) fn start(&self) -> io::Result<()> {
+        let mut thread = lock(&self.0);
+        if thread.is_none() {
+            *thread = Some(TaskThread::start(ThreadKind::VhostUser, "vhost-user-time", None)?);
+        }
+        Ok(())
+    }
+
+    /// Ends the thread, until there is to be one again.
+    pub(super) fn end(&self) {
+        drop(lock(&self.0).take());
+    }
+
+    /// Runs `operation` on a connection, which is shut down if that takes longer than `limit`, or once
+    /// `is_given_up`. Answers also whether it was.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more threads or descriptors.
+    pub(super) fn within<T>(
+        &self,
+        limit: Duration,
+        is_given_up: fn() -> bool,
+        connection: &UnixStream,
+        operation: impl FnOnce() -> T,
+    ) -> io::Result<(T, bool)> {
+        self.start()?;
+        let waited = Arc::new(Waited::default());
+        let (theirs, connection) = (waited.clone(), connection.try_clone()?);
+        let task = match &*lock(&self.0) {
+            Some(thread) => thread.run(move || theirs.watch(limit, is_given_up, &connection))?,
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
         let result = operation();
-        *lock(&is_done) = true;
-        changed.notify_one();
-        Ok((result, watch.join().unwrap_or(true)))
-    })
+        *lock(&waited.is_done) = true;
+        waited.changed.notify_one();
+        Ok((result, task.join().unwrap_or(true)))
+    }
+}
+
+impl Waited {
+    /// Waits; whether the connection was shut down.
+    fn watch(&self, limit: Duration, is_given_up: fn() -> bool, connection: &UnixStream) -> bool {
+        for _ in 0..STEPS {
+            let is_done = lock(&self.is_done);
+            let waited = self.changed.wait_timeout_while(is_done, limit / STEPS, |done| !*done);
+            if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                return false;
+            }
+            if is_given_up() {
+                break;
+            }
+        }
+        // Fails if it is shut down already.
+        let _ = connection.shutdown(Shutdown::Both);
+        true
+    }
 }
 
 #[cfg(test)]
@@ -62,18 +103,19 @@ mod tests {
 
     #[test]
     fn what_takes_too_long_is_ended() {
+        let watch = Watch::default();
         let (mut one, other) = UnixStream::pair().unwrap();
         let watched = one.try_clone().unwrap();
-        let (read, late) = within(Duration::from_secs(60), || false, &watched, || 5).unwrap();
+        let (read, late) = watch.within(Duration::from_secs(60), || false, &watched, || 5).unwrap();
         assert_eq!((read, late), (5, false));
         let started = Instant::now();
         let limit = Duration::from_millis(100);
-        let (read, late) = within(limit, || false, &watched, || one.read(&mut [0])).unwrap();
+        let (read, late) = watch.within(limit, || false, &watched, || one.read(&mut [0])).unwrap();
         assert!(late && read.is_ok_and(|read| read == 0) && started.elapsed() >= limit);
         drop(other);
         let (mut one, _other) = UnixStream::pair().unwrap();
         let watched = one.try_clone().unwrap();
-        let read = within(Duration::from_secs(60), || true, &watched, || one.read(&mut [0]));
+        let read = watch.within(Duration::from_secs(60), || true, &watched, || one.read(&mut [0]));
         assert!(read.is_ok_and(|(_, late)| late));
     }
 }

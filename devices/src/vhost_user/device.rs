@@ -7,11 +7,14 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::backend::Offer;
 use super::error::{Failure, VhostUserError};
 use super::options::Options;
 use super::worker::{PATIENCE, Shared, Target, Worker};
 use crate::sync::lock;
+use crate::thread_kind::ThreadKind;
 use crate::virtio::{self, Activation, Device, DeviceType};
 
 /// Feature bits of virtio itself: all but those of a kind of device (virtio 1.2, 6).
@@ -25,6 +28,8 @@ pub struct VhostUserDevice {
     options: Arc<Options>,
     offer: Offer,
     shared: Arc<Shared>,
+    /// Until the thread has it.
+    worker: Option<Worker>,
     thread: Option<JoinHandle<()>>,
     /// When it was asked to stop.
     stopping: Option<Instant>,
@@ -52,26 +57,31 @@ impl VhostUserDevice {
         let shared = Arc::new(Shared::new()?);
         let (tell, told) = mpsc::sync_channel(1);
         let theirs = (options.clone(), shared.clone());
-        let thread = thread::Builder::new().name("vhost-user".into()).spawn(move || {
+        thread::Builder::new().name("vhost-user".into()).spawn(move || {
             let (options, shared) = theirs;
-            match Worker::connect(options, target, shared) {
-                Ok((worker, offer)) => {
-                    if tell.send(Ok(offer)).is_ok() {
-                        worker.run();
-                    }
-                }
-                // Nobody waits for it any more if this fails.
-                Err(failure) => drop(tell.send(Err(failure))),
-            }
+            // Nobody waits for it any more if this fails.
+            drop(tell.send(Worker::connect(options, target, shared)));
         })?;
         // The thread answers in time by itself, unless the host keeps it: it closes what the backend
         // sent, which may be files of any kind.
-        let offer = match told.recv_timeout(PATIENCE) {
+        let (worker, offer) = match told.recv_timeout(PATIENCE) {
             Ok(answer) => answer?,
             Err(RecvTimeoutError::Timeout) => return Err(Failure::TimedOut("the first request")),
             Err(RecvTimeoutError::Disconnected) => return Err(Failure::Closed("")),
         };
-        Ok(Self { options, offer, shared, thread: Some(thread), stopping: None })
+        Ok(Self { options, offer, shared, worker: Some(worker), thread: None, stopping: None })
+    }
+
+    /// Starts the thread that has the connection from here on, unless it is.
+    fn start_thread(&mut self) -> io::Result<()> {
+        let Some(worker) = self.worker.take() else { return Ok(()) };
+        worker.prepare()?;
+        let thread = thread::Builder::new().name("vhost-user".into());
+        self.thread = Some(thread.spawn(move || {
+            ThreadKind::VhostUser.enter();
+            worker.run();
+        })?);
+        Ok(())
     }
 
     /// Ends the connection, as if the backend had.
@@ -117,7 +127,12 @@ impl Device for VhostUserDevice {
         }
     }
 
+    fn prepare(&mut self, _: &[&EventFd]) -> io::Result<()> {
+        self.start_thread()
+    }
+
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.start_thread()?;
         self.stopping = None;
         self.shared.start(activation);
         Ok(())

@@ -34,7 +34,7 @@ pub use self::error::VhostUserError;
 pub use self::kind::{FS, INPUT, Kind, NET};
 pub use self::options::{ConfigSource, Options, OwnConfig};
 pub use self::planned::PlannedDevice;
-pub use self::program::Program;
+pub use self::program::{Connector, Program};
 pub use self::worker::Target;
 
 /// How long a backend may take for what is asked of it at once: to tell what it offers, to begin, to end.

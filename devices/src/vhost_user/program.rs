@@ -1,4 +1,4 @@
-//! Backends that strait starts.
+//! Whom strait has for its backends.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -14,4 +14,14 @@ pub trait Program: Send {
     ///
     /// It can't be started again, or may not.
     fn restart(&mut self) -> io::Result<UnixStream>;
+}
+
+/// Who connects again to a backend that was lost, where a device's thread may not open sockets itself.
+pub trait Connector: Send {
+    /// Connects to it, without waiting for it; the calls on what is answered block.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens, or it is another user's, or nobody connects any more.
+    fn connect(&mut self) -> io::Result<UnixStream>;
 }

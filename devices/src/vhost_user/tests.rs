@@ -33,8 +33,12 @@ fn connect(
 ) -> Result<(VhostUserDevice, Receiver<Request>), VhostUserError> {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let told = fake.serve(theirs);
-    VhostUserDevice::connect(Target::Started(Some(ours), Box::new(Endless)), options)
-        .map(|device| (device, told))
+    VhostUserDevice::connect(Target::Started(Some(ours), Box::new(Endless)), options).map(
+        |mut device| {
+            device.prepare(&[]).unwrap();
+            (device, told)
+        },
+    )
 }
 
 /// A program that runs on.
@@ -251,7 +255,7 @@ fn listening(kind: &str, fake: Fake) -> (TempDir, VhostUserDevice, Receiver<Requ
     let directory = TempDir::new().unwrap();
     let path = directory.as_path().join("socket");
     let told = fake.listen(&path);
-    let target = Target::Path(path, Peer::Any);
+    let target = Target::Path(path, Peer::Any, None);
     let mut device = VhostUserDevice::connect(target, options(kind, 0)).unwrap();
     let driver = Driver::new();
     device.activate(driver.activation(1 << 32)).unwrap();
@@ -396,7 +400,9 @@ fn sockets_that_are_none_are_told() {
     let path = directory.as_path().join("socket");
     let connect = || {
         let options = options(BLOCK, 0);
-        VhostUserDevice::connect(Target::Path(path.clone(), Peer::Own), options).err().unwrap()
+        VhostUserDevice::connect(Target::Path(path.clone(), Peer::Own, None), options)
+            .err()
+            .unwrap()
     };
     assert!(connect().help().unwrap().contains("start the backend first"));
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());

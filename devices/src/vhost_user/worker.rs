@@ -13,10 +13,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, Inflight, Offer};
 use super::config::Config;
+use super::deadline::Watch;
 use super::error::Failure;
 use super::kind::{NET, Resumption};
 use super::options::Options;
-use super::program::Program;
+use super::program::{Connector, Program};
 use super::rings::Indices;
 use crate::peer::{self, Peer};
 use crate::ratelimit::LogLimit;
@@ -34,23 +35,36 @@ const MAX_WRITES: usize = 16;
 
 /// Where a backend is.
 pub enum Target {
-    /// It listens at this path, and may be this peer's.
-    Path(PathBuf, Peer),
+    /// It listens at this path, and may be this peer's. Whoever it is connects again if the connection is
+    /// lost; without, it is done by path.
+    Path(PathBuf, Peer, Option<Box<dyn Connector>>),
     /// It was started for this connection, and is started again for another.
     Started(Option<UnixStream>, Box<dyn Program>),
 }
 
 impl Target {
+    /// Connects for the first time.
     fn connect(&mut self) -> Result<UnixStream, Failure> {
         match self {
-            Self::Path(path, peer) => {
+            Self::Path(path, peer, _) => {
                 let socket = peer::connect(path).map_err(Failure::Connect)?;
                 peer.check(path, &socket).map_err(Failure::Peer)?;
-                Ok(socket.into())
+                let socket = UnixStream::from(socket);
+                // The `vhost` crate's calls block.
+                socket.set_nonblocking(false)?;
+                Ok(socket)
             }
             Self::Started(stream, program) => {
                 stream.take().map_or_else(|| program.restart(), Ok).map_err(Failure::Restart)
             }
+        }
+    }
+
+    /// Connects once more.
+    fn reconnect(&mut self) -> Result<UnixStream, Failure> {
+        match self {
+            Self::Path(_, _, Some(connector)) => connector.connect().map_err(Failure::Connect),
+            _ => self.connect(),
         }
     }
 
@@ -138,6 +152,7 @@ pub(super) struct Worker {
     backend: Option<Backend>,
     target: Target,
     shared: Arc<Shared>,
+    watch: Arc<Watch>,
     log: LogLimit,
     /// What the backend offered first.
     offer: Offer,
@@ -154,13 +169,20 @@ impl Worker {
         shared: Arc<Shared>,
     ) -> Result<(Self, Offer), Failure> {
         let socket = target.connect()?;
-        let opened = Backend::open(socket, options.kind.queues, &options.config);
+        let watch = Arc::default();
+        let opened = Backend::open(socket, &watch, options.kind.queues, &options.config);
         let (backend, offer) = opened.map_err(|failure| target.ending(failure))?;
         lock(&shared.config).clone_from(&offer.config);
         let log = LogLimit::named(options.name.clone());
         let (backend, active, inflight) = (Some(backend), None, None);
+        watch.end();
         let told = offer.clone();
-        Ok((Self { options, target, shared, log, offer, backend, active, inflight }, told))
+        Ok((Self { options, target, shared, watch, log, offer, backend, active, inflight }, told))
+    }
+
+    /// Makes the other thread that it needs to [run](Self::run).
+    pub(super) fn prepare(&self) -> io::Result<()> {
+        self.watch.start()
     }
 
     /// Does what it is asked, and looks after the backend, until it is to end.
@@ -398,9 +420,9 @@ impl Worker {
         let backend = match self.backend.take() {
             Some(backend) => backend,
             None => {
-                let socket = self.target.connect()?;
+                let socket = self.target.reconnect()?;
                 let (queues, config) = (self.options.kind.queues, &self.options.config);
-                let (backend, offer) = Backend::open(socket, queues, config)?;
+                let (backend, offer) = Backend::open(socket, &self.watch, queues, config)?;
                 if offer.features & self.offer.features != self.offer.features {
                     return Err(Failure::Different("features"));
                 }

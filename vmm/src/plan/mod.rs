@@ -26,7 +26,7 @@ use crate::cli::{ConsoleKind, GicChoice, RunOptions, SerialKind};
 use crate::error::Error;
 use crate::interrupts::LineMonitor;
 use crate::limits;
-use crate::programs::Served;
+use crate::vhost_user::Backends;
 use crate::virtio::VirtioDevices;
 
 /// The descriptors that a device takes before it is known what it has: its file and its group's, or
@@ -95,7 +95,7 @@ pub struct Opened {
 /// # Errors
 ///
 /// Whatever can't work, as far as it can be known without changing anything.
-pub fn resolve(options: &RunOptions, started: Vec<Served>) -> Result<(MachinePlan, Opened), Error> {
+pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan, Opened), Error> {
     if options.cpus > MAX_GICV3_CPUS {
         return Err(Error::usage(format!(
             "--cpus {}: a guest has at most {MAX_GICV3_CPUS}",
@@ -130,7 +130,7 @@ pub fn resolve(options: &RunOptions, started: Vec<Served>) -> Result<(MachinePla
     let mut slots = SlotAllocator::default();
     let assigned = AssignedDevices::plan(options, ram, &mut slots, &mut allocator)?;
     let virtio = if pci {
-        VirtioDevices::plan(options, started, &mut slots, &mut allocator)?
+        VirtioDevices::plan(options, backends, &mut slots, &mut allocator)?
     } else {
         VirtioDevices::default()
     };

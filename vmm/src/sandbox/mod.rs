@@ -22,8 +22,6 @@ pub struct Sandbox {
     pub mode: SandboxMode,
     /// Who the process becomes if it is root; nobody that others are, unless given.
     pub user: Option<Owner>,
-    /// It stays who it is: it connects again to servers that have to know it.
-    pub keeps_user: bool,
     /// Guest RAM: its address in this process and its size in bytes.
     pub ram: (NonNull<u8>, usize),
     /// How many descriptors it may open from here on.
@@ -35,8 +33,8 @@ impl Sandbox {
     /// everything is opened, pinned and armed, before the threads of the guest are started, which inherit
     /// it; what is opened afterwards is opened by descriptors that are there, or not at all.
     ///
-    /// Credentials, namespaces and Landlock are a thread's own, so those that are there already have only
-    /// the user in common with it; and while there are any, only root can enter namespaces.
+    /// The process has no other threads: credentials, namespaces and Landlock are a thread's own, and
+    /// namespaces of users aren't entered by one of several.
     ///
     /// # Errors
     ///
@@ -66,7 +64,7 @@ impl Sandbox {
     /// Becomes somebody without any privilege.
     fn give_up(&self, was_root: bool) -> Result<(), Error> {
         privileges::empty_bounding_set();
-        if was_root && (!self.keeps_user || self.user.is_some()) {
+        if was_root {
             self.change_user()?;
             if let Err(e) = namespaces::leave_users() {
                 log::info!("the sandbox has no namespace of users: {e}");

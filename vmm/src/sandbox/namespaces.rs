@@ -7,9 +7,14 @@
 use std::ffi::CStr;
 use std::io;
 use std::ptr;
+use std::thread;
+use std::time::Duration;
 
 /// What of the host is left behind.
 const KINDS: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+
+/// How often namespaces are tried to be entered, a millisecond apart.
+const ATTEMPTS: u32 = 50;
 
 /// The size of the empty root: nothing can be put into it.
 const EMPTY: &CStr = c"size=4k,nr_inodes=1,mode=0555";
@@ -28,9 +33,18 @@ pub(super) fn leave_users() -> io::Result<()> {
     unshare(libc::CLONE_NEWUSER)
 }
 
+/// A thread that was waited for is gone for the kernel a moment later, and so long it refuses a namespace of
+/// users.
 fn unshare(kinds: libc::c_int) -> io::Result<()> {
-    // SAFETY: takes a number.
-    checked(unsafe { libc::unshare(kinds) })
+    for _ in 0..ATTEMPTS {
+        // SAFETY: takes a number.
+        let unshared = checked(unsafe { libc::unshare(kinds) });
+        if !unshared.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL)) {
+            return unshared;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Err(io::Error::other("a thread is at work"))
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {

@@ -2,8 +2,8 @@
 //! its child, the virtual machine monitor, has the guest and gives everything up.
 //!
 //! It binds devices to VFIO and gives them back, has the programs that serve devices, the terminal as it
-//! was, the file of the statistics and those of consoles' sockets. It takes no requests from its child:
-//! it reads statistics, and waits. There is one only for a run that has any of these.
+//! was, the file of the statistics and those of consoles' sockets. It takes one request from its child,
+//! to connect again to a backend that was given; it reads statistics, and waits. There is one only for a run that has any of these.
 
 mod aftermath;
 mod watch;
@@ -13,15 +13,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::cli::{ConsoleKind, RunOptions};
+use crate::cli::{ConsoleKind, RunOptions, SandboxMode};
 use crate::commands::device::BindGuard;
 use crate::double_buffer::DoubleBuffer;
 use crate::error::Error;
 use crate::limits;
-use crate::programs::{self, ChildProgram, Served};
+use crate::programs::{self, ChildProgram};
+use crate::reconnection::Connector;
 use crate::signals::Signals;
 use crate::terminal::{Attributes, Terminal};
-use crate::vhost_user;
+use crate::vhost_user::{self, Backends};
 
 /// What a run leaves to its supervisor.
 #[derive(Default)]
@@ -31,6 +32,7 @@ pub struct Resources {
     bound: Option<BindGuard>,
     terminal: Option<Attributes>,
     statistics: Option<Arc<DoubleBuffer>>,
+    connectors: Vec<Connector>,
     /// Given up when the file of statistics is opened: there may be no other descriptor left then.
     spare: Option<File>,
 }
@@ -38,8 +40,8 @@ pub struct Resources {
 /// What the virtual machine monitor has of it.
 #[derive(Default)]
 pub struct VmmResources {
-    /// The connections to programs that serve devices.
-    pub served: Vec<Served>,
+    /// What serves devices, or leads there.
+    pub backends: Backends,
     /// Where statistics are left.
     pub statistics: Option<Arc<DoubleBuffer>>,
 }
@@ -67,8 +69,12 @@ impl Resources {
             resources.bound = Some(BindGuard::bind(&options.device_names(), options.force)?);
         }
         if !options.share.is_empty() || !options.passt.is_empty() {
-            (for_vmm.served, resources.programs) =
+            (for_vmm.backends.started, resources.programs) =
                 vhost_user::start_all(options)?.into_iter().unzip();
+        }
+        if options.sandbox != SandboxMode::Off {
+            (resources.connectors, for_vmm.backends.askers) =
+                vhost_user::connectors(options)?.into_iter().unzip();
         }
         let mut consoles = [&options.console, &options.virtio_console].into_iter();
         if consoles.any(|console| *console == ConsoleKind::Stdio) && Terminal::is_stdin() {
@@ -91,8 +97,9 @@ impl Resources {
         let mut consoles = [&options.console, &options.virtio_console].into_iter();
         let sockets = consoles.any(|console| matches!(console, ConsoleKind::Unix(_)));
         let bound = self.bound.as_ref().is_some_and(|bound| !bound.is_empty());
-        let started = !self.programs.is_empty() || self.statistics.is_some();
-        !options.dry_run && (bound || started || self.terminal.is_some() || sockets)
+        let serves = !self.programs.is_empty() || !self.connectors.is_empty();
+        let owns = bound || self.statistics.is_some() || self.terminal.is_some();
+        !options.dry_run && (serves || owns || sockets)
     }
 
     /// Splits the process where that is needed: the supervisor waits here for the end of its child, and puts
@@ -122,6 +129,7 @@ impl Resources {
             pid @ 1.. => {
                 // The programs' connections are the child's.
                 drop(for_vmm);
+                self.terminal.iter().for_each(Attributes::restore_on_fatal_signals);
                 let child = programs::open_process(pid.cast_unsigned());
                 let child = Child { pid, ended: child.map_err(|e| no_process(options, &e))? };
                 Ok(Process::Supervisor(watch::run(self, &child, options, signals)))

@@ -8,6 +8,7 @@ use std::process::ExitStatus;
 use super::{Child, Resources, aftermath};
 use crate::cli::RunOptions;
 use crate::programs::ChildProgram;
+use crate::reconnection::Connector;
 use crate::signals::{Arrived, Signals};
 use crate::stats;
 use crate::vhost_user;
@@ -40,6 +41,7 @@ pub(super) fn run(
                 log::error!("{}", error.log_text());
             }
         }
+        resources.connectors.iter().for_each(Connector::serve);
     }
 }
 
@@ -49,8 +51,9 @@ fn wait(resources: &Resources, child: &Child, signals: &Signals) {
     let fds = [signals.as_raw_fd(), child.ended.as_raw_fd(), statistics].into_iter();
     let programs = resources.programs.iter().flat_map(ChildProgram::descriptors);
     // What is negative is ignored (poll(2)).
+    let connectors = resources.connectors.iter().map(AsRawFd::as_raw_fd);
     let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut entries: Vec<_> = fds.chain(programs).map(entry).collect();
+    let mut entries: Vec<_> = fds.chain(programs).chain(connectors).map(entry).collect();
     // SAFETY: `entries` has as many entries. An interrupted wait has found nothing.
     unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, -1) };
 }

@@ -66,8 +66,8 @@ fn run_guest(
     resources: VmmResources,
     signals: &mut Signals,
 ) -> Result<ExitReason, Error> {
-    let VmmResources { served, statistics } = resources;
-    let (plan, opened) = plan::resolve(options, served)?;
+    let VmmResources { backends, statistics } = resources;
+    let (plan, opened) = plan::resolve(options, backends)?;
     let parts = build::vm(&plan)?;
     // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
     let tree =
@@ -103,7 +103,6 @@ fn run_guest(
     let sandbox = Sandbox {
         mode: options.sandbox,
         user: options.user,
-        keeps_user: !options.vhost_user.is_empty(),
         ram: (ram.host_address(), ram.size()),
         descriptors: plan.descriptors,
     };
@@ -142,7 +141,10 @@ fn run_guest(
         recorder.begin()?;
     }
     // Everything is open, pinned and armed.
+    let servers = &machine.assigned().vfio_user;
+    servers.pause()?;
     sandbox.enter()?;
+    servers.resume()?;
     let result = machine.run(sources, recorder);
     monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     // It shares the functions with the machine.
