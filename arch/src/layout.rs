@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!            0  +----------------------------------+
-//!               | free (firmware, later)           |
+//!               | flash: firmware           64 MiB |
+//!    0400_0000  | flash: its variables      64 MiB |
 //!    0800_0000  +----------------------------------+
 //!               | GIC distributor           64 KiB |
 //!    0801_0000  | GICv2 CPU interface        8 KiB |
@@ -29,6 +30,13 @@
 //! gap at 4 GiB. Everything else is below RAM, but for 64-bit BARs of PCI functions.
 
 use std::ops::Range;
+
+/// The flash that firmware is in, and is entered at the start of. As on QEMU's `virt`, for which
+/// firmware is linked (docs/system/arm/virt.rst, "Flash"; `base_memmap` of hw/arm/virt.c).
+pub const FIRMWARE: Range<u64> = 0x0000_0000..0x0400_0000;
+
+/// The flash that firmware keeps its variables in.
+pub const VARIABLES: Range<u64> = 0x0400_0000..0x0800_0000;
 
 /// GIC distributor: 64 KiB, of which GICv2 uses 4 KiB.
 pub const GIC_DIST: Range<u64> = 0x0800_0000..0x0801_0000;
@@ -108,8 +116,8 @@ pub mod spi {
 // The map is in order and nothing overlaps.
 const _: () = {
     let mut windows: &[Range<u64>] = &[
-        GIC_DIST, GICV2_CPU, GICV2M, GIC_ITS, GIC_REDIST, SERIAL, RTC, PVPANIC, PLATFORM,
-        PCI_MMIO32, PCI_IO, PCI_ECAM,
+        FIRMWARE, VARIABLES, GIC_DIST, GICV2_CPU, GICV2M, GIC_ITS, GIC_REDIST, SERIAL, RTC,
+        PVPANIC, PLATFORM, PCI_MMIO32, PCI_IO, PCI_ECAM,
     ];
     while let [window, above @ ..] = windows {
         let next = if let [next, ..] = above { next.start } else { RAM_START };

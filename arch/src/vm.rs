@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use boot::layout::Ram;
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_VFIO_FILE,
-    KVM_DEV_VFIO_FILE_ADD, KvmIrqRouting, kvm_create_device, kvm_device_attr,
+    KVM_DEV_VFIO_FILE_ADD, KVM_MEM_READONLY, KvmIrqRouting, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap, kvm_irq_routing_entry,
     kvm_userspace_memory_region,
 };
@@ -143,11 +143,37 @@ impl Vm {
     ///
     /// KVM refused: misaligned, overlapping, or out of slots.
     pub unsafe fn map_memory(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
+        // SAFETY: the caller guarantees what is asked for.
+        unsafe { self.map(gpa, host, size, 0) }
+    }
+
+    /// As [`map_memory`](Self::map_memory), for reading and executing: the guest's writes exit as those to
+    /// a device do (`KVM_MEM_READONLY`; api.rst, 4.35 KVM_SET_USER_MEMORY_REGION).
+    ///
+    /// # Safety
+    ///
+    /// As for [`map_memory`](Self::map_memory).
+    ///
+    /// # Errors
+    ///
+    /// As for [`map_memory`](Self::map_memory).
+    #[cold]
+    pub unsafe fn map_read_only(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
+        // SAFETY: the caller guarantees what is asked for.
+        unsafe { self.map(gpa, host, size, KVM_MEM_READONLY) }
+    }
+
+    /// Makes memory appear by a slot with these flags.
+    ///
+    /// # Safety
+    ///
+    /// As for [`map_memory`](Self::map_memory).
+    unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64, flags: u32) -> io::Result<()> {
         let mut slots = self.slots.lock().map_err(|_| io::ErrorKind::Other)?;
         let number = slots.free.last().copied().unwrap_or(slots.next);
         let region = kvm_userspace_memory_region {
             slot: number,
-            flags: 0,
+            flags,
             guest_phys_addr: gpa,
             memory_size: size,
             userspace_addr: host.addr().get() as u64,

@@ -20,6 +20,8 @@ use crate::size::Size;
 pub enum Role {
     /// `--kernel`
     Kernel,
+    /// `--firmware`
+    Firmware,
     /// `--initrd`
     Initrd,
     /// `--dtb-overlay`
@@ -30,6 +32,7 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kernel => "kernel",
+            Self::Firmware => "firmware",
             Self::Initrd => "initrd",
             Self::DtbOverlay => "dtb-overlay",
         })

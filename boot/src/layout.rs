@@ -65,6 +65,24 @@ pub struct BootLayout {
     pub initrd: Option<Range<u64>>,
 }
 
+impl BootLayout {
+    /// That of firmware, which is in no RAM and entered at the start of its flash (GPA): it looks for the
+    /// device tree at the base of RAM, as on QEMU's `virt` (docs/system/arm/virt.rst, "Hardware configuration
+    /// information for bare-metal programming").
+    ///
+    /// # Errors
+    ///
+    /// RAM is too small for a device tree.
+    pub fn of_firmware(ram: Ram, flash: u64) -> Result<Self, LayoutError> {
+        let kernel = Placement { load: flash, entry: flash, end: flash };
+        if ram.size < MAX_DTB_SIZE {
+            let (size, needed) = (MAX_DTB_SIZE, MAX_DTB_SIZE);
+            return Err(LayoutError::Dtb { size, ram: ram.size, free: ram.size, needed });
+        }
+        Ok(Self { kernel, dtb: ram.base, initrd: None })
+    }
+}
+
 /// What doesn't fit.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant's text says it")]

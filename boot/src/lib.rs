@@ -13,6 +13,7 @@
 pub mod cmdline;
 pub mod fdt;
 pub mod file;
+pub mod firmware;
 pub mod format;
 pub mod help;
 pub mod initrd;

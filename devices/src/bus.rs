@@ -240,6 +240,17 @@ pub trait MemorySlots: Send + Sync {
     /// The hypervisor's refusal.
     unsafe fn map(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()>;
 
+    /// As [`map`](Self::map), for reading and executing alone: the guest's writes trap.
+    ///
+    /// # Safety
+    ///
+    /// As for [`map`](Self::map).
+    ///
+    /// # Errors
+    ///
+    /// The hypervisor's refusal.
+    unsafe fn map_read_only(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()>;
+
     /// Undoes a [`map`](Self::map) of exactly this range: accesses trap from here on.
     ///
     /// # Errors

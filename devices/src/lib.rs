@@ -13,6 +13,8 @@
 pub mod bus;
 pub mod console;
 pub mod extent;
+mod file_lock;
+pub mod flash;
 pub mod gicv2m;
 pub mod irq;
 pub mod pci;

@@ -24,6 +24,8 @@ pub enum ThreadKind {
     Intx,
     /// Listens to a vfio-user server, looks at its files, or closes them.
     VfioUser,
+    /// Writes flash to its file.
+    Flash,
     /// Has the connection to a vhost-user backend, or bounds the time that it takes.
     VhostUser,
 }

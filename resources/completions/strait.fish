@@ -6,6 +6,7 @@ complete -c strait -n __fish_use_subcommand -a check -d 'Find out what this host
 complete -c strait -n __fish_use_subcommand -l help -d 'Print this'
 complete -c strait -n __fish_use_subcommand -l version -d 'Print the version'
 complete -c strait -n '__fish_seen_subcommand_from run' -l kernel -r -F -d 'An arm64 Image, gziped or not, or an EFI zboot image; an ELF program, which lies where it is linked to; or a raw binary, which lies and is entered at this address'
+complete -c strait -n '__fish_seen_subcommand_from run' -l firmware -r -F -d 'Instead of a kernel  firmware for QEMUs arm64 virt, such as U-Boot or EDK2, which finds its system on a disk'
 complete -c strait -n '__fish_seen_subcommand_from run' -l initrd -r -F -d 'Its initial RAM disk'
 complete -c strait -n '__fish_seen_subcommand_from run' -l cmdline -x -d 'Kernel parameters'
 complete -c strait -n '__fish_seen_subcommand_from run' -l no-default-cmdline -d 'Nothing comes before --cmdline'

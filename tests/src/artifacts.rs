@@ -32,6 +32,8 @@ pub struct Artifacts {
     pub busybox: PathBuf,
     /// A Debian system, which only tests need.
     pub debian: Option<Debian>,
+    /// Firmware, which only tests need.
+    pub firmware: Option<Firmware>,
     /// `strait`: arm64, statically linked, release profile.
     pub strait: PathBuf,
     /// The test agent: arm64, statically linked.
@@ -54,6 +56,17 @@ pub struct Debian {
     pub disk: PathBuf,
     /// Its kernel, with the modules that mount the file system.
     pub kernel: Kernel,
+}
+
+/// Firmware for QEMU's `virt`, and what it can boot a system with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Firmware {
+    /// U-Boot.
+    pub u_boot: PathBuf,
+    /// EDK2.
+    pub edk2: PathBuf,
+    /// GRUB, an EFI program with all of its modules, which reads `EFI/debian/grub.cfg` on its partition.
+    pub grub: PathBuf,
 }
 
 impl Artifacts {
@@ -123,6 +136,11 @@ mod tests {
             debian: Some(Debian {
                 disk: "/d/disk.img".into(),
                 kernel: Kernel { image: "/d/vmlinuz".into(), modules: vec!["/d/a.ko".into()] },
+            }),
+            firmware: Some(Firmware {
+                u_boot: "/f/u-boot.bin".into(),
+                edk2: "/f/QEMU_EFI.fd".into(),
+                grub: "/f/grubaa64.efi".into(),
             }),
             strait: "/t/strait".into(),
             agent: "/t/agent".into(),

@@ -87,6 +87,12 @@ impl Allocator {
         Self { allocated, next_spi: layout::spi::PLATFORM }
     }
 
+    /// Reserves what firmware and its variables are in.
+    #[cold]
+    pub fn reserve_flash(&mut self) {
+        self.allocated.push((layout::FIRMWARE.start..layout::VARIABLES.end, "the flash".into()));
+    }
+
     /// Reserves what a PCI host needs, but for its window for 64-bit registers, which goes
     /// [above](Self::end) all else. Before anything else is reserved.
     pub fn reserve_pci(&mut self) {

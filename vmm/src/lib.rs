@@ -25,6 +25,7 @@ mod double_buffer;
 mod error;
 mod events;
 mod exit_reason;
+mod flash;
 mod functions;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -29,6 +29,8 @@ pub struct Parts<'a> {
     pub boot: &'a BootLayout,
     /// Its serial port, if it has one.
     pub serial: Option<SerialKind>,
+    /// The node of its flash, if it has any.
+    pub flash: Option<Node>,
     /// The nodes of assigned devices.
     pub assigned: Vec<Node>,
     /// The clocks to which they refer.
@@ -70,6 +72,7 @@ pub fn root(parts: Parts<'_>) -> Node {
     let rtc = rtc::node(layout::RTC.start, size(&layout::RTC), Spi(layout::spi::RTC), APB_CLOCK);
     root.child(rtc)
         .child(pvpanic::node(layout::PVPANIC.start, size(&layout::PVPANIC)))
+        .with_children(parts.flash)
         .with_children(parts.assigned)
         .with_children(parts.pci)
 }

@@ -97,6 +97,11 @@ impl MemorySlots for Slots {
         Ok(())
     }
 
+    unsafe fn map_read_only(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
+        // SAFETY: the caller guarantees the same.
+        unsafe { self.map(gpa, host, size) }
+    }
+
     fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
         assert_eq!(self.0.lock().unwrap().remove(&gpa), Some(size), "{gpa:#x} isn't mapped");
         Ok(())

@@ -9,12 +9,12 @@ use super::channel::Channel;
 use super::deadline::Deadline;
 use super::failure::Failure;
 use super::host::Host;
-use super::initramfs;
+use super::initramfs::{self, Systems};
 use super::protocol::PORT;
 use super::qemu::{self, Qemu};
 use super::transcript::Transcript;
 use super::uart::Uart;
-use crate::artifacts::{Artifacts, Debian, Kernel};
+use crate::artifacts::{Artifacts, Debian, Firmware, Kernel};
 
 /// How long the host may take to boot, in seconds. It takes one when nothing else runs.
 const BOOT: u64 = 90;
@@ -36,6 +36,7 @@ pub struct Board {
     files: Vec<(String, Vec<u8>)>,
     stock: bool,
     debian: bool,
+    firmware: bool,
     icount: bool,
     large_pages: bool,
     uart: bool,
@@ -58,6 +59,7 @@ impl Default for Board {
             files: Vec::new(),
             stock: false,
             debian: false,
+            firmware: false,
             icount: false,
             large_pages: false,
             uart: false,
@@ -128,6 +130,13 @@ impl Board {
     #[must_use]
     pub fn debian(mut self) -> Self {
         self.debian = true;
+        self
+    }
+
+    /// Has firmware at `/k/u-boot` and `/k/edk2`.
+    #[must_use]
+    pub fn firmware(mut self) -> Self {
+        self.firmware = true;
         self
     }
 
@@ -209,7 +218,9 @@ impl Board {
         let (agent, agent_end) = qemu::socket_pair()?;
         let large = self.large(&artifacts)?;
         let debian = self.debian_system(&artifacts)?;
-        let initramfs = initramfs::host(&artifacts, self.stock, debian, large, &self.files)?;
+        let firmware = self.firmware_files(&artifacts)?;
+        let systems = Systems { stock: self.stock, debian, firmware, large };
+        let initramfs = initramfs::host(&artifacts, &systems, &self.files)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
 
@@ -260,7 +271,9 @@ impl Board {
         let artifacts = self.artifacts()?;
         let large = self.large(&artifacts)?;
         let debian = self.debian_system(&artifacts)?;
-        let initramfs = initramfs::host(&artifacts, self.stock, debian, large, &self.files)?;
+        let firmware = self.firmware_files(&artifacts)?;
+        let systems = Systems { stock: self.stock, debian, firmware, large };
+        let initramfs = initramfs::host(&artifacts, &systems, &self.files)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
         let mut command = self.command(&artifacts, "model.do=shell")?;
@@ -314,6 +327,18 @@ impl Board {
         artifacts.debian.as_ref().map(Some).ok_or_else(missing)
     }
 
+    /// The firmware, if the board is to have it.
+    fn firmware_files<'a>(
+        &self,
+        artifacts: &'a Artifacts,
+    ) -> Result<Option<&'a Firmware>, Failure> {
+        if !self.firmware {
+            return Ok(None);
+        }
+        let missing = || Failure::new("there is no firmware: cargo model setup");
+        artifacts.firmware.as_ref().map(Some).ok_or_else(missing)
+    }
+
     fn artifacts(&self) -> Result<Artifacts, Failure> {
         match &self.artifacts {
             Some(artifacts) => Ok(artifacts.clone()),
@@ -343,6 +368,7 @@ mod tests {
             stock_modules: "/m".into(),
             busybox: "/b".into(),
             debian: None,
+            firmware: None,
             strait: "/s".into(),
             agent: "/p".into(),
         };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::cpio::Archive;
 use super::failure::Failure;
-use crate::artifacts::{Artifacts, Debian, Kernel};
+use crate::artifacts::{Artifacts, Debian, Firmware, Kernel};
 
 /// The host's first process.
 const HOST_INIT: &str = include_str!("../../model/init");
@@ -21,16 +21,25 @@ const DEBIAN_INIT: &str = include_str!("../../model/debian/init");
 /// `dmatest` command, and a bus that is memory, by tests.
 const WITH_PARAMETERS: [&str; 2] = ["dmatest.ko", "i2c_stub.ko"];
 
-/// The host's: busybox, strait, the agent, kernels and guests' initrds under `/k`; with Debian's
-/// kernel if `stock`, and with what boots the Debian system `debian`. `large` is the kernel that it
-/// has instead of the usual one.
+/// What a host can run beside its own kernel.
+pub(super) struct Systems<'a> {
+    /// Debian's kernel.
+    pub(super) stock: bool,
+    /// A Debian system.
+    pub(super) debian: Option<&'a Debian>,
+    /// Firmware.
+    pub(super) firmware: Option<&'a Firmware>,
+    /// A kernel that the host has instead of the usual one.
+    pub(super) large: Option<&'a Kernel>,
+}
+
+/// The host's: busybox, strait, the agent, kernels, firmware and guests' initrds under `/k`.
 pub(super) fn host(
     artifacts: &Artifacts,
-    stock: bool,
-    debian: Option<&Debian>,
-    large: Option<&Kernel>,
+    systems: &Systems<'_>,
     files: &[(String, Vec<u8>)],
 ) -> Result<Vec<u8>, Failure> {
+    let Systems { stock, debian, firmware, large } = *systems;
     let mut archive = skeleton(artifacts, HOST_INIT)?;
     archive.file("bin/strait", &read(&artifacts.strait)?);
     modules(&mut archive, large.map_or(&artifacts.host_modules, |kernel| &kernel.modules))?;
@@ -48,6 +57,10 @@ pub(super) fn host(
     if let Some(debian) = debian {
         archive.file("k/debian", &read(&debian.kernel.image)?);
         archive.file("k/debian.cpio", &debian_initrd(artifacts, debian)?);
+    }
+    if let Some(firmware) = firmware {
+        archive.file("k/u-boot", &read(&firmware.u_boot)?);
+        archive.file("k/edk2", &read(&firmware.edk2)?);
     }
     for (name, bytes) in files {
         archive.file(name, bytes);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::Cache;
 use super::error::{Error, FileError};
+use super::firmware;
 use super::lock::LockFile;
 use super::machine::Machine;
 use super::mirror;
@@ -57,6 +58,9 @@ pub(super) struct Versions {
     debian_asked: Vec<String>,
     /// They and those that they depend on, each as `name=version`.
     pub(super) debian_system: Vec<String>,
+    /// Those with firmware, each as `name=version`.
+    #[serde(default)]
+    pub(super) firmware: Vec<String>,
     /// The mirror it was asked of.
     mirror: String,
     /// When, in seconds since 1970.
@@ -86,7 +90,10 @@ impl Archive {
         let json = fs::read(self.root.join("versions.json")).ok()?;
         let versions: Versions = serde_json::from_slice(&json).ok()?;
         // Another clone may have asked for others.
-        (versions.debian_asked == listed(DEBIAN_SYSTEM)).then_some(versions)
+        let names = versions.firmware.iter().map(|package| package.split('=').next());
+        let all = versions.debian_asked == listed(DEBIAN_SYSTEM)
+            && names.eq(firmware::PACKAGES.map(Some));
+        all.then_some(versions)
     }
 
     /// What the archive offers. `is_complete` says whether the cache has everything made from the
@@ -246,6 +253,10 @@ impl Archive {
             libgpiod: version("libgpiod-dev")?,
             debian_asked: listed(DEBIAN_SYSTEM),
             debian_system: self.closure(&listed(DEBIAN_SYSTEM))?,
+            firmware: firmware::PACKAGES
+                .iter()
+                .map(|name| Ok(format!("{name}={}", field(&show(name)?, "Version", name)?)))
+                .collect::<Result<_, Error>>()?,
             mirror: mirror.to_owned(),
             asked: now(),
         };
@@ -365,6 +376,7 @@ Conf libc6 (2.41-12+deb13u5 Debian:13.6/stable [arm64])
             libgpiod: String::new(),
             debian_asked: Vec::new(),
             debian_system: Vec::new(),
+            firmware: Vec::new(),
             mirror: String::new(),
             asked: now().saturating_sub(ago),
         };

@@ -15,7 +15,7 @@ use super::packages::{self, Need};
 use super::part::{Part, Parts};
 use super::progress::Progress;
 use super::toolchain::Toolchain;
-use super::{Model, board_dtbs, clean, debian, linux, qemu, signals, stock, workspace};
+use super::{Model, board_dtbs, clean, debian, firmware, linux, qemu, signals, stock, workspace};
 use crate::artifacts::{Artifacts, Kernel};
 
 /// What all steps of a set-up share.
@@ -226,6 +226,12 @@ fn finish(
         (None, None) if given.is_optional(debian::NAME) => None,
         (None, None) => return Err(Error::Broken(debian::NAME)),
     };
+    let firmware = match (&given.firmware, found(firmware::NAME)) {
+        (Some(given), _) => Some(given.clone()),
+        (None, Some(directory)) => Some(firmware::found(&directory)),
+        (None, None) if given.is_optional(firmware::NAME) => None,
+        (None, None) => return Err(Error::Broken(firmware::NAME)),
+    };
     let artifacts = Artifacts {
         qemu: match &given.qemu {
             Some(path) => path.clone(),
@@ -241,6 +247,7 @@ fn finish(
             None => made(stock::BUSYBOX)?.join("busybox"),
         },
         debian,
+        firmware,
         strait: binaries.strait,
         agent: binaries.agent,
     };

@@ -14,6 +14,7 @@ pub mod clean;
 mod daemons;
 mod debian;
 mod error;
+mod firmware;
 pub mod fuzz;
 pub mod lint;
 mod linux;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::binaries;
 use super::error::Error;
 use super::modules;
-use super::{debian, linux, qemu, stock};
+use super::{debian, firmware, linux, qemu, stock};
 use crate::artifacts;
 
 /// Options of all commands that need the model: what to use instead of making it.
@@ -39,6 +39,10 @@ pub struct Options {
     /// its kernel vmlinuz, and modules, a directory with what mounts that, and a file modules.order.
     #[arg(long, global = true, value_name = "DIR", env = "STRAIT_DEBIAN_SYSTEM")]
     debian_system: Option<PathBuf>,
+    /// A directory with firmware, for some of the tests: U-Boot's u-boot.bin and EDK2's QEMU_EFI.fd, both
+    /// for QEMU's arm64 virt, and GRUB's grubaa64.efi.
+    #[arg(long, global = true, value_name = "DIR", env = "STRAIT_FIRMWARE")]
+    firmware: Option<PathBuf>,
     /// A gcc that links for arm64.
     #[arg(long, global = true, value_name = "FILE", env = "STRAIT_CROSS_LINKER")]
     cross_linker: Option<PathBuf>,
@@ -48,7 +52,7 @@ pub struct Options {
 }
 
 /// What to bring along for each part, by its name.
-const NEEDS: [(&str, &str); 6] = [
+const NEEDS: [(&str, &str); 7] = [
     (qemu::NAME, "--qemu FILE: qemu-system-aarch64 10.0 with tests/model/qemu.patch and qemu.mak"),
     (
         linux::NAME,
@@ -69,6 +73,11 @@ const NEEDS: [(&str, &str); 6] = [
         debian::NAME,
         "--debian-system DIR: an arm64 Debian 13, as a directory debian-system-* of the cache on \
          another machine has it",
+    ),
+    (
+        firmware::NAME,
+        "--firmware DIR: u-boot.bin, QEMU_EFI.fd and grubaa64.efi, as a directory firmware-* of the \
+         cache on another machine has them",
     ),
 ];
 
@@ -109,6 +118,8 @@ pub(super) struct Provided {
     pub(super) busybox: Option<PathBuf>,
     /// A Debian system.
     pub(super) debian_system: Option<artifacts::Debian>,
+    /// Firmware.
+    pub(super) firmware: Option<artifacts::Firmware>,
     /// What the rest is made for.
     pub(super) purpose: Purpose,
 }
@@ -123,13 +134,15 @@ impl Provided {
             stock::KERNEL => self.stock.is_some(),
             stock::BUSYBOX => self.busybox.is_some(),
             debian::NAME => self.debian_system.is_some(),
+            firmware::NAME => self.firmware.is_some(),
             _ => false,
         }
     }
 
     /// Whether the part of this name may be missing.
     pub(super) fn is_optional(&self, part: &str) -> bool {
-        [linux::NAME_64K, debian::NAME].contains(&part) && self.purpose == Purpose::Use
+        [linux::NAME_64K, debian::NAME, firmware::NAME].contains(&part)
+            && self.purpose == Purpose::Use
     }
 
     /// Whether nothing need be made of Debian's archive.
@@ -183,6 +196,7 @@ impl Options {
             stock: kernel(["--stock-kernel", "--stock-modules"], stock)?,
             busybox,
             debian_system: self.debian_system.as_deref().map(system).transpose()?,
+            firmware: self.firmware.as_deref().map(provided_firmware).transpose()?,
             purpose,
         })
     }
@@ -222,6 +236,15 @@ fn system(directory: &Path) -> Result<artifacts::Debian, Error> {
     Ok(found)
 }
 
+fn provided_firmware(directory: &Path) -> Result<artifacts::Firmware, Error> {
+    const OPTION: &str = "--firmware";
+    let found = firmware::found(&absolute(OPTION, directory)?);
+    if ![&found.u_boot, &found.edk2, &found.grub].iter().all(|file| file.is_file()) {
+        return Err(bad(OPTION, directory, "lacks u-boot.bin, QEMU_EFI.fd or grubaa64.efi"));
+    }
+    Ok(found)
+}
+
 fn file(option: &'static str, path: Option<&Path>) -> Result<Option<PathBuf>, Error> {
     match path {
         None => Ok(None),
@@ -254,6 +277,7 @@ mod tests {
             stock: None,
             busybox: None,
             debian_system: None,
+            firmware: None,
             purpose,
         };
         assert!(!nothing.is_complete());
@@ -264,7 +288,7 @@ mod tests {
         assert!(most.needs().contains("--busybox") && !most.needs().contains("--qemu"));
         // What only tests need is asked for where there will be tests.
         let all_but_tests = Provided { busybox: Some(path()), ..most };
-        for option in ["--host-kernel-64k", "--debian-system"] {
+        for option in ["--host-kernel-64k", "--debian-system", "--firmware"] {
             assert!(all_but_tests.needs().contains(option), "{option}");
         }
         assert!(!all_but_tests.is_complete());

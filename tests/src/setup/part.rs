@@ -4,6 +4,7 @@ use super::archive::{Archive, Versions};
 use super::cache::{BuildDirs, Cache, CacheEntry, Key};
 use super::debian::System;
 use super::error::Error;
+use super::firmware::Firmware;
 use super::linux::{Linux, Pages};
 use super::machine::Machine;
 use super::packages::Need;
@@ -52,6 +53,8 @@ pub(super) struct Parts<'a> {
     pub(super) busybox: Busybox<'a>,
     /// A Debian system on a disk.
     pub(super) system: System<'a>,
+    /// Firmware.
+    pub(super) firmware: Firmware<'a>,
 }
 
 impl<'a> Parts<'a> {
@@ -69,12 +72,14 @@ impl<'a> Parts<'a> {
             stock: Kernel { cache, versions },
             busybox: Busybox { version: &versions.busybox },
             system: System { cache, model: model.clone(), versions },
+            firmware: Firmware { versions },
         }
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> [&dyn Part; 6] {
-        [&self.linux, &self.qemu, &self.linux_64k, &self.stock, &self.busybox, &self.system]
+    pub(super) fn all(&self) -> [&dyn Part; 7] {
+        let Self { qemu, linux, linux_64k, stock, busybox, system, firmware } = self;
+        [linux, qemu, linux_64k, stock, busybox, system, firmware]
     }
 }
 

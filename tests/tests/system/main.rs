@@ -14,6 +14,7 @@ mod debian;
 mod device;
 mod device_tree;
 mod errors;
+mod firmware;
 mod golden;
 mod inherited;
 mod isolation;

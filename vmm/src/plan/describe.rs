@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use arch::{RamPages, layout};
 use boot::fdt::{self, Node};
+use boot::kernel::Kernel;
 use devices::extent::Extent;
 use devices::irq::Trigger;
 use devices::pci::{Apertures, Intx};
@@ -12,9 +13,10 @@ use devices::vfio::iommu::Backend;
 use devices::vfio::node::PropertyReport;
 use serde::Serialize;
 
-use crate::assigned::{AssignedDevice, AssignedDevices, Obstacle, unbound_note};
+use crate::assigned::{AssignedDevice, Obstacle, unbound_note};
 use crate::cli::{ConsoleKind, Size};
 use crate::commands::device::FunctionDetails;
+use crate::flash::FlashPlan;
 
 use super::{MachinePlan, Opened};
 
@@ -54,8 +56,13 @@ pub struct Description {
     /// The huge pages of the host that it is made of: their size, or `thp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     hugepages: Option<String>,
-    kernel: String,
-    packaging: String,
+    /// What the guest begins with, if that isn't a kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firmware: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packaging: Option<String>,
     cmdline: String,
     memory_map: Vec<Area>,
     interrupts: Vec<Interrupt>,
@@ -161,15 +168,16 @@ struct DeviceInterrupt {
 impl Description {
     /// Of the machine that would run with this device tree.
     pub fn of(plan: &MachinePlan, opened: &Opened, kvm: KvmFacts, tree: &Node) -> Self {
-        let (kernel, assigned) = (&opened.kernel, &opened.assigned);
+        let (kernel, assigned) = (opened.kernel.as_ref(), &opened.assigned);
         Self {
             vcpus: plan.cpus,
             memory: plan.ram.size,
             hugepages: hugepages(plan.pages),
-            kernel: kernel.name().to_string(),
-            packaging: kernel.packaging().to_string(),
+            firmware: opened.flash.as_ref().map(FlashPlan::firmware),
+            kernel: kernel.map(Kernel::name),
+            packaging: kernel.map(|kernel| kernel.packaging().to_string()),
             cmdline: plan.cmdline.as_str().to_owned(),
-            memory_map: memory_map(plan, assigned, &kvm),
+            memory_map: memory_map(plan, opened, &kvm),
             interrupts: interrupts(plan, opened),
             iommu: assigned.backend(),
             obstacles: assigned.obstacles.clone(),
@@ -234,11 +242,17 @@ impl Device {
     }
 }
 
-fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, kvm: &KvmFacts) -> Vec<Area> {
+fn memory_map(plan: &MachinePlan, opened: &Opened, kvm: &KvmFacts) -> Vec<Area> {
+    let Opened { flash, assigned, .. } = opened;
     let mut map = Vec::new();
     let mut add = |range: &Range<u64>, what: &str, in_ram| {
         map.push(Area { extent: Extent::from(range), what: what.to_owned(), in_ram });
     };
+    for names in flash.iter().map(FlashPlan::names) {
+        for (name, range) in names.iter().zip([layout::FIRMWARE, layout::VARIABLES]) {
+            add(&range, &format!("flash: {name}"), false);
+        }
+    }
     kvm.gic_frames.iter().for_each(|(what, range)| add(range, what, false));
     add(&layout::RTC, "RTC (PL031)", false);
     add(&layout::PVPANIC, "panic device (pvpanic)", false);
@@ -264,7 +278,9 @@ fn memory_map(plan: &MachinePlan, assigned: &AssignedDevices, kvm: &KvmFacts) ->
     }
     add(&(plan.ram.base..plan.ram.end()), "RAM", false);
     let boot = &plan.boot;
-    add(&(boot.kernel.load..boot.kernel.end), "kernel", true);
+    if flash.is_none() {
+        add(&(boot.kernel.load..boot.kernel.end), "kernel", true);
+    }
     add(&(boot.dtb..boot.dtb + boot::layout::MAX_DTB_SIZE), "device tree, at most", true);
     boot.initrd.iter().for_each(|range| add(range, "initrd", true));
     map.sort_by_key(|area| area.extent.start);
@@ -318,7 +334,10 @@ impl Display for Description {
             Some(size) => writeln!(f, " in huge pages of {size}")?,
         }
         writeln!(f, "CPU features: {}", cpu_features(features, sve_lengths))?;
-        writeln!(f, "kernel: {}, {}", self.kernel, self.packaging)?;
+        self.firmware.iter().try_for_each(|name| writeln!(f, "firmware: {name}"))?;
+        for (kernel, packaging) in self.kernel.iter().zip(&self.packaging) {
+            writeln!(f, "kernel: {kernel}, {packaging}")?;
+        }
         writeln!(f, "command line: {}", self.cmdline)?;
         writeln!(f, "\nmemory map (guest physical addresses):")?;
         for Area { extent, what, in_ram } in &self.memory_map {

@@ -24,6 +24,7 @@ use crate::allocator::Allocator;
 use crate::assigned::AssignedDevices;
 use crate::cli::{ConsoleKind, GicChoice, RunOptions, SerialKind};
 use crate::error::Error;
+use crate::flash::FlashPlan;
 use crate::interrupts::LineMonitor;
 use crate::limits;
 use crate::vhost_user::Backends;
@@ -79,8 +80,10 @@ pub struct MachinePlan {
 
 /// What was opened while planning.
 pub struct Opened {
-    /// The kernel.
-    pub kernel: Kernel,
+    /// The kernel, if it begins with one.
+    pub kernel: Option<Kernel>,
+    /// Its flash, if it begins with firmware.
+    pub flash: Option<FlashPlan>,
     /// The initial RAM disk.
     pub initrd: Option<Initrd>,
     /// The devices that the guest is given.
@@ -104,17 +107,30 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
         .help(format!("--cpus {MAX_GICV3_CPUS}")));
     }
     let ram = ram::plan(options.memory, options.shares_ram())?;
-    let kernel = Kernel::open(&options.kernel.path, options.kernel.at)?;
-    let cmdline = Cmdline::compose(&default_cmdline(options, &kernel), options.cmdline.as_deref())
-        .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
+    let flash = options.firmware.as_ref().map(FlashPlan::new).transpose()?;
+    let kernel = match &flash {
+        Some(_) => None,
+        None => Some(Kernel::open(&options.kernel.path, options.kernel.at)?),
+    };
+    let cmdline =
+        Cmdline::compose(&default_cmdline(options, kernel.as_ref()), options.cmdline.as_deref())
+            .map_err(|e| Error::usage(e.to_string()).maybe_help(e.help()))?;
     let is_root = cmdline.has_ram_disk_root();
     let initrd = options.initrd.as_deref().map(|path| Initrd::open(path, is_root)).transpose()?;
-    let placement = kernel.placement(ram.base, ram.size)?;
-    let initrd_size = initrd.as_ref().map(Initrd::size);
-    let boot = boot::layout::layout(ram, placement, MAX_DTB_SIZE, initrd_size)?;
+    let boot = match &kernel {
+        Some(kernel) => {
+            let placement = kernel.placement(ram.base, ram.size)?;
+            let initrd_size = initrd.as_ref().map(Initrd::size);
+            boot::layout::layout(ram, placement, MAX_DTB_SIZE, initrd_size)?
+        }
+        None => BootLayout::of_firmware(ram, layout::FIRMWARE.start)?,
+    };
     let overlays =
         options.dtb_overlays.iter().map(|path| overlay(path)).collect::<Result<_, _>>()?;
     let mut allocator = Allocator::new(ram, options.console.is_on());
+    if flash.is_some() {
+        allocator.reserve_flash();
+    }
     let virtio = VirtioDevices::are_wanted(options);
     let pci = virtio || !options.vfio_pci.is_empty() || !options.vfio_user.is_empty();
     if pci {
@@ -164,7 +180,7 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
         descriptors: run.saturating_add(of_devices),
         timeout: options.timeout,
     };
-    Ok((plan, Opened { kernel, initrd, assigned, virtio }))
+    Ok((plan, Opened { kernel, flash, initrd, assigned, virtio }))
 }
 
 /// How many descriptors a run takes beside its devices' when all of it is planned: KVM, the VM and its
@@ -177,8 +193,8 @@ fn descriptors_of_run(options: &RunOptions) -> u64 {
 }
 
 /// The kernel parameters that come first, for Linux. The last console is /dev/console.
-fn default_cmdline(options: &RunOptions, kernel: &Kernel) -> Vec<&'static str> {
-    if !options.default_cmdline || !kernel.is_linux() {
+fn default_cmdline(options: &RunOptions, kernel: Option<&Kernel>) -> Vec<&'static str> {
+    if !options.default_cmdline || !kernel.is_some_and(Kernel::is_linux) {
         return Vec::new();
     }
     let consoles = [

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use boot::format::{Compressor, DiskImage, Format, START_SIZE};
 
+use crate::file_lock;
+
 use super::error::{ImageError, ImageFault};
-use super::lock;
 use super::options::Access;
 use super::request::SECTOR;
 use super::topology::{self, Topology};
@@ -54,10 +55,10 @@ impl Image {
     /// Another one has locked it.
     #[cold]
     pub fn lock(&self) -> Result<(), ImageError> {
-        match lock::lock(&self.file, self.is_written()) {
+        match file_lock::lock(&self.file, self.is_written()) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let users = lock::users(&self.path);
+                let users = file_lock::users(&self.path);
                 Err(self.error(ImageFault::Locked(users)))
             }
             Err(e) => {

@@ -5,7 +5,6 @@ mod config;
 mod error;
 mod handler;
 mod image;
-mod lock;
 mod options;
 mod request;
 mod ring;

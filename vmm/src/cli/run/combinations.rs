@@ -1,5 +1,6 @@
 //! Options that go together, or don't.
 
+use arch::layout;
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::Backend;
 
@@ -16,6 +17,7 @@ use crate::error::Error;
 /// They don't.
 pub(super) fn check(options: &mut RunOptions, console_is_given: bool) -> Result<(), Error> {
     check_passed(options)?;
+    check_firmware(options)?;
     check_consoles(options, console_is_given)?;
     check_balloon(options)?;
     check_monitor(options)?;
@@ -34,6 +36,33 @@ pub(super) fn check(options: &mut RunOptions, console_is_given: bool) -> Result<
         return Err(
             Error::usage("--json: a run prints nothing of its own").help("--dry-run --json")
         );
+    }
+    Ok(())
+}
+
+/// Checks that firmware gets what it can use.
+fn check_firmware(options: &RunOptions) -> Result<(), Error> {
+    if options.firmware.is_none() {
+        return Ok(());
+    }
+    let other = [
+        (!options.kernel.path.as_os_str().is_empty(), "--kernel"),
+        (options.initrd.is_some(), "--initrd"),
+    ];
+    if let Some((_, option)) = other.iter().find(|(given, _)| *given) {
+        return Err(Error::usage(format!(
+            "{option} and --firmware: a guest begins with a kernel or with firmware, which finds its \
+             system on a disk"
+        ))
+        .help("--firmware FILE --block DISK"));
+    }
+    if options.memory.base != layout::RAM_START {
+        return Err(Error::usage(format!(
+            "--memory {}: firmware looks for RAM at {:#x}",
+            options.memory,
+            layout::RAM_START
+        ))
+        .help("--memory without base="));
     }
     Ok(())
 }

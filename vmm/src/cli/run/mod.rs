@@ -11,7 +11,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
 use super::block::block;
-use super::console::{console, serial};
+use super::console::{SerialKind, console, serial};
 use super::cpu;
 use super::net;
 use super::owner;
@@ -21,8 +21,8 @@ use super::sandbox;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
 use super::{
-    Command, KernelOptions, MemoryOptions, NetOptions, ShareOptions, VfioPciOptions,
-    VfioPlatformOptions, VfioUserOptions, VhostUserOptions, usage_error,
+    Command, FirmwareOptions, KernelOptions, MemoryOptions, NetOptions, ShareOptions,
+    VfioPciOptions, VfioPlatformOptions, VfioUserOptions, VhostUserOptions, usage_error,
 };
 use crate::error::Error;
 
@@ -39,6 +39,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         return Ok(Command::Print(HELP.into()));
     }
     let mut console_is_given = once.has("--console");
+    let mut serial_is_given = once.has("--serial");
     let (file, print_config) = (options.config.take(), options.print_config);
     if let Some(path) = &file {
         // The file's come first, so that those typed take their place.
@@ -46,11 +47,16 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         options = RunOptions::default();
         config::take_file(path, &mut options, &mut of_file)?;
         console_is_given |= of_file.has("--console");
+        serial_is_given |= of_file.has("--serial");
         options.take_all(&mut typed.clone(), &mut GivenOnce::default())?;
         options.config = None;
     }
-    if options.kernel.path.as_os_str().is_empty() {
+    if options.kernel.path.as_os_str().is_empty() && options.firmware.is_none() {
         return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
+    }
+    if options.firmware.is_some() && !serial_is_given {
+        // The one that firmware for QEMU's virt has a driver for.
+        options.serial = SerialKind::Pl011;
     }
     combinations::check(&mut options, console_is_given)?;
     if print_config {
@@ -83,6 +89,10 @@ impl RunOptions {
             Arg::Long("kernel") => {
                 let read = KernelOptions::read(once.value("--kernel", parser)?);
                 self.kernel = read.map_err(|why| format!("--kernel: {why}"))?;
+            }
+            Arg::Long("firmware") => {
+                let read = FirmwareOptions::read(once.value("--firmware", parser)?);
+                self.firmware = Some(read.map_err(|why| format!("--firmware: {why}"))?);
             }
             Arg::Long("initrd") => self.initrd = Some(once.value("--initrd", parser)?.into()),
             Arg::Long("cmdline") => self.cmdline = Some(once.value("--cmdline", parser)?.string()?),

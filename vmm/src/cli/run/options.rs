@@ -15,15 +15,17 @@ use super::super::cpu::GicChoice;
 use super::super::pattern::Pattern;
 use super::super::sandbox::SandboxMode;
 use super::super::{
-    KernelOptions, MemoryOptions, NetOptions, PasstOptions, ShareOptions, VfioPciOptions,
-    VfioPlatformOptions, VfioUserOptions, VhostUserOptions,
+    FirmwareOptions, KernelOptions, MemoryOptions, NetOptions, PasstOptions, ShareOptions,
+    VfioPciOptions, VfioPlatformOptions, VfioUserOptions, VhostUserOptions,
 };
 
 /// What a guest is made of.
 #[derive(Debug)]
 pub struct RunOptions {
-    /// The kernel.
+    /// The kernel; its path is empty for none.
     pub kernel: KernelOptions,
+    /// What the guest begins with instead.
+    pub firmware: Option<FirmwareOptions>,
     /// The initial RAM disk's file.
     pub initrd: Option<PathBuf>,
     /// Kernel parameters.
@@ -106,6 +108,7 @@ impl Default for RunOptions {
     fn default() -> Self {
         Self {
             kernel: KernelOptions::default(),
+            firmware: None,
             initrd: None,
             cmdline: None,
             default_cmdline: true,

@@ -3,7 +3,7 @@
 use devices::vfio::assign::DeviceRef;
 use devices::vfio::iommu::IommuOptions;
 
-use super::super::ConsoleKind;
+use super::super::{ConsoleKind, SerialKind};
 use super::*;
 
 fn run(arguments: &[&str]) -> Result<RunOptions, Error> {
@@ -18,6 +18,32 @@ fn run(arguments: &[&str]) -> Result<RunOptions, Error> {
 fn a_kernel_is_enough() {
     let options = run(&[]).unwrap();
     assert_eq!((options.cpus, options.memory), (1, MemoryOptions::new(256 << 20)));
+}
+
+#[test]
+fn firmware_is_there_instead_of_a_kernel() {
+    let run = |arguments: &str| {
+        let words =
+            ["run", "--firmware", "u-boot.bin"].into_iter().chain(arguments.split_whitespace());
+        match super::super::parse(Parser::from_args(words))? {
+            Command::Run(options) => Ok(*options),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(run("").unwrap().serial, SerialKind::Pl011);
+    assert_eq!(run("--serial 8250").unwrap().serial, SerialKind::Ns16550a);
+    for (arguments, why) in [
+        (
+            "--kernel Image",
+            "--kernel and --firmware: a guest begins with a kernel or with firmware",
+        ),
+        ("--initrd a", "--initrd and --firmware"),
+        ("--memory 64M,base=0x80000000", "firmware looks for RAM at 0x40000000"),
+    ] {
+        let error: Error = run(arguments).unwrap_err();
+        assert!(error.message().contains(why) && error.exit_status() == 2, "{}", error.report());
+        assert!(error.report().contains("help: "), "{}", error.report());
+    }
 }
 
 #[test]
@@ -126,6 +152,7 @@ fn standard_input_is_one_console_s() {
 fn of_two_values_none_is_taken() {
     for (option, first, second) in [
         ("--kernel", "a", "b"),
+        ("--firmware", "a", "a,vars=b"),
         ("--initrd", "a", "b"),
         ("--cmdline", "quiet", "debug"),
         ("--cpus", "1", "1"),

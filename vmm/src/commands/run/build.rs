@@ -26,13 +26,13 @@ use crate::assigned::AssignedDevices;
 use crate::cli::{GicVersion, ItsChoice, SerialKind};
 use crate::console::{ConsoleBackend, InputSource};
 use crate::error::Error;
+use crate::flash::FlashPlan;
 use crate::limits::hugepages;
 use crate::outfile;
-use crate::plan::MachinePlan;
 use crate::plan::describe::KvmFacts;
+use crate::plan::{MachinePlan, Opened};
 use crate::populate;
 use crate::tree::{self, Seed};
-use crate::virtio::VirtioDevices;
 use crate::waker::Waker;
 
 use super::irqfds::SpiLine;
@@ -233,12 +233,8 @@ pub fn connect_console(
 /// # Errors
 ///
 /// The host has no randomness to give, or an overlay doesn't fit the tree.
-pub fn tree(
-    plan: &MachinePlan,
-    assigned: &AssignedDevices,
-    virtio: &VirtioDevices,
-    parts: &VmParts,
-) -> Result<Node, Error> {
+pub fn tree(plan: &MachinePlan, opened: &Opened, parts: &VmParts) -> Result<Node, Error> {
+    let Opened { assigned, virtio, .. } = opened;
     let mask = parts.gic.ppi_cpu_mask();
     let mut cpus = vec![
         arch::memory_node(plan.ram),
@@ -255,6 +251,7 @@ pub fn tree(
         cmdline: plan.cmdline.as_str(),
         boot: &plan.boot,
         serial: plan.console.is_on().then_some(plan.serial),
+        flash: opened.flash.as_ref().map(|_| FlashPlan::node()),
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,
@@ -321,7 +318,7 @@ pub fn dump_dtb(path: &Path, dtb: &[u8]) -> Result<(), Error> {
 /// The host has no room for it, or a file can't be read.
 pub fn ram(
     plan: &MachinePlan,
-    kernel: Kernel,
+    kernel: Option<Kernel>,
     initrd: Option<Initrd>,
     dtb: &[u8],
     assigned: &AssignedDevices,
@@ -339,7 +336,9 @@ pub fn ram(
     let used = end.saturating_sub(plan.ram.base);
     let small = assigned.is_empty() && plan.pages == RamPages::Any;
     let _small = small.then(|| HugePagesDisabled::for_small(used)).flatten();
-    kernel.load_into(ram.memory(), boot.kernel.load)?;
+    if let Some(kernel) = kernel {
+        kernel.load_into(ram.memory(), boot.kernel.load)?;
+    }
     if let (Some(initrd), Some(range)) = (initrd, &boot.initrd) {
         initrd.load_into(ram.memory(), range.start)?;
     }

@@ -84,6 +84,11 @@ impl MemorySlots for Irqfds {
         unsafe { self.vm.map_memory(gpa, host, size) }
     }
 
+    unsafe fn map_read_only(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
+        // SAFETY: as above.
+        unsafe { self.vm.map_read_only(gpa, host, size) }
+    }
+
     fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
         self.vm.unmap_memory(gpa, size)
     }

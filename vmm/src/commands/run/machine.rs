@@ -18,6 +18,7 @@ use crate::assigned::AssignedDevices;
 use crate::error::Error;
 use crate::events::{self, Sources};
 use crate::exit_reason::ExitReason;
+use crate::flash::Flash;
 use crate::stats::Recorder;
 use crate::virtio::{VirtioBackends, VirtioDevices};
 
@@ -27,6 +28,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
     memory: GuestMemoryMmap,
+    flash: Option<Flash>,
     bridge: Option<Arc<HostBridge>>,
     virtio: VirtioDevices,
     assigned: AssignedDevices,
@@ -44,6 +46,7 @@ impl Machine {
     pub fn new(
         parts: VmParts,
         ram: GuestRam,
+        flash: Option<Flash>,
         mut assigned: AssignedDevices,
         virtio: VirtioDevices,
         mut bus: Bus,
@@ -86,6 +89,7 @@ impl Machine {
             })?;
             bridge = Some(pci_host::attach(apertures, functions, &virtio, &gic, &mut bus)?);
         }
+        let slots = irqfds.clone();
         if let Some(frame) = frame {
             bus.add(
                 "GICv2m frame",
@@ -93,9 +97,14 @@ impl Machine {
                 Arc::new(gicv2m::Registers::new(frame, irqfds)),
             )?;
         }
-        let memory = ram.memory().clone();
+        let mut memory = ram.memory().clone();
         vm.add_ram(ram)?;
-        Ok(Self { vcpus, bus: Arc::new(bus), memory, bridge, virtio, assigned, gic, vm })
+        if let Some(flash) = &flash {
+            flash.attach(&slots, &mut bus)?;
+            // Its code is in both.
+            memory = flash.with(&memory)?;
+        }
+        Ok(Self { vcpus, bus: Arc::new(bus), memory, flash, bridge, virtio, assigned, gic, vm })
     }
 
     /// The VM.
@@ -143,6 +152,7 @@ impl Machine {
         recorder: Option<Arc<Recorder>>,
     ) -> Result<ExitReason, Error> {
         self.virtio.prepare()?;
+        self.flash.as_ref().map_or(Ok(()), Flash::start)?;
         let context = Arc::new(VcpuContext::new(
             self.bus.clone(),
             self.memory.clone(),
@@ -180,6 +190,7 @@ impl Machine {
     pub fn release(self) {
         // It holds what traps of the devices.
         drop(self.bus);
+        self.flash.iter().for_each(Flash::finish);
         self.virtio.release();
         self.assigned.release();
     }

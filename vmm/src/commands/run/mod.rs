@@ -10,6 +10,8 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Instant;
 
+use boot::kernel::Kernel;
+
 use self::machine::Machine;
 use crate::assigned::AssignedDevices;
 use crate::cli::{RunOptions, SandboxMode};
@@ -20,6 +22,7 @@ use crate::device_monitor::DeviceMonitor;
 use crate::error::Error;
 use crate::events::Sources;
 use crate::exit_reason::ExitReason;
+use crate::flash::FlashPlan;
 use crate::limits::{self, UnpinnedMemory};
 use crate::plan::describe::Description;
 use crate::plan::{self, MachinePlan, Opened};
@@ -70,8 +73,7 @@ fn run_guest(
     let (plan, opened) = plan::resolve(options, backends)?;
     let parts = build::vm(&plan)?;
     // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
-    let tree =
-        build::tree(&plan, &opened.assigned, &opened.virtio, &parts).map(ManuallyDrop::new)?;
+    let tree = build::tree(&plan, &opened, &parts).map(ManuallyDrop::new)?;
     let dtb = build::dtb(&tree)?;
     if let Some(path) = &options.dump_dtb {
         build::dump_dtb(path, &dtb)?;
@@ -93,8 +95,10 @@ fn run_guest(
     let open = |kind, name| ConsoleBackend::open(kind, name, console_monitor.as_ref());
     let console = open(&plan.console, "serial")?;
     let virtio_console = open(&plan.virtio_console, "virtio")?;
-    let Opened { kernel, initrd, assigned, virtio } = opened;
-    let (is_linux, shortage) = (kernel.is_linux(), kernel.shortage());
+    let Opened { kernel, flash, initrd, assigned, virtio } = opened;
+    let is_linux = kernel.as_ref().is_some_and(Kernel::is_linux);
+    let shortage = kernel.as_ref().and_then(Kernel::shortage);
+    let flash = flash.map(FlashPlan::make).transpose()?;
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
     build::set_boot(&plan, &parts)?;
     let emulated = build::emulated_devices(console, plan.serial, &parts, &waker)?;
@@ -106,7 +110,7 @@ fn run_guest(
         ram: (ram.host_address(), ram.size()),
         descriptors: plan.descriptors,
     };
-    let mut machine = Machine::new(parts, ram, assigned, virtio, emulated.bus)?;
+    let mut machine = Machine::new(parts, ram, flash, assigned, virtio, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
     let recorder = statistics.map(|statistics| {

@@ -46,6 +46,11 @@ impl MemorySlots for Slots {
         Ok(())
     }
 
+    unsafe fn map_read_only(&self, gpa: u64, host: NonNull<u8>, size: u64) -> io::Result<()> {
+        // SAFETY: the caller guarantees the same.
+        unsafe { self.map(gpa, host, size) }
+    }
+
     fn unmap(&self, gpa: u64, size: u64) -> io::Result<()> {
         if self.1.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::OutOfMemory.into());

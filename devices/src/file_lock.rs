@@ -1,4 +1,4 @@
-//! Locks on images, so that no two guests write to one (`F_OFD_SETLK`, fcntl(2)).
+//! Locks on files, so that no two guests write to one (`F_OFD_SETLK`, fcntl(2)).
 
 use std::fs::{self, File};
 use std::io;
@@ -11,7 +11,7 @@ use std::path::Path;
 /// # Errors
 ///
 /// The kernel or the file system has no such locks.
-pub(super) fn lock(file: &File, exclusive: bool) -> io::Result<bool> {
+pub(crate) fn lock(file: &File, exclusive: bool) -> io::Result<bool> {
     // SAFETY: all zeroes is a valid `flock`: from the start (SEEK_SET is 0) to the end of the file.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
@@ -29,7 +29,7 @@ pub(super) fn lock(file: &File, exclusive: bool) -> io::Result<bool> {
 
 /// The processes that have the file open, as far as this user may know, for the end of a message.
 #[cold]
-pub(super) fn users(path: &Path) -> String {
+pub(crate) fn users(path: &Path) -> String {
     let (Ok(path), Ok(entries)) = (fs::canonicalize(path), fs::read_dir("/proc")) else {
         return String::new();
     };
