@@ -7,6 +7,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// The most bytes of a corpus that is kept.
+pub const KEPT_SIZE: usize = 4096;
+
 /// The directory of the inputs that are kept for what they reach.
 pub fn directory() -> PathBuf {
     files("corpora")
@@ -50,18 +53,24 @@ pub fn regressions(target: &str) -> PathBuf {
 ///
 /// A file can't be read, or a line isn't hexadecimal (`InvalidData`).
 pub fn read(target: &str) -> io::Result<Vec<Vec<u8>>> {
-    let mut inputs = Vec::new();
-    for path in [path(target), regressions(target)] {
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            text => text?,
-        };
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let wrong = || io::Error::new(io::ErrorKind::InvalidData, path.display().to_string());
-            inputs.push(decode(line).ok_or_else(wrong)?);
-        }
-    }
+    let mut inputs = of_file(&path(target))?;
+    inputs.extend(of_file(&regressions(target))?);
     Ok(inputs)
+}
+
+/// The inputs that a file has; none if it isn't there.
+///
+/// # Errors
+///
+/// It can't be read, or a line isn't hexadecimal (`InvalidData`).
+pub fn of_file(path: &Path) -> io::Result<Vec<Vec<u8>>> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text?,
+    };
+    let wrong = || io::Error::new(io::ErrorKind::InvalidData, path.display().to_string());
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| decode(line).ok_or_else(wrong)).collect()
 }
 
 fn decode(line: &str) -> Option<Vec<u8>> {

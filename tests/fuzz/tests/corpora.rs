@@ -114,3 +114,12 @@ fn each_target_has_a_test_and_a_corpus() {
     assert_eq!(names, TESTED);
     assert_eq!(names, corpus::targets().unwrap());
 }
+
+#[test]
+fn no_corpus_is_larger_than_is_kept() {
+    for name in TESTED {
+        let kept = corpus::of_file(&corpus::path(name)).unwrap();
+        let size: usize = kept.iter().map(Vec::len).sum();
+        assert!(size <= corpus::KEPT_SIZE, "{name}: {size} bytes");
+    }
+}

@@ -33,9 +33,6 @@ const COVERAGE: &str = "-C passes=sancov-module -C llvm-args=-sanitizer-coverage
 /// get longer.
 const BOUNDS: [&str; 4] = ["-timeout=20", "-rss_limit_mb=1024", "-max_len=2048", "-len_control=20"];
 
-/// The most bytes of a corpus that is kept.
-const KEPT_SIZE: usize = 4096;
-
 /// How a target went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Outcome {
@@ -180,7 +177,7 @@ impl<'a> Fuzzer<'a> {
         let mut size = 0;
         let fits = inputs.into_iter().take_while(|input| {
             size += input.len();
-            size <= KEPT_SIZE
+            size <= corpus::KEPT_SIZE
         });
         let kept: Vec<Vec<u8>> = fits.collect();
         let path = corpus::path(self.name);
