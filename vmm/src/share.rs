@@ -15,7 +15,7 @@ use devices::vhost_user::{
 use devices::virtio::Device;
 use vmm_sys_util::tempdir::TempDir;
 
-use crate::cli::{ShareOptions, ShareSandbox};
+use crate::cli::{ShareCache, ShareOptions, ShareSandbox};
 use crate::error::Error;
 use crate::programs::{self, Served, Started};
 
@@ -23,8 +23,8 @@ use crate::programs::{self, Served, Started};
 const DIRECTORIES: [&str; 2] = ["/usr/libexec", "/usr/lib"];
 
 /// What is executed; the last word only if the guest can't write.
-const COMMAND: &str =
-    "virtiofsd --log-level warn --fd FD --sandbox SANDBOX --shared-dir DIRECTORY --readonly";
+const COMMAND: &str = "virtiofsd --log-level warn --fd FD --sandbox SANDBOX --cache CACHE \
+                       --shared-dir DIRECTORY --readonly";
 
 /// The size of the tag in the configuration (virtio 1.2, 5.11.4).
 const TAG_SIZE: usize = 36;
@@ -133,11 +133,16 @@ fn command(
     listener: i32,
 ) -> Command {
     let mut command = Command::new(program);
-    let words = if options.read_only { 10 } else { 9 };
+    let words = if options.read_only { 12 } else { 11 };
     for word in COMMAND.split(' ').take(words).skip(1) {
         match word {
             "FD" => command.arg(listener.to_string()),
             "SANDBOX" => command.arg(sandbox),
+            "CACHE" => command.arg(match options.cache {
+                ShareCache::Auto => "auto",
+                ShareCache::Always => "always",
+                ShareCache::Never => "never",
+            }),
             "DIRECTORY" => command.arg(directory),
             word => command.arg(word),
         };
@@ -204,9 +209,11 @@ mod tests {
                 command.get_args().map(|a| a.to_str().unwrap().to_owned()).collect();
             words.join(" ")
         };
-        let writable = "--log-level warn --fd 7 --sandbox none --shared-dir /d";
-        assert_eq!(words("a=/d"), writable);
-        assert_eq!(words("a=/d,ro"), format!("{writable} --readonly"));
+        let command = |cache| {
+            format!("--log-level warn --fd 7 --sandbox none --cache {cache} --shared-dir /d")
+        };
+        assert_eq!(words("a=/d"), command("auto"));
+        assert_eq!(words("a=/d,ro,cache=always"), command("always") + " --readonly");
     }
 
     #[test]

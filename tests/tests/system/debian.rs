@@ -277,7 +277,7 @@ fn a_system_in_a_shared_directory_boots_without_a_disk() -> TestResult {
         .without_initrd()
         .cmdline("rootfstype=virtiofs root=system console=hvc0 systemd.tty.term.hvc0=dumb")
         .with(
-            "--share system=/debian --console file:/tmp/serial --virtio-console stdio \
+            "--share system=/debian,cache=always --console file:/tmp/serial --virtio-console stdio \
              --net passt,tcp=7000 --block /images/a",
         );
     host.sh("cp /bin/agent /debian/usr/bin/agent")?;

@@ -37,7 +37,7 @@ pub use pci::{VfioPciOptions, VfioUserOptions};
 pub use platform::{RegionAddress, VfioPlatformOptions};
 pub use run::RunOptions;
 pub use sandbox::SandboxMode;
-pub use vhost_user::{ShareOptions, ShareSandbox, VhostUserOptions};
+pub use vhost_user::{ShareCache, ShareOptions, ShareSandbox, VhostUserOptions};
 
 use lexopt::{Arg, Parser};
 

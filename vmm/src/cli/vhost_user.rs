@@ -78,6 +78,18 @@ pub enum ShareSandbox {
     None,
 }
 
+/// How long the guest may rely on what it knows of a directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShareCache {
+    /// Until it opens a file again, and of names for a second.
+    #[default]
+    Auto,
+    /// For ever: nobody else changes the directory.
+    Always,
+    /// Not at all.
+    Never,
+}
+
 /// A directory of the host that the guest mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareOptions {
@@ -89,6 +101,8 @@ pub struct ShareOptions {
     pub read_only: bool,
     /// How its server keeps itself to it.
     pub sandbox: ShareSandbox,
+    /// How long the guest may rely on what it knows.
+    pub cache: ShareCache,
 }
 
 impl FromStr for ShareOptions {
@@ -98,8 +112,8 @@ impl FromStr for ShareOptions {
         let (tag, mut rest) =
             text.split_once('=').ok_or("TAG=DIRECTORY is needed, as in src=/home/me/src")?;
         let tag = check_tag(tag)?;
-        let (mut read_only, mut sandbox, mut given) =
-            (false, ShareSandbox::Auto, GivenOnce::default());
+        let (mut read_only, mut given) = (false, GivenOnce::default());
+        let (mut sandbox, mut cache) = Default::default();
         // From the end: what is no option belongs to the directory's name, which may have commas.
         while let Some((before, piece)) = rest.rsplit_once(',') {
             match piece.split_once('=') {
@@ -117,9 +131,20 @@ impl FromStr for ShareOptions {
                         _ => return Err("sandbox is auto, namespace, chroot or none".into()),
                     };
                 }
+                Some(("cache", value)) => {
+                    given.note("cache", value.as_ref())?;
+                    cache = match value {
+                        "auto" => ShareCache::Auto,
+                        "always" => ShareCache::Always,
+                        "never" => ShareCache::Never,
+                        _ => return Err("cache is auto, always or never".into()),
+                    };
+                }
                 None if !piece.is_empty() => break,
                 _ => {
-                    return Err(format!("`{piece}` is no option of a share; ro and sandbox=… are"));
+                    return Err(format!(
+                        "`{piece}` is no option of a share; ro, cache=… and sandbox=… are"
+                    ));
                 }
             }
             rest = before;
@@ -127,7 +152,7 @@ impl FromStr for ShareOptions {
         if rest.is_empty() {
             return Err("there is no directory behind the tag".into());
         }
-        Ok(Self { tag, directory: rest.into(), read_only, sandbox })
+        Ok(Self { tag, directory: rest.into(), read_only, sandbox, cache })
     }
 }
 
@@ -195,6 +220,10 @@ mod tests {
         let all = parse("a=b,c=d,e,sandbox=none,ro");
         assert_eq!(all.directory, Path::new("b,c=d,e"));
         assert_eq!((all.read_only, all.sandbox), (true, ShareSandbox::None));
+        assert_eq!(
+            (all.cache, parse("a=b,cache=always").cache),
+            (ShareCache::Auto, ShareCache::Always)
+        );
         let long = "x".repeat(37);
         for text in [
             "",
@@ -206,6 +235,7 @@ mod tests {
             "a=/x,ro,ro",
             "a=/x,rw=1",
             "a=/x,sandbox=maybe",
+            "a=/x,cache=maybe",
             &format!("{long}=/x"),
         ] {
             assert!(text.parse::<ShareOptions>().is_err(), "{text}");
