@@ -5,12 +5,14 @@
 //! - [`harness`] boots a model host and runs scenarios on it.
 //! - [`suite`] runs every test, [`mod@bench`] measures, [`demo`] shows the main job, [`shell`] is for
 //!   looking around, [`manual`] makes the man page and completions, [`package`] a Debian package,
-//!   [`link_order`] the order of functions in strait.
+//!   [`link_order`] the order of functions in strait, [`calls`] what its threads ask the kernel for.
 
 #[cfg(feature = "tool")]
 pub mod artifacts;
 #[cfg(feature = "tool")]
 pub mod bench;
+#[cfg(feature = "tool")]
+pub mod calls;
 #[cfg(feature = "tool")]
 pub mod demo;
 #[cfg(feature = "tool")]

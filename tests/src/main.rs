@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tests::bench::{self, Peer};
 use tests::setup::{self, Options, Purpose, workspace};
 use tests::suite;
-use tests::{demo, link_order, manual, package, shell};
+use tests::{calls, demo, link_order, manual, package, shell};
 
 /// The system model: an Arm board in QEMU with DMA controllers behind an SMMU, a Linux host with
 /// KVM on it, and strait in that host.
@@ -62,6 +62,11 @@ enum Command {
     },
     /// Check format, lints and documentation, warnings denied
     Lint,
+    /// Compare system calls that strait's threads made with what their filters allow
+    Calls {
+        /// The file that STRAIT_CALLS named in a run of tests
+        file: PathBuf,
+    },
     /// Find the functions that a run takes, and have them linked next to each other (vmm/run.ld)
     LinkOrder,
     /// Make the man page and the shells' completions from `strait --help`
@@ -127,6 +132,7 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             setup::fuzz::run(options, target.as_deref(), seconds, keep)?;
         }
         Command::Lint => setup::lint::run(options)?,
+        Command::Calls { file } => print!("{}", calls::report(&file)?),
         Command::LinkOrder => {
             let model = setup::run(options, Purpose::Use)?;
             println!("{}", link_order::write(&model)?.display());

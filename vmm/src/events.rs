@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::limits::UnpinnedMemory;
 use crate::output;
+use crate::sandbox::seccomp::Kind;
 use crate::signals::{Request, Signals};
 use crate::stats::Recorder;
 use crate::waker::Waker;
@@ -79,6 +80,7 @@ pub fn run(
     for clients in clients {
         manager.add_subscriber(Box::new(clients));
     }
+    Kind::EventLoop.enter();
     loop {
         if let Some(stop) = stop.borrow_mut().take() {
             return Ok(match stop {

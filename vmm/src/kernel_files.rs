@@ -5,11 +5,20 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::sync;
 
 /// Those that are kept, by their paths.
 static KEPT: Mutex<BTreeMap<String, File>> = Mutex::new(BTreeMap::new());
+
+/// No other file may be opened any more.
+static ONLY_KEPT: AtomicBool = AtomicBool::new(false);
+
+/// From here on only files that are kept are read: the sandbox ends a process that opens another.
+pub fn read_only_kept() {
+    ONLY_KEPT.store(true, Ordering::Release);
+}
 
 /// Keeps the file open for [`read`]. One that can't be opened can't be read later either.
 #[cold]
@@ -27,7 +36,12 @@ pub fn keep(path: &str) {
 #[cold]
 pub fn read(path: &str) -> io::Result<String> {
     let kept = sync::lock(&KEPT);
-    let Some(mut file) = kept.get(path) else { return fs::read_to_string(path) };
+    let Some(mut file) = kept.get(path) else {
+        if ONLY_KEPT.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        return fs::read_to_string(path);
+    };
     file.rewind()?;
     let mut text = String::new();
     Plain(file).read_to_string(&mut text)?;

@@ -62,6 +62,14 @@ impl FdCloser {
         }
     }
 
+    /// Starts the thread, which can't be done any more once the guest runs.
+    pub(super) fn prepare(&self) {
+        let mut thread = lock(&self.0.thread);
+        if thread.is_none() {
+            *thread = closing_thread();
+        }
+    }
+
     fn close(&self, fd: OwnedFd) {
         let mut thread = lock(&self.0.thread);
         if thread.is_none() {

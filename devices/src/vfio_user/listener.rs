@@ -106,6 +106,7 @@ impl Listener {
     /// Starts them again.
     pub(super) fn resume(&self) -> io::Result<()> {
         self.shared.is_paused.store(false, Ordering::Release);
+        self.closer.prepare();
         self.start_thread()
     }
 

@@ -12,6 +12,7 @@ mod devmem;
 mod disk;
 mod edu;
 mod gpio;
+mod inject;
 mod kexec;
 mod measure;
 mod microcode;
@@ -19,10 +20,12 @@ mod network;
 mod noiommu;
 mod pl330;
 mod privileges;
+mod ptrace;
 mod random_access;
 mod rings;
 mod tap;
 mod testdev;
+mod trace;
 mod vfio;
 mod vfio_user;
 mod vhost_user;
@@ -94,6 +97,10 @@ usage: agent COMMAND
   echoed ADDRESS BYTES                  connect to who sends all back, and check that it is the same
   udp-echo IP:PORT                      send packets back
   udp IP:PORT COUNT SIZE                send packets to that, each after the answer to the last
+  trace FILE COMMAND…                   run a command, and append to FILE which system calls its threads
+                                        make that filter theirs; with kills before FILE only the
+                                        call that ends it, if one does
+  inject PID THREAD CALL [ARGUMENT]…    have a thread of this name ask for a system call
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
 Numbers are decimal or 0x….";
 
@@ -169,6 +176,13 @@ fn main() -> ExitCode {
         ["udp-echo", address] => network::echo(address),
         ["udp", address, count, size] => {
             number(count).and_then(|count| network::round_trips(address, count, number(size)?))
+        }
+        ["trace", "kills", file, command @ ..] => trace::run(file, command, false),
+        ["trace", file, command @ ..] => trace::run(file, command, true),
+        ["inject", process, thread, call, arguments @ ..] => {
+            let arguments: Result<Vec<u64>, _> =
+                arguments.iter().map(|text| number(text)).collect();
+            number(call).and_then(|call| inject::run(process, thread, call, &arguments?))
         }
         ["measure", runs, command @ ..] => measure::run(runs, command),
         _ => {

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::calls;
 use super::channel::Channel;
 use super::deadline::Deadline;
 use super::failure::Failure;
@@ -160,6 +161,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        calls::keep(self);
         drop(self.qemu.take());
         self.channel.join();
         self.transcript().end();

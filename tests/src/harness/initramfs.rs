@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::calls;
 use super::cpio::Archive;
 use super::failure::Failure;
 use crate::artifacts::{Artifacts, Debian, Firmware, Kernel};
@@ -41,7 +42,15 @@ pub(super) fn host(
 ) -> Result<Vec<u8>, Failure> {
     let Systems { stock, debian, firmware, large } = *systems;
     let mut archive = skeleton(artifacts, HOST_INIT)?;
-    archive.file("bin/strait", &read(&artifacts.strait)?);
+    let strait = read(&artifacts.strait)?;
+    match calls::script() {
+        None => archive.file("bin/strait", &strait),
+        Some(script) => {
+            archive.file("bin/strait", script.as_bytes());
+            archive.directory("traced");
+            archive.file(calls::PROGRAM, &strait);
+        }
+    }
     modules(&mut archive, large.map_or(&artifacts.host_modules, |kernel| &kernel.modules))?;
     archive.directory("k");
     archive.file("k/model", &read(&artifacts.host_kernel)?);

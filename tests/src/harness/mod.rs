@@ -24,6 +24,7 @@
 
 mod bind;
 mod board;
+mod calls;
 mod channel;
 mod costs;
 mod counters;

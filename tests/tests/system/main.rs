@@ -33,6 +33,7 @@ mod platform;
 mod resources;
 mod run;
 mod sandbox;
+mod seccomp;
 mod self_test;
 mod several_guests;
 mod terminal;

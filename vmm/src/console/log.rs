@@ -77,7 +77,8 @@ mod tests {
     /// What the log has of these pieces of output, without the times' digits.
     fn logged(named: bool, pieces: &[(&'static str, &[u8])]) -> String {
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let file = output::to_file(fs::File::from(OwnedFd::from(writer)), "test").unwrap();
+        let file = output::to_file(fs::File::from(OwnedFd::from(writer)), "test");
+        output::start_threads(|| ()).unwrap();
         let mut log = ConsoleLog::new(file.clone(), Instant::now(), named);
         for (name, bytes) in pieces {
             assert!(!log.put(name, bytes));

@@ -85,9 +85,7 @@ impl ConsoleBackend {
             ConsoleKind::Off => return Ok(None),
             ConsoleKind::Stdio => return of(Kind::Stdio),
             ConsoleKind::File(path) => {
-                let buffer = output::to_file(file::open(path, "--console file:")?, name)
-                    .map_err(|e| Error::new(format!("no thread for the {name} console: {e}")))?;
-                return of(Kind::File(buffer));
+                return of(Kind::File(output::to_file(file::open(path, "--console file:")?, name)));
             }
             ConsoleKind::Pty => Listener::pty(name)?,
             ConsoleKind::Unix(path) => Listener::socket(path)?,

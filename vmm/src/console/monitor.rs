@@ -191,9 +191,7 @@ impl Monitor {
 
 /// Opens the log's file.
 fn open_log(path: &Path, started: Instant, named: bool) -> Result<ConsoleLog, Error> {
-    let file = file::open(path, "--log ")?;
-    let buffer = output::to_file(file, "log")
-        .map_err(|e| Error::new(format!("no thread for --log {}: {e}", path.display())))?;
+    let buffer = output::to_file(file::open(path, "--log ")?, "log");
     Ok(ConsoleLog::new(buffer, started, named))
 }
 

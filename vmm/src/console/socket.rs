@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::Error;
 
@@ -16,13 +16,11 @@ const MODE: libc::mode_t = 0o600;
 /// How many clients may wait to be accepted.
 const BACKLOG: libc::c_int = 4;
 
-/// A listening socket, whose file goes with it.
+/// A listening socket. Its file stays: who has it may reach no path any more, and the parent
+/// [removes](remove_stale) it.
 #[derive(Debug)]
 pub(super) struct ConsoleSocket {
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode number of its file.
-    file: Option<(u64, u64)>,
 }
 
 impl ConsoleSocket {
@@ -52,8 +50,7 @@ impl ConsoleSocket {
             failed(format!("no socket can be made: {e}"))
                 .help("unix:PATH in a directory you can write to")
         })?;
-        let file = fs::symlink_metadata(path).ok().map(|there| (there.dev(), there.ino()));
-        Ok(Self { listener, path: path.to_owned(), file })
+        Ok(Self { listener })
     }
 
     /// The client that wants to come, open non-blocking, if there still is one.
@@ -79,16 +76,6 @@ impl ConsoleSocket {
 impl AsRawFd for ConsoleSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.listener.as_raw_fd()
-    }
-}
-
-impl Drop for ConsoleSocket {
-    fn drop(&mut self) {
-        // Somebody may have put another one there.
-        let there = fs::symlink_metadata(&self.path).ok();
-        if self.file.is_some() && there.map(|there| (there.dev(), there.ino())) == self.file {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -145,6 +132,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -155,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_owner_may_connect_and_the_file_goes_with_the_socket() {
+    fn only_the_owner_may_connect_and_the_file_can_be_removed_afterwards() {
         let directory = scratch("socket-mode");
         let path = directory.join("console");
         let socket = ConsoleSocket::listen(&path).unwrap();
@@ -164,6 +152,7 @@ mod tests {
         let _client = UnixStream::connect(&path).unwrap();
         assert!(socket.accept().unwrap().is_some());
         drop(socket);
+        remove_stale(&path);
         assert!(fs::symlink_metadata(&path).is_err());
         fs::remove_dir(directory).unwrap();
     }

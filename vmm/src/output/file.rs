@@ -19,6 +19,9 @@ const MAX_WAITING: usize = 64 << 10;
 /// bound then is dropped and counted, as is what can't be written.
 #[derive(Debug, Default)]
 pub struct FileBuffer {
+    /// Until the thread has it.
+    file: Mutex<Option<File>>,
+    name: &'static str,
     state: Mutex<State>,
     /// Notified when `waiting` was empty and is no more, and at the end.
     filled: Condvar,
@@ -38,19 +41,25 @@ struct State {
 }
 
 impl FileBuffer {
-    /// That of a file, and the thread that writes.
+    /// That of a file, before there is a thread that writes.
+    pub(super) fn new(file: File, name: &'static str) -> Self {
+        Self { file: Mutex::new(Some(file)), name, ..Self::default() }
+    }
+
+    /// Starts the thread, which calls `enter` first, if it isn't started.
     ///
     /// # Errors
     ///
     /// The host allows no more threads.
-    pub(super) fn start(file: File, name: &'static str) -> std::io::Result<Arc<Self>> {
-        let buffer = Arc::new(Self::default());
-        let shared = buffer.clone();
+    pub(super) fn start(self: &Arc<Self>, enter: fn()) -> std::io::Result<()> {
+        let Some(file) = sync::lock(&self.file).take() else { return Ok(()) };
+        let shared = self.clone();
         // Ends when `finish` says so, or with the process.
-        thread::Builder::new()
-            .name(format!("{name}-file"))
-            .spawn(move || shared.write(file, name))?;
-        Ok(buffer)
+        thread::Builder::new().name(format!("{}-file", self.name)).spawn(move || {
+            enter();
+            shared.write(file, shared.name);
+        })?;
+        Ok(())
     }
 
     /// Takes output; whether a vCPU is to wait before it makes more.
@@ -170,10 +179,16 @@ mod tests {
 
     use super::*;
 
+    fn started(file: File) -> Arc<FileBuffer> {
+        let buffer = Arc::new(FileBuffer::new(file, "test"));
+        buffer.start(|| ()).unwrap();
+        buffer
+    }
+
     #[test]
     fn all_is_written_and_in_order() {
         let (mut reader, end) = std::io::pipe().unwrap();
-        let buffer = FileBuffer::start(File::from(OwnedFd::from(end)), "test").unwrap();
+        let buffer = started(File::from(OwnedFd::from(end)));
         let reading = thread::spawn(move || {
             let mut bytes = Vec::new();
             reader.read_to_end(&mut bytes).unwrap();
@@ -195,7 +210,7 @@ mod tests {
     #[test]
     fn a_full_disk_loses_what_it_does_not_take() {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let buffer = FileBuffer::start(full, "test").unwrap();
+        let buffer = started(full);
         for _ in 0..10 {
             assert!(!buffer.put(b"lost"));
         }
@@ -211,7 +226,7 @@ mod tests {
         // SAFETY: the descriptor is open, and the argument a number.
         let size = unsafe { libc::fcntl(end.as_raw_fd(), libc::F_GETPIPE_SZ) };
         end.write_all(&vec![b'x'; usize::try_from(size).unwrap()]).unwrap();
-        let buffer = FileBuffer::start(end, "test").unwrap();
+        let buffer = started(end);
         assert!(!buffer.put(b"x"));
         while !buffer.state().writing {
             thread::sleep(Duration::from_millis(1));

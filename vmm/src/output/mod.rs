@@ -87,15 +87,24 @@ pub fn for_clients(backlog: EventFd) -> Arc<ClientBuffer> {
     buffer
 }
 
-/// A new buffer for the output of the console with this name to a file.
+/// A new buffer for the output of the console with this name to a file, which is written once
+/// [its thread has started](start_threads).
+pub fn to_file(file: File, name: &'static str) -> Arc<FileBuffer> {
+    let buffer = Arc::new(FileBuffer::new(file, name));
+    sync::lock(&CONSOLES).push(ConsoleBuffer::File(buffer.clone()));
+    buffer
+}
+
+/// Starts the threads that write consoles' output to files; each calls `enter` first.
 ///
 /// # Errors
 ///
 /// The host allows no more threads.
-pub fn to_file(file: File, name: &'static str) -> io::Result<Arc<FileBuffer>> {
-    let buffer = FileBuffer::start(file, name)?;
-    sync::lock(&CONSOLES).push(ConsoleBuffer::File(buffer.clone()));
-    Ok(buffer)
+pub fn start_threads(enter: fn()) -> io::Result<()> {
+    consoles().iter().try_for_each(|console| match console {
+        ConsoleBuffer::Clients(_) => Ok(()),
+        ConsoleBuffer::File(file) => file.start(enter),
+    })
 }
 
 fn consoles() -> Vec<ConsoleBuffer> {

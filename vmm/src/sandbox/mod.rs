@@ -5,6 +5,7 @@ pub mod landlock;
 mod limits;
 mod namespaces;
 mod privileges;
+pub mod seccomp;
 
 use std::io;
 use std::ptr::NonNull;
@@ -14,7 +15,7 @@ use devices::vfio::driver_binding::Owner;
 use self::privileges::Identity;
 use crate::cli::SandboxMode;
 use crate::error::Error;
-use crate::output;
+use crate::{kernel_files, output};
 
 /// The sandbox of a run.
 pub struct Sandbox {
@@ -44,6 +45,7 @@ impl Sandbox {
             return Ok(());
         }
         output::open();
+        kernel_files::read_only_kept();
         limits::bound_descriptors(self.descriptors)
             .map_err(|e| refused("descriptors can't be bounded", &e))?;
         let was_root = privileges::is_root();
@@ -57,6 +59,9 @@ impl Sandbox {
             Ok(Some(version)) => log::debug!("the sandbox has Landlock, version {version}"),
             Ok(None) => log::info!("the sandbox has no Landlock: this host's kernel has none"),
             Err(e) => return Err(refused("Landlock can't be used", &e)),
+        }
+        if let Err(error) = seccomp::enable(self.mode) {
+            log::warn!("the sandbox: this host's kernel has no filters of system calls: {error}");
         }
         Ok(())
     }

@@ -61,9 +61,9 @@ fn killed(signal: u8) -> Error {
     let ended = format!("the guest's process was ended by signal {signal}{name}");
     match i32::from(signal) {
         libc::SIGSYS => Error::new(format!(
-            "{ended}: it made a system call that a filter of the host's forbids (of a container, say)"
+            "{ended}: it made a system call that its sandbox forbids, or a filter of the host's (of a container, say)"
         ))
-        .help("dmesg shows the call where the host audits (type=1326)"),
+        .help("dmesg | grep type=1326 shows the call and its thread where the host audits; --sandbox log makes all such calls"),
         libc::SIGKILL => Error::new(ended).help(
             "if nobody has sent it, the host was out of memory: dmesg | grep -i 'out of memory'",
         ),
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn what_a_signal_means_is_said_with_its_number() {
         for (signal, part) in [
-            (31, "signal 31 (SIGSYS): it made a system call that a filter"),
+            (31, "signal 31 (SIGSYS): it made a system call that its sandbox"),
             (9, "signal 9 (SIGKILL)\n  help: if nobody"),
             (7, "signal 7 (SIGBUS). Unless"),
             (25, "ended by signal 25"),

@@ -31,6 +31,8 @@ pub struct RevocableMappings(Mutex<State>);
 struct State {
     /// Address and size of each mapping.
     mappings: Vec<(usize, usize)>,
+    /// The file that replaces them: made with the first, as that can't be done any more when a guest runs.
+    ones: Option<File>,
     revoked: bool,
 }
 
@@ -52,7 +54,9 @@ impl RevocableMappings {
         }
         let mapping = (address.as_ptr().expose_provenance(), size);
         if state.revoked {
-            replace(&[mapping])?;
+            replace(&[mapping], &memfd(c"strait-revoked")?)?;
+        } else if state.ones.is_none() {
+            state.ones = Some(memfd(c"strait-revoked")?);
         }
         state.mappings.push(mapping);
         Ok(())
@@ -71,23 +75,18 @@ impl RevocableMappings {
     pub fn revoke(&self) -> io::Result<()> {
         let mut state = self.state();
         state.revoked = true;
-        replace(&state.mappings)
+        state.ones.take().map_or(Ok(()), |ones| replace(&state.mappings, &ones))
     }
 }
 
-/// Replaces each of these mappings by one of memory that begins with ones.
-///
-/// They are shared mappings of one memfd, so that none of it counts as committed memory
-/// (Documentation/mm/overcommit-accounting.rst) before it is used.
-fn replace(mappings: &[(usize, usize)]) -> io::Result<()> {
-    if mappings.is_empty() {
-        return Ok(());
-    }
-    let ones = MAX_ONES_EACH.min(MAX_ONES / mappings.len());
-    let (file, mut offset, mut result) = (memfd(c"strait-revoked")?, 0u64, Ok(()));
+/// Replaces each of these mappings by one of memory that begins with ones: of a `file` in memory, so that
+/// none of it counts as committed memory (Documentation/mm/overcommit-accounting.rst) before it is used.
+fn replace(mappings: &[(usize, usize)], file: &File) -> io::Result<()> {
+    let ones = MAX_ONES_EACH.min(MAX_ONES / mappings.len().max(1));
+    let (mut offset, mut result) = (0u64, Ok(()));
     for (address, size) in mappings {
         // A failure doesn't stop the others.
-        let replaced = fill(&file, offset, *size, ones).and_then(|()| {
+        let replaced = fill(file, offset, *size, ones).and_then(|()| {
             let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
             // SAFETY: a mapping of ours until it is removed, which the lock prevents; it is only
             // accessed as memory that may change at any time.

@@ -26,7 +26,7 @@ use crate::flash::FlashPlan;
 use crate::limits::{self, UnpinnedMemory};
 use crate::plan::describe::Description;
 use crate::plan::{self, MachinePlan, Opened};
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::{self, Sandbox, seccomp};
 use crate::signals::Signals;
 use crate::stats::Recorder;
 use crate::supervisor::{Process, Resources, VmmResources};
@@ -149,6 +149,8 @@ fn run_guest(
     servers.pause()?;
     sandbox.enter()?;
     servers.resume()?;
+    let no_thread = |e| Error::new(format!("a console's thread can't be started: {e}"));
+    output::start_threads(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
     let result = machine.run(sources, recorder);
     monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     // It shares the functions with the machine.

@@ -18,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
+use crate::sandbox::seccomp;
 use crate::stats::{Exits, Recorder};
 use crate::waker::Waker;
 use crate::{limits, output, signals};
@@ -56,6 +57,7 @@ impl VcpuThreads {
             let thread = thread::Builder::new()
                 .name(format!("vcpu{}", vcpu.index()))
                 .spawn(move || {
+                    seccomp::Kind::Vcpu.enter();
                     context.run(&mut vcpu);
                     drop(context);
                     // Fails only if the main thread is gone.

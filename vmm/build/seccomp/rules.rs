@@ -1,0 +1,138 @@
+//! Filters as they are written: a line for each rule.
+//!
+//! ```text
+//! CALL [ARGUMENT=VALUE | ARGUMENT&MASK=VALUE]...    # why
+//! ```
+//!
+//! Arguments are counted from 0, and their low 32 bits are compared. Values are numbers or names, which
+//! `constants` has, several joined by `|`. A call with more than one line is allowed by each of them.
+//! `include NAME` stands for the lines of another file. What isn't allowed ends the process.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// The file that others include.
+pub const COMMON: &str = "common";
+
+/// The name of a filter in seccompiler's JSON.
+pub const KEY: &str = "filter";
+
+/// Names with their values.
+pub struct Names(BTreeMap<String, u64>);
+
+/// A system call with its rules, in JSON; it is allowed whatever its arguments if there is none.
+pub struct Call {
+    /// Its name.
+    pub name: String,
+    rules: Vec<String>,
+}
+
+impl Names {
+    /// Of lines of a name and its value.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut names = BTreeMap::new();
+        for line in text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
+            if line.is_empty() {
+                continue;
+            }
+            let (name, value) = line.split_once(' ').ok_or_else(|| format!("constants: {line}"))?;
+            let value = number(value.trim()).ok_or_else(|| format!("constants: {line}"))?;
+            if names.insert(name.to_owned(), value).is_some() {
+                return Err(format!("constants: {name} twice"));
+            }
+        }
+        Ok(Self(names))
+    }
+
+    fn value(&self, text: &str) -> Option<u64> {
+        text.split('|').try_fold(0, |sum, part| {
+            Some(sum | number(part).or_else(|| self.0.get(part).copied())?)
+        })
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// The calls of a file, in the order of their first lines.
+pub fn parse(
+    name: &str,
+    files: &BTreeMap<String, String>,
+    names: &Names,
+) -> Result<Vec<Call>, String> {
+    let mut calls = Vec::new();
+    add(name, files, names, &mut calls)?;
+    Ok(calls)
+}
+
+fn add(
+    name: &str,
+    files: &BTreeMap<String, String>,
+    names: &Names,
+    calls: &mut Vec<Call>,
+) -> Result<(), String> {
+    let text = files.get(name).ok_or_else(|| format!("there is no {name}.filter"))?;
+    for (number, line) in (1..).zip(text.lines()) {
+        let failed = |why: &str| format!("{name}.filter:{number}: {why}: {line}");
+        let (rule, reason) = line.split_once('#').unwrap_or((line, ""));
+        let mut words = rule.split_whitespace();
+        let Some(call) = words.next() else { continue };
+        if call == "include" {
+            let other = words.next().filter(|other| *other != name);
+            add(other.ok_or_else(|| failed("include what?"))?, files, names, calls)?;
+            continue;
+        }
+        if reason.trim().is_empty() {
+            return Err(failed("a rule without a reason"));
+        }
+        let conditions = words.map(|word| condition(word, names)).collect::<Option<Vec<_>>>();
+        let conditions = conditions.ok_or_else(|| failed("an argument that isn't understood"))?;
+        let rule = (!conditions.is_empty()).then(|| format!("[{}]", conditions.join(", ")));
+        match calls.iter_mut().find(|known| known.name == call) {
+            None => calls.push(Call { name: call.to_owned(), rules: rule.into_iter().collect() }),
+            Some(known) => match rule {
+                // Where it comes first in a file, and again in one that is included.
+                None if known.rules.is_empty() => {}
+                Some(rule) if known.rules.contains(&rule) => {}
+                Some(rule) if !known.rules.is_empty() => known.rules.push(rule),
+                _ => return Err(failed("allowed with these arguments, and whatever they are")),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// An argument's comparison, in JSON.
+fn condition(word: &str, names: &Names) -> Option<String> {
+    let (left, value) = word.split_once('=')?;
+    let value = names.value(value)?;
+    let (index, operator) = match left.split_once('&') {
+        Some((index, mask)) => {
+            (index.parse::<u8>().ok()?, format!(r#"{{"masked_eq": {}}}"#, names.value(mask)?))
+        }
+        None => (left.parse().ok()?, r#""eq""#.to_owned()),
+    };
+    Some(format!(r#"{{"index": {index}, "type": "dword", "op": {operator}, "val": {value}}}"#))
+}
+
+impl Call {
+    /// A filter of seccompiler's for this call alone.
+    pub fn json(&self) -> String {
+        let mut rules = String::new();
+        let name = &self.name;
+        for rule in &self.rules {
+            let comma = if rules.is_empty() { "" } else { ", " };
+            let _ = write!(rules, r#"{comma}{{"syscall": "{name}", "args": {rule}}}"#);
+        }
+        if rules.is_empty() {
+            rules = format!(r#"{{"syscall": "{name}"}}"#);
+        }
+        format!(
+            r#"{{"{KEY}": {{"mismatch_action": "kill_process", "match_action": "allow", "filter": [{rules}]}}}}"#
+        )
+    }
+}

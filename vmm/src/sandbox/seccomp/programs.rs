@@ -1,0 +1,3 @@
+//! The filters as the build has compiled them: `vmm/build/seccomp`.
+
+include!(concat!(env!("OUT_DIR"), "/seccomp.rs"));
