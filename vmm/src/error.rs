@@ -2,9 +2,12 @@
 
 use std::error::Error as StdError;
 
-use devices::vfio::error_chain;
+use devices::vfio::{error_chain, remedy};
 
 use boot::help::Help;
+
+/// More open files than any guest takes that hasn't hundreds of interrupts.
+const ENOUGH_FILES: u64 = 1024;
 
 /// A failure on its way to the person.
 #[derive(Debug)]
@@ -67,7 +70,8 @@ impl Error {
     /// The lines for the log, which says by itself how bad it is: what failed and why, and the help.
     pub fn log_text(&self) -> String {
         let mut text = self.message.clone();
-        for (index, line) in self.help.iter().flat_map(|help| help.lines()).enumerate() {
+        let help = of_exhaustion(&self.message, self.help.is_some()).or_else(|| self.help.clone());
+        for (index, line) in help.iter().flat_map(|help| help.lines()).enumerate() {
             let lead = if index == 0 { "  help: " } else { "        " };
             text.push('\n');
             text.push_str(lead);
@@ -75,6 +79,27 @@ impl Error {
         }
         text
     }
+}
+
+/// What to do where the host has no more of what every step may need, by the error number in a message
+/// (errno(3)): of memory, if nothing is known that helps more.
+#[cold]
+fn of_exhaustion(message: &str, is_known: bool) -> Option<String> {
+    let ends_by = |number: i32| message.contains(&format!("(os error {number})"));
+    if ends_by(libc::EMFILE) {
+        return Some(remedy::open_files(ENOUGH_FILES));
+    }
+    if ends_by(libc::EAGAIN) && ["thread", "can't listen"].iter().any(|what| message.contains(what))
+    {
+        return Some(
+            "ulimit -u and pids.max of the control group tell how many threads there may be".into(),
+        );
+    }
+    let is_full = !is_known && (ends_by(libc::ENOMEM) || ends_by(libc::ENFILE));
+    is_full.then(|| {
+        "free -m and ulimit -a tell what the host and this process may have; a smaller --memory"
+            .to_owned()
+    })
 }
 
 impl<E: Help + 'static> From<E> for Error {
@@ -101,6 +126,20 @@ mod tests {
             "error: no device: entity not found\n  help: look at sysfs\n        or elsewhere\n"
         );
         assert_eq!(Error::new("no device").help("run").log_text(), "no device\n  help: run");
+    }
+
+    #[test]
+    fn whatever_step_had_no_descriptor_is_told_how_to_have_more() {
+        for (number, known, expected) in [
+            (libc::EMFILE, Some("see dmesg"), "ulimit -n 1024"),
+            (libc::ENOMEM, None, "free -m"),
+            (libc::ENOMEM, Some("ulimit -v"), "help: ulimit -v"),
+        ] {
+            let cause = std::io::Error::from_raw_os_error(number);
+            let error =
+                Error::new(format!("no socket: {cause}")).maybe_help(known.map(str::to_owned));
+            assert!(error.log_text().contains(expected), "{}", error.log_text());
+        }
     }
 
     #[test]

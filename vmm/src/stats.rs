@@ -238,8 +238,14 @@ pub fn check_path(path: &Path) -> Result<(), Error> {
 const MODE: u32 = 0o644;
 
 fn unwritable(path: &Path, e: &io::Error) -> Error {
-    Error::new(format!("statistics can't be written to {}: {e}", path.display()))
-        .help("--stats FILE in a directory you can write to")
+    let path = path.display();
+    let help = match e.kind() {
+        io::ErrorKind::StorageFull => {
+            format!("df {path} tells how full it is; --stats FILE elsewhere")
+        }
+        _ => "--stats FILE in a directory you can write to".to_owned(),
+    };
+    Error::new(format!("statistics can't be written to {path}: {e}")).help(help)
 }
 
 impl KvmCounters {

@@ -4,6 +4,7 @@
 //! They are one program, so that the harness is linked once, and the next test starts when a CPU is
 //! free, whichever module it is in.
 
+mod accidents;
 mod block;
 mod boot;
 mod broken_queues;
@@ -14,6 +15,7 @@ mod debian;
 mod device;
 mod device_tree;
 mod errors;
+mod exhaustion;
 mod firmware;
 mod golden;
 mod inherited;

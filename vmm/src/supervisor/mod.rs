@@ -13,6 +13,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use devices::vfio::fd_limit;
+
 use crate::cli::{ConsoleKind, RunOptions, SandboxMode};
 use crate::commands::device::BindGuard;
 use crate::double_buffer::DoubleBuffer;
@@ -23,6 +25,11 @@ use crate::reconnection::Connector;
 use crate::signals::Signals;
 use crate::terminal::{Attributes, Terminal};
 use crate::vhost_user::{self, Backends};
+
+/// Descriptors that the supervisor has at most, and at most for each program, with those by which it binds
+/// and gives back.
+const DESCRIPTORS: u64 = 24;
+const PER_PROGRAM: u64 = 6;
 
 /// What a run leaves to its supervisor.
 #[derive(Default)]
@@ -64,6 +71,11 @@ impl Resources {
         let (mut resources, mut for_vmm) = (Self::default(), VmmResources::default());
         if options.dry_run {
             return Ok((resources, for_vmm));
+        }
+        let programs = options.share.len().saturating_add(options.passt.len()) as u64;
+        if options.bind || programs > 0 || options.stats.is_some() {
+            // Giving back takes some, too.
+            fd_limit::reserve(DESCRIPTORS.saturating_add(programs.saturating_mul(PER_PROGRAM)))?;
         }
         if options.bind {
             resources.bound = Some(BindGuard::bind(&options.device_names(), options.force)?);

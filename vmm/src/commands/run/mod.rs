@@ -152,7 +152,9 @@ fn run_guest(
     let no_thread = |e| Error::new(format!("a console's thread can't be started: {e}"));
     output::start_threads(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
     let result = machine.run(sources, recorder);
-    monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
+    if result.is_ok() {
+        monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
+    }
     // It shares the functions with the machine.
     drop(monitor);
     machine.release();
