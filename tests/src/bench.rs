@@ -7,6 +7,7 @@ mod disk;
 mod figure;
 mod network;
 mod peer;
+mod sandbox;
 mod table;
 
 use std::error::Error;
@@ -61,7 +62,7 @@ pub struct Report {
     pub hypercall: u64,
     /// What a PL330 does by the host's own driver and, assigned, by a guest's.
     pub dma: Dma,
-    /// What strait's own devices cost.
+    /// What the sandbox costs, and strait's own devices.
     pub devices: Vec<Figure>,
 }
 
@@ -120,8 +121,9 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
         vmms.push(costs_of(&host, peer)?);
     }
     let hypercall = per_access(&host, "/k/call", "/k/call2")?;
+    let mut devices = sandbox::measure(&host)?;
     drop(host);
-    let mut devices = network::measure(artifacts)?;
+    devices.extend(network::measure(artifacts)?);
     devices.extend(disk::measure(artifacts)?);
     Ok(Report { vmms, hypercall, dma: dma(artifacts)?, devices })
 }
