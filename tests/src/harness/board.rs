@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 use super::deadline::Deadline;
+use super::efi;
 use super::failure::Failure;
 use super::host::Host;
 use super::initramfs::{self, Systems};
@@ -133,7 +134,8 @@ impl Board {
         self
     }
 
-    /// Has firmware at `/k/u-boot` and `/k/edk2`.
+    /// Has firmware at `/k/u-boot` and `/k/edk2`; with [`debian`](Self::debian) also a disk with an EFI
+    /// system partition that boots it, for a device's `drive=efi`.
     #[must_use]
     pub fn firmware(mut self) -> Self {
         self.firmware = true;
@@ -241,7 +243,12 @@ impl Board {
         let mut files = vec![console_end.as_raw_fd(), agent_end.as_raw_fd(), initramfs.as_raw_fd()];
         files.extend(uart.iter().map(|(_, end)| end.as_raw_fd()));
         let disks = self.disks.iter().map(|(id, size)| Ok((id, disk(*size)?)));
-        let disks = disks.collect::<Result<Vec<_>, Failure>>()?;
+        let mut disks = disks.collect::<Result<Vec<_>, Failure>>()?;
+        let efi_name = "efi".to_owned();
+        if let Some((firmware, debian)) = firmware.zip(debian) {
+            let initrd = initramfs::debian_initrd(&artifacts, debian)?;
+            disks.push((&efi_name, efi::disk(&firmware.grub, debian, &initrd)?));
+        }
         for (id, disk) in &disks {
             let file = format!("/proc/self/fd/{}", disk.as_raw_fd());
             command.args(["-drive", &format!("if=none,id={id},format=raw,file={file}")]);

@@ -101,7 +101,7 @@ fn stock_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
 }
 
 /// That which mounts the root file system of a Debian system.
-fn debian_initrd(artifacts: &Artifacts, debian: &Debian) -> Result<Vec<u8>, Failure> {
+pub(super) fn debian_initrd(artifacts: &Artifacts, debian: &Debian) -> Result<Vec<u8>, Failure> {
     let mut archive = skeleton(artifacts, DEBIAN_INIT)?;
     modules(&mut archive, &debian.kernel.modules)?;
     Ok(archive.finish())

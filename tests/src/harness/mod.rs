@@ -32,6 +32,7 @@ mod cpio;
 mod deadline;
 mod debian;
 mod dmatest;
+mod efi;
 mod failure;
 mod guest;
 mod host;

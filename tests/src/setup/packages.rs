@@ -102,6 +102,7 @@ pub(super) const TEST: Need = Need {
         "lz4",
         "lzop",
         "mkbootimg",
+        "mtools",
         "python3-pip",
         "u-boot-tools",
         "unzip",

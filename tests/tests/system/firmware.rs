@@ -33,3 +33,47 @@ fn u_boot_keeps_its_environment_in_a_file() -> TestResult {
     assert_eq!(process.exit_status()?, 0);
     Ok(())
 }
+
+/// A host whose NVMe disk with an EFI system partition is given to VFIO; the disk with the Debian system is
+/// `/dev/nvme0n1`.
+fn host_with_disks() -> Result<Host, Failure> {
+    let host = Board::new()
+        .debian()
+        .firmware()
+        .device("nvme,drive=debian,serial=system,addr=5")
+        .device("nvme,drive=efi,serial=efi,addr=6")
+        .boot()?;
+    host.bind("0000:00:06.0")?;
+    Ok(host)
+}
+
+/// Boots the system by this firmware, whose partition is on an assigned disk, and its root on another.
+fn boots_debian(firmware: &str) -> Result<Host, Failure> {
+    let host = host_with_disks()?;
+    let disk = host.sh("cd /sys/block && grep -l 'system *$' nvme*/device/serial")?;
+    let disk = disk.split('/').next().unwrap_or_default();
+    let mut process = host
+        .strait(&format!(
+            "run --firmware {firmware} --memory 512M --vfio-pci 0000:00:06.0 --block /dev/{disk}"
+        ))?
+        .timeout(TIMEOUT);
+    // Its own systemd says so.
+    process.wait_for("Welcome to ")?;
+    process.wait_for("Debian GNU/Linux 13")?;
+    process.signal(libc::SIGTERM)?;
+    assert_eq!(process.exit_status()?, 128 + libc::SIGTERM);
+    Ok(host)
+}
+
+#[test]
+fn u_boot_boots_debian_from_an_assigned_disk() -> TestResult {
+    boots_debian("/k/u-boot").map(drop)
+}
+
+#[test]
+fn edk2_boots_debian_from_an_assigned_disk_and_keeps_its_entry() -> TestResult {
+    let host = boots_debian("/k/edk2,vars=/tmp/vars")?;
+    // The variable of the entry by which it has booted, in UTF-16, and what that is called.
+    host.sh("tr -d '\\0' </tmp/vars | grep -q 'Boot0001.*UEFI QEMU NVMe Ctrl efi 1'")?;
+    Ok(())
+}
