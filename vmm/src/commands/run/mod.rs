@@ -128,6 +128,8 @@ fn run_guest(
         input,
         clients,
         clock: emulated.clock,
+        // The end of a connection to a vfio-user server still takes a thread.
+        are_calls_filtered: options.vfio_user.is_empty(),
         memory: unpinned_memory(options.sandbox, assigned, &plan),
         console_timeout: (is_linux && (plan.console.is_on() || plan.virtio_console.is_on())).then(
             || {
