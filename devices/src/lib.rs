@@ -16,6 +16,7 @@ pub mod extent;
 mod file_lock;
 pub mod flash;
 pub mod gicv2m;
+pub mod gpio;
 pub mod irq;
 pub mod pci;
 pub mod peer;

@@ -93,6 +93,11 @@ impl Allocator {
         self.allocated.push((layout::FIRMWARE.start..layout::VARIABLES.end, "the flash".into()));
     }
 
+    /// Reserves what the power button is on. Before anything else is reserved.
+    pub fn reserve_power_button(&mut self) {
+        self.allocated.push((layout::GPIO, "the power button's GPIO controller".into()));
+    }
+
     /// Reserves what a PCI host needs, but for its window for 64-bit registers, which goes
     /// [above](Self::end) all else. Before anything else is reserved.
     pub fn reserve_pci(&mut self) {

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::limits::UnpinnedMemory;
 use crate::output;
+use crate::power_button::PowerButton;
 use crate::sandbox::seccomp::Kind;
 use crate::signals::{Request, Signals};
 use crate::stats::Recorder;
@@ -39,6 +40,8 @@ pub struct Sources<'a> {
     pub clients: Vec<Clients>,
     /// The RTC, which may ask for alarms.
     pub clock: AlarmClock,
+    /// What a first SIGTERM does instead of ending the run.
+    pub power_button: Option<PowerButton>,
     /// What watches for a console that stays silent.
     pub console_timeout: Option<ConsoleTimeout>,
     /// The main thread's system calls are filtered once the loop runs.
@@ -55,9 +58,13 @@ mod token {
     pub(super) const INPUT: u32 = 3;
     pub(super) const DRAINED: u32 = 4;
     pub(super) const ALARM: u32 = 5;
+    pub(super) const POWER_BUTTON: u32 = 6;
     /// And the number of the output buffer.
-    pub(super) const OUTPUT: u32 = 6;
+    pub(super) const OUTPUT: u32 = 7;
 }
+
+/// The signal that presses the power button.
+const SIGTERM: u8 = 15;
 
 /// No time limit, to epoll.
 const NO_TIMEOUT: i32 = -1;
@@ -172,6 +179,7 @@ impl EventHandler<'_> {
     fn handle_signals(&mut self, ops: &mut EventOps) {
         while let Some(request) = self.sources.signals.next() {
             match request {
+                Request::End(SIGTERM) if self.press_power_button() => {}
                 Request::End(number) => self.stop(Stop::Because(ExitReason::Signal(number))),
                 Request::Stats => self.write_stats(),
                 Request::Resized => {
@@ -186,6 +194,11 @@ impl EventHandler<'_> {
                 }
             }
         }
+    }
+
+    /// Has the guest end by itself, if it can be and wasn't asked to before.
+    fn press_power_button(&mut self) -> bool {
+        self.sources.power_button.as_mut().is_some_and(PowerButton::press)
     }
 
     fn write_stats(&self) {
@@ -267,6 +280,8 @@ impl MutEventSubscriber for EventHandler<'_> {
             (self.sources.waker.as_raw_fd(), token::WAKER),
             (self.sources.signals.as_raw_fd(), token::SIGNALS),
         ];
+        let button = self.sources.power_button.as_ref();
+        fds.extend(button.map(|button| (button.as_raw_fd(), token::POWER_BUTTON)));
         fds.extend(self.timer.as_ref().map(|timer| (timer.as_raw_fd(), token::TIMEOUT)));
         let drained = self.sources.input.as_ref().map(|(_, drained)| drained.as_raw_fd());
         fds.extend(drained.map(|fd| (fd, token::DRAINED)));
@@ -289,6 +304,11 @@ impl MutEventSubscriber for EventHandler<'_> {
             token::TIMEOUT => {
                 let after = self.sources.timeout.unwrap_or_default();
                 self.stop(Stop::Because(ExitReason::Timeout(after)));
+            }
+            token::POWER_BUTTON => {
+                if self.sources.power_button.as_mut().is_some_and(PowerButton::handle_timer) {
+                    self.stop(Stop::Because(ExitReason::Signal(SIGTERM)));
+                }
             }
             token::INPUT => self.read_input(ops),
             token::DRAINED => self.resume_input(ops),

@@ -38,6 +38,7 @@ mod output;
 mod passt;
 mod plan;
 mod populate;
+mod power_button;
 mod programs;
 mod reconnection;
 mod sandbox;

@@ -5,7 +5,7 @@ use boot::fdt::Node;
 use boot::layout::BootLayout;
 use devices::irq::Spi;
 use devices::vfio::node::{Alias, alias};
-use devices::{pvpanic, rtc, serial};
+use devices::{gpio, pvpanic, rtc, serial};
 
 use crate::cli::SerialKind;
 
@@ -31,6 +31,8 @@ pub struct Parts<'a> {
     pub serial: Option<SerialKind>,
     /// The node of its flash, if it has any.
     pub flash: Option<Node>,
+    /// Whether it has a power button.
+    pub power_button: bool,
     /// The nodes of assigned devices.
     pub assigned: Vec<Node>,
     /// The clocks to which they refer.
@@ -73,6 +75,7 @@ pub fn root(parts: Parts<'_>) -> Node {
     root.child(rtc)
         .child(pvpanic::node(layout::PVPANIC.start, size(&layout::PVPANIC)))
         .with_children(parts.flash)
+        .with_children(parts.power_button.then(power_button_nodes).into_iter().flatten())
         .with_children(parts.assigned)
         .with_children(parts.pci)
 }
@@ -91,6 +94,12 @@ fn serial_node(kind: SerialKind) -> Node {
         SerialKind::Ns16550a => serial::ns16550a_node(base, size, spi),
         SerialKind::Pl011 => serial::pl011_node(base, size, spi, APB_CLOCK),
     }
+}
+
+/// The power button's node, and that of the GPIO controller that it is on.
+fn power_button_nodes() -> [Node; 2] {
+    let (base, size, spi) = (layout::GPIO.start, size(&layout::GPIO), Spi(layout::spi::GPIO));
+    [gpio::node(base, size, spi, APB_CLOCK), gpio::power_button_node()]
 }
 
 /// The path of the serial port.

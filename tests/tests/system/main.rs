@@ -14,6 +14,7 @@ mod console_patterns;
 mod debian;
 mod device;
 mod device_tree;
+mod endings;
 mod errors;
 mod exhaustion;
 mod firmware;

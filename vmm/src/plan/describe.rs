@@ -256,6 +256,9 @@ fn memory_map(plan: &MachinePlan, opened: &Opened, kvm: &KvmFacts) -> Vec<Area> 
     kvm.gic_frames.iter().for_each(|(what, range)| add(range, what, false));
     add(&layout::RTC, "RTC (PL031)", false);
     add(&layout::PVPANIC, "panic device (pvpanic)", false);
+    if plan.grace.is_some() {
+        add(&layout::GPIO, "GPIO with the power button (PL061)", false);
+    }
     match &plan.console {
         ConsoleKind::Off => {}
         console => {

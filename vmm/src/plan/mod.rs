@@ -76,6 +76,8 @@ pub struct MachinePlan {
     pub descriptors: u64,
     /// How long the guest may run.
     pub timeout: Option<Duration>,
+    /// How long it has after its power button was pressed; `None`: it has none.
+    pub grace: Option<Duration>,
 }
 
 /// What was opened while planning.
@@ -131,6 +133,9 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
     if flash.is_some() {
         allocator.reserve_flash();
     }
+    if options.grace.is_some() {
+        allocator.reserve_power_button();
+    }
     let virtio = VirtioDevices::are_wanted(options);
     let pci = virtio || !options.vfio_pci.is_empty() || !options.vfio_user.is_empty();
     if pci {
@@ -179,6 +184,7 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
         overlays,
         descriptors: run.saturating_add(of_devices),
         timeout: options.timeout,
+        grace: options.grace,
     };
     Ok((plan, Opened { kernel, flash, initrd, assigned, virtio }))
 }

@@ -150,6 +150,7 @@ impl RunOptions {
             Arg::Long("timeout") => {
                 self.timeout = Some(once.parsed("--timeout", parser, seconds)?)
             }
+            Arg::Long("grace") => self.grace = Some(once.parsed("--grace", parser, seconds)?),
             Arg::Long("until") => self.until.push(read("--until", parser.value()?, pattern)?),
             Arg::Long("fail-on") => self.fail_on.push(read("--fail-on", parser.value()?, pattern)?),
             Arg::Long("log") => self.log = Some(once.value("--log", parser)?.into()),
@@ -192,7 +193,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok()
         .filter(|seconds| *seconds > 0.0)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| "a timeout is a number of seconds above 0".into())
+        .ok_or_else(|| "a number of seconds above 0 is needed".into())
 }
 
 #[cfg(test)]

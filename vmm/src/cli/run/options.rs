@@ -76,6 +76,8 @@ pub struct RunOptions {
     pub virtio_console: ConsoleKind,
     /// When the run ends by itself.
     pub timeout: Option<Duration>,
+    /// How long the guest has after SIGTERM, which presses its power button then.
+    pub grace: Option<Duration>,
     /// What ends the run well where a console prints it.
     pub until: Vec<Pattern>,
     /// What ends the run as a failure where a console prints it.
@@ -134,6 +136,7 @@ impl Default for RunOptions {
             console: ConsoleKind::Stdio,
             virtio_console: ConsoleKind::Off,
             timeout: None,
+            grace: None,
             until: Vec::new(),
             fail_on: Vec::new(),
             log: None,

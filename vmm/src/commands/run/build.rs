@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arch::gic::{self, Gic, Version};
 use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, RamPages, Vcpu, Vm, layout};
@@ -32,6 +33,7 @@ use crate::outfile;
 use crate::plan::describe::KvmFacts;
 use crate::plan::{MachinePlan, Opened};
 use crate::populate;
+use crate::power_button::PowerButton;
 use crate::tree::{self, Seed};
 use crate::waker::Waker;
 
@@ -78,6 +80,8 @@ pub struct EmulatedDevices {
     pub input: InputSource,
     /// The RTC, which may ask for alarms.
     pub clock: AlarmClock,
+    /// The power button, if it has one.
+    pub power_button: Option<PowerButton>,
 }
 
 /// Makes VM, vCPUs and GIC.
@@ -157,15 +161,15 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
     Ok(version)
 }
 
-/// Makes the emulated devices, with a serial port of this kind on `console`, which wake the event loop by
-/// `waker` when they need it.
+/// Makes the emulated devices of this plan, with its serial port on `console`, which wake the event loop
+/// by `waker` when they need it.
 ///
 /// # Errors
 ///
 /// The host is out of descriptors.
 pub fn emulated_devices(
+    plan: &MachinePlan,
     console: Option<ConsoleBackend>,
-    kind: SerialKind,
     parts: &VmParts,
     waker: &Arc<Waker>,
 ) -> Result<EmulatedDevices, Error> {
@@ -175,7 +179,7 @@ pub fn emulated_devices(
     let spoke = Arc::new(AtomicBool::new(false));
     if let Some(console) = console {
         let (output, drained) = (console.output(&spoke), eventfd()?);
-        let port = serial_port(kind, parts, output, drained.try_clone()?)?;
+        let port = serial_port(plan.serial, parts, output, drained.try_clone()?)?;
         bus.add("serial", layout::SERIAL, port.clone())?;
         input = console.into_input(port, drained);
     }
@@ -184,7 +188,18 @@ pub fn emulated_devices(
     let clock = AlarmClock::new(Box::new(line), waker);
     bus.add("rtc", layout::RTC, clock.rtc())?;
     bus.add("pvpanic", layout::PVPANIC, Arc::new(Mutex::new(PvPanic::default())))?;
-    Ok(EmulatedDevices { bus, spoke, input, clock })
+    let power_button = plan.grace.map(|grace| power_button(grace, parts, &mut bus)).transpose()?;
+    Ok(EmulatedDevices { bus, spoke, input, clock, power_button })
+}
+
+/// Makes the power button, after which the guest has so long to end.
+#[cold]
+fn power_button(grace: Duration, parts: &VmParts, bus: &mut Bus) -> Result<PowerButton, Error> {
+    parts.gic.set_level_sensitive([layout::spi::GPIO])?;
+    let line = SpiLine { vm: parts.vm.clone(), spi: layout::spi::GPIO };
+    let button = PowerButton::new(Box::new(line), grace)?;
+    bus.add("gpio", layout::GPIO, button.gpio())?;
+    Ok(button)
 }
 
 /// Makes the serial port.
@@ -252,6 +267,7 @@ pub fn tree(plan: &MachinePlan, opened: &Opened, parts: &VmParts) -> Result<Node
         boot: &plan.boot,
         serial: plan.console.is_on().then_some(plan.serial),
         flash: opened.flash.as_ref().map(|_| FlashPlan::node()),
+        power_button: plan.grace.is_some(),
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,

@@ -101,7 +101,7 @@ fn run_guest(
     let flash = flash.map(FlashPlan::make).transpose()?;
     let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
     build::set_boot(&plan, &parts)?;
-    let emulated = build::emulated_devices(console, plan.serial, &parts, &waker)?;
+    let emulated = build::emulated_devices(&plan, console, &parts, &waker)?;
     let port = virtio.console().cloned();
     let inputs = [emulated.input, build::connect_console(virtio_console, port, &emulated.spoke)?];
     let sandbox = Sandbox {
@@ -128,6 +128,7 @@ fn run_guest(
         input,
         clients,
         clock: emulated.clock,
+        power_button: emulated.power_button,
         // The end of a connection to a vfio-user server still takes a thread.
         are_calls_filtered: options.vfio_user.is_empty(),
         memory: unpinned_memory(options.sandbox, assigned, &plan),

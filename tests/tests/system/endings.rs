@@ -1,0 +1,60 @@
+//! How runs are ended from outside: the power button, which SIGTERM presses.
+
+use std::time::{Duration, Instant};
+
+use tests::harness::{Board, Failure, Guest, Launch, TestResult};
+
+const SIGTERM: i32 = 15;
+
+/// Has the guest read so many events of its power button, each a `struct input_event` of 24 bytes, in the
+/// background, and then do what follows; returns when it waits for them.
+fn await_events(guest: &mut Guest, count: u32, then: &str) -> Result<(), Failure> {
+    let read = format!("dd if=/dev/input/event0 of=/tmp/events bs=24 count={count} 2>/dev/null");
+    let reads = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q event0";
+    guest.sh(&format!("{read} && {then} & until {reads}; do :; done")).map(|_| ())
+}
+
+#[test]
+fn sigterm_presses_the_power_button() -> TestResult {
+    let host = Board::new().boot()?;
+    let mut guest = host.guest("--grace 600 --cpus 2")?;
+    await_events(&mut guest, 4, "touch /tmp/read")?;
+    guest.process().signal(SIGTERM)?;
+    guest.sh("until [ -e /tmp/read ]; do :; done")?;
+    let events = guest.sh("wait; od -A n -v -t x2 -w24 /tmp/events")?;
+    // Behind the times: type, code and value (input-event-codes.h): EV_KEY and KEY_POWER, pressed and
+    // released, and EV_SYN behind each.
+    let events: Vec<_> = events.lines().filter(|line| !line.starts_with('[')).collect();
+    let mut seen = events.iter().map(|line| line.split_whitespace().skip(8).collect::<Vec<_>>());
+    for expected in ["0001 0074 0001 0000", "0000 0000 0000 0000", "0001 0074 0000 0000"] {
+        assert_eq!(seen.next().unwrap_or_default().join(" "), expected, "{events:?}");
+    }
+    guest.process().signal(SIGTERM)?;
+    assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+
+    // One that acts on it.
+    let mut guest = host.guest("--grace 600 --gic 2")?;
+    await_events(&mut guest, 1, "poweroff -f")?;
+    guest.process().signal(SIGTERM)?;
+    assert_eq!(guest.exit_status()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_ignores_its_power_button_is_ended() -> TestResult {
+    let host = Board::new().boot()?;
+    let mut guest = host.launch(&Launch::model().does("idle").with("--grace 1.5"))?;
+    let pressed = Instant::now();
+    guest.process().signal(SIGTERM)?;
+    guest.process().wait_for("1.5 s after its power button was pressed (--grace)")?;
+    assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+    assert!(pressed.elapsed() >= Duration::from_millis(1500));
+    let plan = host.sh(&format!("strait {} --grace 1 --dry-run", Launch::model().arguments()))?;
+    assert!(plan.contains("0x009030000-0x009030fff  GPIO with the power button (PL061)"), "{plan}");
+    // Without the option there is no button, and the end comes at once.
+    let mut guest = host.guest("")?;
+    guest.sh("[ ! -e /dev/input/event0 ] && [ ! -e /proc/device-tree/gpio-keys ]")?;
+    guest.process().signal(SIGTERM)?;
+    assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+    Ok(())
+}
