@@ -16,6 +16,7 @@ use crate::console_timeout::ConsoleTimeout;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::limits::UnpinnedMemory;
+use crate::notify::Notifier;
 use crate::output;
 use crate::power_button::PowerButton;
 use crate::sandbox::seccomp::Kind;
@@ -42,6 +43,8 @@ pub struct Sources<'a> {
     pub clock: AlarmClock,
     /// What a first SIGTERM does instead of ending the run.
     pub power_button: Option<PowerButton>,
+    /// Who is told that the guest runs and ends, and that the loop lives.
+    pub notifier: Option<Notifier>,
     /// What watches for a console that stays silent.
     pub console_timeout: Option<ConsoleTimeout>,
     /// The main thread's system calls are filtered once the loop runs.
@@ -59,8 +62,9 @@ mod token {
     pub(super) const DRAINED: u32 = 4;
     pub(super) const ALARM: u32 = 5;
     pub(super) const POWER_BUTTON: u32 = 6;
+    pub(super) const WATCHDOG: u32 = 7;
     /// And the number of the output buffer.
-    pub(super) const OUTPUT: u32 = 7;
+    pub(super) const OUTPUT: u32 = 8;
 }
 
 /// The signal that presses the power button.
@@ -139,8 +143,12 @@ struct EventHandler<'a> {
 
 impl EventHandler<'_> {
     fn stop(&self, stop: Stop) {
+        let mut first = self.stop.borrow_mut();
+        if first.is_none() {
+            self.sources.notifier.iter().for_each(Notifier::stopping);
+        }
         // The first reason stands.
-        self.stop.borrow_mut().get_or_insert(stop);
+        first.get_or_insert(stop);
     }
 
     fn handle_waker(&mut self, ops: &mut EventOps) {
@@ -198,7 +206,13 @@ impl EventHandler<'_> {
 
     /// Has the guest end by itself, if it can be and wasn't asked to before.
     fn press_power_button(&mut self) -> bool {
-        self.sources.power_button.as_mut().is_some_and(PowerButton::press)
+        let button = self.sources.power_button.as_mut();
+        let Some(button) = button.filter(|button| !button.is_pressed()) else { return false };
+        button.press();
+        if let Some(notifier) = &self.sources.notifier {
+            notifier.stopping_within(button.grace());
+        }
+        true
     }
 
     fn write_stats(&self) {
@@ -282,6 +296,8 @@ impl MutEventSubscriber for EventHandler<'_> {
         ];
         let button = self.sources.power_button.as_ref();
         fds.extend(button.map(|button| (button.as_raw_fd(), token::POWER_BUTTON)));
+        let watchdog = self.sources.notifier.as_ref().and_then(Notifier::watchdog);
+        fds.extend(watchdog.map(|fd| (fd, token::WATCHDOG)));
         fds.extend(self.timer.as_ref().map(|timer| (timer.as_raw_fd(), token::TIMEOUT)));
         let drained = self.sources.input.as_ref().map(|(_, drained)| drained.as_raw_fd());
         fds.extend(drained.map(|fd| (fd, token::DRAINED)));
@@ -305,6 +321,7 @@ impl MutEventSubscriber for EventHandler<'_> {
                 let after = self.sources.timeout.unwrap_or_default();
                 self.stop(Stop::Because(ExitReason::Timeout(after)));
             }
+            token::WATCHDOG => self.sources.notifier.iter_mut().for_each(Notifier::handle_timer),
             token::POWER_BUTTON => {
                 if self.sources.power_button.as_mut().is_some_and(PowerButton::handle_timer) {
                     self.stop(Stop::Because(ExitReason::Signal(SIGTERM)));

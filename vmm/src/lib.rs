@@ -33,6 +33,7 @@ mod interrupts;
 mod kernel_files;
 mod limits;
 mod network;
+mod notify;
 mod outfile;
 mod output;
 mod passt;

@@ -40,16 +40,22 @@ impl PowerButton {
         self.gpio.clone()
     }
 
-    /// Presses it, for the guest to end. Whether that is new.
+    /// Whether it was pressed.
+    pub fn is_pressed(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// How long the guest has to end.
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
+    /// Presses it, for the guest to end.
     #[cold]
-    pub fn press(&mut self) -> bool {
-        if self.end.is_some() {
-            return false;
-        }
+    pub fn press(&mut self) {
         self.end = Some(Instant::now() + self.grace);
         sync::lock(&self.gpio).set_power_button(true);
         self.set_timer();
-        true
     }
 
     /// The timer has run out: releases it once the guest has seen it. Whether the guest's time is over.

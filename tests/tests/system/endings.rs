@@ -1,4 +1,5 @@
-//! How runs are ended from outside: the power button, which SIGTERM presses.
+//! How runs are ended from outside, by the power button which SIGTERM presses, and what is told of their ends
+//! to a service manager.
 
 use std::time::{Duration, Instant};
 
@@ -56,5 +57,30 @@ fn a_guest_that_ignores_its_power_button_is_ended() -> TestResult {
     guest.sh("[ ! -e /dev/input/event0 ] && [ ! -e /proc/device-tree/gpio-keys ]")?;
     guest.process().signal(SIGTERM)?;
     assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+    Ok(())
+}
+
+#[test]
+fn the_service_manager_is_told() -> TestResult {
+    let host = Board::new().boot()?;
+    let mut manager = host.start("exec agent datagrams /tmp/notify")?;
+    host.until("[ -S /tmp/notify ]")?;
+    let environment = "env NOTIFY_SOCKET=/tmp/notify WATCHDOG_USEC=1000000 strait";
+    // With a process of its own for the guest, and without.
+    for options in ["--stats /tmp/stats --grace 300", "--grace 300"] {
+        let launch = Launch::model().program(environment).with(options);
+        let mut guest = host.launch(&launch)?;
+        let before = manager.wait_for("WATCHDOG=1\n")?;
+        assert!(before.contains("READY=1, STATUS=The guest runs\n"), "{before}");
+        manager.wait_for("WATCHDOG=1\n")?;
+        await_events(&mut guest, 1, "poweroff -f")?;
+        guest.process().signal(SIGTERM)?;
+        manager.wait_for("STOPPING=1, STATUS=The guest's power button is pressed, EXTEND_TIMEOUT_USEC=300000000\n")?;
+        manager.wait_for("STOPPING=1, STATUS=The guest has ended\n")?;
+        assert_eq!(guest.exit_status()?, 0);
+    }
+    let launch = Launch::model().does("poweroff");
+    let answer = host.run(&format!("NOTIFY_SOCKET=/no/such strait {} 2>&1", launch.arguments()))?;
+    assert!(answer.status == 1 && answer.output.contains("NOTIFY_SOCKET is /no/such: "));
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::events::{self, Sources};
 use crate::exit_reason::ExitReason;
 use crate::flash::Flash;
+use crate::notify::Notifier;
 use crate::stats::Recorder;
 use crate::virtio::{VirtioBackends, VirtioDevices};
 
@@ -161,6 +162,7 @@ impl Machine {
             recorder.clone(),
         ));
         let monitor = sources.monitor.clone();
+        sources.notifier.iter().for_each(Notifier::ready);
         let threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &context)?;
         let result = events::run(sources, recorder.as_deref());
         // A vCPU that waits for a server's answer can't be stopped.

@@ -24,6 +24,7 @@ use crate::events::Sources;
 use crate::exit_reason::ExitReason;
 use crate::flash::FlashPlan;
 use crate::limits::{self, UnpinnedMemory};
+use crate::notify::Notifier;
 use crate::plan::describe::Description;
 use crate::plan::{self, MachinePlan, Opened};
 use crate::sandbox::{self, Sandbox, seccomp};
@@ -90,6 +91,7 @@ fn run_guest(
     if let Some(path) = &options.stats {
         stats::check_path(path)?;
     }
+    let notifier = Notifier::from_environment()?;
     let waker = Arc::new(Waker::new()?);
     let console_monitor = Monitor::new(options, started, &waker)?;
     let open = |kind, name| ConsoleBackend::open(kind, name, console_monitor.as_ref());
@@ -129,6 +131,7 @@ fn run_guest(
         clients,
         clock: emulated.clock,
         power_button: emulated.power_button,
+        notifier,
         // The end of a connection to a vfio-user server still takes a thread.
         are_calls_filtered: options.vfio_user.is_empty(),
         memory: unpinned_memory(options.sandbox, assigned, &plan),
