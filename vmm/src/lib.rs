@@ -30,6 +30,7 @@ mod functions;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod interrupts;
+mod junit;
 mod kernel_files;
 mod limits;
 mod network;

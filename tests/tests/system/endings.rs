@@ -1,5 +1,5 @@
 //! How runs are ended from outside, by the power button which SIGTERM presses, and what is told of their ends
-//! to a service manager.
+//! to a service manager and to CI systems.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ fn sigterm_presses_the_power_button() -> TestResult {
     assert_eq!(guest.exit_status()?, 128 + SIGTERM);
 
     // One that acts on it.
-    let mut guest = host.guest("--grace 600 --gic 2")?;
+    let mut guest = host.guest("--grace 600")?;
     await_events(&mut guest, 1, "poweroff -f")?;
     guest.process().signal(SIGTERM)?;
     assert_eq!(guest.exit_status()?, 0);
@@ -82,5 +82,43 @@ fn the_service_manager_is_told() -> TestResult {
     let launch = Launch::model().does("poweroff");
     let answer = host.run(&format!("NOTIFY_SOCKET=/no/such strait {} 2>&1", launch.arguments()))?;
     assert!(answer.status == 1 && answer.output.contains("NOTIFY_SOCKET is /no/such: "));
+    Ok(())
+}
+
+#[test]
+fn a_report_says_how_a_run_ended() -> TestResult {
+    const SIGKILL: i32 = 9;
+    let host = Board::new().boot()?;
+    let report = || host.sh("cat /tmp/report; rm /tmp/report");
+    let launch = Launch::model().does("count").with("--junit /tmp/report");
+    host.sh(&format!("strait {} </dev/null >/dev/null", launch.arguments()))?;
+    let text = report()?;
+    assert!(text.contains("<testsuite name=\"strait\" tests=\"1\" failures=\"0\""), "{text}");
+    assert!(text.contains("<testcase classname=\"strait.run\" name=\"model\" time=\""), "{text}");
+    assert!(text.contains("GUEST READY: count\r\n1\r\n2\r\n") && text.contains("\n1200"));
+    // A run that ends otherwise, one whose process is killed, and one that can't start.
+    let launch = Launch::model().does("poweroff").with("--junit /tmp/report --until never");
+    assert_eq!(host.run(&format!("strait {} </dev/null", launch.arguments()))?.status, 5);
+    let text = report()?;
+    assert!(text.contains("<failure type=\"not-found\" message=\"the guest powered off, and its"));
+    let mut guest = host.guest("--junit /tmp/report")?;
+    let child = format!("grep -ls '^PPid:.{}$' /proc/[0-9]*/status | cut -d/ -f3", guest.pid()?);
+    host.sh(&format!("kill -{SIGKILL} $({child})"))?;
+    guest.process().wait_for("signal 9")?;
+    assert_eq!(guest.exit_status()?, 128 + SIGKILL);
+    let text = report()?;
+    assert!(
+        text.contains(
+            "<failure type=\"killed\" message=\"the guest's process was ended by signal 9"
+        )
+    );
+    assert!(text.contains("failures=\"1\"") && text.contains("GUEST READY: shell"), "{text}");
+    // Before there is a process for the guest, and in it.
+    for options in ["--kernel /k/model --bind --vfio-platform none", "--kernel /no/such"] {
+        assert_eq!(host.run(&format!("strait run --junit /tmp/report {options}"))?.status, 1);
+        let text = report()?;
+        assert!(text.contains("<failure type=\"failed\" message=\""), "{text}");
+        assert!(text.contains(">exit status 1</failure>\n<system-out></system-out>"), "{text}");
+    }
     Ok(())
 }

@@ -16,6 +16,7 @@ use super::log::ConsoleLog;
 use crate::cli::{Pattern, RunOptions};
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
+use crate::junit::RunReport;
 use crate::output;
 use crate::waker::Waker;
 
@@ -28,6 +29,8 @@ pub struct Monitor {
     until: Vec<Pattern>,
     fail_on: Vec<Pattern>,
     state: Mutex<State>,
+    /// Keeps the newest output; called with the state locked.
+    report: Option<Arc<RunReport>>,
     waker: Arc<Waker>,
 }
 
@@ -63,7 +66,7 @@ impl From<Found> for ExitReason {
 }
 
 impl Monitor {
-    /// What the options ask for, if anything; `waker` wakes the event loop for [`check`](Self::check).
+    /// What the options ask for, if anything; `report` gets all output, `waker` wakes the event loop for [`check`](Self::check).
     ///
     /// # Errors
     ///
@@ -71,10 +74,11 @@ impl Monitor {
     pub fn new(
         options: &RunOptions,
         started: Instant,
+        report: Option<Arc<RunReport>>,
         waker: &Arc<Waker>,
     ) -> Result<Option<Arc<Self>>, Error> {
         let looks = !(options.until.is_empty() && options.fail_on.is_empty());
-        if !looks && options.log.is_none() {
+        if !looks && options.log.is_none() && report.is_none() {
             return Ok(None);
         }
         let named = options.console.is_on() && options.virtio_console.is_on();
@@ -83,6 +87,7 @@ impl Monitor {
             until: options.until.clone(),
             fail_on: options.fail_on.clone(),
             state: Mutex::new(State { consoles: Vec::new(), log, found: None, over: false }),
+            report,
             waker: waker.clone(),
         })))
     }
@@ -104,6 +109,9 @@ impl Monitor {
         let mut state = sync::lock(&self.state);
         let State { consoles, log, .. } = &mut *state;
         let Some(console) = consoles.get_mut(index) else { return false };
+        if let Some(report) = &self.report {
+            report.put(bytes);
+        }
         let full = log.as_mut().is_some_and(|log| log.put(console.name, bytes));
         if self.looks() && !state.over && state.found.is_none() {
             self.leave(&mut state, index, bytes);
@@ -231,7 +239,8 @@ mod tests {
                 .collect(),
             ..RunOptions::default()
         };
-        Monitor::new(&options, Instant::now(), &Arc::new(Waker::new().unwrap())).unwrap().unwrap()
+        let waker = Arc::new(Waker::new().unwrap());
+        Monitor::new(&options, Instant::now(), None, &waker).unwrap().unwrap()
     }
 
     fn said(

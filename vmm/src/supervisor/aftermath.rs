@@ -31,10 +31,11 @@ pub(super) fn settle(
         (None, Some(signal)) => 128_u8.saturating_add(signal),
         (None, None) => 1,
     };
-    if let Some(signal) = ended_by {
+    let killed_by = ended_by.map(killed);
+    if let Some(error) = &killed_by {
         // First of all, so that what is said next ends where it should.
         resources.terminal.iter().for_each(|terminal| terminal.restore());
-        log::error!("{}", killed(signal).log_text());
+        log::error!("{}", error.log_text());
         resources.spare = None;
         resources.write_last_statistics(options, exit_status, written);
     }
@@ -43,6 +44,7 @@ pub(super) fn settle(
             console::remove_stale(path);
         }
     }
+    resources.write_report(options, exit_status, killed_by.as_ref());
     let Resources { programs, bound, .. } = resources;
     drop(programs);
     if let Some(bound) = bound {
@@ -75,6 +77,16 @@ fn killed(signal: u8) -> Error {
 }
 
 impl Resources {
+    /// Writes the report of the run, if one is asked for.
+    #[cold]
+    fn write_report(&self, options: &RunOptions, exit_status: u8, killed_by: Option<&Error>) {
+        let Some(report) = &self.report else { return };
+        let message = killed_by.map(Error::log_text).unwrap_or_default();
+        if let Err(error) = report.write(options, exit_status, (KILLED, &message)) {
+            log::error!("{}", error.log_text());
+        }
+    }
+
     /// Writes the last statistics that the child has left, with its end.
     #[cold]
     fn write_last_statistics(&self, options: &RunOptions, exit_status: u8, written: u64) {

@@ -2,8 +2,9 @@
 //! its child, the virtual machine monitor, has the guest and gives everything up.
 //!
 //! It binds devices to VFIO and gives them back, has the programs that serve devices, the terminal as it
-//! was, the file of the statistics and those of consoles' sockets. It takes one request from its child,
-//! to connect again to a backend that was given; it reads statistics, and waits. There is one only for a run that has any of these.
+//! was, the files of the statistics and of a report, and those of consoles' sockets. It takes one request
+//! from its child, to connect again to a backend that was given; it reads statistics, and waits. There is one
+//! only for a run that has any of these.
 
 mod aftermath;
 mod watch;
@@ -19,6 +20,7 @@ use crate::cli::{ConsoleKind, RunOptions, SandboxMode};
 use crate::commands::device::BindGuard;
 use crate::double_buffer::DoubleBuffer;
 use crate::error::Error;
+use crate::junit::RunReport;
 use crate::limits;
 use crate::programs::{self, ChildProgram};
 use crate::reconnection::Connector;
@@ -40,6 +42,7 @@ pub struct Resources {
     terminal: Option<Attributes>,
     statistics: Option<Arc<DoubleBuffer>>,
     connectors: Vec<Connector>,
+    report: Option<Arc<RunReport>>,
     /// Given up when the file of statistics is opened: there may be no other descriptor left then.
     spare: Option<File>,
 }
@@ -51,6 +54,8 @@ pub struct VmmResources {
     pub backends: Backends,
     /// Where statistics are left.
     pub statistics: Option<Arc<DoubleBuffer>>,
+    /// Where output and the ending are left for a report.
+    pub report: Option<Arc<RunReport>>,
 }
 
 /// Which of the two processes this is.
@@ -76,6 +81,10 @@ impl Resources {
         if options.bind || programs > 0 || options.stats.is_some() {
             // Giving back takes some, too.
             fd_limit::reserve(DESCRIPTORS.saturating_add(programs.saturating_mul(PER_PROGRAM)))?;
+        }
+        if let Some(path) = &options.junit {
+            let report = RunReport::new(path)?;
+            (resources.report, for_vmm.report) = (Some(report.clone()), Some(report));
         }
         if options.bind {
             resources.bound = Some(BindGuard::bind(&options.device_names(), options.force)?);
@@ -110,7 +119,8 @@ impl Resources {
         let sockets = consoles.any(|console| matches!(console, ConsoleKind::Unix(_)));
         let bound = self.bound.as_ref().is_some_and(|bound| !bound.is_empty());
         let serves = !self.programs.is_empty() || !self.connectors.is_empty();
-        let owns = bound || self.statistics.is_some() || self.terminal.is_some();
+        let left = self.statistics.is_some() || self.report.is_some();
+        let owns = bound || left || self.terminal.is_some();
         !options.dry_run && (serves || owns || sockets)
     }
 

@@ -161,6 +161,7 @@ impl RunOptions {
             Arg::Long("dtb-overlay") => self.dtb_overlays.push(parser.value()?.into()),
             Arg::Long("dump-dtb") => self.dump_dtb = Some(once.value("--dump-dtb", parser)?.into()),
             Arg::Long("stats") => self.stats = Some(once.value("--stats", parser)?.into()),
+            Arg::Long("junit") => self.junit = Some(once.value("--junit", parser)?.into()),
             Arg::Long("sandbox") => {
                 self.sandbox = once.parsed("--sandbox", parser, sandbox::mode)?
             }

@@ -98,6 +98,8 @@ pub struct RunOptions {
     pub dump_dtb: Option<PathBuf>,
     /// Where counters are written.
     pub stats: Option<PathBuf>,
+    /// Where a report of how it ended is written.
+    pub junit: Option<PathBuf>,
     /// What is done with what a guest could use against the host.
     pub sandbox: SandboxMode,
     /// Who strait becomes if it is root.
@@ -147,6 +149,7 @@ impl Default for RunOptions {
             dtb_overlays: Vec::new(),
             dump_dtb: None,
             stats: None,
+            junit: None,
             sandbox: SandboxMode::default(),
             user: None,
             log_level: LevelFilter::Warn,

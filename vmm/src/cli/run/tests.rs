@@ -170,6 +170,7 @@ fn of_two_values_none_is_taken() {
         ("--grace", "1", "2"),
         ("--dump-dtb", "a", "b"),
         ("--stats", "a", "b"),
+        ("--junit", "a", "b"),
         ("--log-level", "off", "info"),
     ] {
         let error = run(&[option, first, option, second]).unwrap_err();

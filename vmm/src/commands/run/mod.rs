@@ -32,7 +32,7 @@ use crate::signals::Signals;
 use crate::stats::Recorder;
 use crate::supervisor::{Process, Resources, VmmResources};
 use crate::waker::Waker;
-use crate::{output, stats};
+use crate::{junit, output, stats};
 
 /// Runs a guest to its end, and answers the exit status.
 ///
@@ -48,14 +48,26 @@ pub fn run(options: &RunOptions) -> Result<u8, Error> {
     let resources = Resources::acquire(options);
     let process = resources
         .and_then(|(resources, for_vmm)| resources.supervise(options, for_vmm, &mut signals));
+    let mut report = None;
     let result = match process {
         Ok(Process::Supervisor(exit_status)) => return Ok(exit_status),
-        Ok(Process::Vmm(resources)) => run_guest(options, started, resources, &mut signals),
-        Err(error) => Err(error),
+        Ok(Process::Vmm(resources)) => {
+            report.clone_from(&resources.report);
+            run_guest(options, started, resources, &mut signals)
+        }
+        Err(error) => {
+            if let Err(error) = junit::write_failed(options, started, &error) {
+                log::error!("{}", error.log_text());
+            }
+            Err(error)
+        }
     };
     // What was given up because of a signal ended by that signal.
     let result = result.or_else(|error| signals.end().map(ExitReason::Signal).ok_or(error));
     output::finish_console(!result.as_ref().is_ok_and(ExitReason::is_by_guest));
+    if let Some(report) = &report {
+        report.conclude(&result);
+    }
     let reason = result?;
     if let Some(message) = reason.message() {
         output::say(&format!("strait: {message}\n"));
@@ -70,7 +82,7 @@ fn run_guest(
     resources: VmmResources,
     signals: &mut Signals,
 ) -> Result<ExitReason, Error> {
-    let VmmResources { backends, statistics } = resources;
+    let VmmResources { backends, statistics, report } = resources;
     let (plan, opened) = plan::resolve(options, backends)?;
     let parts = build::vm(&plan)?;
     // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
@@ -93,7 +105,7 @@ fn run_guest(
     }
     let notifier = Notifier::from_environment()?;
     let waker = Arc::new(Waker::new()?);
-    let console_monitor = Monitor::new(options, started, &waker)?;
+    let console_monitor = Monitor::new(options, started, report, &waker)?;
     let open = |kind, name| ConsoleBackend::open(kind, name, console_monitor.as_ref());
     let console = open(&plan.console, "serial")?;
     let virtio_console = open(&plan.virtio_console, "virtio")?;
