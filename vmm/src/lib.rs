@@ -29,6 +29,7 @@ mod flash;
 mod functions;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod gdb;
 mod interrupts;
 mod junit;
 mod kernel_files;
@@ -51,6 +52,7 @@ mod stats;
 mod supervisor;
 mod terminal;
 mod tree;
+mod unix_listener;
 mod vfio_user;
 mod vhost_user;
 mod virtio;

@@ -18,6 +18,7 @@ mod endings;
 mod errors;
 mod exhaustion;
 mod firmware;
+mod gdb;
 mod golden;
 mod inherited;
 mod isolation;

@@ -5,11 +5,10 @@ use std::process::ExitStatus;
 
 use super::Resources;
 use crate::assigned;
-use crate::cli::{ConsoleKind, RunOptions};
-use crate::console;
+use crate::cli::{ConsoleKind, GdbAddress, RunOptions};
 use crate::error::Error;
 use crate::exit_reason::signal_name;
-use crate::stats;
+use crate::{stats, unix_listener};
 
 /// The number of the statistics that are left before the guest runs.
 pub(super) const FIRST: u64 = 1;
@@ -41,10 +40,13 @@ pub(super) fn settle(
     }
     for console in [&options.console, &options.virtio_console] {
         if let ConsoleKind::Unix(path) = console {
-            console::remove_stale(path);
+            unix_listener::remove_stale(path);
         }
     }
     resources.write_report(options, exit_status, killed_by.as_ref());
+    if let Some(GdbAddress::Unix(path)) = options.gdb.as_ref().map(|gdb| &gdb.address) {
+        unix_listener::remove_stale(path);
+    }
     let Resources { programs, bound, .. } = resources;
     drop(programs);
     if let Some(bound) = bound {
