@@ -47,8 +47,6 @@ pub struct Sources<'a> {
     pub notifier: Option<Notifier>,
     /// What watches for a console that stays silent.
     pub console_timeout: Option<ConsoleTimeout>,
-    /// The main thread's system calls are filtered once the loop runs.
-    pub are_calls_filtered: bool,
     /// What tells of too little memory for a guest whose RAM isn't pinned.
     pub memory: Option<UnpinnedMemory>,
 }
@@ -88,15 +86,12 @@ pub fn run(
     let stop = Rc::new(RefCell::new(None));
     let (mut console_timeout, mut memory) = (sources.console_timeout.take(), sources.memory.take());
     let mut manager = EventManager::<Box<dyn MutEventSubscriber + '_>>::new().map_err(failed)?;
-    let are_calls_filtered = sources.are_calls_filtered;
     let clients = std::mem::take(&mut sources.clients);
     manager.add_subscriber(Box::new(EventHandler { sources, timer, recorder, stop: stop.clone() }));
     for clients in clients {
         manager.add_subscriber(Box::new(clients));
     }
-    if are_calls_filtered {
-        Kind::EventLoop.enter();
-    }
+    Kind::EventLoop.enter();
     loop {
         if let Some(stop) = stop.borrow_mut().take() {
             return Ok(match stop {

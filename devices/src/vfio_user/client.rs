@@ -68,7 +68,9 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(name: String, connection: Connection, budget: TimeBudget) -> Self {
-        let (twin, closer, memory, mappings, state, changed, has_guest) = Default::default();
+        let (twin, memory, mappings, state, changed, has_guest) = Default::default();
+        // One thread closes all: once the guest runs no other can be started.
+        let closer = connection.closer().clone();
         Self { name, connection, twin, closer, memory, mappings, budget, state, changed, has_guest }
     }
 

@@ -47,6 +47,11 @@ impl Connection {
         Self { socket, sending: Mutex::default(), sent: Condvar::new() }
     }
 
+    /// What closes its socket.
+    pub(super) fn closer(&self) -> &FdCloser {
+        self.socket.closer()
+    }
+
     /// Connects to the server at this path, without waiting.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self::new(ReceivedFd::new(peer::connect(path)?, &FdCloser::default())))

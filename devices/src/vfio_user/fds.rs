@@ -109,6 +109,11 @@ impl ReceivedFd {
     pub(super) fn new(fd: OwnedFd, closer: &FdCloser) -> Self {
         Self { fd: Some(fd), closer: closer.clone() }
     }
+
+    /// What closes it.
+    pub(super) fn closer(&self) -> &FdCloser {
+        &self.closer
+    }
 }
 
 impl AsRawFd for ReceivedFd {

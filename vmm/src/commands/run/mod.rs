@@ -151,8 +151,6 @@ fn run_guest(
         clock: emulated.clock,
         power_button: emulated.power_button,
         notifier,
-        // The end of a connection to a vfio-user server still takes a thread.
-        are_calls_filtered: options.vfio_user.is_empty(),
         memory: unpinned_memory(options.sandbox, assigned, &plan),
         console_timeout: (is_linux && (plan.console.is_on() || plan.virtio_console.is_on())).then(
             || {
