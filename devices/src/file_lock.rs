@@ -4,14 +4,34 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a lock of somebody else's is waited for. The kernel closes the files of a killed process's
+/// io_uring some time after the process is gone (`io_ring_exit_work` of Linux' io_uring/io_uring.c).
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How often it is tried.
+const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Locks all of a file, for this process alone if it is `exclusive`. The lock goes with the file's
-/// description: no end of a process leaves it behind. `false` if somebody else's lock is there.
+/// description: no end of a process leaves it behind. `false` if somebody else's lock is there, and stays.
 ///
 /// # Errors
 ///
 /// The kernel or the file system has no such locks.
 pub(crate) fn lock(file: &File, exclusive: bool) -> io::Result<bool> {
+    let since = Instant::now();
+    loop {
+        let locked = try_lock(file, exclusive)?;
+        if locked || since.elapsed() >= TIMEOUT {
+            return Ok(locked);
+        }
+        thread::sleep(INTERVAL);
+    }
+}
+
+fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
     // SAFETY: all zeroes is a valid `flock`: from the start (SEEK_SET is 0) to the end of the file.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };

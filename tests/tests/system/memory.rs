@@ -125,7 +125,7 @@ fn ram_is_of_huge_pages_that_the_host_makes() -> TestResult {
     assert!(refused.status == 1 && refused.errors.contains(why), "{}", refused.errors);
     mend(&host, &refused.errors)?;
     let shared = host.strait(&shared)?;
-    until_huge(&host, shared.pid()?, "ShmemPmdMapped", 128)?;
+    until_huge(&host, host.vmm(shared.pid()?)?, "ShmemPmdMapped", 128)?;
     shared.signal(9)?;
     shared.exit_status()?;
     // A guest's own accesses make them, too.
