@@ -11,7 +11,6 @@
 #![deny(missing_docs)]
 
 mod cpu;
-pub mod debug;
 mod error;
 #[cfg(target_arch = "aarch64")]
 pub mod exit;

@@ -249,12 +249,7 @@ impl Vcpu {
     /// KVM's `immediate_exit` of this vCPU (api.rst, 5 "The kvm_run structure"), by which another
     /// thread makes it leave guest code.
     pub fn immediate_exit(&mut self) -> ImmediateExit {
-        ImmediateExit::of(&mut self.fd)
-    }
-
-    /// What it has of the host CPU's.
-    pub(crate) fn features(&self) -> CpuFeatures {
-        self.features
+        ImmediateExit(NonNull::from(&mut self.fd.get_kvm_run().immediate_exit).cast())
     }
 }
 
@@ -267,11 +262,6 @@ pub struct ImmediateExit(NonNull<AtomicU8>);
 unsafe impl Send for ImmediateExit {}
 
 impl ImmediateExit {
-    /// That in this mapping of a vCPU.
-    pub(crate) fn of(vcpu: &mut VcpuFd) -> Self {
-        Self(NonNull::from(&mut vcpu.get_kvm_run().immediate_exit).cast())
-    }
-
     /// Makes the vCPU's next `KVM_RUN` return at once. One that is under way needs a signal to its
     /// thread afterwards.
     ///
@@ -282,16 +272,6 @@ impl ImmediateExit {
         // SAFETY: the caller keeps the vCPU, and so its kvm_run mapping, alive; a byte has no
         // alignment.
         unsafe { self.0.as_ref() }.store(1, Ordering::SeqCst);
-    }
-
-    /// Takes the request back.
-    ///
-    /// # Safety
-    ///
-    /// The vCPU must not have been dropped.
-    pub(crate) unsafe fn withdraw(&self) {
-        // SAFETY: as above.
-        unsafe { self.0.as_ref() }.store(0, Ordering::SeqCst);
     }
 }
 

@@ -29,7 +29,6 @@ mod flash;
 mod functions;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod gdb;
 mod interrupts;
 mod junit;
 mod kernel_files;
@@ -52,7 +51,6 @@ mod stats;
 mod supervisor;
 mod terminal;
 mod tree;
-mod unix_listener;
 mod vfio_user;
 mod vhost_user;
 mod virtio;

@@ -178,12 +178,6 @@ impl Recorder {
         self.leave(&self.statistics(None))
     }
 
-    /// The counters as they stand, as JSON.
-    #[cold]
-    pub fn text(&self) -> String {
-        serde_json::to_string_pretty(&self.statistics(None)).unwrap_or_default()
-    }
-
     fn leave(&self, statistics: &Statistics<'_>) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(statistics).map_err(io::Error::other);
         let left = text.and_then(|text| self.texts.put(&(text + "\n")));

@@ -91,7 +91,6 @@ macro_rules! targets {
 targets! {
     command_line "command-line",
     console_clients "console-clients",
-    gdb "gdb",
     host_tree "host-tree",
     initrd "initrd",
     kernel "kernel",

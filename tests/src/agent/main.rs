@@ -12,7 +12,6 @@ mod delayed_cat;
 mod devmem;
 mod disk;
 mod edu;
-mod gdb;
 mod gpio;
 mod inject;
 mod kexec;
@@ -81,9 +80,6 @@ usage: agent COMMAND
   client PATH                           of a guest's console, a socket or a terminal: copy what it
                                         says, and standard input to it, to the end of either
   datagrams PATH                        print what is sent to a socket of datagrams
-  gdb PATH|tcp:IP:PORT                  be a debugger: send each line of input as a packet of GDB's
-                                        protocol, and print its answer; !LINE doesn't wait for it,
-                                        interrupt is one
   delayed-cat SECONDS                   copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH [messages|single]
                                         serve a PCI device on a socket; as libvfio-user does, with
@@ -155,7 +151,6 @@ fn main() -> ExitCode {
         ["kexec-on-crash", kernel, initrd, cmdline] => kexec::on_crash(kernel, initrd, cmdline),
         ["client", path] => client::run(path.as_ref()),
         ["datagrams", path] => datagrams::print(path.as_ref()),
-        ["gdb", address] => gdb::run(address),
         ["delayed-cat", seconds] => number(seconds).and_then(delayed_cat::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref(), None),

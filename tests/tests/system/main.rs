@@ -18,7 +18,6 @@ mod endings;
 mod errors;
 mod exhaustion;
 mod firmware;
-mod gdb;
 mod golden;
 mod inherited;
 mod isolation;

@@ -5,10 +5,11 @@ use std::process::ExitStatus;
 
 use super::Resources;
 use crate::assigned;
-use crate::cli::{ConsoleKind, GdbAddress, RunOptions};
+use crate::cli::{ConsoleKind, RunOptions};
+use crate::console;
 use crate::error::Error;
 use crate::exit_reason::signal_name;
-use crate::{stats, unix_listener};
+use crate::stats;
 
 /// The number of the statistics that are left before the guest runs.
 pub(super) const FIRST: u64 = 1;
@@ -40,13 +41,10 @@ pub(super) fn settle(
     }
     for console in [&options.console, &options.virtio_console] {
         if let ConsoleKind::Unix(path) = console {
-            unix_listener::remove_stale(path);
+            console::remove_stale(path);
         }
     }
     resources.write_report(options, exit_status, killed_by.as_ref());
-    if let Some(GdbAddress::Unix(path)) = options.gdb.as_ref().map(|gdb| &gdb.address) {
-        unix_listener::remove_stale(path);
-    }
     let Resources { programs, bound, .. } = resources;
     drop(programs);
     if let Some(bound) = bound {

@@ -11,7 +11,6 @@ use devices::pci::HostBridge;
 use vm_memory::GuestMemoryMmap;
 
 use super::build::VmParts;
-use super::debugging::Debugged;
 use super::irqfds::{Irqfds, SpiLine};
 use super::pci_host;
 use super::vcpus::{VcpuContext, VcpuThreads};
@@ -143,8 +142,7 @@ impl Machine {
         self.assigned.arm()
     }
 
-    /// Runs the vCPUs, once, to the end of the run, perhaps under a debugger; they are gone when this
-    /// returns.
+    /// Runs the vCPUs, once, to the end of the run; they are gone when this returns.
     ///
     /// # Errors
     ///
@@ -153,7 +151,6 @@ impl Machine {
         &mut self,
         sources: Sources<'_>,
         recorder: Option<Arc<Recorder>>,
-        debugged: Option<Debugged>,
     ) -> Result<ExitReason, Error> {
         self.virtio.prepare()?;
         self.flash.as_ref().map_or(Ok(()), Flash::start)?;
@@ -163,21 +160,11 @@ impl Machine {
             self.bridge.take(),
             sources.waker.clone(),
             recorder.clone(),
-            debugged.as_ref().map(|debugged| debugged.gate().clone()),
         ));
-        let debugger = debugged.map(|debugged| {
-            debugged.start(&self.memory, &self.bus, recorder.as_ref(), context.clone())
-        });
-        let debugger = debugger.transpose()?;
         let monitor = sources.monitor.clone();
         sources.notifier.iter().for_each(Notifier::ready);
         let threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &context)?;
         let result = events::run(sources, recorder.as_deref());
-        if let Some(debugger) = debugger {
-            let by_vcpu = context.exit_reason();
-            let reason = result.as_ref().map(|reason| reason.as_ref().or(by_vcpu));
-            debugger.end(reason.ok().flatten().map_or(1, ExitReason::exit_status));
-        }
         // A vCPU that waits for a server's answer can't be stopped.
         self.assigned.shorten_deadline();
         drop(threads);

@@ -1,7 +1,6 @@
 //! `strait run`: plan, build, run, end.
 
 mod build;
-mod debugging;
 mod irqfds;
 mod machine;
 mod pci_host;
@@ -13,7 +12,6 @@ use std::time::Instant;
 
 use boot::kernel::Kernel;
 
-use self::debugging::Debugged;
 use self::machine::Machine;
 use crate::assigned::AssignedDevices;
 use crate::cli::{RunOptions, SandboxMode};
@@ -134,11 +132,6 @@ fn run_guest(
         let iommu = assigned.backend();
         Arc::new(Recorder::new(statistics, started, vm, vcpus, bus, monitor.clone(), iommu))
     });
-    let debugged = options
-        .gdb
-        .as_ref()
-        .map(|gdb| Debugged::prepare(gdb, monitor.clone(), machine.vm(), machine.vcpus()));
-    let debugged = debugged.transpose()?;
     output::set_waker(&waker);
     let (input, clients) = InputSource::by_kind(inputs);
     let sources = Sources {
@@ -174,7 +167,7 @@ fn run_guest(
     servers.resume()?;
     let no_thread = |e| Error::new(format!("a console's thread can't be started: {e}"));
     output::start_threads(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
-    let result = machine.run(sources, recorder, debugged);
+    let result = machine.run(sources, recorder);
     if result.is_ok() {
         monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     }

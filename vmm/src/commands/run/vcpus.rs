@@ -8,7 +8,6 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use arch::debug::Stop;
 use arch::exit::Exit;
 use arch::load_store::Kind;
 use arch::{ImmediateExit, Vcpu};
@@ -19,7 +18,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
-use crate::gdb::Gate;
 use crate::sandbox::seccomp;
 use crate::stats::{Exits, Recorder};
 use crate::waker::Waker;
@@ -59,7 +57,6 @@ impl VcpuThreads {
             let thread = thread::Builder::new()
                 .name(format!("vcpu{}", vcpu.index()))
                 .spawn(move || {
-                    context.enter(vcpu.index());
                     seccomp::Kind::Vcpu.enter();
                     context.run(&mut vcpu);
                     drop(context);
@@ -77,8 +74,6 @@ impl VcpuThreads {
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
         self.context.stop.store(true, Ordering::SeqCst);
-        // One that couldn't be started leaves others waiting for a debugger.
-        self.context.gate.iter().for_each(|gate| gate.end(1));
         // A vCPU whose thread couldn't be started is gone.
         for exit in self.exits.iter().take(self.threads.len()) {
             // SAFETY: a vCPU is dropped only below, when its thread has returned it.
@@ -121,8 +116,6 @@ pub struct VcpuContext {
     bridge: Option<Arc<HostBridge>>,
     waker: Arc<Waker>,
     recorder: Option<Arc<Recorder>>,
-    /// Where a debugger holds them up.
-    gate: Option<Arc<Gate>>,
     /// vCPUs are to leave their guest.
     stop: AtomicBool,
     /// That of the first vCPU which ended the run.
@@ -137,39 +130,14 @@ impl VcpuContext {
         bridge: Option<Arc<HostBridge>>,
         waker: Arc<Waker>,
         recorder: Option<Arc<Recorder>>,
-        gate: Option<Arc<Gate>>,
     ) -> Self {
         let (stop, exit_reason) = Default::default();
-        Self { bus, memory, bridge, waker, recorder, gate, stop, exit_reason }
+        Self { bus, memory, bridge, waker, recorder, stop, exit_reason }
     }
 
     /// Why a vCPU ended the run, if one did.
-    pub fn exit_reason(&self) -> Option<&ExitReason> {
-        self.exit_reason.get()
-    }
-
-    /// Ends the run. The first reason stands.
-    pub fn end(&self, reason: ExitReason) {
-        let _ = self.exit_reason.set(reason);
-        self.waker.stop();
-    }
-
-    /// The same, for good.
     pub fn into_exit_reason(self) -> Option<ExitReason> {
         self.exit_reason.into_inner()
-    }
-
-    /// Makes the calling thread that of a vCPU.
-    fn enter(&self, vcpu: u64) {
-        let index = usize::try_from(vcpu).unwrap_or(usize::MAX);
-        self.gate.iter().for_each(|gate| gate.enter(index));
-    }
-
-    /// Holds a vCPU up while a debugger wants it, which may have to know why it has stopped. `false`: the
-    /// run is over.
-    #[cold]
-    fn pass_gate(&self, index: usize, stop: Option<Stop>) -> bool {
-        self.gate.as_ref().is_none_or(|gate| gate.pass(index, stop))
     }
 
     /// Runs a vCPU until the run ends.
@@ -186,19 +154,6 @@ impl VcpuContext {
                     Exits::count(&exits.undecodable);
                     self.handle_undecodable(vcpu).unwrap_or_else(|e| Some(run_failed(index, &e)))
                 }
-                Ok(Exit::Interrupted) => {
-                    Exits::count(&exits.interrupted);
-                    if !self.pass_gate(index, None) {
-                        return;
-                    }
-                    None
-                }
-                Ok(Exit::Debug { syndrome, address }) => {
-                    if !self.pass_gate(index, Some(Stop::new(syndrome, address))) {
-                        return;
-                    }
-                    None
-                }
                 Ok(Exit::MemoryFault { gpa }) => self.trap_functions(gpa, &mut faults),
                 Ok(exit) => {
                     faults = 0;
@@ -207,7 +162,9 @@ impl VcpuContext {
                 Err(e) => Some(run_failed(index, &e)),
             };
             if let Some(reason) = reason {
-                self.end(reason);
+                // The first vCPU's reason stands.
+                let _ = self.exit_reason.set(reason);
+                self.waker.stop();
                 return;
             }
         }
@@ -244,8 +201,7 @@ impl VcpuContext {
             Action::None => None,
             Action::Crash => Some(ExitReason::Crash),
             Action::AwaitOutput => {
-                let is_held = || self.gate.as_ref().is_some_and(|gate| gate.is_pausing());
-                output::wait_for_room(|| self.stop.load(Ordering::SeqCst) || is_held());
+                output::wait_for_room(|| self.stop.load(Ordering::SeqCst));
                 None
             }
         }
@@ -262,6 +218,10 @@ impl VcpuContext {
             Exit::MmioWrite { gpa, data } => {
                 Exits::count(&exits.mmio_write);
                 return self.write(gpa, data);
+            }
+            Exit::Interrupted => {
+                Exits::count(&exits.interrupted);
+                return None;
             }
             _ => Exits::count(&exits.system_event),
         }

@@ -84,7 +84,7 @@ fn each_file_is_a_program_and_each_kind_has_one() {
         ThreadKind::VfioUser,
         ThreadKind::VhostUser,
     ];
-    let kinds = [Kind::Vcpu, Kind::EventLoop, Kind::ConsoleFile, Kind::Gdb]
+    let kinds = [Kind::Vcpu, Kind::EventLoop, Kind::ConsoleFile]
         .into_iter()
         .chain(device.map(Kind::Device));
     let programs: Vec<&[u64]> = kinds.map(Kind::program).collect();
