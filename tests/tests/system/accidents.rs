@@ -115,7 +115,7 @@ fn whatever_ends_a_run_the_host_is_as_before() -> TestResult {
             moment.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let delay = Duration::from_millis((moment >> 33) % 1000);
         let signal = SIGNALS[round % SIGNALS.len()];
-        let at_work = (round + round / SIGNALS.len()) % 2 == 0;
+        let at_work = (round + round / SIGNALS.len()).is_multiple_of(2);
         let what = format!("round {round}: {signal:?}, at work: {at_work}, {delay:?}");
         println!("{what}");
         end(&host, signal, at_work, delay)?;
