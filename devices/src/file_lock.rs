@@ -68,3 +68,36 @@ pub(crate) fn users(path: &Path) -> String {
     }
     if users.is_empty() { String::new() } else { format!(": {}", users.join(", ")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file, and two descriptions of it.
+    fn opened(name: &str) -> (std::path::PathBuf, [File; 2]) {
+        let path = std::env::temp_dir().join(format!("lock-{}-{name}", std::process::id()));
+        let open = || File::options().write(true).create(true).truncate(false).open(&path).unwrap();
+        let both = [open(), open()];
+        (path, both)
+    }
+
+    #[test]
+    fn a_lock_that_goes_is_waited_for() {
+        let (path, [first, second]) = opened("goes");
+        assert!(lock(&first, true).unwrap());
+        let going = thread::spawn(move || {
+            thread::sleep(TIMEOUT / 10);
+            drop(first);
+        });
+        assert!(lock(&second, true).unwrap());
+        going.join().unwrap();
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_stays_is_told() {
+        let (path, [first, second]) = opened("stays");
+        assert!(lock(&first, true).unwrap() && !lock(&second, true).unwrap());
+        fs::remove_file(path).unwrap();
+    }
+}
