@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Parser};
 use toml::Spanned;
@@ -39,44 +39,65 @@ fn takes_value(name: &str) -> Option<bool> {
     })
 }
 
-/// Takes the options of the file at `path` into `options`.
-///
-/// # Errors
-///
-/// It can't be read, is no TOML, or has what is no option or no value for it: told with its line.
-pub(super) fn take_file(
-    path: &Path,
-    options: &mut RunOptions,
-    once: &mut GivenOnce,
-) -> Result<(), Error> {
-    let text = read(path)?;
-    let wrong = |span: Option<Range<usize>>, why: &str| {
-        let line = span.map(|span| line_of(&text, span.start));
-        let line = line.map(|line| format!(":{line}")).unwrap_or_default();
-        Error::usage(format!("--config {}{line}: {why}", path.display()))
-    };
-    let table = DeTable::parse(&text).map_err(|e| wrong(e.span(), e.message()))?;
-    // As they come in the file: devices are numbered in their order.
-    let mut entries: Vec<_> = table.get_ref().iter().collect();
-    entries.sort_by_key(|(key, _)| key.span().start);
-    for (key, value) in entries {
-        let name = key.get_ref();
-        for (value, span) in
-            values(name, value, &text).map_err(|why| wrong(Some(key.span()), &why))?
-        {
-            take(name, value, options, once).map_err(|e| {
-                let help = usage_error(&e, "run").take_help();
-                wrong(Some(span), &e.to_string()).maybe_help(help)
-            })?;
+/// An option of a file: its name, its value, and where it is.
+struct Entry {
+    given: Given,
+    line: usize,
+}
+
+/// A file of options.
+pub(super) struct ConfigFile {
+    path: PathBuf,
+    entries: Vec<Entry>,
+}
+
+impl ConfigFile {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read, is no TOML, or has no value for an option: told with its line.
+    pub(super) fn read(path: &Path) -> Result<Self, Error> {
+        let text = read(path)?;
+        let line = |span: Range<usize>| line_of(&text, span.start);
+        let table = DeTable::parse(&text)
+            .map_err(|e| wrong(path, e.span().map_or(1, line), e.message()))?;
+        // As they come in the file: devices are numbered in their order.
+        let mut keys: Vec<_> = table.get_ref().iter().collect();
+        keys.sort_by_key(|(key, _)| key.span().start);
+        let mut entries = Vec::new();
+        for (key, value) in keys {
+            let name = key.get_ref();
+            let all = values(name, value, &text);
+            for (value, span) in all.map_err(|why| wrong(path, line(key.span()), &why))? {
+                entries.push(Entry { given: (name.to_string(), value), line: line(span) });
+            }
         }
+        Ok(Self { path: path.to_owned(), entries })
     }
-    Ok(())
+
+    /// Takes its options into `options`.
+    ///
+    /// # Errors
+    ///
+    /// One is none, or its value makes no sense: told with its line.
+    pub(super) fn take(&self, options: &mut RunOptions, once: &mut GivenOnce) -> Result<(), Error> {
+        self.entries.iter().try_for_each(|Entry { given, line }| {
+            take(given, options, once).map_err(|e| {
+                let help = usage_error(&e, "run").take_help();
+                wrong(&self.path, *line, &e.to_string()).maybe_help(help)
+            })
+        })
+    }
+}
+
+fn wrong(path: &Path, line: usize, why: &str) -> Error {
+    Error::usage(format!("--config {}:{line}: {why}", path.display()))
 }
 
 /// Takes one option.
 fn take(
-    name: &str,
-    value: Option<String>,
+    (name, value): &Given,
     options: &mut RunOptions,
     once: &mut GivenOnce,
 ) -> Result<(), lexopt::Error> {
@@ -150,18 +171,9 @@ fn scalar(name: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Result<String
 /// # Errors
 ///
 /// A value isn't UTF-8.
-pub(super) fn print(parser: Parser, file: Option<&Path>) -> Result<String, Error> {
-    let mut given: Vec<Given> = Vec::new();
-    if let Some(path) = file {
-        let text = read(path)?;
-        let table = DeTable::parse(&text).map_err(|e| Error::usage(e.message().to_owned()))?;
-        let mut entries: Vec<_> = table.get_ref().iter().collect();
-        entries.sort_by_key(|(key, _)| key.span().start);
-        for (key, value) in entries {
-            let values = values(key.get_ref(), value, &text).map_err(Error::usage)?;
-            given.extend(values.into_iter().map(|(value, _)| (key.get_ref().to_string(), value)));
-        }
-    }
+pub(super) fn print(parser: Parser, file: Option<ConfigFile>) -> Result<String, Error> {
+    let entries = file.into_iter().flat_map(|file| file.entries);
+    let mut given: Vec<Given> = entries.map(|entry| entry.given).collect();
     for (name, value) in typed(parser)? {
         if !is_repeated(&name) {
             given.retain(|(other, _)| *other != name);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
 
+use self::config::ConfigFile;
 use super::block::block;
 use super::console::{SerialKind, console, serial};
 use super::cpu;
@@ -41,11 +42,12 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     let mut console_is_given = once.has("--console");
     let mut serial_is_given = once.has("--serial");
     let (file, print_config) = (options.config.take(), options.print_config);
-    if let Some(path) = &file {
+    let file = file.as_deref().map(ConfigFile::read).transpose()?;
+    if let Some(file) = &file {
         // The file's come first, so that those typed take their place.
         let mut of_file = GivenOnce::default();
         options = RunOptions::default();
-        config::take_file(path, &mut options, &mut of_file)?;
+        file.take(&mut options, &mut of_file)?;
         console_is_given |= of_file.has("--console");
         serial_is_given |= of_file.has("--serial");
         options.take_all(&mut typed.clone(), &mut GivenOnce::default())?;
@@ -60,7 +62,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     }
     combinations::check(&mut options, console_is_given)?;
     if print_config {
-        return config::print(typed, file.as_deref()).map(Command::Print);
+        return config::print(typed, file).map(Command::Print);
     }
     Ok(Command::Run(Box::new(options)))
 }
@@ -189,12 +191,16 @@ fn level(text: &str) -> Result<LevelFilter, String> {
     text.parse().map_err(|_| "a level is off, error, warn, info, debug or trace".into())
 }
 
+/// The longest time: it fits clocks and timers of the host, whenever it begins.
+const MAX_TIME: Duration = Duration::from_secs(i32::MAX.unsigned_abs() as u64);
+
 fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse::<f64>()
-        .ok()
-        .filter(|seconds| *seconds > 0.0)
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| "a number of seconds above 0 is needed".into())
+    let seconds = text.parse::<f64>().ok();
+    let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    // To a timer 0 is no time at all.
+    time.filter(|time| !time.is_zero() && *time <= MAX_TIME).ok_or_else(|| {
+        format!("a number of seconds above 0, and up to {}, is needed", MAX_TIME.as_secs())
+    })
 }
 
 #[cfg(test)]

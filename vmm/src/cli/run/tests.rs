@@ -181,3 +181,14 @@ fn of_two_values_none_is_taken() {
         assert_eq!((error.message(), error.exit_status()), (text.as_str(), 2));
     }
 }
+
+#[test]
+fn times_fit_the_host_s_timers() {
+    for time in ["0", "-1", "1e-10", "nan", "inf", "1e19", "2147483648", "1s", ""] {
+        for option in ["--timeout", "--grace"] {
+            assert_eq!(run(&[option, time]).unwrap_err().exit_status(), 2, "{option} {time}");
+        }
+    }
+    assert_eq!(run(&["--timeout", "0.5"]).unwrap().timeout, Some(Duration::from_millis(500)));
+    assert!(run(&["--grace", "2147483647"]).is_ok());
+}
