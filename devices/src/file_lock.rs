@@ -4,15 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
-/// How long a lock of somebody else's is waited for. The kernel closes the files of a killed process's
-/// io_uring some time after the process is gone (`io_ring_exit_work` of Linux' io_uring/io_uring.c).
-const TIMEOUT: Duration = Duration::from_millis(500);
-
-/// How often it is tried.
-const INTERVAL: Duration = Duration::from_millis(10);
+use crate::release;
 
 /// Locks all of a file, for this process alone if it is `exclusive`. The lock goes with the file's
 /// description: no end of a process leaves it behind. `false` if somebody else's lock is there, and stays.
@@ -21,14 +14,7 @@ const INTERVAL: Duration = Duration::from_millis(10);
 ///
 /// The kernel or the file system has no such locks.
 pub(crate) fn lock(file: &File, exclusive: bool) -> io::Result<bool> {
-    let since = Instant::now();
-    loop {
-        let locked = try_lock(file, exclusive)?;
-        if locked || since.elapsed() >= TIMEOUT {
-            return Ok(locked);
-        }
-        thread::sleep(INTERVAL);
-    }
+    release::wait(|| try_lock(file, exclusive), |locked| matches!(locked, Ok(false)))
 }
 
 fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
@@ -71,6 +57,8 @@ pub(crate) fn users(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     /// A file, and two descriptions of it.
@@ -86,7 +74,7 @@ mod tests {
         let (path, [first, second]) = opened("goes");
         assert!(lock(&first, true).unwrap());
         let going = thread::spawn(move || {
-            thread::sleep(TIMEOUT / 10);
+            thread::sleep(release::TIMEOUT / 10);
             drop(first);
         });
         assert!(lock(&second, true).unwrap());

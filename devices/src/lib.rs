@@ -22,6 +22,7 @@ pub mod pci;
 pub mod peer;
 pub mod pvpanic;
 pub mod ratelimit;
+mod release;
 pub mod rtc;
 pub mod serial;
 pub mod stop;

@@ -10,6 +10,7 @@ use super::device::{Activation, Device, DeviceType};
 use super::queue;
 use super::vhost::{Vhost, VhostError, Watch};
 use crate::ratelimit::LogLimit;
+use crate::release;
 
 const PATH: &str = "/dev/vhost-vsock";
 
@@ -71,9 +72,9 @@ impl Vsock {
         }
         let vhost = Vhost::open(PATH)?;
         let features = vhost.features()?;
-        vhost.set_cid(cid).map_err(|error| {
-            if error.is(libc::EADDRINUSE) { VsockError::InUse(cid) } else { error.into() }
-        })?;
+        let in_use = |error: &VhostError| error.is(libc::EADDRINUSE);
+        release::wait(|| vhost.set_cid(cid), |set| set.as_ref().is_err_and(in_use))
+            .map_err(|error| if in_use(&error) { VsockError::InUse(cid) } else { error.into() })?;
         let log = Arc::new(LogLimit::named(name));
         Ok(Self { cid, vhost, features, watch: Watch::new("vsock-watch"), log })
     }

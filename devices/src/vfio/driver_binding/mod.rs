@@ -21,6 +21,8 @@ pub use error::BindError;
 pub use record::{BindRecord, BindRecordError, BindRecords, Owner};
 pub use sysfs_write::{AttributeWriter, HungWrite, Sysfs, WriteError};
 
+use crate::release;
+
 use super::assign::{self, AssignError};
 use super::error_chain;
 use super::host::{Host, HostDevice, OpenFiles, Usage};
@@ -283,6 +285,12 @@ impl<'a> DriverBinding<'a> {
 
     /// Checks that no process has the device or its group open: unbinding would wait for it.
     fn check_unused(&self, device: &HostDevice) -> Result<(), BindError> {
+        let is_held =
+            |checked: &Result<(), BindError>| matches!(checked, Err(BindError::InUse { .. }));
+        release::wait(|| self.check_unused_now(device), is_held)
+    }
+
+    fn check_unused_now(&self, device: &HostDevice) -> Result<(), BindError> {
         let Some(group) = device.group()? else { return Ok(()) };
         let (node, files) = (self.host.group_node(group), self.host.files_of(device));
         let users = OpenFiles::of(self.host).users_by_vfio(self.host, device);

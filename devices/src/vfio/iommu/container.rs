@@ -1,6 +1,9 @@
 //! A VFIO container, to which whole groups are attached.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::release;
 
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::Host;
@@ -64,7 +67,10 @@ impl ContainerBackend {
 
 fn open_group(host: &Host, assignment: &Assignment) -> Result<Group, AssignError> {
     let path = host.group_node(assignment.group);
-    let group = Group::open(&path).map_err(|error| assignment.opening(host, &path, error))?;
+    // A group is open once.
+    let busy = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
+    let opened = release::wait(|| Group::open(&path), |opened| opened.as_ref().is_err_and(busy));
+    let group = opened.map_err(|error| assignment.opening(host, &path, error))?;
     let (name, number) = (assignment.name().to_owned(), assignment.group);
     match group.is_viable() {
         Ok(true) => Ok(group),

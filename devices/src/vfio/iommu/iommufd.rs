@@ -4,6 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::release;
+
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::{Host, HostDevice};
 use super::super::inherited::InheritedFd;
@@ -54,7 +56,11 @@ impl IommufdBackend {
         let ours = self.devices.iter().any(|attached| attached.group == assignment.group);
         // A group of which this process has a device can't be in use by another one.
         let in_use = || if ours { Some(false) } else { host.group_in_use(assignment.group) };
-        file.bind(self.ioas.iommufd())
+        let is_held = |bound: &Result<(), IoctlError>| {
+            let held = |error: &IoctlError| is_device_held(error, in_use);
+            bound.as_ref().is_err_and(held)
+        };
+        release::wait(|| file.bind(self.ioas.iommufd()), is_held)
             .map_err(|error| bind_error(host, assignment, path, error, in_use))?;
         let (device, group) = (assignment.device.clone(), assignment.group);
         file.attach(&self.ioas).map_err(|source| AssignError::Attach {
@@ -111,6 +117,16 @@ fn open(host: &Host, assignment: &Assignment) -> Result<(DeviceFile, PathBuf), A
     Ok((file, path))
 }
 
+/// Whether binding failed since another process has the device or its group, as [`bind_error`] has it.
+fn is_device_held(error: &IoctlError, in_use: impl FnOnce() -> Option<bool>) -> bool {
+    match error.source.raw_os_error() {
+        // Mostly since the device is bound already.
+        Some(libc::EINVAL) => in_use() != Some(false),
+        Some(libc::EBUSY | libc::EPERM) => in_use() == Some(true),
+        _ => false,
+    }
+}
+
 /// Why a device couldn't be bound (`vfio_df_ioctl_bind_iommufd`, `iommufd_device_bind` and
 /// `iommu_device_claim_dma_owner` in the kernel). `in_use` tells whether another process has the
 /// group or a device of it open, if that is known.
@@ -123,13 +139,7 @@ fn bind_error(
 ) -> AssignError {
     let (name, group) = (assignment.name().to_owned(), assignment.group);
     let is = |errno| source.is(errno);
-    let busy = match source.source.raw_os_error() {
-        // Mostly since the device is bound already.
-        Some(libc::EINVAL) => in_use() != Some(false),
-        Some(libc::EBUSY | libc::EPERM) => in_use() == Some(true),
-        _ => false,
-    };
-    if busy {
+    if is_device_held(&source, in_use) {
         return AssignError::busy(host, &assignment.device, path);
     }
     let module = "iommufd";

@@ -19,6 +19,7 @@ use virtio_bindings::bindings::virtio_net::{
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 use super::HEADER_SIZE;
+use crate::release;
 
 const TUN: &str = "/dev/net/tun";
 
@@ -195,6 +196,10 @@ impl Tap {
 
 /// Opens the tap of this name.
 fn attach(name: &str) -> Result<File, TapError> {
+    release::wait(|| attach_now(name), |attached| matches!(attached, Err(TapError::Busy(_))))
+}
+
+fn attach_now(name: &str) -> Result<File, TapError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
     let file = options.open(TUN).map_err(TapError::Unavailable)?;
