@@ -170,10 +170,12 @@ impl Monitor {
     /// Why the run is to end, if the consoles had what it waits for: once.
     pub fn check(&self) -> Option<ExitReason> {
         let mut state = sync::lock(&self.state);
+        if mem::replace(&mut state.over, true) {
+            return None;
+        }
         self.look(&mut state);
-        let found = state.found.take()?;
-        state.over = true;
-        Some(found.into())
+        state.over = state.found.is_some();
+        state.found.clone().map(ExitReason::from)
     }
 
     /// Why the run ended, with the last output considered.
@@ -182,10 +184,14 @@ impl Monitor {
             reason,
             ExitReason::PowerOff | ExitReason::Reset | ExitReason::Crash | ExitReason::Timeout(_)
         );
-        let last = if by_itself { self.check() } else { None };
-        if let Some(log) = &mut sync::lock(&self.state).log {
+        let mut state = sync::lock(&self.state);
+        self.look(&mut state);
+        // Also what was found when the guest had ended already.
+        let last = state.found.take().filter(|_| by_itself).map(ExitReason::from);
+        if let Some(log) = &mut state.log {
             log.finish();
         }
+        drop(state);
         match (last, reason) {
             (Some(found), _) => found,
             (None, ExitReason::PowerOff) if !self.until.is_empty() => {
@@ -289,6 +295,13 @@ mod tests {
         assert!(matches!(monitor.conclude(ExitReason::Reset), ExitReason::FailOn { .. }));
         output.put(b"panic\n").unwrap();
         assert!(matches!(monitor.conclude(ExitReason::Quit), ExitReason::Quit));
+    }
+
+    #[test]
+    fn what_was_found_while_the_guest_ended_counts() {
+        let (found, end) = said(&["Power down"], None, &["reboot: Power down\n"]);
+        assert!(matches!(found, Some(ExitReason::Until(_))));
+        assert!(matches!(end, ExitReason::Until(text) if text == "Power down"));
     }
 
     #[test]
