@@ -28,6 +28,9 @@ pub struct Artifacts {
     /// decompressed. The file `modules.order` in it has their names in the order in which `insmod`
     /// takes them, one a line.
     pub stock_modules: PathBuf,
+    /// Debian's kernels of other releases, oldest first, with the same modules; only tests need them.
+    #[serde(default)]
+    pub other_kernels: Vec<Kernel>,
     /// A statically linked arm64 busybox.
     pub busybox: PathBuf,
     /// A Debian system, which only tests need.
@@ -132,6 +135,7 @@ mod tests {
             host_64k: Some(Kernel { image: "/l/Image".into(), modules: vec!["/l/a.ko".into()] }),
             stock_kernel: "/s/vmlinuz".into(),
             stock_modules: "/s/modules".into(),
+            other_kernels: vec![Kernel { image: "/o/vmlinuz".into(), modules: Vec::new() }],
             busybox: "/b/busybox".into(),
             debian: Some(Debian {
                 disk: "/d/disk.img".into(),

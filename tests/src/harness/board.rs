@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ pub struct Board {
     parameters: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
     stock: bool,
+    other_kernels: bool,
     debian: bool,
     firmware: bool,
     icount: bool,
@@ -59,6 +61,7 @@ impl Default for Board {
             parameters: Vec::new(),
             files: Vec::new(),
             stock: false,
+            other_kernels: false,
             debian: false,
             firmware: false,
             icount: false,
@@ -123,6 +126,14 @@ impl Board {
     #[must_use]
     pub fn stock(mut self) -> Self {
         self.stock = true;
+        self
+    }
+
+    /// Has Debian's kernels of other releases at `/k/other0`, the oldest, `/k/other1` and so on, each with
+    /// an initrd with its modules, `/k/other0.cpio`.
+    #[must_use]
+    pub fn other_kernels(mut self) -> Self {
+        self.other_kernels = true;
         self
     }
 
@@ -218,11 +229,9 @@ impl Board {
         let transcript = Arc::new(Transcript::start());
         let (console, console_end) = qemu::socket_pair()?;
         let (agent, agent_end) = qemu::socket_pair()?;
-        let large = self.large(&artifacts)?;
         let debian = self.debian_system(&artifacts)?;
         let firmware = self.firmware_files(&artifacts)?;
-        let systems = Systems { stock: self.stock, debian, firmware, large };
-        let initramfs = initramfs::host(&artifacts, &systems, &self.files)?;
+        let initramfs = self.initramfs(&artifacts)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
 
@@ -276,17 +285,35 @@ impl Board {
     /// An artifact is missing, or QEMU can't be run.
     pub fn attach(self) -> Result<ExitStatus, Failure> {
         let artifacts = self.artifacts()?;
-        let large = self.large(&artifacts)?;
-        let debian = self.debian_system(&artifacts)?;
-        let firmware = self.firmware_files(&artifacts)?;
-        let systems = Systems { stock: self.stock, debian, firmware, large };
-        let initramfs = initramfs::host(&artifacts, &systems, &self.files)?;
+        let initramfs = self.initramfs(&artifacts)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
         let mut command = self.command(&artifacts, "model.do=shell")?;
         command.args(["-serial", "mon:stdio", "-serial", "null", "-serial", "null"]);
         command.args(["-initrd", &format!("/proc/self/fd/{}", initramfs.as_raw_fd())]);
         qemu::run(&mut command, &[initramfs.as_raw_fd()])
+    }
+
+    /// Its host's kernel and initramfs, for others that boot machines: with `model.do=shell` on the command
+    /// line there is a shell on the console.
+    ///
+    /// # Errors
+    ///
+    /// An artifact is missing.
+    pub fn linux(&self) -> Result<(PathBuf, Vec<u8>), Failure> {
+        let artifacts = self.artifacts()?;
+        Ok((artifacts.host_kernel.clone(), self.initramfs(&artifacts)?))
+    }
+
+    fn initramfs(&self, artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
+        let systems = Systems {
+            stock: self.stock,
+            other_kernels: self.other_kernels,
+            debian: self.debian_system(artifacts)?,
+            firmware: self.firmware_files(artifacts)?,
+            large: self.large(artifacts)?,
+        };
+        initramfs::host(artifacts, &systems, &self.files)
     }
 
     /// The QEMU command of this board but for its initramfs and its serial ports; `action` tells
@@ -373,6 +400,7 @@ mod tests {
             host_64k: Some(Kernel { image: "/Image-64k".into(), modules: Vec::new() }),
             stock_kernel: "/vmlinuz".into(),
             stock_modules: "/m".into(),
+            other_kernels: Vec::new(),
             busybox: "/b".into(),
             debian: None,
             firmware: None,

@@ -26,6 +26,8 @@ const WITH_PARAMETERS: [&str; 2] = ["dmatest.ko", "i2c_stub.ko"];
 pub(super) struct Systems<'a> {
     /// Debian's kernel.
     pub(super) stock: bool,
+    /// Those of other releases.
+    pub(super) other_kernels: bool,
     /// A Debian system.
     pub(super) debian: Option<&'a Debian>,
     /// Firmware.
@@ -40,7 +42,7 @@ pub(super) fn host(
     systems: &Systems<'_>,
     files: &[(String, Vec<u8>)],
 ) -> Result<Vec<u8>, Failure> {
-    let Systems { stock, debian, firmware, large } = *systems;
+    let Systems { stock, other_kernels, debian, firmware, large } = *systems;
     let mut archive = skeleton(artifacts, HOST_INIT)?;
     let strait = read(&artifacts.strait)?;
     match calls::script() {
@@ -62,6 +64,13 @@ pub(super) fn host(
     if stock {
         archive.file("k/stock", &read(&artifacts.stock_kernel)?);
         archive.file("k/stock.cpio", &stock_guest(artifacts)?);
+    }
+    if other_kernels {
+        for (index, kernel) in artifacts.other_kernels.iter().enumerate() {
+            archive.file(&format!("k/other{index}"), &read(&kernel.image)?);
+            let initrd = kernel_guest(artifacts, &kernel.modules)?;
+            archive.file(&format!("k/other{index}.cpio"), &initrd);
+        }
     }
     if let Some(debian) = debian {
         archive.file("k/debian", &read(&debian.kernel.image)?);
@@ -87,7 +96,6 @@ fn model_guest(artifacts: &Artifacts, kernel_modules: &[PathBuf]) -> Result<Vec<
 
 /// That of a guest that runs Debian's kernel, with Debian's own pl330 module.
 fn stock_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
-    let mut archive = skeleton(artifacts, GUEST_INIT)?;
     let directory = &artifacts.stock_modules;
     let order = read(&directory.join("modules.order"))?;
     let paths: Vec<_> = String::from_utf8_lossy(&order)
@@ -96,7 +104,13 @@ fn stock_guest(artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
         .filter(|name| !name.is_empty())
         .map(|name| directory.join(name))
         .collect();
-    modules(&mut archive, &paths)?;
+    kernel_guest(artifacts, &paths)
+}
+
+/// That of a guest that runs a kernel with these modules.
+fn kernel_guest(artifacts: &Artifacts, kernel_modules: &[PathBuf]) -> Result<Vec<u8>, Failure> {
+    let mut archive = skeleton(artifacts, GUEST_INIT)?;
+    modules(&mut archive, kernel_modules)?;
     Ok(archive.finish())
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::Cache;
 use super::error::{Error, FileError};
 use super::firmware;
+use super::kernels::{self, SuiteKernel};
 use super::lock::LockFile;
 use super::machine::Machine;
 use super::mirror;
@@ -61,6 +62,9 @@ pub(super) struct Versions {
     /// Those with firmware, each as `name=version`.
     #[serde(default)]
     pub(super) firmware: Vec<String>,
+    /// The kernels of [`kernels::SUITES`].
+    #[serde(default)]
+    pub(super) other_kernels: Vec<SuiteKernel>,
     /// The mirror it was asked of.
     mirror: String,
     /// When, in seconds since 1970.
@@ -92,7 +96,8 @@ impl Archive {
         // Another clone may have asked for others.
         let names = versions.firmware.iter().map(|package| package.split('=').next());
         let all = versions.debian_asked == listed(DEBIAN_SYSTEM)
-            && names.eq(firmware::PACKAGES.map(Some));
+            && names.eq(firmware::PACKAGES.map(Some))
+            && versions.other_kernels.iter().map(|kernel| &kernel.suite).eq(kernels::SUITES);
         all.then_some(versions)
     }
 
@@ -194,18 +199,25 @@ impl Archive {
             fs::create_dir_all(&dir).at("create", &dir)?;
         }
         // Only the indexes that are looked at: no translations, no AppStream data.
-        let sources = format!(
-            "deb [arch=arm64 signed-by={keyring} targets=Packages] {mirror} {SUITE} main\n\
-             deb-src [signed-by={keyring} targets=Sources] {mirror} {SUITE} main\n"
-        );
+        let mut sources =
+            format!("deb-src [signed-by={keyring} targets=Sources] {mirror} {SUITE} main\n");
+        for suite in [SUITE].into_iter().chain(kernels::SUITES) {
+            let options = format!("arch=arm64 signed-by={keyring} targets=Packages");
+            sources.push_str(&format!("deb [{options}] {mirror} {suite} main\n"));
+        }
         let path = self.root.join("sources.list");
         fs::write(&path, sources).at("write", &path)?;
         let status = self.root.join("status");
         fs::write(&status, "").at("write", &status)
     }
 
-    /// An apt command that works in the cache, and sees arm64 packages only.
+    /// An apt command that works in the cache, sees arm64 packages only, and prefers those of [`SUITE`].
     fn apt(&self, program: &str) -> Command {
+        self.apt_for(program, SUITE)
+    }
+
+    /// One that prefers the packages of this suite.
+    fn apt_for(&self, program: &str, suite: &str) -> Command {
         let mut command = process::command(program);
         let path = |name: &str| self.root.join(name).to_string_lossy().into_owned();
         let options = [
@@ -217,9 +229,12 @@ impl Archive {
             ("Dir::State::Status", path("status")),
             ("Dir::Cache", path("")),
             ("Dir::Cache::Archives", path("archives")),
+            // Images of containers turn this off, and then each command parses all lists anew.
+            ("Dir::Cache::pkgcache", path("pkgcache.bin")),
+            ("Dir::Cache::srcpkgcache", String::new()),
             ("APT::Architecture", "arm64".to_owned()),
             ("APT::Architectures", "arm64".to_owned()),
-            ("APT::Default-Release", String::new()),
+            ("APT::Default-Release", suite.to_owned()),
             ("Acquire::Languages", "none".to_owned()),
             ("Acquire::PDiffs", "false".to_owned()),
             // The cache is the person's own: apt's user couldn't write to it.
@@ -257,6 +272,10 @@ impl Archive {
                 .iter()
                 .map(|name| Ok(format!("{name}={}", field(&show(name)?, "Version", name)?)))
                 .collect::<Result<_, Error>>()?,
+            other_kernels: kernels::SUITES
+                .iter()
+                .map(|suite| self.suite_kernel(suite))
+                .collect::<Result<_, Error>>()?,
             mirror: mirror.to_owned(),
             asked: now(),
         };
@@ -265,6 +284,23 @@ impl Archive {
             return Err(wrong("qemu", is));
         }
         Ok(versions)
+    }
+
+    /// The newest kernel of this suite. Its modules may be in a package of their own.
+    fn suite_kernel(&self, suite: &str) -> Result<SuiteKernel, Error> {
+        let show = |package: &str| {
+            let mut show = self.apt_for("apt-cache", suite);
+            process::capture(show.args(["show", "--no-all-versions", package]))
+        };
+        let newest = show("linux-image-arm64")?;
+        let image = dependency(&newest, "linux-image-")
+            .ok_or_else(|| wrong("linux-image-arm64", "depends on no kernel".to_owned()))?;
+        let shown = show(image)?;
+        let version = field(&shown, "Version", image)?;
+        let parts = ["linux-binary-", "linux-modules-"];
+        let names = parts.iter().filter_map(|part| dependency(&shown, part));
+        let packages = [image].into_iter().chain(names).map(|name| format!("{name}={version}"));
+        Ok(SuiteKernel { suite: suite.to_owned(), packages: packages.collect() })
     }
 
     /// These packages and what they depend on, each as `name=version`.
@@ -377,6 +413,7 @@ Conf libc6 (2.41-12+deb13u5 Debian:13.6/stable [arm64])
             debian_asked: Vec::new(),
             debian_system: Vec::new(),
             firmware: Vec::new(),
+            other_kernels: Vec::new(),
             mirror: String::new(),
             asked: now().saturating_sub(ago),
         };

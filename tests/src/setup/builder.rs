@@ -15,7 +15,9 @@ use super::packages::{self, Need};
 use super::part::{Part, Parts};
 use super::progress::Progress;
 use super::toolchain::Toolchain;
-use super::{Model, board_dtbs, clean, debian, firmware, linux, qemu, signals, stock, workspace};
+use super::{
+    Model, board_dtbs, clean, debian, firmware, kernels, linux, qemu, signals, stock, workspace,
+};
 use crate::artifacts::{Artifacts, Kernel};
 
 /// What all steps of a set-up share.
@@ -232,6 +234,12 @@ fn finish(
         (None, None) if given.is_optional(firmware::NAME) => None,
         (None, None) => return Err(Error::Broken(firmware::NAME)),
     };
+    let other_kernels = match (&given.other_kernels, found(kernels::NAME)) {
+        (Some(given), _) => given.clone(),
+        (None, Some(directory)) => kernels::found(&directory)?,
+        (None, None) if given.is_optional(kernels::NAME) => Vec::new(),
+        (None, None) => return Err(Error::Broken(kernels::NAME)),
+    };
     let artifacts = Artifacts {
         qemu: match &given.qemu {
             Some(path) => path.clone(),
@@ -242,6 +250,7 @@ fn finish(
         host_64k,
         stock_kernel,
         stock_modules,
+        other_kernels,
         busybox: match &given.busybox {
             Some(path) => path.clone(),
             None => made(stock::BUSYBOX)?.join("busybox"),

@@ -8,8 +8,8 @@ use super::cache::{BuildDirs, Key};
 use super::error::{Error, FileError};
 use super::packages::{self, Need};
 use super::part::Part;
-use super::process::{self, command};
 use super::progress::Step;
+use super::stock;
 use crate::artifacts;
 
 /// The part's name in the cache.
@@ -53,14 +53,7 @@ impl Part for Firmware<'_> {
     }
 
     fn build(&self, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
-        step.phase("unpacking");
-        for entry in fs::read_dir(&dirs.work).at("read", &dirs.work)? {
-            let path = entry.at("read", &dirs.work)?.path();
-            if path.extension().is_some_and(|extension| extension == "deb") {
-                let mut unpack = command("dpkg-deb");
-                process::run(step, unpack.arg("-x").args([&path, &dirs.work]), |_| {})?;
-            }
-        }
+        stock::unpack(step, &dirs.work)?;
         for (name, place) in [U_BOOT, EDK2, GRUB] {
             let from = dirs.work.join(place);
             fs::copy(&from, dirs.out.join(name)).at("copy", &from)?;

@@ -16,6 +16,7 @@ mod debian;
 mod error;
 mod firmware;
 pub mod fuzz;
+mod kernels;
 pub mod lint;
 mod linux;
 mod lock;

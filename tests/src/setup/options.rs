@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::binaries;
 use super::error::Error;
 use super::modules;
-use super::{debian, firmware, linux, qemu, stock};
+use super::{debian, firmware, kernels, linux, qemu, stock};
 use crate::artifacts;
 
 /// Options of all commands that need the model: what to use instead of making it.
@@ -43,6 +43,11 @@ pub struct Options {
     /// for QEMU's arm64 virt, and GRUB's grubaa64.efi.
     #[arg(long, global = true, value_name = "DIR", env = "STRAIT_FIRMWARE")]
     firmware: Option<PathBuf>,
+    /// A directory with further kernels of distributions, for some of the tests: bookworm and
+    /// trixie-backports, each a directory with vmlinuz, and modules, a directory with its pl330.ko and a file
+    /// modules.order.
+    #[arg(long, global = true, value_name = "DIR", env = "STRAIT_OTHER_KERNELS")]
+    other_kernels: Option<PathBuf>,
     /// A gcc that links for arm64.
     #[arg(long, global = true, value_name = "FILE", env = "STRAIT_CROSS_LINKER")]
     cross_linker: Option<PathBuf>,
@@ -52,7 +57,7 @@ pub struct Options {
 }
 
 /// What to bring along for each part, by its name.
-const NEEDS: [(&str, &str); 7] = [
+const NEEDS: [(&str, &str); 8] = [
     (qemu::NAME, "--qemu FILE: qemu-system-aarch64 10.0 with tests/model/qemu.patch and qemu.mak"),
     (
         linux::NAME,
@@ -73,6 +78,11 @@ const NEEDS: [(&str, &str); 7] = [
         debian::NAME,
         "--debian-system DIR: an arm64 Debian 13, as a directory debian-system-* of the cache on \
          another machine has it",
+    ),
+    (
+        kernels::NAME,
+        "--other-kernels DIR: arm64 kernels, older and newer, as a directory other-kernels-* of the cache \
+         on another machine has them",
     ),
     (
         firmware::NAME,
@@ -120,6 +130,8 @@ pub(super) struct Provided {
     pub(super) debian_system: Option<artifacts::Debian>,
     /// Firmware.
     pub(super) firmware: Option<artifacts::Firmware>,
+    /// Kernels of other releases.
+    pub(super) other_kernels: Option<Vec<artifacts::Kernel>>,
     /// What the rest is made for.
     pub(super) purpose: Purpose,
 }
@@ -135,13 +147,14 @@ impl Provided {
             stock::BUSYBOX => self.busybox.is_some(),
             debian::NAME => self.debian_system.is_some(),
             firmware::NAME => self.firmware.is_some(),
+            kernels::NAME => self.other_kernels.is_some(),
             _ => false,
         }
     }
 
     /// Whether the part of this name may be missing.
     pub(super) fn is_optional(&self, part: &str) -> bool {
-        [linux::NAME_64K, debian::NAME, firmware::NAME].contains(&part)
+        [linux::NAME_64K, debian::NAME, firmware::NAME, kernels::NAME].contains(&part)
             && self.purpose == Purpose::Use
     }
 
@@ -197,6 +210,7 @@ impl Options {
             busybox,
             debian_system: self.debian_system.as_deref().map(system).transpose()?,
             firmware: self.firmware.as_deref().map(provided_firmware).transpose()?,
+            other_kernels: self.other_kernels.as_deref().map(provided_kernels).transpose()?,
             purpose,
         })
     }
@@ -245,6 +259,20 @@ fn provided_firmware(directory: &Path) -> Result<artifacts::Firmware, Error> {
     Ok(found)
 }
 
+fn provided_kernels(directory: &Path) -> Result<Vec<artifacts::Kernel>, Error> {
+    const OPTION: &str = "--other-kernels";
+    let found = kernels::found(&absolute(OPTION, directory)?).map_err(|_| {
+        bad(OPTION, directory, "has no readable file modules/modules.order for each")
+    })?;
+    let is_whole = |kernel: &artifacts::Kernel| {
+        kernel.image.is_file() && kernel.modules.iter().all(|module| module.is_file())
+    };
+    if !found.iter().all(is_whole) {
+        return Err(bad(OPTION, directory, "lacks a vmlinuz or a module"));
+    }
+    Ok(found)
+}
+
 fn file(option: &'static str, path: Option<&Path>) -> Result<Option<PathBuf>, Error> {
     match path {
         None => Ok(None),
@@ -278,6 +306,7 @@ mod tests {
             busybox: None,
             debian_system: None,
             firmware: None,
+            other_kernels: None,
             purpose,
         };
         assert!(!nothing.is_complete());
@@ -288,7 +317,7 @@ mod tests {
         assert!(most.needs().contains("--busybox") && !most.needs().contains("--qemu"));
         // What only tests need is asked for where there will be tests.
         let all_but_tests = Provided { busybox: Some(path()), ..most };
-        for option in ["--host-kernel-64k", "--debian-system", "--firmware"] {
+        for option in ["--host-kernel-64k", "--debian-system", "--firmware", "--other-kernels"] {
             assert!(all_but_tests.needs().contains(option), "{option}");
         }
         assert!(!all_but_tests.is_complete());

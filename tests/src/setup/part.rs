@@ -5,6 +5,7 @@ use super::cache::{BuildDirs, Cache, CacheEntry, Key};
 use super::debian::System;
 use super::error::Error;
 use super::firmware::Firmware;
+use super::kernels::OtherKernels;
 use super::linux::{Linux, Pages};
 use super::machine::Machine;
 use super::packages::Need;
@@ -49,6 +50,8 @@ pub(super) struct Parts<'a> {
     pub(super) linux_64k: Linux<'a>,
     /// Debian's kernel.
     pub(super) stock: Kernel<'a>,
+    /// Debian's kernels of other releases.
+    pub(super) other_kernels: OtherKernels<'a>,
     /// Debian's busybox.
     pub(super) busybox: Busybox<'a>,
     /// A Debian system on a disk.
@@ -70,6 +73,7 @@ impl<'a> Parts<'a> {
             linux_64k: linux(Pages::Large),
             qemu: Qemu { machine, model: model.clone(), version: &versions.qemu },
             stock: Kernel { cache, versions },
+            other_kernels: OtherKernels { versions },
             busybox: Busybox { version: &versions.busybox },
             system: System { cache, model: model.clone(), versions },
             firmware: Firmware { versions },
@@ -77,9 +81,9 @@ impl<'a> Parts<'a> {
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> [&dyn Part; 7] {
-        let Self { qemu, linux, linux_64k, stock, busybox, system, firmware } = self;
-        [linux, qemu, linux_64k, stock, busybox, system, firmware]
+    pub(super) fn all(&self) -> [&dyn Part; 8] {
+        let Self { qemu, linux, linux_64k, stock, other_kernels, busybox, system, firmware } = self;
+        [linux, qemu, linux_64k, stock, other_kernels, busybox, system, firmware]
     }
 }
 

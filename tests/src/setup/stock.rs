@@ -14,7 +14,7 @@ use super::progress::Step;
 use super::qemu::file_with;
 
 /// The modules that an unmodified guest needs for what is assigned to it.
-const MODULES: [&str; 1] = ["pl330"];
+pub(super) const MODULES: [&str; 1] = ["pl330"];
 
 /// The names of the parts in the cache.
 pub(super) const KERNEL: &str = "stock-kernel";
@@ -54,16 +54,23 @@ pub(super) fn fetch_kernel(
     fs::hard_link(&from, to.join("linux-image.deb")).at("link", from)
 }
 
-/// Unpacks the kernel's package in `work`, copies the kernel to `kernel`, and returns the directory
+/// Unpacks the kernel's packages in `work`, copies the kernel to `kernel`, and returns the directory
 /// of its modules, which is named after its release.
 pub(super) fn unpack_kernel(step: &Step, work: &Path, kernel: &Path) -> Result<PathBuf, Error> {
     unpack(step, work)?;
-    let from = file_with(&work.join("boot"), |name| name.starts_with("vmlinuz"))?;
-    fs::copy(&from, kernel).at("copy", &from)?;
-    // Debian 13 has /usr/lib/modules in the package, earlier releases /lib/modules.
+    // Since Debian 13 packages have /usr/lib/modules, earlier ones /lib/modules.
     let merged = work.join("usr/lib/modules");
     let trees = if merged.is_dir() { merged } else { work.join("lib/modules") };
-    file_with(&trees, |_| true)
+    let tree = file_with(&trees, |_| true)?;
+    // Since 7.2 the kernel lies beside its modules.
+    let beside = tree.join("vmlinuz");
+    let from = if beside.is_file() {
+        beside
+    } else {
+        file_with(&work.join("boot"), |name| name.starts_with("vmlinuz"))?
+    };
+    fs::copy(&from, kernel).at("copy", &from)?;
+    Ok(tree)
 }
 
 impl Part for Kernel<'_> {
@@ -137,9 +144,14 @@ impl Part for Busybox<'_> {
     }
 }
 
-/// Unpacks the package in `work` there.
-fn unpack(step: &Step, work: &Path) -> Result<(), Error> {
+/// Unpacks the packages in `work` there.
+pub(super) fn unpack(step: &Step, work: &Path) -> Result<(), Error> {
     step.phase("unpacking");
-    let package: &Path = &file_with(work, |name| name.ends_with(".deb"))?;
-    process::run(step, command("dpkg-deb").arg("-x").args([package, work]), |_| {})
+    for entry in fs::read_dir(work).at("read", work)? {
+        let path = entry.at("read", work)?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            process::run(step, command("dpkg-deb").arg("-x").args([&path, work]), |_| {})?;
+        }
+    }
+    Ok(())
 }

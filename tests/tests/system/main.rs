@@ -21,6 +21,7 @@ mod firmware;
 mod golden;
 mod inherited;
 mod isolation;
+mod kernels;
 mod kexec;
 mod large_pages;
 mod matrix;

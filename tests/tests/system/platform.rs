@@ -123,18 +123,6 @@ fn a_device_works_with_gicv2() -> TestResult {
 }
 
 #[test]
-fn debians_module_drives_the_device() -> TestResult {
-    let host = Board::new().stock().boot()?;
-    host.bind(PLATFORM_DMA[0])?;
-    let mut guest = host.launch(&Launch::stock().with(&assigned(&PLATFORM_DMA[..1])))?;
-    assert!(guest.sh("lsmod")?.contains("pl330"));
-    assert_eq!(guest.log_of(FOUND)?.matches(FOUND).count(), 1);
-    assert!(guest.sh("ls /sys/class/dma")?.contains("dma0chan7"));
-    assert_eq!(guest.power_off()?, 0);
-    Ok(())
-}
-
-#[test]
 fn cpus_with_and_without_vhe_drive_it() -> TestResult {
     // Armv8.0 has no VHE, Armv8.2 has it, and KVM may be told to do without.
     for (cpu, parameter, vhe) in [
