@@ -1,7 +1,7 @@
 //! Lines of a GPIO chip, as its character device has them (Linux' include/uapi/linux/gpio.h, version 2).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::CommandError;
@@ -14,6 +14,7 @@ const GET_VALUES: u64 = 0xc010_b40e;
 const INPUT: u64 = 1 << 2;
 const OUTPUT: u64 = 1 << 3;
 const OUTPUT_VALUES: u32 = 2;
+const EDGE_RISING: u64 = 1 << 4;
 
 /// `struct gpio_v2_line_config_attribute`, with the `struct gpio_v2_line_attribute` that it begins with.
 #[repr(C)]
@@ -81,5 +82,19 @@ pub(crate) fn read(chip: &str, line: u32) -> Result<(), CommandError> {
     let mut values = [0u64, 1];
     ioctl(line.as_raw_fd(), GET_VALUES, &mut values)?;
     println!("{}", values[0] & 1);
+    Ok(())
+}
+
+/// The size of a `struct gpio_v2_line_event`.
+const EVENT_SIZE: usize = 48;
+
+/// Waits until a line has risen this many times.
+pub(crate) fn rises(chip: &str, line: u32, count: u64) -> Result<(), CommandError> {
+    let mut events = File::from(request(chip, line, INPUT | EDGE_RISING, None)?);
+    println!("waiting for edges");
+    for number in 1..=count {
+        events.read_exact(&mut [0; EVENT_SIZE])?;
+        println!("edge {number}");
+    }
     Ok(())
 }

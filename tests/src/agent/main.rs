@@ -140,6 +140,8 @@ fn main() -> ExitCode {
         ["gpio", chip, "drive", line, value] => number32(line)
             .and_then(|line| number(value).and_then(|value| gpio::drive(chip, line, value))),
         ["gpio", chip, "read", line] => number32(line).and_then(|line| gpio::read(chip, line)),
+        ["gpio", chip, "rises", line, count] => number32(line)
+            .and_then(|line| number(count).and_then(|count| gpio::rises(chip, line, count))),
         ["edu", name, by, rounds] => number(rounds).and_then(|rounds| edu::run(name, by, rounds)),
         ["testdev", name, writes] => number(writes).and_then(|n| testdev::run(name, n)),
         ["vfio", "memory", state, process] => vfio::memory(state, process),

@@ -145,6 +145,16 @@ impl Host {
         })
     }
 
+    /// Presses the power button of the machine, which is line 3 of its PL061, and lets it go 100 ms later.
+    ///
+    /// # Errors
+    ///
+    /// The host is gone.
+    pub fn press_power_button(&self) -> Result<(), Failure> {
+        let pressed = self.qemu.as_ref().map_or(Ok(()), |qemu| qemu.command("system_powerdown"));
+        pressed.map_err(|error| self.transcript().failure(format!("QEMU's monitor: {error}")))
+    }
+
     /// Everything said so far.
     pub fn transcript(&self) -> &Transcript {
         self.channel.transcript()

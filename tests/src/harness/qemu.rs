@@ -15,6 +15,8 @@ use super::transcript::Transcript;
 /// started it dies.
 pub(super) struct Qemu {
     child: Child,
+    /// Its monitor, which takes commands of QEMU's human interface. What it answers is left there.
+    monitor: UnixStream,
 }
 
 impl Qemu {
@@ -24,8 +26,10 @@ impl Qemu {
         files: &[RawFd],
         transcript: &Arc<Transcript>,
     ) -> Result<Self, Failure> {
+        let (monitor, end) = socket_pair()?;
+        command.args(chardev("monitor", &end)).args(["-mon", "chardev=monitor,mode=readline"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        pass_files(command, files);
+        pass_files(command, &[files, &[end.as_raw_fd()]].concat());
         let mut child = command.spawn().map_err(|error| cannot_run(command, &error))?;
         if let Some(errors) = child.stderr.take() {
             let transcript = Arc::clone(transcript);
@@ -36,7 +40,12 @@ impl Qemu {
                 }
             });
         }
-        Ok(Self { child })
+        Ok(Self { child, monitor })
+    }
+
+    /// Has the monitor execute a command, at some time.
+    pub(super) fn command(&self, command: &str) -> io::Result<()> {
+        (&self.monitor).write_all(format!("{command}\n").as_bytes())
     }
 }
 

@@ -111,6 +111,32 @@ fn a_guest_has_gpio_lines_of_the_host_s() -> TestResult {
     Ok(())
 }
 
+/// The line of the power button, once the host's driver has given it up.
+const BUTTON: u64 = 3;
+
+#[test]
+fn a_line_of_the_host_s_interrupts_a_guest() -> TestResult {
+    let Some(board) = with_daemon("vhost-device-gpio") else { return Ok(()) };
+    let host = board.boot()?;
+    host.sh("cd /sys/bus/platform/drivers/gpio-keys && echo gpio-keys >unbind")?;
+    let _daemon = serve(&host, "vhost-device-gpio --device-list 0")?;
+    let mut guest = host.guest("--vhost-user gpio,socket=/tmp/device0")?;
+    // It is high before it was pressed for the first time (PL061 of QEMU's virt machine: pulled up).
+    host.press_power_button()?;
+    host.until(&format!("devmem {:#x} 8 | grep -q 00", PL061 + (1 << BUTTON << 2)))?;
+    guest.begin(&format!("{CHIP} && agent gpio $chip rises {BUTTON} 3"))?;
+    guest.process().wait_for("waiting for edges")?;
+    // For each edge the driver makes a buffer available in the event queue.
+    for number in 1..=3 {
+        host.press_power_button()?;
+        guest.process().wait_for(&format!("edge {number}"))?;
+        host.until(&format!("devmem {:#x} 8 | grep -q 00", PL061 + (1 << BUTTON << 2)))?;
+    }
+    assert_eq!(guest.finish()?.0, 0);
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
 /// An event as evdev has it (`struct input_event` of Linux' include/uapi/linux/input.h), all of whose time
 /// is 0, for printf.
 fn event(kind: u8, code: u8, value: u8) -> String {

@@ -128,6 +128,29 @@ fn receive_by_passt(host: &Host, guest: &mut Guest) -> TestResult {
     Ok(())
 }
 
+#[test]
+fn a_share_s_killed_server_is_started_again() -> TestResult {
+    let host = with_programs(Board::new())?;
+    host.sh("mkdir /tmp/data && echo one >/tmp/data/a")?;
+    let mut guest = host.guest("--share data=/tmp/data")?;
+    guest.sh("mkdir /data && mount -t virtiofs data /data")?;
+    for round in 1..=2 {
+        assert_eq!(guest.sh("cat /data/a && umount /data")?.trim(), "one");
+        // One that ends within a second of its start isn't started again.
+        host.sh("sleep 1.2; pidof virtiofsd >/tmp/before && kill -9 $(cat /tmp/before)")?;
+        guest.process().wait_for("the guest has to reset the device\n")?;
+        guest.sh("cd /sys/bus/virtio/drivers/virtiofs && device=$(ls -d virtio*) && \
+             echo $device >unbind && echo $device >bind && mount -t virtiofs data /data")?;
+        host.sh("now=$(pidof virtiofsd) && [ \"$now\" != \"$(cat /tmp/before)\" ]")?;
+        check_confined(&host, "virtiofsd", "mnt net pid")?;
+        guest.sh(&format!("echo {round} >/data/b && sync"))?;
+        assert_eq!(host.sh("cat /tmp/data/b")?.trim(), round.to_string());
+    }
+    assert_eq!(guest.power_off()?, 0);
+    host.sh("! pidof virtiofsd")?;
+    Ok(())
+}
+
 /// Who isn't root.
 const USER: &str = "agent as 1000";
 
