@@ -12,8 +12,6 @@ use std::time::Duration;
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::error::Error;
-
 /// The service manager's socket.
 pub struct Notifier {
     socket: UnixDatagram,
@@ -23,23 +21,12 @@ pub struct Notifier {
 
 impl Notifier {
     /// That of the environment, if a service manager has set one (`NOTIFY_SOCKET`), with its watchdog
-    /// (`WATCHDOG_USEC`) if it watches this process or its parent.
-    ///
-    /// # Errors
-    ///
-    /// The socket isn't there, or the host is out of descriptors.
-    pub fn from_environment() -> Result<Option<Self>, Error> {
-        let Some(address) = env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty()) else {
-            return Ok(None);
-        };
+    /// (`WATCHDOG_USEC`) if it watches this process or its parent. One that can't be reached is nobody whom a
+    /// run would have to wait for, so it is only warned of.
+    pub fn from_environment() -> Option<Self> {
+        let address = env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty())?;
         let watchdog = interval(env::var_os("WATCHDOG_USEC"), env::var_os("WATCHDOG_PID"));
-        Self::open(&address, watchdog).map(Some).map_err(|e| {
-            Error::new(format!(
-                "the service manager can't be told of the guest: NOTIFY_SOCKET is {}: {e}",
-                address.display()
-            ))
-            .help("env -u NOTIFY_SOCKET strait run … tells nobody")
-        })
+        Self::open(&address, watchdog).inspect_err(|e| warn(&address, e)).ok()
     }
 
     /// Connects to this address, to tell it at such intervals that the event loop lives.
@@ -104,6 +91,14 @@ impl Notifier {
             log::info!("the service manager wasn't told {what}: {e}");
         }
     }
+}
+
+#[cold]
+fn warn(address: &OsString, e: &io::Error) {
+    log::warn!(
+        "the service manager isn't told of the guest: NOTIFY_SOCKET is {}: {e}",
+        address.display()
+    );
 }
 
 /// How often the event loop is to say that it lives: twice in the time after which the manager takes it for

@@ -103,7 +103,7 @@ fn run_guest(
     if let Some(path) = &options.stats {
         stats::check_path(path)?;
     }
-    let notifier = Notifier::from_environment()?;
+    let notifier = Notifier::from_environment();
     let waker = Arc::new(Waker::new()?);
     let console_monitor = Monitor::new(options, started, report, &waker)?;
     let open = |kind, name| ConsoleBackend::open(kind, name, console_monitor.as_ref());
