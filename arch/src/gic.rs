@@ -2,6 +2,8 @@
 //! ITS, which takes message-signalled interrupts of PCI functions to its CPUs
 //! (Documentation/virt/kvm/devices/arm-vgic.rst, arm-vgic-v3.rst, arm-vgic-its.rst).
 
+mod reset;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -21,6 +23,8 @@ use crate::layout::{
     GIC_DIST, GIC_ITS, GIC_REDIST, GIC_REDIST_SIZE, GICV2_CPU, MAX_GICV3_CPUS, spi,
 };
 use crate::{Error, Vm};
+
+pub use self::reset::ResetState;
 
 /// The label of the interrupt controller's node, for `interrupt-parent`.
 pub const LABEL: &str = "gic";

@@ -38,6 +38,8 @@ pub struct Vcpu {
     index: u64,
     mpidr: u64,
     features: CpuFeatures,
+    /// What it was initialised with.
+    init: kvm_vcpu_init,
 }
 
 impl Vcpu {
@@ -63,7 +65,34 @@ impl Vcpu {
         }
         let mpidr =
             read_register(&fd, MPIDR_EL1).map_err(|e| refused("read MPIDR_EL1 of", index, e))?;
-        Ok(Self { fd, index, mpidr, features })
+        Ok(Self { fd, index, mpidr, features, init })
+    }
+
+    /// Resets it, as after its creation: powered off unless it is the first. Its timers and its PMU are reset
+    /// with it, and where the host needs that, stage 2 is unmapped, so that the caches hold nothing of what was
+    /// written into RAM before this (api.rst, 4.82 KVM_ARM_VCPU_INIT; `kvm_arch_vcpu_ioctl_vcpu_init`). It
+    /// must be [settled](Self::settle).
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    #[cold]
+    pub fn reset(&self) -> Result<(), Error> {
+        self.fd.vcpu_init(&self.init).map_err(|e| refused("reset", self.index, e))
+    }
+
+    /// Has KVM complete what the last [`run`](Self::run) left to the next: a register that was read of a
+    /// device (api.rst, 5 "immediate_exit").
+    #[cold]
+    pub fn settle(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // It is interrupted at once.
+        let _ = exit::run(&mut self.fd);
+    }
+
+    /// Lets it run: takes back [requests](ImmediateExit::request) to leave its guest.
+    pub fn begin(&mut self) {
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     /// Its number, counted from 0.

@@ -250,9 +250,15 @@ impl Vm {
         self.fd.set_irq_line(line, high).map_err(io_error)
     }
 
-    /// Undoes [`register_irqfd`](Self::register_irqfd); signals are counted by the eventfd from here
-    /// on.
-    pub(crate) fn unregister_irqfd(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
+    /// Undoes [`register_irqfd`](Self::register_irqfd) or
+    /// [`register_resample_irqfd`](Self::register_resample_irqfd): signals are counted by the eventfd from
+    /// here on, none is on its way, and the SPI of the latter is deasserted (`irqfd_shutdown`,
+    /// `irqfd_resampler_shutdown` of virt/kvm/eventfd.c).
+    ///
+    /// # Errors
+    ///
+    /// KVM refused: there is none.
+    pub fn unregister_irqfd(&self, gsi: u32, trigger: &EventFd) -> io::Result<()> {
         self.fd.unregister_irqfd(trigger, gsi).map_err(io_error)
     }
 

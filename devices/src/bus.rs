@@ -36,6 +36,9 @@ pub trait MmioDevice: Send {
 
     /// The guest writes `data.len()` (1, 2, 4 or 8) bytes at `offset` of the device.
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
+
+    /// The machine is reset, while no vCPU runs: registers are as after power-up.
+    fn reset(&mut self) {}
 }
 
 /// A device that several vCPUs may access at a time. It does its own locking, so that a slow register
@@ -46,6 +49,9 @@ pub trait SharedDevice: Send + Sync {
 
     /// As [`MmioDevice::write`].
     fn write(&self, offset: u64, data: &[u8]) -> Action;
+
+    /// As [`MmioDevice::reset`].
+    fn reset(&self) {}
 }
 
 impl<D: MmioDevice> SharedDevice for Mutex<D> {
@@ -55,6 +61,10 @@ impl<D: MmioDevice> SharedDevice for Mutex<D> {
 
     fn write(&self, offset: u64, data: &[u8]) -> Action {
         lock(self).write(offset, data)
+    }
+
+    fn reset(&self) {
+        lock(self).reset();
     }
 }
 
@@ -184,6 +194,12 @@ impl Bus {
         };
         mapped.writes.fetch_add(1, Ordering::Relaxed);
         mapped.device.write(offset, data)
+    }
+
+    /// Resets the devices that are registers here and nothing else; the others are reset by who has them.
+    #[cold]
+    pub fn reset(&self) {
+        self.devices.iter().for_each(|mapped| mapped.device.reset());
     }
 
     /// The access counts of each device, in order of address, and last those of unassigned addresses

@@ -185,6 +185,13 @@ impl MmioDevice for Gpio {
         }
         Action::None
     }
+
+    /// The button stays as it is.
+    fn reset(&mut self) {
+        (self.outputs, self.direction, self.sense, self.both_edges) = (0, 0, 0, 0);
+        (self.event, self.unmasked, self.mode, self.edges) = (0, 0, 0, 0);
+        self.update();
+    }
 }
 
 /// Its label in the tree.

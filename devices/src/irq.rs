@@ -63,6 +63,13 @@ pub trait InterruptController {
     ///
     /// The hypervisor's refusal.
     fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()>;
+
+    /// Undoes either: when this returns no signal is on its way, and a level is low.
+    ///
+    /// # Errors
+    ///
+    /// The hypervisor's refusal.
+    fn disconnect(&self, spi: Spi, trigger: &EventFd) -> io::Result<()>;
 }
 
 /// A message-signalled interrupt as a PCI function sends it: a write of `data` to `address`.

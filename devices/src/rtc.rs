@@ -173,6 +173,12 @@ impl MmioDevice for Rtc {
         }
         Action::None
     }
+
+    /// The counter runs on, by its battery.
+    fn reset(&mut self) {
+        (self.match_value, self.unmasked, self.raised, self.due) = (0, false, false, None);
+        self.update();
+    }
 }
 
 /// The host's time in seconds since 1970; 0 before.
@@ -314,6 +320,21 @@ mod tests {
         pass(100);
         rtc.expire();
         assert_eq!(recorded.take(), (vec![false], vec![]), "once");
+    }
+
+    #[test]
+    fn a_reset_ends_the_alarm_and_keeps_the_time() {
+        let (mut rtc, recorded) = clock();
+        write(&mut rtc, LR, 5000);
+        write(&mut rtc, IMSC, 1);
+        write(&mut rtc, MR, 5001);
+        pass(1);
+        rtc.expire();
+        recorded.take();
+        rtc.reset();
+        assert_eq!(recorded.take(), (vec![false], vec![]));
+        assert_eq!([MR, IMSC, RIS].map(|offset| read(&mut rtc, offset)), [0; 3]);
+        assert_eq!(read(&mut rtc, DR), 5001);
     }
 
     #[test]

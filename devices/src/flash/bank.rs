@@ -179,6 +179,16 @@ impl SharedDevice for Bank {
         }
         Action::None
     }
+
+    /// The chips read as memory again, and hold what they held.
+    fn reset(&self) {
+        let mut state = lock(&self.state);
+        state.chips.reset();
+        if let Err(e) = self.update(&mut state) {
+            let gpa = self.memory.start_addr().0;
+            self.log.error(format_args!("the bank at {gpa:#x} can't be switched: {e}"));
+        }
+    }
 }
 
 impl Cells for &Bank {

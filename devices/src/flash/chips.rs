@@ -113,6 +113,11 @@ impl Chips {
         Self { mode: Mode::Array, expected: Expected::Command, errors: 0, locked }
     }
 
+    /// As their reset pin does: a command that hasn't been carried out is forgotten.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new(self.locked);
+    }
+
     /// Whether they are read like memory.
     pub(super) fn is_array(&self) -> bool {
         self.mode == Mode::Array

@@ -156,6 +156,18 @@ impl HostBridge {
         self.slots.values().filter(|occupied| occupied.lock().trap()).count() != 0
     }
 
+    /// Functions may have been reset behind the bridge's back: forwards what they decode now.
+    #[cold]
+    pub fn update(&self) {
+        for occupied in self.slots.values() {
+            let decoded = occupied.lock().decoded();
+            let moved = *lock(&occupied.known) != decoded;
+            if moved {
+                self.arrange(occupied);
+            }
+        }
+    }
+
     /// The guest accesses `len` bytes at an address that the bridge forwards: does `access` with the
     /// function, its BAR and the offset in that. `false` where there is none.
     ///

@@ -22,6 +22,14 @@ const CLOCK_HZ: u32 = 1_843_200;
 /// The line status register (PC16550D data sheet, section 8.6).
 const LSR: u8 = 5;
 
+/// Registers, the value that they are reset to, and, for the first two, the line control in which they are
+/// the divisor, which vm-superio begins with (PC16550D, section 8, table II).
+const RESET: [(u8, u8); 7] =
+    [(LCR, DIVISOR_ACCESS), (0, 12), (1, 0), (LCR, 0b11), (1, 0), (4, 1 << 3), (7, 0)];
+const IIR: u8 = 2;
+const LCR: u8 = 3;
+const DIVISOR_ACCESS: u8 = 1 << 7;
+
 /// "Received data available" in the interrupt enable register (PC16550D, section 8.4).
 const IER_RECEIVED_DATA: u8 = 1 << 0;
 
@@ -128,6 +136,20 @@ impl MmioDevice for Serial {
         self.fill_receiver();
         action
     }
+
+    fn reset(&mut self) {
+        for (register, value) in RESET {
+            // No interrupt is enabled by these.
+            let _ = self.uart.write(register, value);
+        }
+        // What the receiver held is lost, as is what its FIFO has in loopback mode.
+        for _ in 0..self.capacity {
+            self.uart.read(0);
+        }
+        // Reading an interrupt's cause ends it.
+        self.uart.read(IIR);
+        self.input.reset_polls();
+    }
 }
 
 /// Its node at `base` (Documentation/devicetree/bindings/serial/8250.yaml).
@@ -150,7 +172,7 @@ mod tests {
 
     const DATA: u64 = 0;
     const IER: u64 = 1;
-    const IIR: u64 = 2;
+    const IIR: u64 = super::IIR as u64;
     const LSR: u64 = super::LSR as u64;
 
     #[derive(Clone, Default)]
@@ -323,6 +345,28 @@ mod tests {
         assert_eq!(serial.write(DATA, b"x"), Action::AwaitOutput);
         assert_eq!(serial.write(IER, &[0]), Action::None);
         assert_eq!(read(&mut serial, LSR) & 0x60, 0x60);
+    }
+
+    #[test]
+    fn a_reset_leaves_the_registers_as_at_first_and_input_to_come() {
+        let (mut serial, interrupt, _) = serial(io::sink());
+        let registers = |serial: &mut Serial| -> Vec<u8> {
+            [IER, IIR, 3, 4, LSR, 6, 7].iter().map(|register| read(serial, *register)).collect()
+        };
+        let first = registers(&mut serial);
+        for (register, value) in [(3, 0x83), (0, 1), (3, 0x1f), (IER, 0xf), (4, 0x1f), (7, 9)] {
+            let _ = serial.write(register, &[value]);
+        }
+        for _ in 0..40 {
+            let _ = serial.write(DATA, &[1]);
+        }
+        let _ = serial.write(4, &[8]);
+        serial.enqueue(b"ab");
+        MmioDevice::reset(&mut serial);
+        let _ = interrupt.read();
+        assert_eq!(registers(&mut serial), first);
+        let _ = serial.write(IER, &[1]);
+        assert!(read_all(&mut serial).ends_with(b"b"));
     }
 
     #[test]

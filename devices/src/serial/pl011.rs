@@ -303,6 +303,14 @@ impl MmioDevice for Pl011 {
         }
         self.write_register(offset, u32::from_le_bytes(value))
     }
+
+    fn reset(&mut self) {
+        self.receiver.clear();
+        (self.raised, self.mask, self.line_control, self.kept) = (0, 0, 0, [0; 4]);
+        (self.control, self.levels) = (CR_RESET, IFLS_RESET);
+        self.input.reset_polls();
+        self.update();
+    }
 }
 
 /// Its node at `base` (Documentation/devicetree/bindings/serial/pl011.yaml); `clock` is the label of the

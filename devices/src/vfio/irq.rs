@@ -164,6 +164,21 @@ impl AssignedIrq {
         .map_err(|error| IrqError::Connect(self.index, spi, error))
     }
 
+    /// Connects it anew, while it isn't armed: what was signalled before is forgotten, and its line is low.
+    ///
+    /// # Errors
+    ///
+    /// As from [`connect`](Self::connect).
+    #[cold]
+    pub fn reconnect(&self, gic: &dyn InterruptController, spi: Spi) -> Result<(), IrqError> {
+        gic.disconnect(spi, &self.trigger)
+            .map_err(|error| IrqError::Connect(self.index, spi, error))?;
+        // Only clears them; there may be nothing to clear.
+        let _ = self.trigger.read();
+        let _ = self.resample.as_ref().map(EventFd::read);
+        self.connect(gic, spi)
+    }
+
     /// Arms it on the host. What was done is undone if a step fails.
     ///
     /// # Errors

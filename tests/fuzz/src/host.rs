@@ -29,6 +29,10 @@ impl InterruptController for NoInterrupts {
     fn connect_level(&self, _: Spi, _: &EventFd, _: &EventFd) -> io::Result<()> {
         Ok(())
     }
+
+    fn disconnect(&self, _: Spi, _: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A few routes for messages.

@@ -34,6 +34,14 @@ impl InterruptController for Gic {
     fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
         self.note(spi, trigger.as_raw_fd(), Some(resample.as_raw_fd()))
     }
+
+    fn disconnect(&self, spi: Spi, trigger: &EventFd) -> io::Result<()> {
+        self.connected
+            .lock()
+            .unwrap()
+            .retain(|(to, by, _)| (*to, *by) != (spi.0, trigger.as_raw_fd()));
+        Ok(())
+    }
 }
 
 /// A device with an edge (0) and a level interrupt (1).
@@ -81,6 +89,23 @@ fn both_kinds_are_connected_with_their_eventfds() {
     let error = level.connect(&gic, Spi(9)).unwrap_err();
     assert_eq!(error.to_string(), "interrupt 1 can't be connected to the guest's SPI 9");
     assert_eq!(device.take_calls(), [], "connecting leaves the host's line alone");
+}
+
+#[test]
+fn what_was_signalled_is_forgotten_when_it_is_connected_anew() {
+    let (device, gic) = (device(), Gic::default());
+    for index in [0, 1] {
+        let irq = open(&device, index);
+        irq.connect(&gic, Spi(40)).unwrap();
+        let before = gic.connected.lock().unwrap().clone();
+        irq.trigger.write(1).unwrap();
+        irq.resample.iter().for_each(|resample| resample.write(1).unwrap());
+        irq.reconnect(&gic, Spi(40)).unwrap();
+        assert_eq!(*gic.connected.lock().unwrap(), before);
+        assert!(irq.trigger.read().is_err());
+        assert!(irq.resample.as_ref().is_none_or(|resample| resample.read().is_err()));
+        gic.disconnect(Spi(40), &irq.trigger).unwrap();
+    }
 }
 
 #[test]

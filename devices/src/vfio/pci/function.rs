@@ -68,6 +68,8 @@ pub struct PciFunction {
     touched: bool,
     /// The guest has turned it on.
     enabled: bool,
+    /// That it can't be reset has been logged.
+    said: bool,
 }
 
 impl fmt::Debug for PciFunction {
@@ -120,6 +122,7 @@ impl PciFunction {
             powered: true,
             touched: false,
             enabled: false,
+            said: false,
         })
     }
 

@@ -11,7 +11,9 @@
 //!    [`connect_irqs`](PlatformDevice::connect_irqs) once the guest's interrupt controller is
 //!    complete.
 //! 4. last before the guest runs: [`arm`](PlatformDevice::arm).
-//! 5. when no vCPU runs any more: [`release`](PlatformDevice::release), before the guest's RAM is
+//! 5. while no vCPU runs, for a guest that begins anew: [`restart`](PlatformDevice::restart), then
+//!    [`arm`](PlatformDevice::arm).
+//! 6. when no vCPU runs any more: [`release`](PlatformDevice::release), before the guest's RAM is
 //!    unmapped.
 //!
 //! Dropping the device releases it too. A VMM that is killed does nothing of this: the kernel then
@@ -22,6 +24,7 @@ mod error;
 mod interrupts;
 mod nodes;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use boot::fdt::host::HostTree;
@@ -90,6 +93,8 @@ pub struct PlatformDevice {
     page_size: u64,
     /// The guest may have used it since it was quiesced last.
     used: bool,
+    /// That it can't be stopped has been logged.
+    said: AtomicBool,
 }
 
 impl PlatformDevice {
@@ -172,6 +177,7 @@ impl PlatformDevice {
             options,
             page_size,
             used: false,
+            said: AtomicBool::new(false),
         })
     }
 
@@ -241,7 +247,7 @@ impl PlatformDevice {
             self.calls.reset().map_err(|error| PlatformError::Reset(self.name.clone(), error))?;
             quiesced = Quiesced::ByReset;
         }
-        if quiesced == Quiesced::Unsupported {
+        if quiesced == Quiesced::Unsupported && !self.said.swap(true, Ordering::Relaxed) {
             log::info!(
                 "{}: there is no binding that could stop it, and VFIO has no reset for it: it is left \
                  as it is",
@@ -345,6 +351,27 @@ impl PlatformDevice {
             return Ok(Quiesced::Disabled);
         }
         self.quiesce()
+    }
+
+    /// Makes it as it was when the guest got it, for a guest that begins anew and runs not: disarms its
+    /// interrupts, quiesces it, and lowers their lines. They are to be [armed](Self::arm) again.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't stop, or the controller refuses an interrupt.
+    #[cold]
+    pub fn restart(
+        &mut self,
+        gic: &dyn InterruptController,
+        spis: &[Spi],
+    ) -> Result<(), PlatformError> {
+        self.disarm();
+        self.quiesce()?;
+        for (irq, spi) in self.irqs.iter().zip(spis) {
+            irq.reconnect(gic, *spi)
+                .map_err(|error| PlatformError::Irq(self.name.clone(), error))?;
+        }
+        Ok(())
     }
 
     fn check_count(

@@ -56,6 +56,11 @@ impl InterruptController for Gic {
         self.0.lock().unwrap().push((spi, true));
         Ok(())
     }
+
+    fn disconnect(&self, spi: Spi, _: &EventFd) -> io::Result<()> {
+        self.0.lock().unwrap().retain(|(connected, _)| *connected != spi);
+        Ok(())
+    }
 }
 
 fn region(size: u64, offset: u64, mappable: bool) -> RegionInfo {
@@ -107,8 +112,13 @@ fn a_device_is_opened_mapped_connected_armed_and_released() {
     assert_eq!(calls.take_calls(), [], "the host's lines are still off");
     device.arm().unwrap();
     assert!(matches!(calls.take_calls().last(), Some(Call::SetTrigger(1, _))));
-    device.release().unwrap();
     let off = [Call::ClearTrigger(0), Call::ClearUnmask(0), Call::ClearTrigger(1)];
+    device.restart(&gic, &[Spi(40), Spi(41)]).unwrap();
+    assert_eq!(calls.take_calls(), off);
+    assert_eq!(*gic.0.lock().unwrap(), [(Spi(40), true), (Spi(41), false)]);
+    device.arm().unwrap();
+    calls.take_calls();
+    device.release().unwrap();
     assert_eq!(calls.take_calls(), off);
     drop(device);
     assert_eq!(calls.take_calls(), [], "once is enough");

@@ -2,8 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
 
@@ -23,8 +21,7 @@ use crate::pci::config::COMMAND;
 use crate::pci::{AddressSpace, Bar, BarRange, Bars, Bdf, Function, InterruptPin, Msix};
 use crate::ratelimit::LogLimit;
 
-/// How long the end of a run waits for a device to stop.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+mod stopping;
 
 /// Where a function is attached to the guest.
 pub struct VirtioAttachment {
@@ -152,23 +149,6 @@ impl VirtioFunction {
     pub fn prepare(&mut self) -> io::Result<()> {
         self.interrupts.prepare()?;
         self.device.prepare(&self.notifications.kicks())
-    }
-
-    /// Stops the device, at the end of the run.
-    pub fn release(&mut self) {
-        if self.state == State::Idle {
-            return;
-        }
-        self.device.stop();
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        while !self.device.is_stopped() {
-            if Instant::now() > deadline {
-                log::warn!("{}: it still works on a request after {STOP_TIMEOUT:?}", self.name);
-                return;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        self.state = State::Idle;
     }
 
     /// The driver writes to the device status.

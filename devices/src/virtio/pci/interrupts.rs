@@ -155,6 +155,13 @@ impl Interrupts {
         self.set_pin_disabled(false);
     }
 
+    /// Forgets signals that nobody has heard.
+    pub(super) fn forget(&self) {
+        // Non-blocking: there may be none.
+        self.calls.iter().for_each(|call| drop(call.read()));
+        self.take_isr();
+    }
+
     /// Reads at `offset` of the MSI-X capability's structure.
     pub(super) fn read_capability(&self, offset: u16, data: &mut [u8]) {
         if let Some(messages) = &self.messages {

@@ -49,6 +49,10 @@ impl InterruptController for Irqfds {
     fn connect_level(&self, spi: Spi, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
         self.vm.register_resample_irqfd(spi.0, trigger, resample)
     }
+
+    fn disconnect(&self, spi: Spi, trigger: &EventFd) -> io::Result<()> {
+        self.vm.unregister_irqfd(spi.0, trigger)
+    }
 }
 
 impl MsiRouter for Irqfds {

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::super::super::quiesce::Quiesced;
 use super::super::super::uapi::IoctlError;
-use super::super::capability::{self, CapabilityId};
+use super::super::capability::{self, CapabilityId, EXPRESS_FLAGS};
 use super::super::error::{FunctionError, FunctionErrorKind};
 use super::{PciFunction, byte_at};
+use crate::irq::InterruptController;
+use crate::pci::Intx;
 use crate::pci::config::{COMMAND, COMMAND_MASTER};
 
 /// How often a reset is tried that the host has no time for, and how long is waited in between.
@@ -22,6 +24,14 @@ const RESETS: [(CapabilityId, u16, u8, u16, u8); 2] = [
     (capability::ADVANCED_FEATURES, 3, 1 << 1, 4, 1 << 0),
 ];
 
+/// Registers that drivers and the guest's kernel write, which VFIO restores after a reset or keeps beside the
+/// function: of the header (cache line size with the latency timer, interrupt line with the pin, which is
+/// read-only), and the control registers of PCI Express (PCI Local Bus 3.0, 6.1; PCI Express Base 5.0, 7.5.3).
+const CACHE_LINE_SIZE: u16 = 0x0c;
+const INTERRUPT_LINE: u16 = 0x3c;
+const DEVICE_CONTROL: u16 = 0x08;
+const DEVICE_CONTROL_2: u16 = 0x28;
+
 impl PciFunction {
     /// Stops whatever the function is doing, by VFIO's reset. Where that can't be, takes bus mastering
     /// and so DMA from it.
@@ -35,11 +45,13 @@ impl PciFunction {
         }
         if !self.can_reset {
             let master = if self.end_bus_mastering() { "can't be turned off" } else { "is off" };
-            log::info!(
-                "{}: VFIO has no reset for it: but for bus mastering, which {master}, it is left as \
-                 it is",
-                self.name
-            );
+            if !std::mem::replace(&mut self.said, true) {
+                log::info!(
+                    "{}: VFIO has no reset for it: but for bus mastering, which {master}, it is left \
+                     as it is",
+                    self.name
+                );
+            }
             return Ok(Quiesced::Unsupported);
         }
         let Err(source) = self.reset() else { return Ok(Quiesced::ByReset) };
@@ -47,6 +59,53 @@ impl PciFunction {
         let is_busy = source.is(libc::EAGAIN);
         let kind = if is_busy { FunctionErrorKind::Busy } else { FunctionErrorKind::Reset };
         Err(self.error(kind(source)))
+    }
+
+    /// Makes it as it was when the guest got it, for a guest that begins anew and runs not: its interrupts
+    /// are stopped, then itself, and its registers are as after power-up. It is to be
+    /// [armed](Self::arm) again.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't stop, or `gic` refuses its line.
+    #[cold]
+    pub fn restart(
+        &mut self,
+        gic: &dyn InterruptController,
+        intx: Option<Intx>,
+    ) -> Result<(), FunctionError> {
+        self.interrupts.disarm();
+        self.interrupts.reset();
+        self.bars.forward(&[]);
+        self.quiesce()?;
+        self.powered = true;
+        self.bars.registers.reset();
+        self.write_command(0);
+        self.restore_config();
+        if let (Some(line), Some(intx)) = (self.interrupts.intx(), intx) {
+            line.reconnect(gic, intx.spi)
+                .map_err(|error| self.error(FunctionErrorKind::Irq(error)))?;
+        }
+        Ok(())
+    }
+
+    /// Gives registers that a reset through VFIO leaves the value that they had when the function was
+    /// opened.
+    fn restore_config(&mut self) {
+        let express = self.config.find(capability::EXPRESS).into_iter().flat_map(|place| {
+            let version = self.config.snapshot().u8(place.saturating_add(EXPRESS_FLAGS)) & 0xf;
+            let second = (version >= 2).then_some(DEVICE_CONTROL_2);
+            [Some(DEVICE_CONTROL), second]
+                .into_iter()
+                .flatten()
+                .map(move |at| place.saturating_add(at))
+        });
+        let halves: Vec<u16> =
+            [CACHE_LINE_SIZE, INTERRUPT_LINE].into_iter().chain(express).collect();
+        for at in halves {
+            let value = self.config.snapshot().u16(at).to_le_bytes();
+            self.config.write(at, &value);
+        }
     }
 
     /// Resets it, with patience: while the host does something else to it, VFIO answers with `EAGAIN`

@@ -72,6 +72,11 @@ impl InterruptController for Gic {
         assert_eq!(spi, Spi(70));
         Ok(())
     }
+
+    fn disconnect(&self, spi: Spi, _: &EventFd) -> io::Result<()> {
+        assert_eq!(spi, Spi(70));
+        Ok(())
+    }
 }
 
 /// A function with a 64-bit BAR of 16 KiB in which its MSI-X table is, ports, a ROM, a line, power
@@ -299,6 +304,35 @@ fn at_the_end_all_is_disarmed_and_reset() {
         assert_eq!((guest.slots.all(), guest.router.messages()), (vec![], vec![]));
         drop(guest.function);
         assert_eq!(guest.device.take_calls(), [], "once is enough");
+    }
+}
+
+#[test]
+fn a_machine_that_is_reset_finds_the_function_as_at_first() {
+    for messages in [false, true] {
+        let mut guest = guest();
+        let first: Vec<[u8; 4]> = (0..1024).map(|dword| guest.read(dword * 4)).collect();
+        if messages {
+            guest.write(MSIX + 2, &[0, 0x80]);
+            guest.turn_on_vector(0, 1);
+        }
+        guest.write(0x10, &[0, 0, 0, 0x20]);
+        guest.write(0x3c, &[9]);
+        guest.write(EXPRESS + 8, &[7, 0]);
+        guest.write(0x04, &[0x06, 0]);
+        guest.write(PM + 4, &[3]);
+        guest.device.take_calls();
+        let intx = guest.function.pin().map(|pin| Intx { pin, spi: Spi(70) });
+        guest.function.restart(&Gic, intx).unwrap();
+        let index = if messages { 2 } else { 0 };
+        assert_eq!(guest.device.take_calls(), [Call::ClearTrigger(index), Call::Reset]);
+        assert_eq!((guest.slots.all(), guest.router.messages()), (vec![], vec![]));
+        // VFIO's reset ends a low power state, too; this device's doesn't.
+        guest.write(PM + 4, &[0]);
+        let after: Vec<[u8; 4]> = (0..1024).map(|dword| guest.read(dword * 4)).collect();
+        assert_eq!(after, first);
+        guest.function.arm();
+        assert!(matches!(guest.device.take_calls()[..], [Call::SetTrigger(0, _), _]));
     }
 }
 

@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -249,6 +251,28 @@ fn a_device_works_again_after_resets() {
             }
         }
         assert_eq!(driver.read(0x1c), [0, 0]);
+    }
+}
+
+#[test]
+fn a_machine_that_is_reset_finds_the_device_as_at_first() {
+    let mut driver = Driver::new(true);
+    let registers = |driver: &mut Driver| -> Vec<[u8; 4]> {
+        let config = (0..64).map(|at| driver.config(at * 4)).collect::<Vec<_>>();
+        config.into_iter().chain((0..15).map(|at| driver.read(at * 4))).collect()
+    };
+    let first = registers(&mut driver);
+    for _ in 0..3 {
+        let mut queue = DriverQueue::new(&driver.memory, RAM, 8);
+        driver.memory.write_slice(&[0; 0x1000], GuestAddress(RAM)).unwrap();
+        driver.start(&queue);
+        queue.add(&[(RAM + 0x1000, 64, true)]);
+        driver.write(NOTIFY_OFFSET, &0u16.to_le_bytes());
+        assert_eq!(queue.wait_used().1, 64);
+        driver.function.restart().unwrap();
+        assert!(driver.function.decoded().is_empty());
+        assert!(driver.router.clone().unwrap().messages().is_empty());
+        assert_eq!(registers(&mut driver), first);
     }
 }
 
