@@ -85,14 +85,14 @@ impl Vcpu {
     /// device (api.rst, 5 "immediate_exit").
     #[cold]
     pub fn settle(&mut self) {
-        self.fd.set_kvm_immediate_exit(1);
+        self.immediate_exit().set(1);
         // It is interrupted at once.
         let _ = exit::run(&mut self.fd);
     }
 
     /// Lets it run: takes back [requests](ImmediateExit::request) to leave its guest.
     pub fn begin(&mut self) {
-        self.fd.set_kvm_immediate_exit(0);
+        self.immediate_exit().set(0);
     }
 
     /// Its number, counted from 0.
@@ -298,9 +298,13 @@ impl ImmediateExit {
     ///
     /// The vCPU must not have been dropped.
     pub unsafe fn request(&self) {
-        // SAFETY: the caller keeps the vCPU, and so its kvm_run mapping, alive; a byte has no
-        // alignment.
-        unsafe { self.0.as_ref() }.store(1, Ordering::SeqCst);
+        self.set(1);
+    }
+
+    /// Sets it, while the vCPU is there.
+    fn set(&self, value: u8) {
+        // SAFETY: the vCPU, and so its kvm_run mapping, is alive, by the callers; a byte has no alignment.
+        unsafe { self.0.as_ref() }.store(value, Ordering::SeqCst);
     }
 }
 

@@ -64,6 +64,12 @@ impl LogLimit {
         self.log(Level::Warn, line);
     }
 
+    /// Logs an event of the source, unless there were too many lines.
+    #[cold]
+    pub fn info(&self, line: Arguments<'_>) {
+        self.log(Level::Info, line);
+    }
+
     /// Logs an event of the source for debugging, unless there were too many lines.
     #[cold]
     pub fn debug(&self, line: Arguments<'_>) {

@@ -28,6 +28,7 @@ _strait() {
     --dtb-overlay) COMPREPLY=($(compgen -f -- "$word")); return ;;
     --timeout) return ;;
     --grace) return ;;
+    --on-reset) COMPREPLY=($(compgen -W 'restart exit' -- "$word")); return ;;
     --until) return ;;
     --fail-on) return ;;
     --log) COMPREPLY=($(compgen -f -- "$word")); return ;;
@@ -41,7 +42,7 @@ _strait() {
     --owner) return ;;
     esac
     case ${COMP_WORDS[1]} in
-    run) COMPREPLY=($(compgen -W '--kernel --firmware --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --serial --console --virtio-console --vfio-platform --vfio-pci --vfio-user --block --net --net --vsock --share --vhost-user --balloon --virtio-access-platform --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --grace --until --fail-on --log --config --print-config --dry-run --json --dump-dtb --stats --junit --sandbox --user --log-level --help' -- "$word")) ;;
+    run) COMPREPLY=($(compgen -W '--kernel --firmware --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --serial --console --virtio-console --vfio-platform --vfio-pci --vfio-user --block --net --net --vsock --share --vhost-user --balloon --virtio-access-platform --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --grace --on-reset --until --fail-on --log --config --print-config --dry-run --json --dump-dtb --stats --junit --sandbox --user --log-level --help' -- "$word")) ;;
     device) COMPREPLY=($(compgen -W 'list show bind unbind test --group --owner --force --iommu --json --help' -- "$word")) ;;
     check) COMPREPLY=($(compgen -W '--memory --json --help' -- "$word")) ;;
     *) COMPREPLY=($(compgen -W 'run device check --help --version' -- "$word")) ;;

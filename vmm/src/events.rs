@@ -22,6 +22,7 @@ use crate::power_button::PowerButton;
 use crate::sandbox::seccomp::Kind;
 use crate::signals::{Request, Signals};
 use crate::stats::Recorder;
+use crate::steering::Steering;
 use crate::waker::Waker;
 
 /// What the loop polls.
@@ -71,33 +72,31 @@ const SIGTERM: u8 = 15;
 /// No time limit, to epoll.
 const NO_TIMEOUT: i32 = -1;
 
-/// Runs until the guest, a signal, the time limit or the person ends it. `None`: a vCPU did, and
-/// knows why.
+/// Runs until the guest, a signal, the time limit or the person ends it.
 ///
 /// # Errors
 ///
 /// The host is out of descriptors.
-pub fn run(
-    mut sources: Sources<'_>,
-    recorder: Option<&Recorder>,
-) -> Result<Option<ExitReason>, Error> {
+pub fn run<'a>(
+    mut sources: Sources<'a>,
+    recorder: Option<&'a Recorder>,
+    steering: &'a mut dyn Steering,
+) -> Result<ExitReason, Error> {
     let failed = |e: event_manager::Error| Error::new(format!("the event loop failed: {e}"));
     let timer = sources.timeout.map(start_timer).transpose()?;
     let stop = Rc::new(RefCell::new(None));
     let (mut console_timeout, mut memory) = (sources.console_timeout.take(), sources.memory.take());
     let mut manager = EventManager::<Box<dyn MutEventSubscriber + '_>>::new().map_err(failed)?;
     let clients = std::mem::take(&mut sources.clients);
-    manager.add_subscriber(Box::new(EventHandler { sources, timer, recorder, stop: stop.clone() }));
+    let handler = EventHandler { sources, timer, recorder, steering, stop: stop.clone() };
+    manager.add_subscriber(Box::new(handler));
     for clients in clients {
         manager.add_subscriber(Box::new(clients));
     }
     Kind::EventLoop.enter();
     loop {
-        if let Some(stop) = stop.borrow_mut().take() {
-            return Ok(match stop {
-                Stop::ByVcpu => None,
-                Stop::Because(reason) => Some(reason),
-            });
+        if let Some(reason) = stop.borrow_mut().take() {
+            return Ok(reason);
         }
         let waits = [
             console_timeout.as_ref().map(ConsoleTimeout::wait_ms),
@@ -121,37 +120,37 @@ fn start_timer(after: Duration) -> Result<TimerFd, Error> {
     Ok(timer)
 }
 
-/// Why the loop ends.
-enum Stop {
-    /// A vCPU ended the run.
-    ByVcpu,
-    Because(ExitReason),
-}
-
 /// Handles the events of all sources but the clients of consoles, who do so themselves.
 struct EventHandler<'a> {
     sources: Sources<'a>,
     timer: Option<TimerFd>,
     recorder: Option<&'a Recorder>,
-    stop: Rc<RefCell<Option<Stop>>>,
+    steering: &'a mut dyn Steering,
+    /// Why the loop ends.
+    stop: Rc<RefCell<Option<ExitReason>>>,
 }
 
 impl EventHandler<'_> {
-    fn stop(&self, stop: Stop) {
+    fn stop(&self, reason: ExitReason) {
         let mut first = self.stop.borrow_mut();
         if first.is_none() {
             self.sources.notifier.iter().for_each(Notifier::stopping);
         }
         // The first reason stands.
-        first.get_or_insert(stop);
+        first.get_or_insert(reason);
     }
 
     fn handle_waker(&mut self, ops: &mut EventOps) {
         if self.sources.waker.acknowledge() {
-            self.stop(Stop::ByVcpu);
+            // One that was asked to end ends, whatever it asks for then.
+            let is_pressed =
+                self.sources.power_button.as_ref().is_some_and(PowerButton::is_pressed);
+            if let Some(reason) = self.steering.vcpu_ended(!is_pressed) {
+                self.stop(reason);
+            }
         }
         if let Some(reason) = self.sources.monitor.as_ref().and_then(|monitor| monitor.check()) {
-            self.stop(Stop::Because(reason));
+            self.stop(reason);
         }
         if let Some(timer) = self.sources.clock.arm_timer()
             && let Err(e) = ops.add(Events::with_data_raw(timer, token::ALARM, EventSet::IN))
@@ -183,7 +182,7 @@ impl EventHandler<'_> {
         while let Some(request) = self.sources.signals.next() {
             match request {
                 Request::End(SIGTERM) if self.press_power_button() => {}
-                Request::End(number) => self.stop(Stop::Because(ExitReason::Signal(number))),
+                Request::End(number) => self.stop(ExitReason::Signal(number)),
                 Request::Stats => self.write_stats(),
                 Request::Resized => {
                     self.sources.input.iter().for_each(|(input, _)| input.resize());
@@ -270,7 +269,7 @@ impl EventHandler<'_> {
                     let _ = ops.remove(Events::with_data(&drained, token::DRAINED, EventSet::IN));
                 }
             }
-            Progress::Quit => self.stop(Stop::Because(ExitReason::Quit)),
+            Progress::Quit => self.stop(ExitReason::Quit),
         }
     }
 
@@ -298,9 +297,9 @@ impl MutEventSubscriber for EventHandler<'_> {
         fds.extend(drained.map(|fd| (fd, token::DRAINED)));
         for (fd, token) in fds {
             if let Err(e) = ops.add(Events::with_data_raw(fd, token, EventSet::IN)) {
-                self.stop(Stop::Because(ExitReason::Failed(Error::new(format!(
+                self.stop(ExitReason::Failed(Error::new(format!(
                     "the event loop can't poll it: {e}"
-                )))));
+                ))));
             }
         }
         self.watch_input(ops);
@@ -314,12 +313,12 @@ impl MutEventSubscriber for EventHandler<'_> {
             token::SIGNALS => self.handle_signals(ops),
             token::TIMEOUT => {
                 let after = self.sources.timeout.unwrap_or_default();
-                self.stop(Stop::Because(ExitReason::Timeout(after)));
+                self.stop(ExitReason::Timeout(after));
             }
             token::WATCHDOG => self.sources.notifier.iter_mut().for_each(Notifier::handle_timer),
             token::POWER_BUTTON => {
                 if self.sources.power_button.as_mut().is_some_and(PowerButton::handle_timer) {
-                    self.stop(Stop::Because(ExitReason::Signal(SIGTERM)));
+                    self.stop(ExitReason::Signal(SIGTERM));
                 }
             }
             token::INPUT => self.read_input(ops),

@@ -125,6 +125,16 @@ impl Functions {
         self.iter().for_each(|function| function.lock().arm());
     }
 
+    /// Makes them as they were when the guest got them; they are to be [armed](Self::arm) again.
+    ///
+    /// # Errors
+    ///
+    /// One does not stop.
+    #[cold]
+    pub fn restart(&self, gic: &dyn InterruptController) -> Result<(), Error> {
+        self.iter().try_for_each(|function| Ok(function.lock().restart(gic, function.slot.intx)?))
+    }
+
     /// Takes them back; no vCPU runs any more.
     pub fn release(&self) {
         for function in self.iter() {

@@ -48,6 +48,7 @@ mod share;
 mod shared_memory;
 mod signals;
 mod stats;
+mod steering;
 mod supervisor;
 mod terminal;
 mod tree;

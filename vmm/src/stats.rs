@@ -65,6 +65,13 @@ struct Elapsed {
     cpu_ns: u64,
 }
 
+/// How often the guest began anew, and for how long it stood still for that in all.
+#[derive(Debug, Serialize)]
+struct Restarts {
+    count: u64,
+    wall_ns: u64,
+}
+
 /// Gathers the counters of a run and leaves them for the parent, which writes them to a file.
 pub struct Recorder {
     texts: Arc<DoubleBuffer>,
@@ -73,6 +80,8 @@ pub struct Recorder {
     exits: Vec<Arc<Exits>>,
     bus: Arc<Bus>,
     event_loop_wakeups: AtomicU64,
+    restarts: AtomicU64,
+    restart_ns: AtomicU64,
     monitor: Arc<DeviceMonitor>,
     iommu: Option<Backend>,
     kvm: KvmCounters,
@@ -94,6 +103,7 @@ struct Statistics<'a> {
     exits: Exits,
     devices: BTreeMap<String, Accesses>,
     event_loop_wakeups: u64,
+    restarts: Restarts,
     /// What nobody read.
     output_dropped: output::Dropped,
     /// The way to the IOMMU, where there are assigned devices.
@@ -130,6 +140,8 @@ impl Recorder {
             exits: vcpus.iter().map(|_| Arc::default()).collect(),
             bus,
             event_loop_wakeups: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+            restart_ns: AtomicU64::new(0),
             monitor,
             iommu,
             kvm: KvmCounters::open(vm, vcpus),
@@ -149,6 +161,14 @@ impl Recorder {
     /// Counts a wake-up of the event loop.
     pub fn count_wakeup(&self) {
         self.event_loop_wakeups.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts that the guest began anew, for which it stood still for so long.
+    #[cold]
+    pub fn count_restart(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        self.restart_ns.fetch_add(took, Ordering::Relaxed);
     }
 
     /// Leaves the counters as they stand for the parent; `ending` where the run is over.
@@ -194,6 +214,10 @@ impl Recorder {
             exits: Exits::sum(&self.exits),
             devices: accesses.map(|accesses| (accesses.name.clone(), accesses)).collect(),
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
+            restarts: Restarts {
+                count: self.restarts.load(Ordering::Relaxed),
+                wall_ns: self.restart_ns.load(Ordering::Relaxed),
+            },
             output_dropped: output::dropped(),
             iommu: self.iommu,
             interrupts: self.monitor.lines.report(),

@@ -42,7 +42,7 @@ pub struct Parts<'a> {
     /// The PCI host's node.
     pub pci: Option<Node>,
     /// Randomness for the guest.
-    pub seed: Seed,
+    pub seed: &'a Seed,
 }
 
 /// What the guest seeds its address-space layout and its random numbers with.

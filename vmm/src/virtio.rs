@@ -167,6 +167,24 @@ impl VirtioDevices {
         Ok(())
     }
 
+    /// Makes them as they were before the guest ran, which begins anew.
+    ///
+    /// # Errors
+    ///
+    /// One does not stop.
+    #[cold]
+    pub fn restart(&self) -> Result<(), Error> {
+        self.iter().try_for_each(|device| {
+            lock(&device.function).restart().map_err(|_| {
+                Error::new(format!(
+                    "the guest can't begin anew: {} still works on a request",
+                    device.name
+                ))
+                .help("--on-reset exit ends the run instead")
+            })
+        })
+    }
+
     /// Stops them; no vCPU runs any more.
     pub fn release(&self) {
         self.iter().for_each(|device| lock(&device.function).release());

@@ -36,10 +36,10 @@ impl Waker {
         let _ = self.event.write(1);
     }
 
-    /// Clears the signal. Whether a vCPU has ended the run.
+    /// Clears the signal. Whether a vCPU has ended the run, or its guest's life.
     pub fn acknowledge(&self) -> bool {
         let _ = self.event.read();
-        self.stopped.load(Ordering::Acquire)
+        self.stopped.swap(false, Ordering::AcqRel)
     }
 }
 

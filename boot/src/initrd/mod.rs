@@ -57,7 +57,7 @@ impl Initrd {
     /// # Errors
     ///
     /// The file can't be read or has shrunk, or the guest has no memory there.
-    pub fn load_into<M>(self, memory: &M, gpa: u64) -> Result<(), FileError>
+    pub fn load_into<M>(&self, memory: &M, gpa: u64) -> Result<(), FileError>
     where
         M: Bytes<GuestAddress, E = GuestMemoryError>,
     {

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use super::KernelFault;
 use crate::file::BootFile;
 #[cfg(target_arch = "aarch64")]
-use crate::file::FileError;
+use crate::file::{FileError, FileFault};
 use crate::format::{EM_AARCH64, Format};
 use crate::layout::{Placement, Ram};
 
@@ -120,6 +120,31 @@ impl Program {
         for part in &self.segments {
             let extent = file.extent(part.offset.saturating_add(part.file_size));
             file.load(memory, part.gpa, extent.after(part.offset))?;
+        }
+        Ok(())
+    }
+
+    /// Clears its segments.
+    ///
+    /// # Errors
+    ///
+    /// The guest has no memory there.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn clear<M>(&self, file: &BootFile, memory: &M) -> Result<(), FileError>
+    where
+        M: Bytes<GuestAddress, E = GuestMemoryError>,
+    {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        for part in &self.segments {
+            let mut gpa = part.gpa;
+            while gpa < part.end() {
+                let left = usize::try_from(part.end().saturating_sub(gpa)).unwrap_or(usize::MAX);
+                let zeroes = ZEROES.get(..left).unwrap_or(&ZEROES);
+                memory
+                    .write_slice(zeroes, GuestAddress(gpa))
+                    .map_err(|source| file.error(FileFault::Memory { gpa, source }))?;
+                gpa = gpa.saturating_add(zeroes.len() as u64);
+            }
         }
         Ok(())
     }

@@ -152,7 +152,7 @@ impl Kernel {
     ///
     /// The file can't be read or has shrunk, or the guest has no memory there.
     #[cfg(target_arch = "aarch64")]
-    pub fn load_into<M: GuestMemoryBackend>(self, memory: &M, load: u64) -> Result<(), FileError> {
+    pub fn load_into<M: GuestMemoryBackend>(&self, memory: &M, load: u64) -> Result<(), FileError> {
         match &self.content {
             Content::Linux(linux) => linux.load_into(&self.file, memory, load),
             Content::Elf(program) => program.load_into(&self.file, memory),
@@ -160,6 +160,23 @@ impl Kernel {
                 let all = self.file.extent(self.file.size());
                 self.file.load(memory, load, all)
             }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Kernel {
+    /// Clears what has to be zero before it is [loaded](Self::load_into) into memory that isn't, and doesn't
+    /// clear by itself: a program's part that its file doesn't have.
+    ///
+    /// # Errors
+    ///
+    /// The guest has no memory there.
+    #[cold]
+    pub fn clear<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), FileError> {
+        match &self.content {
+            Content::Elf(program) => program.clear(&self.file, memory),
+            Content::Linux(_) | Content::Raw(_) => Ok(()),
         }
     }
 }

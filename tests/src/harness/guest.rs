@@ -234,6 +234,18 @@ impl Guest {
             .map(|text| Interrupts::parse(&text))
     }
 
+    /// Resets the guest, and waits until it offers its shell again.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't.
+    pub fn begin_anew(&mut self) -> Result<(), Failure> {
+        self.process.send("reboot -f\n")?;
+        self.process.wait_for(&format!("{READY}{SHELL}"))?;
+        self.process.wait_for("\n")?;
+        self.sh("true").map(|_| ())
+    }
+
     /// Asks the guest to power off and returns strait's exit status.
     ///
     /// # Errors

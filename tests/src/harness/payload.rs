@@ -70,6 +70,35 @@ pub struct EventLine {
 /// line has risen, then powers off. The first time the line is high already if `high`, else it is
 /// raised here. An interrupt that doesn't come makes it reset the machine instead.
 pub fn take_interrupts(line: EventLine, high: bool, tries: u32) -> Vec<u8> {
+    let [setup, raise, wait, serve] = interrupts(line, tries, PSCI_SYSTEM_RESET);
+    let mut code = setup;
+    if high {
+        code.push(branch(distance(raise.len()) + 1));
+    }
+    code.extend(each_try(&raise, &wait, &serve));
+    code.extend(call(PSCI_SYSTEM_OFF));
+    image(&code)
+}
+
+/// As [`take_interrupts`], with a line that is low at first; then takes one more, which it neither ends nor
+/// clears, and resets the machine. An interrupt that doesn't come makes it power off instead.
+pub fn take_interrupts_and_reset(line: EventLine, tries: u32) -> Vec<u8> {
+    let [setup, raise, wait, serve] = interrupts(line, tries, PSCI_SYSTEM_OFF);
+    let again = [&raise[..], &wait[..]].concat();
+    let code = [setup, each_try(&raise, &wait, &serve), again, call(PSCI_SYSTEM_RESET)];
+    image(&code.concat())
+}
+
+/// Raises, waits and serves until X19 is 0.
+fn each_try(raise: &[u32], wait: &[u32], serve: &[u32]) -> Vec<u32> {
+    let mut code = [raise, wait, serve].concat();
+    code.push(branch_if_not_zero(19, -distance(code.len())));
+    code
+}
+
+/// What takes an interrupt: what is done once, what raises the line, waits for the interrupt, which does
+/// the call `otherwise` if it doesn't come, and serves it.
+fn interrupts(line: EventLine, tries: u32, otherwise: u32) -> [Vec<u32>; 4] {
     const TRIES: Register = 19;
     const POLLS: u32 = 4_000_000;
     /// For the host to take the interrupt and to inject it.
@@ -99,7 +128,7 @@ pub fn take_interrupts(line: EventLine, high: bool, tries: u32) -> Vec<u8> {
     wait.extend(load(3, POLLS));
     wait.extend(load(4, line.intid));
     // Over the failure below if it is the line's.
-    let failure = call(PSCI_SYSTEM_RESET);
+    let failure = call(otherwise);
     let poll = [read_system(ICC_IAR1_EL1, 0), compare(0, 4), branch_if_equal(3 + 3)];
     wait.extend(poll);
     wait.extend([subtract_one(3), branch_if_not_zero(3, -4)]);
@@ -112,17 +141,7 @@ pub fn take_interrupts(line: EventLine, high: bool, tries: u32) -> Vec<u8> {
     serve.extend(store(GICD + 0x180 + word, bit)); // GICD_ICENABLER
     serve.push(subtract_one(TRIES));
 
-    let mut code = setup;
-    if high {
-        code.push(branch(distance(raise.len()) + 1));
-    }
-    let back = raise.len() + wait.len() + serve.len();
-    code.extend(raise);
-    code.extend(wait);
-    code.extend(serve);
-    code.push(branch_if_not_zero(TRIES, -distance(back)));
-    code.extend(call(PSCI_SYSTEM_OFF));
-    image(&code)
+    [setup, raise, wait, serve]
 }
 
 /// A number of instructions as branches take it.

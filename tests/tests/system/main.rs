@@ -35,6 +35,7 @@ mod pci;
 mod pci_host;
 mod platform;
 mod resources;
+mod restart;
 mod run;
 mod sandbox;
 mod seccomp;

@@ -11,6 +11,7 @@ use boot::fdt::Node;
 use boot::fdt::host::HostTree;
 use boot::help::Help;
 use boot::layout::Ram;
+use devices::irq::InterruptController;
 use devices::pci::SlotAllocator;
 use devices::stop;
 use devices::vfio::assign::{self, AssessedDevice, Assignment};
@@ -198,6 +199,20 @@ impl AssignedDevices {
         self.vfio_user.start_guest()?;
         self.functions.arm();
         Ok(())
+    }
+
+    /// Makes the devices as they were when the guest got them, for a guest that begins anew and runs not;
+    /// they are to be [armed](Self::arm) again.
+    ///
+    /// # Errors
+    ///
+    /// One does not stop.
+    #[cold]
+    pub fn restart(&mut self, gic: &dyn InterruptController) -> Result<(), Error> {
+        for AssignedDevice { device, spis, .. } in &mut self.platform {
+            device.restart(gic, spis)?;
+        }
+        self.functions.restart(gic)
     }
 
     /// Shortens the deadline of servers' answers: the run is ending.

@@ -15,7 +15,7 @@ use devices::vfio::node::PropertyReport;
 use serde::Serialize;
 
 use crate::assigned::{AssignedDevice, Obstacle};
-use crate::cli::{ConsoleKind, Size};
+use crate::cli::{ConsoleKind, OnReset, Size};
 use crate::commands::device::FunctionDetails;
 use crate::flash::FlashPlan;
 
@@ -67,6 +67,9 @@ pub struct Description {
     #[serde(skip_serializing_if = "Option::is_none")]
     packaging: Option<String>,
     cmdline: String,
+    /// When the guest begins anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restarts: Option<&'static str>,
     memory_map: Vec<Area>,
     interrupts: Vec<Interrupt>,
     /// How devices' DMA is mapped, where there are assigned devices.
@@ -180,6 +183,7 @@ impl Description {
             kernel: kernel.map(Kernel::name),
             packaging: kernel.map(|kernel| kernel.packaging().to_string()),
             cmdline: plan.cmdline.as_str().to_owned(),
+            restarts: (plan.on_reset == OnReset::Restart).then_some("on reset"),
             memory_map: memory_map(plan, opened, &kvm),
             interrupts: interrupts(plan, opened),
             iommu: assigned.backend(),

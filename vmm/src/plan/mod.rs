@@ -22,7 +22,7 @@ use devices::vfio::fd_limit;
 
 use crate::allocator::Allocator;
 use crate::assigned::AssignedDevices;
-use crate::cli::{ConsoleKind, GicChoice, RunOptions, SerialKind};
+use crate::cli::{ConsoleKind, GicChoice, OnReset, RunOptions, SerialKind};
 use crate::error::Error;
 use crate::flash::FlashPlan;
 use crate::interrupts::LineMonitor;
@@ -78,6 +78,8 @@ pub struct MachinePlan {
     pub timeout: Option<Duration>,
     /// How long it has after its power button was pressed; `None`: it has none.
     pub grace: Option<Duration>,
+    /// What becomes of it when it asks for a reset.
+    pub on_reset: OnReset,
 }
 
 /// What was opened while planning.
@@ -185,6 +187,7 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
         descriptors: run.saturating_add(of_devices),
         timeout: options.timeout,
         grace: options.grace,
+        on_reset: options.on_reset,
     };
     Ok((plan, Opened { kernel, flash, initrd, assigned, virtio }))
 }

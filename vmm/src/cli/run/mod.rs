@@ -18,6 +18,7 @@ use super::net;
 use super::owner;
 use super::passt::{behind_passt, passt};
 use super::pattern::pattern;
+use super::reset;
 use super::sandbox;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
@@ -153,6 +154,9 @@ impl RunOptions {
                 self.timeout = Some(once.parsed("--timeout", parser, seconds)?)
             }
             Arg::Long("grace") => self.grace = Some(once.parsed("--grace", parser, seconds)?),
+            Arg::Long("on-reset") => {
+                self.on_reset = once.parsed("--on-reset", parser, reset::on_reset)?;
+            }
             Arg::Long("until") => self.until.push(read("--until", parser.value()?, pattern)?),
             Arg::Long("fail-on") => self.fail_on.push(read("--fail-on", parser.value()?, pattern)?),
             Arg::Long("log") => self.log = Some(once.value("--log", parser)?.into()),

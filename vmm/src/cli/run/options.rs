@@ -13,6 +13,7 @@ use log::LevelFilter;
 use super::super::console::{ConsoleKind, SerialKind};
 use super::super::cpu::GicChoice;
 use super::super::pattern::Pattern;
+use super::super::reset::OnReset;
 use super::super::sandbox::SandboxMode;
 use super::super::{
     FirmwareOptions, KernelOptions, MemoryOptions, NetOptions, PasstOptions, ShareOptions,
@@ -78,6 +79,8 @@ pub struct RunOptions {
     pub timeout: Option<Duration>,
     /// How long the guest has after SIGTERM, which presses its power button then.
     pub grace: Option<Duration>,
+    /// What becomes of a guest that asks for a reset.
+    pub on_reset: OnReset,
     /// What ends the run well where a console prints it.
     pub until: Vec<Pattern>,
     /// What ends the run as a failure where a console prints it.
@@ -139,6 +142,7 @@ impl Default for RunOptions {
             virtio_console: ConsoleKind::Off,
             timeout: None,
             grace: None,
+            on_reset: OnReset::default(),
             until: Vec::new(),
             fail_on: Vec::new(),
             log: None,

@@ -108,6 +108,7 @@ fn wrong_values_are_refused() {
         ["--cpu-features", "sme"],
         ["--timeout", "0"],
         ["--grace", "0"],
+        ["--on-reset", "reboot"],
         ["--timeout", "nan"],
         ["--timeout", "inf"],
         ["--vfio-platform", ""],

@@ -11,7 +11,7 @@ use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, RamPages, Vc
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
-use boot::layout::{LayoutError, MAX_DTB_SIZE};
+use boot::layout::{BootLayout, LayoutError, MAX_DTB_SIZE};
 use devices::bus::Bus;
 use devices::console::Output;
 use devices::gicv2m::Frame;
@@ -19,7 +19,7 @@ use devices::pci::{Apertures, MsiController};
 use devices::pvpanic::PvPanic;
 use devices::serial::{Pl011, Serial, SerialPort};
 use devices::virtio::ConsolePort;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::alarm::AlarmClock;
@@ -247,8 +247,13 @@ pub fn connect_console(
 ///
 /// # Errors
 ///
-/// The host has no randomness to give, or an overlay doesn't fit the tree.
-pub fn tree(plan: &MachinePlan, opened: &Opened, parts: &VmParts) -> Result<Node, Error> {
+/// An overlay doesn't fit the tree.
+pub fn tree(
+    plan: &MachinePlan,
+    opened: &Opened,
+    parts: &VmParts,
+    seed: &Seed,
+) -> Result<Node, Error> {
     let Opened { assigned, virtio, .. } = opened;
     let mask = parts.gic.ppi_cpu_mask();
     let mut cpus = vec![
@@ -272,7 +277,7 @@ pub fn tree(plan: &MachinePlan, opened: &Opened, parts: &VmParts) -> Result<Node
         clocks: assigned.clocks(),
         aliases: &assigned.aliases,
         pci: parts.pci.as_ref().map(|pci| pci_host::node(pci, &slots, parts.messages())),
-        seed: seed()?,
+        seed,
     });
     for without_effect in overlay::apply(&mut root, &plan.overlays)? {
         log::warn!("{without_effect}");
@@ -334,8 +339,8 @@ pub fn dump_dtb(path: &Path, dtb: &[u8]) -> Result<(), Error> {
 /// The host has no room for it, or a file can't be read.
 pub fn ram(
     plan: &MachinePlan,
-    kernel: Option<Kernel>,
-    initrd: Option<Initrd>,
+    kernel: Option<&Kernel>,
+    initrd: Option<&Initrd>,
     dtb: &[u8],
     assigned: &AssignedDevices,
 ) -> Result<GuestRam, Error> {
@@ -352,16 +357,31 @@ pub fn ram(
     let used = end.saturating_sub(plan.ram.base);
     let small = assigned.is_empty() && plan.pages == RamPages::Any;
     let _small = small.then(|| HugePagesDisabled::for_small(used)).flatten();
+    load(boot, kernel, initrd, dtb, ram.memory())?;
+    Ok(ram)
+}
+
+/// Puts kernel, initrd and device tree into RAM.
+///
+/// # Errors
+///
+/// A file can't be read.
+pub fn load(
+    boot: &BootLayout,
+    kernel: Option<&Kernel>,
+    initrd: Option<&Initrd>,
+    dtb: &[u8],
+    memory: &GuestMemoryMmap,
+) -> Result<(), Error> {
     if let Some(kernel) = kernel {
-        kernel.load_into(ram.memory(), boot.kernel.load)?;
+        kernel.load_into(memory, boot.kernel.load)?;
     }
     if let (Some(initrd), Some(range)) = (initrd, &boot.initrd) {
-        initrd.load_into(ram.memory(), range.start)?;
+        initrd.load_into(memory, range.start)?;
     }
-    ram.memory()
+    memory
         .write_slice(dtb, GuestAddress(boot.dtb))
-        .map_err(|e| Error::new(format!("the device tree can't be put into guest RAM: {e}")))?;
-    Ok(ram)
+        .map_err(|e| Error::new(format!("the device tree can't be put into guest RAM: {e}")))
 }
 
 /// Whether the host may lack a page of RAM when it is first used, which would end this process: huge
@@ -380,7 +400,12 @@ pub fn set_boot(plan: &MachinePlan, parts: &VmParts) -> Result<(), Error> {
     Ok(parts.vcpus.first().map_or(Ok(()), |vcpu| vcpu.set_boot_registers(boot))?)
 }
 
-fn seed() -> Result<Seed, Error> {
+/// Randomness of the host's for the guest.
+///
+/// # Errors
+///
+/// The host has none to give.
+pub fn seed() -> Result<Seed, Error> {
     let mut bytes = [0u8; 40];
     // SAFETY: getrandom fills at most as many bytes as the buffer has.
     let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };

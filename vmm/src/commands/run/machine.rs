@@ -13,6 +13,8 @@ use vm_memory::GuestMemoryMmap;
 use super::build::VmParts;
 use super::irqfds::{Irqfds, SpiLine};
 use super::pci_host;
+use super::restart::Restart;
+use super::steered::Steered;
 use super::vcpus::{VcpuContext, VcpuThreads};
 use crate::assigned::AssignedDevices;
 use crate::error::Error;
@@ -33,6 +35,7 @@ pub struct Machine {
     bridge: Option<Arc<HostBridge>>,
     virtio: VirtioDevices,
     assigned: AssignedDevices,
+    irqfds: Arc<Irqfds>,
     gic: Gic,
     vm: Arc<Vm>,
 }
@@ -90,22 +93,22 @@ impl Machine {
             })?;
             bridge = Some(pci_host::attach(apertures, functions, &virtio, &gic, &mut bus)?);
         }
-        let slots = irqfds.clone();
         if let Some(frame) = frame {
             bus.add(
                 "GICv2m frame",
                 frame.range(),
-                Arc::new(gicv2m::Registers::new(frame, irqfds)),
+                Arc::new(gicv2m::Registers::new(frame, irqfds.clone())),
             )?;
         }
         let mut memory = ram.memory().clone();
         vm.add_ram(ram)?;
         if let Some(flash) = &flash {
-            flash.attach(&slots, &mut bus)?;
+            flash.attach(&irqfds, &mut bus)?;
             // Its code is in both.
             memory = flash.with(&memory)?;
         }
-        Ok(Self { vcpus, bus: Arc::new(bus), memory, flash, bridge, virtio, assigned, gic, vm })
+        let bus = Arc::new(bus);
+        Ok(Self { vcpus, bus, memory, flash, bridge, virtio, assigned, irqfds, gic, vm })
     }
 
     /// The VM.
@@ -142,7 +145,8 @@ impl Machine {
         self.assigned.arm()
     }
 
-    /// Runs the vCPUs, once, to the end of the run; they are gone when this returns.
+    /// Runs the vCPUs, once, to the end of the run; they are gone when this returns. With a `restart` the guest
+    /// begins anew when it asks for a reset.
     ///
     /// # Errors
     ///
@@ -151,32 +155,27 @@ impl Machine {
         &mut self,
         sources: Sources<'_>,
         recorder: Option<Arc<Recorder>>,
+        restart: Option<Restart>,
     ) -> Result<ExitReason, Error> {
         self.virtio.prepare()?;
         self.flash.as_ref().map_or(Ok(()), Flash::start)?;
         let context = Arc::new(VcpuContext::new(
             self.bus.clone(),
             self.memory.clone(),
-            self.bridge.take(),
+            self.bridge.clone(),
             sources.waker.clone(),
             recorder.clone(),
+            restart.is_some(),
         ));
         let monitor = sources.monitor.clone();
         sources.notifier.iter().for_each(Notifier::ready);
         let threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &context)?;
-        let result = events::run(sources, recorder.as_deref());
-        // A vCPU that waits for a server's answer can't be stopped.
-        self.assigned.shorten_deadline();
-        drop(threads);
-        // The threads have ended, so this is the last reference.
-        let by_vcpu = Arc::into_inner(context).and_then(VcpuContext::into_exit_reason);
-        let reason = match (result?, by_vcpu) {
-            (Some(reason), _) | (None, Some(reason)) => reason,
-            (None, None) => ExitReason::Failed(Error::new("the guest stopped for no known reason")),
-        };
+        let mut steered = Steered::new(self, threads, context, restart, recorder.clone());
+        let result = events::run(sources, recorder.as_deref(), &mut steered);
+        steered.end();
         let reason = match &monitor {
-            Some(monitor) => monitor.conclude(reason),
-            None => reason,
+            Some(monitor) => monitor.conclude(result?),
+            None => result?,
         };
         if let Some(Err(error)) = recorder.map(|recorder| recorder.write(Some(&reason))) {
             // Why the guest ended matters more.
@@ -188,10 +187,27 @@ impl Machine {
         }
     }
 
+    /// Makes everything but the vCPUs, which stand still, as it was before the guest ran: devices are stopped
+    /// and reset before RAM is loaded. The assigned devices' interrupts are to be [armed](Self::arm) again.
+    ///
+    /// # Errors
+    ///
+    /// A device doesn't stop, a file can't be read, or the host refused a step.
+    #[cold]
+    pub fn reset(&mut self, restart: &mut Restart) -> Result<(), Error> {
+        self.virtio.restart()?;
+        self.assigned.restart(&*self.irqfds)?;
+        self.bus.reset();
+        self.bridge.iter().for_each(|bridge| bridge.update());
+        // All lines are low.
+        self.gic.reset(&restart.gic)?;
+        restart.load(&self.memory)
+    }
+
     /// Releases the assigned devices.
     pub fn release(self) {
-        // It holds what traps of the devices.
-        drop(self.bus);
+        // They hold what traps of the devices.
+        drop((self.bus, self.bridge));
         self.flash.iter().for_each(Flash::finish);
         self.virtio.release();
         self.assigned.release();

@@ -1,9 +1,12 @@
 //! `strait run`: plan, build, run, end.
 
 mod build;
+mod hold;
 mod irqfds;
 mod machine;
 mod pci_host;
+mod restart;
+mod steered;
 mod vcpus;
 
 use std::mem::ManuallyDrop;
@@ -13,8 +16,9 @@ use std::time::Instant;
 use boot::kernel::Kernel;
 
 use self::machine::Machine;
+use self::restart::Restart;
 use crate::assigned::AssignedDevices;
-use crate::cli::{RunOptions, SandboxMode};
+use crate::cli::{OnReset, RunOptions, SandboxMode};
 use crate::commands::print::print;
 use crate::console::{ConsoleBackend, InputSource, Monitor};
 use crate::console_timeout::ConsoleTimeout;
@@ -86,7 +90,8 @@ fn run_guest(
     let (plan, opened) = plan::resolve(options, backends)?;
     let parts = build::vm(&plan)?;
     // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
-    let tree = build::tree(&plan, &opened, &parts).map(ManuallyDrop::new)?;
+    let seed = build::seed()?;
+    let tree = build::tree(&plan, &opened, &parts, &seed).map(ManuallyDrop::new)?;
     let dtb = build::dtb(&tree)?;
     if let Some(path) = &options.dump_dtb {
         build::dump_dtb(path, &dtb)?;
@@ -113,8 +118,10 @@ fn run_guest(
     let is_linux = kernel.as_ref().is_some_and(Kernel::is_linux);
     let shortage = kernel.as_ref().and_then(Kernel::shortage);
     let flash = flash.map(FlashPlan::make).transpose()?;
-    let ram = build::ram(&plan, kernel, initrd, &dtb, &assigned)?;
+    let ram = build::ram(&plan, kernel.as_ref(), initrd.as_ref(), &dtb, &assigned)?;
     build::set_boot(&plan, &parts)?;
+    // Only a guest that begins anew needs them again.
+    let files = (options.on_reset == OnReset::Restart).then_some((kernel, initrd));
     let emulated = build::emulated_devices(&plan, console, &parts, &waker)?;
     let port = virtio.console().cloned();
     let inputs = [emulated.input, build::connect_console(virtio_console, port, &emulated.spoke)?];
@@ -132,6 +139,9 @@ fn run_guest(
         let iommu = assigned.backend();
         Arc::new(Recorder::new(statistics, started, vm, vcpus, bus, monitor.clone(), iommu))
     });
+    let restart =
+        files.map(|files| Restart::new(&plan, files, dtb, &seed, (machine.gic(), machine.vcpus())));
+    let restart = restart.transpose()?;
     output::set_waker(&waker);
     let (input, clients) = InputSource::by_kind(inputs);
     let sources = Sources {
@@ -167,7 +177,7 @@ fn run_guest(
     servers.resume()?;
     let no_thread = |e| Error::new(format!("a console's thread can't be started: {e}"));
     output::start_threads(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
-    let result = machine.run(sources, recorder);
+    let result = machine.run(sources, recorder, restart);
     if result.is_ok() {
         monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     }

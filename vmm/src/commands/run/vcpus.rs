@@ -2,9 +2,8 @@
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -13,9 +12,11 @@ use arch::load_store::Kind;
 use arch::{ImmediateExit, Vcpu};
 use devices::bus::{Action, Bus};
 use devices::pci::HostBridge;
+use devices::sync::lock;
 use devices::vfio::remedy;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::hold::Hold;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::sandbox::seccomp;
@@ -35,7 +36,9 @@ const KICK_TIMEOUT: Duration = Duration::from_millis(10);
 /// dropped.
 pub struct VcpuThreads {
     context: Arc<VcpuContext>,
-    threads: Vec<JoinHandle<Vcpu>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Each locked by its thread but while it is held.
+    vcpus: Vec<Arc<Mutex<Vcpu>>>,
     exits: Vec<ImmediateExit>,
     finished: mpsc::Receiver<()>,
 }
@@ -50,43 +53,83 @@ impl VcpuThreads {
         let (sender, finished) = mpsc::channel();
         let count = vcpus.len() as u64;
         let context = context.clone();
-        let mut all = Self { context, threads: Vec::new(), exits: Vec::new(), finished };
+        let (threads, exits, all_vcpus) = Default::default();
+        let mut all = Self { context, threads, vcpus: all_vcpus, exits, finished };
         for mut vcpu in vcpus {
-            all.exits.push(vcpu.immediate_exit());
+            let (exit, index) = (vcpu.immediate_exit(), vcpu.index());
+            let vcpu = Arc::new(Mutex::new(vcpu));
+            all.vcpus.push(vcpu.clone());
+            all.exits.push(exit);
             let (context, sender) = (all.context.clone(), sender.clone());
             let thread = thread::Builder::new()
-                .name(format!("vcpu{}", vcpu.index()))
+                .name(format!("vcpu{index}"))
                 .spawn(move || {
                     seccomp::Kind::Vcpu.enter();
-                    context.run(&mut vcpu);
+                    context.live(&vcpu);
                     drop(context);
                     // Fails only if the main thread is gone.
                     let _ = sender.send(());
-                    vcpu
                 })
                 .map_err(|e| no_thread(count, &e))?;
             all.threads.push(thread);
         }
         Ok(all)
     }
+
+    /// Has all vCPUs stand still, unless it is to `give_up` before they do: one that waits for a server's
+    /// answer can't be stopped. Whether they do.
+    #[cold]
+    pub fn hold(&self, give_up: impl Fn() -> bool) -> bool {
+        self.context.hold.begin();
+        self.request_exits();
+        loop {
+            self.kick();
+            if self.context.hold.await_all(self.threads.len(), KICK_TIMEOUT) {
+                return true;
+            }
+            if give_up() {
+                self.release();
+                return false;
+            }
+        }
+    }
+
+    /// Lets them run again.
+    #[cold]
+    pub fn release(&self) {
+        self.context.hold.end();
+    }
+
+    /// The vCPUs, while they are [held](Self::hold).
+    pub fn vcpus(&self) -> impl Iterator<Item = MutexGuard<'_, Vcpu>> {
+        self.vcpus.iter().map(|vcpu| lock(vcpu))
+    }
+
+    fn request_exits(&self) {
+        for exit in &self.exits {
+            // SAFETY: a vCPU is dropped with `self.vcpus`.
+            unsafe { exit.request() };
+        }
+    }
+
+    /// Has threads leave their guest, or whatever they wait for in the kernel.
+    fn kick(&self) {
+        for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
+            #[allow(clippy::unnecessary_cast, reason = "a pointer with musl")]
+            let id = thread.as_pthread_t() as libc::pthread_t;
+            // SAFETY: the thread has not been joined, so its id is valid.
+            unsafe { libc::pthread_kill(id, signals::kick_signal()) };
+        }
+    }
 }
 
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
-        self.context.stop.store(true, Ordering::SeqCst);
-        // A vCPU whose thread couldn't be started is gone.
-        for exit in self.exits.iter().take(self.threads.len()) {
-            // SAFETY: a vCPU is dropped only below, when its thread has returned it.
-            unsafe { exit.request() };
-        }
+        self.context.hold.finish();
+        self.request_exits();
         let mut left = self.threads.len();
         while left > 0 {
-            for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
-                #[allow(clippy::unnecessary_cast, reason = "a pointer with musl")]
-                let id = thread.as_pthread_t() as libc::pthread_t;
-                // SAFETY: the thread has not been joined, so its id is valid.
-                unsafe { libc::pthread_kill(id, signals::kick_signal()) };
-            }
+            self.kick();
             match self.finished.recv_timeout(KICK_TIMEOUT) {
                 Ok(()) => left -= 1,
                 Err(RecvTimeoutError::Timeout) => (),
@@ -116,39 +159,52 @@ pub struct VcpuContext {
     bridge: Option<Arc<HostBridge>>,
     waker: Arc<Waker>,
     recorder: Option<Arc<Recorder>>,
-    /// vCPUs are to leave their guest.
-    stop: AtomicBool,
-    /// That of the first vCPU which ended the run.
-    exit_reason: OnceLock<ExitReason>,
+    /// A guest that asks for a reset may begin anew.
+    restarts: bool,
+    /// Where vCPUs that are to leave their guest wait.
+    hold: Hold,
+    /// That of the first vCPU which ended the run, or its guest's life.
+    exit_reason: Mutex<Option<ExitReason>>,
 }
 
 impl VcpuContext {
-    /// For vCPUs with this bus, RAM and, if there is one, PCI host bridge.
+    /// For vCPUs with this bus, RAM and, if there is one, PCI host bridge, whose guest may begin anew or not.
     pub fn new(
         bus: Arc<Bus>,
         memory: GuestMemoryMmap,
         bridge: Option<Arc<HostBridge>>,
         waker: Arc<Waker>,
         recorder: Option<Arc<Recorder>>,
+        restarts: bool,
     ) -> Self {
-        let (stop, exit_reason) = Default::default();
-        Self { bus, memory, bridge, waker, recorder, stop, exit_reason }
+        let (hold, exit_reason) = Default::default();
+        Self { bus, memory, bridge, waker, recorder, restarts, hold, exit_reason }
     }
 
-    /// Why a vCPU ended the run, if one did.
-    pub fn into_exit_reason(self) -> Option<ExitReason> {
-        self.exit_reason.into_inner()
+    /// Why a vCPU ended the run, if one did; once.
+    pub fn take_exit_reason(&self) -> Option<ExitReason> {
+        lock(&self.exit_reason).take()
     }
 
     /// Runs a vCPU until the run ends.
-    fn run(&self, vcpu: &mut Vcpu) {
+    fn live(&self, vcpu: &Mutex<Vcpu>) {
+        let mut round = self.hold.round();
+        while self.run(&mut lock(vcpu)) && self.hold.wait(round) {
+            round = self.hold.round();
+        }
+        self.hold.leave();
+    }
+
+    /// Runs a vCPU for as long as it may. Whether it may run again.
+    fn run(&self, vcpu: &mut Vcpu) -> bool {
+        vcpu.begin();
         let index = usize::try_from(vcpu.index()).unwrap_or(usize::MAX);
         let exits = self.recorder.as_ref().and_then(|r| r.exits(index)).unwrap_or_default();
         if let (Some(recorder), 0) = (&self.recorder, index) {
             recorder.note_first_instruction();
         }
         let mut faults = 0;
-        while !self.stop.load(Ordering::Relaxed) {
+        while self.hold.may_run() {
             let reason = match vcpu.run() {
                 Ok(Exit::Undecodable) => {
                     Exits::count(&exits.undecodable);
@@ -162,12 +218,18 @@ impl VcpuContext {
                 Err(e) => Some(run_failed(index, &e)),
             };
             if let Some(reason) = reason {
+                let is_reset = matches!(reason, ExitReason::Reset);
                 // The first vCPU's reason stands.
-                let _ = self.exit_reason.set(reason);
+                lock(&self.exit_reason).get_or_insert(reason);
                 self.waker.stop();
-                return;
+                return is_reset && self.restarts;
             }
         }
+        if self.hold.is_over() {
+            return false;
+        }
+        vcpu.settle();
+        true
     }
 
     /// Carries out an access whose syndrome doesn't describe it, or has it abort where strait can't.
@@ -201,7 +263,7 @@ impl VcpuContext {
             Action::None => None,
             Action::Crash => Some(ExitReason::Crash),
             Action::AwaitOutput => {
-                output::wait_for_room(|| self.stop.load(Ordering::SeqCst));
+                output::wait_for_room(|| !self.hold.may_run());
                 None
             }
         }

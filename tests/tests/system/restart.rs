@@ -1,0 +1,151 @@
+//! `--on-reset restart`: guests that begin anew in the same run.
+
+use serde_json::Value;
+use tests::harness::payload::{self, EventLine};
+use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult};
+use tests::suite::SOAK;
+
+const SIGTERM: i32 = 15;
+
+/// Where the disk and the edu are on the host.
+const DISK: &str = "0000:00:05.0";
+const EDU: &str = "0000:00:06.0";
+
+/// A board with a disk, an edu, and a disk that stays the host's.
+fn board() -> Board {
+    Board::new()
+        .disk("disk", 64 << 20)
+        .device("nvme,drive=disk,serial=one,addr=5")
+        .device("edu,addr=6,dma_mask=0xffffffffffff")
+}
+
+/// A host on which the devices are bound, with an image for a disk.
+fn host(board: Board) -> Result<Host, Failure> {
+    let host = board.boot()?;
+    for name in [DISK, EDU, PLATFORM_DMA[0]] {
+        host.bind(name)?;
+    }
+    host.sh("mkdir /images && mount -t tmpfs none /images && truncate -s 16M /images/a")?;
+    Ok(host)
+}
+
+/// The devices' options, and those of virtio devices.
+fn devices() -> String {
+    let dma = PLATFORM_DMA[0];
+    format!(
+        "--on-reset restart --vfio-platform {dma} --vfio-pci {DISK} --vfio-pci {EDU} --block /images/a \
+         --vsock cid=7 --stats /tmp/stats"
+    )
+}
+
+/// How many descriptors a process has, and how much memory, in KiB.
+fn holds(host: &Host, pid: u32) -> Result<(u32, u32), Failure> {
+    let said = host.sh(&format!(
+        "ls /proc/{pid}/fd | wc -l; sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/{pid}/status"
+    ))?;
+    let numbers: Vec<u32> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    assert_eq!(numbers.len(), 2, "{said}");
+    Ok((numbers[0], numbers[1]))
+}
+
+fn statistics(host: &Host) -> Result<Value, Failure> {
+    Ok(serde_json::from_str(&host.sh("cat /tmp/stats")?).unwrap_or_default())
+}
+
+#[test]
+fn a_guest_begins_anew_a_hundred_times() -> TestResult {
+    const LINE: EventLine = EventLine { controller: 0x0c00_0000, event: 3, intid: 96 + 3 };
+    const EACH: u64 = 4;
+    let payload = payload::take_interrupts_and_reset(LINE, 3);
+    let host = host(board().file("k/anew", payload))?;
+    let kernel = "--kernel /k/anew --cpus 2 --memory 256M --log-level info";
+    let strait = host.strait(&format!("run {kernel} {}", devices()))?.timeout(600);
+    let pid = strait.pid()?;
+    let vmm = host.vmm(pid)?;
+    let await_life = |life: u32| {
+        let count = "grep -A1 restarts /tmp/stats | tr -dc 0-9";
+        host.until(&format!("kill -USR1 {pid}; [ \"$({count})\" -ge {life} ]"))
+    };
+    await_life(10)?;
+    let (descriptors, memory) = holds(&host, vmm)?;
+    await_life(100)?;
+    let (descriptors_then, memory_then) = holds(&host, vmm)?;
+    assert_eq!(descriptors_then, descriptors);
+    assert!(memory_then < memory + 1024, "{memory} KiB, then {memory_then}");
+    strait.signal(SIGTERM)?;
+    assert_eq!(strait.exit_status()?, 128 + SIGTERM);
+
+    let stats = statistics(&host)?;
+    let lives = stats["restarts"]["count"].as_u64().unwrap_or_default();
+    let wall = stats["restarts"]["wall_ns"].as_u64().unwrap_or_default();
+    println!("a restart takes {} us", wall / lives / 1000);
+    assert!(lives >= 100, "{stats}");
+    let fired = stats["interrupts"][3]["fired"].as_u64().unwrap_or_default();
+    assert!((EACH * lives..=EACH * (lives + 1)).contains(&fired), "{fired} in {lives} lives");
+    // A guest that does nothing else fills no log.
+    let said = strait.output().matches("begins anew").count();
+    assert!((1..20).contains(&said), "{said}");
+    Ok(())
+}
+
+/// Has a guest work with all of its devices.
+fn work(guest: &mut Guest, life: u32) -> TestResult {
+    let dma = "agent pl330 0xc000000";
+    let (program, from, to) = ("0x5c000000", "0x5c001000", "0x5c002000");
+    let driver = "/sys/bus/amba/drivers/dma-pl330";
+    guest.sh(&format!(
+        "dd if=/dev/urandom of=/tmp/noise bs=64k count=8 2>/dev/null &&
+         for disk in /dev/nvme0n1 /dev/vda; do
+             dd if=/tmp/noise of=$disk bs=64k conv=fsync 2>/dev/null &&
+                 dd if=$disk bs=64k count=8 iflag=direct 2>/dev/null | cmp - /tmp/noise || exit 1
+         done
+         agent edu 0000:00:02.0 msi 4 && basename {driver}/*.dma* >{driver}/unbind &&
+         agent memory fill {from} 4096 {life} && {dma} copy 1 {program} {from} {to} 4096 &&
+         agent memory check {to} 4096 {life}"
+    ))?;
+    let interrupts = guest.sh("grep -E 'nvme0q1|virtio' /proc/interrupts | tr -s ' '")?;
+    assert!(interrupts.contains("MSI"), "{interrupts}");
+    Ok(())
+}
+
+#[test]
+fn devices_work_in_each_life_of_a_system() -> TestResult {
+    let host = host(board())?;
+    let lives = if std::env::var_os(SOAK).is_some() { 100 } else { 3 };
+    // The last 64 MiB of memory are the DMA controller's.
+    let options = format!("--cpus 2 {} --virtio-console file:/tmp/hvc0", devices());
+    let launch = Launch::model().memory("512M").cmdline("mem=448M").with(&options);
+    let mut guest = host.launch(&launch)?;
+    let vmm = host.vmm(guest.pid()?)?;
+    let mut first = None;
+    let mut seeds = Vec::new();
+    for life in 1..=lives {
+        work(&mut guest, life)?;
+        let seed =
+            guest.sh("dmesg | grep -c 'crng init done'; cat /proc/sys/kernel/random/boot_id")?;
+        assert!(!seeds.contains(&seed), "{seed}");
+        seeds.push(seed);
+        if life == 2 {
+            first = Some(holds(&host, vmm)?);
+        }
+        // With transfers under way.
+        guest.sh(
+            "dd if=/dev/nvme0n1 of=/dev/null bs=64k & dd if=/dev/vda of=/dev/null bs=64k & true",
+        )?;
+        guest.begin_anew()?;
+    }
+    work(&mut guest, lives + 1)?;
+    let (first, last) = (first.unwrap_or_default(), holds(&host, vmm)?);
+    assert_eq!(last.0, first.0, "descriptors");
+    assert_eq!(guest.power_off()?, 0);
+    let stats = statistics(&host)?;
+    assert_eq!(stats["restarts"]["count"], lives, "{stats}");
+    // Asked to end, it ends, whatever the guest does then.
+    let options = "--on-reset restart --grace 300";
+    let mut guest = host.guest(options)?;
+    guest.sh("[ -e /dev/input/event0 ]")?;
+    guest.process().signal(SIGTERM)?;
+    guest.begin("reboot -f")?;
+    assert_eq!(guest.exit_status()?, 3);
+    Ok(())
+}
