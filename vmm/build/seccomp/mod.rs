@@ -1,18 +1,19 @@
 //! The filters of system calls in `seccomp/*.filter`, as programs for the kernel.
 //!
-//! The crate seccompiler makes the instructions for each system call. Its filters are in order of the
-//! calls' numbers; here they come in the order of the file, for what is asked for most is to be found
-//! first, and jumps to jumps are left out.
+//! The crate seccompiler makes the instructions for each system call. They are put together here: the
+//! calls' numbers are searched for in a [tree], equal instructions are there once, and nothing is loaded
+//! twice.
 
 mod program;
 mod rules;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use program::Program;
+use program::Graph;
 use rules::{Call, Names};
 
 /// Writes `seccomp.rs`, with a program for each `*.filter` in `source`, into `out`.
@@ -33,9 +34,9 @@ pub fn compile(source: &Path, out: &Path) -> Result<(), String> {
     let mut all = String::new();
     for name in files.keys().filter(|name| *name != rules::COMMON) {
         let calls = rules::parse(name, &files, &names)?;
-        let program = program_of(&calls).map_err(|why| format!("{name}.filter: {why}"))?;
+        let words = program_of(&calls).map_err(|why| format!("{name}.filter: {why}"))?;
         let constant = name.to_uppercase().replace('-', "_");
-        let words: Vec<String> = program.words().map(|word| format!("{word:#x}")).collect();
+        let words: Vec<String> = words.iter().map(|word| format!("{word:#x}")).collect();
         writeln!(
             text,
             "/// `seccomp/{name}.filter`.\npub(super) static {constant}: [u64; {}] = [{}];",
@@ -54,15 +55,30 @@ pub fn compile(source: &Path, out: &Path) -> Result<(), String> {
     fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn program_of(calls: &[Call]) -> Result<Program, String> {
-    let mut program = Program::default();
+/// The program's words.
+///
+/// If the first call has arguments, its first rule is looked for first: the kernel runs the filter each time
+/// that the call is made. It then runs it for all other calls, too, as it doesn't see which of them are
+/// allowed whatever their arguments; but nor does it look, when a thread takes the filter, which takes
+/// longer than all the rest. This is for threads that hardly make another call.
+fn program_of(calls: &[Call]) -> Result<Vec<u64>, String> {
+    let mut graph = Graph::default();
+    let mut compiled = Vec::new();
     for call in calls {
-        let compiled = seccompiler::compile_from_json(
+        let filter = seccompiler::compile_from_json(
             call.json().as_bytes(),
             seccompiler::TargetArch::aarch64,
         );
-        let compiled = compiled.map_err(|error| format!("{}: {error}", call.name))?;
-        program.append(compiled.get(rules::KEY).ok_or("seccompiler left it out")?)?;
+        let filter = filter.map_err(|error| format!("{}: {error}", call.name))?;
+        compiled.push(graph.call(filter.get(rules::KEY).ok_or("seccompiler left it out")?)?);
     }
-    program.finish()
+    let first = calls.first().filter(|call| call.has_arguments());
+    let first = first.map(|_| compiled.remove(0));
+    compiled.sort_by_key(|call| call.number);
+    let others = tree::search(&mut graph, &compiled);
+    let start = match first {
+        Some(first) => graph.rule_first(&first, others)?,
+        None => graph.number(others),
+    };
+    graph.words(start)
 }

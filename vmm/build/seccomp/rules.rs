@@ -120,6 +120,11 @@ fn condition(word: &str, names: &Names) -> Option<String> {
 }
 
 impl Call {
+    /// Whether it isn't allowed whatever its arguments.
+    pub fn has_arguments(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
     /// A filter of seccompiler's for this call alone.
     pub fn json(&self) -> String {
         let mut rules = String::new();

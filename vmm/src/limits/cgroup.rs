@@ -1,10 +1,28 @@
 //! The control groups that this process is in, whose limits hold together with those of all above
 //! them (`cgroups(7)`; Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst, pids.rst).
 
+use std::ffi::CStr;
 use std::fs;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 
 use boot::size::{GIB, KIB, MIB};
+
+/// Where control groups are, if anywhere (`cgroups(7)`).
+const PLACE: &CStr = c"/sys/fs/cgroup";
+
+/// Whether there are control groups where they usually are: in the unified hierarchy, or in older ones, which
+/// are mounted in a tmpfs there. Asked where their limits are worth no more than that.
+pub fn are_in_place() -> bool {
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path is a C string, and statfs fills the structure it is given, or fails.
+    if unsafe { libc::statfs(PLACE.as_ptr(), status.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: statfs succeeded, so the structure is filled.
+    let kind = unsafe { status.assume_init() }.f_type;
+    [libc::CGROUP2_SUPER_MAGIC, libc::CGROUP_SUPER_MAGIC, libc::TMPFS_MAGIC].contains(&kind)
+}
 
 /// Numbers from here on mean no limit: cgroup v1 writes the largest multiple of a page so.
 const UNLIMITED: u64 = 1 << 62;

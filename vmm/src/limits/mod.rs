@@ -158,6 +158,9 @@ impl UnpinnedMemory {
 /// pinned.
 #[cold]
 pub fn warn_unpinned(ram: u64) {
+    if !cgroup::are_in_place() {
+        return;
+    }
     let groups = Groups::own();
     let Some(mut limit) = groups.memory() else { return };
     // What the guest has touched of it already isn't counted twice.

@@ -68,15 +68,16 @@ impl Sandbox {
 
     /// Becomes somebody without any privilege.
     fn give_up(&self, was_root: bool) -> Result<(), Error> {
-        privileges::empty_bounding_set();
         if was_root {
+            let kept = privileges::Kept::begin();
             self.change_user()?;
+            // In a new namespace of users it has all capabilities, and the whole bounding set, anew.
             if let Err(e) = namespaces::leave_users() {
                 log::info!("the sandbox has no namespace of users: {e}");
+                kept.use_again();
             }
-            // It has all of them anew in that one.
-            privileges::empty_bounding_set();
         }
+        privileges::empty_bounding_set();
         privileges::drop_capabilities().map_err(|e| refused("capabilities can't be given up", &e))
     }
 

@@ -64,6 +64,35 @@ pub(super) fn empty_bounding_set() {
     }
 }
 
+/// Capabilities that this thread keeps as permitted ones, where it becomes another user
+/// (`PR_SET_KEEPCAPS`).
+pub(super) struct Kept;
+
+impl Kept {
+    /// Keeps them from here on.
+    pub(super) fn begin() -> Self {
+        // SAFETY: takes numbers. Where it is refused, nothing is kept.
+        unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) };
+        Self
+    }
+
+    /// Makes those that are permitted effective again, as far as that may be.
+    #[cold]
+    pub(super) fn use_again(self) {
+        let header = Header { version: VERSION, pid: 0 };
+        let mut data = [0_u32; 6];
+        // SAFETY: reads the header, and fills data of the size that goes with its version.
+        let known =
+            unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) } == 0;
+        let [effective, permitted, _, effective_high, permitted_high, _] = &mut data;
+        (*effective, *effective_high) = (*permitted, *permitted_high);
+        if known {
+            // SAFETY: reads the header, and data of that size.
+            unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+        }
+    }
+}
+
 /// `struct __user_cap_header_struct`.
 #[repr(C)]
 struct Header {
