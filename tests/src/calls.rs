@@ -132,7 +132,7 @@ fn allowed(text: &str, names: &BTreeMap<String, u64>) -> BTreeSet<Call> {
     let rules = text.lines().map(|line| line.split('#').next().unwrap_or_default());
     let call = |rule: &str| {
         let mut words = rule.split_whitespace();
-        let name = words.next().filter(|name| *name != "include")?;
+        let name = words.next().filter(|name| *name != "include" && !name.starts_with('['))?;
         let request = words.find_map(|word| word.strip_prefix("1="));
         let request = request.and_then(|text| number(text).or_else(|| names.get(text).copied()));
         Some((name.to_owned(), request))
@@ -183,8 +183,10 @@ mod tests {
     #[test]
     fn what_was_made_is_compared_with_what_is_allowed() {
         let names = constants("# Names\nRUN 0xae80\n");
-        let allowed =
-            allowed("# A filter.\nioctl 1=RUN # runs\ninclude common\nread # reads\n", &names);
+        let allowed = allowed(
+            "# A filter.\n[uncached]\nioctl 1=RUN # runs\ninclude common\nread # reads\n",
+            &names,
+        );
         let made =
             made("vcpu0 29 0xae80 5\nvcpu1 29 0xae01 1\nstrait 56 - 1\nkilled vcpu0 29 0xae01\n");
         let made = &made["vcpu"];

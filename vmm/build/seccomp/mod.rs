@@ -14,7 +14,7 @@ use std::fs;
 use std::path::Path;
 
 use program::Graph;
-use rules::{Call, Names};
+use rules::{Filter, Names};
 
 /// Writes `seccomp.rs`, with a program for each `*.filter` in `source`, into `out`.
 pub fn compile(source: &Path, out: &Path) -> Result<(), String> {
@@ -33,18 +33,24 @@ pub fn compile(source: &Path, out: &Path) -> Result<(), String> {
     let mut text = String::new();
     let mut all = String::new();
     for name in files.keys().filter(|name| *name != rules::COMMON) {
-        let calls = rules::parse(name, &files, &names)?;
-        let words = program_of(&calls).map_err(|why| format!("{name}.filter: {why}"))?;
-        let constant = name.to_uppercase().replace('-', "_");
-        let words: Vec<String> = words.iter().map(|word| format!("{word:#x}")).collect();
-        writeln!(
-            text,
-            "/// `seccomp/{name}.filter`.\npub(super) static {constant}: [u64; {}] = [{}];",
-            words.len(),
-            words.join(", ")
-        )
-        .map_err(|error| error.to_string())?;
-        write!(all, "(\"{name}\", &{constant}), ").map_err(|error| error.to_string())?;
+        let filter = rules::parse(name, true, &files, &names)?;
+        let plain = rules::parse(name, false, &files, &names)?;
+        let mut add = |suffix: &str, about: &str, filter: &Filter| -> Result<(), String> {
+            let words = program_of(filter).map_err(|why| format!("{name}.filter: {why}"))?;
+            let words: Vec<String> = words.iter().map(|word| format!("{word:#x}")).collect();
+            let constant = format!("{name}{suffix}").to_uppercase().replace('-', "_");
+            let (count, list) = (words.len(), words.join(", "));
+            writeln!(
+                text,
+                "/// `seccomp/{name}.filter`{about}.\npub(super) static {constant}: [u64; {count}] = [{list}];"
+            )
+            .and_then(|()| write!(all, "(\"{name}{suffix}\", &{constant}), "))
+            .map_err(|error| error.to_string())
+        };
+        add("", "", &filter)?;
+        if filter.has_devices {
+            add("-plain", ", for guests without devices", &plain)?;
+        }
     }
     writeln!(
         text,
@@ -56,28 +62,25 @@ pub fn compile(source: &Path, out: &Path) -> Result<(), String> {
 }
 
 /// The program's words.
-///
-/// If the first call has arguments, its first rule is looked for first: the kernel runs the filter each time
-/// that the call is made. It then runs it for all other calls, too, as it doesn't see which of them are
-/// allowed whatever their arguments; but nor does it look, when a thread takes the filter, which takes
-/// longer than all the rest. This is for threads that hardly make another call.
-fn program_of(calls: &[Call]) -> Result<Vec<u64>, String> {
+fn program_of(filter: &Filter) -> Result<Vec<u64>, String> {
     let mut graph = Graph::default();
     let mut compiled = Vec::new();
-    for call in calls {
-        let filter = seccompiler::compile_from_json(
+    for call in &filter.calls {
+        let made = seccompiler::compile_from_json(
             call.json().as_bytes(),
             seccompiler::TargetArch::aarch64,
         );
-        let filter = filter.map_err(|error| format!("{}: {error}", call.name))?;
-        compiled.push(graph.call(filter.get(rules::KEY).ok_or("seccompiler left it out")?)?);
+        let made = made.map_err(|error| format!("{}: {error}", call.name))?;
+        compiled.push(graph.call(made.get(rules::KEY).ok_or("seccompiler left it out")?)?);
     }
-    let first = calls.first().filter(|call| call.has_arguments());
+    // The kernel runs the filter each time that this call is made, and it is what this thread does.
+    let first = filter.calls.first().filter(|call| filter.is_uncached && call.has_arguments());
     let first = first.map(|_| compiled.remove(0));
     compiled.sort_by_key(|call| call.number);
-    let others = tree::search(&mut graph, &compiled);
+    let others = tree::search(&mut graph, &compiled, filter.is_uncached);
     let start = match first {
         Some(first) => graph.rule_first(&first, others)?,
+        None if filter.is_uncached => graph.uncached(others),
         None => graph.number(others),
     };
     graph.words(start)

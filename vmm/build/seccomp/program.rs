@@ -17,6 +17,9 @@ const RETURN: u16 = 0x06;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 
+/// That of the first argument.
+const ARGUMENT: u32 = 16;
+
 /// 64-bit Arm (linux/audit.h).
 const AARCH64: u32 = 0xc000_00b7;
 
@@ -97,6 +100,13 @@ impl Graph {
     /// Loads the call's number, which those that follow compare.
     pub fn number(&mut self, next: Id) -> Id {
         self.add(Node::Load(NUMBER, next))
+    }
+
+    /// The same, where the kernel is to run the filter for each call: it looks for calls that are allowed
+    /// whatever their arguments as far as nothing but number and architecture is loaded.
+    pub fn uncached(&mut self, next: Id) -> Id {
+        let number = self.number(next);
+        self.add(Node::Load(ARGUMENT, number))
     }
 
     /// Looks for a call by its first argument's rule before its number, else by its number, and goes on at

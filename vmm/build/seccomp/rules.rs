@@ -7,6 +7,9 @@
 //! Arguments are counted from 0, and their low 32 bits are compared. Values are numbers or names, which
 //! `constants` has, several joined by `|`. A call with more than one line is allowed by each of them.
 //! `include NAME` stands for the lines of another file. What isn't allowed ends the process.
+//!
+//! What follows a line `[devices]` is for guests with devices other than the platform's own, or that may
+//! begin anew. A line `[uncached]` has the kernel run the filter for each call, see [`Filter::is_uncached`].
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -19,6 +22,19 @@ pub const KEY: &str = "filter";
 
 /// Names with their values.
 pub struct Names(BTreeMap<String, u64>);
+
+/// What a file says.
+#[derive(Default)]
+pub struct Filter {
+    /// The calls, in the order of their first lines.
+    pub calls: Vec<Call>,
+    /// The kernel doesn't look which calls are allowed whatever their arguments, when a thread takes the
+    /// filter: this would take longer than all the rest. It then runs the filter for these, too. This is for
+    /// threads that hardly make any call, or hardly another one than one with arguments.
+    pub is_uncached: bool,
+    /// A part is for guests with devices.
+    pub has_devices: bool,
+}
 
 /// A system call with its rules, in JSON; it is allowed whatever its arguments if there is none.
 pub struct Call {
@@ -58,22 +74,24 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
-/// The calls of a file, in the order of their first lines.
+/// Reads a file, with the part for guests with devices or without.
 pub fn parse(
     name: &str,
+    with_devices: bool,
     files: &BTreeMap<String, String>,
     names: &Names,
-) -> Result<Vec<Call>, String> {
-    let mut calls = Vec::new();
-    add(name, files, names, &mut calls)?;
-    Ok(calls)
+) -> Result<Filter, String> {
+    let mut filter = Filter::default();
+    add(name, with_devices, files, names, &mut filter)?;
+    Ok(filter)
 }
 
 fn add(
     name: &str,
+    with_devices: bool,
     files: &BTreeMap<String, String>,
     names: &Names,
-    calls: &mut Vec<Call>,
+    filter: &mut Filter,
 ) -> Result<(), String> {
     let text = files.get(name).ok_or_else(|| format!("there is no {name}.filter"))?;
     for (number, line) in (1..).zip(text.lines()) {
@@ -81,9 +99,24 @@ fn add(
         let (rule, reason) = line.split_once('#').unwrap_or((line, ""));
         let mut words = rule.split_whitespace();
         let Some(call) = words.next() else { continue };
+        match call {
+            "[uncached]" => {
+                filter.is_uncached = true;
+                continue;
+            }
+            "[devices]" => {
+                filter.has_devices = true;
+                if with_devices {
+                    continue;
+                }
+                break;
+            }
+            _ => {}
+        }
         if call == "include" {
             let other = words.next().filter(|other| *other != name);
-            add(other.ok_or_else(|| failed("include what?"))?, files, names, calls)?;
+            let other = other.ok_or_else(|| failed("include what?"))?;
+            add(other, with_devices, files, names, filter)?;
             continue;
         }
         if reason.trim().is_empty() {
@@ -92,8 +125,10 @@ fn add(
         let conditions = words.map(|word| condition(word, names)).collect::<Option<Vec<_>>>();
         let conditions = conditions.ok_or_else(|| failed("an argument that isn't understood"))?;
         let rule = (!conditions.is_empty()).then(|| format!("[{}]", conditions.join(", ")));
-        match calls.iter_mut().find(|known| known.name == call) {
-            None => calls.push(Call { name: call.to_owned(), rules: rule.into_iter().collect() }),
+        match filter.calls.iter_mut().find(|known| known.name == call) {
+            None => {
+                filter.calls.push(Call { name: call.to_owned(), rules: rule.into_iter().collect() })
+            }
             Some(known) => match rule {
                 // Where it comes first in a file, and again in one that is included.
                 None if known.rules.is_empty() => {}

@@ -15,6 +15,9 @@ const NUMBERS: u32 = 470;
 /// was measured.
 const INSTRUCTION: u64 = 27;
 
+/// The same where nothing is walked, and the thread makes some calls.
+const UNCACHED_INSTRUCTION: u64 = 200;
+
 /// How calls are told apart.
 #[derive(Clone, Copy)]
 enum Choice {
@@ -25,13 +28,14 @@ enum Choice {
 }
 
 /// The cheapest search for these calls, which are in the order of their numbers.
-pub fn search(graph: &mut Graph, calls: &[Call]) -> Id {
-    let best = best(calls);
+pub fn search(graph: &mut Graph, calls: &[Call], uncached: bool) -> Id {
+    let best = best(calls, if uncached { UNCACHED_INSTRUCTION } else { INSTRUCTION });
     branch(graph, calls, &best, 0, calls.len())
 }
 
-/// For calls `from..to`, at `from * (calls + 1) + to`: what they cost, and by which choice.
-fn best(calls: &[Call]) -> Vec<(u64, Choice)> {
+/// For calls `from..to`, at `from * (calls + 1) + to`: what they cost, and by which choice. `instruction` is
+/// what one costs beside a step.
+fn best(calls: &[Call], instruction: u64) -> Vec<(u64, Choice)> {
     let count = calls.len();
     let start = |at: usize| match calls.get(at) {
         _ if at == 0 => 0,
@@ -43,10 +47,10 @@ fn best(calls: &[Call]) -> Vec<(u64, Choice)> {
         for from in 0..=count - length {
             let to = from + length;
             let width = u64::from(start(to) - start(from));
-            let chain = (length as u64 * (width + INSTRUCTION), Choice::Chain);
+            let chain = (length as u64 * (width + instruction), Choice::Chain);
             let cost = |at: usize| best[from * (count + 1) + at].0 + best[at * (count + 1) + to].0;
             let splits =
-                (from + 1..to).map(|at| (width + INSTRUCTION + cost(at), Choice::Split(at)));
+                (from + 1..to).map(|at| (width + instruction + cost(at), Choice::Split(at)));
             best[from * (count + 1) + to] =
                 splits.chain([chain]).min_by_key(|(cost, _)| *cost).unwrap_or(chain);
         }

@@ -27,6 +27,8 @@ pub struct Sandbox {
     pub ram: (NonNull<u8>, usize),
     /// How many descriptors it may open from here on.
     pub descriptors: u64,
+    /// The guest has more than the platform's own devices, or may begin anew.
+    pub devices: bool,
 }
 
 impl Sandbox {
@@ -60,7 +62,7 @@ impl Sandbox {
             Ok(None) => log::info!("the sandbox has no Landlock: this host's kernel has none"),
             Err(e) => return Err(refused("Landlock can't be used", &e)),
         }
-        if let Err(error) = seccomp::enable(self.mode) {
+        if let Err(error) = seccomp::enable(self.mode, self.devices) {
             log::warn!("the sandbox: this host's kernel has no filters of system calls: {error}");
         }
         Ok(())

@@ -131,6 +131,11 @@ impl Machine {
         &self.bus
     }
 
+    /// Whether the guest has more than the platform's own devices.
+    pub fn has_devices(&self) -> bool {
+        self.bridge.is_some() || self.flash.is_some() || !self.assigned.platform.is_empty()
+    }
+
     /// The assigned devices.
     pub fn assigned(&self) -> &AssignedDevices {
         &self.assigned

@@ -125,13 +125,15 @@ fn run_guest(
     let emulated = build::emulated_devices(&plan, console, &parts, &waker)?;
     let port = virtio.console().cloned();
     let inputs = [emulated.input, build::connect_console(virtio_console, port, &emulated.spoke)?];
+    let ram_in_process = (ram.host_address(), ram.size());
+    let mut machine = Machine::new(parts, ram, flash, assigned, virtio, emulated.bus)?;
     let sandbox = Sandbox {
         mode: options.sandbox,
         user: options.user,
-        ram: (ram.host_address(), ram.size()),
+        ram: ram_in_process,
         descriptors: plan.descriptors,
+        devices: machine.has_devices() || files.is_some(),
     };
-    let mut machine = Machine::new(parts, ram, flash, assigned, virtio, emulated.bus)?;
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
     let recorder = statistics.map(|statistics| {

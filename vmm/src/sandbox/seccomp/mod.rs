@@ -11,7 +11,7 @@ mod programs;
 mod tests;
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use devices::thread_kind::{self, ThreadKind};
 
@@ -36,17 +36,21 @@ const NOTHING: u8 = 0;
 const LOG: u8 = 1;
 const KILL: u8 = 2;
 
+/// The guest has devices other than the platform's own, or may begin anew.
+static HAS_DEVICES: AtomicBool = AtomicBool::new(true);
+
 /// `BPF_RET | BPF_K` with `SECCOMP_RET_KILL_PROCESS`, and with `SECCOMP_RET_LOG`, as instructions of
 /// the programs (linux/bpf_common.h, linux/seccomp.h).
 const RETURN_KILL: u64 = 0x8000_0000_0000_0006;
 const RETURN_LOG: u64 = 0x7ffc_0000_0000_0006;
 
-/// Has each thread filter its calls from here on, once it [enters](Kind::enter).
+/// Has each thread filter its calls from here on, once it [enters](Kind::enter). A guest without other
+/// `devices` than the platform's own, that can't begin anew either, has its threads ask for less.
 ///
 /// # Errors
 ///
 /// The kernel has no filters.
-pub fn enable(mode: SandboxMode) -> io::Result<()> {
+pub fn enable(mode: SandboxMode, devices: bool) -> io::Result<()> {
     let action = match mode {
         SandboxMode::Off => return Ok(()),
         SandboxMode::Log => LOG,
@@ -60,6 +64,7 @@ pub fn enable(mode: SandboxMode) -> io::Result<()> {
     if known != 0 {
         return Err(io::Error::last_os_error());
     }
+    HAS_DEVICES.store(devices, Ordering::Release);
     ACTION.store(action, Ordering::Release);
     thread_kind::set_entry(|kind| Kind::Device(kind).enter());
     Ok(())
@@ -69,13 +74,14 @@ impl Kind {
     /// Filters the calls of this thread from here on, if filters are [enabled](enable). A thread of
     /// which the kernel says that it can't be filtered ends the process, before it serves anything.
     pub fn enter(self) {
+        let devices = HAS_DEVICES.load(Ordering::Acquire);
         let entered = match ACTION.load(Ordering::Acquire) {
             NOTHING => return,
             LOG => {
                 let logs = |word: &u64| if *word == RETURN_KILL { RETURN_LOG } else { *word };
-                install(&self.program().iter().map(logs).collect::<Vec<_>>())
+                install(&self.program(devices).iter().map(logs).collect::<Vec<_>>())
             }
-            _ => install(self.program()),
+            _ => install(self.program(devices)),
         };
         if let Err(error) = entered {
             log::error!("the sandbox: a thread can't filter its system calls: {error}");
@@ -83,8 +89,10 @@ impl Kind {
         }
     }
 
-    fn program(self) -> &'static [u64] {
+    fn program(self, devices: bool) -> &'static [u64] {
         match self {
+            Self::Vcpu if !devices => &programs::VCPU_PLAIN,
+            Self::EventLoop if !devices => &programs::EVENT_LOOP_PLAIN,
             Self::Vcpu => &programs::VCPU,
             Self::EventLoop => &programs::EVENT_LOOP,
             Self::ConsoleFile => &programs::CONSOLE_FILE,
