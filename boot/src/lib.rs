@@ -19,4 +19,5 @@ pub mod help;
 pub mod initrd;
 pub mod kernel;
 pub mod layout;
+pub mod order;
 pub mod size;

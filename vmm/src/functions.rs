@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use boot::help::Help;
+use boot::order;
 use devices::bus::MemorySlots;
 use devices::irq::{InterruptController, MsiRouter};
 use devices::pci::{Bdf, Function, InterruptPin, Intx, Slot, SlotAllocator, SlotError};
@@ -274,7 +275,7 @@ fn fired(table: &InterruptTable, name: &str) -> Vec<u64> {
         Some((vector.unwrap_or(0_u32), entry.count))
     };
     let mut counts: Vec<_> = table.entries().filter_map(count).collect();
-    counts.sort_unstable();
+    order::sort(&mut counts);
     counts.into_iter().map(|(_, count)| count).collect()
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arch::KvmStats;
+use boot::order;
 use devices::bus::{Accesses, Bus};
 use devices::vfio::iommu::Backend;
 use serde::Serialize;
@@ -181,7 +182,7 @@ impl Recorder {
         let statistics = self.statistics(ending);
         if ending.is_none() {
             let lines = statistics.interrupts.iter().map(LineStats::enabled);
-            let enabled: BTreeMap<_, _> = lines.collect();
+            let enabled = order::map(lines);
             let is_enabled = |spi| enabled.get(&spi).copied().flatten();
             self.monitor.warn_of_unused(&self.bus, is_enabled);
         }
@@ -212,7 +213,7 @@ impl Recorder {
             elapsed: self.elapsed(),
             first_instruction: self.first_instruction.get().copied(),
             exits: Exits::sum(&self.exits),
-            devices: accesses.map(|accesses| (accesses.name.clone(), accesses)).collect(),
+            devices: order::map(accesses.map(|accesses| (accesses.name.clone(), accesses))),
             event_loop_wakeups: self.event_loop_wakeups.load(Ordering::Relaxed),
             restarts: Restarts {
                 count: self.restarts.load(Ordering::Relaxed),
@@ -293,12 +294,9 @@ impl KvmCounters {
 }
 
 fn named(counters: &KvmStats) -> BTreeMap<&str, u64> {
-    counters
-        .read()
-        .inspect_err(|e| log::warn!("KVM's counters can't be read: {e}"))
-        .unwrap_or_default()
-        .into_iter()
-        .collect()
+    let counters = counters.read();
+    let counters = counters.inspect_err(|e| log::warn!("KVM's counters can't be read: {e}"));
+    order::map(counters.unwrap_or_default())
 }
 
 /// CPU time of the process so far, all threads, user and kernel.

@@ -7,6 +7,7 @@ use super::node::{Node, is_node_name, is_phandle, is_property_name, path_of};
 use super::phandle::Phandles;
 use super::value::{Cell, Value};
 use super::writer::AnyNameWriter;
+use crate::order;
 
 /// The tree as a blob.
 ///
@@ -113,7 +114,7 @@ impl<'a> Builder<'a> {
                 .map(|(name, _)| name)
         } else {
             let mut names: Vec<&str> = children.iter().map(Node::name).collect();
-            names.sort_unstable();
+            order::sort(&mut names);
             names.windows(2).find_map(|pair| match pair {
                 [one, other] if one == other => Some(*one),
                 _ => None,

@@ -1,8 +1,7 @@
 //! The tree: named nodes with ordered, typed properties.
 
-use std::collections::BTreeMap;
-
 use super::value::{Cell, Label, Value, halves};
+use crate::order;
 
 /// The deepest tree that is read or written: what Linux unflattens (`FDT_MAX_DEPTH`).
 pub(super) const MAX_DEPTH: usize = 64;
@@ -103,8 +102,7 @@ impl Node {
     /// [Sets](Self::set) many properties, in a time that grows with their number only.
     pub(super) fn set_properties(&mut self, properties: &[Property]) {
         let own = self.properties.iter().enumerate();
-        let mut places: BTreeMap<String, usize> =
-            own.map(|(place, property)| (property.name.clone(), place)).collect();
+        let mut places = order::map(own.map(|(place, property)| (property.name.clone(), place)));
         for property in properties {
             let end = self.properties.len();
             let place = *places.entry(property.name.clone()).or_insert(end);

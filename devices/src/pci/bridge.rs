@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use boot::order;
+
 use super::address::Bdf;
 use super::apertures::{Apertures, FunctionBar, arbitrate};
 use super::bars::{AddressSpace, BarRange};
@@ -222,7 +224,7 @@ impl HostBridge {
         let decoded: Vec<FunctionBar> = self.slots.iter().flat_map(bars).collect();
         let before = self.forwarded.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut after = arbitrate(&self.apertures, &decoded, &before);
-        after.sort_by_key(|FunctionBar { bar, .. }| (bar.space, bar.range.start));
+        order::sort_by_key(&mut after, |FunctionBar { bar, .. }| (bar.space, bar.range.start));
 
         // First only those that stay, so that addresses are given up before another takes them.
         let stay: Vec<FunctionBar> =

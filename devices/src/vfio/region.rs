@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use boot::order;
+
 use super::uapi::{DeviceCalls, IoctlError, Mapping, RegionInfo};
 use crate::bus::{Action, MmioDevice};
 use crate::ratelimit::LogLimit;
@@ -121,7 +123,7 @@ fn mappable(info: &RegionInfo, page_size: u64, holes: &[Range<u64>]) -> Vec<Rang
         Some(start..end - end % page_size).filter(|area| area.start < area.end)
     };
     let mut areas: Vec<Range<u64>> = free.into_iter().filter_map(pages).collect();
-    areas.sort_by_key(|area| area.start);
+    order::sort_by_key(&mut areas, |area| area.start);
     // VFIO lists none twice; one that does would have the guest's slots overlap.
     areas.dedup_by(|next, area| next.start < area.end);
     areas

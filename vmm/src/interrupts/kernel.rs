@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::OnceLock;
 
+use boot::order;
 use devices::irq::FIRST_SPI;
 use devices::vfio::host::{Host, InterruptEntry, InterruptTable};
 
@@ -98,7 +99,7 @@ pub fn host_lines() -> BTreeMap<u32, HostLine> {
         let line = HostLine { count: entry.count, masked: masked(entry.irq) };
         Some((u32::try_from(entry.number).ok()?, line))
     };
-    lines.filter_map(line).collect()
+    order::map(lines.filter_map(line))
 }
 
 /// Whether an interrupt is disabled, from the kernel's debugging file of it (`irq_debug_show`).
@@ -147,7 +148,7 @@ fn parse_vgic(text: &str) -> BTreeMap<u32, SpiState> {
         let flag = |index: usize| flags.get(index).map(|digit| *digit == b'1');
         Some((spi, SpiState { high: flag(1)?, enabled: flag(3)? }))
     };
-    text.lines().filter_map(line).collect()
+    order::map(text.lines().filter_map(line))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use boot::order;
+
 use super::cgroup::{Groups, Limit};
 use super::mebibytes;
 use crate::cli::Size;
@@ -62,7 +64,7 @@ pub fn pools() -> Vec<Pool> {
 fn pools_in(directory: &Path) -> Vec<Pool> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut pools: Vec<Pool> = entries.filter_map(|entry| Pool::read(&entry.path())).collect();
-    pools.sort_by_key(|pool| pool.page);
+    order::sort_by_key(&mut pools, |pool| pool.page);
     pools
 }
 

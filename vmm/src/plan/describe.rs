@@ -7,6 +7,7 @@ use std::ops::Range;
 use arch::{RamPages, layout};
 use boot::fdt::{self, Node};
 use boot::kernel::Kernel;
+use boot::order;
 use devices::extent::Extent;
 use devices::irq::Trigger;
 use devices::pci::{Apertures, Intx};
@@ -14,12 +15,11 @@ use devices::vfio::iommu::Backend;
 use devices::vfio::node::PropertyReport;
 use serde::Serialize;
 
+use super::{MachinePlan, Opened};
 use crate::assigned::{AssignedDevice, Obstacle};
 use crate::cli::{ConsoleKind, OnReset, Size};
 use crate::commands::device::FunctionDetails;
 use crate::flash::FlashPlan;
-
-use super::{MachinePlan, Opened};
 
 pub use text::cpu_features;
 
@@ -293,7 +293,7 @@ fn memory_map(plan: &MachinePlan, opened: &Opened, kvm: &KvmFacts) -> Vec<Area> 
     }
     add(&(boot.dtb..boot.dtb + boot::layout::MAX_DTB_SIZE), "device tree, at most", true);
     boot.initrd.iter().for_each(|range| add(range, "initrd", true));
-    map.sort_by_key(|area| area.extent.start);
+    order::sort_by_key(&mut map, |area| area.extent.start);
     map
 }
 

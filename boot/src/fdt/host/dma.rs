@@ -8,6 +8,7 @@ use super::error::HostError;
 use super::node::HostNode;
 use super::{BusCells, HostTree};
 use crate::fdt::node::MAX_DEPTH;
+use crate::order;
 
 /// The most parts into which the buses on the way cut what a device addresses.
 const MAX_RANGES: usize = 256;
@@ -168,7 +169,7 @@ impl Part {
 
 /// The addresses that are issued, in order and apart.
 fn merged(mut parts: Vec<Part>) -> Vec<RangeInclusive<u64>> {
-    parts.sort_unstable_by_key(|part| part.issued);
+    order::sort_by_key(&mut parts, |part| part.issued);
     let mut ranges: Vec<RangeInclusive<u64>> = Vec::new();
     for part in parts {
         let end = part.issued.saturating_add(part.last);

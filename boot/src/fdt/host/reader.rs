@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::error::HostError;
 use super::node::{HostNode, HostProperty};
 use crate::fdt::node::MAX_DEPTH;
+use crate::order;
 use crate::size::MIB;
 
 /// The largest property that is read: a whole device tree at boot has at most as much.
@@ -143,8 +144,8 @@ impl Listing {
                 .ok_or_else(|| HostError::UnexpectedType { path: entry.path() })?
                 .push(name);
         }
-        listing.properties.sort_unstable();
-        listing.children.sort_unstable_by(|a, b| by_number(tree_name(a), tree_name(b)));
+        order::sort(&mut listing.properties);
+        order::sort_by(&mut listing.children, |a, b| by_number(tree_name(a), tree_name(b)));
         Ok(listing)
     }
 

@@ -11,6 +11,8 @@ mod fragment;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::order;
+
 pub use error::{OverlayError, OverlayFault};
 
 use self::fragment::{Fragment, Plugin, Target, external};
@@ -63,7 +65,7 @@ pub fn apply(root: &mut Node, overlays: &[Overlay]) -> Result<Vec<NoEffect>, Ove
         let names = overlay.plugin.symbols.iter().rev();
         let mut merge = Merge {
             symbols: &mut symbols,
-            names: names.map(|(symbol, label)| (label, symbol)).collect(),
+            names: order::map(names.map(|(symbol, label)| (label, symbol))),
             number,
             numbered: 0,
             provisional: BTreeMap::new(),

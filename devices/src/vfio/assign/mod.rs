@@ -9,6 +9,8 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use boot::order;
+
 pub use error::AssignError;
 pub use files::{ClosedFile, VfioFile, may_open};
 
@@ -160,7 +162,7 @@ pub(super) fn no_device(host: &Host, name: &str) -> AssignError {
     let mut devices: Vec<_> =
         HostBus::ALL.into_iter().flat_map(|bus| host.devices_on(bus)).collect();
     devices.retain(|device| !matches!(device.is_bridge(), Ok(true)));
-    devices.sort_by(|a, b| a.name().cmp(b.name()));
+    order::sort_by(&mut devices, |a, b| a.name().cmp(b.name()));
     let names = |devices: &[HostDevice]| -> Vec<String> {
         devices.iter().map(|d| d.name().to_owned()).collect()
     };
@@ -219,7 +221,7 @@ fn similar(name: &str, names: &[String]) -> Vec<String> {
     };
     let mut similar: Vec<_> = names.iter().map(|other| (distance(other), other)).collect();
     similar.retain(|(distance, other)| *distance <= 3 && *distance < other.len());
-    similar.sort();
+    order::sort(&mut similar);
     let least = similar.first().map_or(0, |(distance, _)| *distance);
     similar.retain(|(distance, _)| *distance == least);
     similar.into_iter().take(3).map(|(_, other)| other.clone()).collect()

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use boot::order;
 use serde::Serialize;
 
 use super::{ReadError, found, link_name, read_line};
@@ -97,7 +98,7 @@ impl IommuGroup {
                 driver: link_name(&entry.path().join("driver"))?,
             });
         }
-        members.sort_by(|a, b| a.name.cmp(&b.name));
+        order::sort_by(&mut members, |a, b| a.name.cmp(&b.name));
         Ok(members)
     }
 

@@ -10,10 +10,12 @@ mod interrupts;
 mod processes;
 mod usage;
 
-use boot::help::Help;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use boot::help::Help;
+use boot::order;
 
 pub use cdev::{Cdev, DeviceNumber};
 pub use device::{HostBus, HostDevice, PciIdentity};
@@ -153,7 +155,7 @@ impl Host {
             name => self.find_on(bus, name).ok().flatten(),
         };
         let mut devices: Vec<_> = entries.filter_map(device).collect();
-        devices.sort_by(|a, b| a.name().cmp(b.name()));
+        order::sort_by(&mut devices, |a, b| a.name().cmp(b.name()));
         devices
     }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use boot::order;
 use serde::Serialize;
 
 use super::{DeviceNumber, Host, HostDevice, attribute, entries, file_name};
@@ -76,7 +77,7 @@ impl OpenFiles {
                 numbers.extend(number(&entry));
             }
         }
-        numbers.sort_unstable();
+        order::sort(&mut numbers);
         numbers.dedup();
         if numbers.is_empty() {
             return;
@@ -110,7 +111,7 @@ impl OpenFiles {
         let numbers = group.into_iter().chain(cdevs.map(|cdev| cdev.number));
         let mut users: Vec<Process> =
             numbers.flat_map(|number| self.users(FileKind::Character, number).to_vec()).collect();
-        users.sort_unstable();
+        order::sort(&mut users);
         users.dedup();
         users
     }

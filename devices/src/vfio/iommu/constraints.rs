@@ -1,7 +1,9 @@
 //! The addresses at which RAM can be mapped for DMA, and at which devices can address it.
 
-use boot::help::Help;
 use std::ops::RangeInclusive;
+
+use boot::help::Help;
+use boot::order;
 
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::{Host, ReservedRegion};
@@ -114,7 +116,7 @@ impl DmaConstraints {
     /// Sysfs or the device tree can't be read.
     pub fn of(host: &Host, assignments: &[Assignment]) -> Result<Self, AssignError> {
         let mut groups: Vec<u32> = assignments.iter().map(|assignment| assignment.group).collect();
-        groups.sort_unstable();
+        order::sort(&mut groups);
         groups.dedup();
         let mut reserved = Vec::new();
         for group in groups {

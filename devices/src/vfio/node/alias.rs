@@ -1,9 +1,8 @@
 //! Aliases: the numbers by which drivers know their devices, such as 2 by `serial2` (Devicetree
 //! Specification, 3.3 "/aliases node"; Linux `of_alias_get_id`, without which some don't probe).
 
-use std::collections::BTreeSet;
-
 use boot::fdt::Node;
+use boot::order;
 
 /// An alias in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +55,7 @@ pub fn resolve(own: &[(&str, String)], aliases: Vec<Alias>) -> Result<Vec<Alias>
         }
         all.push(alias);
     }
-    let mut names: BTreeSet<String> = all.iter().map(|alias| alias.name.clone()).collect();
+    let mut names = order::set(all.iter().map(|alias| alias.name.clone()));
     let (free, taken): (Vec<_>, Vec<_>) =
         others.into_iter().partition(|alias| names.insert(alias.name.clone()));
     all.extend(free);

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use boot::fdt::host::{HostError, HostNode, HostTree, Reference};
 use boot::fdt::{Cell, Label, is_node_name};
+use boot::order;
 
 use super::options::NodeOptions;
 use super::path::join;
@@ -103,7 +104,7 @@ impl PhandleMap {
     /// The phandle of each label, and the device it belongs to.
     pub(super) fn by_label(&self) -> BTreeMap<&Label, (u32, &str)> {
         let nodes = self.nodes.iter();
-        nodes.map(|(phandle, entry)| (&entry.label, (*phandle, entry.device.as_str()))).collect()
+        order::map(nodes.map(|(phandle, entry)| (&entry.label, (*phandle, entry.device.as_str()))))
     }
 
     /// Why a node below a device's, on a bus of this scope, isn't copied with it, if it isn't.

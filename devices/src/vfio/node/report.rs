@@ -2,10 +2,11 @@
 //! guest's, so that the report is true whatever made the guest's.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use boot::fdt::host::HostNode;
 use boot::fdt::{Cell, Label, Node, Value};
+use boot::order;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::path::join;
@@ -180,7 +181,7 @@ impl Comparison<'_> {
             Cell::Ref(label) => self.phandles.get(label).map(|(_, device)| *device),
             Cell::U32(_) => None,
         });
-        let others: BTreeSet<&str> = owners.filter(|device| *device != self.device).collect();
+        let others = order::set(owners.filter(|device| *device != self.device));
         if others.is_empty() {
             return Disposition::Kept;
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use boot::fdt::host::{HostNode, HostTree, Reference};
+use boot::order;
 
 use super::{InterruptHolder, PlatformError};
 use crate::irq::FIRST_SPI;
@@ -62,8 +63,8 @@ pub(super) fn check_interrupts(
             });
         }
     }
-    let by_intid: BTreeMap<u64, &Interrupt> =
-        owners.keys().filter_map(|interrupt| Some((interrupt.intid()?, interrupt))).collect();
+    let by_intid =
+        order::map(owners.keys().filter_map(|interrupt| Some((interrupt.intid()?, interrupt))));
     if by_intid.is_empty() {
         return Ok(());
     }

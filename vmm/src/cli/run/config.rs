@@ -8,6 +8,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use boot::order;
 use lexopt::{Arg, Parser};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -64,7 +65,7 @@ impl ConfigFile {
             .map_err(|e| wrong(path, e.span().map_or(1, line), e.message()))?;
         // As they come in the file: devices are numbered in their order.
         let mut keys: Vec<_> = table.get_ref().iter().collect();
-        keys.sort_by_key(|(key, _)| key.span().start);
+        order::sort_by_key(&mut keys, |(key, _)| key.span().start);
         let mut entries = Vec::new();
         for (key, value) in keys {
             let name = key.get_ref();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use boot::order;
 use devices::vfio::assign::may_open;
 use devices::vfio::host::{Host, HostBus, HostDevice};
 use devices::vfio::remedy;
@@ -33,7 +34,7 @@ fn iommu(host: &Host, confined: &ConfinedDevices) -> Finding {
         let entries = fs::read_dir(host.sysfs().join(path)).into_iter().flatten().flatten();
         let mut names: Vec<String> =
             entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        names.sort_unstable();
+        order::sort(&mut names);
         names
     };
     let iommus = names("class/iommu");

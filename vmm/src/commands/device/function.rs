@@ -3,6 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
+use boot::order;
 use devices::extent::Extent;
 use devices::pci::{Bar, ConfigSnapshot, ROM};
 use devices::vfio::pci::capability::{self, Capability};
@@ -45,7 +46,7 @@ impl FunctionDetails {
                 details.capabilities.push(Capability { hidden, ..capability });
             }
         }
-        details.capabilities.sort_by_key(|capability| capability.offset);
+        order::sort_by_key(&mut details.capabilities, |capability| capability.offset);
         Ok(details)
     }
 
@@ -53,7 +54,7 @@ impl FunctionDetails {
     pub fn of_function(function: &PciFunction) -> Self {
         let interrupts = function.interrupts();
         let mut capabilities = function.capabilities().to_vec();
-        capabilities.sort_by_key(|capability| capability.offset);
+        order::sort_by_key(&mut capabilities, |capability| capability.offset);
         Self {
             capabilities,
             bars: function.bars(),

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use boot::order;
+
 use super::super::{DeviceNumber, attribute, file_name, link_name};
 
 /// How many directories are visited at most. A USB controller with all its hubs has some thousands.
@@ -67,7 +69,7 @@ impl ChildDevices {
             }
             waiting.extend(within);
         }
-        children.devices.sort_by(|a, b| a.path.cmp(&b.path));
+        order::sort_by(&mut children.devices, |a, b| a.path.cmp(&b.path));
         children
     }
 }

@@ -1,8 +1,9 @@
 //! Devices of other classes in use, and other devices that depend on the device itself.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+
+use boot::order;
 
 use super::super::processes::FileKind;
 use super::super::{HostDevice, attribute, canonical, entries, file_name, link_name};
@@ -112,7 +113,7 @@ fn interface(usage: &Usage<'_>, node: &ChildDevice) -> Option<HostUse> {
 /// (`Documentation/ABI/testing/sysfs-class-net`).
 fn with_uppers(sysfs: &Path, name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
-    let mut seen: BTreeSet<String> = names.iter().cloned().collect();
+    let mut seen = order::set(names.iter().cloned());
     let mut next = 0;
     while let Some(name) = names.get(next).cloned() {
         let directory = sysfs.join("class/net").join(name);

@@ -1,8 +1,9 @@
 //! The mounts of all mount namespaces that this user may inspect (`proc_pid_mountinfo(5)`).
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use boot::order;
 
 use super::super::processes::processes;
 use super::super::{DeviceNumber, Host};
@@ -73,7 +74,7 @@ impl Mounts {
         let namespace = |directory: &Path| fs::read_link(directory.join("ns/mnt")).ok();
         let own = host.proc.join("self");
         add(&own.join("mountinfo"), None);
-        let mut seen: BTreeSet<PathBuf> = namespace(&own).into_iter().collect();
+        let mut seen = order::set(namespace(&own));
         for (pid, directory) in processes(host) {
             if namespace(&directory).is_some_and(|namespace| seen.insert(namespace)) {
                 add(&directory.join("mountinfo"), Some(pid));
