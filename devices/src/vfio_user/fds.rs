@@ -5,13 +5,14 @@
 
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::budget::Wait;
 use super::error::{Failure, FailureKind};
+use crate::answer::{self, NoAnswer};
 use crate::sync::lock;
 use crate::thread_kind::ThreadKind;
 
@@ -138,16 +139,16 @@ pub(super) fn run_with_deadline<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let no_thread =
         |error| Failure::new(FailureKind::Host, format!("strait has no thread: {error}"));
-    let (sender, receiver) = mpsc::sync_channel(1);
+    let (answerer, answer) = answer::expected();
     let thread = thread::Builder::new().name("vfio-user-look".to_owned()).stack_size(STACK_SIZE);
-    // Nobody receives any more if it took too long.
-    thread.spawn(move || drop(sender.send(work()))).map_err(no_thread)?;
+    // Nobody waits any more if it took too long.
+    thread.spawn(move || answerer.answer(work())).map_err(no_thread)?;
     let late = || "the server's file can't be looked at in time".to_owned();
     loop {
-        match wait.step(late, |longest| receiver.recv_timeout(longest))? {
+        match wait.step(late, |longest| answer.wait(longest))? {
             Ok(done) => return Ok(done),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
+            Err(NoAnswer::Late) => {}
+            Err(NoAnswer::Never) => {
                 return Err(Failure::new(FailureKind::Host, "a thread has ended without a result"));
             }
         }

@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use super::backend::Offer;
 use super::error::{Failure, VhostUserError};
 use super::options::Options;
 use super::worker::{PATIENCE, Shared, Target, Worker};
+use crate::answer::{self, NoAnswer};
 use crate::sync::lock;
 use crate::thread_kind::ThreadKind;
 use crate::virtio::{self, Activation, Device, DeviceType};
@@ -55,19 +55,18 @@ impl VhostUserDevice {
 
     fn open(target: Target, options: Arc<Options>) -> Result<Self, Failure> {
         let shared = Arc::new(Shared::new()?);
-        let (tell, told) = mpsc::sync_channel(1);
+        let (tell, told) = answer::expected();
         let theirs = (options.clone(), shared.clone());
         thread::Builder::new().name("vhost-user".into()).spawn(move || {
             let (options, shared) = theirs;
-            // Nobody waits for it any more if this fails.
-            drop(tell.send(Worker::connect(options, target, shared)));
+            tell.answer(Worker::connect(options, target, shared));
         })?;
         // The thread answers in time by itself, unless the host keeps it: it closes what the backend
         // sent, which may be files of any kind.
-        let (worker, offer) = match told.recv_timeout(PATIENCE) {
+        let (worker, offer) = match told.wait(PATIENCE) {
             Ok(answer) => answer?,
-            Err(RecvTimeoutError::Timeout) => return Err(Failure::TimedOut("the first request")),
-            Err(RecvTimeoutError::Disconnected) => return Err(Failure::Closed("")),
+            Err(NoAnswer::Late) => return Err(Failure::TimedOut("the first request")),
+            Err(NoAnswer::Never) => return Err(Failure::Closed("")),
         };
         Ok(Self { options, offer, shared, worker: Some(worker), thread: None, stopping: None })
     }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -40,7 +39,6 @@ pub struct VcpuThreads {
     /// Each locked by its thread but while it is held.
     vcpus: Vec<Arc<Mutex<Vcpu>>>,
     exits: Vec<ImmediateExit>,
-    finished: mpsc::Receiver<()>,
 }
 
 impl VcpuThreads {
@@ -50,25 +48,21 @@ impl VcpuThreads {
     ///
     /// The host allows no more threads.
     pub fn start(vcpus: Vec<Vcpu>, context: &Arc<VcpuContext>) -> Result<Self, Error> {
-        let (sender, finished) = mpsc::channel();
         let count = vcpus.len() as u64;
         let context = context.clone();
         let (threads, exits, all_vcpus) = Default::default();
-        let mut all = Self { context, threads, vcpus: all_vcpus, exits, finished };
+        let mut all = Self { context, threads, vcpus: all_vcpus, exits };
         for mut vcpu in vcpus {
             let (exit, index) = (vcpu.immediate_exit(), vcpu.index());
             let vcpu = Arc::new(Mutex::new(vcpu));
             all.vcpus.push(vcpu.clone());
             all.exits.push(exit);
-            let (context, sender) = (all.context.clone(), sender.clone());
+            let context = all.context.clone();
             let thread = thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || {
                     seccomp::Kind::Vcpu.enter();
                     context.live(&vcpu);
-                    drop(context);
-                    // Fails only if the main thread is gone.
-                    let _ = sender.send(());
                 })
                 .map_err(|e| no_thread(count, &e))?;
             all.threads.push(thread);
@@ -127,13 +121,11 @@ impl Drop for VcpuThreads {
     fn drop(&mut self) {
         self.context.hold.finish();
         self.request_exits();
-        let mut left = self.threads.len();
-        while left > 0 {
+        loop {
             self.kick();
-            match self.finished.recv_timeout(KICK_TIMEOUT) {
-                Ok(()) => left -= 1,
-                Err(RecvTimeoutError::Timeout) => (),
-                Err(RecvTimeoutError::Disconnected) => break,
+            let all = self.context.hold.await_all(self.threads.len(), KICK_TIMEOUT);
+            if all || self.threads.iter().all(JoinHandle::is_finished) {
+                break;
             }
         }
         for thread in self.threads.drain(..) {
