@@ -122,6 +122,7 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             let mut tools = setup::test_tools::install()?;
             let model = setup::run(options, Purpose::Tests)?;
             tools.add_daemons(&model.toolchain, options)?;
+            tools.add_labs(options)?;
             return suite::run(&model, &tools, filter.as_deref(), soak);
         }
         Command::Bench { json, peer } => {

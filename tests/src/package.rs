@@ -150,18 +150,22 @@ fn files(strait: &Path, zsh: &str) -> io::Result<Vec<File>> {
         completion("_strait", &format!("zsh/{zsh}/_strait"))?,
     ];
     for source in DOCUMENT_SOURCES {
-        let path = root.join(source);
-        if path.is_dir() {
-            for entry in fs::read_dir(&path).map_err(|error| with_path(&path, &error))? {
-                let entry = entry?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                files.push(File::of_clone(format!("{DOCUMENTS}/{source}/{name}"), &entry.path())?);
-            }
-        } else {
-            files.push(File::of_clone(format!("{DOCUMENTS}/{source}"), &path)?);
-        }
+        add(&mut files, &format!("{DOCUMENTS}/{source}"), &root.join(source))?;
     }
     Ok(files)
+}
+
+/// Adds a file of the clone, or all that is in a directory of it.
+fn add(files: &mut Vec<File>, path: &str, from: &Path) -> io::Result<()> {
+    if !from.is_dir() {
+        files.push(File::of_clone(path, from)?);
+        return Ok(());
+    }
+    for entry in fs::read_dir(from).map_err(|error| with_path(from, &error))? {
+        let entry = entry?;
+        add(files, &format!("{path}/{}", entry.file_name().to_string_lossy()), &entry.path())?;
+    }
+    Ok(())
 }
 
 /// A compressed tar archive of these files below `prefix`, sorted, with their directories, everything

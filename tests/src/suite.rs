@@ -26,6 +26,9 @@ pub const SHRINKWRAP: &str = "STRAIT_SHRINKWRAP";
 /// The environment variable that names the directory with the vhost-user daemons for the model.
 pub const DAEMONS: &str = "STRAIT_DAEMONS";
 
+/// The environment variable that names the directory with the tools of labs.
+pub const LABS: &str = "STRAIT_LABS";
+
 /// The environment variable that names the directory of compiled device trees of boards.
 const BOARDS: &str = "STRAIT_BOARDS";
 
@@ -118,6 +121,9 @@ fn parts(
     }
     if let Some(directory) = &tools.daemons {
         system.env(DAEMONS, directory);
+    }
+    if let Some(directory) = &tools.labs {
+        system.env(LABS, directory);
     }
     if soak {
         system.env(SOAK, "1");

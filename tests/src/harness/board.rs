@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
@@ -42,6 +42,7 @@ pub struct Board {
     firmware: bool,
     icount: bool,
     large_pages: bool,
+    debian_kernel: bool,
     uart: bool,
     cpu: &'static str,
     shared_uart: bool,
@@ -66,6 +67,7 @@ impl Default for Board {
             firmware: false,
             icount: false,
             large_pages: false,
+            debian_kernel: false,
             uart: false,
             cpu: "max,pauth=off,sve=off",
             shared_uart: false,
@@ -183,6 +185,15 @@ impl Board {
         self
     }
 
+    /// Has a host kernel that is Debian's, of the Debian system ([`debian`](Self::debian)), as distributions
+    /// configure theirs: PCI functions can be assigned, by VFIO's containers. Only what mounts the system's
+    /// disk is loaded.
+    #[must_use]
+    pub fn debian_kernel(mut self) -> Self {
+        self.debian_kernel = true;
+        self.debian()
+    }
+
     /// Has the assignable UART, [`super::UART`], with its wire at [`Host::uart`].
     #[must_use]
     pub fn uart(mut self) -> Self {
@@ -288,9 +299,8 @@ impl Board {
         let initramfs = self.initramfs(&artifacts)?;
         let initramfs = qemu::memory_file(&initramfs)
             .map_err(|error| Failure::new(format!("can't hold an initramfs: {error}")))?;
-        let mut command = self.command(&artifacts, "model.do=shell")?;
-        command.args(["-serial", "mon:stdio", "-serial", "null", "-serial", "null"]);
-        command.args(["-initrd", &format!("/proc/self/fd/{}", initramfs.as_raw_fd())]);
+        let path = format!("/proc/self/fd/{}", initramfs.as_raw_fd());
+        let mut command = self.command_on_stdio("mon:stdio", Path::new(&path))?;
         qemu::run(&mut command, &[initramfs.as_raw_fd()])
     }
 
@@ -305,13 +315,27 @@ impl Board {
         Ok((artifacts.host_kernel.clone(), self.initramfs(&artifacts)?))
     }
 
+    /// The command that switches it on with a shell, that of [`linux`](Self::linux)'s initramfs in this file, on
+    /// a serial console that is what QEMU's `-serial` takes.
+    ///
+    /// # Errors
+    ///
+    /// An artifact is missing.
+    pub fn command_on_stdio(&self, serial: &str, initramfs: &Path) -> Result<Command, Failure> {
+        let mut command = self.command(&self.artifacts()?, "model.do=shell")?;
+        command.args(["-serial", serial, "-serial", "null", "-serial", "null", "-initrd"]);
+        command.arg(initramfs);
+        Ok(command)
+    }
+
     fn initramfs(&self, artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
         let systems = Systems {
             stock: self.stock,
             other_kernels: self.other_kernels,
             debian: self.debian_system(artifacts)?,
             firmware: self.firmware_files(artifacts)?,
-            large: self.large(artifacts)?,
+            kernel: self.kernel(artifacts)?,
+            large: self.large_pages,
         };
         initramfs::host(artifacts, &systems, &self.files)
     }
@@ -329,7 +353,7 @@ impl Board {
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory, "-accel", accelerator])
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .arg("-kernel")
-            .arg(self.large(artifacts)?.map_or(&artifacts.host_kernel, |kernel| &kernel.image))
+            .arg(self.kernel(artifacts)?.map_or(&artifacts.host_kernel, |kernel| &kernel.image))
             .args(["-append", &parameters]);
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
@@ -343,8 +367,11 @@ impl Board {
         Ok(command)
     }
 
-    /// The kernel with pages of 64 KiB, if the board is to have it.
-    fn large<'a>(&self, artifacts: &'a Artifacts) -> Result<Option<&'a Kernel>, Failure> {
+    /// The kernel that the host is to have instead of the usual one: that with pages of 64 KiB, or Debian's.
+    fn kernel<'a>(&self, artifacts: &'a Artifacts) -> Result<Option<&'a Kernel>, Failure> {
+        if self.debian_kernel {
+            return Ok(self.debian_system(artifacts)?.map(|debian| &debian.kernel));
+        }
         if !self.large_pages {
             return Ok(None);
         }

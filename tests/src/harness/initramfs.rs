@@ -33,7 +33,9 @@ pub(super) struct Systems<'a> {
     /// Firmware.
     pub(super) firmware: Option<&'a Firmware>,
     /// A kernel that the host has instead of the usual one.
-    pub(super) large: Option<&'a Kernel>,
+    pub(super) kernel: Option<&'a Kernel>,
+    /// That is the one with pages of 64 KiB.
+    pub(super) large: bool,
 }
 
 /// The host's: busybox, strait, the agent, kernels, firmware and guests' initrds under `/k`.
@@ -42,7 +44,7 @@ pub(super) fn host(
     systems: &Systems<'_>,
     files: &[(String, Vec<u8>)],
 ) -> Result<Vec<u8>, Failure> {
-    let Systems { stock, other_kernels, debian, firmware, large } = *systems;
+    let Systems { stock, other_kernels, debian, firmware, kernel, large } = *systems;
     let mut archive = skeleton(artifacts, HOST_INIT)?;
     let strait = read(&artifacts.strait)?;
     match calls::script() {
@@ -53,11 +55,11 @@ pub(super) fn host(
             archive.file(calls::PROGRAM, &strait);
         }
     }
-    modules(&mut archive, large.map_or(&artifacts.host_modules, |kernel| &kernel.modules))?;
+    modules(&mut archive, kernel.map_or(&artifacts.host_modules, |kernel| &kernel.modules))?;
     archive.directory("k");
     archive.file("k/model", &read(&artifacts.host_kernel)?);
     archive.file("k/guest.cpio", &model_guest(artifacts, &artifacts.host_modules)?);
-    if let Some(kernel) = large {
+    if let Some(kernel) = kernel.filter(|_| large) {
         archive.file("k/large", &read(&kernel.image)?);
         archive.file("k/large.cpio", &model_guest(artifacts, &kernel.modules)?);
     }

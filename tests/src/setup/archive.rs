@@ -14,6 +14,7 @@ use super::cache::Cache;
 use super::error::{Error, FileError};
 use super::firmware;
 use super::kernels::{self, SuiteKernel};
+use super::labs;
 use super::lock::LockFile;
 use super::machine::Machine;
 use super::mirror;
@@ -65,6 +66,9 @@ pub(super) struct Versions {
     /// The kernels of [`kernels::SUITES`].
     #[serde(default)]
     pub(super) other_kernels: Vec<SuiteKernel>,
+    /// What labs are tried with, each as `name=version`.
+    #[serde(default)]
+    pub(super) labs: Vec<String>,
     /// The mirror it was asked of.
     mirror: String,
     /// When, in seconds since 1970.
@@ -94,9 +98,13 @@ impl Archive {
         let json = fs::read(self.root.join("versions.json")).ok()?;
         let versions: Versions = serde_json::from_slice(&json).ok()?;
         // Another clone may have asked for others.
-        let names = versions.firmware.iter().map(|package| package.split('=').next());
+        let names = |packages: &[String]| -> Vec<String> {
+            let names = packages.iter().filter_map(|package| package.split('=').next());
+            names.map(str::to_owned).collect()
+        };
         let all = versions.debian_asked == listed(DEBIAN_SYSTEM)
-            && names.eq(firmware::PACKAGES.map(Some))
+            && names(&versions.firmware) == firmware::PACKAGES
+            && names(&versions.labs) == labs::PACKAGES.map(|(name, _)| name)
             && versions.other_kernels.iter().map(|kernel| &kernel.suite).eq(kernels::SUITES);
         all.then_some(versions)
     }
@@ -247,9 +255,7 @@ impl Archive {
     }
 
     fn resolve(&self, mirror: &str) -> Result<Versions, Error> {
-        let show = |package: &str| {
-            process::capture(self.apt("apt-cache").args(["show", "--no-all-versions", package]))
-        };
+        let show = |package: &str| self.show(package, SUITE);
         let version = |package: &str| {
             show(package).and_then(|shown| Ok(field(&shown, "Version", package)?.to_owned()))
         };
@@ -276,6 +282,13 @@ impl Archive {
                 .iter()
                 .map(|suite| self.suite_kernel(suite))
                 .collect::<Result<_, Error>>()?,
+            labs: labs::PACKAGES
+                .iter()
+                .map(|(name, suite)| {
+                    let shown = self.show(name, suite)?;
+                    Ok(format!("{name}={}", field(&shown, "Version", name)?))
+                })
+                .collect::<Result<_, Error>>()?,
             mirror: mirror.to_owned(),
             asked: now(),
         };
@@ -286,16 +299,18 @@ impl Archive {
         Ok(versions)
     }
 
+    /// What is known of a package of this suite.
+    fn show(&self, package: &str, suite: &str) -> Result<String, Error> {
+        let mut show = self.apt_for("apt-cache", suite);
+        process::capture(show.args(["show", "--no-all-versions", package]))
+    }
+
     /// The newest kernel of this suite. Its modules may be in a package of their own.
     fn suite_kernel(&self, suite: &str) -> Result<SuiteKernel, Error> {
-        let show = |package: &str| {
-            let mut show = self.apt_for("apt-cache", suite);
-            process::capture(show.args(["show", "--no-all-versions", package]))
-        };
-        let newest = show("linux-image-arm64")?;
+        let newest = self.show("linux-image-arm64", suite)?;
         let image = dependency(&newest, "linux-image-")
             .ok_or_else(|| wrong("linux-image-arm64", "depends on no kernel".to_owned()))?;
-        let shown = show(image)?;
+        let shown = self.show(image, suite)?;
         let version = field(&shown, "Version", image)?;
         let parts = ["linux-binary-", "linux-modules-"];
         let names = parts.iter().filter_map(|part| dependency(&shown, part));
@@ -414,6 +429,7 @@ Conf libc6 (2.41-12+deb13u5 Debian:13.6/stable [arm64])
             debian_system: Vec::new(),
             firmware: Vec::new(),
             other_kernels: Vec::new(),
+            labs: Vec::new(),
             mirror: String::new(),
             asked: now().saturating_sub(ago),
         };

@@ -17,6 +17,7 @@ mod error;
 mod firmware;
 pub mod fuzz;
 mod kernels;
+mod labs;
 pub mod lint;
 mod linux;
 mod lock;

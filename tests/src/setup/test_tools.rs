@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::cache::{Cache, Key, LockedEntry};
 use super::daemons;
 use super::error::{Error, FileError};
+use super::labs;
 use super::machine::Machine;
 use super::options::Options;
 use super::packages;
@@ -23,6 +24,8 @@ pub struct TestTools {
     pub shrinkwrap: Option<PathBuf>,
     /// The directory with the daemons that serve devices by vhost-user.
     pub daemons: Option<PathBuf>,
+    /// The directory with the tools of labs, and schemas.
+    pub labs: Option<PathBuf>,
     held: Vec<LockedEntry>,
 }
 
@@ -49,7 +52,7 @@ pub fn install() -> Result<TestTools, Error> {
         pip.args(["-m", "pip", "install", "--quiet", "--no-compile", SHRINKWRAP, "--target"]);
         process::run(&step, pip.arg(&dirs.out), |_| {})
     })?;
-    Ok(TestTools { shrinkwrap: Some(held.dir.clone()), daemons: None, held: vec![held] })
+    Ok(TestTools { shrinkwrap: Some(held.dir.clone()), held: vec![held], ..TestTools::default() })
 }
 
 impl TestTools {
@@ -63,6 +66,20 @@ impl TestTools {
         let held = daemons::build(toolchain, options)?;
         self.daemons = Some(held.dir.clone());
         self.held.push(held);
+        Ok(())
+    }
+
+    /// Installs the tools of labs.
+    ///
+    /// # Errors
+    ///
+    /// They can't be had.
+    pub fn add_labs(&mut self, options: &Options) -> Result<(), Error> {
+        let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
+        if let Some(held) = labs::install(options)? {
+            self.labs = Some(held.dir.clone());
+            self.held.push(held);
+        }
         Ok(())
     }
 }

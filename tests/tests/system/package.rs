@@ -54,6 +54,7 @@ fn dpkg_installs_the_debian_package() {
         ("share/doc/strait/resources/docs/host.md", "-rw-r--r-- "),
         ("share/doc/strait/resources/examples/60-strait.rules", "-rw-r--r-- "),
         ("share/doc/strait/resources/ci/boot-test.sh", "-rwxr-xr-x "),
+        ("share/doc/strait/resources/ci/lava/strait.yaml", "-rw-r--r-- "),
         ("share/doc/strait/resources/guest.config", "-rw-r--r-- "),
     ] {
         let line = entry(path).unwrap_or_else(|| panic!("no {path} in:\n{contents}"));
