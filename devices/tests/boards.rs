@@ -12,9 +12,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use board::{Device, Unflattened, dtc, guest_nodes, guest_tree};
+use board::{Device, Unflattened, builders, dtc, exported, guest_nodes, guest_tree};
 use boot::fdt::host::HostNode;
 use boot::fdt::{Cell, FIRST_PHANDLE, Node, Value, from_blob, to_blob};
+use devices::vfio::export::{ExportDevice, ExportError, Format, export};
 use devices::vfio::node::{Disposition, PropertyReport};
 
 /// How many boards and how many vendors are the least that shows anything.
@@ -35,6 +36,7 @@ fn every_device_of_every_board_gets_a_sound_node() {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let next = AtomicUsize::new(0);
     let (devices, links) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let exports = Format::ALL.map(|_| AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -43,6 +45,9 @@ fn every_device_of_every_board_gets_a_sound_node() {
                     assert!(found.devices > 0, "{path:?} has no devices");
                     devices.fetch_add(found.devices, Ordering::Relaxed);
                     links.fetch_add(found.links, Ordering::Relaxed);
+                    for (all, found) in exports.iter().zip(found.exports) {
+                        all.fetch_add(found, Ordering::Relaxed);
+                    }
                 }
             });
         }
@@ -51,11 +56,17 @@ fn every_device_of_every_board_gets_a_sound_node() {
     println!("{devices} devices of {} boards of {} vendors", paths.len(), vendors.len());
     println!("{links} properties refer from one to another where a guest has all of a board's");
     assert!(links > 0);
+    for (format, count) in Format::ALL.into_iter().zip(exports.map(AtomicUsize::into_inner)) {
+        println!("{count} of them are exported for {}", format.name());
+        assert!(count * 5 > devices * 4, "{}", format.name());
+    }
 }
 
 /// What a board has.
 struct Found {
     devices: usize,
+    /// The devices that are exported, in each format.
+    exports: [usize; Format::ALL.len()],
     /// Properties that refer from one device to another.
     links: usize,
 }
@@ -63,15 +74,7 @@ struct Found {
 /// Checks all of a board's devices, each by itself and all in one guest, and counts them.
 fn check_board(name: &str, blob: &[u8]) -> Found {
     let board = Unflattened::of(blob);
-    let root = board.tree.node_at("/").unwrap();
-    let mut devices = Vec::new();
-    let mut pending = vec![root];
-    while let Some(node) = pending.pop() {
-        pending.extend(node.children().iter().cloned());
-        if node.has("reg") && (node.has("interrupts") || node.has("interrupts-extended")) {
-            devices.push(node);
-        }
-    }
+    let devices = board.devices();
     let names: Vec<String> = (0..devices.len()).map(|number| format!("{number}.device")).collect();
     let devices: Vec<Device<'_>> = devices.iter().zip(names.iter().map(String::as_str)).collect();
     for device in &devices {
@@ -80,7 +83,40 @@ fn check_board(name: &str, blob: &[u8]) -> Found {
         assert_eq!(links, 0, "{place}: there is nothing else to refer to");
     }
     let links = check_guest(&board, &format!("{name}: all devices"), &devices);
-    Found { devices: devices.len(), links }
+    let builders = builders(&board, &devices);
+    let exports = Format::ALL.map(|format| {
+        let possible = devices.iter().zip(&builders).filter(|(_, (device, builder))| {
+            let device = ExportDevice { name: device, builder, gpas: Vec::new() };
+            is_exported(format, &board, &device)
+        });
+        let possible: Vec<Device<'_>> = possible.map(|(device, _)| *device).collect();
+        check_exports(name, &board, format, &possible);
+        possible.len()
+    });
+    Found { devices: devices.len(), exports, links }
+}
+
+/// Whether a device can be exported in this format.
+fn is_exported(format: Format, board: &Unflattened, device: &ExportDevice<'_>) -> bool {
+    match export(format, &board.tree, std::slice::from_ref(device)) {
+        Ok(_) => true,
+        Err(
+            ExportError::Address { .. } | ExportError::Interrupt { .. } | ExportError::Full { .. },
+        ) => false,
+        Err(error) => panic!("{}: {error}", device.name),
+    }
+}
+
+/// Exports devices in sources that dtc takes.
+fn check_exports(name: &str, board: &Unflattened, format: Format, devices: &[Device<'_>]) {
+    // QEMU has no room for all of a board together.
+    let together = if format == Format::Qemu { 8 } else { devices.len().max(1) };
+    for devices in devices.chunks(together) {
+        match exported(format, board, devices, &[]) {
+            Ok(source) => drop(dtc(&["-@", "-I", "dts", "-O", "dtb"], source.as_bytes())),
+            Err(error) => assert!(matches!(error, ExportError::Full { .. }), "{name}: {error}"),
+        }
+    }
 }
 
 /// Checks what a guest that is given these devices is told of them, and says how many properties

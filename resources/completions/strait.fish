@@ -1,7 +1,7 @@
 # Made by `cargo model manual` from `strait --help`.
 complete -c strait -f
 complete -c strait -n __fish_use_subcommand -a run -d 'Start a guest'
-complete -c strait -n __fish_use_subcommand -a device -d 'Look at, bind, unbind and test the hosts devices'
+complete -c strait -n __fish_use_subcommand -a device -d 'Look at, bind, unbind, test and export the hosts devices'
 complete -c strait -n __fish_use_subcommand -a check -d 'Find out what this host has and lacks for device assignment'
 complete -c strait -n __fish_use_subcommand -l help -d 'Print this'
 complete -c strait -n __fish_use_subcommand -l version -d 'Print the version'
@@ -55,10 +55,12 @@ complete -c strait -n '__fish_seen_subcommand_from device' -a show
 complete -c strait -n '__fish_seen_subcommand_from device' -a bind
 complete -c strait -n '__fish_seen_subcommand_from device' -a unbind
 complete -c strait -n '__fish_seen_subcommand_from device' -a test
+complete -c strait -n '__fish_seen_subcommand_from device' -a export
 complete -c strait -n '__fish_seen_subcommand_from device' -l group -d 'Include the other devices of their IOMMU groups'
 complete -c strait -n '__fish_seen_subcommand_from device' -l owner -x -d 'Let this user have the devices without privileges'
 complete -c strait -n '__fish_seen_subcommand_from device' -l force -d 'Take them though the host uses them'
 complete -c strait -n '__fish_seen_subcommand_from device' -l iommu -x -d 'The way to the IOMMU'
+complete -c strait -n '__fish_seen_subcommand_from device' -l for -x -d 'Who reads the nodes'
 complete -c strait -n '__fish_seen_subcommand_from device' -l json -d 'Print JSON'
 complete -c strait -n '__fish_seen_subcommand_from device' -l help -d 'Print this'
 complete -c strait -n '__fish_seen_subcommand_from check' -l memory -x -d 'The RAM of the guest that is meant to run, as strait run takes it'

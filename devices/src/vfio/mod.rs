@@ -16,6 +16,7 @@ pub mod assign;
 pub mod bindings;
 pub mod driver_binding;
 pub mod error_chain;
+pub mod export;
 pub mod fd_limit;
 pub mod host;
 pub mod inherited;

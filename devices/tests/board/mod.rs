@@ -1,5 +1,7 @@
 //! A board's compiled device tree, laid out as Linux shows it, and guests' nodes made of it.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use boot::fdt::host::{HostNode, HostTree};
 use boot::fdt::{Node, from_blob};
 use devices::irq::{Spi, Trigger};
 use devices::vfio::bindings;
+use devices::vfio::export::{ExportDevice, ExportError, Format, export};
 use devices::vfio::node::{
     GuestNodes, HostDeviceNode, NodeBuilder, NodeError, NodeOptions, PhandleMap, alias,
 };
@@ -39,6 +42,19 @@ impl Unflattened {
         write(&root, &directory);
         let tree = HostTree::at(&directory).unwrap();
         Self { directory, tree }
+    }
+
+    /// The nodes of its devices: those with registers and interrupts.
+    pub fn devices(&self) -> Vec<HostNode> {
+        let mut pending = vec![self.tree.node_at("/").unwrap()];
+        let mut devices = Vec::new();
+        while let Some(node) = pending.pop() {
+            pending.extend(node.children().iter().cloned());
+            if node.has("reg") && (node.has("interrupts") || node.has("interrupts-extended")) {
+                devices.push(node);
+            }
+        }
+        devices
     }
 }
 
@@ -111,6 +127,29 @@ fn refined(tree: &HostTree, phandles: &Arc<PhandleMap>, given: &HostDeviceNode<'
         }
     }
     panic!("{}: the rates that it lacks aren't those that it asks for", given.name)
+}
+
+/// The source for these devices, each with its name, with their registers at these addresses.
+pub fn exported(
+    format: Format,
+    board: &Unflattened,
+    devices: &[Device<'_>],
+    gpas: &[Option<u64>],
+) -> Result<String, ExportError> {
+    let devices: Vec<_> = builders(board, devices);
+    let devices =
+        devices.iter().map(|(name, builder)| ExportDevice { name, builder, gpas: gpas.to_vec() });
+    export(format, &board.tree, &devices.collect::<Vec<_>>())
+}
+
+/// The builders of devices that are given to a guest together, with their names.
+pub fn builders<'a>(board: &Unflattened, devices: &[Device<'a>]) -> Vec<(&'a str, NodeBuilder)> {
+    let options = NodeOptions { clk_debugfs: "/nonexistent".into(), ..NodeOptions::default() };
+    let given = devices.iter().map(|(node, name)| HostDeviceNode { node, name, options: &options });
+    let given: Vec<HostDeviceNode<'_>> = given.collect();
+    let phandles = Arc::new(PhandleMap::new(&board.tree, &given).unwrap());
+    let builder = |given: &HostDeviceNode<'_>| refined(&board.tree, &phandles, given);
+    devices.iter().map(|(_, name)| *name).zip(given.iter().map(builder)).collect()
 }
 
 /// A guest's tree with nothing but these devices in it, and a serial port of its own.

@@ -188,6 +188,10 @@ fn unbound(golden: &mut Golden<'_>) -> TestResult {
     golden.both("list-unbound", "device list")?;
     golden.both("show-platform-unbound", &format!("device show {}", PLATFORM_DMA[0]))?;
     golden.both("show-pci-unbound", &format!("device show {DISK}"))?;
+    let exported = format!("device export {} {UART},clock-rate=uartclk:24000000", PLATFORM_DMA[0]);
+    golden.both("export-crosvm", &format!("{exported} --for crosvm"))?;
+    golden.text("export-xen", &format!("{exported} --for xen"))?;
+    golden.text("export-qemu-dts", &format!("{exported} --for qemu-dts"))?;
     let devices = format!("--vfio-platform {} --vfio-pci {EDU}", AMBA_DMA[0]);
     golden.plan("plan-unbound", &devices)
 }

@@ -3,13 +3,14 @@
 use std::str::FromStr;
 
 use devices::vfio::driver_binding::Owner;
+use devices::vfio::export::Format;
 use devices::vfio::iommu::{Backend, IommuOptions};
 use lexopt::{Arg, Parser, ValueExt};
 
 use super::owner::owner;
 use super::values::GivenOnce;
 use super::values::backend;
-use super::{Command, VfioUserOptions, usage_error};
+use super::{Command, VfioPlatformOptions, VfioUserOptions, usage_error};
 use crate::error::Error;
 
 pub(super) const HELP: &str = include_str!("help/device.txt");
@@ -29,6 +30,8 @@ pub enum DeviceVerb {
     Unbind(Vec<String>),
     /// Drive one.
     Test(String),
+    /// Print the nodes of these for another VMM.
+    Export(Format, Vec<VfioPlatformOptions>),
 }
 
 /// What is to be done, and how it is reported.
@@ -68,6 +71,7 @@ struct Words {
     force: bool,
     owner: Option<Owner>,
     backend: Option<Option<Backend>>,
+    format: Option<Format>,
     json: bool,
 }
 
@@ -84,6 +88,7 @@ impl Words {
                 Arg::Long("iommu") => {
                     self.backend = Some(once.parsed("--iommu", parser, backend)?);
                 }
+                Arg::Long("for") => self.format = Some(once.parsed("--for", parser, format)?),
                 Arg::Long("vfio-user") => {
                     self.vfio_user =
                         Some(once.parsed("--vfio-user", parser, VfioUserOptions::from_str)?);
@@ -99,9 +104,9 @@ impl Words {
 
     fn resolve(self) -> Result<DeviceOptions, Error> {
         let help = "strait device --help";
-        let verb = self
-            .verb
-            .ok_or_else(|| Error::usage("list, show, bind, unbind or test is needed").help(help))?;
+        let verb = self.verb.ok_or_else(|| {
+            Error::usage("list, show, bind, unbind, test or export is needed").help(help)
+        })?;
         let nameless = || {
             Error::usage(format!("`device {verb}` needs a device's name"))
                 .help("strait device list")
@@ -124,6 +129,19 @@ impl Words {
             "bind" => DeviceVerb::Bind(some()?),
             "unbind" => DeviceVerb::Unbind(some()?),
             "test" => DeviceVerb::Test(one()?),
+            "export" => {
+                let format = self.format.ok_or_else(|| {
+                    Error::usage("`device export` needs --for").help(format!(
+                        "strait device export {} --for {}",
+                        some().map_or_else(|_| "NAME".to_owned(), |names| names.join(" ")),
+                        Format::Crosvm.name()
+                    ))
+                })?;
+                let devices = some()?.into_iter().map(|name| {
+                    name.parse().map_err(|why: String| Error::usage(format!("{name}: {why}")))
+                });
+                DeviceVerb::Export(format, devices.collect::<Result<_, _>>()?)
+            }
             other => {
                 return Err(Error::usage(format!(
                     "`{other}` is nothing that can be done with a device"
@@ -146,11 +164,21 @@ impl Words {
         if self.backend.is_some() && !matches!(parsed, DeviceVerb::Show(_) | DeviceVerb::Test(_)) {
             return Err(Error::usage(format!("`device {verb}` takes no --iommu")).help(help));
         }
+        if self.format.is_some() && !matches!(parsed, DeviceVerb::Export(..)) {
+            return Err(Error::usage(format!("`device {verb}` takes no --for")).help(help));
+        }
         let backend = self.backend.flatten();
         let iommu = IommuOptions { backend, iommufd: None };
         let Self { group, force, owner, json, .. } = self;
         Ok(DeviceOptions { verb: parsed, group, force, owner, iommu, json })
     }
+}
+
+/// The VMM for which a node is exported.
+fn format(text: &str) -> Result<Format, String> {
+    let names = || Format::ALL.map(Format::name).join(", ");
+    let named = Format::ALL.into_iter().find(|format| format.name() == text);
+    named.ok_or_else(|| format!("there are {}", names()))
 }
 
 #[cfg(test)]
@@ -167,13 +195,15 @@ mod tests {
 
     #[test]
     fn each_verb_takes_its_names() {
-        let cases: [(&[&str], DeviceVerb); 6] = [
+        let xen = vec!["a,addr=host".parse().unwrap(), "b".parse().unwrap()];
+        let cases: [(&[&str], DeviceVerb); 7] = [
             (&["list"], DeviceVerb::List),
             (&["show", "a"], DeviceVerb::Show("a".into())),
             (&["show", "--vfio-user", "/s"], DeviceVerb::ShowVfioUser("/s".parse().unwrap())),
             (&["bind", "a", "b"], DeviceVerb::Bind(vec!["a".into(), "b".into()])),
             (&["unbind", "a"], DeviceVerb::Unbind(vec!["a".into()])),
             (&["test", "a"], DeviceVerb::Test("a".into())),
+            (&["export", "a,addr=host", "b", "--for", "xen"], DeviceVerb::Export(Format::Xen, xen)),
         ];
         for (words, verb) in cases {
             assert_eq!(device(words).unwrap().verb, verb, "{words:?}");
@@ -190,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let cases: [&[&str]; 20] = [
+        let cases: [&[&str]; 25] = [
             &[],
             &["list", "a"],
             &["show"],
@@ -211,6 +241,11 @@ mod tests {
             &["test", "--vfio-user", "/s", "a"],
             &["show", "--vfio-user", "/s", "--vfio-user", "/t"],
             &["test", "a", "--iommu", "auto", "--iommu", "auto"],
+            &["export", "a"],
+            &["export", "--for", "xen"],
+            &["export", "a", "--for", "bhyve"],
+            &["export", "a,size=1", "--for", "xen"],
+            &["show", "a", "--for", "xen"],
         ];
         for words in cases {
             assert_eq!(device(words).unwrap_err().exit_status(), 2, "{words:?}");

@@ -127,6 +127,11 @@ impl NodeBuilder {
         })
     }
 
+    /// The host's node that it is made of.
+    pub fn host_node(&self) -> &HostNode {
+        &self.host
+    }
+
     /// Applies options, over what the host and a binding say.
     ///
     /// # Errors

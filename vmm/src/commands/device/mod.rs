@@ -1,6 +1,7 @@
 //! `strait device`: the host's devices, before any guest is involved.
 
 mod driver_binding;
+mod export;
 mod function;
 mod list;
 mod pci_ids;
@@ -53,6 +54,10 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
         DeviceVerb::Unbind(names) => {
             let outcome = driver_binding::unbind(&host, names, options.group)?;
             print(json, &outcome)?;
+        }
+        DeviceVerb::Export(format, devices) => {
+            let exported = export::Exported::of(&host, *format, devices)?;
+            print(json, &exported)?;
         }
         DeviceVerb::Test(name) => {
             let verdict = test::run(&host, name, options.iommu)?;
