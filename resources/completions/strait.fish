@@ -56,6 +56,7 @@ complete -c strait -n '__fish_seen_subcommand_from device' -a bind
 complete -c strait -n '__fish_seen_subcommand_from device' -a unbind
 complete -c strait -n '__fish_seen_subcommand_from device' -a test
 complete -c strait -n '__fish_seen_subcommand_from device' -a export
+complete -c strait -n '__fish_seen_subcommand_from device' -l cdi -d 'List what is bound, and what else guests may use, as a specification for container engines (Container Device Interface), which read it in /etc/cdi'
 complete -c strait -n '__fish_seen_subcommand_from device' -l group -d 'Include the other devices of their IOMMU groups'
 complete -c strait -n '__fish_seen_subcommand_from device' -l owner -x -d 'Let this user have the devices without privileges'
 complete -c strait -n '__fish_seen_subcommand_from device' -l force -d 'Take them though the host uses them'

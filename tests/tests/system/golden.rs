@@ -201,6 +201,7 @@ fn bound(golden: &mut Golden<'_>) -> TestResult {
     golden.text("bind", &format!("device bind {} {} {UART}", PLATFORM_DMA[0], AMBA_DMA[0]))?;
     golden.both("bind-again", &format!("device bind {} {DISK} {EDU}", AMBA_DMA[0]))?;
     golden.both("list-bound", "device list")?;
+    golden.text("list-cdi", "device list --cdi")?;
     golden.both("show-platform", &format!("device show {}", PLATFORM_DMA[0]))?;
     golden.both("show-amba", &format!("device show {UART} --iommu container"))?;
     golden.both("show-pci", &format!("device show {DISK}"))?;

@@ -20,6 +20,8 @@ pub(super) const HELP: &str = include_str!("help/device.txt");
 pub enum DeviceVerb {
     /// List them.
     List,
+    /// List them for container engines.
+    ListCdi,
     /// Show one.
     Show(String),
     /// Show the one that the server with this socket offers.
@@ -72,6 +74,7 @@ struct Words {
     owner: Option<Owner>,
     backend: Option<Option<Backend>>,
     format: Option<Format>,
+    cdi: bool,
     json: bool,
 }
 
@@ -82,6 +85,7 @@ impl Words {
         while let Some(arg) = parser.next()? {
             match arg {
                 Arg::Long("json") => self.json = true,
+                Arg::Long("cdi") => self.cdi = true,
                 Arg::Long("group") => self.group = true,
                 Arg::Long("force") => self.force = true,
                 Arg::Long("owner") => self.owner = Some(once.parsed("--owner", parser, owner)?),
@@ -118,6 +122,7 @@ impl Words {
         };
         let some = || if self.names.is_empty() { Err(nameless()) } else { Ok(self.names.clone()) };
         let parsed = match verb.as_str() {
+            "list" if self.names.is_empty() && self.cdi => DeviceVerb::ListCdi,
             "list" if self.names.is_empty() => DeviceVerb::List,
             "list" => return Err(Error::usage("`device list` takes no name").help(help)),
             "show" => match &self.vfio_user {
@@ -164,6 +169,9 @@ impl Words {
         if self.backend.is_some() && !matches!(parsed, DeviceVerb::Show(_) | DeviceVerb::Test(_)) {
             return Err(Error::usage(format!("`device {verb}` takes no --iommu")).help(help));
         }
+        if self.cdi && parsed != DeviceVerb::ListCdi {
+            return Err(Error::usage(format!("`device {verb}` takes no --cdi")).help(help));
+        }
         if self.format.is_some() && !matches!(parsed, DeviceVerb::Export(..)) {
             return Err(Error::usage(format!("`device {verb}` takes no --for")).help(help));
         }
@@ -196,8 +204,9 @@ mod tests {
     #[test]
     fn each_verb_takes_its_names() {
         let xen = vec!["a,addr=host".parse().unwrap(), "b".parse().unwrap()];
-        let cases: [(&[&str], DeviceVerb); 7] = [
+        let cases: [(&[&str], DeviceVerb); 8] = [
             (&["list"], DeviceVerb::List),
+            (&["list", "--cdi"], DeviceVerb::ListCdi),
             (&["show", "a"], DeviceVerb::Show("a".into())),
             (&["show", "--vfio-user", "/s"], DeviceVerb::ShowVfioUser("/s".parse().unwrap())),
             (&["bind", "a", "b"], DeviceVerb::Bind(vec!["a".into(), "b".into()])),
@@ -220,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let cases: [&[&str]; 25] = [
+        let cases: [&[&str]; 26] = [
             &[],
             &["list", "a"],
             &["show"],
@@ -241,6 +250,7 @@ mod tests {
             &["test", "--vfio-user", "/s", "a"],
             &["show", "--vfio-user", "/s", "--vfio-user", "/t"],
             &["test", "a", "--iommu", "auto", "--iommu", "auto"],
+            &["show", "a", "--cdi"],
             &["export", "a"],
             &["export", "--for", "xen"],
             &["export", "a", "--for", "bhyve"],

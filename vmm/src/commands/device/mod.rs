@@ -1,5 +1,6 @@
 //! `strait device`: the host's devices, before any guest is involved.
 
+mod cdi;
 mod driver_binding;
 mod export;
 mod function;
@@ -38,6 +39,7 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
             let list = list::List::of(&host)?;
             print(json, &list)?;
         }
+        DeviceVerb::ListCdi => print(json, &cdi::Specification::of(&host)?)?,
         DeviceVerb::Show(name) => {
             let details = show::Details::of(&host, name, options.iommu)?;
             print(json, &details)?;
