@@ -37,6 +37,13 @@ pub enum Exit<'a> {
         /// Guest physical address, where KVM tells.
         gpa: Option<u64>,
     },
+    /// The guest makes a call that is forwarded ([`forward_call`](crate::Vm::forward_call)), by HVC or SMC:
+    /// its arguments are in the registers from X1 on, and its answer belongs into those from X0 on. The
+    /// next run continues behind it.
+    Call {
+        /// The identifier of the function.
+        function: u64,
+    },
     /// PSCI SYSTEM_OFF.
     PowerOff,
     /// PSCI SYSTEM_RESET or SYSTEM_RESET2.
@@ -78,6 +85,7 @@ fn parse(exit: VcpuExit<'_>) -> Exit<'_> {
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Exit::PowerOff,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Exit::Reset,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Exit::Crash,
+        VcpuExit::Hypercall(call) => Exit::Call { function: call.nr },
         VcpuExit::Unsupported(KVM_EXIT_ARM_NISV) => Exit::Undecodable,
         VcpuExit::Intr => Exit::Interrupted,
         VcpuExit::FailEntry(reason, cpu) => Exit::Failed(format!(

@@ -11,7 +11,7 @@
 //!    0808_0000  | GICv3 ITS                128 KiB |
 //!    080a_0000  | GICv3 redistributors             | 128 KiB a vCPU, 123 of them
 //!    0900_0000  +----------------------------------+
-//!               | serial, RTC, pvpanic, GPIO       | 64 KiB apart
+//!               | serial, RTC, pvpanic, GPIO, SCMI | 64 KiB apart
 //!    0c00_0000  +----------------------------------+
 //!               | assigned platform devices        |
 //!    2000_0000  +----------------------------------+
@@ -71,6 +71,9 @@ pub const PVPANIC: Range<u64> = 0x0902_0000..0x0902_1000;
 /// The GPIO controller with the power button, a PL061.
 pub const GPIO: Range<u64> = 0x0903_0000..0x0903_1000;
 
+/// The memory that messages of SCMI are in.
+pub const SCMI: Range<u64> = 0x0904_0000..0x0904_1000;
+
 /// Assigned platform devices.
 pub const PLATFORM: Range<u64> = 0x0c00_0000..0x2000_0000;
 
@@ -122,7 +125,7 @@ pub mod spi {
 const _: () = {
     let mut windows: &[Range<u64>] = &[
         FIRMWARE, VARIABLES, GIC_DIST, GICV2_CPU, GICV2M, GIC_ITS, GIC_REDIST, SERIAL, RTC,
-        PVPANIC, GPIO, PLATFORM, PCI_MMIO32, PCI_IO, PCI_ECAM,
+        PVPANIC, GPIO, SCMI, PLATFORM, PCI_MMIO32, PCI_IO, PCI_ECAM,
     ];
     while let [window, above @ ..] = windows {
         let next = if let [next, ..] = above { next.start } else { RAM_START };

@@ -22,6 +22,7 @@ mod kvm_stats;
 pub mod layout;
 pub mod load_store;
 mod memory;
+pub mod smccc;
 pub mod translation;
 #[cfg(target_arch = "aarch64")]
 mod vcpu;
