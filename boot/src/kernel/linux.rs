@@ -10,6 +10,7 @@ use std::io::{self, Cursor};
 #[cfg(target_arch = "aarch64")]
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
+use super::drivers::ScmiDrivers;
 use super::image::{HEADER_SIZE, Header};
 use super::unpack::{Compression, MAX_UNPACKED_SIZE, Zboot, unpack};
 use super::{KernelFault, Packaging};
@@ -79,6 +80,14 @@ impl Linux {
     /// The page size in bytes that the kernel was built for, where its header says.
     pub(super) fn page_size(&self) -> Option<u64> {
         self.header.page_size()
+    }
+
+    /// The drivers of SCMI that are built in.
+    pub(super) fn scmi_drivers(&self, file: &BootFile) -> ScmiDrivers {
+        match &self.unpacked {
+            Some(image) => ScmiDrivers::of(image.as_slice()),
+            None => ScmiDrivers::of(file.extent(file.size())),
+        }
     }
 
     /// Bytes of the (decompressed) image file.

@@ -1,5 +1,6 @@
 //! What the guest runs first: a Linux kernel, an ELF program, or a raw binary.
 
+mod drivers;
 mod elf;
 mod error;
 mod image;
@@ -12,6 +13,7 @@ use std::path::Path;
 #[cfg(target_arch = "aarch64")]
 use vm_memory::GuestMemoryBackend;
 
+pub use drivers::ScmiDrivers;
 pub use error::{KernelError, KernelFault};
 pub use unpack::UnpackError;
 
@@ -117,6 +119,15 @@ impl Kernel {
         match &self.content {
             Content::Linux(linux) => linux.page_size(),
             _ => None,
+        }
+    }
+
+    /// The drivers of SCMI that are built into a Linux kernel, as far as its image shows.
+    #[cold]
+    pub fn scmi_drivers(&self) -> ScmiDrivers {
+        match &self.content {
+            Content::Linux(linux) => linux.scmi_drivers(&self.file),
+            _ => ScmiDrivers::default(),
         }
     }
 

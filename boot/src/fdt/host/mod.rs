@@ -6,6 +6,7 @@
 
 mod address;
 mod clock;
+mod clock_state;
 mod dma;
 mod error;
 mod interrupt;
@@ -20,6 +21,7 @@ use std::{fs, io};
 
 pub use address::{BusRange, Ranges};
 pub use clock::SYSTEM_CLOCKS;
+pub use clock_state::ClockStates;
 pub use dma::BusDmaLimit;
 pub use error::HostError;
 pub use node::{HostNode, HostProperty};
