@@ -25,6 +25,7 @@ pub mod pvpanic;
 pub mod ratelimit;
 mod release;
 pub mod rtc;
+pub mod scmi;
 pub mod serial;
 pub mod stop;
 pub mod sync;

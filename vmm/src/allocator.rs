@@ -98,6 +98,11 @@ impl Allocator {
         self.allocated.push((layout::GPIO, "the power button's GPIO controller".into()));
     }
 
+    /// Reserves what messages of SCMI are in. Before anything else is reserved.
+    pub fn reserve_scmi(&mut self) {
+        self.allocated.push((layout::SCMI, "the memory for SCMI".into()));
+    }
+
     /// Reserves what a PCI host needs, but for its window for 64-bit registers, which goes
     /// [above](Self::end) all else. Before anything else is reserved.
     pub fn reserve_pci(&mut self) {

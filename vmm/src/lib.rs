@@ -29,6 +29,7 @@ mod flash;
 mod functions;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod host_clocks;
 mod interrupts;
 mod junit;
 mod kernel_files;
@@ -44,6 +45,7 @@ mod power_button;
 mod programs;
 mod reconnection;
 mod sandbox;
+mod scmi;
 mod share;
 mod shared_memory;
 mod signals;

@@ -31,6 +31,8 @@ pub struct Exits {
     pub mmio_write: AtomicU64,
     /// Accesses that KVM could not decode, answered by an abort.
     pub undecodable: AtomicU64,
+    /// Calls of SCMI.
+    pub call: AtomicU64,
     /// System events: power-off, reset, crash.
     pub system_event: AtomicU64,
     /// Signals.
@@ -53,6 +55,7 @@ impl Exits {
             mmio_read: sum(|exits| &exits.mmio_read),
             mmio_write: sum(|exits| &exits.mmio_write),
             undecodable: sum(|exits| &exits.undecodable),
+            call: sum(|exits| &exits.call),
             system_event: sum(|exits| &exits.system_event),
             interrupted: sum(|exits| &exits.interrupted),
         }

@@ -37,6 +37,8 @@ pub struct Parts<'a> {
     pub assigned: Vec<Node>,
     /// The clocks to which they refer.
     pub clocks: Vec<Node>,
+    /// The firmware that they refer to, if they do.
+    pub firmware: Vec<Node>,
     /// All aliases, among them its [own](own_aliases).
     pub aliases: &'a [Alias],
     /// The PCI host's node.
@@ -56,7 +58,7 @@ pub struct Seed {
 /// The whole tree.
 ///
 /// Overlays refer to its nodes by their labels: `gic`, `clocks`, `apb_pclk`, `its` or `v2m` and `pcie`
-/// where there are PCI functions, and those of assigned devices, which are their names in sysfs as labels
+/// where there are PCI functions, `scmi_clocks`, `scmi_resets` and `scmi_power_domains` with SCMI, and those of assigned devices, which are their names in sysfs as labels
 /// are written.
 pub fn root(parts: Parts<'_>) -> Node {
     let mut root = Node::new("")
@@ -76,6 +78,7 @@ pub fn root(parts: Parts<'_>) -> Node {
         .child(pvpanic::node(layout::PVPANIC.start, size(&layout::PVPANIC)))
         .with_children(parts.flash)
         .with_children(parts.power_button.then(power_button_nodes).into_iter().flatten())
+        .with_children(parts.firmware)
         .with_children(parts.assigned)
         .with_children(parts.pci)
 }

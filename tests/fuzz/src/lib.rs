@@ -31,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "host-tree", run: targets::host_tree::run },
     Target { name: "pci", run: targets::pci::run },
     Target { name: "platform-devices", run: targets::platform_devices::run },
+    Target { name: "scmi", run: targets::scmi::run },
     Target { name: "vfio-user", run: targets::vfio_user::run },
     Target { name: "vhost-user", run: targets::vhost_user::run },
     Target { name: "virtio-balloon", run: targets::virtio_queues::balloon },

@@ -97,6 +97,7 @@ targets! {
     overlay "overlay",
     pci "pci",
     platform_devices "platform-devices",
+    scmi "scmi",
     vfio_user "vfio-user",
     vhost_user "vhost-user",
     virtio_balloon "virtio-balloon",

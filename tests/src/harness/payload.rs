@@ -2,10 +2,12 @@
 
 mod accesses;
 mod bare_metal;
+mod script;
 mod toggles;
 
 pub use accesses::{Access, access_as_memory, access_with_write_back};
 pub use bare_metal::{LINKED_TO, binary, elf};
+pub use script::{Step, script};
 pub use toggles::{Toggle, toggle_while_read};
 
 /// The function identifiers of PSCI (Arm DEN 0022, "PSCI function IDs").

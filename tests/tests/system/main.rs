@@ -39,6 +39,7 @@ mod resources;
 mod restart;
 mod run;
 mod sandbox;
+mod scmi;
 mod seccomp;
 mod self_test;
 mod several_guests;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use devices::irq::{Spi, Trigger};
-use devices::vfio::node::GuestNodes;
+use devices::vfio::node::{GuestNodes, ScmiIds};
 use devices::vfio::platform::PlatformDevice;
 
 use crate::allocator::{AllocError, Allocator, RAM};
@@ -57,6 +57,17 @@ impl AssignedDevice {
         self.device.binding().and_then(|binding| binding.kernel_option)
     }
 
+    /// Makes its nodes anew, with what the guest has by SCMI numbered from `ids` on.
+    ///
+    /// # Errors
+    ///
+    /// None: there are as many addresses and interrupts as before.
+    #[cold]
+    pub fn renumber(&mut self, ids: ScmiIds) -> Result<(), Error> {
+        self.nodes = self.device.node(&self.gpas, &self.spis, ids)?;
+        Ok(())
+    }
+
     pub(super) fn lines(&self) -> impl Iterator<Item = Line> {
         self.spis.iter().zip(self.device.irqs()).enumerate().map(|(index, (spi, irq))| {
             let (fired, resample) = irq.eventfds();
@@ -93,7 +104,7 @@ pub(super) fn place(
                 device.name()
             ))
         })?;
-        let nodes = device.node(&gpas, &spis)?;
+        let nodes = device.node(&gpas, &spis, ScmiIds::default())?;
         placed.push(AssignedDevice { device, gpas, spis, nodes });
     }
     Ok(placed)

@@ -6,13 +6,14 @@ mod unbound;
 
 use std::sync::Arc;
 
-use arch::{RamPages, layout};
+use arch::{RamPages, layout, smccc};
 use boot::fdt::Node;
 use boot::fdt::host::HostTree;
 use boot::help::Help;
 use boot::layout::Ram;
 use devices::irq::InterruptController;
 use devices::pci::SlotAllocator;
+use devices::scmi::{self, Scmi};
 use devices::stop;
 use devices::vfio::assign::{self, AssessedDevice, Assignment};
 use devices::vfio::host::{Host, HostDevice};
@@ -41,6 +42,8 @@ use crate::vfio_user::VfioUserDevices;
 #[derive(Default)]
 pub struct AssignedDevices {
     // Dropped in this order: devices are stopped before the IOMMU's mappings of RAM are removed.
+    /// What they have by SCMI, if anything.
+    pub scmi: Option<Arc<Scmi>>,
     /// Platform devices, in the order given.
     pub platform: Vec<AssignedDevice>,
     /// PCI functions: the host's in the order given, then those of vfio-user servers.
@@ -162,6 +165,13 @@ impl AssignedDevices {
         self.platform.iter().map(|device| device.nodes.top()).collect()
     }
 
+    /// The nodes of SCMI.
+    pub fn firmware_nodes(&self) -> impl Iterator<Item = Node> {
+        let (base, function) = (layout::SCMI.start, smccc::SCMI);
+        let nodes = self.scmi.iter();
+        nodes.flat_map(move |scmi| scmi::nodes(base, function, scmi.resources()))
+    }
+
     /// The clocks to which the nodes refer.
     pub fn clocks(&self) -> Vec<Node> {
         self.platform.iter().flat_map(|device| device.nodes.clocks.iter().cloned()).collect()
@@ -222,6 +232,8 @@ impl AssignedDevices {
 
     /// Takes the devices back; no vCPU runs any more.
     pub fn release(mut self) {
+        // It holds what resets them.
+        self.scmi = None;
         self.functions.release();
         for AssignedDevice { device, .. } in &mut self.platform {
             match device.release() {

@@ -35,7 +35,7 @@ pub use net::NetOptions;
 pub use passt::PasstOptions;
 pub use pattern::Pattern;
 pub use pci::{VfioPciOptions, VfioUserOptions};
-pub use platform::{RegionAddress, VfioPlatformOptions};
+pub use platform::{RegionAddress, ScmiMode, VfioPlatformOptions};
 pub use reset::OnReset;
 pub use run::RunOptions;
 pub use sandbox::SandboxMode;

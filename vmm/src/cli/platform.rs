@@ -16,6 +16,20 @@ pub struct VfioPlatformOptions {
     pub device: PlatformDeviceOptions,
     /// Where its regions go: one for all, or one for each.
     pub addresses: Vec<RegionAddress>,
+    /// Whether it has clocks, resets and power domains by SCMI.
+    pub scmi: ScmiMode,
+}
+
+/// Whether a guest has by SCMI what a device's node names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScmiMode {
+    /// Where its kernel and the host have it.
+    #[default]
+    Auto,
+    /// Yes, whatever its kernel has.
+    On,
+    /// No: clocks are fixed, the rest is left out.
+    Off,
 }
 
 /// Where a region goes in the guest.
@@ -33,7 +47,7 @@ impl VfioPlatformOptions {
     /// A device with the defaults.
     pub fn new(which: DeviceRef) -> Self {
         let device = PlatformDeviceOptions::default();
-        Self { which, device, addresses: vec![RegionAddress::Auto] }
+        Self { which, device, addresses: vec![RegionAddress::Auto], scmi: ScmiMode::Auto }
     }
 
     /// Where each of so many regions goes.
@@ -54,6 +68,7 @@ impl VfioPlatformOptions {
         let node = &mut self.device.node;
         match key {
             "addr" => self.addresses = value.split(':').map(address).collect::<Result<_, _>>()?,
+            "scmi" => self.scmi = scmi_mode(value)?,
             "quiesce" => self.device.quiesce = switch(key, value)?,
             "mmap" => self.device.mmap = switch(key, value)?,
             "clock-rate" => node.clock_rates.push(clock_rate(value)?),
@@ -72,7 +87,7 @@ impl FromStr for VfioPlatformOptions {
     fn from_str(text: &str) -> Result<Self, String> {
         let (device, given) = split(text)?;
         let mut options = Self::new(device_ref(device, "2c0a0000.dma")?);
-        let once = ["addr", "quiesce", "mmap", "node-name"];
+        let once = ["addr", "quiesce", "mmap", "node-name", "scmi"];
         let repeated = ["clock-rate", "compatible", "drop", "alias"];
         take_each(given, "a device", &once, &repeated, |key, value| options.take(key, value))?;
         Ok(options)
@@ -94,6 +109,15 @@ fn address(text: &str) -> Result<RegionAddress, String> {
                 format!("addr is auto, host or an address such as 0x2c0a0000, and not `{text}`")
             })
         }
+    }
+}
+
+fn scmi_mode(text: &str) -> Result<ScmiMode, String> {
+    match text {
+        "auto" => Ok(ScmiMode::Auto),
+        "on" => Ok(ScmiMode::On),
+        "off" => Ok(ScmiMode::Off),
+        _ => Err(format!("scmi is auto, on or off, and not `{text}`")),
     }
 }
 
@@ -120,6 +144,8 @@ mod tests {
         let parse = |text: &str| text.parse::<VfioPlatformOptions>().unwrap();
         assert!(!parse("x,quiesce=off").device.quiesce);
         assert!(!parse("x,mmap=off").device.mmap);
+        let modes = ["x", "x,scmi=auto", "x,scmi=on", "x,scmi=off"].map(|text| parse(text).scmi);
+        assert_eq!(modes, [ScmiMode::Auto, ScmiMode::Auto, ScmiMode::On, ScmiMode::Off]);
         let all = parse(
             "x,addr=host:auto:0x2c0a0000,compatible=arm,pl011,compatible=arm,primecell,drop=\
              snps,axi-config,drop=mdio/phy@1,clock-rate=uartclk:24000000,clock-rate=a:b,c:1,\
@@ -185,6 +211,9 @@ mod tests {
             "x,compatible=",
             "x,drop=",
             "x,alias=",
+            "x,scmi=",
+            "x,scmi=yes",
+            "x,scmi=on,scmi=on",
             "x,node-name=",
             "x,quiesce=off,quiesce=on",
             "x,addr=host,mmap=off,addr=host",

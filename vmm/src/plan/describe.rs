@@ -11,6 +11,7 @@ use boot::order;
 use devices::extent::Extent;
 use devices::irq::Trigger;
 use devices::pci::{Apertures, Intx};
+use devices::scmi::Resources;
 use devices::vfio::iommu::Backend;
 use devices::vfio::node::PropertyReport;
 use serde::Serialize;
@@ -74,6 +75,9 @@ pub struct Description {
     interrupts: Vec<Interrupt>,
     /// How devices' DMA is mapped, where there are assigned devices.
     iommu: Option<Backend>,
+    /// What devices have by SCMI, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scmi: Option<ScmiDescription>,
     /// What stands in the way of a run, where the plan is of devices that aren't bound.
     obstacles: Vec<Obstacle>,
     devices: Vec<Device>,
@@ -143,6 +147,28 @@ struct PciFunction {
     details: FunctionDetails,
 }
 
+/// What devices have by SCMI, by the numbers of these lists.
+#[derive(Debug, Serialize)]
+struct ScmiDescription {
+    clocks: Vec<ScmiClock>,
+    /// Their names.
+    resets: Vec<String>,
+    /// Their names.
+    power_domains: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ScmiClock {
+    /// In the guest.
+    name: String,
+    /// Of which device it is.
+    of: String,
+    /// In Hz.
+    rate: u64,
+    /// It is known to be off on the host.
+    off: bool,
+}
+
 /// An assigned device.
 #[derive(Debug, Serialize)]
 struct Device {
@@ -188,10 +214,29 @@ impl Description {
             interrupts: interrupts(plan, opened),
             iommu: assigned.backend(),
             obstacles: assigned.obstacles.clone(),
+            scmi: assigned.scmi.as_ref().map(|scmi| ScmiDescription::of(scmi.resources())),
             pci: kvm.apertures.as_ref().map(|_| PciHost::of(opened, &kvm)),
             devices: assigned.platform.iter().map(|device| Device::of(device, tree)).collect(),
             device_tree: fdt::to_dts(tree),
             kvm,
+        }
+    }
+}
+
+impl ScmiDescription {
+    #[cold]
+    fn of(resources: &Resources) -> Self {
+        let clocks = resources.clocks.iter().map(|clock| ScmiClock {
+            name: clock.name.clone(),
+            of: clock.of.clone(),
+            rate: clock.rate,
+            off: clock.off,
+        });
+        let domains = resources.power_domains.iter();
+        Self {
+            clocks: clocks.collect(),
+            resets: resources.resets.iter().map(|reset| reset.name.clone()).collect(),
+            power_domains: domains.map(|domain| domain.name().to_owned()).collect(),
         }
     }
 }
@@ -265,6 +310,9 @@ fn memory_map(plan: &MachinePlan, opened: &Opened, kvm: &KvmFacts) -> Vec<Area> 
     add(&layout::PVPANIC, "panic device (pvpanic)", false);
     if plan.grace.is_some() {
         add(&layout::GPIO, "GPIO with the power button (PL061)", false);
+    }
+    if assigned.scmi.is_some() {
+        add(&layout::SCMI, "messages of SCMI", false);
     }
     match &plan.console {
         ConsoleKind::Off => {}

@@ -22,7 +22,7 @@ use devices::vfio::fd_limit;
 
 use crate::allocator::Allocator;
 use crate::assigned::AssignedDevices;
-use crate::cli::{ConsoleKind, GicChoice, OnReset, RunOptions, SerialKind};
+use crate::cli::{ConsoleKind, GicChoice, OnReset, RunOptions, ScmiMode, SerialKind};
 use crate::error::Error;
 use crate::flash::FlashPlan;
 use crate::interrupts::LineMonitor;
@@ -137,6 +137,9 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
     }
     if options.grace.is_some() {
         allocator.reserve_power_button();
+    }
+    if options.vfio_platform.iter().any(|device| device.scmi != ScmiMode::Off) {
+        allocator.reserve_scmi();
     }
     let virtio = VirtioDevices::are_wanted(options);
     let pci = virtio || !options.vfio_pci.is_empty() || !options.vfio_user.is_empty();

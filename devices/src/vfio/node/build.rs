@@ -2,10 +2,12 @@
 //! properties is reported.
 
 use boot::fdt::host::{BusCells, BusRange};
-use boot::fdt::{Cell, Label, Node, Value, is_property_name};
+use boot::fdt::{Label, Node, is_property_name};
 
 use super::alias::Alias;
 use super::builder::NodeBuilder;
+use super::clock::Clock;
+use super::firmware::{ScmiIds, ScmiNames, refers};
 use super::options::NodeError;
 use super::path::{find, join, remove};
 use super::ranges::range_cells;
@@ -24,6 +26,8 @@ pub struct GuestNodes {
     pub clocks: Vec<Node>,
     /// What names it and the nodes below.
     pub aliases: Vec<Alias>,
+    /// What the nodes name by SCMI.
+    pub scmi: ScmiNames,
     /// What became of each of the host's properties.
     pub properties: Vec<PropertyReport>,
 }
@@ -71,25 +75,35 @@ impl NodeBuilder {
         })
     }
 
+    /// The finished nodes for a guest without SCMI, see [`build_with`](Self::build_with).
+    pub fn build(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> GuestNodes {
+        self.build_with(regions, irqs, ScmiIds::default())
+    }
+
     /// The finished nodes: `regions` are GPA and size in bytes of each region, `irqs` the SPI of
     /// each interrupt and how it signals, both in VFIO's order, which is that of the host's node.
     ///
     /// Every cell count is that of the guest's root: two for an address and for a size, three for
     /// an interrupt of the GIC (Documentation/devicetree/bindings/interrupt-controller/arm,gic-v3.yaml).
-    pub fn build(&self, regions: &[(u64, u64)], irqs: &[(Spi, Trigger)]) -> GuestNodes {
+    ///
+    /// `ids` are the first numbers by which the guest has the host's clocks, resets and power domains by
+    /// SCMI, where it has.
+    pub fn build_with(
+        &self,
+        regions: &[(u64, u64)],
+        irqs: &[(Spi, Trigger)],
+        ids: ScmiIds,
+    ) -> GuestNodes {
         let mut device = self.node(regions, irqs);
         let mut reasons = self.reasons.clone();
         for dropped in &self.options.drop {
             remove(&mut device, dropped);
             reasons.note_option(dropped);
         }
-        let own = self.clocks.iter().enumerate();
-        let own = own.map(|(index, clock)| (self.clock_label(index), clock));
-        let below = self.child_clocks.iter().enumerate();
-        let below = below.map(|(number, (_, clock))| (child_clock(&self.label, number), clock));
+        let scmi = self.offer(&mut device, ids, &mut reasons);
         // Without those to which nothing refers any more, since an option dropped what did.
-        let clocks = own
-            .chain(below)
+        let clocks = self
+            .labelled_clocks()
             .filter(|(label, _)| refers(&device, label))
             .filter_map(|(label, clock)| clock.node(&label))
             .collect();
@@ -97,7 +111,7 @@ impl NodeBuilder {
         let properties = report::compare(&self.device, host, &device, phandles, &reasons);
         let bus = self.bus();
         let aliases = self.aliases_of(&device, bus.as_ref());
-        GuestNodes { device, bus, clocks, aliases, properties }
+        GuestNodes { device, bus, clocks, aliases, scmi, properties }
     }
 
     /// A bus for the device that limits what it addresses, as its own does on the host: Linux looks
@@ -140,6 +154,15 @@ impl NodeBuilder {
             chosen,
         };
         there.map(alias).collect()
+    }
+
+    /// The clocks by the labels that the nodes name them by.
+    pub(super) fn labelled_clocks(&self) -> impl Iterator<Item = (Label, &Clock)> {
+        let own = self.clocks.iter().enumerate();
+        let own = own.map(|(index, clock)| (self.clock_label(index), clock));
+        let below = self.child_clocks.iter().enumerate();
+        let below = below.map(|(number, (_, clock))| (child_clock(&self.label, number), clock));
+        own.chain(below)
     }
 
     fn clock_label(&self, index: usize) -> Label {
@@ -192,17 +215,6 @@ impl NodeBuilder {
         let names: Vec<String> = self.clocks.iter().map_while(|clock| clock.name.clone()).collect();
         with_names(node, "clock-names", &names, names.len())
     }
-}
-
-/// Whether a property in or below `node` refers to `label`.
-fn refers(node: &Node, label: &Label) -> bool {
-    let here = node.properties().iter().any(|property| match &property.value {
-        Value::Cells(cells) => {
-            cells.iter().any(|cell| matches!(cell, Cell::Ref(other) if other == label))
-        }
-        _ => false,
-    });
-    here || node.children().iter().any(|child| refers(child, label))
 }
 
 /// Adds the names of the first `count` entries of a list, as far as the host has names: a list may

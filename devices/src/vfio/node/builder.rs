@@ -9,6 +9,7 @@ use boot::fdt::{Cell, Label, Node, Property, Value, is_node_name};
 
 use super::alias::is_alias_name;
 use super::clock::Clock;
+use super::domain::NamedDomain;
 use super::options::{NodeError, NodeOptions};
 use super::path::join;
 use super::phandle_map::{HostDeviceNode, PhandleMap, phandle};
@@ -65,6 +66,10 @@ pub struct NodeBuilder {
     pub(super) ranges: Option<ChildRanges>,
     /// The clocks of nodes below, and those nodes' paths.
     pub(super) child_clocks: Vec<(String, Clock)>,
+    /// Its resets and power domains on the host, and those of nodes below.
+    pub(super) named: Vec<NamedDomain>,
+    /// Whether the device can be reset.
+    pub(super) can_reset: bool,
     pub(super) options: NodeOptions,
     pub(super) host: HostNode,
     /// Its name in sysfs.
@@ -99,7 +104,7 @@ impl NodeBuilder {
         let (ranges, children) = children(host, &reg, &mut copier)?;
         let clocks = copier.clocks(host, "");
         let properties = properties(host, &mut copier, !children.is_empty());
-        let NodeCopier { clocks: child_clocks, mut reasons, .. } = copier;
+        let NodeCopier { clocks: child_clocks, named, mut reasons, .. } = copier;
         for (property, reason) in NOT_GENERATED {
             reasons.note("", property, reason);
         }
@@ -118,6 +123,8 @@ impl NodeBuilder {
             aliases: phandles.aliases(&tree.path(host)),
             phandle: phandle(host),
             child_clocks,
+            named,
+            can_reset: true,
             options: NodeOptions::default(),
             host: host.clone(),
             device: name.to_owned(),
@@ -176,6 +183,11 @@ impl NodeBuilder {
             (named(path, index, clock), clock)
         });
         own.chain(below)
+    }
+
+    /// Says that the device can't be reset: a guest is offered none of its resets.
+    pub fn without_resets(&mut self) {
+        self.can_reset = false;
     }
 
     /// Sets a property, in its old place if it is there.

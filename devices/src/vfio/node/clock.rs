@@ -1,4 +1,4 @@
-//! The device's clocks, which a guest can't switch or scale: each is a `fixed-clock` to it.
+//! The device's clocks, which a guest can't switch or scale: each is a `fixed-clock` to it, or one by SCMI.
 
 use std::path::Path;
 
@@ -18,12 +18,23 @@ pub struct Clock {
     /// The reference to it where the guest has it as the host has: it is made by the device itself, or
     /// by another assigned device.
     pub reference: Option<Vec<Cell>>,
+    /// The host's clock that it is.
+    pub host: Option<HostClock>,
+}
+
+/// A clock of the host's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostClock {
+    /// What the host calls it, where the tree says.
+    pub name: Option<String>,
+    /// The path of the node that makes it.
+    pub provider: String,
 }
 
 impl Clock {
     /// A clock with this name and rate in Hz.
     pub fn new(name: Option<&str>, rate: Option<u32>) -> Self {
-        Self { name: name.map(str::to_owned), rate, reference: None }
+        Self { name: name.map(str::to_owned), rate, ..Self::default() }
     }
 
     /// Whether the guest can have it.
@@ -72,6 +83,8 @@ pub(super) fn clocks_of(
         };
         clock.reference = phandles.cells(reference);
         if clock.reference.is_none() {
+            let (name, provider) = (reference.clock_name(), tree.path(&reference.provider));
+            clock.host = Some(HostClock { name: name.unwrap_or_default(), provider });
             clock.rate = tree.clock_rate(reference, rates).unwrap_or_else(|error| {
                 log::warn!("a clock of {}: {error}", host.name());
                 None

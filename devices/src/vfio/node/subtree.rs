@@ -7,6 +7,7 @@ use boot::fdt::host::{HostNode, HostProperty, HostTree};
 use boot::fdt::{Cell, Label, Node, Value, is_property_name};
 
 use super::clock::{Clock, clocks_of};
+use super::domain::{DomainKind, NamedDomain};
 use super::path::join;
 use super::phandle_map::{PhandleMap, phandle};
 use super::property::{INTERRUPTS, Kind, kind};
@@ -26,6 +27,8 @@ pub(super) struct NodeCopier<'a> {
     pub(super) reasons: Reasons,
     /// The clocks of nodes below the device's, and those nodes' paths.
     pub(super) clocks: Vec<(String, Clock)>,
+    /// The resets and power domains of the host's that the nodes name.
+    pub(super) named: Vec<NamedDomain>,
 }
 
 /// The label of the clock of this number of a node below the device's.
@@ -41,8 +44,8 @@ impl<'a> NodeCopier<'a> {
         label: &'a Label,
         rates: &'a Path,
     ) -> Self {
-        let (reasons, clocks) = Default::default();
-        Self { tree, rates, label, phandles, reasons, clocks }
+        let (reasons, clocks, named) = Default::default();
+        Self { tree, rates, label, phandles, reasons, clocks, named }
     }
 
     /// The clocks of a node.
@@ -74,7 +77,7 @@ impl<'a> NodeCopier<'a> {
             // A line that the GPIO controller above holds: numbers without its phandle
             // (Documentation/devicetree/bindings/gpio/gpio.txt, "gpio-hog").
             Kind::References(..) if name == "gpios" && host.has("gpio-hog") => Ok(property.value()),
-            Kind::References(count, reason) => self.references(host, name, count, reason),
+            Kind::References(count, reason) => self.references(host, (path, name), count, reason),
             Kind::Groups(cells, reason) => self.groups(property, cells, reason),
             Kind::Phandles(reason) => self.phandles(property, reason, true),
             Kind::MaybePhandles(reason) => self.phandles(property, reason, false),
@@ -91,23 +94,39 @@ impl<'a> NodeCopier<'a> {
 
     /// A list of references with arguments, as many as the nodes' properties called `count` say.
     fn references(
-        &self,
+        &mut self,
         host: &HostNode,
-        name: &str,
+        (path, name): (&str, &str),
         count: &str,
         reason: &str,
     ) -> Result<Value, String> {
         let references =
             self.tree.references(host, name, Some(count)).map_err(|_| reason.to_owned())?;
         let mut cells = Vec::new();
-        for reference in references {
-            match reference {
-                None => cells.push(Cell::U32(0)),
-                Some(reference) => {
-                    let kept = self.phandles.cells(&reference);
-                    cells.extend(kept.ok_or_else(|| self.leads_to(&reference.provider, reason))?);
-                }
+        for (index, reference) in references.into_iter().enumerate() {
+            let Some(reference) = reference else {
+                cells.push(Cell::U32(0));
+                continue;
+            };
+            if let Some(kept) = self.phandles.cells(&reference) {
+                cells.extend(kept);
+                continue;
             }
+            let reason = self.leads_to(&reference.provider, reason);
+            let kind = DomainKind::of(path, name).ok_or_else(|| reason.clone())?;
+            let label = Label::new(format!("{}_{path}_{name}{index}", self.label));
+            // A property is looked at again for those that go with it.
+            if self.named.iter().all(|named| named.label != label) {
+                let provider = reference.provider.name().split('@').next().unwrap_or_default();
+                self.named.push(NamedDomain {
+                    kind,
+                    label: label.clone(),
+                    node: path.to_owned(),
+                    provider: provider.to_owned(),
+                    reason,
+                });
+            }
+            cells.push(Cell::Ref(label));
         }
         Ok(if cells.is_empty() { Value::Empty } else { Value::Cells(cells) })
     }
@@ -208,9 +227,9 @@ impl<'a> NodeCopier<'a> {
                 "interrupt-parent" | "interrupts" | "interrupt-names" if interrupts => {
                     self.own_interrupts(property)
                 }
-                "interrupts-extended" => {
-                    self.references(host, "interrupts-extended", "#interrupt-cells", "").ok()
-                }
+                "interrupts-extended" => self
+                    .references(host, (path, "interrupts-extended"), "#interrupt-cells", "")
+                    .ok(),
                 // What the device itself gets anew is the same for those below.
                 "#address-cells" | "#size-cells" | "compatible" | "dma-coherent" | "dma-ranges"
                 | "ranges" | "reg" | "reg-names" | "status" => Some(property.value()),

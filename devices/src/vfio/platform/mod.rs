@@ -23,6 +23,7 @@
 mod error;
 mod interrupts;
 mod nodes;
+mod reset;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,6 +32,7 @@ use boot::fdt::host::HostTree;
 
 pub use self::error::{InterruptHolder, PlatformError};
 pub use self::nodes::node_builders;
+use self::reset::Resetter;
 use super::assign::Assignment;
 use super::bindings::{self, Binding};
 use super::error_chain::chain;
@@ -38,14 +40,15 @@ use super::fd_limit;
 use super::host::HostDevice;
 use super::iommu::Iommu;
 use super::irq::AssignedIrq;
-use super::node::{GuestNodes, NodeBuilder, NodeOptions};
+use super::node::{GuestNodes, NodeBuilder, NodeOptions, ScmiIds};
 use super::quiesce::Quiesced;
-use super::region::{RegisterAccess, TrappedRegion, VfioRegion, host_page_size};
+use super::region::{TrappedRegion, VfioRegion, host_page_size};
 use super::uapi::DeviceCalls;
 use super::unbound::UnboundDevice;
 use crate::bus::MemorySlots;
 use crate::bus::SharedDevice;
 use crate::irq::{InterruptController, Spi};
+use crate::scmi::Reset;
 
 /// The most regions, and the most interrupts, of a device. The kernel's numbers are far below.
 const MAX_COUNT: u32 = 1024;
@@ -164,6 +167,9 @@ impl PlatformDevice {
         if let Some(binding) = binding {
             (binding.refine)(&mut builder);
         }
+        if !info.reset && binding.is_none() {
+            builder.without_resets();
+        }
         let node = |error| PlatformError::Node(name.to_owned(), error);
         builder.apply_options(&options.node).and_then(|()| builder.check()).map_err(node)?;
         Ok(Self {
@@ -211,19 +217,35 @@ impl PlatformDevice {
         &self.builder
     }
 
-    /// Its nodes in the guest, with `gpas` for its regions and `spis` for its interrupts.
+    /// Its nodes in the guest, with `gpas` for its regions, `spis` for its interrupts and, from `ids` on,
+    /// the numbers of what it has by SCMI.
     ///
     /// # Errors
     ///
     /// If there aren't as many as it has.
-    pub fn node(&self, gpas: &[u64], spis: &[Spi]) -> Result<GuestNodes, PlatformError> {
+    pub fn node(
+        &self,
+        gpas: &[u64],
+        spis: &[Spi],
+        ids: ScmiIds,
+    ) -> Result<GuestNodes, PlatformError> {
         self.check_count("regions", self.regions.len(), gpas.len())?;
         self.check_count("interrupts", self.irqs.len(), spis.len())?;
         let regions: Vec<_> =
             gpas.iter().zip(&self.regions).map(|(gpa, region)| (*gpa, region.size())).collect();
         let irqs: Vec<_> =
             spis.iter().zip(&self.irqs).map(|(spi, irq)| (*spi, irq.trigger())).collect();
-        Ok(self.builder.build(&regions, &irqs))
+        Ok(self.builder.build_with(&regions, &irqs, ids))
+    }
+
+    /// What resets it for a guest.
+    pub fn resetter(&self) -> Arc<dyn Reset> {
+        Arc::new(Resetter {
+            calls: self.calls.clone(),
+            reset: self.reset,
+            regions: self.regions.clone(),
+            binding: self.binding,
+        })
     }
 
     /// Stops the device's DMA and interrupts.
@@ -237,9 +259,7 @@ impl PlatformDevice {
         }
         let mut quiesced = Quiesced::Unsupported;
         if let Some(binding) = self.binding {
-            let regions: Vec<&dyn RegisterAccess> =
-                self.regions.iter().map(|region| &**region as &dyn RegisterAccess).collect();
-            (binding.quiesce)(&regions)
+            reset::quiesce(binding, &self.regions)
                 .map_err(|error| PlatformError::Quiesce(self.name.clone(), error))?;
             quiesced = Quiesced::ByBinding(binding.name);
         }

@@ -171,7 +171,8 @@ fn a_node_that_cannot_be_made_is_an_error_with_the_option_that_mends_it() {
     let node = NodeOptions { clock_rates: vec![("core".into(), 7)], ..Default::default() };
     let options = PlatformDeviceOptions { node, ..Default::default() };
     let device = PlatformDevice::new("1.dev", Arc::new(fake()), builder, options, PAGE).unwrap();
-    let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
+    let nodes =
+        device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)], ScmiIds::default()).unwrap();
     assert_eq!(nodes.clocks.len(), 1);
 }
 
@@ -183,14 +184,16 @@ fn another_compatible_for_the_guest_leaves_the_binding() {
     let device =
         PlatformDevice::new("1.dev", calls.clone(), builder("arm,pl330"), options, PAGE).unwrap();
     assert_eq!(device.binding().map(|binding| binding.name), Some("PL330"));
-    let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
+    let nodes =
+        device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)], ScmiIds::default()).unwrap();
     assert_eq!(nodes.device.get("compatible"), Some(&Value::Strings(vec!["vendor,mine".into()])));
 }
 
 #[test]
 fn the_node_has_what_vfio_has() {
     let device = open(&Arc::new(fake()), "vendor,device");
-    let nodes = device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)]).unwrap();
+    let nodes =
+        device.node(&[0xc00_0000, 0xc01_0000], &[Spi(40), Spi(41)], ScmiIds::default()).unwrap();
     assert_eq!(nodes.device.name(), "device@c000000");
     let interrupts: Vec<_> = [0, 40, 4, 0, 41, 1].map(boot::fdt::Cell::U32).into();
     assert_eq!(nodes.device.get("interrupts"), Some(&Value::Cells(interrupts)));
@@ -209,7 +212,7 @@ fn addresses_and_interrupts_that_do_not_fit_are_refused() {
     let gic = Gic::default();
     assert!(device.connect_irqs(&gic, &[Spi(1)]).is_err());
     assert!(gic.0.lock().unwrap().is_empty());
-    assert!(device.node(&[0, 0], &[]).is_err());
+    assert!(device.node(&[0, 0], &[], ScmiIds::default()).is_err());
 }
 
 #[test]

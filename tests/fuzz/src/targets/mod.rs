@@ -1,6 +1,6 @@
 //! A target in each.
 //!
-//! There will be more: packets of the GDB protocol, requests at the control socket, SCMI messages.
+//! There will be more: packets of the GDB protocol, requests at the control socket.
 
 pub mod command_line;
 pub mod console_clients;
@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod overlay;
 pub mod pci;
 pub mod platform_devices;
+pub mod scmi;
 pub mod vfio_user;
 pub mod vhost_user;
 pub mod virtio_pci;

@@ -1,6 +1,7 @@
 //! `strait check`: what this host has and lacks for device assignment. Nothing is changed.
 
 mod backends;
+mod clocks;
 mod diagnosis;
 mod drivers;
 mod finding;
@@ -70,6 +71,7 @@ pub fn run(options: &CheckOptions) -> Result<u8, Error> {
     let memory = options.memory;
     let mut findings = kvm::findings(Ram { base: memory.base, size: memory.size.bytes() });
     findings.extend(vfio::findings(&system, &confined)?);
+    findings.extend(clocks::findings(&system, &confined));
     findings.extend(memory::findings(&system, memory));
     findings.extend(limits::findings(memory));
     findings.extend(sandbox::findings(&system));

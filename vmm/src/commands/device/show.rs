@@ -1,10 +1,11 @@
 //! `strait device show`.
 
 use std::fmt::{self, Display, Formatter};
+use std::path::Path;
 use std::sync::Arc;
 
 use arch::RamPages;
-use boot::fdt::host::{HostNode, HostTree};
+use boot::fdt::host::{ClockStates, HostNode, HostTree, SYSTEM_CLOCKS};
 use boot::fdt::{self, Node};
 use boot::layout::Ram;
 use devices::vfio::assign::{self, DeviceRef};
@@ -22,6 +23,7 @@ use crate::allocator::Allocator;
 use crate::assigned::{AssignedDevices, Selection};
 use crate::cli::VfioPlatformOptions;
 use crate::error::Error;
+use crate::host_clocks::{self, DeviceClock, KEEP_ON};
 
 /// The RAM of the guest for which the node is planned: as little as there can be.
 const RAM: Ram = Ram { base: arch::layout::RAM_START, size: 2 << 20 };
@@ -42,6 +44,9 @@ pub struct Details {
     iommu: Option<IommuDetails>,
     /// The device's own accesses are coherent with the caches, by its node.
     dma_coherent: Option<bool>,
+    /// The host's clocks that its node names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    clocks: Vec<DeviceClock>,
     /// Its node in the host's device tree, as source.
     host_node: Option<String>,
     /// Its node in a guest, as source.
@@ -85,6 +90,7 @@ impl Details {
             function: None,
             vfio: None,
             iommu: None,
+            clocks: node.as_ref().map(clocks).unwrap_or_default(),
             dma_coherent: node.as_ref().map(|node| node.has("dma-coherent")),
             host_node: node.as_ref().map(|node| fdt::subtree_to_dts(&copy(node))),
             guest_node: None,
@@ -165,6 +171,14 @@ impl Display for Details {
             let whether = if coherent { "is" } else { "isn't" };
             writeln!(f, "the device {whether} dma-coherent")?;
         }
+        for DeviceClock { name, host, rate, on } in &self.clocks {
+            let host = host.iter().map(|host| format!(", {host} on the host")).collect::<String>();
+            let rate = rate.iter().map(|rate| format!(", {rate} Hz")).collect::<String>();
+            writeln!(f, "clock {name}{host}{rate}: {}", host_clocks::state(*on))?;
+        }
+        if self.clocks.iter().any(|clock| clock.on == Some(false)) {
+            writeln!(f, "  help: {KEEP_ON}")?;
+        }
         for (whose, node) in [("on the host", &self.host_node), ("in a guest", &self.guest_node)] {
             node.iter().try_for_each(|node| writeln!(f, "\nnode {whose}:\n{}", node.trim_end()))?;
         }
@@ -208,6 +222,12 @@ fn host_node(device: &HostDevice) -> Option<HostNode> {
     let directory = device.of_node().ok().flatten()?;
     let node = HostTree::system().and_then(|tree| tree.node(&directory));
     node.inspect_err(|e| log::warn!("{}: {e}", device.name())).ok()
+}
+
+/// The host's clocks that a node names.
+fn clocks(node: &HostNode) -> Vec<DeviceClock> {
+    let states = || ClockStates::read(Path::new(SYSTEM_CLOCKS));
+    HostTree::system().map(|tree| DeviceClock::of(&tree, node, &states())).unwrap_or_default()
 }
 
 /// A node of the host's, its properties as what they most likely are. How deep children are followed is

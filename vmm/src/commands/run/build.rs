@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arch::gic::{self, Gic, Version};
-use arch::{BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, RamPages, Vcpu, Vm, layout};
+use arch::{
+    BootRegisters, CpuFeatures, GuestRam, HugePagesDisabled, RamPages, Vcpu, Vm, layout, smccc,
+};
 use boot::fdt::{self, Node, overlay};
 use boot::initrd::Initrd;
 use boot::kernel::Kernel;
@@ -24,7 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::alarm::AlarmClock;
 use crate::assigned::AssignedDevices;
-use crate::cli::{GicVersion, ItsChoice, SerialKind};
+use crate::cli::{GicVersion, ItsChoice, RunOptions, SerialKind};
 use crate::console::{ConsoleBackend, InputSource};
 use crate::error::Error;
 use crate::flash::FlashPlan;
@@ -34,6 +36,7 @@ use crate::plan::describe::KvmFacts;
 use crate::plan::{MachinePlan, Opened};
 use crate::populate;
 use crate::power_button::PowerButton;
+use crate::scmi;
 use crate::tree::{self, Seed};
 use crate::waker::Waker;
 
@@ -243,6 +246,20 @@ pub fn connect_console(
     Ok(console.into_input(port, drained))
 }
 
+/// Gives the assigned devices what they can have by SCMI.
+///
+/// # Errors
+///
+/// As from [`scmi::offer`].
+pub fn firmware(options: &RunOptions, opened: &mut Opened, vm: &Vm) -> Result<(), Error> {
+    if options.vfio_platform.is_empty() {
+        return Ok(());
+    }
+    let Opened { assigned, kernel, .. } = opened;
+    let forward = || Ok(vm.forward_call(smccc::SCMI)?);
+    scmi::offer(assigned, &options.vfio_platform, kernel.as_ref(), forward)
+}
+
 /// Describes the machine, and has the overlays applied.
 ///
 /// # Errors
@@ -275,6 +292,7 @@ pub fn tree(
         power_button: plan.grace.is_some(),
         assigned: assigned.nodes(),
         clocks: assigned.clocks(),
+        firmware: assigned.firmware_nodes().collect(),
         aliases: &assigned.aliases,
         pci: parts.pci.as_ref().map(|pci| pci_host::node(pci, &slots, parts.messages())),
         seed,

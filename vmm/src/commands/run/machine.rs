@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use arch::gic::Gic;
-use arch::{GuestRam, Vcpu, Vm};
+use arch::{GuestRam, Vcpu, Vm, layout};
 use devices::bus::Bus;
 use devices::gicv2m;
 use devices::irq::MsiRouter;
 use devices::pci::HostBridge;
+use devices::scmi::Scmi;
 use vm_memory::GuestMemoryMmap;
 
 use super::build::VmParts;
@@ -30,6 +31,7 @@ use crate::virtio::{VirtioBackends, VirtioDevices};
 pub struct Machine {
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
+    scmi: Option<Arc<Scmi>>,
     memory: GuestMemoryMmap,
     flash: Option<Flash>,
     bridge: Option<Arc<HostBridge>>,
@@ -93,6 +95,10 @@ impl Machine {
             })?;
             bridge = Some(pci_host::attach(apertures, functions, &virtio, &gic, &mut bus)?);
         }
+        let scmi = assigned.scmi.clone();
+        if let Some(scmi) = &scmi {
+            bus.add("SCMI", layout::SCMI, scmi.clone())?;
+        }
         if let Some(frame) = frame {
             bus.add(
                 "GICv2m frame",
@@ -108,7 +114,7 @@ impl Machine {
             memory = flash.with(&memory)?;
         }
         let bus = Arc::new(bus);
-        Ok(Self { vcpus, bus, memory, flash, bridge, virtio, assigned, irqfds, gic, vm })
+        Ok(Self { vcpus, bus, scmi, memory, flash, bridge, virtio, assigned, irqfds, gic, vm })
     }
 
     /// The VM.
@@ -168,6 +174,7 @@ impl Machine {
             self.bus.clone(),
             self.memory.clone(),
             self.bridge.clone(),
+            self.scmi.clone(),
             sources.waker.clone(),
             recorder.clone(),
             restart.is_some(),
@@ -212,7 +219,7 @@ impl Machine {
     /// Releases the assigned devices.
     pub fn release(self) {
         // They hold what traps of the devices.
-        drop((self.bus, self.bridge));
+        drop((self.bus, self.bridge, self.scmi));
         self.flash.iter().for_each(Flash::finish);
         self.virtio.release();
         self.assigned.release();

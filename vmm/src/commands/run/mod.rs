@@ -87,8 +87,9 @@ fn run_guest(
     signals: &mut Signals,
 ) -> Result<ExitReason, Error> {
     let VmmResources { backends, statistics, report } = resources;
-    let (plan, opened) = plan::resolve(options, backends)?;
+    let (plan, mut opened) = plan::resolve(options, backends)?;
     let parts = build::vm(&plan)?;
+    build::firmware(options, &mut opened, &parts.vm)?;
     // Never dropped: that takes as long as opening the kernel, and the process ends with the run.
     let seed = build::seed()?;
     let tree = build::tree(&plan, &opened, &parts, &seed).map(ManuallyDrop::new)?;

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use arch::exit::Exit;
 use arch::load_store::Kind;
-use arch::{ImmediateExit, Vcpu};
+use arch::{ImmediateExit, Vcpu, smccc};
 use devices::bus::{Action, Bus};
 use devices::pci::HostBridge;
+use devices::scmi::Scmi;
 use devices::sync::lock;
 use devices::vfio::remedy;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -149,6 +150,7 @@ pub struct VcpuContext {
     bus: Arc<Bus>,
     memory: GuestMemoryMmap,
     bridge: Option<Arc<HostBridge>>,
+    scmi: Option<Arc<Scmi>>,
     waker: Arc<Waker>,
     recorder: Option<Arc<Recorder>>,
     /// A guest that asks for a reset may begin anew.
@@ -160,17 +162,19 @@ pub struct VcpuContext {
 }
 
 impl VcpuContext {
-    /// For vCPUs with this bus, RAM and, if there is one, PCI host bridge, whose guest may begin anew or not.
+    /// For vCPUs with this bus, RAM and, if there are any, PCI host bridge and SCMI, whose guest may begin
+    /// anew or not.
     pub fn new(
         bus: Arc<Bus>,
         memory: GuestMemoryMmap,
         bridge: Option<Arc<HostBridge>>,
+        scmi: Option<Arc<Scmi>>,
         waker: Arc<Waker>,
         recorder: Option<Arc<Recorder>>,
         restarts: bool,
     ) -> Self {
         let (hold, exit_reason) = Default::default();
-        Self { bus, memory, bridge, waker, recorder, restarts, hold, exit_reason }
+        Self { bus, memory, bridge, scmi, waker, recorder, restarts, hold, exit_reason }
     }
 
     /// Why a vCPU ended the run, if one did; once.
@@ -201,6 +205,11 @@ impl VcpuContext {
                 Ok(Exit::Undecodable) => {
                     Exits::count(&exits.undecodable);
                     self.handle_undecodable(vcpu).unwrap_or_else(|e| Some(run_failed(index, &e)))
+                }
+                Ok(Exit::Call { .. }) => {
+                    Exits::count(&exits.call);
+                    let answered = vcpu.set_register(0, self.answer_call());
+                    answered.err().map(|e| run_failed(index, &e))
                 }
                 Ok(Exit::MemoryFault { gpa }) => self.trap_functions(gpa, &mut faults),
                 Ok(exit) => {
@@ -247,6 +256,13 @@ impl VcpuContext {
         }
         vcpu.complete(&access)?;
         Ok(reason)
+    }
+
+    /// Answers a call of the guest's: none but SCMI's is forwarded.
+    #[cold]
+    fn answer_call(&self) -> u64 {
+        let answered = self.scmi.as_ref().is_some_and(|scmi| scmi.ring());
+        if answered { smccc::SUCCESS } else { smccc::NOT_SUPPORTED }
     }
 
     /// Writes to a device.

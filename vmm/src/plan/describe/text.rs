@@ -8,7 +8,7 @@ use devices::vfio::node::PropertyReport;
 
 use super::{
     Area, Description, Device, DeviceInterrupt, Interrupt, KvmFacts, MessageSpis, PciFunction,
-    PciHost, Region, VirtioFunction,
+    PciHost, Region, ScmiClock, ScmiDescription, VirtioFunction,
 };
 use crate::assigned::{Obstacle, unbound_note};
 use crate::cli::Size;
@@ -50,6 +50,7 @@ impl Display for Description {
             writeln!(f, "  {what}")?;
             help.iter().try_for_each(|help| writeln!(f, "    help: {help}"))?;
         }
+        self.scmi.iter().try_for_each(|scmi| write!(f, "\n{scmi}"))?;
         self.devices.iter().try_for_each(|device| write!(f, "\n{device}"))?;
         self.pci.iter().try_for_each(|host| write!(f, "\n{host}"))?;
         write!(f, "\ndevice tree:\n{}", self.device_tree)
@@ -83,6 +84,21 @@ fn signalling(trigger: Trigger) -> &'static str {
     match trigger {
         Trigger::Edge => "edge",
         Trigger::Level => "level, resampled",
+    }
+}
+
+impl Display for ScmiDescription {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "SCMI:")?;
+        for (number, ScmiClock { of, rate, off, .. }) in self.clocks.iter().enumerate() {
+            let off = if *off { ", off" } else { "" };
+            writeln!(f, "  clock {number}: {of}, {rate} Hz{off}")?;
+        }
+        for (what, names) in [("reset", &self.resets), ("power domain", &self.power_domains)] {
+            let mut numbered = names.iter().enumerate();
+            numbered.try_for_each(|(number, name)| writeln!(f, "  {what} {number}: {name}"))?;
+        }
+        Ok(())
     }
 }
 

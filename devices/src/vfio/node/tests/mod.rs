@@ -1,6 +1,7 @@
 mod below;
 mod clocks;
 mod device;
+mod firmware;
 mod options;
 mod reach;
 mod together;
