@@ -9,9 +9,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use boot::layout::Ram;
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_VFIO_FILE,
-    KVM_DEV_VFIO_FILE_ADD, KVM_MEM_READONLY, KvmIrqRouting, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap, kvm_irq_routing_entry,
-    kvm_userspace_memory_region,
+    KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, KVM_MEM_READONLY, KvmIrqRouting,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, DeviceFd, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -311,14 +311,20 @@ impl Vm {
                 none.insert(created)
             }
         };
-        let fd: i32 = file.as_raw_fd();
-        let attr = kvm_device_attr {
-            group: KVM_DEV_VFIO_FILE,
-            attr: u64::from(KVM_DEV_VFIO_FILE_ADD),
-            addr: (&raw const fd).addr() as u64,
-            flags: 0,
-        };
-        device.set_device_attr(&attr).map_err(|e| Error::kvm("take a file of VFIO", e))
+        let set = set_vfio_file(device, KVM_DEV_VFIO_FILE_ADD, file);
+        set.map_err(|e| Error::kvm("take a file of VFIO", e))
+    }
+
+    /// Tells KVM that a VFIO group or device isn't in the VM's use any more; KVM has it open until then.
+    ///
+    /// # Errors
+    ///
+    /// KVM doesn't have it.
+    pub fn remove_vfio_file(&self, file: BorrowedFd<'_>) -> Result<(), Error> {
+        let vfio = self.vfio.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(device) = &*vfio else { return Ok(()) };
+        let set = set_vfio_file(device, KVM_DEV_VFIO_FILE_DEL, file);
+        set.map_err(|e| Error::kvm("give a file of VFIO back", e))
     }
 
     pub(crate) fn fd(&self) -> &VmFd {
@@ -331,6 +337,21 @@ impl Vm {
         let ret = unsafe { ioctl_with_mut_ref(&self.fd, KVM_CREATE_DEVICE(), device) };
         ret == 0
     }
+}
+
+/// Adds a file to KVM's VFIO device, or removes it.
+fn set_vfio_file(
+    device: &DeviceFd,
+    attribute: u32,
+    file: BorrowedFd<'_>,
+) -> Result<(), kvm_ioctls::Error> {
+    let fd: i32 = file.as_raw_fd();
+    device.set_device_attr(&kvm_device_attr {
+        group: KVM_DEV_VFIO_FILE,
+        attr: u64::from(attribute),
+        addr: (&raw const fd).addr() as u64,
+        flags: 0,
+    })
 }
 
 impl AsRawFd for Vm {

@@ -15,6 +15,7 @@ use crate::console::{Clients, Monitor, Progress, StandardInput};
 use crate::console_timeout::ConsoleTimeout;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
+use crate::function_loss::FunctionLosses;
 use crate::limits::UnpinnedMemory;
 use crate::notify::Notifier;
 use crate::output;
@@ -40,6 +41,8 @@ pub struct Sources<'a> {
     pub input: Option<(StandardInput, EventFd)>,
     /// Consoles whose clients come and go.
     pub clients: Vec<Clients>,
+    /// What takes PCI functions from the guest that the host takes back.
+    pub losses: Option<FunctionLosses>,
     /// The RTC, which may ask for alarms.
     pub clock: AlarmClock,
     /// What a first SIGTERM does instead of ending the run.
@@ -88,8 +91,12 @@ pub fn run<'a>(
     let (mut console_timeout, mut memory) = (sources.console_timeout.take(), sources.memory.take());
     let mut manager = EventManager::<Box<dyn MutEventSubscriber + '_>>::new().map_err(failed)?;
     let clients = std::mem::take(&mut sources.clients);
+    let losses = sources.losses.take();
     let handler = EventHandler { sources, timer, recorder, steering, stop: stop.clone() };
     manager.add_subscriber(Box::new(handler));
+    if let Some(losses) = losses {
+        manager.add_subscriber(Box::new(losses));
+    }
     for clients in clients {
         manager.add_subscriber(Box::new(clients));
     }

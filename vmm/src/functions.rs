@@ -13,9 +13,10 @@ use devices::pci::{Bdf, Function, InterruptPin, Intx, Slot, SlotAllocator, SlotE
 use devices::stop;
 use devices::sync;
 use devices::vfio::host::{InterruptEntry, InterruptTable};
-use devices::vfio::pci::{Attachment, InUse, PciFunction};
+use devices::vfio::pci::{Attachment, InUse, Loss, PciFunction, RemovableFunction};
 use devices::vfio::quiesce::Quiesced;
 use serde::Serialize;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::allocator::Allocator;
 use crate::error::Error;
@@ -23,6 +24,9 @@ use crate::interrupts::interrupt_table;
 
 /// How many times, a millisecond apart, statistics try to lock a function that a vCPU holds.
 const LOCK_ATTEMPTS: u32 = 100;
+
+/// How many descriptors tell of the loss of a function: one for each kind.
+const LOSS_EVENTS: u64 = 2;
 
 /// A function that is open, before it has its slot.
 pub struct OpenFunction {
@@ -32,6 +36,8 @@ pub struct OpenFunction {
     pub function: PciFunction,
     /// The address that is asked for, if any.
     pub address: Option<Bdf>,
+    /// It is the host's, and no server's.
+    pub is_of_host: bool,
 }
 
 /// A function in its slot of the guest's bus.
@@ -40,7 +46,8 @@ pub struct AssignedFunction {
     pub name: String,
     /// Its slot.
     pub slot: Slot,
-    function: Arc<Mutex<PciFunction>>,
+    function: Arc<Mutex<RemovableFunction>>,
+    is_of_host: bool,
 }
 
 /// The functions, in the order function; a clone refers to the same functions.
@@ -62,9 +69,10 @@ impl Functions {
         for OpenFunction { name, address, .. } in &open {
             reserve(name, *address, slots)?;
         }
-        let place = |OpenFunction { name, function, address }| {
+        let place = |OpenFunction { name, function, address, is_of_host }| {
             let slot = allocate(&name, address, function.pin(), slots, allocator)?;
-            Ok(AssignedFunction { name, slot, function: Arc::new(Mutex::new(function)) })
+            let function = Arc::new(Mutex::new(function.into()));
+            Ok(AssignedFunction { name, slot, function, is_of_host })
         };
         open.into_iter().map(place).collect::<Result<_, Error>>().map(Self)
     }
@@ -74,9 +82,15 @@ impl Functions {
         self.0.is_empty()
     }
 
-    /// The number of descriptors that they can take while the guest runs: one for each vector.
+    /// The number of descriptors that they can take while the guest runs: one for each vector, and those that
+    /// tell of the loss of a function of the host.
     pub fn max_descriptors(&self) -> u64 {
-        self.iter().map(|function| u64::from(function.lock().interrupts().max_eventfds())).sum()
+        let vectors = |function: &PciFunction| u64::from(function.interrupts().max_eventfds());
+        let descriptors = |function: &AssignedFunction| {
+            let losses = if function.is_of_host { LOSS_EVENTS } else { 0 };
+            function.lock().get().map_or(0, vectors).saturating_add(losses)
+        };
+        self.iter().map(descriptors).sum()
     }
 
     /// Each of them.
@@ -92,8 +106,8 @@ impl Functions {
     pub fn quiesce(&self) -> Result<(), Error> {
         self.iter().try_for_each(|function| {
             stop::check()?;
-            let quiesced = function.lock().quiesce()?;
-            function.log(quiesced);
+            let quiesced = function.lock().get_mut().map(PciFunction::quiesce).transpose()?;
+            quiesced.into_iter().for_each(|quiesced| function.log(quiesced));
             Ok(())
         })
     }
@@ -115,15 +129,19 @@ impl Functions {
         for function in self.iter() {
             let router = takes_messages.then(|| irqfds.clone() as Arc<dyn MsiRouter>);
             let attachment = Attachment { slot: function.slot, slots: irqfds.clone(), router };
-            // SAFETY: the caller lets no vCPU outlive the function.
-            unsafe { function.lock().attach(attachment, &**irqfds)? };
+            let mut function = function.lock();
+            let Some(function) = function.get_mut() else { continue };
+            // SAFETY: the caller lets no vCPU outlive the function, or it is taken back.
+            unsafe { function.attach(attachment, &**irqfds)? };
         }
         Ok(())
     }
 
     /// Arms their interrupt lines: the last step before the guest runs.
     pub fn arm(&self) {
-        self.iter().for_each(|function| function.lock().arm());
+        self.iter().for_each(|function| {
+            function.lock().get_mut().into_iter().for_each(PciFunction::arm);
+        });
     }
 
     /// Makes them as they were when the guest got them; they are to be [armed](Self::arm) again.
@@ -133,15 +151,19 @@ impl Functions {
     /// One does not stop.
     #[cold]
     pub fn restart(&self, gic: &dyn InterruptController) -> Result<(), Error> {
-        self.iter().try_for_each(|function| Ok(function.lock().restart(gic, function.slot.intx)?))
+        self.iter().try_for_each(|function| match function.lock().get_mut() {
+            Some(opened) => Ok(opened.restart(gic, function.slot.intx)?),
+            None => Ok(()),
+        })
     }
 
     /// Takes them back; no vCPU runs any more.
     pub fn release(&self) {
         for function in self.iter() {
-            let released = function.lock().release();
-            match released {
-                Ok(quiesced) => function.log(quiesced),
+            let released = function.lock().get_mut().map(PciFunction::release);
+            match released.transpose() {
+                Ok(None) => {}
+                Ok(Some(quiesced)) => function.log(quiesced),
                 // The IOMMU keeps it from all memory from here on, so the run's result stands.
                 Err(error) => log::error!("{}", Error::from(error).log_text()),
             }
@@ -152,16 +174,18 @@ impl Functions {
     pub fn ids(&self) -> Vec<(String, String)> {
         let ids = |function: &AssignedFunction| {
             let opened = function.lock();
-            let config = opened.snapshot();
+            let config = opened.get()?.snapshot();
             let (vendor, device, class) = (config.u16(0), config.u16(2), config.u32(8) >> 8);
-            (function.name.clone(), format!("{vendor:04x}:{device:04x}, class {class:06x}"))
+            Some((function.name.clone(), format!("{vendor:04x}:{device:04x}, class {class:06x}")))
         };
-        self.iter().map(ids).collect()
+        self.iter().filter_map(ids).collect()
     }
 
     /// Whether the guest has ever enabled the function of this name.
     pub fn has_been_enabled(&self, name: &str) -> bool {
-        self.iter().any(|function| function.name == name && function.lock().has_been_enabled())
+        let enabled =
+            |function: &RemovableFunction| function.get().is_none_or(PciFunction::has_been_enabled);
+        self.iter().any(|function| function.name == name && enabled(&function.lock()))
     }
 
     /// Their interrupts, for statistics.
@@ -201,7 +225,7 @@ pub struct FunctionInterrupts {
 
 impl AssignedFunction {
     /// The function itself.
-    pub fn lock(&self) -> MutexGuard<'_, PciFunction> {
+    pub fn lock(&self) -> MutexGuard<'_, RemovableFunction> {
         sync::lock(&self.function)
     }
 
@@ -210,14 +234,24 @@ impl AssignedFunction {
         self.function.clone()
     }
 
+    /// What tells that the host takes it back; nothing for one of a server.
+    pub fn watch_loss(&self) -> Vec<(Loss, EventFd)> {
+        if !self.is_of_host {
+            return Vec::new();
+        }
+        self.lock().get().map(PciFunction::watch_loss).unwrap_or_default()
+    }
+
     /// The kind of interrupt that the guest uses; `None` if a vCPU holds the function: the event loop,
     /// which calls this, waits for no server.
     fn try_in_use(&self) -> Option<InUse> {
+        let in_use =
+            |function: &RemovableFunction| function.get().map_or(InUse::None, PciFunction::in_use);
         for _ in 0..LOCK_ATTEMPTS {
             match self.function.try_lock() {
-                Ok(function) => return Some(function.in_use()),
+                Ok(function) => return Some(in_use(&function)),
                 Err(TryLockError::Poisoned(function)) => {
-                    return Some(function.into_inner().in_use());
+                    return Some(in_use(&function.into_inner()));
                 }
                 Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
             }

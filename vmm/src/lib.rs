@@ -26,6 +26,7 @@ mod error;
 mod events;
 mod exit_reason;
 mod flash;
+mod function_loss;
 mod functions;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -43,7 +43,8 @@ impl VfioUserDevices {
                         Error::chain(&error).help(format!("{show} tells what its server offers"))
                     })?;
             devices.0.push((name.clone(), device));
-            functions.push(OpenFunction { name, function, address: options.function.address });
+            let address = options.function.address;
+            functions.push(OpenFunction { name, function, address, is_of_host: false });
         }
         Ok(devices)
     }

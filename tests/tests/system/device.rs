@@ -270,7 +270,14 @@ fn a_device_in_use_is_not_unbound() -> TestResult {
         let tested = host.run(&format!("strait device test {name}"))?;
         assert!(tested.status == 1 && tested.errors.contains("another process uses"));
         guest.sh("true")?;
-        assert_eq!(guest.power_off()?, 0);
+        // Around strait the host waits for the end of the run.
+        let unbind = format!("echo {name} >/sys/bus/amba/drivers/vfio-amba/unbind");
+        let waiting = host.start(&format!("{unbind}; echo unbound"))?;
+        host.until(&format!("[ ! -e /sys/bus/amba/drivers/vfio-amba/{name} ]"))?;
+        guest.sh("true")?;
+        assert!(!waiting.output().contains("unbound"));
+        assert_eq!((guest.power_off()?, waiting.exit_status()?), (0, 0));
+        host.sh(&format!("strait device bind {name}"))?;
     }
     host.sh(&format!("strait device unbind {name}"))?;
     assert_eq!(host.driver(name)?.as_deref(), Some("dma-pl330"));

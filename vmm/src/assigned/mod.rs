@@ -350,7 +350,8 @@ fn open_functions(
             }
             _ => PciFunction::open(Arc::new(UnboundDevice::pci(device)?), name, options_of, page)?,
         };
-        Ok(OpenFunction { name: name.to_owned(), function, address: options.function.address })
+        let address = options.function.address;
+        Ok(OpenFunction { name: name.to_owned(), function, address, is_of_host: true })
     });
     opened.collect()
 }

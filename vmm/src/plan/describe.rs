@@ -253,11 +253,13 @@ impl PciHost {
                 what: device.what.clone(),
             }
         });
-        let functions = opened.assigned.functions.iter().map(|function| PciFunction {
-            address: function.slot.bdf.to_string(),
-            name: function.name.clone(),
-            intx: function.slot.intx.map(|intx| intx.spi.0),
-            details: FunctionDetails::of_function(&function.lock()),
+        let functions = opened.assigned.functions.iter().filter_map(|function| {
+            Some(PciFunction {
+                address: function.slot.bdf.to_string(),
+                name: function.name.clone(),
+                intx: function.slot.intx.map(|intx| intx.spi.0),
+                details: FunctionDetails::of_function(function.lock().get()?),
+            })
         });
         let without_messages = kvm.without_messages.clone();
         let messages = kvm.message_spis.as_ref().map(|spis| MessageSpis {

@@ -59,9 +59,12 @@ impl ContainerBackend {
             .map_err(|source| AssignError::OpenDevice { name: name(), source })
     }
 
-    /// The attached groups.
-    pub(super) fn files(&self) -> Vec<BorrowedFd<'_>> {
-        self.groups.iter().map(|(_, group)| group.as_fd()).collect()
+    /// Calls `each` with the files of the attached groups.
+    pub(super) fn with_files<E>(
+        &self,
+        each: impl FnMut(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.groups.iter().map(|(_, group)| group.as_fd()).try_for_each(each)
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::release;
+use crate::sync;
 
 use super::super::assign::{AssignError, Assignment};
 use super::super::host::{Host, HostDevice};
@@ -15,8 +16,22 @@ use super::IommuOptions;
 /// An IOAS and its devices.
 pub(super) struct IommufdBackend {
     // Dropped before the IOAS: it can't be destroyed while devices are attached.
-    devices: Vec<Attached>,
+    devices: Arc<AttachedDevices>,
     ioas: Ioas,
+}
+
+/// The devices that are attached to an IOAS, in the order given. The host may take back one at any time.
+#[derive(Default)]
+pub(super) struct AttachedDevices(Mutex<Vec<Attached>>);
+
+impl AttachedDevices {
+    /// Detaches a device, once `closing` has been called with its file. Nothing if there is no such device.
+    pub(super) fn detach(&self, name: &str, closing: impl FnOnce(BorrowedFd<'_>)) {
+        let mut devices = sync::lock(&self.0);
+        if let Some(index) = devices.iter().position(|attached| attached.device.name() == name) {
+            closing(devices.remove(index).file.as_fd());
+        }
+    }
 }
 
 /// An attached device, detached when dropped even if another process has its file open.
@@ -42,18 +57,18 @@ impl IommufdBackend {
             }
         };
         let ioas = Ioas::new(iommufd).map_err(AssignError::Setup)?;
-        let mut backend = Self { devices: Vec::new(), ioas };
+        let backend = Self { devices: Arc::default(), ioas };
         for assignment in assignments {
             IoctlError::check_stop("VFIO_DEVICE_BIND_IOMMUFD").map_err(AssignError::Setup)?;
             let attached = backend.attach(host, assignment)?;
-            backend.devices.push(attached);
+            sync::lock(&backend.devices.0).push(attached);
         }
         Ok(backend)
     }
 
     fn attach(&self, host: &Host, assignment: &Assignment) -> Result<Attached, AssignError> {
         let (file, path) = open(host, assignment)?;
-        let ours = self.devices.iter().any(|attached| attached.group == assignment.group);
+        let ours = sync::lock(&self.devices.0).iter().any(|one| one.group == assignment.group);
         // A group of which this process has a device can't be in use by another one.
         let in_use = || if ours { Some(false) } else { host.group_in_use(assignment.group) };
         let is_held = |bound: &Result<(), IoctlError>| {
@@ -78,16 +93,24 @@ impl IommufdBackend {
 
     /// The file of an attached device.
     pub(super) fn device(&self, assignment: &Assignment) -> Result<Arc<DeviceFile>, AssignError> {
-        let mut devices = self.devices.iter();
-        let found = devices.find(|attached| attached.device == assignment.device);
+        let devices = sync::lock(&self.devices.0);
+        let found = devices.iter().find(|attached| attached.device == assignment.device);
         found
             .map(|attached| attached.file.clone())
             .ok_or_else(|| AssignError::NoGroup { name: assignment.name().to_owned() })
     }
 
     /// The attached devices.
-    pub(super) fn files(&self) -> Vec<BorrowedFd<'_>> {
-        self.devices.iter().map(|attached| attached.file.as_fd()).collect()
+    pub(super) fn devices(&self) -> &Arc<AttachedDevices> {
+        &self.devices
+    }
+
+    /// Calls `each` with the files of the attached devices.
+    pub(super) fn with_files<E>(
+        &self,
+        each: impl FnMut(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        sync::lock(&self.devices.0).iter().map(|attached| attached.file.as_fd()).try_for_each(each)
     }
 }
 

@@ -19,7 +19,7 @@ pub use self::backend::{Backend, IommuOptions};
 pub use self::constraints::{DmaConstraintError, DmaConstraints, Reserved};
 use self::container::ContainerBackend;
 pub use self::dma_ranges::DmaRanges;
-use self::iommufd::IommufdBackend;
+use self::iommufd::{AttachedDevices, IommufdBackend};
 use self::mappings::Mappings;
 use super::assign::{AssignError, Assignment};
 use super::host::Host;
@@ -74,6 +74,20 @@ impl Help for MapError {
 enum Attached {
     Iommufd(IommufdBackend),
     Container(ContainerBackend),
+}
+
+/// What attaches devices to the mappings. With a container that is their groups, which stay attached: the host
+/// doesn't wait for them.
+pub struct Attachments(Option<Arc<AttachedDevices>>);
+
+impl Attachments {
+    /// Detaches a device that the host takes back, so that its file is closed once nobody else has it;
+    /// `closing` is called with the file, which is among those of [`Iommu::with_files`].
+    pub fn detach(&self, name: &str, closing: impl FnOnce(BorrowedFd<'_>)) {
+        if let Some(devices) = &self.0 {
+            devices.detach(name, closing);
+        }
+    }
 }
 
 /// The DMA mappings of a guest, and the devices that are attached to them.
@@ -138,12 +152,27 @@ impl Iommu {
         }
     }
 
-    /// The files of groups or of devices, for KVM's VFIO device
+    /// Calls `each` with the files of groups or of devices, for KVM's VFIO device
     /// (`Documentation/virt/kvm/devices/vfio.rst`).
-    pub fn files(&self) -> Vec<BorrowedFd<'_>> {
+    ///
+    /// # Errors
+    ///
+    /// The first of `each`.
+    pub fn with_files<E>(
+        &self,
+        each: impl FnMut(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         match &self.attached {
-            Attached::Iommufd(backend) => backend.files(),
-            Attached::Container(backend) => backend.files(),
+            Attached::Iommufd(backend) => backend.with_files(each),
+            Attached::Container(backend) => backend.with_files(each),
+        }
+    }
+
+    /// The devices' attachments, by which one can be detached while others are in use.
+    pub fn attachments(&self) -> Attachments {
+        match &self.attached {
+            Attached::Iommufd(backend) => Attachments(Some(backend.devices().clone())),
+            Attached::Container(_) => Attachments(None),
         }
     }
 

@@ -116,7 +116,7 @@ impl VfioBars {
     ///
     /// # Safety
     ///
-    /// `self` must not be dropped while the guest can run.
+    /// `self` must not be dropped while the guest can run and anything [is mapped](Self::is_mapped).
     pub unsafe fn map_through(&mut self, slots: Arc<dyn MemorySlots>) {
         self.slots = Some(slots);
     }
@@ -133,7 +133,7 @@ impl VfioBars {
             }
             let Mapping { gpa, host, size } = slot;
             // SAFETY: mapped for as long as the region lives, which is as long as `self`, which
-            // outlives the guest's run (`map_through`).
+            // outlives the guest's run or this slot (`map_through`).
             match unsafe { slots.map(gpa, host, size) } {
                 Ok(()) => self.mapped.push(slot),
                 Err(error) => {
@@ -154,6 +154,11 @@ impl VfioBars {
             ));
         }
         self.mapped.len() != before
+    }
+
+    /// Whether anything is mapped into the guest.
+    pub fn is_mapped(&self) -> bool {
+        !self.mapped.is_empty()
     }
 
     /// Unmaps what isn't wanted. What the hypervisor refuses to unmap stays in the list, to be tried

@@ -171,7 +171,7 @@ impl PciFunction {
     ///
     /// # Safety
     ///
-    /// It must not be dropped while the guest can run.
+    /// It must not be dropped while the guest can run, unless it was [given up](Self::give_up).
     ///
     /// # Errors
     ///
@@ -219,6 +219,21 @@ impl PciFunction {
         }
         self.bars.forward(&[]);
         self.quiesce()
+    }
+
+    /// Has the guest lose it while that runs: stops its interrupts and DMA, and unmaps it. Whether nothing of
+    /// it is mapped into the guest any more, so that it may be dropped.
+    pub(super) fn give_up(&mut self) -> bool {
+        self.interrupts.disarm();
+        self.touched = false;
+        self.bars.forward(&[]);
+        self.end_bus_mastering();
+        !self.bars.is_mapped()
+    }
+
+    /// The requests that its file takes.
+    pub(super) fn calls(&self) -> &dyn DeviceCalls {
+        &*self.calls
     }
 
     /// The guest writes `value` to the command register.

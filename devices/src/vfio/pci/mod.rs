@@ -10,6 +10,8 @@
 //! 4. last before the guest runs: [`arm`](PciFunction::arm).
 //! 5. when no vCPU runs any more: [`release`](PciFunction::release), before RAM is unmapped.
 //!
+//! In between the host may take it back ([`RemovableFunction`]).
+//!
 //! What the guest sees is in part the function's own (through VFIO, which guards what could harm the
 //! host) and in part kept here: base address registers, messages, and capabilities that can't work
 //! in a guest ([`capability`]). Its DMA reaches RAM and nothing else, no other function's BARs
@@ -22,9 +24,11 @@ mod error;
 mod function;
 mod interrupts;
 mod msi;
+mod removable;
 
 pub use bars::BarInfo;
 pub use config::ConfigError;
 pub use error::{FunctionError, FunctionErrorKind};
 pub use function::{Attachment, PciFunction, PciOptions};
 pub use interrupts::{InUse, Interrupts};
+pub use removable::{Loss, RemovableFunction};

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tests::harness::payload::{self, Toggle};
-use tests::harness::{Host, Launch, TestResult};
+use tests::harness::{Launch, TestResult};
 
 use super::{
     DISK, EDU, FIRST, TESTDEV, check_host, check_no_missed_interrupt, fill_disk, guest_with,
@@ -43,30 +43,11 @@ fn reads_are_ones_while_the_guest_disables_memory() -> TestResult {
     }
     // That these are where the payload takes them to be.
     host.bind(DISK)?;
-    unbind_while_it_runs(&host)?;
-    host.bind(DISK)?;
     let shown = host.sh(&format!("strait device show {DISK}"))?;
     for wanted in ["capability at 0x060: power management", "capability at 0x080: PCI Express"] {
         assert!(shown.contains(wanted), "no {wanted} in:\n{shown}");
     }
     check_host(&host)
-}
-
-/// Unbinds the disk while a guest has it: the host waits for the run's end, and lets nobody reset it.
-fn unbind_while_it_runs(host: &Host) -> TestResult {
-    let strait = host.strait(&format!("run --kernel /k/spin --vfio-pci {DISK}"))?;
-    host.until("grep -q vfio-intx /proc/interrupts")?;
-    let unbind = host.start(&format!("echo {DISK} >/sys/bus/pci/drivers/vfio-pci/unbind"))?;
-    host.until("dmesg | grep -q 'blocked until released by user'")?;
-    strait.signal(15)?;
-    assert_eq!((strait.exit_status()?, unbind.exit_status()?), (128 + 15, 0));
-    let said = strait.output();
-    assert!(said.contains("the host holds it"), "{said}");
-    assert!(!said.contains("power-cycle"), "{said}");
-    let help = said.split("help: once the host has let go of it: ").nth(1);
-    let help = help.and_then(|help| help.split(" (").next()).expect("there is a help");
-    host.sh(help)?;
-    Ok(())
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod binding;
 mod drivers;
 mod interrupts;
+mod loss;
 mod memory;
 
 use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};

@@ -66,9 +66,7 @@ impl Machine {
             // SAFETY: guest RAM is never unmapped, and nothing but the guest and its devices is
             // affected by what is written into it.
             unsafe { iommu.map(ram.base(), ram.host_address(), ram.size() as u64)? };
-            for file in iommu.files() {
-                vm.add_vfio_file(file)?;
-            }
+            iommu.with_files(|file| vm.add_vfio_file(file))?;
         }
         for assigned in &mut assigned.platform {
             let level_spis: Vec<_> = assigned.level_spis().collect();
@@ -118,7 +116,7 @@ impl Machine {
     }
 
     /// The VM.
-    pub fn vm(&self) -> &Vm {
+    pub fn vm(&self) -> &Arc<Vm> {
         &self.vm
     }
 

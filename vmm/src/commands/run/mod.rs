@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::events::Sources;
 use crate::exit_reason::ExitReason;
 use crate::flash::FlashPlan;
+use crate::function_loss::FunctionLosses;
 use crate::limits::{self, UnpinnedMemory};
 use crate::notify::Notifier;
 use crate::plan::describe::Description;
@@ -154,6 +155,7 @@ fn run_guest(
         monitor: console_monitor,
         input,
         clients,
+        losses: FunctionLosses::watch(assigned, machine.vm()),
         clock: emulated.clock,
         power_button: emulated.power_button,
         notifier,

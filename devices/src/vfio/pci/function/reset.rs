@@ -121,7 +121,7 @@ impl PciFunction {
     }
 
     /// Takes bus mastering from the function, and answers whether it has it nevertheless.
-    fn end_bus_mastering(&mut self) -> bool {
+    pub(super) fn end_bus_mastering(&mut self) -> bool {
         let mut command = [0; 2];
         self.config.read(COMMAND, &mut command);
         let value = u16::from_le_bytes(command) & !COMMAND_MASTER;

@@ -1,6 +1,7 @@
 use boot::help::Help;
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::super::super::testing::{Call, FakeDevice, FakeFunction};
 use super::super::super::uapi::IrqInfo;
+use super::super::{Loss, RemovableFunction};
 use super::*;
 use crate::irq::Spi;
 use crate::pci::testing::FakeMsiRouter;
@@ -439,4 +441,57 @@ fn whatever_a_guest_writes_the_table_is_out_of_its_reach() {
     guest.function.release().unwrap();
     assert_eq!((guest.slots.all(), guest.router.messages()), (vec![], vec![]));
     assert_eq!(guest.function.in_use(), InUse::None);
+}
+
+/// Where VFIO tells of errors, and that the host wants a function back.
+const ERR: u32 = 3;
+const REQ: u32 = 4;
+
+#[test]
+fn what_is_taken_back_reads_as_ones_and_is_closed() {
+    for refuses in [false, true] {
+        let mut guest = guest();
+        guest.write(0x10, &[0, 0, 0, 0x20]);
+        guest.write(0x04, &[0x06, 0]);
+        guest.turn_on_vector(0, 7);
+        let Guest { device, slots, function, .. } = guest;
+        let mut function = RemovableFunction::from(function);
+        let ranges = function.decoded();
+        assert!(!ranges.is_empty() && !slots.all().is_empty());
+        slots.refuse(refuses);
+        assert_eq!(function.remove(), !refuses);
+        assert!(function.get().is_none());
+        let (mut config, mut register) = ([0; 4], [0; 8]);
+        function.read_config(0, &mut config);
+        function.read_bar(0, 0, &mut register);
+        assert_eq!((config, register), ([0xff; 4], [0xff; 8]));
+        function.write_config(0x04, &[0x06, 0]);
+        function.forward(&ranges);
+        assert!(function.decoded().is_empty() && !function.decodes(&ranges[0]));
+        // What is still mapped into the guest is kept; else nobody has its file any more.
+        assert_eq!(slots.all().is_empty(), !refuses);
+        assert_eq!(Arc::strong_count(&device) == 1, !refuses);
+        slots.refuse(false);
+    }
+}
+
+#[test]
+fn a_loss_is_told_where_vfio_tells_it() {
+    let mut fake = fake();
+    let once = IrqInfo { count: 1, eventfd: true, maskable: false, automasked: false };
+    fake.irqs.extend([once, once]);
+    let guest = guest_of(&fake, true).unwrap();
+    guest.device.take_calls();
+    let events = guest.function.watch_loss();
+    assert_eq!(
+        events.iter().map(|(loss, _)| *loss).collect::<Vec<_>>(),
+        [Loss::Requested, Loss::Failed]
+    );
+    let [requested, failed] = [0, 1].map(|index: usize| events[index].1.as_raw_fd());
+    assert_eq!(
+        guest.device.take_calls(),
+        [Call::SetTrigger(REQ, requested), Call::SetTrigger(ERR, failed)]
+    );
+    // A function of the conventional bus has no such errors.
+    assert!(guest_of(&super::tests::fake(), true).unwrap().function.watch_loss().is_empty());
 }

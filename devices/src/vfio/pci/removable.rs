@@ -1,0 +1,125 @@
+//! A function that can be taken back while its guest runs.
+
+use vfio_bindings::bindings::vfio::{VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::uapi::IrqAction;
+use super::function::PciFunction;
+use crate::pci::{BarRange, Function};
+
+/// Why a function is taken back (`vfio_pci_core_request` and `vfio_pci_core_aer_err_detected` of Linux'
+/// drivers/vfio/pci/vfio_pci_core.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The host wants it back: its driver is being unbound, or it is being removed. The host waits.
+    Requested,
+    /// It, or the way to it, has failed: an error of PCI Express that the host can't correct.
+    Failed,
+}
+
+/// What a guest has in a slot: a function, or what is left when it was taken back, which reads as all ones,
+/// as a slot without a function does (PCI Local Bus 3.0, 6.1).
+pub struct RemovableFunction {
+    name: String,
+    /// Dropped, and its file closed, when it is taken back.
+    function: Option<PciFunction>,
+    /// One that was taken back, and is still mapped into the guest, for the hypervisor has refused to unmap
+    /// it: it is kept for as long as the guest can run.
+    stuck: Option<PciFunction>,
+}
+
+impl From<PciFunction> for RemovableFunction {
+    fn from(function: PciFunction) -> Self {
+        Self { name: function.name().to_owned(), function: Some(function), stuck: None }
+    }
+}
+
+impl RemovableFunction {
+    /// The function, if it wasn't taken back.
+    pub fn get(&self) -> Option<&PciFunction> {
+        self.function.as_ref()
+    }
+
+    /// As [`get`](Self::get).
+    pub fn get_mut(&mut self) -> Option<&mut PciFunction> {
+        self.function.as_mut()
+    }
+
+    /// Takes the function back while the guest runs: stops its interrupts and its DMA, unmaps it from the
+    /// guest and closes its file. It isn't reset: who waits for it holds the lock that a reset needs. Whether
+    /// it is closed.
+    pub fn remove(&mut self) -> bool {
+        if let Some(mut function) = self.function.take()
+            && !function.give_up()
+        {
+            self.stuck = Some(function);
+        }
+        self.stuck.is_none()
+    }
+}
+
+impl Function for RemovableFunction {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read_config(&mut self, offset: u16, data: &mut [u8]) {
+        match &mut self.function {
+            Some(function) => function.read_config(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write_config(&mut self, offset: u16, data: &[u8]) {
+        if let Some(function) = &mut self.function {
+            function.write_config(offset, data);
+        }
+    }
+
+    fn decoded(&self) -> Vec<BarRange> {
+        self.function.as_ref().map(PciFunction::decoded).unwrap_or_default()
+    }
+
+    fn decodes(&self, range: &BarRange) -> bool {
+        self.function.as_ref().is_some_and(|function| function.decodes(range))
+    }
+
+    fn forward(&mut self, ranges: &[BarRange]) {
+        if let Some(function) = &mut self.function {
+            function.forward(ranges);
+        }
+    }
+
+    fn trap(&mut self) -> bool {
+        self.function.as_mut().is_some_and(PciFunction::trap)
+    }
+
+    fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
+        match &mut self.function {
+            Some(function) => function.read_bar(bar, offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) {
+        if let Some(function) = &mut self.function {
+            function.write_bar(bar, offset, data);
+        }
+    }
+}
+
+impl PciFunction {
+    /// Has VFIO tell of the function's loss, as far as it can. Each eventfd is signalled anew until the
+    /// function's file is closed.
+    pub fn watch_loss(&self) -> Vec<(Loss, EventFd)> {
+        let kinds =
+            [(Loss::Requested, VFIO_PCI_REQ_IRQ_INDEX), (Loss::Failed, VFIO_PCI_ERR_IRQ_INDEX)];
+        let watch = |(loss, index)| {
+            let info = self.calls().irq_info(index).ok()?;
+            let event = (info.count != 0).then(|| EventFd::new(EFD_NONBLOCK).ok())??;
+            self.calls().set_irq(index, IrqAction::SetTrigger(&event)).ok()?;
+            Some((loss, event))
+        };
+        kinds.into_iter().filter_map(watch).collect()
+    }
+}

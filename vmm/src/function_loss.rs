@@ -1,0 +1,88 @@
+//! PCI functions that the host takes back while the guest runs: the guest sees them removed by surprise, and
+//! goes on.
+
+use std::sync::Arc;
+
+use arch::Vm;
+use devices::vfio::iommu::{Attachments, Iommu};
+use devices::vfio::pci::Loss;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::assigned::AssignedDevices;
+use crate::functions::{AssignedFunction, Functions};
+
+/// Watches for the loss of functions of the host, in the event loop.
+pub struct FunctionLosses {
+    functions: Functions,
+    attachments: Option<Attachments>,
+    vm: Arc<Vm>,
+    /// The function's index, and what tells of its loss.
+    events: Vec<(usize, Loss, EventFd)>,
+}
+
+impl FunctionLosses {
+    /// Watches the functions among these devices. `None` if VFIO tells of none's loss.
+    pub fn watch(assigned: &AssignedDevices, vm: &Arc<Vm>) -> Option<Self> {
+        let (functions, vm) = (assigned.functions.clone(), vm.clone());
+        let of_function = |(index, function): (usize, &AssignedFunction)| {
+            function.watch_loss().into_iter().map(move |(loss, event)| (index, loss, event))
+        };
+        let events: Vec<_> = functions.iter().enumerate().flat_map(of_function).collect();
+        let attachments = assigned.iommu.as_ref().map(Iommu::attachments);
+        (!events.is_empty()).then_some(Self { functions, attachments, vm, events })
+    }
+
+    /// Takes a function from the guest.
+    #[cold]
+    fn remove(&self, index: usize, loss: Loss) {
+        let Some(function) = self.functions.iter().nth(index) else { return };
+        let name = &function.name;
+        match loss {
+            Loss::Requested => log::warn!(
+                "{name}: the host takes it back (its driver is unbound, or it is removed): the guest \
+                 goes on without it"
+            ),
+            Loss::Failed => log::warn!(
+                "{name}: the host can't correct an error of it (PCI Express AER): it is taken from the \
+                 guest, which goes on without it; dmesg | grep AER"
+            ),
+        }
+        if !function.lock().remove() {
+            log::error!(
+                "{name}: KVM doesn't unmap its registers, so that the host waits for it until the guest ends"
+            );
+            return;
+        }
+        let Some(attachments) = &self.attachments else { return };
+        attachments.detach(name, |file| {
+            if let Err(error) = self.vm.remove_vfio_file(file) {
+                log::error!("{name}: {error}");
+            }
+        });
+    }
+}
+
+impl MutEventSubscriber for FunctionLosses {
+    fn init(&mut self, ops: &mut EventOps) {
+        for (number, (.., event)) in (0..).zip(&self.events) {
+            if let Err(error) = ops.add(Events::with_data(event, number, EventSet::IN)) {
+                log::warn!("the event loop can't watch for the loss of PCI functions: {error}");
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let number = usize::try_from(events.data()).unwrap_or(usize::MAX);
+        let Some((index, loss, event)) = self.events.get(number) else { return };
+        // Once: VFIO repeats it until the file is closed.
+        if let Err(error) = ops.remove(Events::with_data(event, events.data(), EventSet::IN)) {
+            log::warn!("the event loop can't stop watching for a loss: {error}");
+        }
+        let (index, loss) = (*index, *loss);
+        let is_there = self.functions.iter().nth(index).is_some_and(|f| f.lock().get().is_some());
+        if is_there {
+            self.remove(index, loss);
+        }
+    }
+}
