@@ -96,10 +96,11 @@ impl Toolchain {
     }
 
     /// `cargo build --release` for [`TARGET`]. Nothing unwinds in this profile, in which a panic aborts:
-    /// the tables for it would be a tenth of the binary.
+    /// the tables for it would be a tenth of the binary. The names of symbols tell types, by which
+    /// `vmm/run.ld` finds functions.
     pub fn release_build(&self) -> Command {
         let mut command = self.cargo_for_target("build");
-        let flags = format!("{STATIC} -C force-unwind-tables=no");
+        let flags = format!("{STATIC} -C force-unwind-tables=no -C symbol-mangling-version=v0");
         command.arg("--release").env(format!("{TARGET_VARIABLE}_RUSTFLAGS"), flags);
         command
     }
