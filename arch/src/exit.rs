@@ -57,11 +57,12 @@ pub enum Exit<'a> {
     Failed(String),
 }
 
-/// Runs the vCPU until it exits.
+/// Runs the vCPU until it exits: part of the loop that calls it, where each instruction counts.
 ///
 /// # Errors
 ///
 /// KVM_RUN itself failed.
+#[inline(always)]
 pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
     match vcpu.run() {
         Ok(exit) => Ok(parse(exit)),

@@ -78,8 +78,14 @@ impl Serial {
     }
 
     /// Moves a byte of queued input into the receiver, if it is empty and the guest takes input.
+    #[inline]
     fn fill_receiver(&mut self) {
-        let Some(byte) = self.input.front() else { return };
+        if let Some(byte) = self.input.front() {
+            self.receive(byte);
+        }
+    }
+
+    fn receive(&mut self, byte: u8) {
         if self.uart.fifo_capacity() < self.capacity || !self.takes_input() {
             return;
         }
