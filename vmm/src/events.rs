@@ -1,5 +1,7 @@
 //! The event loop: everything but vCPUs that can happen while a guest runs.
 
+mod control;
+
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
@@ -13,6 +15,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::alarm::AlarmClock;
 use crate::console::{Clients, Monitor, Progress, StandardInput};
 use crate::console_timeout::ConsoleTimeout;
+use crate::control::{Control, event};
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
 use crate::function_loss::FunctionLosses;
@@ -23,7 +26,7 @@ use crate::power_button::PowerButton;
 use crate::sandbox::seccomp::Kind;
 use crate::signals::{Request, Signals};
 use crate::stats::Recorder;
-use crate::steering::Steering;
+use crate::steering::{Outcome, Steering};
 use crate::waker::Waker;
 
 /// What the loop polls.
@@ -47,6 +50,10 @@ pub struct Sources<'a> {
     pub clock: AlarmClock,
     /// What a first SIGTERM does instead of ending the run.
     pub power_button: Option<PowerButton>,
+    /// Who controls the machine from outside.
+    pub control: Option<Control>,
+    /// What the machine is made of, for them.
+    pub description: Option<String>,
     /// Who is told that the guest runs and ends, and that the loop lives.
     pub notifier: Option<Notifier>,
     /// What watches for a console that stays silent.
@@ -67,6 +74,8 @@ mod token {
     pub(super) const WATCHDOG: u32 = 7;
     /// And the number of the output buffer.
     pub(super) const OUTPUT: u32 = 8;
+    /// And the number of the client.
+    pub(super) const CONTROL: u32 = 16;
 }
 
 /// The signal that presses the power button.
@@ -138,13 +147,31 @@ struct EventHandler<'a> {
 }
 
 impl EventHandler<'_> {
-    fn stop(&self, reason: ExitReason) {
+    fn stop(&mut self, reason: ExitReason) {
         let mut first = self.stop.borrow_mut();
-        if first.is_none() {
-            self.sources.notifier.iter().for_each(Notifier::stopping);
-        }
         // The first reason stands.
-        first.get_or_insert(reason);
+        if first.is_none() {
+            *first = Some(reason);
+            drop(first);
+            self.sources.notifier.iter().for_each(Notifier::stopping);
+            self.tell(event::SHUTDOWN);
+        }
+    }
+
+    /// The machine was told to do something, with this outcome.
+    fn conclude(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Unchanged => {}
+            Outcome::BegunAnew => self.tell(event::RESET),
+            Outcome::Over(reason) => self.stop(reason),
+        }
+    }
+
+    /// Tells clients that control it of an event.
+    fn tell(&mut self, event: &str) {
+        if let Some(control) = &mut self.sources.control {
+            control.tell(event);
+        }
     }
 
     fn handle_waker(&mut self, ops: &mut EventOps) {
@@ -152,9 +179,8 @@ impl EventHandler<'_> {
             // One that was asked to end ends, whatever it asks for then.
             let is_pressed =
                 self.sources.power_button.as_ref().is_some_and(PowerButton::is_pressed);
-            if let Some(reason) = self.steering.vcpu_ended(!is_pressed) {
-                self.stop(reason);
-            }
+            let outcome = self.steering.vcpu_ended(!is_pressed);
+            self.conclude(outcome);
         }
         if let Some(reason) = self.sources.monitor.as_ref().and_then(|monitor| monitor.check()) {
             self.stop(reason);
@@ -210,8 +236,10 @@ impl EventHandler<'_> {
         let button = self.sources.power_button.as_mut();
         let Some(button) = button.filter(|button| !button.is_pressed()) else { return false };
         button.press();
+        let grace = button.grace();
+        self.tell(event::POWERDOWN);
         if let Some(notifier) = &self.sources.notifier {
-            notifier.stopping_within(button.grace());
+            notifier.stopping_within(grace);
         }
         true
     }
@@ -309,6 +337,9 @@ impl MutEventSubscriber for EventHandler<'_> {
                 ))));
             }
         }
+        if let Some(Err(e)) = self.sources.control.as_ref().map(|c| c.poll(token::CONTROL, ops)) {
+            log::error!("nobody can control the guest, the event loop can't poll it: {e}");
+        }
         self.watch_input(ops);
         // What is buffered since before the loop.
         Self::watch_output(ops);
@@ -331,7 +362,10 @@ impl MutEventSubscriber for EventHandler<'_> {
             token::INPUT => self.read_input(ops),
             token::DRAINED => self.resume_input(ops),
             token::ALARM => self.sources.clock.handle_timer(),
+            number @ token::CONTROL.. => self.serve_control(number, events.event_set()),
             output => Self::write_output(output, events.fd(), ops),
         }
+        // Clients may have been told of it.
+        self.update_control(ops);
     }
 }

@@ -1,7 +1,10 @@
 //! What fuzz targets reach of this crate.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +15,7 @@ use lexopt::Parser;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::console::{self, Clients};
+use crate::control::{self, Answer, Control, Request};
 use crate::output::ClientBuffer;
 use crate::{cli, error};
 
@@ -82,5 +86,54 @@ impl ConsoleClients {
     /// Serves what there is to be served, at most so many times; whether there may be more.
     pub fn serve(&mut self, most: usize) -> bool {
         (0..most).all(|_| self.manager.run_with_timeout(0).is_ok_and(|events| events != 0))
+    }
+}
+
+/// The clients that control a machine, which does nothing.
+pub struct ControlClients(Control);
+
+impl ControlClients {
+    /// Nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more descriptors.
+    pub fn new() -> io::Result<Self> {
+        control::unreachable().map(Control::new).map(Self)
+    }
+
+    /// A client comes: its end, non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// The host has no more descriptors.
+    pub fn connect(&mut self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.set_nonblocking(true)?;
+        self.0.admit(File::from(OwnedFd::from(ours)));
+        Ok(theirs)
+    }
+
+    /// Something has happened; carries out what clients ask for, and tells of it.
+    pub fn serve(&mut self) {
+        self.0.serve_all();
+        while let Some(pending) = self.0.next_request() {
+            let answer = match pending.request {
+                Request::Status => Answer::Parameters(control::status(true)),
+                Request::Stats => {
+                    Answer::Parameters(format!("{{\"x\":[{}]}}", "0,".repeat(5000) + "0"))
+                }
+                Request::PowerOff => Answer::NotSupported,
+                _ => Answer::Done,
+            };
+            self.0.answer(&pending, answer);
+            self.0.tell(control::event::STOP);
+        }
+    }
+
+    /// How many bytes wait for clients or for the rest of their messages.
+    pub fn held(&self) -> usize {
+        self.0.held()
     }
 }

@@ -78,7 +78,7 @@ struct Restarts {
 
 /// Gathers the counters of a run and leaves them for the parent, which writes them to a file.
 pub struct Recorder {
-    texts: Arc<DoubleBuffer>,
+    texts: Option<Arc<DoubleBuffer>>,
     started: Instant,
     first_instruction: OnceLock<Elapsed>,
     exits: Vec<Arc<Exits>>,
@@ -126,10 +126,10 @@ struct KvmReport<'a> {
 }
 
 impl Recorder {
-    /// Prepares to leave them in `texts`; `started` is when strait did, `iommu` how assigned devices reach
+    /// Prepares to leave them in `texts`, where they are to be written to a file; `started` is when strait did, `iommu` how assigned devices reach
     /// memory.
     pub fn new(
-        texts: Arc<DoubleBuffer>,
+        texts: Option<Arc<DoubleBuffer>>,
         started: Instant,
         vm: &impl AsRawFd,
         vcpus: &[impl AsRawFd],
@@ -202,9 +202,16 @@ impl Recorder {
         self.leave(&self.statistics(None))
     }
 
+    /// The counters as they stand, as JSON.
+    #[cold]
+    pub fn text(&self) -> String {
+        serde_json::to_string_pretty(&self.statistics(None)).unwrap_or_default()
+    }
+
     fn leave(&self, statistics: &Statistics<'_>) -> Result<(), Error> {
+        let Some(texts) = &self.texts else { return Ok(()) };
         let text = serde_json::to_string_pretty(statistics).map_err(io::Error::other);
-        let left = text.and_then(|text| self.texts.put(&(text + "\n")));
+        let left = text.and_then(|text| texts.put(&(text + "\n")));
         left.map_err(|e| Error::new(format!("there are too many statistics: {e}")))
     }
 

@@ -91,6 +91,7 @@ macro_rules! targets {
 targets! {
     command_line "command-line",
     console_clients "console-clients",
+    control "control",
     host_tree "host-tree",
     initrd "initrd",
     kernel "kernel",

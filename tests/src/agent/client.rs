@@ -1,7 +1,7 @@
 //! A client of a guest's console.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
@@ -25,6 +25,18 @@ pub(crate) fn run(path: &Path) -> Result<(), CommandError> {
         thread::sleep(std::time::Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// Sends a message of varlink, with its zero, to the service at a socket, and prints the answer without it.
+pub(crate) fn call(path: &Path, message: &str) -> Result<(), CommandError> {
+    let mut service = UnixStream::connect(path)?;
+    service.write_all(&[message.as_bytes(), &[0]].concat())?;
+    let mut answer = Vec::new();
+    BufReader::new(service).read_until(0, &mut answer)?;
+    match answer.pop() {
+        Some(0) => Ok(io::stdout().write_all(&answer)?),
+        _ => Err("there was no answer".into()),
+    }
 }
 
 /// Copies to the end, or until either side is gone.

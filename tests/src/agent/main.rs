@@ -79,6 +79,7 @@ usage: agent COMMAND
   kexec-on-crash KERNEL INITRD CMDLINE  the same when this one crashes
   client PATH                           of a guest's console, a socket or a terminal: copy what it
                                         says, and standard input to it, to the end of either
+  call PATH MESSAGE                     send a message of varlink, and print the answer
   datagrams PATH                        print what is sent to a socket of datagrams
   delayed-cat SECONDS                   copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH [messages|single]
@@ -152,6 +153,7 @@ fn main() -> ExitCode {
         ["kexec", kernel, initrd, cmdline] => kexec::run(kernel, initrd, cmdline),
         ["kexec-on-crash", kernel, initrd, cmdline] => kexec::on_crash(kernel, initrd, cmdline),
         ["client", path] => client::run(path.as_ref()),
+        ["call", path, message] => client::call(path.as_ref(), message),
         ["datagrams", path] => datagrams::print(path.as_ref()),
         ["delayed-cat", seconds] => number(seconds).and_then(delayed_cat::copy),
         ["as", user, command @ ..] => privileges::run(user, command),

@@ -241,6 +241,15 @@ impl Guest {
     /// It doesn't.
     pub fn begin_anew(&mut self) -> Result<(), Failure> {
         self.process.send("reboot -f\n")?;
+        self.await_shell()
+    }
+
+    /// Waits until the guest, which is being reset, offers its shell again.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't.
+    pub fn await_shell(&mut self) -> Result<(), Failure> {
         self.process.wait_for(&format!("{READY}{SHELL}"))?;
         self.process.wait_for("\n")?;
         self.sh("true").map(|_| ())

@@ -11,6 +11,7 @@ mod broken_queues;
 mod check;
 mod console;
 mod console_patterns;
+mod control;
 mod debian;
 mod device;
 mod device_tree;

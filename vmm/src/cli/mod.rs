@@ -3,6 +3,7 @@
 mod block;
 mod check;
 mod console;
+mod control;
 mod cpu;
 mod device;
 mod firmware;

@@ -12,10 +12,10 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::pty::Pty;
-use super::socket::ConsoleSocket;
 use crate::error::Error;
 use crate::output::{self, ClientBuffer};
 use crate::terminal;
+use crate::unix_listener::UnixSocket;
 
 /// How much is read of a client at once, in bytes.
 const READ_SIZE: usize = 512;
@@ -34,7 +34,7 @@ mod token {
 /// Where clients come from.
 pub(super) enum Listener {
     Pty(Pty),
-    Socket(ConsoleSocket),
+    Socket(UnixSocket),
 }
 
 impl Listener {
@@ -47,7 +47,7 @@ impl Listener {
 
     /// A listening socket at this path.
     pub(super) fn socket(path: &Path) -> Result<Self, Error> {
-        ConsoleSocket::listen(path).map(Self::Socket)
+        UnixSocket::listen("--console", path).map(Self::Socket)
     }
 
     /// The client that has come, if one has.

@@ -7,7 +7,6 @@ mod lines;
 mod log;
 mod monitor;
 mod pty;
-mod socket;
 mod stdio;
 
 use std::io;
@@ -25,7 +24,6 @@ use self::clients::Listener;
 
 pub use self::clients::Clients;
 pub use self::monitor::Monitor;
-pub use self::socket::remove_stale;
 pub use self::stdio::{Progress, StandardInput};
 
 /// A console's end on the host, before there is a device for it.

@@ -68,6 +68,9 @@ pub struct Description {
     #[serde(skip_serializing_if = "Option::is_none")]
     packaging: Option<String>,
     cmdline: String,
+    /// Where it is controlled from outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control: Option<String>,
     /// When the guest begins anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     restarts: Option<&'static str>,
@@ -209,6 +212,7 @@ impl Description {
             kernel: kernel.map(Kernel::name),
             packaging: kernel.map(|kernel| kernel.packaging().to_string()),
             cmdline: plan.cmdline.as_str().to_owned(),
+            control: plan.control.as_ref().map(|path| format!("unix:{}", path.display())),
             restarts: (plan.on_reset == OnReset::Restart).then_some("on reset"),
             memory_map: memory_map(plan, opened, &kvm),
             interrupts: interrupts(plan, opened),

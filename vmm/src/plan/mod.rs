@@ -6,7 +6,7 @@ mod ram;
 
 use boot::help::Help;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arch::layout::MAX_GICV3_CPUS;
@@ -37,6 +37,9 @@ const DESCRIPTORS_OF_DEVICE: u64 = 2;
 /// The descriptors of a console that isn't standard input and output: what is listened on, the client
 /// and the next one, and eventfds.
 const DESCRIPTORS_OF_CONSOLE: u64 = 6;
+
+/// The descriptors of those who control a machine from outside.
+const DESCRIPTORS_OF_CONTROL: u64 = 20;
 
 /// What a machine will be.
 pub struct MachinePlan {
@@ -78,6 +81,8 @@ pub struct MachinePlan {
     pub timeout: Option<Duration>,
     /// How long it has after its power button was pressed; `None`: it has none.
     pub grace: Option<Duration>,
+    /// Where it is controlled from outside.
+    pub control: Option<PathBuf>,
     /// What becomes of it when it asks for a reset.
     pub on_reset: OnReset,
 }
@@ -190,6 +195,7 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
         descriptors: run.saturating_add(of_devices),
         timeout: options.timeout,
         grace: options.grace,
+        control: options.control.clone(),
         on_reset: options.on_reset,
     };
     Ok((plan, Opened { kernel, flash, initrd, assigned, virtio }))
@@ -201,7 +207,9 @@ fn descriptors_of_run(options: &RunOptions) -> u64 {
     let consoles = [&options.console, &options.virtio_console].into_iter();
     let consoles = consoles.filter(|kind| !matches!(kind, ConsoleKind::Stdio | ConsoleKind::Off));
     let of_consoles = DESCRIPTORS_OF_CONSOLE.saturating_mul(consoles.count() as u64);
-    options.cpus.saturating_mul(2).saturating_add(20).saturating_add(of_consoles)
+    let of_control = if options.control.is_some() { DESCRIPTORS_OF_CONTROL } else { 0 };
+    let of_run = options.cpus.saturating_mul(2).saturating_add(20);
+    of_run.saturating_add(of_consoles).saturating_add(of_control)
 }
 
 /// The kernel parameters that come first, for Linux. The last console is /dev/console.

@@ -27,7 +27,7 @@ pub struct Sandbox {
     pub ram: (NonNull<u8>, usize),
     /// How many descriptors it may open from here on.
     pub descriptors: u64,
-    /// The guest has more than the platform's own devices, or may begin anew.
+    /// The guest has more than the platform's own devices, may begin anew, or is controlled from outside.
     pub devices: bool,
 }
 

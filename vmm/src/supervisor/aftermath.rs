@@ -6,10 +6,10 @@ use std::process::ExitStatus;
 use super::Resources;
 use crate::assigned;
 use crate::cli::{ConsoleKind, RunOptions};
-use crate::console;
 use crate::error::Error;
 use crate::exit_reason::signal_name;
 use crate::stats;
+use crate::unix_listener;
 
 /// The number of the statistics that are left before the guest runs.
 pub(super) const FIRST: u64 = 1;
@@ -39,11 +39,14 @@ pub(super) fn settle(
         resources.spare = None;
         resources.write_last_statistics(options, exit_status, written);
     }
-    for console in [&options.console, &options.virtio_console] {
-        if let ConsoleKind::Unix(path) = console {
-            console::remove_stale(path);
-        }
-    }
+    // Else somebody would still listen there.
+    drop(resources.acceptor.take());
+    let consoles = [&options.console, &options.virtio_console].into_iter();
+    let consoles = consoles.filter_map(|console| match console {
+        ConsoleKind::Unix(path) => Some(path),
+        _ => None,
+    });
+    consoles.chain(&options.control).for_each(|path| unix_listener::remove_stale(path));
     resources.write_report(options, exit_status, killed_by.as_ref());
     let Resources { programs, bound, .. } = resources;
     drop(programs);

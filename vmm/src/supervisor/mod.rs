@@ -2,7 +2,8 @@
 //! its child, the virtual machine monitor, has the guest and gives everything up.
 //!
 //! It binds devices to VFIO and gives them back, has the programs that serve devices, the terminal as it
-//! was, the files of the statistics and of a report, and those of consoles' sockets. It takes one request
+//! was, the files of the statistics and of a report, and those of consoles' sockets; it accepts who controls
+//! the machine. It takes one request
 //! from its child, to connect again to a backend that was given; it reads statistics, and waits. There is one
 //! only for a run that has any of these.
 
@@ -18,6 +19,7 @@ use devices::vfio::fd_limit;
 
 use crate::cli::{ConsoleKind, RunOptions, SandboxMode};
 use crate::commands::device::BindGuard;
+use crate::control::{self, Accepted, Acceptor};
 use crate::double_buffer::DoubleBuffer;
 use crate::error::Error;
 use crate::junit::RunReport;
@@ -42,6 +44,7 @@ pub struct Resources {
     terminal: Option<Attributes>,
     statistics: Option<Arc<DoubleBuffer>>,
     connectors: Vec<Connector>,
+    acceptor: Option<Acceptor>,
     report: Option<Arc<RunReport>>,
     /// Given up when the file of statistics is opened: there may be no other descriptor left then.
     spare: Option<File>,
@@ -56,6 +59,8 @@ pub struct VmmResources {
     pub statistics: Option<Arc<DoubleBuffer>>,
     /// Where output and the ending are left for a report.
     pub report: Option<Arc<RunReport>>,
+    /// Who controls the machine from outside.
+    pub control: Option<Accepted>,
 }
 
 /// Which of the two processes this is.
@@ -97,6 +102,10 @@ impl Resources {
             (resources.connectors, for_vmm.backends.askers) =
                 vhost_user::connectors(options)?.into_iter().unzip();
         }
+        if let Some(path) = &options.control {
+            let (acceptor, accepted) = control::listen(path)?;
+            (resources.acceptor, for_vmm.control) = (Some(acceptor), Some(accepted));
+        }
         let mut consoles = [&options.console, &options.virtio_console].into_iter();
         if consoles.any(|console| *console == ConsoleKind::Stdio) && Terminal::is_stdin() {
             resources.terminal = Attributes::of_stdin();
@@ -120,7 +129,7 @@ impl Resources {
         let bound = self.bound.as_ref().is_some_and(|bound| !bound.is_empty());
         let serves = !self.programs.is_empty() || !self.connectors.is_empty();
         let left = self.statistics.is_some() || self.report.is_some();
-        let owns = bound || left || self.terminal.is_some();
+        let owns = bound || left || self.terminal.is_some() || self.acceptor.is_some();
         !options.dry_run && (serves || owns || sockets)
     }
 

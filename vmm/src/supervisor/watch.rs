@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 
 use super::{Child, Resources, aftermath};
 use crate::cli::RunOptions;
+use crate::control::Acceptor;
 use crate::programs::ChildProgram;
 use crate::reconnection::Connector;
 use crate::signals::{Arrived, Signals};
@@ -42,6 +43,7 @@ pub(super) fn run(
             }
         }
         resources.connectors.iter().for_each(Connector::serve);
+        resources.acceptor.iter().for_each(Acceptor::serve);
     }
 }
 
@@ -53,7 +55,9 @@ fn wait(resources: &Resources, child: &Child, signals: &Signals) {
     // What is negative is ignored (poll(2)).
     let connectors = resources.connectors.iter().map(AsRawFd::as_raw_fd);
     let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut entries: Vec<_> = fds.chain(programs).chain(connectors).map(entry).collect();
+    let acceptor = resources.acceptor.iter().map(AsRawFd::as_raw_fd);
+    let fds = fds.chain(programs).chain(connectors).chain(acceptor);
+    let mut entries: Vec<_> = fds.map(entry).collect();
     // SAFETY: `entries` has as many entries. An interrupted wait has found nothing.
     unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, -1) };
 }

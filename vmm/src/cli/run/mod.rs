@@ -13,6 +13,7 @@ use log::LevelFilter;
 use self::config::ConfigFile;
 use super::block::block;
 use super::console::{SerialKind, console, serial};
+use super::control;
 use super::cpu;
 use super::net;
 use super::owner;
@@ -154,6 +155,9 @@ impl RunOptions {
                 self.timeout = Some(once.parsed("--timeout", parser, seconds)?)
             }
             Arg::Long("grace") => self.grace = Some(once.parsed("--grace", parser, seconds)?),
+            Arg::Long("control") => {
+                self.control = Some(once.parsed("--control", parser, control::control)?);
+            }
             Arg::Long("on-reset") => {
                 self.on_reset = once.parsed("--on-reset", parser, reset::on_reset)?;
             }

@@ -79,6 +79,8 @@ pub struct RunOptions {
     pub timeout: Option<Duration>,
     /// How long the guest has after SIGTERM, which presses its power button then.
     pub grace: Option<Duration>,
+    /// The socket where it is controlled from outside.
+    pub control: Option<PathBuf>,
     /// What becomes of a guest that asks for a reset.
     pub on_reset: OnReset,
     /// What ends the run well where a console prints it.
@@ -142,6 +144,7 @@ impl Default for RunOptions {
             virtio_console: ConsoleKind::Off,
             timeout: None,
             grace: None,
+            control: None,
             on_reset: OnReset::default(),
             until: Vec::new(),
             fail_on: Vec::new(),

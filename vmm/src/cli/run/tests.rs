@@ -109,6 +109,8 @@ fn wrong_values_are_refused() {
         ["--timeout", "0"],
         ["--grace", "0"],
         ["--on-reset", "reboot"],
+        ["--control", "/run/guest"],
+        ["--control", "unix:"],
         ["--timeout", "nan"],
         ["--timeout", "inf"],
         ["--vfio-platform", ""],

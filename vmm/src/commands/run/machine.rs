@@ -15,16 +15,13 @@ use super::build::VmParts;
 use super::irqfds::{Irqfds, SpiLine};
 use super::pci_host;
 use super::restart::Restart;
-use super::steered::Steered;
-use super::vcpus::{VcpuContext, VcpuThreads};
+use super::vcpus::VcpuContext;
 use crate::assigned::AssignedDevices;
 use crate::error::Error;
-use crate::events::{self, Sources};
-use crate::exit_reason::ExitReason;
 use crate::flash::Flash;
-use crate::notify::Notifier;
 use crate::stats::Recorder;
 use crate::virtio::{VirtioBackends, VirtioDevices};
+use crate::waker::Waker;
 
 /// It owns its vCPUs and its devices, so that no vCPU runs after a device is dropped whose regions are
 /// mapped into the guest.
@@ -71,8 +68,8 @@ impl Machine {
         for assigned in &mut assigned.platform {
             let level_spis: Vec<_> = assigned.level_spis().collect();
             let device = &mut assigned.device;
-            // SAFETY: vCPUs run in `run` only, which ends after them; the machine drops its devices
-            // after that.
+            // SAFETY: vCPUs run by their threads only, which end before the machine drops its
+            // devices.
             let traps = unsafe { device.map_regions(&*irqfds, &assigned.gpas)? };
             for trap in traps {
                 bus.add(device.name(), trap.gpa..trap.gpa + trap.size, trap.device)?;
@@ -120,7 +117,7 @@ impl Machine {
         &self.vm
     }
 
-    /// Its vCPUs; none once it has [run](Self::run).
+    /// Its vCPUs; none once they are [taken](Self::take_vcpus).
     pub fn vcpus(&self) -> &[Vcpu] {
         &self.vcpus
     }
@@ -145,7 +142,7 @@ impl Machine {
         &self.assigned
     }
 
-    /// Enables the assigned devices' interrupts: the last step before it [runs](Self::run).
+    /// Enables the assigned devices' interrupts: the last step before it runs.
     ///
     /// # Errors
     ///
@@ -154,47 +151,28 @@ impl Machine {
         self.assigned.arm()
     }
 
-    /// Runs the vCPUs, once, to the end of the run; they are gone when this returns. With a `restart` the guest
-    /// begins anew when it asks for a reset.
+    /// Starts what works beside the vCPUs, and answers what these run with, who end the run by `waker`; whether
+    /// its guest may begin anew, `restarts`.
     ///
     /// # Errors
     ///
-    /// The host failed.
-    pub fn run(
-        &mut self,
-        sources: Sources<'_>,
+    /// The host has no more threads.
+    pub fn prepare(
+        &self,
+        waker: Arc<Waker>,
         recorder: Option<Arc<Recorder>>,
-        restart: Option<Restart>,
-    ) -> Result<ExitReason, Error> {
+        restarts: bool,
+    ) -> Result<Arc<VcpuContext>, Error> {
         self.virtio.prepare()?;
         self.flash.as_ref().map_or(Ok(()), Flash::start)?;
-        let context = Arc::new(VcpuContext::new(
-            self.bus.clone(),
-            self.memory.clone(),
-            self.bridge.clone(),
-            self.scmi.clone(),
-            sources.waker.clone(),
-            recorder.clone(),
-            restart.is_some(),
-        ));
-        let monitor = sources.monitor.clone();
-        sources.notifier.iter().for_each(Notifier::ready);
-        let threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &context)?;
-        let mut steered = Steered::new(self, threads, context, restart, recorder.clone());
-        let result = events::run(sources, recorder.as_deref(), &mut steered);
-        steered.end();
-        let reason = match &monitor {
-            Some(monitor) => monitor.conclude(result?),
-            None => result?,
-        };
-        if let Some(Err(error)) = recorder.map(|recorder| recorder.write(Some(&reason))) {
-            // Why the guest ended matters more.
-            log::error!("{}", error.log_text());
-        }
-        match reason {
-            ExitReason::Failed(error) => Err(error),
-            reason => Ok(reason),
-        }
+        let (bus, memory, bridge) = (self.bus.clone(), self.memory.clone(), self.bridge.clone());
+        let scmi = self.scmi.clone();
+        Ok(Arc::new(VcpuContext::new(bus, memory, bridge, scmi, waker, recorder, restarts)))
+    }
+
+    /// Its vCPUs, for their threads; once.
+    pub fn take_vcpus(&mut self) -> Vec<Vcpu> {
+        std::mem::take(&mut self.vcpus)
     }
 
     /// Makes everything but the vCPUs, which stand still, as it was before the guest ran: devices are stopped

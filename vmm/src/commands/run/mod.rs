@@ -22,6 +22,7 @@ use crate::cli::{OnReset, RunOptions, SandboxMode};
 use crate::commands::print::print;
 use crate::console::{ConsoleBackend, InputSource, Monitor};
 use crate::console_timeout::ConsoleTimeout;
+use crate::control::Control;
 use crate::device_monitor::DeviceMonitor;
 use crate::error::Error;
 use crate::events::Sources;
@@ -87,7 +88,7 @@ fn run_guest(
     resources: VmmResources,
     signals: &mut Signals,
 ) -> Result<ExitReason, Error> {
-    let VmmResources { backends, statistics, report } = resources;
+    let VmmResources { backends, statistics, report, control } = resources;
     let (plan, mut opened) = plan::resolve(options, backends)?;
     let parts = build::vm(&plan)?;
     build::firmware(options, &mut opened, &parts.vm)?;
@@ -110,6 +111,11 @@ fn run_guest(
     if let Some(path) = &options.stats {
         stats::check_path(path)?;
     }
+    let control = control.map(Control::new);
+    let description = control.as_ref().map(|_| {
+        let description = Description::of(&plan, &opened, build::facts(&parts), &tree);
+        serde_json::to_string(&description).unwrap_or_default()
+    });
     let notifier = Notifier::from_environment();
     let waker = Arc::new(Waker::new()?);
     let console_monitor = Monitor::new(options, started, report, &waker)?;
@@ -134,11 +140,11 @@ fn run_guest(
         user: options.user,
         ram: ram_in_process,
         descriptors: plan.descriptors,
-        devices: machine.has_devices() || files.is_some(),
+        devices: machine.has_devices() || files.is_some() || control.is_some(),
     };
     let assigned = machine.assigned();
     let monitor = Arc::new(DeviceMonitor::of(assigned));
-    let recorder = statistics.map(|statistics| {
+    let recorder = (statistics.is_some() || control.is_some()).then(|| {
         let (vm, vcpus, bus) = (machine.vm(), machine.vcpus(), machine.bus().clone());
         let iommu = assigned.backend();
         Arc::new(Recorder::new(statistics, started, vm, vcpus, bus, monitor.clone(), iommu))
@@ -158,6 +164,8 @@ fn run_guest(
         losses: FunctionLosses::watch(assigned, machine.vm()),
         clock: emulated.clock,
         power_button: emulated.power_button,
+        control,
+        description,
         notifier,
         memory: unpinned_memory(options.sandbox, assigned, &plan),
         console_timeout: (is_linux && (plan.console.is_on() || plan.virtio_console.is_on())).then(
@@ -182,7 +190,7 @@ fn run_guest(
     servers.resume()?;
     let no_thread = |e| Error::new(format!("a console's thread can't be started: {e}"));
     output::start_threads(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
-    let result = machine.run(sources, recorder, restart);
+    let result = steered::run(&mut machine, sources, recorder, restart);
     if result.is_ok() {
         monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     }

@@ -182,6 +182,11 @@ impl VcpuContext {
         lock(&self.exit_reason).take()
     }
 
+    /// Whether a vCPU ended the run, and nobody has [taken](Self::take_exit_reason) why.
+    pub fn has_ended(&self) -> bool {
+        lock(&self.exit_reason).is_some()
+    }
+
     /// Runs a vCPU until the run ends.
     fn live(&self, vcpu: &Mutex<Vcpu>) {
         let mut round = self.hold.round();

@@ -30,6 +30,7 @@ impl Display for Description {
             writeln!(f, "kernel: {kernel}, {packaging}")?;
         }
         writeln!(f, "command line: {}", self.cmdline)?;
+        self.control.iter().try_for_each(|path| writeln!(f, "controlled at: {path}"))?;
         self.restarts.iter().try_for_each(|when| writeln!(f, "begins anew: {when}"))?;
         writeln!(f, "\nmemory map (guest physical addresses):")?;
         for Area { extent, what, in_ram } in &self.memory_map {

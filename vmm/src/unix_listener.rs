@@ -1,4 +1,4 @@
-//! A console on a listening socket.
+//! Listening sockets of the file system, for those of the same user.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,18 +19,18 @@ const BACKLOG: libc::c_int = 4;
 /// A listening socket. Its file stays: who has it may reach no path any more, and the parent
 /// [removes](remove_stale) it.
 #[derive(Debug)]
-pub(super) struct ConsoleSocket {
+pub struct UnixSocket {
     listener: UnixListener,
 }
 
-impl ConsoleSocket {
-    /// Listens at `path`. The file of a socket that nobody listens on is replaced.
+impl UnixSocket {
+    /// Listens at `path`, for this option. The file of a socket that nobody listens on is replaced.
     ///
     /// # Errors
     ///
     /// Something else is there, or the directory can't be written to.
-    pub(super) fn listen(path: &Path) -> Result<Self, Error> {
-        let failed = |why: String| Error::new(format!("--console unix:{}: {why}", path.display()));
+    pub fn listen(option: &str, path: &Path) -> Result<Self, Error> {
+        let failed = |why: String| Error::new(format!("{option} unix:{}: {why}", path.display()));
         match fs::symlink_metadata(path) {
             Ok(there) if !there.file_type().is_socket() => {
                 return Err(failed("there is a file that is no socket".into())
@@ -58,7 +58,7 @@ impl ConsoleSocket {
     /// # Errors
     ///
     /// The host is out of descriptors or memory.
-    pub(super) fn accept(&self) -> io::Result<Option<File>> {
+    pub fn accept(&self) -> io::Result<Option<File>> {
         let gone = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted];
         match self.listener.accept() {
             Ok((client, _)) => {
@@ -73,7 +73,7 @@ impl ConsoleSocket {
     }
 }
 
-impl AsRawFd for ConsoleSocket {
+impl AsRawFd for UnixSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.listener.as_raw_fd()
     }
@@ -146,7 +146,7 @@ mod tests {
     fn only_the_owner_may_connect_and_the_file_can_be_removed_afterwards() {
         let directory = scratch("socket-mode");
         let path = directory.join("console");
-        let socket = ConsoleSocket::listen(&path).unwrap();
+        let socket = UnixSocket::listen("--console", &path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(socket.accept().unwrap().is_none());
         let _client = UnixStream::connect(&path).unwrap();
@@ -162,9 +162,9 @@ mod tests {
         let directory = scratch("socket-old");
         let path = directory.join("console");
         drop(UnixListener::bind(&path).unwrap());
-        let socket = ConsoleSocket::listen(&path).unwrap();
+        let socket = UnixSocket::listen("--console", &path).unwrap();
         // Somebody listens: who does isn't disturbed.
-        let error = ConsoleSocket::listen(&path).unwrap_err();
+        let error = UnixSocket::listen("--console", &path).unwrap_err();
         assert!(error.message().ends_with("somebody listens there"), "{}", error.message());
         assert!(socket.accept().unwrap().is_none());
         // Nor is who listens harmed by what is cleaned up.
@@ -173,7 +173,7 @@ mod tests {
         // A file of somebody else's is left alone.
         fs::remove_file(&path).unwrap();
         fs::write(&path, "mine").unwrap();
-        let error = ConsoleSocket::listen(&path).unwrap_err();
+        let error = UnixSocket::listen("--console", &path).unwrap_err();
         assert!(error.message().ends_with("is no socket"), "{}", error.message());
         drop(socket);
         remove_stale(&path);
