@@ -209,6 +209,22 @@ impl Board {
         self.uart()
     }
 
+    /// Has the assignable network card, [`super::ETHERNET`], on a network with a card of virtio's, which
+    /// the host's Linux calls 0000:00:09.0.
+    #[must_use]
+    pub fn ethernet(self) -> Self {
+        self.option("-netdev", "hubport,id=gem,hubid=0")
+            .option("-netdev", "hubport,id=peer,hubid=0")
+            .device("virtio-net-pci,netdev=peer,addr=9,romfile=")
+    }
+
+    /// Has the assignable SD host controller, [`super::SD_HOST`], with a zeroed card of `size` bytes, a
+    /// power of two, which goes with the board.
+    #[must_use]
+    pub fn sd_card(self, size: u64) -> Self {
+        self.disk("sd", size)
+    }
+
     /// Has a device on the PCI bus, behind the SMMU, as QEMU's `-device` takes it. With `addr=5` the
     /// host's Linux calls it 0000:00:05.0.
     #[must_use]

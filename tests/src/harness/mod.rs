@@ -76,3 +76,9 @@ pub const UART: &str = "2c0e0000.serial";
 
 /// Another PL011 with the same SPI, where the board has it ([`Board::shared_uart`]).
 pub const SHARED_UART: &str = "2c0f0000.serial";
+
+/// The model's assignable network card, a Cadence GEM, where the board has it ([`Board::ethernet`]).
+pub const ETHERNET: &str = "2c100000.ethernet";
+
+/// The model's assignable SD host controller, an Arasan's, where the board has it ([`Board::sd_card`]).
+pub const SD_HOST: &str = "2c110000.mmc";

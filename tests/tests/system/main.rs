@@ -44,6 +44,7 @@ mod scmi;
 mod seccomp;
 mod self_test;
 mod several_guests;
+mod soc;
 mod terminal;
 mod tools;
 mod uart;

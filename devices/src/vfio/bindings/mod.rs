@@ -4,9 +4,11 @@
 //! reset if there is one, and its self-test is the general one. All that is known of one device is in
 //! its own module.
 
+mod gem;
 mod pl011;
 mod pl330;
 mod primecell;
+mod sdhci;
 
 use super::node::NodeBuilder;
 use super::quiesce::QuiesceError;
@@ -40,7 +42,7 @@ pub struct Binding {
 }
 
 /// All bindings.
-static BINDINGS: &[Binding] = &[pl330::BINDING, pl011::BINDING];
+static BINDINGS: &[Binding] = &[pl330::BINDING, pl011::BINDING, gem::BINDING, sdhci::BINDING];
 
 /// The binding of a device with these `compatible` strings, the most specific first.
 pub fn find<S: AsRef<str>>(compatible: &[S]) -> Option<&'static Binding> {
@@ -69,11 +71,14 @@ mod tests {
 
     #[test]
     fn a_device_is_recognised_by_any_of_its_compatible_strings() {
-        let cases: [(&[&str], Option<&str>); 5] = [
+        let cases: [(&[&str], Option<&str>); 8] = [
             (&["arm,pl330"], Some("PL330")),
             (&["vendor,dmac", "arm,pl330", "arm,primecell"], Some("PL330")),
             (&["arm,pl011", "arm,primecell"], Some("PL011")),
             (&["arm,primecell"], None),
+            (&["xlnx,zynqmp-gem", "cdns,gem"], Some("Cadence GEM")),
+            (&["cdns,macb"], None),
+            (&["xlnx,zynqmp-8.9a", "arasan,sdhci-8.9a"], Some("Arasan SDHCI")),
             (&[], None),
         ];
         for (compatible, expected) in cases {

@@ -190,6 +190,11 @@ impl NodeBuilder {
         self.can_reset = false;
     }
 
+    /// Whether the host's node has a property that the guest's hasn't.
+    pub fn is_without(&self, name: &str) -> bool {
+        self.host.has(name) && self.properties.iter().all(|property| property.name != name)
+    }
+
     /// Sets a property, in its old place if it is there.
     pub fn set(&mut self, name: &str, value: Value) {
         match self.properties.iter_mut().find(|property| property.name == name) {

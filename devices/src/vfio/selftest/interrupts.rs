@@ -8,7 +8,14 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::super::uapi::{DeviceCalls, IoctlError, IrqAction, IrqInfo};
-use super::SelfTestError;
+use super::{SelfTestError, StepError};
+
+/// How often an interrupt may be signalled late while a cause is waited for; more is an interrupt that
+/// is stuck.
+const MAX_LATE: u32 = 64;
+
+/// How long to wait for interrupts that nothing should raise.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// All interrupts of a device, by VFIO's index. Disarmed when dropped.
 #[derive(Debug)]
@@ -89,6 +96,62 @@ impl TestInterrupts {
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<usize>, SelfTestError> {
         wait_any(self.all.iter().map(|(_, eventfd)| eventfd), timeout)
             .map_err(|error| SelfTestError::Interrupt("wait for", 0, error))
+    }
+
+    /// Waits until one is signalled whose cause `cause` finds, having cleared it; unmasks each. `None`
+    /// after the timeout, or if none of [`MAX_LATE`] had one: an interrupt may be signalled once more
+    /// when it is low already, since the host disables it lazily.
+    ///
+    /// # Errors
+    ///
+    /// The host can't wait or unmask, or `cause` fails.
+    pub fn wait_for<T>(
+        &mut self,
+        timeout: Duration,
+        mut cause: impl FnMut() -> Result<Option<T>, StepError>,
+    ) -> Result<Option<T>, StepError> {
+        let deadline = Instant::now() + timeout;
+        for _ in 0..MAX_LATE {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(irq) = self.wait(left)? else { break };
+            let found = cause()?;
+            self.unmask(irq)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes what was signalled so far, and unmasks it: each at most once, for one that is stuck would be
+    /// signalled again and again.
+    ///
+    /// # Errors
+    ///
+    /// The host can't wait or unmask.
+    pub fn take_all(&mut self) -> Result<(), SelfTestError> {
+        for _ in 0..self.count() {
+            if let Some(irq) = self.wait(Duration::ZERO)? {
+                self.unmask(irq)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that no interrupt is high. One that was may be signalled late; one that is, is signalled
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// One is, or the host can't wait.
+    pub fn check_quiet(&mut self) -> Result<String, StepError> {
+        if let Some(late) = self.wait(QUIET)? {
+            self.unmask(late)?;
+            if let Some(irq) = self.wait(QUIET)? {
+                return Err(format!("interrupt {irq} is high for no reason").into());
+            }
+        }
+        Ok("none is pending".to_owned())
     }
 
     fn set(

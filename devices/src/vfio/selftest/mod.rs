@@ -10,6 +10,7 @@ mod general;
 mod interrupts;
 mod pci;
 mod report;
+mod step;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ pub use self::buffer::DmaBuffer;
 pub use self::error::SelfTestError;
 pub use self::interrupts::TestInterrupts;
 pub use self::report::{ChannelResult, Check, TestReport};
+pub use self::step::StepError;
 use super::assign::{self, AssignError, Assignment, DeviceRef};
 use super::host::Host;
 use super::iommu::{Iommu, IommuOptions};

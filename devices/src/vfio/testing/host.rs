@@ -152,7 +152,15 @@ impl Drop for FakeHost {
 
 /// The builder of the guest's node of a device `1.dev`, whose host node has nothing but `compatible`.
 pub(crate) fn node_builder(compatible: &[&str]) -> NodeBuilder {
+    node_builder_with(compatible, &[])
+}
+
+/// The same, of a host node that has these properties too.
+pub(crate) fn node_builder_with(compatible: &[&str], properties: &[(&str, &[u8])]) -> NodeBuilder {
     let fake = FakeHost::new();
+    for (name, bytes) in properties {
+        fake.write(format!("sys/firmware/devicetree/base/device@0/{name}"), bytes);
+    }
     let strings: String = compatible.iter().map(|string| format!("{string}\0")).collect();
     fake.write("sys/firmware/devicetree/base/device@0/compatible", strings);
     let tree = HostTree::at(&fake.host().device_tree()).unwrap();

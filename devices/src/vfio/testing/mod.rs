@@ -7,5 +7,5 @@ mod kernel;
 
 pub(crate) use device::{Call, FakeDevice};
 pub(crate) use function::FakeFunction;
-pub(crate) use host::{FakeHost, node_builder};
+pub(crate) use host::{FakeHost, node_builder, node_builder_with};
 pub(crate) use kernel::FakeKernel;

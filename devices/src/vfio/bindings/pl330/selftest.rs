@@ -17,7 +17,7 @@ use super::registers::{
 };
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, RegisterAccess, VfioRegion};
-use crate::vfio::selftest::{ChannelResult, SelfTest, SelfTestError, TestReport};
+use crate::vfio::selftest::{ChannelResult, SelfTest, SelfTestError, StepError, TestReport};
 
 /// How long a transfer or an interrupt may take. A controller needs microseconds; a modelled one
 /// on a busy machine needs more.
@@ -78,32 +78,6 @@ pub(super) fn run(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
     Ok(report)
 }
 
-/// Why a step of the test failed.
-enum StepError {
-    /// The device didn't do what it was to do: what it did.
-    Device(String),
-    /// The host can't go on with the test.
-    Host(SelfTestError),
-}
-
-impl From<String> for StepError {
-    fn from(failure: String) -> Self {
-        Self::Device(failure)
-    }
-}
-
-impl From<SelfTestError> for StepError {
-    fn from(error: SelfTestError) -> Self {
-        Self::Host(error)
-    }
-}
-
-impl From<AccessError> for StepError {
-    fn from(error: AccessError) -> Self {
-        Self::Host(error.into())
-    }
-}
-
 /// The driver of the controller under test.
 struct Driver<'a> {
     test: &'a mut SelfTest,
@@ -149,36 +123,21 @@ impl<'a> Driver<'a> {
     }
 
     fn run(&mut self, report: &mut TestReport) -> Result<(), SelfTestError> {
-        /// Adds a step to the report; whether it passed. Ends the test if the host can't go on.
-        fn add(
-            report: &mut TestReport,
-            what: &str,
-            result: Result<String, StepError>,
-        ) -> Result<bool, SelfTestError> {
-            let outcome = match result {
-                Ok(detail) => Ok(detail),
-                Err(StepError::Device(failure)) => Err(failure),
-                Err(StepError::Host(error)) => return Err(error),
-            };
-            let passed = outcome.is_ok();
-            report.add(what, outcome);
-            Ok(passed)
-        }
         self.test.interrupts().arm()?;
-        add(report, "interrupts at rest", self.check_quiet())?;
-        if !add(report, "events raise their interrupts", self.find_event_irqs())? {
+        report.add_step("interrupts at rest", self.check_quiet())?;
+        if !report.add_step("events raise their interrupts", self.find_event_irqs())? {
             return Ok(());
         }
         for channel in 0..self.channels {
             let result = self.test_channel(channel)?;
             report.channels.push(result);
         }
-        add(report, "all channels at once", self.run_all_channels())?;
+        report.add_step("all channels at once", self.run_all_channels())?;
         let (source, destination) = (self.buffers.source(0), self.buffers.destination(0));
         let unmapped = self.buffers.unmapped();
-        add(report, "an unmapped source aborts", self.abort(unmapped, destination))?;
-        add(report, "an unmapped destination aborts", self.abort(source, unmapped))?;
-        add(report, "no interrupt too many", self.check_quiet())?;
+        report.add_step("an unmapped source aborts", self.abort(unmapped, destination))?;
+        report.add_step("an unmapped destination aborts", self.abort(source, unmapped))?;
+        report.add_step("no interrupt too many", self.check_quiet())?;
         Ok(())
     }
 
