@@ -56,12 +56,14 @@ complete -c strait -n '__fish_seen_subcommand_from device' -a show
 complete -c strait -n '__fish_seen_subcommand_from device' -a bind
 complete -c strait -n '__fish_seen_subcommand_from device' -a unbind
 complete -c strait -n '__fish_seen_subcommand_from device' -a test
+complete -c strait -n '__fish_seen_subcommand_from device' -a kconfig
 complete -c strait -n '__fish_seen_subcommand_from device' -a export
 complete -c strait -n '__fish_seen_subcommand_from device' -l cdi -d 'List what is bound, and what else guests may use, as a specification for container engines (Container Device Interface), which read it in /etc/cdi'
 complete -c strait -n '__fish_seen_subcommand_from device' -l group -d 'Include the other devices of their IOMMU groups'
 complete -c strait -n '__fish_seen_subcommand_from device' -l owner -x -d 'Let this user have the devices without privileges'
 complete -c strait -n '__fish_seen_subcommand_from device' -l force -d 'Take them though the host uses them'
 complete -c strait -n '__fish_seen_subcommand_from device' -l iommu -x -d 'The way to the IOMMU'
+complete -c strait -n '__fish_seen_subcommand_from device' -l tree -x -d 'The sources of the guests kernel, in which a devices driver is looked for'
 complete -c strait -n '__fish_seen_subcommand_from device' -l for -x -d 'Who reads the nodes'
 complete -c strait -n '__fish_seen_subcommand_from device' -l json -d 'Print JSON'
 complete -c strait -n '__fish_seen_subcommand_from device' -l help -d 'Print this'

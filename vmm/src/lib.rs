@@ -34,6 +34,7 @@ pub mod fuzzing;
 mod host_clocks;
 mod interrupts;
 mod junit;
+mod kconfig;
 mod kernel_files;
 mod limits;
 mod network;

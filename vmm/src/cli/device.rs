@@ -1,5 +1,6 @@
 //! `strait device`.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use devices::vfio::driver_binding::Owner;
@@ -34,6 +35,8 @@ pub enum DeviceVerb {
     Test(String),
     /// Print the nodes of these for another VMM.
     Export(Format, Vec<VfioPlatformOptions>),
+    /// Print what a guest's kernel needs for one, by this tree of Linux' sources.
+    Kconfig(String, Option<PathBuf>),
 }
 
 /// What is to be done, and how it is reported.
@@ -74,6 +77,7 @@ struct Words {
     owner: Option<Owner>,
     backend: Option<Option<Backend>>,
     format: Option<Format>,
+    tree: Option<PathBuf>,
     cdi: bool,
     json: bool,
 }
@@ -93,6 +97,7 @@ impl Words {
                     self.backend = Some(once.parsed("--iommu", parser, backend)?);
                 }
                 Arg::Long("for") => self.format = Some(once.parsed("--for", parser, format)?),
+                Arg::Long("tree") => self.tree = Some(once.value("--tree", parser)?.into()),
                 Arg::Long("vfio-user") => {
                     self.vfio_user =
                         Some(once.parsed("--vfio-user", parser, VfioUserOptions::from_str)?);
@@ -109,7 +114,7 @@ impl Words {
     fn resolve(self) -> Result<DeviceOptions, Error> {
         let help = "strait device --help";
         let verb = self.verb.ok_or_else(|| {
-            Error::usage("list, show, bind, unbind, test or export is needed").help(help)
+            Error::usage("list, show, bind, unbind, test, export or kconfig is needed").help(help)
         })?;
         let nameless = || {
             Error::usage(format!("`device {verb}` needs a device's name"))
@@ -134,6 +139,7 @@ impl Words {
             "bind" => DeviceVerb::Bind(some()?),
             "unbind" => DeviceVerb::Unbind(some()?),
             "test" => DeviceVerb::Test(one()?),
+            "kconfig" => DeviceVerb::Kconfig(one()?, self.tree.clone()),
             "export" => {
                 let format = self.format.ok_or_else(|| {
                     Error::usage("`device export` needs --for").help(format!(
@@ -172,6 +178,9 @@ impl Words {
         if self.cdi && parsed != DeviceVerb::ListCdi {
             return Err(Error::usage(format!("`device {verb}` takes no --cdi")).help(help));
         }
+        if self.tree.is_some() && !matches!(parsed, DeviceVerb::Kconfig(..)) {
+            return Err(Error::usage(format!("`device {verb}` takes no --tree")).help(help));
+        }
         if self.format.is_some() && !matches!(parsed, DeviceVerb::Export(..)) {
             return Err(Error::usage(format!("`device {verb}` takes no --for")).help(help));
         }
@@ -204,7 +213,7 @@ mod tests {
     #[test]
     fn each_verb_takes_its_names() {
         let xen = vec!["a,addr=host".parse().unwrap(), "b".parse().unwrap()];
-        let cases: [(&[&str], DeviceVerb); 8] = [
+        let cases: [(&[&str], DeviceVerb); 10] = [
             (&["list"], DeviceVerb::List),
             (&["list", "--cdi"], DeviceVerb::ListCdi),
             (&["show", "a"], DeviceVerb::Show("a".into())),
@@ -212,6 +221,8 @@ mod tests {
             (&["bind", "a", "b"], DeviceVerb::Bind(vec!["a".into(), "b".into()])),
             (&["unbind", "a"], DeviceVerb::Unbind(vec!["a".into()])),
             (&["test", "a"], DeviceVerb::Test("a".into())),
+            (&["kconfig", "a"], DeviceVerb::Kconfig("a".into(), None)),
+            (&["kconfig", "a", "--tree", "/t"], DeviceVerb::Kconfig("a".into(), Some("/t".into()))),
             (&["export", "a,addr=host", "b", "--for", "xen"], DeviceVerb::Export(Format::Xen, xen)),
         ];
         for (words, verb) in cases {
@@ -229,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let cases: [&[&str]; 26] = [
+        let cases: [&[&str]; 28] = [
             &[],
             &["list", "a"],
             &["show"],
@@ -251,6 +262,8 @@ mod tests {
             &["show", "--vfio-user", "/s", "--vfio-user", "/t"],
             &["test", "a", "--iommu", "auto", "--iommu", "auto"],
             &["show", "a", "--cdi"],
+            &["kconfig"],
+            &["show", "a", "--tree", "/t"],
             &["export", "a"],
             &["export", "--for", "xen"],
             &["export", "a", "--for", "bhyve"],

@@ -4,6 +4,7 @@ mod cdi;
 mod driver_binding;
 mod export;
 mod function;
+mod kconfig;
 mod list;
 mod pci_ids;
 mod show;
@@ -60,6 +61,10 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
         DeviceVerb::Export(format, devices) => {
             let exported = export::Exported::of(&host, *format, devices)?;
             print(json, &exported)?;
+        }
+        DeviceVerb::Kconfig(name, tree) => {
+            let requirements = kconfig::Requirements::of(&host, name, tree.as_deref())?;
+            print(json, &requirements)?;
         }
         DeviceVerb::Test(name) => {
             let verdict = test::run(&host, name, options.iommu)?;
