@@ -113,7 +113,8 @@ fn fill(queue: &VirtQueue, chain: &Chain) -> u32 {
         let len = usize::try_from(buffer.len).unwrap_or(usize::MAX).min(rest.len());
         let (part, behind) = rest.split_at_mut(len);
         // SAFETY: getrandom fills at most as many bytes as the slice has.
-        let filled = unsafe { libc::getrandom(part.as_mut_ptr().cast(), part.len(), 0) };
+        let filled =
+            unsafe { libc::syscall(libc::SYS_getrandom, part.as_mut_ptr(), part.len(), 0) };
         let Some(part) = usize::try_from(filled).ok().and_then(|filled| part.get(..filled)) else {
             break;
         };

@@ -85,7 +85,8 @@ fn direct_alignment(file: &File) -> Option<(u32, u32)> {
     let mut about = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is a C string, and statx fills the structure it is given, or fails.
     let result = unsafe {
-        libc::statx(
+        libc::syscall(
+            libc::SYS_statx,
             file.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,

@@ -426,7 +426,7 @@ pub fn set_boot(plan: &MachinePlan, parts: &VmParts) -> Result<(), Error> {
 pub fn seed() -> Result<Seed, Error> {
     let mut bytes = [0u8; 40];
     // SAFETY: getrandom fills at most as many bytes as the buffer has.
-    let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    let filled = unsafe { libc::syscall(libc::SYS_getrandom, bytes.as_mut_ptr(), bytes.len(), 0) };
     if usize::try_from(filled) != Ok(bytes.len()) {
         let e = io::Error::last_os_error();
         return Err(Error::new(format!("the host gives no randomness for the guest: {e}")));
