@@ -24,12 +24,13 @@ const ARCHITECTURE: &str = "arm64";
 const DOCUMENTS: &str = "share/doc/strait";
 
 /// The documents, as files or directories of the clone.
-const DOCUMENT_SOURCES: [&str; 9] = [
+const DOCUMENT_SOURCES: [&str; 10] = [
     "CHANGELOG.md",
     "LICENSE",
     "README.md",
     "SECURITY.md",
     "resources/ci",
+    "resources/cluster",
     "resources/docs",
     "resources/examples",
     "resources/guest.config",

@@ -164,7 +164,9 @@ fn lavas_dispatcher_runs_the_job() -> TestResult {
     Ok(())
 }
 
+// It runs the same dispatcher as the test above.
 #[test]
+#[ignore = "takes long: cargo model test --soak"]
 fn tuxrun_runs_the_check_script() -> TestResult {
     let Some(tools) = tools() else { return Ok(()) };
     let scratch = Scratch::new("tuxrun");

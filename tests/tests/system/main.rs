@@ -9,6 +9,7 @@ mod block;
 mod boot;
 mod broken_queues;
 mod check;
+mod clusters;
 mod console;
 mod console_patterns;
 mod control;
