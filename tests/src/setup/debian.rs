@@ -19,15 +19,18 @@ use super::stock;
 use crate::artifacts;
 
 /// The modules of its kernel that it can load, beside those that they depend on.
-const MODULES: [&str; 13] = [
+const MODULES: [&str; 16] = [
     "autofs4",
     "crc32c_generic",
     "e1000e",
+    "efivarfs",
     "ext4",
     "gpio_keys",
     "nvme",
     "overlay",
     "pl330",
+    "vfio_iommu_type1",
+    "vfio_pci",
     "virtio-rng",
     "virtio_balloon",
     "virtio_blk",

@@ -46,6 +46,7 @@ mod seccomp;
 mod self_test;
 mod several_guests;
 mod soc;
+mod systemd;
 mod terminal;
 mod tools;
 mod uart;
