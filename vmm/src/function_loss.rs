@@ -1,9 +1,8 @@
 //! PCI functions that the host takes back while the guest runs: the guest sees them removed by surprise, and
 //! goes on.
 
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
 
-use arch::Vm;
 use devices::vfio::iommu::{Attachments, Iommu};
 use devices::vfio::pci::Loss;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -12,25 +11,29 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::assigned::AssignedDevices;
 use crate::functions::{AssignedFunction, Functions};
 
+/// Tells the hypervisor that a file of VFIO isn't in use any more, or why that can't be.
+pub type Closing = Box<dyn Fn(BorrowedFd<'_>) -> Result<(), String>>;
+
 /// Watches for the loss of functions of the host, in the event loop.
 pub struct FunctionLosses {
     functions: Functions,
     attachments: Option<Attachments>,
-    vm: Arc<Vm>,
+    closing: Closing,
     /// The function's index, and what tells of its loss.
     events: Vec<(usize, Loss, EventFd)>,
 }
 
 impl FunctionLosses {
-    /// Watches the functions among these devices. `None` if VFIO tells of none's loss.
-    pub fn watch(assigned: &AssignedDevices, vm: &Arc<Vm>) -> Option<Self> {
-        let (functions, vm) = (assigned.functions.clone(), vm.clone());
+    /// Watches the functions among these devices; `closing` is called with the file of one that is taken back.
+    /// `None` if VFIO tells of none's loss.
+    pub fn watch(assigned: &AssignedDevices, closing: Closing) -> Option<Self> {
+        let functions = assigned.functions.clone();
         let of_function = |(index, function): (usize, &AssignedFunction)| {
             function.watch_loss().into_iter().map(move |(loss, event)| (index, loss, event))
         };
         let events: Vec<_> = functions.iter().enumerate().flat_map(of_function).collect();
         let attachments = assigned.iommu.as_ref().map(Iommu::attachments);
-        (!events.is_empty()).then_some(Self { functions, attachments, vm, events })
+        (!events.is_empty()).then_some(Self { functions, attachments, closing, events })
     }
 
     /// Takes a function from the guest.
@@ -56,7 +59,7 @@ impl FunctionLosses {
         }
         let Some(attachments) = &self.attachments else { return };
         attachments.detach(name, |file| {
-            if let Err(error) = self.vm.remove_vfio_file(file) {
+            if let Err(error) = (self.closing)(file) {
                 log::error!("{name}: {error}");
             }
         });

@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::events::Sources;
 use crate::exit_reason::ExitReason;
 use crate::flash::FlashPlan;
-use crate::function_loss::FunctionLosses;
+use crate::function_loss::{Closing, FunctionLosses};
 use crate::limits::{self, UnpinnedMemory};
 use crate::notify::Notifier;
 use crate::plan::describe::Description;
@@ -161,7 +161,7 @@ fn run_guest(
         monitor: console_monitor,
         input,
         clients,
-        losses: FunctionLosses::watch(assigned, machine.vm()),
+        losses: FunctionLosses::watch(assigned, close_vfio_file(machine.vm())),
         clock: emulated.clock,
         power_button: emulated.power_button,
         control,
@@ -198,6 +198,12 @@ fn run_guest(
     drop(monitor);
     machine.release();
     result
+}
+
+/// What has KVM close a file of VFIO.
+fn close_vfio_file(vm: &Arc<arch::Vm>) -> Closing {
+    let vm = vm.clone();
+    Box::new(move |file| vm.remove_vfio_file(file).map_err(|error| error.to_string()))
 }
 
 /// What tells of too little memory for RAM that isn't pinned: told now where later nothing can be read, else
