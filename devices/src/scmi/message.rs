@@ -67,16 +67,6 @@ impl Protocol {
             Self::Base | Self::Power | Self::Clock => 0x2_0000,
         }
     }
-
-    /// The commands that it has of its own.
-    fn commands(self) -> &'static [u8] {
-        match self {
-            Self::Base => super::base::COMMANDS,
-            Self::Power => super::power::COMMANDS,
-            Self::Clock => super::clock::COMMANDS,
-            Self::Reset => super::reset::COMMANDS,
-        }
-    }
 }
 
 /// A message's header: which command it is in bits 7 to 0, of which type in 9 and 8, of which protocol in
@@ -133,18 +123,24 @@ impl Request {
         all.get(number).ok_or(Status::NotFound)
     }
 
-    /// The answer to what every protocol is asked; `attributes` are what it says of itself.
-    pub(super) fn common(&self, protocol: Protocol, attributes: Vec<u32>) -> Option<Answer> {
+    /// The answer to what every protocol is asked; `attributes` are what it says of itself, and `commands` those
+    /// that it has of its own.
+    pub(super) fn common(
+        &self,
+        protocol: Protocol,
+        commands: &[u8],
+        attributes: Vec<u32>,
+    ) -> Option<Answer> {
         Some(match self.command() {
             VERSION => Ok(vec![protocol.version()]),
             ATTRIBUTES => Ok(attributes),
             MESSAGE_ATTRIBUTES => self.argument(0).and_then(|command| {
                 let common = [VERSION, ATTRIBUTES, MESSAGE_ATTRIBUTES];
-                let mut known = common.iter().chain(protocol.commands());
+                let mut known = common.iter().chain(commands);
                 let is_known = known.any(|known| u32::from(*known) == command);
                 is_known.then(|| vec![0]).ok_or(Status::NotFound)
             }),
-            command if !protocol.commands().contains(&command) => Err(Status::NotSupported),
+            command if !commands.contains(&command) => Err(Status::NotSupported),
             _ => return None,
         })
     }

@@ -99,7 +99,9 @@ impl Scmi {
         if protocol != Protocol::Base && !self.resources.protocols().any(|p| p == protocol) {
             return Err(Status::NotSupported);
         }
-        if let Some(answer) = request.common(protocol, self.attributes(protocol)) {
+        if let Some(answer) =
+            request.common(protocol, commands(protocol), self.attributes(protocol))
+        {
             return answer;
         }
         match protocol {
@@ -120,6 +122,16 @@ impl Scmi {
             // No statistics: their address and their size are 0.
             Protocol::Power => vec![count(self.resources.power_domains.len()), 0, 0, 0],
         }
+    }
+}
+
+/// The commands that a protocol has of its own.
+fn commands(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Base => base::COMMANDS,
+        Protocol::Power => power::COMMANDS,
+        Protocol::Clock => clock::COMMANDS,
+        Protocol::Reset => reset::COMMANDS,
     }
 }
 

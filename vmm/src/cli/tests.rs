@@ -9,8 +9,12 @@ use lexopt::Parser;
 
 use super::{HELP, check, device, run};
 
+/// Options of other programs, in strings of their own: crosvm's.
+const OF_OTHERS: [&str; 1] = ["--vfio"];
+
 /// Programs of others in the advice; options behind them are theirs.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
+    "crosvm",
     "docker",
     "dumpimage",
     "fuser",
@@ -29,7 +33,10 @@ const HELPS: [(&[&str], &str); 4] =
 /// The words of a text that are options.
 fn options(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c)));
-    words.filter(|word| word.strip_prefix("--").is_some_and(|name| !name.is_empty()))
+    words.filter(|word| {
+        word.strip_prefix("--")
+            .is_some_and(|name| !name.trim_matches('-').is_empty() && !name.starts_with('-'))
+    })
 }
 
 /// The strings of a source file but for those of its tests, as they print.
@@ -91,14 +98,16 @@ fn nonsense(message: &str, known: &BTreeSet<&str>) -> Vec<String> {
     let mut others = false;
     for (at, word) in words.iter().enumerate() {
         others |= OTHERS.contains(&word.trim_start_matches(['`', '(']));
-        let unknown = options(word).filter(|option| !others && !known.contains(option));
+        let taken = |option: &&str| known.contains(option) || OF_OTHERS.contains(option);
+        let unknown = options(word).filter(|option| !others && !taken(option));
         wrong.extend(unknown.map(str::to_owned));
         let next = |n: usize| {
             let word = words.get(at.saturating_add(n)).copied().unwrap_or_default();
             word.trim_matches(['`', ',', ';', '.', ':', ')'])
         };
         if word.trim_start_matches('`') == "strait" && next(1) == "device" {
-            let verbs = ["list", "show", "bind", "unbind", "test", "--help", "{verb}"];
+            let verbs =
+                ["list", "show", "bind", "unbind", "test", "export", "kconfig", "--help", "{verb}"];
             if !verbs.contains(&next(2)) {
                 wrong.push(format!("strait device {}", next(2)));
             }
