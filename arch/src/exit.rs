@@ -50,6 +50,14 @@ pub enum Exit<'a> {
     Reset,
     /// KVM gives up on the guest (`KVM_SYSTEM_EVENT_CRASH`).
     Crash,
+    /// What a debugger waits for has happened: a syndrome and, of a watchpoint, the virtual address. See
+    /// [`Stop`](crate::debug::Stop).
+    Debug {
+        /// As ESR_EL2 has it.
+        syndrome: u32,
+        /// As FAR_EL2 has it.
+        address: u64,
+    },
     /// A signal, or the request of [`ImmediateExit`](crate::ImmediateExit).
     Interrupted,
     /// The guest can't run on: what KVM says of it (`KVM_EXIT_FAIL_ENTRY`, `KVM_EXIT_INTERNAL_ERROR`,
@@ -88,6 +96,7 @@ fn parse(exit: VcpuExit<'_>) -> Exit<'_> {
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Exit::Crash,
         VcpuExit::Hypercall(call) => Exit::Call { function: call.nr },
         VcpuExit::Unsupported(KVM_EXIT_ARM_NISV) => Exit::Undecodable,
+        VcpuExit::Debug(debug) => Exit::Debug { syndrome: debug.hsr, address: debug.far },
         VcpuExit::Intr => Exit::Interrupted,
         VcpuExit::FailEntry(reason, cpu) => Exit::Failed(format!(
             "the hardware refused to enter the guest on host CPU {cpu} (reason {reason:#x})"

@@ -11,6 +11,7 @@
 #![deny(missing_docs)]
 
 mod cpu;
+pub mod debug;
 mod error;
 #[cfg(target_arch = "aarch64")]
 pub mod exit;

@@ -280,7 +280,12 @@ impl Vcpu {
     /// KVM's `immediate_exit` of this vCPU (api.rst, 5 "The kvm_run structure"), by which another
     /// thread makes it leave guest code.
     pub fn immediate_exit(&mut self) -> ImmediateExit {
-        ImmediateExit(NonNull::from(&mut self.fd.get_kvm_run().immediate_exit).cast())
+        ImmediateExit::of(&mut self.fd)
+    }
+
+    /// What it has of the host CPU's.
+    pub(crate) fn features(&self) -> CpuFeatures {
+        self.features
     }
 }
 
@@ -293,6 +298,11 @@ pub struct ImmediateExit(NonNull<AtomicU8>);
 unsafe impl Send for ImmediateExit {}
 
 impl ImmediateExit {
+    /// That in this mapping of a vCPU.
+    pub(crate) fn of(vcpu: &mut VcpuFd) -> Self {
+        Self(NonNull::from(&mut vcpu.get_kvm_run().immediate_exit).cast())
+    }
+
     /// Makes the vCPU's next `KVM_RUN` return at once. One that is under way needs a signal to its
     /// thread afterwards.
     ///
@@ -307,6 +317,15 @@ impl ImmediateExit {
     fn set(&self, value: u8) {
         // SAFETY: the vCPU, and so its kvm_run mapping, is alive, by the callers; a byte has no alignment.
         unsafe { self.0.as_ref() }.store(value, Ordering::SeqCst);
+    }
+
+    /// Takes the request back.
+    ///
+    /// # Safety
+    ///
+    /// The vCPU must not have been dropped.
+    pub(crate) unsafe fn withdraw(&self) {
+        self.set(0);
     }
 }
 

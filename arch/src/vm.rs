@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
+use crate::debug::DebuggedVcpu;
 use crate::error::io_error;
 use crate::{CpuFeatures, Error, GuestRam, Vcpu};
 
@@ -95,6 +96,16 @@ impl Vm {
         // There is one RAM; a second would have overlapped it above.
         let _ = self.ram.set(ram);
         Ok(())
+    }
+
+    /// A vCPU of this VM as a debugger has it.
+    ///
+    /// # Errors
+    ///
+    /// The process has no more descriptors or memory.
+    #[cold]
+    pub fn debugged(&self, vcpu: &Vcpu) -> io::Result<DebuggedVcpu> {
+        DebuggedVcpu::new(&self.fd, vcpu)
     }
 
     /// Creates vCPUs 0 to `count` - 1; the first is the boot CPU. Before the GIC.

@@ -162,6 +162,7 @@ fn filter_of(thread: &str) -> Option<&'static str> {
         "strait" => "event-loop",
         "entropy" => "entropy",
         "flash" => "flash",
+        "gdb" => "gdb",
         "balloon" => "balloon",
         "virtio-intx" => "intx",
         "net-rx" | "net-tx" => "net",

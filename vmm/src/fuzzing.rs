@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use devices::console::Input;
 use devices::sync;
@@ -17,7 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::console::{self, Clients};
 use crate::control::{self, Answer, Control, Request};
 use crate::output::ClientBuffer;
-use crate::{cli, error};
+use crate::{cli, error, gdb};
 
 /// Parses a command line, the program's name first, and answers what it was taken for.
 ///
@@ -27,6 +29,27 @@ use crate::{cli, error};
 pub fn command_line(arguments: Vec<OsString>) -> Result<String, String> {
     let parsed = cli::parse(Parser::from_iter(arguments));
     parsed.map(|command| format!("{command:?}")).map_err(|error| error.report())
+}
+
+/// A debugger's session with vCPUs that are only registers: hands it what the debugger sends, and then goes.
+///
+/// # Errors
+///
+/// The host has no more threads or descriptors.
+///
+/// # Panics
+///
+/// Something is left of the debugger, or its session has panicked.
+pub fn debug(sent: &[u8]) -> io::Result<()> {
+    let (session, mut debugger) = gdb::testing::Session::begin()?;
+    let mut reader = debugger.try_clone()?;
+    let reading = thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
+    // It may be gone for what came before.
+    let _ = debugger.write_all(sent);
+    let _ = debugger.shutdown(Shutdown::Write);
+    let (_, ram) = session.end();
+    assert!(!ram.is_empty(), "the session has panicked");
+    reading.join().map(drop).map_err(|_| io::Error::other("a reader has panicked"))
 }
 
 /// A guest's console with clients at a socket, and the event loop that serves them.

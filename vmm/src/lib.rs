@@ -31,6 +31,7 @@ mod function_loss;
 mod functions;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod gdb;
 mod host_clocks;
 mod interrupts;
 mod junit;

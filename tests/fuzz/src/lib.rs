@@ -26,6 +26,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "command-line", run: targets::command_line::run },
     Target { name: "console-clients", run: targets::console_clients::run },
     Target { name: "control", run: targets::control::run },
+    Target { name: "gdb", run: targets::gdb::run },
     Target { name: "kernel", run: targets::kernel::run },
     Target { name: "initrd", run: targets::initrd::run },
     Target { name: "overlay", run: targets::overlay::run },

@@ -92,6 +92,7 @@ targets! {
     command_line "command-line",
     console_clients "console-clients",
     control "control",
+    gdb "gdb",
     host_tree "host-tree",
     initrd "initrd",
     kernel "kernel",

@@ -12,6 +12,7 @@ mod delayed_cat;
 mod devmem;
 mod disk;
 mod edu;
+mod gdb;
 mod gpio;
 mod inject;
 mod kexec;
@@ -81,6 +82,11 @@ usage: agent COMMAND
                                         says, and standard input to it, to the end of either
   call PATH MESSAGE                     send a message of varlink, and print the answer
   datagrams PATH                        print what is sent to a socket of datagrams
+  gdb PATH|tcp:IP:PORT                  be a debugger: send each line of input as a packet of GDB's
+                                        protocol, and print its answer; !LINE doesn't wait for it,
+                                        interrupt is one
+  gdb PATH|tcp:IP:PORT COUNT PACKET     print how long so many round trips of a packet take, or of
+                                        interrupt, which has the guest run and stop
   delayed-cat SECONDS                   copy input to output after SECONDS, with a pipe of a page
   vfio-user serve PATH [messages|single]
                                         serve a PCI device on a socket; as libvfio-user does, with
@@ -155,6 +161,10 @@ fn main() -> ExitCode {
         ["client", path] => client::run(path.as_ref()),
         ["call", path, message] => client::call(path.as_ref(), message),
         ["datagrams", path] => datagrams::print(path.as_ref()),
+        ["gdb", address] => gdb::run(address),
+        ["gdb", address, count, packet] => {
+            number(count).and_then(|count| gdb::time(address, count, packet))
+        }
         ["delayed-cat", seconds] => number(seconds).and_then(delayed_cat::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref(), None),

@@ -160,6 +160,10 @@ impl Host {
         self.channel.transcript()
     }
 
+    pub(super) fn channel(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+
     pub(super) fn next_name(&self, kind: &str) -> String {
         format!("{kind}{}", self.processes.fetch_add(1, Ordering::Relaxed))
     }

@@ -91,6 +91,24 @@ impl Process {
         Ok(output)
     }
 
+    /// What it writes to its standard output (or terminal) next, as it is; `None` once it has ended.
+    pub(super) fn next_output(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        let (number, from) = (self.number, self.seen);
+        let what = format!("{} to say something", self.name);
+        let fresh = self.channel.wait(self.deadline(), &what, |state| {
+            let record = state.processes.get(&number)?;
+            let fresh = record.output.get(from..).unwrap_or_default();
+            (!fresh.is_empty() || record.status.is_some()).then(|| Ok(fresh.to_vec()))
+        })?;
+        self.seen = from + fresh.len();
+        Ok((!fresh.is_empty()).then_some(fresh))
+    }
+
+    /// The same program, for who only types to it.
+    pub(super) fn sender(&self) -> Self {
+        Self { channel: Arc::clone(&self.channel), name: self.name.clone(), ..*self }
+    }
+
     /// Everything it has written to its standard output (or terminal) so far.
     pub fn output(&self) -> String {
         let state = self.channel.state();

@@ -92,13 +92,14 @@ pub(super) const RUST: Need = Need {
 pub(super) const RUST_LINT: Need =
     Need { why: "to lint", packages: &["rust-web-clippy", "rustfmt-web"] };
 
-/// What unit tests take: a reader of device trees that isn't ours, and the tools that errors about
+/// What tests take: a reader of device trees and a debugger that aren't ours, and the tools that errors about
 /// kernels and initrds advise.
 pub(super) const TEST: Need = Need {
     why: "to test",
     packages: &[
         "cpio",
         "device-tree-compiler",
+        "gdb-multiarch",
         "lz4",
         "lzop",
         "mkbootimg",

@@ -20,6 +20,8 @@ mod endings;
 mod errors;
 mod exhaustion;
 mod firmware;
+mod gdb;
+mod gdb_multiarch;
 mod golden;
 mod inherited;
 mod isolation;

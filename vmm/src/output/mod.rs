@@ -164,7 +164,8 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
+        // What gdbstub has to say is of what a debugger sends, without a limit.
+        if self.enabled(record.metadata()) && !record.target().starts_with("gdbstub") {
             let level = record.level().as_str().to_ascii_lowercase();
             log(&format!("strait: {level}: {}\n", record.args()));
         }

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::{MachinePlan, Opened};
 use crate::assigned::{AssignedDevice, Obstacle};
-use crate::cli::{ConsoleKind, OnReset, Size};
+use crate::cli::{ConsoleKind, GdbOptions, OnReset, Size};
 use crate::commands::device::FunctionDetails;
 use crate::flash::FlashPlan;
 
@@ -74,6 +74,9 @@ pub struct Description {
     /// When the guest begins anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     restarts: Option<&'static str>,
+    /// Where a debugger connects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gdb: Option<String>,
     memory_map: Vec<Area>,
     interrupts: Vec<Interrupt>,
     /// How devices' DMA is mapped, where there are assigned devices.
@@ -214,6 +217,7 @@ impl Description {
             cmdline: plan.cmdline.as_str().to_owned(),
             control: plan.control.as_ref().map(|path| format!("unix:{}", path.display())),
             restarts: (plan.on_reset == OnReset::Restart).then_some("on reset"),
+            gdb: None,
             memory_map: memory_map(plan, opened, &kvm),
             interrupts: interrupts(plan, opened),
             iommu: assigned.backend(),
@@ -224,6 +228,12 @@ impl Description {
             device_tree: fdt::to_dts(tree),
             kvm,
         }
+    }
+
+    /// The same with a debugger, if there may be one.
+    #[must_use]
+    pub fn with_debugger(self, gdb: Option<&GdbOptions>) -> Self {
+        Self { gdb: gdb.map(GdbOptions::to_string), ..self }
     }
 }
 

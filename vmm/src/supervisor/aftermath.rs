@@ -5,11 +5,10 @@ use std::process::ExitStatus;
 
 use super::Resources;
 use crate::assigned;
-use crate::cli::{ConsoleKind, RunOptions};
+use crate::cli::{ConsoleKind, GdbAddress, RunOptions};
 use crate::error::Error;
 use crate::exit_reason::signal_name;
-use crate::stats;
-use crate::unix_listener;
+use crate::{stats, unix_listener};
 
 /// The number of the statistics that are left before the guest runs.
 pub(super) const FIRST: u64 = 1;
@@ -46,7 +45,11 @@ pub(super) fn settle(
         ConsoleKind::Unix(path) => Some(path),
         _ => None,
     });
-    consoles.chain(&options.control).for_each(|path| unix_listener::remove_stale(path));
+    let gdb = options.gdb.iter().filter_map(|gdb| match &gdb.address {
+        GdbAddress::Unix(path) => Some(path),
+        GdbAddress::Tcp(_) => None,
+    });
+    consoles.chain(&options.control).chain(gdb).for_each(|path| unix_listener::remove_stale(path));
     resources.write_report(options, exit_status, killed_by.as_ref());
     let Resources { programs, bound, .. } = resources;
     drop(programs);

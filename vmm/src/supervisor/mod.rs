@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use devices::vfio::fd_limit;
 
-use crate::cli::{ConsoleKind, RunOptions, SandboxMode};
+use crate::cli::{ConsoleKind, GdbAddress, RunOptions, SandboxMode};
 use crate::commands::device::BindGuard;
 use crate::control::{self, Accepted, Acceptor};
 use crate::double_buffer::DoubleBuffer;
@@ -126,6 +126,8 @@ impl Resources {
     fn is_needed(&self, options: &RunOptions) -> bool {
         let mut consoles = [&options.console, &options.virtio_console].into_iter();
         let sockets = consoles.any(|console| matches!(console, ConsoleKind::Unix(_)));
+        let gdb = options.gdb.as_ref().map(|gdb| &gdb.address);
+        let sockets = sockets || matches!(gdb, Some(GdbAddress::Unix(_)));
         let bound = self.bound.as_ref().is_some_and(|bound| !bound.is_empty());
         let serves = !self.programs.is_empty() || !self.connectors.is_empty();
         let left = self.statistics.is_some() || self.report.is_some();

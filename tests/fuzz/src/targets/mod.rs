@@ -1,10 +1,9 @@
 //! A target in each.
-//!
-//! There will be more: packets of the GDB protocol.
 
 pub mod command_line;
 pub mod console_clients;
 pub mod control;
+pub mod gdb;
 pub mod host_tree;
 pub mod initrd;
 pub mod kernel;

@@ -15,6 +15,7 @@ use super::block::block;
 use super::console::{SerialKind, console, serial};
 use super::control;
 use super::cpu;
+use super::gdb::gdb;
 use super::net;
 use super::owner;
 use super::passt::{behind_passt, passt};
@@ -172,6 +173,7 @@ impl RunOptions {
             Arg::Long("dump-dtb") => self.dump_dtb = Some(once.value("--dump-dtb", parser)?.into()),
             Arg::Long("stats") => self.stats = Some(once.value("--stats", parser)?.into()),
             Arg::Long("junit") => self.junit = Some(once.value("--junit", parser)?.into()),
+            Arg::Long("gdb") => self.gdb = Some(once.parsed("--gdb", parser, gdb)?),
             Arg::Long("sandbox") => {
                 self.sandbox = once.parsed("--sandbox", parser, sandbox::mode)?
             }

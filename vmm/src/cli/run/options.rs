@@ -12,6 +12,7 @@ use log::LevelFilter;
 
 use super::super::console::{ConsoleKind, SerialKind};
 use super::super::cpu::GicChoice;
+use super::super::gdb::GdbOptions;
 use super::super::pattern::Pattern;
 use super::super::reset::OnReset;
 use super::super::sandbox::SandboxMode;
@@ -105,6 +106,8 @@ pub struct RunOptions {
     pub stats: Option<PathBuf>,
     /// Where a report of how it ended is written.
     pub junit: Option<PathBuf>,
+    /// Where a debugger connects.
+    pub gdb: Option<GdbOptions>,
     /// What is done with what a guest could use against the host.
     pub sandbox: SandboxMode,
     /// Who strait becomes if it is root.
@@ -157,6 +160,7 @@ impl Default for RunOptions {
             dump_dtb: None,
             stats: None,
             junit: None,
+            gdb: None,
             sandbox: SandboxMode::default(),
             user: None,
             log_level: LevelFilter::Warn,

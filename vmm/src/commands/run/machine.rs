@@ -19,6 +19,7 @@ use super::vcpus::VcpuContext;
 use crate::assigned::AssignedDevices;
 use crate::error::Error;
 use crate::flash::Flash;
+use crate::gdb::Gate;
 use crate::stats::Recorder;
 use crate::virtio::{VirtioBackends, VirtioDevices};
 use crate::waker::Waker;
@@ -152,7 +153,7 @@ impl Machine {
     }
 
     /// Starts what works beside the vCPUs, and answers what these run with, who end the run by `waker`; whether
-    /// its guest may begin anew, `restarts`.
+    /// its guest may begin anew, `restarts`; and where a debugger holds them up.
     ///
     /// # Errors
     ///
@@ -162,12 +163,19 @@ impl Machine {
         waker: Arc<Waker>,
         recorder: Option<Arc<Recorder>>,
         restarts: bool,
+        gate: Option<Arc<Gate>>,
     ) -> Result<Arc<VcpuContext>, Error> {
         self.virtio.prepare()?;
         self.flash.as_ref().map_or(Ok(()), Flash::start)?;
         let (bus, memory, bridge) = (self.bus.clone(), self.memory.clone(), self.bridge.clone());
         let scmi = self.scmi.clone();
-        Ok(Arc::new(VcpuContext::new(bus, memory, bridge, scmi, waker, recorder, restarts)))
+        let context = VcpuContext::new(bus, memory, bridge, scmi, waker, recorder, restarts);
+        Ok(Arc::new(context.with_gate(gate)))
+    }
+
+    /// Its RAM, and its flash.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
     }
 
     /// Its vCPUs, for their threads; once.

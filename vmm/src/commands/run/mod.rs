@@ -1,6 +1,7 @@
 //! `strait run`: plan, build, run, end.
 
 mod build;
+mod debugging;
 mod hold;
 mod irqfds;
 mod machine;
@@ -15,6 +16,7 @@ use std::time::Instant;
 
 use boot::kernel::Kernel;
 
+use self::debugging::Debugged;
 use self::machine::Machine;
 use self::restart::Restart;
 use crate::assigned::AssignedDevices;
@@ -100,7 +102,8 @@ fn run_guest(
         build::dump_dtb(path, &dtb)?;
     }
     if options.dry_run {
-        let description = Description::of(&plan, &opened, build::facts(&parts), &tree);
+        let description = Description::of(&plan, &opened, build::facts(&parts), &tree)
+            .with_debugger(options.gdb.as_ref());
         let pinned = opened.assigned.iommu.is_some() || !opened.assigned.obstacles.is_empty();
         if !pinned && !plan.pages.are_reserved() {
             limits::warn_unpinned(plan.ram.size);
@@ -152,6 +155,11 @@ fn run_guest(
     let restart =
         files.map(|files| Restart::new(&plan, files, dtb, &seed, (machine.gic(), machine.vcpus())));
     let restart = restart.transpose()?;
+    let debugged = options
+        .gdb
+        .as_ref()
+        .map(|gdb| Debugged::prepare(gdb, monitor.clone(), machine.vm(), machine.vcpus()));
+    let debugged = debugged.transpose()?;
     output::set_waker(&waker);
     let (input, clients) = InputSource::by_kind(inputs);
     let sources = Sources {
@@ -190,7 +198,7 @@ fn run_guest(
     servers.resume()?;
     let no_thread = |e| Error::new(format!("a console's thread can't be started: {e}"));
     output::start_threads(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
-    let result = steered::run(&mut machine, sources, recorder, restart);
+    let result = steered::run(&mut machine, sources, recorder, restart, debugged);
     if result.is_ok() {
         monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     }

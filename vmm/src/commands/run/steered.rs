@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use devices::stop;
 
+use super::debugging::Debugged;
 use super::machine::Machine;
 use super::restart::Restart;
 use super::vcpus::{VcpuContext, VcpuThreads};
@@ -29,8 +30,8 @@ struct Steered<'a> {
     paused: bool,
 }
 
-/// Runs the vCPUs of a machine, once, to the end of the run; they are gone when this returns. With a `restart`
-/// the guest begins anew when it asks for a reset.
+/// Runs the vCPUs of a machine, once, to the end of the run, perhaps under a debugger; they are gone when this
+/// returns. With a `restart` the guest begins anew when it asks for a reset.
 ///
 /// # Errors
 ///
@@ -40,14 +41,24 @@ pub fn run(
     sources: Sources<'_>,
     recorder: Option<Arc<Recorder>>,
     restart: Option<Restart>,
+    debugged: Option<Debugged>,
 ) -> Result<ExitReason, Error> {
-    let context = machine.prepare(sources.waker.clone(), recorder.clone(), restart.is_some())?;
+    let gate = debugged.as_ref().map(|debugged| debugged.gate().clone());
+    let context =
+        machine.prepare(sources.waker.clone(), recorder.clone(), restart.is_some(), gate)?;
+    let debugger = debugged.map(|debugged| {
+        debugged.start(machine.memory(), machine.bus(), recorder.as_ref(), context.clone())
+    });
+    let debugger = debugger.transpose()?;
     let monitor = sources.monitor.clone();
     sources.notifier.iter().for_each(Notifier::ready);
     let threads = VcpuThreads::start(machine.take_vcpus(), &context)?;
     let (recorded, paused) = (recorder.clone(), false);
     let mut steered = Steered { machine, threads, context, restart, recorder: recorded, paused };
     let result = events::run(sources, recorder.as_deref(), &mut steered);
+    if let Some(debugger) = debugger {
+        debugger.end(result.as_ref().map_or(1, ExitReason::exit_status));
+    }
     steered.end();
     let reason = match &monitor {
         Some(monitor) => monitor.conclude(result?),
@@ -100,6 +111,7 @@ impl Steered<'_> {
     fn reset(&mut self) -> Result<(), Error> {
         let Some(restart) = &mut self.restart else { return Ok(()) };
         self.machine.reset(restart)?;
+        self.context.note_reset();
         for vcpu in self.threads.vcpus() {
             vcpu.reset()?;
             if vcpu.index() == 0 {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use arch::debug::Stop;
 use arch::exit::Exit;
 use arch::load_store::Kind;
 use arch::{ImmediateExit, Vcpu, smccc};
@@ -19,6 +20,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::hold::Hold;
 use crate::error::Error;
 use crate::exit_reason::ExitReason;
+use crate::gdb::{Gate, Passage};
 use crate::sandbox::seccomp;
 use crate::stats::{Exits, Recorder};
 use crate::waker::Waker;
@@ -62,8 +64,10 @@ impl VcpuThreads {
             let thread = thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || {
+                    let index = usize::try_from(index).unwrap_or(usize::MAX);
+                    context.gate.iter().for_each(|gate| gate.enter(index));
                     seccomp::Kind::Vcpu.enter();
-                    context.live(&vcpu);
+                    context.live(index, &vcpu);
                 })
                 .map_err(|e| no_thread(count, &e))?;
             all.threads.push(thread);
@@ -76,6 +80,7 @@ impl VcpuThreads {
     #[cold]
     pub fn hold(&self, give_up: impl Fn() -> bool) -> bool {
         self.context.hold.begin();
+        self.context.gate.iter().for_each(|gate| gate.call_away());
         self.request_exits();
         loop {
             self.kick();
@@ -92,6 +97,7 @@ impl VcpuThreads {
     /// Lets them run again.
     #[cold]
     pub fn release(&self) {
+        self.context.gate.iter().for_each(|gate| gate.let_stay());
         self.context.hold.end();
     }
 
@@ -121,6 +127,8 @@ impl VcpuThreads {
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
         self.context.hold.finish();
+        // One that couldn't be started leaves others waiting for a debugger.
+        self.context.gate.iter().for_each(|gate| gate.end(1));
         self.request_exits();
         loop {
             self.kick();
@@ -155,6 +163,8 @@ pub struct VcpuContext {
     recorder: Option<Arc<Recorder>>,
     /// A guest that asks for a reset may begin anew.
     restarts: bool,
+    /// Where a debugger holds them up.
+    gate: Option<Arc<Gate>>,
     /// Where vCPUs that are to leave their guest wait.
     hold: Hold,
     /// That of the first vCPU which ended the run, or its guest's life.
@@ -173,8 +183,14 @@ impl VcpuContext {
         recorder: Option<Arc<Recorder>>,
         restarts: bool,
     ) -> Self {
-        let (hold, exit_reason) = Default::default();
-        Self { bus, memory, bridge, scmi, waker, recorder, restarts, hold, exit_reason }
+        let (hold, exit_reason, gate) = Default::default();
+        Self { bus, memory, bridge, scmi, waker, recorder, restarts, gate, hold, exit_reason }
+    }
+
+    /// The same with a gate, if there is one, where a debugger holds them up.
+    #[must_use]
+    pub fn with_gate(self, gate: Option<Arc<Gate>>) -> Self {
+        Self { gate, ..self }
     }
 
     /// Why a vCPU ended the run, if one did; once.
@@ -187,25 +203,46 @@ impl VcpuContext {
         lock(&self.exit_reason).is_some()
     }
 
+    /// Ends the run. The first reason stands.
+    pub fn end(&self, reason: ExitReason) {
+        lock(&self.exit_reason).get_or_insert(reason);
+        self.waker.stop();
+    }
+
+    /// The vCPUs' registers aren't what a debugger has left in them.
+    pub fn note_reset(&self) {
+        self.gate.iter().for_each(|gate| gate.note_reset());
+    }
+
+    /// Holds a vCPU up while a debugger wants it, which may have to know why it has stopped.
+    fn pass_gate(&self, index: usize, stop: Option<Stop>) -> Passage {
+        self.gate.as_ref().map_or(Passage::Open, |gate| gate.pass(index, stop))
+    }
+
     /// Runs a vCPU until the run ends.
-    fn live(&self, vcpu: &Mutex<Vcpu>) {
+    fn live(&self, index: usize, vcpu: &Mutex<Vcpu>) {
         let mut round = self.hold.round();
-        while self.run(&mut lock(vcpu)) && self.hold.wait(round) {
+        while self.run(index, &mut lock(vcpu)) {
+            self.gate.iter().for_each(|gate| gate.leave(index));
+            if !self.hold.wait(round) {
+                break;
+            }
             round = self.hold.round();
         }
         self.hold.leave();
     }
 
     /// Runs a vCPU for as long as it may. Whether it may run again.
-    fn run(&self, vcpu: &mut Vcpu) -> bool {
+    fn run(&self, index: usize, vcpu: &mut Vcpu) -> bool {
         vcpu.begin();
-        let index = usize::try_from(vcpu.index()).unwrap_or(usize::MAX);
         let exits = self.recorder.as_ref().and_then(|r| r.exits(index)).unwrap_or_default();
         if let (Some(recorder), 0) = (&self.recorder, index) {
             recorder.note_first_instruction();
         }
         let mut faults = 0;
-        while self.hold.may_run() {
+        // One that is to wait for a debugger hasn't run yet.
+        let mut passage = self.pass_gate(index, None);
+        while passage == Passage::Open && self.hold.may_run() {
             let reason = match vcpu.run() {
                 Ok(Exit::Undecodable) => {
                     Exits::count(&exits.undecodable);
@@ -216,6 +253,15 @@ impl VcpuContext {
                     let answered = vcpu.set_register(0, self.answer_call());
                     answered.err().map(|e| run_failed(index, &e))
                 }
+                Ok(Exit::Interrupted) => {
+                    Exits::count(&exits.interrupted);
+                    passage = self.pass_gate(index, None);
+                    None
+                }
+                Ok(Exit::Debug { syndrome, address }) => {
+                    passage = self.pass_gate(index, Some(Stop::new(syndrome, address)));
+                    None
+                }
                 Ok(Exit::MemoryFault { gpa }) => self.trap_functions(gpa, &mut faults),
                 Ok(exit) => {
                     faults = 0;
@@ -225,13 +271,11 @@ impl VcpuContext {
             };
             if let Some(reason) = reason {
                 let is_reset = matches!(reason, ExitReason::Reset);
-                // The first vCPU's reason stands.
-                lock(&self.exit_reason).get_or_insert(reason);
-                self.waker.stop();
+                self.end(reason);
                 return is_reset && self.restarts;
             }
         }
-        if self.hold.is_over() {
+        if passage == Passage::Over || self.hold.is_over() {
             return false;
         }
         vcpu.settle();
@@ -276,7 +320,8 @@ impl VcpuContext {
             Action::None => None,
             Action::Crash => Some(ExitReason::Crash),
             Action::AwaitOutput => {
-                output::wait_for_room(|| !self.hold.may_run());
+                let is_paused = || self.gate.as_ref().is_some_and(|gate| gate.is_pausing());
+                output::wait_for_room(|| !self.hold.may_run() || is_paused());
                 None
             }
         }
@@ -293,10 +338,6 @@ impl VcpuContext {
             Exit::MmioWrite { gpa, data } => {
                 Exits::count(&exits.mmio_write);
                 return self.write(gpa, data);
-            }
-            Exit::Interrupted => {
-                Exits::count(&exits.interrupted);
-                return None;
             }
             _ => Exits::count(&exits.system_event),
         }

@@ -26,6 +26,8 @@ pub enum Kind {
     EventLoop,
     /// Writes a console's output to a file.
     ConsoleFile,
+    /// Serves a debugger.
+    Gdb,
     /// Works for a device.
     Device(ThreadKind),
 }
@@ -96,6 +98,7 @@ impl Kind {
             Self::Vcpu => &programs::VCPU,
             Self::EventLoop => &programs::EVENT_LOOP,
             Self::ConsoleFile => &programs::CONSOLE_FILE,
+            Self::Gdb => &programs::GDB,
             Self::Device(ThreadKind::Block) => &programs::BLOCK,
             Self::Device(ThreadKind::Net) => &programs::NET,
             Self::Device(ThreadKind::Console) => &programs::CONSOLE,

@@ -91,7 +91,7 @@ fn each_file_is_a_program_and_each_kind_has_one() {
         ThreadKind::VfioUser,
         ThreadKind::VhostUser,
     ];
-    let kinds = [Kind::Vcpu, Kind::EventLoop, Kind::ConsoleFile]
+    let kinds = [Kind::Vcpu, Kind::EventLoop, Kind::ConsoleFile, Kind::Gdb]
         .into_iter()
         .chain(device.map(Kind::Device));
     let plain = [Kind::Vcpu, Kind::EventLoop].map(|kind| kind.program(false));
