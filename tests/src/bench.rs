@@ -3,6 +3,7 @@
 //! The model counts instructions: its clock advances by one nanosecond per instruction executed, so
 //! that figures repeat whatever else this machine does.
 
+mod debugger;
 mod disk;
 mod figure;
 mod network;
@@ -107,6 +108,7 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
         .file("k/off", payload::power_off())
         .file("k/read", payload::read_byte(SERIAL_LSR, ACCESSES))
         .file("k/read2", payload::read_byte(SERIAL_LSR, 2 * ACCESSES))
+        .file("k/spin", payload::spin())
         .file("k/call", payload::hypercall(ACCESSES))
         .file("k/call2", payload::hypercall(2 * ACCESSES))
         .file("k/initrd", initramfs::power_off_guest(artifacts)?)
@@ -122,6 +124,7 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
     }
     let hypercall = per_access(&host, "/k/call", "/k/call2")?;
     let mut devices = sandbox::measure(&host)?;
+    devices.extend(debugger::measure(&host)?);
     drop(host);
     devices.extend(network::measure(artifacts)?);
     devices.extend(disk::measure(artifacts)?);

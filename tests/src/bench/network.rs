@@ -102,13 +102,13 @@ fn stream(host: &Host, guest: &mut Guest, to_host: bool) -> Result<f64, Failure>
 }
 
 /// What each costs of as many as two measurements differ in.
-fn each(once: u64, twice: u64, count: u64) -> f64 {
+pub(super) fn each(once: u64, twice: u64, count: u64) -> f64 {
     let float = |number| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     float(twice.saturating_sub(once)) / float(count)
 }
 
 /// The time that the agent says it took.
-fn nanoseconds(said: &str) -> Result<u64, Failure> {
+pub(super) fn nanoseconds(said: &str) -> Result<u64, Failure> {
     let time = said.trim().strip_suffix(" ns").and_then(|rest| rest.rsplit(' ').next());
     let time = time.and_then(|time| time.parse().ok());
     time.ok_or_else(|| Failure::new(format!("the agent doesn't say how long it took: {said}")))
