@@ -187,8 +187,12 @@ impl<'a> DriverBinding<'a> {
         }
         // An override that names VFIO's driver is left from an interrupted bind.
         let mut driver_override = device.driver_override()?;
-        driver_override = driver_override.filter(|driver| driver != device.bus().vfio_driver());
-        self.records.write(&device, &BindRecord { driver: before.clone(), driver_override })?;
+        let is_ours = driver_override.as_deref() == Some(device.bus().vfio_driver());
+        driver_override = driver_override.filter(|_| !is_ours);
+        // One that somebody else has unbound from VFIO, or an interrupted bind: the driver before is known.
+        if !(before.is_none() && is_ours && self.records.read(&device)?.is_some()) {
+            self.records.write(&device, &BindRecord { driver: before.clone(), driver_override })?;
+        }
         match self.rebind(&device, before.is_some()) {
             Ok(()) => {
                 let driver = Some(device.bus().vfio_driver().to_owned());

@@ -179,6 +179,20 @@ fn the_device_of_a_killed_process_is_restored() {
 }
 
 #[test]
+fn a_device_unbound_by_somebody_else_and_bound_again_goes_back_to_its_driver() {
+    let fake = two();
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let binding = DriverBinding::new(&host, &kernel);
+    binding.bind(&[DMA], &BindOptions::default()).unwrap();
+    let device = host.find(DMA).unwrap().unwrap();
+    kernel.write(&device.path().join("driver/unbind"), DMA).unwrap();
+    assert_eq!(device.driver().unwrap(), None);
+    assert!(binding.bind(&[DMA], &BindOptions::default()).unwrap()[0].changed);
+    assert_eq!(device.driver().unwrap(), some("vfio-platform"));
+    assert_eq!(binding.unbind(&[DMA], false).unwrap()[0].driver, some("dma-pl330"));
+}
+
+#[test]
 fn a_driver_that_is_gone_is_named_and_stays_recorded() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
