@@ -1,6 +1,6 @@
 //! The registers of hardware breakpoints and watchpoints (Arm ARM, D2.8 and D2.10, D24.3).
 
-/// DBGBCR<n>_EL1: enabled, at EL1 and EL0 (PMC), of a whole A64 instruction (BAS).
+/// `DBGBCR<n>_EL1`: enabled, at EL1 and EL0 (PMC), of a whole A64 instruction (BAS).
 #[cfg(target_arch = "aarch64")]
 pub(super) const BREAKPOINT_CONTROL: u64 = 1 | 0b11 << 1 | 0xf << 5;
 
@@ -27,7 +27,7 @@ pub struct Watchpoint {
 }
 
 impl Watchpoint {
-    /// DBGWVR<n>_EL1 and DBGWCR<n>_EL1 for it; `None` if it is neither within 8 bytes that are aligned nor
+    /// `DBGWVR<n>_EL1` and `DBGWCR<n>_EL1` for it; `None` if it is neither within 8 bytes that are aligned nor
     /// a power of two up to 2 GiB that is.
     pub fn registers(&self) -> Option<(u64, u64)> {
         let access: u64 = match self.access {

@@ -120,7 +120,7 @@ fn unfitting_device_options_are_refused_naming_the_choices() -> TestResult {
         ("node-name=a@1", "can't be named"),
         ("alias=serial0", "/serial@9000000 has it"),
         ("alias=DMA", "an alias can't be"),
-        ("colour=red", "addr, quiesce, mmap, node-name, clock-rate"),
+        ("colour=red", "addr, quiesce, mmap, node-name, scmi, clock-rate"),
     ] {
         let errors = refusal(&host, &format!("--vfio-platform {NAME},{options}"))?;
         assert!(errors.contains(expected), "{options}:\n{errors}");

@@ -171,7 +171,7 @@ impl PciFunction {
     ///
     /// # Safety
     ///
-    /// It must not be dropped while the guest can run, unless it was [given up](Self::give_up).
+    /// It must not be dropped while the guest can run, unless it was taken back ([`RemovableFunction`](super::RemovableFunction)).
     ///
     /// # Errors
     ///

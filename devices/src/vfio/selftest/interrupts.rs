@@ -99,7 +99,7 @@ impl TestInterrupts {
     }
 
     /// Waits until one is signalled whose cause `cause` finds, having cleared it; unmasks each. `None`
-    /// after the timeout, or if none of [`MAX_LATE`] had one: an interrupt may be signalled once more
+    /// after the timeout, or if none of `MAX_LATE` had one: an interrupt may be signalled once more
     /// when it is low already, since the host disables it lazily.
     ///
     /// # Errors
