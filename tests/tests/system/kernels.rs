@@ -35,7 +35,7 @@ fn drives_dma(host: &Host, kernel: &str, options: &str) -> Result<String, Failur
         .cmdline("mem=448M")
         .with(&format!("--vfio-platform {} {options}", PLATFORM_DMA[0]));
     let mut guest = host.launch(&launch)?;
-    let release = guest.sh("uname -r && nproc")?;
+    let release = guest.sh("uname -r && nproc")?.trim().to_owned();
     assert_eq!(guest.log_of(FOUND)?.matches(FOUND).count(), 1, "{release}");
     assert!(guest.sh("ls /sys/class/dma")?.contains("dma0chan7"), "{release}");
     // The kernels have no DMA test of their own, and their driver would be in the way.
