@@ -46,6 +46,7 @@ pub mod protocol;
 mod qemu;
 mod steady;
 mod symbols;
+mod traffic;
 mod transcript;
 mod uart;
 
@@ -63,6 +64,7 @@ pub use overlay::{compile_overlay, overlay};
 pub use process::Process;
 pub use steady::SteadyState;
 pub use symbols::symbol_file;
+pub use traffic::exchange;
 pub use transcript::{TIMES, Transcript};
 pub use uart::Uart;
 

@@ -1,6 +1,8 @@
 //! Networks: virtio-net on a tap of the host, by threads of strait and by vhost-net.
 
-use tests::harness::{Board, DmaTest, Failure, Guest, Host, PLATFORM_DMA, TestResult, payload};
+use tests::harness::{
+    Board, DmaTest, Failure, Guest, Host, PLATFORM_DMA, TestResult, exchange, payload,
+};
 use tests::suite::SOAK;
 
 /// The host's address on its tap, and the guest's.
@@ -21,21 +23,6 @@ fn connect(guest: &mut Guest) -> TestResult {
         "ip addr add {GUEST}/24 dev eth0 && ip link set eth0 up && \
          until ping -c 1 -W 1 {HOST} >/dev/null; do :; done"
     ))?;
-    Ok(())
-}
-
-/// Sends so many bytes in each direction, all of which have to arrive as they are.
-fn stream(host: &Host, guest: &mut Guest, bytes: u64) -> TestResult {
-    let receiver = host.start(&format!("agent receive tcp:{HOST}:5000"))?;
-    let sent = guest.sh(&format!("agent send tcp:{HOST}:5000 {bytes}"))?;
-    assert_eq!(receiver.exit_status()?, 0);
-    let sender = host.start(&format!("agent send tcp:{GUEST}:5001 {bytes}"))?;
-    let received = guest.sh(&format!("agent receive tcp:{GUEST}:5001"))?;
-    assert_eq!(sender.exit_status()?, 0);
-    for said in [sent, received] {
-        println!("{said}");
-        assert!(said.starts_with(&format!("{bytes} bytes, sum ")), "{said}");
-    }
     Ok(())
 }
 
@@ -67,7 +54,7 @@ fn packets_arrive_by_threads_and_by_vhost() -> TestResult {
         for bit in [15, 11, 7, 16, 3, 29] {
             assert!(has_feature(&mut guest, bit)?, "{bit}");
         }
-        stream(&host, &mut guest, amount())?;
+        exchange(&host, &mut guest, [HOST, GUEST], amount())?;
         DmaTest::default().pass(&mut guest)?;
         // Its queues are reset one by one (VIRTIO_F_RING_RESET), under way.
         let sizes = [(64, 256), (256, 32), (128, 128)].map(|(receive, transmit)| {
@@ -77,13 +64,13 @@ fn packets_arrive_by_threads_and_by_vhost() -> TestResult {
         });
         let sizes = sizes.join(" && ");
         guest.sh(&format!("(ping -A -c 300 {HOST} >/dev/null & {sizes} && wait)"))?;
-        stream(&host, &mut guest, 100_000)?;
+        exchange(&host, &mut guest, [HOST, GUEST], 100_000)?;
         // The driver goes and comes, which resets the device.
         guest.sh(
             "cd /sys/bus/virtio/drivers/virtio_net && echo virtio0 >unbind && echo virtio0 >bind",
         )?;
         connect(&mut guest)?;
-        stream(&host, &mut guest, 100_000)?;
+        exchange(&host, &mut guest, [HOST, GUEST], 100_000)?;
         assert_eq!(guest.power_off()?, 0);
     }
     Ok(())
@@ -155,7 +142,7 @@ fn a_guest_with_a_gicv2_loses_two_of_its_three_networks() -> TestResult {
     let lost = "--net tap=tap1,vhost=off --net tap=tap2,vhost=on";
     let mut guest = host.guest(&format!("--cpus 4 --net tap=tap0 {lost}"))?;
     connect(&mut guest)?;
-    stream(&host, &mut guest, 1 << 20)?;
+    exchange(&host, &mut guest, [HOST, GUEST], 1 << 20)?;
     for tap in [1, 2] {
         let carrier = format!("/sys/class/net/eth{tap}/carrier");
         guest.sh(&format!("ip link set eth{tap} up && grep -q 1 {carrier}"))?;
@@ -173,7 +160,7 @@ fn a_guest_with_a_gicv2_loses_two_of_its_three_networks() -> TestResult {
         assert_eq!(guest.process().output().matches(&said).count(), 1);
     }
     assert_eq!(guest.process().output().matches("has to reset").count(), 0);
-    stream(&host, &mut guest, 100_000)?;
+    exchange(&host, &mut guest, [HOST, GUEST], 100_000)?;
     assert_eq!(guest.power_off()?, 0);
     Ok(())
 }

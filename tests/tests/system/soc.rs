@@ -3,7 +3,7 @@
 
 use tests::harness::{
     BACKENDS, Board, Costs, DmaTest, ETHERNET, Failure, Guest, Host, PLATFORM_DMA, SD_HOST,
-    TestResult,
+    TestResult, exchange,
 };
 
 use super::device::json;
@@ -40,20 +40,6 @@ fn guest_through(backend: &str, host: &Host, mtu: u32) -> Result<Guest, Failure>
     Ok(guest)
 }
 
-/// Sends `bytes` bytes each way; both sides verify them.
-fn network(host: &Host, guest: &mut Guest, bytes: u64) -> TestResult {
-    let receiver = host.start(&format!("agent receive tcp:{HOST}:5000"))?;
-    let sent = guest.sh(&format!("agent send tcp:{HOST}:5000 {bytes}"))?;
-    assert_eq!(receiver.exit_status()?, 0);
-    let sender = host.start(&format!("agent send tcp:{GUEST}:5001 {bytes}"))?;
-    let received = guest.sh(&format!("agent receive tcp:{GUEST}:5001"))?;
-    assert_eq!(sender.exit_status()?, 0);
-    for said in [sent, received] {
-        assert!(said.contains(&format!("{bytes} bytes")), "{said}");
-    }
-    Ok(())
-}
-
 /// Makes a file system on the card, fills it with a file of so many MiB, and mounts it again; the sum of
 /// what it holds.
 fn fill_card(guest: &mut Guest, size: u32) -> Result<String, Failure> {
@@ -82,7 +68,7 @@ fn check_drivers(guest: &mut Guest) -> TestResult {
 fn a_guest_has_network_card_sd_card_and_dma_controller() -> TestResult {
     let host = board().boot()?;
     let mut guest = guest_through(BACKENDS[0], &host, JUMBO)?;
-    network(&host, &mut guest, 64 << 20)?;
+    exchange(&host, &mut guest, [HOST, GUEST], 64 << 20)?;
     let written = fill_card(&mut guest, 6)?;
     DmaTest::default().pass(&mut guest)?;
 
@@ -115,7 +101,7 @@ fn a_guest_has_network_card_sd_card_and_dma_controller() -> TestResult {
 fn they_work_with_gicv2_through_a_container() -> TestResult {
     let host = board().gic(2).boot()?;
     let mut guest = guest_through(BACKENDS[1], &host, 1500)?;
-    network(&host, &mut guest, 1 << 20)?;
+    exchange(&host, &mut guest, [HOST, GUEST], 1 << 20)?;
     fill_card(&mut guest, 1)?;
     DmaTest::default().pass(&mut guest)?;
     check_drivers(&mut guest)?;

@@ -3,6 +3,7 @@
 use vfio_bindings::bindings::vfio::{VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::super::error_chain::chain;
 use super::super::uapi::IrqAction;
 use super::function::PciFunction;
 use crate::pci::{BarRange, Function};
@@ -115,11 +116,27 @@ impl PciFunction {
         let kinds =
             [(Loss::Requested, VFIO_PCI_REQ_IRQ_INDEX), (Loss::Failed, VFIO_PCI_ERR_IRQ_INDEX)];
         let watch = |(loss, index)| {
-            let info = self.calls().irq_info(index).ok()?;
-            let event = (info.count != 0).then(|| EventFd::new(EFD_NONBLOCK).ok())??;
-            self.calls().set_irq(index, IrqAction::SetTrigger(&event)).ok()?;
-            Some((loss, event))
+            // A function of the conventional bus has no such errors.
+            let _ = self.calls().irq_info(index).ok().filter(|info| info.count != 0)?;
+            let event = EventFd::new(EFD_NONBLOCK).map_err(|error| error.to_string());
+            let watched = event.and_then(|event| {
+                let set = self.calls().set_irq(index, IrqAction::SetTrigger(&event));
+                set.map(|()| event).map_err(|error| chain(&error))
+            });
+            watched
+                .map(|event| (loss, event))
+                .map_err(|error| self.log_unwatched(loss, &error))
+                .ok()
         };
         kinds.into_iter().filter_map(watch).collect()
+    }
+
+    #[cold]
+    fn log_unwatched(&self, loss: Loss, error: &str) {
+        let what = match loss {
+            Loss::Requested => "a host that takes it back waits for the guest's end",
+            Loss::Failed => "errors of it that the host can't correct go unseen",
+        };
+        log::warn!("{}: {what}: {error}", self.name());
     }
 }
