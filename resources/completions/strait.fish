@@ -64,6 +64,7 @@ complete -c strait -n '__fish_seen_subcommand_from device' -l group -d 'Include 
 complete -c strait -n '__fish_seen_subcommand_from device' -l owner -x -d 'Let this user have the devices without privileges'
 complete -c strait -n '__fish_seen_subcommand_from device' -l force -d 'Take them though the host uses them'
 complete -c strait -n '__fish_seen_subcommand_from device' -l iommu -x -d 'The way to the IOMMU'
+complete -c strait -n '__fish_seen_subcommand_from device' -l report -r -F -d 'Write a page of HTML with all that was found, the host, the device and its tree'
 complete -c strait -n '__fish_seen_subcommand_from device' -l tree -x -d 'The sources of the guests kernel, in which a devices driver is looked for'
 complete -c strait -n '__fish_seen_subcommand_from device' -l for -x -d 'Who reads the nodes'
 complete -c strait -n '__fish_seen_subcommand_from device' -l json -d 'Print JSON'

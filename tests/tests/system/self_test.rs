@@ -36,6 +36,45 @@ fn passed(verdict: &Value) {
     }
 }
 
+/// Checks the verdict on a device's isolation, of which the host's log says this.
+fn isolated(verdict: &Value, logged: &str) {
+    let isolation = &verdict["isolation"];
+    assert_eq!(isolation["passed"], true, "{verdict:#}");
+    assert_eq!(isolation["target"], "a page of strait's memory, at its physical address");
+    let checks: Vec<&str> = isolation["checks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|check| check["what"].as_str())
+        .collect();
+    assert_eq!(checks, ["wild read", "wild write", "canary", "host's log"], "{isolation:#}");
+    let lines = isolation["host_log"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let logged = |line: &Value| line.as_str().is_some_and(|line| line.contains(logged));
+    assert!(lines.iter().any(logged), "{isolation:#}");
+    // The event's record has the address.
+    let address = isolation["address"].as_str().unwrap_or_default().trim_start_matches("0x");
+    let is_there = |line: &Value| line.as_str().is_some_and(|line| line.contains(address));
+    assert!(lines.iter().any(is_there), "{isolation:#}");
+}
+
+#[test]
+fn edu_is_kept_from_what_is_not_its() -> TestResult {
+    let host = Board::new().device("edu,addr=7,dma_mask=0xffffffffffff").boot()?;
+    host.sh("strait device bind 00:07.0")?;
+    let verdict = json(&host, "device test 00:07.0 --report /tmp/edu.html")?;
+    assert_eq!(
+        (&verdict["test"], &verdict["passed"]),
+        (&"PCI".into(), &true.into()),
+        "{verdict:#}"
+    );
+    isolated(&verdict, "event 0x10 received");
+    let page = host.sh("cat /tmp/edu.html")?;
+    for part in ["<h1>0000:00:07.0: ", "event 0x10 received", "1234:11e8", "wild write", "BAR 0"] {
+        assert!(page.contains(part), "no {part}: {page}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_pl330_self_test_passes_on_both_buses() -> TestResult {
     let host = Board::new().boot()?;
@@ -45,6 +84,7 @@ fn the_pl330_self_test_passes_on_both_buses() -> TestResult {
         let verdict = json(&host, &format!("device test {name} --iommu {backend}"))?;
         assert_eq!(verdict["iommu"], backend, "{verdict}");
         passed(&verdict);
+        isolated(&verdict, "event 0x10 received");
         // The host's SMMU has reported what wasn't mapped.
         let after = host.sh("dmesg | grep -c 'event 0x10 received'")?;
         assert_ne!(before, after);

@@ -31,8 +31,8 @@ pub enum DeviceVerb {
     Bind(Vec<String>),
     /// Give these back.
     Unbind(Vec<String>),
-    /// Drive one.
-    Test(String),
+    /// Drive one, and write a report to this file.
+    Test(String, Option<PathBuf>),
     /// Print the nodes of these for another VMM.
     Export(Format, Vec<VfioPlatformOptions>),
     /// Print what a guest's kernel needs for one, by this tree of Linux' sources.
@@ -78,6 +78,7 @@ struct Words {
     backend: Option<Option<Backend>>,
     format: Option<Format>,
     tree: Option<PathBuf>,
+    report: Option<PathBuf>,
     cdi: bool,
     json: bool,
 }
@@ -98,6 +99,9 @@ impl Words {
                 }
                 Arg::Long("for") => self.format = Some(once.parsed("--for", parser, format)?),
                 Arg::Long("tree") => self.tree = Some(once.value("--tree", parser)?.into()),
+                Arg::Long("report") => {
+                    self.report = Some(once.value("--report", parser)?.into());
+                }
                 Arg::Long("vfio-user") => {
                     self.vfio_user =
                         Some(once.parsed("--vfio-user", parser, VfioUserOptions::from_str)?);
@@ -138,7 +142,7 @@ impl Words {
             },
             "bind" => DeviceVerb::Bind(some()?),
             "unbind" => DeviceVerb::Unbind(some()?),
-            "test" => DeviceVerb::Test(one()?),
+            "test" => DeviceVerb::Test(one()?, self.report.clone()),
             "kconfig" => DeviceVerb::Kconfig(one()?, self.tree.clone()),
             "export" => {
                 let format = self.format.ok_or_else(|| {
@@ -172,7 +176,7 @@ impl Words {
                 return Err(Error::usage(format!("`device {verb}` takes no --{option}")).help(help));
             }
         }
-        if self.backend.is_some() && !matches!(parsed, DeviceVerb::Show(_) | DeviceVerb::Test(_)) {
+        if self.backend.is_some() && !matches!(parsed, DeviceVerb::Show(_) | DeviceVerb::Test(..)) {
             return Err(Error::usage(format!("`device {verb}` takes no --iommu")).help(help));
         }
         if self.cdi && parsed != DeviceVerb::ListCdi {
@@ -180,6 +184,9 @@ impl Words {
         }
         if self.tree.is_some() && !matches!(parsed, DeviceVerb::Kconfig(..)) {
             return Err(Error::usage(format!("`device {verb}` takes no --tree")).help(help));
+        }
+        if self.report.is_some() && !matches!(parsed, DeviceVerb::Test(..)) {
+            return Err(Error::usage(format!("`device {verb}` takes no --report")).help(help));
         }
         if self.format.is_some() && !matches!(parsed, DeviceVerb::Export(..)) {
             return Err(Error::usage(format!("`device {verb}` takes no --for")).help(help));
@@ -213,14 +220,15 @@ mod tests {
     #[test]
     fn each_verb_takes_its_names() {
         let xen = vec!["a,addr=host".parse().unwrap(), "b".parse().unwrap()];
-        let cases: [(&[&str], DeviceVerb); 10] = [
+        let cases: [(&[&str], DeviceVerb); 11] = [
             (&["list"], DeviceVerb::List),
             (&["list", "--cdi"], DeviceVerb::ListCdi),
             (&["show", "a"], DeviceVerb::Show("a".into())),
             (&["show", "--vfio-user", "/s"], DeviceVerb::ShowVfioUser("/s".parse().unwrap())),
             (&["bind", "a", "b"], DeviceVerb::Bind(vec!["a".into(), "b".into()])),
             (&["unbind", "a"], DeviceVerb::Unbind(vec!["a".into()])),
-            (&["test", "a"], DeviceVerb::Test("a".into())),
+            (&["test", "a"], DeviceVerb::Test("a".into(), None)),
+            (&["test", "a", "--report", "/r"], DeviceVerb::Test("a".into(), Some("/r".into()))),
             (&["kconfig", "a"], DeviceVerb::Kconfig("a".into(), None)),
             (&["kconfig", "a", "--tree", "/t"], DeviceVerb::Kconfig("a".into(), Some("/t".into()))),
             (&["export", "a,addr=host", "b", "--for", "xen"], DeviceVerb::Export(Format::Xen, xen)),
@@ -240,7 +248,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let cases: [&[&str]; 28] = [
+        let cases: [&[&str]; 29] = [
             &[],
             &["list", "a"],
             &["show"],
@@ -262,6 +270,7 @@ mod tests {
             &["show", "--vfio-user", "/s", "--vfio-user", "/t"],
             &["test", "a", "--iommu", "auto", "--iommu", "auto"],
             &["show", "a", "--cdi"],
+            &["show", "a", "--report", "/r"],
             &["kconfig"],
             &["show", "a", "--tree", "/t"],
             &["export", "a"],

@@ -4,6 +4,7 @@
 //! reset if there is one, and its self-test is the general one. All that is known of one device is in
 //! its own module.
 
+mod edu;
 mod gem;
 mod pl011;
 mod pl330;
@@ -61,7 +62,11 @@ pub fn find<S: AsRef<str>>(compatible: &[S]) -> Option<&'static Binding> {
 pub fn self_test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
     match find(test.compatible()).and_then(|binding| binding.self_test) {
         Some(run) => run(test),
-        None => Ok(test.run_general()),
+        None => {
+            let mut report = test.run_general();
+            report.isolation = edu::isolation(test)?;
+            Ok(report)
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod buffer;
 mod error;
 mod general;
 mod interrupts;
+mod isolation;
 mod pci;
 mod report;
 mod step;
@@ -19,7 +20,8 @@ use boot::fdt::host::HostTree;
 pub use self::buffer::DmaBuffer;
 pub use self::error::SelfTestError;
 pub use self::interrupts::TestInterrupts;
-pub use self::report::{ChannelResult, Check, TestReport};
+pub use self::isolation::Canary;
+pub use self::report::{ChannelResult, Check, Isolation, TestReport};
 pub use self::step::StepError;
 use super::assign::{self, AssignError, Assignment, DeviceRef};
 use super::host::Host;
@@ -143,6 +145,11 @@ impl SelfTest {
             iova = iova.saturating_add(BUFFER_SPACING);
         }
         Err(SelfTestError::NoIova(size))
+    }
+
+    /// Whether memory may be mapped at this IOVA for the device.
+    fn has_iova(&self, iova: u64) -> bool {
+        (MIN_IOVA..self.next_iova).contains(&iova)
     }
 
     /// Maps the first `size` bytes of `buffer` at `iova`; the buffer is kept until

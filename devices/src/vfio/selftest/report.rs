@@ -52,6 +52,21 @@ impl ChannelResult {
     }
 }
 
+/// What was found of a device's isolation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Isolation {
+    /// Whether the device was kept from what isn't its.
+    pub passed: bool,
+    /// What the device was told to read and write, as its bus addresses it.
+    pub address: String,
+    /// What is there.
+    pub target: &'static str,
+    /// What was done.
+    pub checks: Vec<Check>,
+    /// What the host's log says of it.
+    pub host_log: Vec<String>,
+}
+
 /// The result of a device's self-test.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TestReport {
@@ -61,6 +76,8 @@ pub struct TestReport {
     pub checks: Vec<Check>,
     /// The device's DMA channels, where its test drives any.
     pub channels: Vec<ChannelResult>,
+    /// What the device is kept from; none where its test can't have it try.
+    pub isolation: Option<Isolation>,
 }
 
 impl TestReport {
@@ -82,11 +99,12 @@ impl TestReport {
         self.checks.push(Check { what: what.into(), detail, passed });
     }
 
-    /// Whether there was a check, and all of them and all channels passed.
+    /// Whether there was a check, and all of them, all channels and the isolation passed.
     pub fn passed(&self) -> bool {
         !self.checks.is_empty()
             && self.checks.iter().all(|check| check.passed)
             && self.channels.iter().all(|channel| channel.failure.is_none())
+            && self.isolation.as_ref().is_none_or(|isolation| isolation.passed)
     }
 }
 
@@ -105,6 +123,10 @@ mod tests {
         report.channels.push(ChannelResult { failure: Some("x".into()), ..Default::default() });
         assert!(!report.passed());
         report.channels.clear();
+        report.isolation = Some(Isolation::default());
+        assert!(!report.passed());
+        report.isolation = Some(Isolation { passed: true, ..Isolation::default() });
+        assert!(report.passed());
         report.add("b", Err::<String, _>("broken"));
         assert!(!report.passed());
     }

@@ -7,11 +7,15 @@ mod function;
 mod kconfig;
 mod list;
 mod pci_ids;
+mod report;
 mod show;
 mod summary;
 mod test;
 mod vfio_info;
 mod vfio_user;
+
+use std::io;
+use std::path::Path;
 
 use devices::vfio::driver_binding::BindOptions;
 use devices::vfio::host::Host;
@@ -20,10 +24,20 @@ use log::LevelFilter;
 use super::print::print;
 use crate::cli::{DeviceOptions, DeviceVerb};
 use crate::error::Error;
-use crate::output;
+use crate::{outfile, output};
 
 pub use driver_binding::BindGuard;
 pub use function::FunctionDetails;
+
+/// Whoever the umask leaves may read a report.
+const REPORT_MODE: u32 = 0o666;
+
+/// The error of a report that can't be written.
+#[cold]
+fn unwritable(path: &Path, error: &io::Error) -> Error {
+    Error::new(format!("the report {} can't be written: {error}", path.display()))
+        .help("--report with a path in a directory that this user may write to")
+}
 
 /// Does what is asked for, and returns the exit status.
 ///
@@ -66,8 +80,17 @@ pub fn run(options: &DeviceOptions) -> Result<u8, Error> {
             let requirements = kconfig::Requirements::of(&host, name, tree.as_deref())?;
             print(json, &requirements)?;
         }
-        DeviceVerb::Test(name) => {
+        DeviceVerb::Test(name, report) => {
+            if let Some(path) = report {
+                outfile::check(path, REPORT_MODE).map_err(|error| unwritable(path, &error))?;
+            }
             let verdict = test::run(&host, name, options.iommu)?;
+            if let Some(path) = report {
+                let details = show::Details::of(&host, name, options.iommu)?.to_string();
+                let page = report::Report { verdict: &verdict, details: &details }.to_string();
+                outfile::write(path, REPORT_MODE, page.as_bytes())
+                    .map_err(|error| unwritable(path, &error))?;
+            }
             print(json, &verdict)?;
             return Ok(u8::from(!verdict.passed()));
         }

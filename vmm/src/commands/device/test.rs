@@ -14,11 +14,14 @@ use crate::error::Error;
 /// The result of a device's self-test.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
-    name: String,
-    iommu: Backend,
+    /// The device.
+    pub name: String,
+    /// How its DMA was mapped.
+    pub iommu: Backend,
     passed: bool,
+    /// What was found.
     #[serde(flatten)]
-    report: TestReport,
+    pub report: TestReport,
 }
 
 /// Tests a device that is bound to VFIO.
@@ -29,11 +32,15 @@ pub struct Verdict {
 pub fn run(host: &Host, name: &str, options: IommuOptions) -> Result<Verdict, Error> {
     let mut test = SelfTest::open(host, name, options)?;
     let report = bindings::self_test(&mut test)?;
-    let (name, iommu) = (test.name().to_owned(), test.iommu().backend());
-    Ok(Verdict { name, iommu, passed: report.passed(), report })
+    Ok(Verdict::new(test.name().to_owned(), test.iommu().backend(), report))
 }
 
 impl Verdict {
+    /// That on a device, with its DMA mapped in this way.
+    pub fn new(name: String, iommu: Backend, report: TestReport) -> Self {
+        Self { name, iommu, passed: report.passed(), report }
+    }
+
     /// Whether the device passed.
     pub fn passed(&self) -> bool {
         self.passed
@@ -66,9 +73,17 @@ impl Display for Verdict {
             let passed = format!("  {}", word(check.passed));
             checks.row([&passed, &check.what, &check.detail]);
         }
+        for check in self.report.isolation.iter().flat_map(|isolation| &isolation.checks) {
+            let (passed, what) = (format!("  {}", word(check.passed)), &check.what);
+            checks.row([&passed, &format!("isolation: {what}"), &check.detail]);
+        }
         write!(f, "{checks}")?;
         if !self.report.channels.is_empty() {
             write!(f, "\n{}", self.channel_table())?;
+        }
+        if let Some(isolation) = &self.report.isolation {
+            writeln!(f, "\n  It tried {}, {}.", isolation.address, isolation.target)?;
+            isolation.host_log.iter().try_for_each(|line| writeln!(f, "  host: {line}"))?;
         }
         writeln!(f, "\n{}: {}", self.name, if self.passed { "passed" } else { "FAILED" })
     }
@@ -90,8 +105,7 @@ mod tests {
         (0..16).for_each(|_| good.count(312_500, Duration::from_millis(125)));
         let failure = Some("no interrupt".to_owned());
         report.channels = vec![good, ChannelResult { channel: 1, failure, ..Default::default() }];
-        let (name, iommu) = ("1.dma".to_owned(), Backend::Container);
-        let verdict = Verdict { name, iommu, passed: report.passed(), report };
+        let verdict = Verdict::new("1.dma".to_owned(), Backend::Container, report);
         assert!(!verdict.passed());
         assert_eq!(
             verdict.to_string(),

@@ -5,6 +5,7 @@
 mod abort;
 mod buffers;
 mod interrupts;
+mod isolation;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -137,6 +138,7 @@ impl<'a> Driver<'a> {
         let unmapped = self.buffers.unmapped();
         report.add_step("an unmapped source aborts", self.abort(unmapped, destination))?;
         report.add_step("an unmapped destination aborts", self.abort(source, unmapped))?;
+        report.isolation = Some(self.isolation()?);
         report.add_step("no interrupt too many", self.check_quiet())?;
         Ok(())
     }

@@ -74,6 +74,12 @@ impl TransferBuffers {
         memory.write(to + length, part(&self.complement, 0, MARGIN));
     }
 
+    /// Whether the destination still holds what [`clear`](Self::clear) put there, for a transfer from
+    /// the same offset.
+    pub(super) fn is_clear(&self, at: usize, length: usize) -> bool {
+        self.destination.memory.read(at, length) == part(&self.complement, at, length)
+    }
+
     /// Verifies every byte of a transfer, and its margins; fails with which are wrong.
     #[cold]
     pub(super) fn verify(&self, from: usize, to: usize, length: usize) -> Result<(), String> {
