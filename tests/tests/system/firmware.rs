@@ -6,19 +6,30 @@ use tests::harness::{Board, Failure, Host, Process, TestResult};
 const TIMEOUT: u64 = 300;
 
 /// U-Boot at its prompt, with what it saves in `/tmp/env`.
-fn u_boot(host: &Host) -> Result<Process, Failure> {
-    let command = "exec strait run --firmware /k/u-boot,vars=/tmp/env 2>&1";
-    let mut process = host.start(command)?.timeout(TIMEOUT);
+fn u_boot(host: &Host, options: &str) -> Result<Process, Failure> {
+    let command = format!("exec strait run --firmware /k/u-boot,vars=/tmp/env {options} 2>&1");
+    let mut process = host.start(&command)?.timeout(TIMEOUT);
+    await_prompt(&mut process)?;
+    Ok(process)
+}
+
+/// Waits for U-Boot, which is starting, to offer its prompt.
+fn await_prompt(process: &mut Process) -> TestResult {
     process.wait_for("stop autoboot")?;
     process.send("\r")?;
-    process.wait_for("=> ")?;
-    Ok(process)
+    process.wait_for("=> ").map(|_| ())
+}
+
+/// Checks that U-Boot has what was saved.
+fn check_environment(process: &mut Process) -> TestResult {
+    process.send("printenv kept\r")?;
+    process.wait_for("kept=variable").map(|_| ())
 }
 
 #[test]
 fn u_boot_keeps_its_environment_in_a_file() -> TestResult {
     let host = Board::new().firmware().boot()?;
-    let mut process = u_boot(&host)?;
+    let mut process = u_boot(&host, "")?;
     // Another guest's variables would be lost.
     let second = host.run("strait run --firmware /k/u-boot,vars=/tmp/env 2>&1")?;
     assert!(second.output.contains("/tmp/env is in use by another program"), "{}", second.output);
@@ -26,9 +37,12 @@ fn u_boot_keeps_its_environment_in_a_file() -> TestResult {
     process.wait_for("Writing to Flash... done")?;
     process.send("reset\r")?;
     assert_eq!(process.exit_status()?, 3);
-    let mut process = u_boot(&host)?;
-    process.send("printenv kept\r")?;
-    process.wait_for("kept=variable")?;
+    let mut process = u_boot(&host, "--on-reset restart")?;
+    check_environment(&mut process)?;
+    // What isn't saved is lost when the guest begins anew.
+    process.send("setenv kept another; reset\r")?;
+    await_prompt(&mut process)?;
+    check_environment(&mut process)?;
     process.send("poweroff\r")?;
     assert_eq!(process.exit_status()?, 0);
     Ok(())

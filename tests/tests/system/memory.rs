@@ -138,7 +138,7 @@ fn ram_is_of_huge_pages_that_the_host_makes() -> TestResult {
 }
 
 /// How much of the host's memory a process has, in KiB.
-fn resident(host: &Host, pid: u32) -> Result<u64, Failure> {
+pub fn resident(host: &Host, pid: u32) -> Result<u64, Failure> {
     let status = host.sh(&format!("awk '/^VmRSS/ {{ print $2 }}' /proc/{pid}/status"))?;
     Ok(status.trim().parse().unwrap_or_default())
 }

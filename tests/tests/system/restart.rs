@@ -2,8 +2,12 @@
 
 use serde_json::Value;
 use tests::harness::payload::{self, EventLine};
-use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult};
+use tests::harness::{Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult};
 use tests::suite::SOAK;
+
+use crate::memory::resident;
+use crate::vfio_user::{self, drive, serve};
+use crate::vhost_user::{lease, set_up_network, with_programs};
 
 const SIGTERM: i32 = 15;
 
@@ -147,5 +151,67 @@ fn devices_work_in_each_life_of_a_system() -> TestResult {
     guest.process().signal(SIGTERM)?;
     guest.begin("reboot -f")?;
     assert_eq!(guest.exit_status()?, 3);
+    Ok(())
+}
+
+/// Has a guest of which nothing is left of its life before use what other processes have for it, and give
+/// memory back.
+fn use_backends(host: &Host, guest: &mut Guest, life: u32) -> TestResult {
+    guest.sh(&format!(
+        "[ ! -e /data ] && mkdir /data && mount -t virtiofs data /data && echo {life} >/data/{life} && sync"
+    ))?;
+    host.sh(&format!("grep {life} /tmp/data/{life}"))?;
+    lease(guest)?;
+    let receiver = host.start("agent receive tcp:127.0.0.1:5000")?;
+    guest.sh("agent send tcp:10.5.0.254:5000 65536")?;
+    assert_eq!(receiver.exit_status()?, 0);
+    let vmm = host.vmm(guest.pid()?)?;
+    guest.sh("dd if=/dev/urandom of=/tmp/fill bs=1M count=64 2>/dev/null")?;
+    let less = resident(host, vmm)? - (32 << 10);
+    guest.sh("rm /tmp/fill")?;
+    host.until(&format!("awk '/^VmRSS/ {{ exit $2 >= {less} }}' /proc/{vmm}/status"))
+}
+
+#[test]
+fn devices_of_other_processes_work_in_each_life_of_a_system_with_a_gicv2() -> TestResult {
+    let host = with_programs(Board::new().gic(2))?;
+    set_up_network(&host)?;
+    host.sh("mkdir /tmp/data && echo 128 >/proc/sys/vm/nr_hugepages")?;
+    let _server = serve(&host)?;
+    host.bind(PLATFORM_DMA[0])?;
+    let options = format!(
+        "--on-reset restart --vfio-user {} --vfio-platform {}",
+        vfio_user::SOCKET,
+        PLATFORM_DMA[0]
+    );
+    let assigned = Launch::model().memory("256M,hugepages=2M").with(&options);
+    let mut assigned = host.launch(&assigned)?;
+    let mut served = host.guest(
+        "--on-reset restart --share data=/tmp/data --net passt --balloon free-page-reporting",
+    )?;
+    let test = DmaTest { copies: 10, ..DmaTest::default() };
+    let mut first = None;
+    for life in 1..=3 {
+        drive(&mut assigned, vfio_user::DEVICE)?;
+        test.pass(&mut assigned)?;
+        use_backends(&host, &mut served, life)?;
+        let guests = [&assigned, &served];
+        let holds = guests.map(|guest| holds(&host, host.vmm(guest.pid()?)?));
+        let holds =
+            holds.into_iter().map(|held| Ok(held?.0)).collect::<Result<Vec<_>, Failure>>()?;
+        if life > 1 {
+            assert_eq!(first.get_or_insert(holds.clone()), &holds, "descriptors");
+        }
+        if life < 3 {
+            // Both at the same time.
+            served.begin("reboot -f")?;
+            assigned.begin_anew()?;
+            served.await_shell()?;
+        }
+    }
+    for guest in [assigned, served] {
+        assert_eq!(guest.power_off()?, 0);
+    }
+    host.sh("! pidof virtiofsd passt")?;
     Ok(())
 }

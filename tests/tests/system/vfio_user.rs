@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, TestResult};
 
 /// Where the server listens.
-const SOCKET: &str = "/tmp/device.sock";
+pub const SOCKET: &str = "/tmp/device.sock";
 /// The device's name in the guest.
-const DEVICE: &str = "0000:00:01.0";
+pub const DEVICE: &str = "0000:00:01.0";
 /// What strait says of a failed device, once.
 const FAILED: &str = "the device has failed";
 
@@ -18,7 +18,7 @@ fn serve_at(host: &Host, socket: &str) -> Result<Process, Failure> {
     Ok(server)
 }
 
-fn serve(host: &Host) -> Result<Process, Failure> {
+pub fn serve(host: &Host) -> Result<Process, Failure> {
     serve_at(host, SOCKET)
 }
 
@@ -28,7 +28,7 @@ fn guest(host: &Host) -> Result<Guest, Failure> {
 }
 
 /// Has all of the device driven.
-fn drive(guest: &mut Guest, device: &str) -> TestResult {
+pub fn drive(guest: &mut Guest, device: &str) -> TestResult {
     let said = guest.sh(&format!("agent vfio-user drive {device}"))?;
     assert!(said.contains("copies: 64 on 4 vectors") && said.contains("passed"), "{said}");
     Ok(())

@@ -3,7 +3,7 @@
 use tests::harness::{Board, Failure, Guest, Host, Launch, PLATFORM_DMA, Process, TestResult};
 
 /// A host that has the programs of a Debian system, whose disk is mounted at `/debian`.
-fn with_programs(board: Board) -> Result<Host, Failure> {
+pub fn with_programs(board: Board) -> Result<Host, Failure> {
     let host = board.debian().device("nvme,drive=debian,serial=one").boot()?;
     host.mount_debian("/dev/nvme0n1", "ro")?;
     Ok(host)
@@ -65,7 +65,7 @@ const LEASE: &str = "[ $1 = bound ] && ip addr add $ip/24 dev $interface && \
                      ip route add default via $router && echo leased $ip via $router";
 
 /// Gives a host passt, and an address that it can hand on.
-fn set_up_network(host: &Host) -> TestResult {
+pub fn set_up_network(host: &Host) -> TestResult {
     host.sh(
         "ln -s /debian/usr/bin/passt /bin && ip link set lo up && ip link add br0 type bridge && \
          ip addr add 10.5.0.1/24 dev br0 && ip link set br0 up && \
@@ -75,7 +75,7 @@ fn set_up_network(host: &Host) -> TestResult {
 }
 
 /// Has a guest ask for the address.
-fn lease(guest: &mut Guest) -> TestResult {
+pub fn lease(guest: &mut Guest) -> TestResult {
     guest.sh(&format!("printf '#!/bin/sh\\n%s\\n' '{LEASE}' >/lease && chmod +x /lease"))?;
     let leased =
         guest.sh("ip link set lo up; ip link set eth0 up && udhcpc -i eth0 -n -q -s /lease")?;
