@@ -37,7 +37,7 @@ fn passed(verdict: &Value) {
 }
 
 /// Checks the verdict on a device's isolation, of which the host's log says this.
-fn isolated(verdict: &Value, logged: &str) {
+pub fn isolated(verdict: &Value, logged: &str) {
     let isolation = &verdict["isolation"];
     assert_eq!(isolation["passed"], true, "{verdict:#}");
     assert_eq!(isolation["target"], "a page of strait's memory, at its physical address");
@@ -58,8 +58,16 @@ fn isolated(verdict: &Value, logged: &str) {
 }
 
 #[test]
-fn edu_is_kept_from_what_is_not_its() -> TestResult {
-    let host = Board::new().device("edu,addr=7,dma_mask=0xffffffffffff").boot()?;
+fn functions_are_kept_from_what_is_not_theirs() -> TestResult {
+    let host = Board::new()
+        .device("edu,addr=7,dma_mask=0xffffffffffff")
+        .device("nvme,serial=n,addr=8")
+        .boot()?;
+    host.sh("strait device bind 00:08.0")?;
+    let verdict = json(&host, "device test 00:08.0 --iommu container")?;
+    assert_eq!(verdict["passed"], true, "{verdict:#}");
+    isolated(&verdict, "event 0x10 received");
+
     host.sh("strait device bind 00:07.0")?;
     let verdict = json(&host, "device test 00:07.0 --report /tmp/edu.html")?;
     assert_eq!(

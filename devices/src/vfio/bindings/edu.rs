@@ -4,17 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
-
+use crate::vfio::quiesce::QuiesceError;
 use crate::vfio::region::{RegisterAccess, VfioRegion};
-use crate::vfio::selftest::{Isolation, SelfTest, SelfTestError};
+use crate::vfio::selftest::{Isolation, SelfTest, SelfTestError, StepError};
 
 /// Its vendor and device.
-const IDENTITY: [u8; 4] = [0x34, 0x12, 0xe8, 0x11];
-
-/// `PCI_COMMAND`, and its bits for memory and bus mastering.
-const CONFIG_COMMAND: u64 = 0x04;
-const MEMORY_AND_MASTER: u16 = 0b110;
+pub(super) const IDENTITY: [u8; 4] = [0x34, 0x12, 0xe8, 0x11];
 
 /// Registers of its only region.
 const SOURCE: u64 = 0x80;
@@ -33,62 +28,41 @@ const SIZE: usize = 1024;
 /// How long a copy may take: it takes 100 ms by definition.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The verdict on a function's isolation, if it is such a device.
+/// The verdict on its isolation.
 ///
 /// # Errors
 ///
 /// The host refuses something without which nothing can be tested.
 #[cold]
-pub(super) fn isolation(test: &mut SelfTest) -> Result<Option<Isolation>, SelfTestError> {
-    let calls = test.calls().clone();
-    let Ok(config) = calls.region_info(VFIO_PCI_CONFIG_REGION_INDEX) else { return Ok(None) };
-    let mut identity = [0; 4];
-    let mut command = [0; 2];
-    let read = calls.read(&config, 0, &mut identity);
-    let read = read.and_then(|()| calls.read(&config, CONFIG_COMMAND, &mut command));
-    let Some(registers) = test.regions().first().cloned() else { return Ok(None) };
-    if read.is_err() || identity != IDENTITY {
-        return Ok(None);
-    }
-    let on = u16::from_le_bytes(command) | MEMORY_AND_MASTER;
-    if calls.write(&config, CONFIG_COMMAND, &on.to_le_bytes()).is_err() {
-        return Ok(None);
-    }
-    let verdict = judge(test, &Edu { registers });
-    // Nobody should find it turned on; what it does is over.
-    let _ = calls.write(&config, CONFIG_COMMAND, &command);
-    test.unmap_all();
-    verdict.map(Some)
-}
-
-fn judge(test: &mut SelfTest, edu: &Edu) -> Result<Isolation, SelfTestError> {
+pub(super) fn isolation(test: &mut SelfTest) -> Result<Isolation, SelfTestError> {
+    let registers = test.regions().first().cloned().ok_or(QuiesceError::NoRegion(0))?;
+    let edu = Edu { registers };
     let (memory, iova) = test.dma_buffer(2 * SIZE)?;
-    let canary = test.canary()?;
+    let canary = test.canary(&[])?;
     let (ours, copied) = (bus_address(iova)?, bus_address(iova.saturating_add(SIZE as u64))?);
-    let address = bus_address(canary.address)?;
+    let address = canary.address32()?;
     let pattern = vec![0x5a; SIZE];
     memory.write(0, &pattern);
     // Where it may, it copies: what comes after means something.
-    let works = |what: &str| -> Result<(), String> {
+    let works = |what: &str| -> Result<(), StepError> {
         memory.write(SIZE, &vec![0; SIZE]);
         edu.copy(ours, MEMORY, START)?;
         edu.copy(MEMORY, copied, START | TO_HOST)?;
         let copied = memory.read(SIZE, SIZE) == pattern;
-        copied.then_some(()).ok_or_else(|| format!("its DMA doesn't work {what}"))
+        copied.then_some(()).ok_or_else(|| format!("its DMA doesn't work {what}").into())
     };
     let read = works("within its memory").and_then(|()| {
         edu.copy(address, MEMORY, START)?;
         edu.copy(MEMORY, copied, START | TO_HOST)?;
         let found = memory.read(SIZE, SIZE);
-        if canary.begins_with(&found) { Err("it has read the canary".to_owned()) } else { Ok(()) }
+        if canary.begins_with(&found) {
+            return Err("it has read the canary".into());
+        }
+        Ok("what it got isn't the canary".to_owned())
     });
     let write = edu.copy(MEMORY, address, START | TO_HOST).and_then(|()| works("any more"));
-    let told = |outcome: Result<(), String>, what: &str| outcome.map(|()| what.to_owned());
-    Ok(canary.judge(
-        told(read, "what it got isn't the canary"),
-        told(write, "done; its DMA works again"),
-        false,
-    ))
+    let write = write.map(|()| "done; its DMA works again".to_owned());
+    canary.judge(read, write, false)
 }
 
 struct Edu {
@@ -97,22 +71,20 @@ struct Edu {
 
 impl Edu {
     /// Copies, and waits for the end.
-    fn copy(&self, from: u32, to: u32, command: u32) -> Result<(), String> {
+    fn copy(&self, from: u32, to: u32, command: u32) -> Result<(), StepError> {
         let count = u32::try_from(SIZE).unwrap_or_default();
         let set = |(register, value)| self.registers.write32(register, value);
         [(SOURCE, from), (DESTINATION, to), (COUNT, count), (COMMAND, command)]
             .into_iter()
-            .try_for_each(set)
-            .map_err(|error| error.to_string())?;
+            .try_for_each(set)?;
         let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
-            let command = self.registers.read32(COMMAND).map_err(|error| error.to_string())?;
-            if command & START == 0 {
+            if self.registers.read32(COMMAND)? & START == 0 {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Err("a copy doesn't end".to_owned())
+        Err("a copy doesn't end".into())
     }
 }
 

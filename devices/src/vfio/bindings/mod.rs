@@ -6,6 +6,8 @@
 
 mod edu;
 mod gem;
+mod nvme;
+mod pci;
 mod pl011;
 mod pl330;
 mod primecell;
@@ -64,7 +66,7 @@ pub fn self_test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
         Some(run) => run(test),
         None => {
             let mut report = test.run_general();
-            report.isolation = edu::isolation(test)?;
+            report.isolation = pci::isolation(test)?;
             Ok(report)
         }
     }

@@ -42,6 +42,9 @@ pub enum SelfTestError {
     /// Its registers can't be reached.
     #[error("the device's registers can't be reached")]
     Access(#[from] AccessError),
+    /// A PCI function's configuration space can't be written.
+    #[error("the function's configuration space can't be written")]
+    Config(#[source] io::Error),
     /// It can't be stopped.
     #[error("the device can't be stopped")]
     Quiesce(#[from] QuiesceError),
@@ -57,7 +60,9 @@ impl Help for SelfTestError {
             }
             Self::NoMemory(..) => Some("free some: `free -m`".to_owned()),
             Self::Quiesce(_) => Some("power-cycle the board".to_owned()),
-            Self::Info(_) | Self::Map { .. } => Some(remedy::KERNEL_LOG.to_owned()),
+            Self::Info(_) | Self::Config(_) | Self::Map { .. } => {
+                Some(remedy::KERNEL_LOG.to_owned())
+            }
             Self::NoIova(_) | Self::Access(_) => None,
         }
     }

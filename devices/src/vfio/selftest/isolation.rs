@@ -1,15 +1,15 @@
 //! The verdict on isolation: what a device reads and writes where nothing is mapped for it faults in the
 //! IOMMU, memory that isn't its keeps what it has, and the host's log says so.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::report::{Isolation, TestReport};
-use super::{DmaBuffer, SelfTest, SelfTestError};
+use super::{DmaBuffer, SelfTest, SelfTestError, StepError};
 
 /// How much of a canary there is, in bytes: a page of the smallest size.
 const CANARY_SIZE: usize = 4096;
@@ -27,7 +27,12 @@ const MAX_ADDRESS: u64 = 1 << 32;
 const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 const LOG_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_RECORDS: usize = 4096;
+const MAX_OLD_RECORDS: usize = 1 << 20;
 const MAX_LINES: usize = 12;
+
+/// The host's log has at most ten events in such a time (Linux include/linux/ratelimit_types.h,
+/// `DEFAULT_RATELIMIT_INTERVAL`).
+const LOG_SILENCE: Duration = Duration::from_secs(5);
 
 /// Memory of this process that isn't mapped for the device.
 pub struct Canary {
@@ -41,14 +46,17 @@ pub struct Canary {
 
 impl SelfTest {
     /// Memory that the device may not reach: a page of this process at its physical address, where that
-    /// is known and the device could address it, else no more than an address with nothing mapped.
+    /// is known and the device could address it, else no more than an address with nothing mapped. It
+    /// begins with the bytes of `head`: what a device would do that reads them as a descriptor or a command
+    /// must be harmless, and tell that it has read them.
     ///
     /// # Errors
     ///
     /// The host has no memory, or there is no address left.
-    pub fn canary(&mut self) -> Result<Canary, SelfTestError> {
+    pub fn canary(&mut self, head: &[u8]) -> Result<Canary, SelfTestError> {
         let memory = Arc::new(DmaBuffer::new(CANARY_SIZE)?);
-        let content: Vec<u8> = (0..=u8::MAX).rev().cycle().take(CANARY_SIZE).collect();
+        let rest = (0..=u8::MAX).rev().cycle();
+        let content: Vec<u8> = head.iter().copied().chain(rest).take(CANARY_SIZE).collect();
         memory.write(0, &content);
         let physical = memory.address().and_then(|address| physical(address.as_ptr().addr()));
         let usable =
@@ -69,15 +77,19 @@ impl Canary {
 
     /// The verdict on a read and a write, each of which says how the device noticed that it failed, or
     /// why it didn't fail. `device_tells` says whether the device notices at all.
+    ///
+    /// # Errors
+    ///
+    /// The host couldn't go on in the middle of an access.
     pub fn judge(
         mut self,
-        read: Result<String, String>,
-        write: Result<String, String>,
+        read: Result<String, StepError>,
+        write: Result<String, StepError>,
         device_tells: bool,
-    ) -> Isolation {
+    ) -> Result<Isolation, SelfTestError> {
         let mut report = TestReport::new("isolation");
-        report.add("wild read", read);
-        report.add("wild write", write);
+        report.add_step("wild read", read)?;
+        report.add_step("wild write", write)?;
         let intact = self.memory.read(0, CANARY_SIZE) == self.content;
         let canary = if intact { Ok("unchanged") } else { Err("the device has written it") };
         report.add("canary", canary.map_err(str::to_owned));
@@ -89,13 +101,22 @@ impl Canary {
             (_, count) => Ok(format!("{count} lines of the IOMMU")),
         };
         report.add("host's log", said);
-        Isolation {
+        Ok(Isolation {
             passed: report.passed(),
             address: format!("{:#x}", self.address),
             target: self.target,
             checks: report.checks,
             host_log,
-        }
+        })
+    }
+
+    /// The address to try, of a device that has 32 bits for it.
+    ///
+    /// # Errors
+    ///
+    /// It has more.
+    pub fn address32(&self) -> Result<u32, SelfTestError> {
+        u32::try_from(self.address).map_err(|_| SelfTestError::NoIova(self.address))
     }
 }
 
@@ -116,24 +137,44 @@ fn physical(address: usize) -> Option<u64> {
 struct HostLog(Option<File>);
 
 impl HostLog {
+    /// From now on. Where it has just had so many events that the next are left out, that time is
+    /// waited for first.
     fn from_now() -> Self {
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
-        Self(file.and_then(|mut file| file.seek(SeekFrom::End(0)).map(|_| file)).ok())
+        let mut log = Self(file.ok());
+        let mut last = None;
+        // What is behind so many records is as good as new.
+        for _ in 0..MAX_OLD_RECORDS {
+            match log.record() {
+                Ok(Some(record)) => last = of_iommu(&record).and_then(|_| when(&record)).or(last),
+                // Some were overwritten, and it goes on behind them.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+        if let (Some(last), Some(now)) = (last, uptime()) {
+            thread::sleep(LOG_SILENCE.saturating_sub(now.saturating_sub(last)));
+        }
+        log
+    }
+
+    /// The next record; none without a log.
+    fn record(&mut self) -> io::Result<Option<String>> {
+        let Some(file) = &mut self.0 else { return Ok(None) };
+        // A read gives one record.
+        let mut record = [0; 8192];
+        let length = file.read(&mut record)?;
+        Ok(Some(String::from_utf8_lossy(record.get(..length).unwrap_or_default()).into_owned()))
     }
 
     /// What it says of IOMMUs; the wait for that is bounded.
     fn lines(&mut self) -> Vec<String> {
-        let Some(file) = &mut self.0 else { return Vec::new() };
         let deadline = Instant::now() + LOG_TIMEOUT;
         let mut found = Vec::new();
         for _ in 0..MAX_RECORDS {
-            // A read gives one record.
-            let mut record = [0; 8192];
-            match file.read(&mut record) {
-                Ok(length) => {
-                    let record = String::from_utf8_lossy(record.get(..length).unwrap_or_default());
-                    found.extend(of_iommu(&record).map(str::to_owned));
-                }
+            match self.record() {
+                Ok(None) => break,
+                Ok(Some(record)) => found.extend(of_iommu(&record).map(str::to_owned)),
                 // Some were lost, and it goes on behind them.
                 Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
                 Err(_) if !found.is_empty() || Instant::now() >= deadline => break,
@@ -153,6 +194,17 @@ fn of_iommu(record: &str) -> Option<&str> {
     ["smmu", "iommu"].iter().any(|word| text.contains(word)).then_some(text)
 }
 
+/// When a record was written, since the host's start.
+fn when(record: &str) -> Option<Duration> {
+    record.split(',').nth(2)?.parse().ok().map(Duration::from_micros)
+}
+
+/// How long the host runs.
+fn uptime() -> Option<Duration> {
+    let text = fs::read_to_string("/proc/uptime").ok()?;
+    Duration::try_from_secs_f64(text.split(' ').next()?.parse().ok()?).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +216,9 @@ mod tests {
         assert_eq!(of_iommu(record), Some("arm-smmu-v3 9050000.smmuv3: event 0x10 received:"));
         assert_eq!(of_iommu("4,1,2,-;usb 1-1: new device\n SUBSYSTEM=iommu\n"), None);
         assert_eq!(of_iommu("nonsense"), None);
+        let record = "4,1,2000003,-;arm-smmu-v3 9050000.smmuv3: event";
+        assert_eq!(when(record), Some(Duration::from_micros(2_000_003)));
+        assert_eq!((when("4,1"), when("nonsense")), (None, None));
     }
 
     fn canary() -> Canary {
@@ -176,17 +231,18 @@ mod tests {
     #[test]
     fn each_of_the_accesses_and_the_canary_decides() {
         let good = || Ok("it faulted".to_owned());
-        let bad = || Err("it went on".to_owned());
-        let verdict = canary().judge(good(), good(), true);
+        let bad = || Err(StepError::from("it went on"));
+        let judge = |read, write, tells| canary().judge(read, write, tells).unwrap();
+        let verdict = judge(good(), good(), true);
         assert!(verdict.passed && verdict.address == "0x50000000", "{verdict:?}");
         assert_eq!(verdict.checks.len(), 4);
-        assert!(!canary().judge(bad(), good(), true).passed);
-        assert!(!canary().judge(good(), bad(), true).passed);
+        assert!(!judge(bad(), good(), true).passed);
+        assert!(!judge(good(), bad(), true).passed);
         // A device that notices nothing needs the host's log.
-        assert!(!canary().judge(good(), good(), false).passed);
+        assert!(!judge(good(), good(), false).passed);
         let written = canary();
         written.memory.write(100, &[8]);
-        let verdict = written.judge(good(), good(), true);
+        let verdict = written.judge(good(), good(), true).unwrap();
         assert!(!verdict.passed && verdict.checks[2].detail.contains("written"), "{verdict:?}");
     }
 }

@@ -1,0 +1,67 @@
+//! PCI functions that strait can have do DMA, to see what they are kept from.
+
+use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
+
+use super::{edu, nvme};
+use crate::vfio::selftest::{Isolation, SelfTest, SelfTestError};
+
+/// `PCI_COMMAND`, and its bits for memory and bus mastering, and against INTx (PCI Local Bus
+/// Specification 3.0, 6.2.2).
+const COMMAND: u64 = 0x04;
+const MEMORY_AND_MASTER: u16 = 0b110;
+const NO_INTX: u16 = 1 << 10;
+
+/// What has a function try to read and to write what isn't its.
+type Isolate = fn(&mut SelfTest) -> Result<Isolation, SelfTestError>;
+
+/// The verdict on a function's isolation, if it is one of those.
+///
+/// # Errors
+///
+/// The host refuses something without which nothing can be tested.
+#[cold]
+pub(super) fn isolation(test: &mut SelfTest) -> Result<Option<Isolation>, SelfTestError> {
+    let calls = test.calls().clone();
+    let Ok(config) = calls.region_info(VFIO_PCI_CONFIG_REGION_INDEX) else { return Ok(None) };
+    let mut header = [0; 12];
+    if calls.read(&config, 0, &mut header).is_err() {
+        return Ok(None);
+    }
+    let Some(isolate) = by_header(&header) else { return Ok(None) };
+    let [.., c0, c1, _, _, _, _, _, _] = header;
+    let command = u16::from_le_bytes([c0, c1]);
+    let on = command | MEMORY_AND_MASTER | NO_INTX;
+    calls.write(&config, COMMAND, &on.to_le_bytes()).map_err(SelfTestError::Config)?;
+    let verdict = isolate(test);
+    // Nobody should find it turned on; what it does is over.
+    let off = calls.write(&config, COMMAND, &command.to_le_bytes());
+    test.unmap_all();
+    let verdict = verdict?;
+    off.map_err(SelfTestError::Config)?;
+    Ok(Some(verdict))
+}
+
+/// What is known of a function with this header: its vendor and device, and its class.
+fn by_header(header: &[u8; 12]) -> Option<Isolate> {
+    let [v0, v1, d0, d1, _, _, _, _, _, interface, sub, base] = *header;
+    if [v0, v1, d0, d1] == edu::IDENTITY {
+        return Some(edu::isolation);
+    }
+    ([base, sub, interface] == nvme::CLASS).then_some(nvme::isolation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_are_known_by_their_header() {
+        let edu = [0x34, 0x12, 0xe8, 0x11, 0, 0, 0, 0, 0, 0, 0xff, 0];
+        let nvme = [0x36, 0x1b, 0x10, 0, 0, 0, 0, 0, 2, 2, 8, 1];
+        let sata = [0x36, 0x1b, 0x10, 0, 0, 0, 0, 0, 2, 1, 6, 1];
+        assert!(by_header(&edu).is_some());
+        assert!(by_header(&nvme).is_some());
+        assert!(by_header(&sata).is_none());
+        assert!(by_header(&[0xff; 12]).is_none());
+    }
+}
