@@ -156,9 +156,7 @@ fn serve(stream: &UnixStream, device_state: &Mutex<DeviceState>, mut handler: Ha
         };
         let sent = match act {
             Action::Send(bytes) => (&mut &*stream).write_all(&bytes).is_ok(),
-            Action::SendWithFile(bytes, file) => {
-                stream.send_with_fd(&bytes[..], file.as_raw_fd()).is_ok()
-            }
+            Action::SendWithFile(bytes, file) => send_with_file(stream, &bytes, file),
             Action::Ignore | Action::Default => true,
             Action::Close => false,
         };
@@ -167,6 +165,15 @@ fn serve(stream: &UnixStream, device_state: &Mutex<DeviceState>, mut handler: Ha
         }
     }
     let _ = stream.shutdown(std::net::Shutdown::Both);
+}
+
+/// Sends a message with a file, which is the client's alone before it has all of the message: the last close of
+/// a file that takes its time is the client's.
+fn send_with_file(mut stream: &UnixStream, message: &[u8], file: File) -> bool {
+    let (header, payload) = message.split_at(message.len().min(16));
+    let sent = stream.send_with_fd(header, file.as_raw_fd()).is_ok();
+    drop(file);
+    sent && stream.write_all(payload).is_ok()
 }
 
 pub(super) fn receive(stream: &UnixStream) -> Option<Request> {
