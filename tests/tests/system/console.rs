@@ -13,9 +13,17 @@ const SOME: u32 = 9000;
 
 const SIGKILL: i32 = 9;
 
+/// A disk by which a guest without a client, or with one that is stuck, and the host tell each other.
+const MARKS: &str = "--block /k/marks";
+
+/// Has the guest wait until the host has written to the disk.
+const AWAIT_MARK: &str = "until dd if=/dev/vda bs=512 count=1 iflag=direct 2>/dev/null | grep -q go; \
+     do sleep 0.1; done";
+
 fn board() -> Board {
     Board::new()
         .file("k/wait", payload::wait())
+        .file("k/marks", vec![0; 1024])
         .file("k/some", payload::write_byte(SERIAL, u32::from(b'y'), SOME))
         .file("k/mmu-off", payload::access_with_write_back(SERIAL, false))
         .file("k/mmu-on", payload::access_with_write_back(SERIAL, true))
@@ -34,17 +42,30 @@ fn leave(client: &Process) -> TestResult {
     client.exit_status().map(|_| ())
 }
 
+/// Has the guest go on.
+fn mark(host: &Host) -> TestResult {
+    host.sh("echo go | dd of=/k/marks conv=notrunc 2>/dev/null").map(|_| ())
+}
+
+/// Has the next one wait.
+fn clear_mark(host: &Host) -> TestResult {
+    host.sh("dd if=/dev/zero of=/k/marks bs=512 count=2 conv=notrunc 2>/dev/null").map(|_| ())
+}
+
 /// A client comes late, types, goes, and another one sees what it has missed; the guest is powered off.
 fn come_and_go(host: &Host, path: &str, strait: &Process) -> TestResult {
+    clear_mark(host)?;
     let mut client = attach(host, path)?;
     // What was printed before anybody was there.
     client.wait_for("GUEST READY: shell")?;
     client.send("echo typed $((6 * 7))\n")?;
     client.wait_for("typed 42")?;
-    client.send("(sleep 1; echo missed $((6 * 7))) & echo begun $((6 * 7))\n")?;
+    let say = "echo missed $((6 * 7)); echo said | dd of=/dev/vda bs=512 seek=1 conv=sync 2>/dev/null; sync";
+    client.send(format!("({AWAIT_MARK}; {say}) & echo begun $((6 * 7))\n"))?;
     client.wait_for("begun 42")?;
     leave(&client)?;
-    host.sh("sleep 3")?;
+    mark(host)?;
+    host.until("grep -q said /k/marks")?;
     let mut client = attach(host, path)?;
     client.wait_for("missed 42")?;
     client.send("poweroff -f\n")?;
@@ -56,8 +77,8 @@ fn come_and_go(host: &Host, path: &str, strait: &Process) -> TestResult {
 fn a_terminal_s_client_comes_back_and_sees_what_it_has_missed() -> TestResult {
     let host = board().boot()?;
     for (launch, name) in [
-        (Launch::model().with("--console pty"), "serial"),
-        (on_hvc0("--console off --virtio-console pty --cpus 4"), "virtio"),
+        (Launch::model().with(&format!("--console pty {MARKS}")), "serial"),
+        (on_hvc0(&format!("--console off --virtio-console pty --cpus 4 {MARKS}")), "virtio"),
     ] {
         let mut strait = host.strait(&launch.arguments())?;
         strait.wait_for(&format!("strait: {name} console: "))?;
@@ -167,8 +188,8 @@ fn a_virtio_console_has_the_size_of_its_terminal() -> TestResult {
 #[test]
 fn a_socket_s_client_comes_back_and_a_stuck_one_stops_nobody() -> TestResult {
     let host = board().boot()?;
-    let launch = Launch::model().with("--console unix:/tmp/console").arguments();
-    let strait = host.strait(&launch)?;
+    let launch = Launch::model().with(&format!("--console unix:/tmp/console {MARKS}"));
+    let strait = host.strait(&launch.arguments())?;
     host.until("[ -S /tmp/console ]")?;
     let listing = host.sh("ls -l /tmp/console")?;
     assert!(listing.starts_with("srw-------"), "{listing}");
@@ -186,15 +207,17 @@ fn a_socket_s_client_comes_back_and_a_stuck_one_stops_nobody() -> TestResult {
     host.sh("[ -S /tmp/console ]")?;
 
     // A client that takes nothing, while the guest prints more than anybody keeps.
-    let options = "--console unix:/tmp/console --stats /tmp/stats";
-    let strait = host.strait(&Launch::model().with(options).arguments())?.timeout(300);
+    clear_mark(&host)?;
+    let options = format!("--console unix:/tmp/console --stats /tmp/stats {MARKS}");
+    let strait = host.strait(&Launch::model().with(&options).arguments())?.timeout(300);
     let mut client = host.start("until agent client /tmp/console; do sleep 0.1; done")?;
     client.wait_for("GUEST READY: shell")?;
     client.send(format!(
-        "echo soon; sleep 2; head -c {MUCH} /dev/zero | tr '\\0' x; poweroff -f\n"
+        "echo so''on; {AWAIT_MARK}; head -c {MUCH} /dev/zero | tr '\\0' x; poweroff -f\n"
     ))?;
     client.wait_for("soon")?;
     host.sh("kill -STOP $(pidof agent | tr ' ' '\\n' | head -1)")?;
+    mark(&host)?;
     assert_eq!(strait.exit_status()?, 0);
     let stats: serde_json::Value =
         serde_json::from_str(&host.sh("cat /tmp/stats")?).expect("statistics are JSON");

@@ -42,9 +42,13 @@ fn a_machine_is_paused_begun_anew_and_powered_off() -> TestResult {
     assert_eq!(instance(&host, "QueryStatus")?, status(false));
     // It stands still, and what it is asked for comes when it runs again.
     guest.begin("echo alive")?;
-    let cpu = || host.sh(&format!("cat /proc/{}/schedstat", guest_pid(&host)?));
+    let vcpu = guest_pid(&host)?;
+    host.until(&format!("grep -q '^State:.S' /proc/{vcpu}/status"))?;
+    let cpu = || host.sh(&format!("cat /proc/{vcpu}/schedstat"));
     let before = cpu()?;
-    host.sh("sleep 0.3")?;
+    for _ in 0..10 {
+        assert_eq!(instance(&host, "QueryStatus")?, status(false));
+    }
     assert_eq!(cpu()?, before);
     assert_eq!(instance(&host, "Resume")?, done());
     subscriber.wait_for("RESUME")?;
