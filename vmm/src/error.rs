@@ -95,7 +95,7 @@ fn of_exhaustion(message: &str, is_known: bool) -> Option<String> {
             "ulimit -u and pids.max of the control group tell how many threads there may be".into(),
         );
     }
-    let is_full = !is_known && (ends_by(libc::ENOMEM) || ends_by(libc::ENFILE));
+    let is_full = !is_known && [libc::ENOMEM, libc::ENFILE, libc::ENOBUFS].into_iter().any(ends_by);
     is_full.then(|| {
         "free -m and ulimit -a tell what the host and this process may have; a smaller --memory"
             .to_owned()
@@ -133,6 +133,7 @@ mod tests {
         for (number, known, expected) in [
             (libc::EMFILE, Some("see dmesg"), "ulimit -n 1024"),
             (libc::ENOMEM, None, "free -m"),
+            (libc::ENOBUFS, None, "free -m"),
             (libc::ENOMEM, Some("ulimit -v"), "help: ulimit -v"),
         ] {
             let cause = std::io::Error::from_raw_os_error(number);

@@ -47,8 +47,10 @@ impl UnixSocket {
             Err(_) => {}
         }
         let listener = bind(path).map_err(|e| {
+            let help = "unix:PATH in a directory you can write to".to_owned();
+            let is_short_of_memory = e.raw_os_error() == Some(libc::ENOMEM);
             failed(format!("no socket can be made: {e}"))
-                .help("unix:PATH in a directory you can write to")
+                .maybe_help((!is_short_of_memory).then_some(help))
         })?;
         Ok(Self { listener })
     }

@@ -76,7 +76,7 @@ impl Help for IrqError {
                 "the line is probably shared with another driver of the host: see /proc/interrupts"
                     .to_owned(),
             ),
-            Self::EventFd(..) => Some(remedy::OPEN_FILES.to_owned()),
+            Self::EventFd(_, error) => remedy::host_refused(error),
             _ => None,
         }
     }

@@ -1,5 +1,6 @@
 //! The remedies that errors and `strait check` name: what to type, or what to change on the host.
 
+use std::io;
 use std::path::Path;
 
 use super::host::DeviceNumber;
@@ -27,8 +28,17 @@ pub const CONTAINER: &str = "modprobe vfio_iommu_type1 (CONFIG_VFIO_CONTAINER, C
 pub const DEVICE_CDEV: &str =
     "build the host's kernel with CONFIG_VFIO_DEVICE_CDEV, or --iommu container";
 
-/// For a process that is out of file descriptors.
-pub const OPEN_FILES: &str = "raise the limit of open files (ulimit -n)";
+/// For what the kernel refused to a process, most of the time because there is no more of it; `None` where what
+/// helps is the same whoever asks.
+pub fn host_refused(error: &io::Error) -> Option<String> {
+    Some(match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::ENFILE | libc::ENOBUFS) => return None,
+        // epoll_ctl(2)
+        Some(libc::ENOSPC) => "sudo sysctl fs.epoll.max_user_watches=1000000".to_owned(),
+        Some(libc::EMFILE) | None => "raise the limit of open files (ulimit -n)".to_owned(),
+        Some(_) => KERNEL_LOG.to_owned(),
+    })
+}
 
 /// For a device that isn't bound to VFIO's driver.
 pub fn bind(name: &str) -> String {
@@ -108,4 +118,26 @@ pub fn open_files(files: u64) -> String {
         "ulimit -n {files} by root, sudo prlimit --pid $$ --nofile={files}, or LimitNOFILE={files} in a \
          systemd unit"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_refused_is_mended_where_it_is_short() {
+        for (number, expected) in [
+            (libc::EMFILE, Some("ulimit -n")),
+            (libc::ENOSPC, Some("max_user_watches")),
+            (libc::EPERM, Some("dmesg")),
+            (libc::ENOMEM, None),
+        ] {
+            let help = host_refused(&io::Error::from_raw_os_error(number));
+            let is_expected = match (&help, expected) {
+                (Some(help), Some(part)) => help.contains(part),
+                (help, part) => help.is_none() && part.is_none(),
+            };
+            assert!(is_expected, "{number}: {help:?}");
+        }
+    }
 }

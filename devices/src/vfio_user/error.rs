@@ -233,7 +233,7 @@ impl Help for VfioUserError {
             }
             Reason::Version(_) => format!("a server for vfio-user {SUPPORTED}"),
             Reason::NotPci => "a server whose device is a PCI function".to_owned(),
-            Reason::Host(_) => remedy::OPEN_FILES.to_owned(),
+            Reason::Host(error) => return remedy::host_refused(error),
         })
     }
 }

@@ -155,7 +155,7 @@ impl Help for VhostUserError {
             Failure::Queues(number) => format!("queues={number}"),
             Failure::NoConfig => "for what has none: config-size=0".to_owned(),
             Failure::Legacy => "a backend with VIRTIO_F_VERSION_1".to_owned(),
-            Failure::Host(_) => remedy::OPEN_FILES.to_owned(),
+            Failure::Host(error) => return remedy::host_refused(error),
             Failure::Protocol(..) | Failure::Unasked => {
                 format!("a vhost-user backend: ss -xlp src {name} names who listens there")
             }

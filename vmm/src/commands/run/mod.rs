@@ -52,7 +52,8 @@ pub fn run(options: &RunOptions) -> Result<u8, Error> {
     output::init_log(options.log_level);
     sandbox::check_user(options.user)?;
     // From here on a signal ends the run in order, and drivers are bound again.
-    let mut signals = Signals::new()?;
+    let mut signals =
+        Signals::new().map_err(|e| Error::new(format!("signals can't be waited for: {e}")))?;
     let resources = Resources::acquire(options);
     let process = resources
         .and_then(|(resources, for_vmm)| resources.supervise(options, for_vmm, &mut signals));
