@@ -52,6 +52,7 @@ impl Sandbox {
             .map_err(|e| refused("descriptors can't be bounded", &e))?;
         let was_root = privileges::is_root();
         if let Err(e) = namespaces::enter(was_root) {
+            unless_granted("namespaces can't be entered", &e)?;
             log::info!("the sandbox has no namespaces of its own: {e}");
         }
         privileges::keeping_parent(|| self.give_up(was_root))?;
@@ -75,6 +76,7 @@ impl Sandbox {
             self.change_user()?;
             // In a new namespace of users it has all capabilities, and the whole bounding set, anew.
             if let Err(e) = namespaces::leave_users() {
+                unless_granted("no namespace of users can be entered", &e)?;
                 log::info!("the sandbox has no namespace of users: {e}");
                 kept.use_again();
             }
@@ -120,7 +122,17 @@ pub fn check_user(user: Option<Owner>) -> Result<(), Error> {
     }
 }
 
+/// What this host may not grant to anybody is done without. Where it only has no memory for it at this moment,
+/// a guest doesn't get more than it would have at another one.
+#[cold]
+fn unless_granted(what: &str, e: &io::Error) -> Result<(), Error> {
+    if e.raw_os_error() == Some(libc::ENOMEM) { Err(refused(what, e)) } else { Ok(()) }
+}
+
 #[cold]
 fn refused(what: &str, e: &io::Error) -> Error {
-    Error::new(format!("the sandbox: {what}: {e}")).help("--sandbox off runs without it")
+    let help = "--sandbox off runs without it".to_owned();
+    let is_short_of_memory = e.raw_os_error() == Some(libc::ENOMEM);
+    Error::new(format!("the sandbox: {what}: {e}"))
+        .maybe_help((!is_short_of_memory).then_some(help))
 }

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use devices::thread_kind::{self, ThreadKind};
 
 use crate::cli::SandboxMode;
+use crate::error::Error;
 
 /// What a thread does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,9 @@ impl Kind {
             _ => install(self.program(devices)),
         };
         if let Err(error) = entered {
-            log::error!("the sandbox: a thread can't filter its system calls: {error}");
+            let why = format!("the sandbox: a thread can't filter its system calls: {error}");
+            log::error!("{}", Error::new(why).log_text());
+            // Other vCPUs may run already: by a signal a supervisor knows that devices are to be stopped.
             std::process::abort();
         }
     }
