@@ -103,11 +103,15 @@ impl Listener {
         self.shared.epoll.ctl(ControlOperation::Delete, wake.as_raw_fd(), nothing)
     }
 
-    /// Starts them again.
+    /// Starts them again, if they have ended. Where there can be none the connection is over: nobody would
+    /// hear the server's answers.
     pub(super) fn resume(&self) -> io::Result<()> {
         self.shared.is_paused.store(false, Ordering::Release);
         self.closer.prepare();
-        self.start_thread()
+        if lock(&self.thread).is_some() {
+            return Ok(());
+        }
+        self.start_thread().inspect_err(|_| self.disconnect())
     }
 
     /// Listens also to a connection of the server's making for its own requests.

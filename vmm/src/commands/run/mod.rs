@@ -194,9 +194,9 @@ fn run_guest(
     }
     // Everything is open, pinned and armed.
     let servers = &machine.assigned().vfio_user;
-    servers.pause()?;
-    sandbox.enter()?;
-    servers.resume()?;
+    let entered = servers.pause().and_then(|()| sandbox.enter());
+    // Where that failed, they are still asked for the devices' end.
+    servers.resume().and(entered)?;
     let no_thread = |e| Error::new(format!("a console's thread can't be started: {e}"));
     output::start_threads(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
     let result = steered::run(&mut machine, sources, recorder, restart, debugged);
