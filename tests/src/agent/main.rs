@@ -12,6 +12,7 @@ mod delayed_cat;
 mod devmem;
 mod disk;
 mod edu;
+mod fail;
 mod gdb;
 mod gpio;
 mod inject;
@@ -109,6 +110,8 @@ usage: agent COMMAND
   trace FILE COMMAND…                   run a command, and append to FILE which system calls its threads
                                         make that filter theirs; with kills before FILE only the
                                         call that ends it, if one does
+  fail FILE CALL ERRNO N[+] COMMAND…    run a command whose Nth system call of this number fails, or that
+                                        and all after it, and write to FILE whose that was
   inject PID THREAD CALL [ARGUMENT]…    have a thread of this name ask for a system call
   measure RUNS COMMAND…                 wall and CPU time, largest RSS, exit status of each run
 Numbers are decimal or 0x….";
@@ -196,6 +199,9 @@ fn main() -> ExitCode {
         }
         ["trace", "kills", file, command @ ..] => trace::run(file, command, false),
         ["trace", file, command @ ..] => trace::run(file, command, true),
+        ["fail", file, call, error, which, command @ ..] => {
+            fail::run(file, [call, error, which], command)
+        }
         ["inject", process, thread, call, arguments @ ..] => {
             let arguments: Result<Vec<u64>, _> =
                 arguments.iter().map(|text| number(text)).collect();
