@@ -3,6 +3,7 @@
 //! Closing a socket that lingers, or inspecting a file of a file system that hangs, can take as long as
 //! the server likes. So it is done in threads that nobody waits for beyond a limit.
 
+use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender, TrySendError};
@@ -64,17 +65,18 @@ impl FdCloser {
     }
 
     /// Starts the thread, which can't be done any more once the guest runs.
-    pub(super) fn prepare(&self) {
+    pub(super) fn prepare(&self) -> io::Result<()> {
         let mut thread = lock(&self.0.thread);
         if thread.is_none() {
-            *thread = closing_thread();
+            *thread = Some(closing_thread()?);
         }
+        Ok(())
     }
 
     fn close(&self, fd: OwnedFd) {
         let mut thread = lock(&self.0.thread);
         if thread.is_none() {
-            *thread = closing_thread();
+            *thread = closing_thread().ok();
         }
         let left = match &*thread {
             Some(thread) => match thread.sender.try_send(fd) {
@@ -89,14 +91,14 @@ impl FdCloser {
     }
 }
 
-fn closing_thread() -> Option<ClosingThread> {
+fn closing_thread() -> io::Result<ClosingThread> {
     let (sender, receiver) = mpsc::sync_channel(MAX_CLOSING);
     let thread = thread::Builder::new().name("vfio-user-close".to_owned()).stack_size(STACK_SIZE);
     let thread = thread.spawn(move || {
         ThreadKind::VfioUser.enter();
         receiver.into_iter().for_each(drop);
     });
-    thread.ok().map(|thread| ClosingThread { sender, thread })
+    thread.map(|thread| ClosingThread { sender, thread })
 }
 
 /// A descriptor that a server sent, closed in a thread.

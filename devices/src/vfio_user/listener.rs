@@ -107,11 +107,11 @@ impl Listener {
     /// hear the server's answers.
     pub(super) fn resume(&self) -> io::Result<()> {
         self.shared.is_paused.store(false, Ordering::Release);
-        self.closer.prepare();
-        if lock(&self.thread).is_some() {
-            return Ok(());
+        let mut started = self.closer.prepare();
+        if lock(&self.thread).is_none() {
+            started = started.and(self.start_thread());
         }
-        self.start_thread().inspect_err(|_| self.disconnect())
+        started.inspect_err(|_| self.disconnect())
     }
 
     /// Listens also to a connection of the server's making for its own requests.
