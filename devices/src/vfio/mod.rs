@@ -19,6 +19,7 @@ pub mod error_chain;
 pub mod export;
 pub mod fd_limit;
 pub mod host;
+pub mod hot_reset;
 pub mod inherited;
 pub mod iommu;
 pub mod irq;

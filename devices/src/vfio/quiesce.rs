@@ -13,6 +13,8 @@ pub enum Quiesced {
     ByBinding(&'static str),
     /// By VFIO's reset, after the binding's steps where there is one.
     ByReset,
+    /// By the reset of its PCI bus.
+    ByBusReset,
     /// Not at all: there is no binding, and VFIO has no reset.
     Unsupported,
     /// Not at all: an option turned it off.
@@ -24,6 +26,7 @@ impl fmt::Display for Quiesced {
         match self {
             Self::ByBinding(kind) => write!(f, "stopped as a {kind} is"),
             Self::ByReset => f.write_str("stopped by VFIO's reset"),
+            Self::ByBusReset => f.write_str("stopped by VFIO's reset of its bus"),
             Self::Unsupported => f.write_str("left as it is: how to stop it isn't known"),
             Self::Disabled => f.write_str("left as it is, as was asked for"),
         }

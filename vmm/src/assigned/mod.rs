@@ -17,6 +17,7 @@ use devices::scmi::{self, Scmi};
 use devices::stop;
 use devices::vfio::assign::{self, AssessedDevice, Assignment};
 use devices::vfio::host::{Host, HostDevice};
+use devices::vfio::hot_reset;
 use devices::vfio::iommu::{
     Backend, DmaConstraintError, DmaConstraints, Iommu, IommuOptions, MapError,
 };
@@ -144,7 +145,11 @@ impl AssignedDevices {
             None => obstacles.extend(unbound::memory(&host, &assignments, ram, pages)),
         }
         let (described, enumerated) = devices.split_at(platform.len().min(devices.len()));
-        let functions = open_functions(iommu.as_ref(), enumerated, pci)?;
+        let mut functions = open_functions(iommu.as_ref(), enumerated, pci)?;
+        if let Some(iommu) = &iommu {
+            let named = functions.iter_mut().map(|open| (open.name.as_str(), &mut open.function));
+            hot_reset::prepare(&host, |group| iommu.group(group), &mut named.collect::<Vec<_>>());
+        }
         let opened = open_platform(iommu.as_ref(), described, platform)?;
         let platform = device::place(opened, platform, allocator)?;
         Ok((Self { platform, iommu, obstacles, ..Self::default() }, functions))

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use crate::release;
 
@@ -12,14 +13,14 @@ use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError};
 /// A container and its groups.
 pub(super) struct ContainerBackend {
     // Dropped before the container.
-    groups: Vec<(u32, Group)>,
+    groups: Vec<(u32, Arc<Group>)>,
     container: Container,
 }
 
 impl ContainerBackend {
     /// Opens a container and attaches these devices' groups, each once.
     pub(super) fn open(host: &Host, assignments: &[Assignment]) -> Result<Self, AssignError> {
-        let mut groups: Vec<(u32, Group)> = Vec::new();
+        let mut groups: Vec<(u32, Arc<Group>)> = Vec::new();
         let mut container = None;
         for assignment in assignments {
             if groups.iter().any(|(number, _)| *number == assignment.group) {
@@ -35,7 +36,7 @@ impl ContainerBackend {
                 .set_container(container)
                 .and_then(|()| if groups.is_empty() { container.set_iommu() } else { Ok(()) });
             attached.map_err(|error| attach_error(host, assignment, error))?;
-            groups.push((assignment.group, group));
+            groups.push((assignment.group, Arc::new(group)));
         }
         let container = container.ok_or(AssignError::NoDevices)?;
         Ok(Self { groups, container })
@@ -49,14 +50,15 @@ impl ContainerBackend {
     /// Opens a device of an attached group.
     pub(super) fn open_device(&self, assignment: &Assignment) -> Result<DeviceFile, AssignError> {
         let name = || assignment.name().to_owned();
-        let (_, group) = self
-            .groups
-            .iter()
-            .find(|(number, _)| *number == assignment.group)
-            .ok_or_else(|| AssignError::NoGroup { name: name() })?;
-        group
+        self.group(assignment.group)
+            .ok_or_else(|| AssignError::NoGroup { name: name() })?
             .device(assignment.name())
             .map_err(|source| AssignError::OpenDevice { name: name(), source })
+    }
+
+    /// The attached group of this number.
+    pub(super) fn group(&self, number: u32) -> Option<&Arc<Group>> {
+        self.groups.iter().find(|(other, _)| *other == number).map(|(_, group)| group)
     }
 
     /// Calls `each` with the files of the attached groups.

@@ -24,7 +24,7 @@ use self::mappings::Mappings;
 use super::assign::{AssignError, Assignment};
 use super::host::Host;
 use super::memlock::{self, Memlock, MemlockTooLow};
-use super::uapi::{DeviceFile, IoctlError, IommuInfo};
+use super::uapi::{DeviceFile, Group, IoctlError, IommuInfo};
 
 /// Why RAM couldn't be mapped for DMA.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +141,14 @@ impl Iommu {
         match &self.attached {
             Attached::Iommufd(backend) => backend.device(assignment),
             Attached::Container(backend) => backend.open_device(assignment).map(Arc::new),
+        }
+    }
+
+    /// The group of this number, if it is attached to a container.
+    pub fn group(&self, number: u32) -> Option<Arc<Group>> {
+        match &self.attached {
+            Attached::Iommufd(_) => None,
+            Attached::Container(backend) => backend.group(number).cloned(),
         }
     }
 

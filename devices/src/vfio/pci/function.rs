@@ -18,6 +18,8 @@ use crate::pci::{BarRange, Bars, ConfigSnapshot, Function, InterruptPin, Msix, M
 
 mod reset;
 
+use self::reset::Reset;
+
 /// The command register's bits of which a driver sets at least one.
 const ENABLING: u16 = COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER;
 
@@ -60,8 +62,8 @@ pub struct PciFunction {
     name: String,
     calls: Arc<dyn DeviceCalls>,
     options: PciOptions,
-    /// VFIO can reset it.
-    can_reset: bool,
+    /// How VFIO can reset it.
+    reset: Reset,
     /// It is in D0, in which its BARs decode.
     powered: bool,
     /// The guest may have touched it since it was quiesced last.
@@ -118,7 +120,7 @@ impl PciFunction {
             name: name.to_owned(),
             calls,
             options,
-            can_reset: info.reset,
+            reset: if info.reset { Reset::ByItself } else { Reset::None(None) },
             powered: true,
             touched: false,
             enabled: false,
@@ -153,6 +155,11 @@ impl PciFunction {
     /// Its interrupt pin, if it has a line that the guest can be given.
     pub fn pin(&self) -> Option<InterruptPin> {
         InterruptPin::from_register(self.config.interrupt_pin())
+    }
+
+    /// What is done with it.
+    pub fn options(&self) -> PciOptions {
+        self.options
     }
 
     /// What interrupts the guest at present.

@@ -18,6 +18,7 @@
 //! either, and only while the guest's command register lets it master the bus.
 
 mod bars;
+mod bus_reset;
 pub mod capability;
 mod config;
 mod error;
@@ -27,6 +28,7 @@ mod msi;
 mod removable;
 
 pub use bars::BarInfo;
+pub use bus_reset::{BusReset, StoppedByBus};
 pub use config::ConfigError;
 pub use error::{FunctionError, FunctionErrorKind};
 pub use function::{Attachment, PciFunction, PciOptions};

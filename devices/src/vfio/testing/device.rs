@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::super::uapi::{
-    DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
+    AffectedFunction, DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
 };
 
 /// A call that changed the device, with the index of the interrupt and the eventfd.
@@ -27,6 +27,8 @@ pub(crate) enum Call {
     /// The index, the first vector, and which of them have an eventfd.
     SetVectors(u32, u32, Vec<bool>),
     Reset,
+    /// With so many groups.
+    HotReset(usize),
 }
 
 #[derive(Debug)]
@@ -36,6 +38,10 @@ pub(crate) struct FakeDevice {
     pub(crate) can_reset: bool,
     /// It is a PCI function, else on the platform bus.
     pub(crate) pci: bool,
+    /// The functions that a reset of its bus resets; none if that can't be.
+    pub(crate) bus: Vec<AffectedFunction>,
+    /// With which error number that is asked for in vain.
+    no_bus: Mutex<i32>,
     file: File,
     calls: Mutex<Vec<Call>>,
     /// What is signalled for vectors, by index and vector.
@@ -60,6 +66,8 @@ impl FakeDevice {
             irqs,
             can_reset: false,
             pci: false,
+            bus: Vec::new(),
+            no_bus: Mutex::new(libc::ENODEV),
             file,
             calls,
             vectors,
@@ -96,6 +104,11 @@ impl FakeDevice {
         *self.held.lock().unwrap() = (count, errno);
     }
 
+    /// Makes it be unknown for this reason what a reset of its bus resets.
+    pub(crate) fn refuse_hot_reset_info(&self, errno: i32) {
+        *self.no_bus.lock().unwrap() = errno;
+    }
+
     pub(crate) fn fail_at(&self, call: usize) {
         *self.fail.lock().unwrap() = Some(call);
     }
@@ -104,6 +117,14 @@ impl FakeDevice {
     pub(crate) fn take_calls(&self) -> Vec<Call> {
         *self.fail.lock().unwrap() = None;
         std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    /// Fails if a reset is to.
+    fn refusal(&self, request: &'static str) -> Result<(), IoctlError> {
+        let (left, errno) = &mut *self.held.lock().unwrap();
+        let Some(fewer) = left.checked_sub(1) else { return Ok(()) };
+        *left = fewer;
+        Err(IoctlError::new(request, *errno))
     }
 
     fn record(&self, call: Call) -> Result<(), IoctlError> {
@@ -153,12 +174,23 @@ impl DeviceCalls for FakeDevice {
     }
 
     fn reset(&self) -> Result<(), IoctlError> {
-        let (left, errno) = &mut *self.held.lock().unwrap();
-        if let Some(fewer) = left.checked_sub(1) {
-            *left = fewer;
-            return Err(IoctlError::new("VFIO_DEVICE_RESET", *errno));
-        }
+        self.refusal("VFIO_DEVICE_RESET")?;
         self.record(Call::Reset)
+    }
+
+    fn hot_reset_info(&self) -> Result<Vec<AffectedFunction>, IoctlError> {
+        match self.bus.as_slice() {
+            [] => {
+                let errno = *self.no_bus.lock().unwrap();
+                Err(IoctlError::new("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", errno))
+            }
+            all => Ok(all.to_vec()),
+        }
+    }
+
+    fn hot_reset(&self, groups: &[BorrowedFd<'_>]) -> Result<(), IoctlError> {
+        self.refusal("VFIO_DEVICE_PCI_HOT_RESET")?;
+        self.record(Call::HotReset(groups.len()))
     }
 
     fn set_vectors(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::tempfile::TempFile;
 
-use super::super::uapi::{IrqInfo, RegionInfo};
+use super::super::uapi::{AffectedFunction, IrqInfo, RegionInfo};
 use super::FakeDevice;
 
 /// Regions lie this far apart in the file.
@@ -25,6 +25,8 @@ pub(crate) struct FakeFunction {
     /// INTx, MSI, MSI-X, error, request (`VFIO_PCI_NUM_IRQS`).
     pub(crate) irqs: Vec<IrqInfo>,
     pub(crate) can_reset: bool,
+    /// The functions of its bus; none if that can't be reset.
+    pub(crate) bus: Vec<AffectedFunction>,
 }
 
 impl FakeFunction {
@@ -42,7 +44,7 @@ impl FakeFunction {
         let mut regions: Vec<_> = (0..REGIONS).map(region).collect();
         regions[CONFIG].size = config;
         let none = IrqInfo { count: 0, eventfd: true, maskable: false, automasked: false };
-        Self { file, regions, irqs: vec![none; 5], can_reset: true }
+        Self { file, regions, irqs: vec![none; 5], can_reset: true, bus: Vec::new() }
     }
 
     /// Puts bytes into its configuration space.
@@ -67,6 +69,7 @@ impl FakeFunction {
         let file = self.file.try_clone().unwrap();
         let mut device = FakeDevice::over(file, self.regions.clone());
         (device.irqs, device.can_reset, device.pci) = (self.irqs.clone(), self.can_reset, true);
+        device.bus = self.bus.clone();
         Arc::new(device)
     }
 }

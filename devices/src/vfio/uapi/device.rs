@@ -18,7 +18,9 @@ use vfio_bindings::bindings::vfio::{
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr};
 
-use super::{IoctlError, Mapping, RegionInfo, Request, argsz, capability};
+use super::{
+    AffectedFunction, IoctlError, Mapping, RegionInfo, Request, argsz, capability, hot_reset,
+};
 
 const GET_INFO: Request = Request::new("VFIO_DEVICE_GET_INFO", 7);
 const GET_REGION_INFO: Request = Request::new("VFIO_DEVICE_GET_REGION_INFO", 8);
@@ -147,6 +149,28 @@ pub trait DeviceCalls: fmt::Debug + Send + Sync {
     /// VFIO has no reset for it, or the reset failed.
     fn reset(&self) -> Result<(), IoctlError>;
 
+    /// The functions that [`hot_reset`](Self::hot_reset) resets, this one among them.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if neither the slot nor the bus of this function can be reset, or it is no PCI function of the
+    /// host.
+    fn hot_reset_info(&self) -> Result<Vec<AffectedFunction>, IoctlError> {
+        Err(IoctlError::new("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", libc::ENODEV))
+    }
+
+    /// Resets all functions of the PCI function's slot or bus. `groups` are all of their groups; none for
+    /// functions that were opened by their own files, all of which must belong to one iommufd.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` as for [`hot_reset_info`](Self::hot_reset_info), `EINVAL` if not all of the functions are bound to
+    /// VFIO's driver and the caller's, `EBUSY` or `EAGAIN` if the host does something else to one.
+    fn hot_reset(&self, groups: &[BorrowedFd<'_>]) -> Result<(), IoctlError> {
+        let _ = groups;
+        Err(IoctlError::new("VFIO_DEVICE_PCI_HOT_RESET", libc::ENODEV))
+    }
+
     /// Reads at `offset` bytes from the start of a region.
     ///
     /// # Errors
@@ -270,6 +294,14 @@ impl DeviceCalls for DeviceFile {
     fn reset(&self) -> Result<(), IoctlError> {
         // SAFETY: the request takes no argument.
         RESET.check(unsafe { ioctl(&self.0, RESET.number) }).map(drop)
+    }
+
+    fn hot_reset_info(&self) -> Result<Vec<AffectedFunction>, IoctlError> {
+        hot_reset::info(&self.0)
+    }
+
+    fn hot_reset(&self, groups: &[BorrowedFd<'_>]) -> Result<(), IoctlError> {
+        hot_reset::reset(&self.0, groups)
     }
 
     fn set_vectors(

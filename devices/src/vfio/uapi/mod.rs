@@ -13,6 +13,7 @@
 mod capability;
 mod container;
 mod device;
+mod hot_reset;
 mod iommufd;
 mod mapping;
 mod region;
@@ -29,6 +30,7 @@ use crate::stop;
 
 pub use container::{Container, Group, IommuInfo, page_sizes};
 pub use device::{DeviceCalls, DeviceFile, DeviceInfo, IrqAction, IrqInfo};
+pub use hot_reset::{AffectedFunction, FunctionOwner};
 pub use iommufd::{Ioas, Iommufd};
 pub use mapping::Mapping;
 pub use region::RegionInfo;

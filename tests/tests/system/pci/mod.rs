@@ -5,6 +5,7 @@ mod drivers;
 mod interrupts;
 mod loss;
 mod memory;
+mod reset;
 
 use tests::harness::{Board, Failure, Guest, Host, Launch, TestResult};
 

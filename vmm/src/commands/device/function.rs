@@ -25,6 +25,12 @@ pub struct FunctionDetails {
     msi: u16,
     /// The vectors of MSI-X; 0 without it.
     msix: u16,
+    /// The functions that are reset with it, if it is reset with its bus.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reset_with: Option<Vec<String>>,
+    /// Why it is reset neither alone nor with its bus, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_reset: Option<String>,
 }
 
 impl FunctionDetails {
@@ -61,6 +67,8 @@ impl FunctionDetails {
             pin: function.pin().map(|pin| char::from(b'@'.saturating_add(pin.number()))),
             msi: interrupts.msi_capacity(),
             msix: interrupts.msix_capacity(),
+            reset_with: function.reset_with().map(<[String]>::to_vec),
+            not_reset: function.obstacle_to_bus_reset().map(str::to_owned),
         }
     }
 }
@@ -76,6 +84,12 @@ impl Display for FunctionDetails {
         let all: Vec<String> = pin.into_iter().chain(messages).collect();
         let all = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
         writeln!(f, "interrupts of a guest: {all}")?;
+        match self.reset_with.as_deref() {
+            None => {}
+            Some([]) => writeln!(f, "reset with its bus")?,
+            Some(others) => writeln!(f, "reset with its bus, and so with {}", others.join(", "))?,
+        }
+        self.not_reset.iter().try_for_each(|why| writeln!(f, "not reset: {why}"))?;
         self.bars.iter().try_for_each(|bar| writeln!(f, "{}", bar_text(bar)))?;
         for Capability { id, offset, hidden } in &self.capabilities {
             write!(f, "capability at {offset:#05x}: {} ({:#04x})", id.name(), id.number())?;

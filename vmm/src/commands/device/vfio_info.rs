@@ -4,7 +4,9 @@ use std::fmt::{self, Display, Formatter};
 
 use devices::extent::Extent;
 use devices::vfio::iommu::{Backend, Iommu};
-use devices::vfio::uapi::{DeviceCalls, IoctlError, IommuInfo, IrqInfo, RegionInfo, page_sizes};
+use devices::vfio::uapi::{
+    AffectedFunction, DeviceCalls, IoctlError, IommuInfo, IrqInfo, RegionInfo, page_sizes,
+};
 use serde::Serialize;
 
 use crate::assigned::unbound_note;
@@ -27,6 +29,9 @@ const MAX_INDICES: u32 = 1024;
 pub struct VfioInfo {
     /// VFIO can reset it; unknown while it isn't bound.
     reset: Option<bool>,
+    /// The functions that are reset with its bus, if VFIO can reset it only so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reset_of_bus: Option<Vec<String>>,
     regions: Vec<Region>,
     interrupts: Vec<Interrupt>,
 }
@@ -83,7 +88,10 @@ impl VfioInfo {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { reset: Some(device.reset), regions, interrupts })
+        let of_bus = if device.pci && !device.reset { calls.hot_reset_info().ok() } else { None };
+        let names = |functions: Vec<AffectedFunction>| functions.into_iter().map(|one| one.name);
+        let reset_of_bus = of_bus.map(|functions| names(functions).collect());
+        Ok(Self { reset: Some(device.reset), reset_of_bus, regions, interrupts })
     }
 
     /// Queries what is known before the device is bound.
@@ -100,7 +108,10 @@ impl Display for VfioInfo {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self.reset {
             Some(true) => writeln!(f, "VFIO: can be reset")?,
-            Some(false) => writeln!(f, "VFIO: can't be reset")?,
+            Some(false) => match &self.reset_of_bus {
+                None => writeln!(f, "VFIO: can't be reset")?,
+                Some(all) => writeln!(f, "VFIO: can be reset with its bus: {}", all.join(", "))?,
+            },
             None => writeln!(f, "{}", unbound_note())?,
         }
         for Region { name, info } in &self.regions {

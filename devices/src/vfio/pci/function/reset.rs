@@ -1,20 +1,14 @@
 //! How a function is stopped: by the VMM, or by its guest, which has it reset itself.
 
-use std::thread;
-use std::time::Duration;
-
 use super::super::super::quiesce::Quiesced;
-use super::super::super::uapi::IoctlError;
+use super::super::super::uapi::{AffectedFunction, IoctlError};
+use super::super::bus_reset::{BusReset, with_patience};
 use super::super::capability::{self, CapabilityId, EXPRESS_FLAGS};
 use super::super::error::{FunctionError, FunctionErrorKind};
 use super::{PciFunction, byte_at};
 use crate::irq::InterruptController;
 use crate::pci::Intx;
 use crate::pci::config::{COMMAND, COMMAND_MASTER};
-
-/// How often a reset is tried that the host has no time for, and how long is waited in between.
-const RESET_TRIES: u32 = 20;
-const RESET_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where functions can be told to reset themselves: the capability, the byte with the bit that says
 /// that it can, that bit, the byte that starts it, that bit (PCI Express Base 5.0, 7.5.3.3, 7.5.3.4;
@@ -32,9 +26,58 @@ const INTERRUPT_LINE: u16 = 0x3c;
 const DEVICE_CONTROL: u16 = 0x08;
 const DEVICE_CONTROL_2: u16 = 0x28;
 
+/// How VFIO can reset a function.
+#[derive(Debug)]
+pub(super) enum Reset {
+    /// Without another one.
+    ByItself,
+    /// With its bus.
+    WithBus(BusReset),
+    /// Not at all, and why its bus can't be, if that is known.
+    None(Option<String>),
+}
+
 impl PciFunction {
-    /// Stops whatever the function is doing, by VFIO's reset. Where that can't be, takes bus mastering
-    /// and so DMA from it.
+    /// Whether it is to be reset, and can't be by itself.
+    pub fn needs_bus_reset(&self) -> bool {
+        self.options.reset && !matches!(self.reset, Reset::ByItself)
+    }
+
+    /// Tells how it can be reset with its bus, or why not. For a function that can be reset by itself that
+    /// changes nothing.
+    pub fn set_bus_reset(&mut self, bus: Result<BusReset, String>) {
+        if self.needs_bus_reset() {
+            self.reset = bus.map_or_else(|why| Reset::None(Some(why)), Reset::WithBus);
+        }
+    }
+
+    /// The functions that are reset with it, if it is reset with its bus.
+    pub fn reset_with(&self) -> Option<&[String]> {
+        match &self.reset {
+            Reset::WithBus(bus) => Some(&bus.others),
+            Reset::ByItself | Reset::None(_) => None,
+        }
+    }
+
+    /// Why it can't be reset with its bus, if that is known.
+    pub fn obstacle_to_bus_reset(&self) -> Option<&str> {
+        match &self.reset {
+            Reset::None(why) => why.as_deref(),
+            Reset::ByItself | Reset::WithBus(_) => None,
+        }
+    }
+
+    /// The functions that a reset of its bus resets, itself among them.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DeviceCalls::hot_reset_info`].
+    pub fn functions_of_bus(&self) -> Result<Vec<AffectedFunction>, IoctlError> {
+        self.calls.hot_reset_info()
+    }
+
+    /// Stops whatever the function is doing, by VFIO's reset: of itself, else of its bus. Where neither can be,
+    /// takes bus mastering and so DMA from it.
     ///
     /// # Errors
     ///
@@ -43,22 +86,41 @@ impl PciFunction {
         if !self.options.reset {
             return Ok(Quiesced::Disabled);
         }
-        if !self.can_reset {
-            let master = if self.end_bus_mastering() { "can't be turned off" } else { "is off" };
-            if !std::mem::replace(&mut self.said, true) {
-                log::info!(
-                    "{}: VFIO has no reset for it: but for bus mastering, which {master}, it is left \
-                     as it is",
-                    self.name
-                );
+        let (reset, quiesced) = match &self.reset {
+            Reset::ByItself => (with_patience(|| self.calls.reset()), Quiesced::ByReset),
+            Reset::WithBus(bus) => (bus.reset(&self.name, &*self.calls), Quiesced::ByBusReset),
+            Reset::None(why) => {
+                let why = why.clone();
+                return Ok(self.leave(why.as_deref()));
             }
-            return Ok(Quiesced::Unsupported);
+        };
+        let Err(source) = reset else { return Ok(quiesced) };
+        // The host has taken another function of the bus back.
+        if quiesced == Quiesced::ByBusReset && source.is(libc::EINVAL) {
+            return Ok(self.leave(Some(
+                "its bus can't be reset, of which a function isn't the guest's any more",
+            )));
         }
-        let Err(source) = self.reset() else { return Ok(Quiesced::ByReset) };
         self.end_bus_mastering();
-        let is_busy = source.is(libc::EAGAIN);
+        let is_busy = source.is(libc::EAGAIN) || source.is(libc::EBUSY);
         let kind = if is_busy { FunctionErrorKind::Busy } else { FunctionErrorKind::Reset };
         Err(self.error(kind(source)))
+    }
+
+    /// Leaves it as it is but for bus mastering, and tells `why` its bus can't be reset, if that is known.
+    #[cold]
+    fn leave(&mut self, why: Option<&str>) -> Quiesced {
+        let master = if self.end_bus_mastering() { "can't be turned off" } else { "is off" };
+        if !std::mem::replace(&mut self.said, true) {
+            let left = format!("but for bus mastering, which {master}, it is left as it is");
+            match why {
+                Some(why) => {
+                    log::warn!("{}: VFIO has no reset for it alone, and {why}: {left}", self.name)
+                }
+                None => log::info!("{}: VFIO has no reset for it: {left}", self.name),
+            }
+        }
+        Quiesced::Unsupported
     }
 
     /// Makes it as it was when the guest got it, for a guest that begins anew and runs not: its interrupts
@@ -106,18 +168,6 @@ impl PciFunction {
             let value = self.config.snapshot().u16(at).to_le_bytes();
             self.config.write(at, &value);
         }
-    }
-
-    /// Resets it, with patience: while the host does something else to it, VFIO answers with `EAGAIN`
-    /// (`pci_try_reset_function`).
-    fn reset(&self) -> Result<(), IoctlError> {
-        for _ in 0..RESET_TRIES {
-            match self.calls.reset() {
-                Err(error) if error.is(libc::EAGAIN) => thread::sleep(RESET_PAUSE),
-                result => return result,
-            }
-        }
-        self.calls.reset()
     }
 
     /// Takes bus mastering from the function, and answers whether it has it nevertheless.
