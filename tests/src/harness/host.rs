@@ -151,8 +151,17 @@ impl Host {
     ///
     /// The host is gone.
     pub fn press_power_button(&self) -> Result<(), Failure> {
-        let pressed = self.qemu.as_ref().map_or(Ok(()), |qemu| qemu.command("system_powerdown"));
-        pressed.map_err(|error| self.transcript().failure(format!("QEMU's monitor: {error}")))
+        self.monitor("system_powerdown")
+    }
+
+    /// Has QEMU's monitor execute a command of its human interface, at some time.
+    ///
+    /// # Errors
+    ///
+    /// The host is gone.
+    pub fn monitor(&self, command: &str) -> Result<(), Failure> {
+        let told = self.qemu.as_ref().map_or(Ok(()), |qemu| qemu.command(command));
+        told.map_err(|error| self.transcript().failure(format!("QEMU's monitor: {error}")))
     }
 
     /// Everything said so far.

@@ -125,8 +125,11 @@ impl AssignedDevices {
         let mut obstacles = Vec::new();
         let which = platform.iter().map(|device| &device.which);
         let which = which.chain(pci.iter().map(|function| &function.which));
+        let tokens = platform.iter().map(|_| None).chain(pci.iter().map(|one| one.vf_token));
         let mut devices = Vec::new();
-        for AssessedDevice { device, assessed } in assign::assess_all(&host, which)? {
+        let assessed = assign::assess_all(&host, which)?.into_iter().zip(tokens);
+        for (AssessedDevice { device, assessed }, token) in assessed {
+            let assessed = assessed.and_then(|one| one.with_vf_token(&host, token));
             devices.push((device, unbound::accept(assessed, unbound, &mut obstacles)?));
         }
         for (index, (device, _)) in devices.iter().enumerate() {

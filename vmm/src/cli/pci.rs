@@ -6,7 +6,7 @@ use std::str::FromStr;
 use boot::help::Help;
 use devices::pci::Bdf;
 use devices::peer::Peer;
-use devices::vfio::assign::DeviceRef;
+use devices::vfio::assign::{DeviceRef, VfToken};
 use devices::vfio::pci::PciOptions;
 
 use super::values::{device_ref, split, switch, take_each};
@@ -26,6 +26,8 @@ pub struct VfioPciOptions {
     /// Which one: what sysfs calls it (`0000:05:00.0`), without the domain if that is 0000, its path
     /// below sysfs, or a descriptor.
     pub which: DeviceRef,
+    /// What VFIO is told before it opens a function with SR-IOV.
+    pub vf_token: Option<VfToken>,
     /// What is chosen for it.
     pub function: FunctionOptions,
 }
@@ -63,9 +65,13 @@ impl FromStr for VfioPciOptions {
         let (device, given) = split(text)?;
         let which = device_ref(device, "0000:05:00.0")?;
         let mut function = FunctionOptions::default();
-        let take = |key: &str, value: &str| function.take(key, value);
-        take_each(given, "a PCI device", &FunctionOptions::KEYS, &[], take)?;
-        Ok(Self { which, function })
+        let mut vf_token = None;
+        let keys = [FunctionOptions::KEYS.as_slice(), &["vf-token"]].concat();
+        take_each(given, "a PCI device", &keys, &[], |key, value| match key {
+            "vf-token" => value.parse().map(|token| vf_token = Some(token)),
+            _ => function.take(key, value),
+        })?;
+        Ok(Self { which, vf_token, function })
     }
 }
 
@@ -120,8 +126,16 @@ mod tests {
         let parse = |text: &str| text.parse::<VfioPciOptions>().unwrap();
         assert_eq!(
             parse("05:00.0"),
-            VfioPciOptions { which: "05:00.0".into(), function: FunctionOptions::default() }
+            VfioPciOptions {
+                which: "05:00.0".into(),
+                vf_token: None,
+                function: FunctionOptions::default()
+            }
         );
+        let token = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3";
+        let with_token = parse(&format!("05:00.0,vf-token={token},mmap=off"));
+        assert_eq!(with_token.vf_token.unwrap().to_string(), token);
+        assert!(!with_token.function.device.mmap);
         let all = parse("0000:05:00.0,addr=1f.7,mmap=off,reset=off");
         assert_eq!(all.which, "0000:05:00.0".into());
         assert_eq!(all.function.address, Bdf::new(0, 31, 7));
@@ -142,6 +156,8 @@ mod tests {
             "x,addr=20.0",
             "x,addr=02",
             "x,reset=",
+            "x,vf-token=",
+            "x,vf-token=1",
             "x,colour=red",
             "x,mmap=off,mmap=on",
             "x,addr=1.0,reset=off,addr=1.0",
@@ -186,6 +202,7 @@ mod tests {
             "a,peer=",
             "a,peer=me",
             "a,peer=1,peer=2",
+            "a,vf-token=bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3",
         ] {
             assert!(text.parse::<VfioUserOptions>().is_err(), "{text}");
         }

@@ -215,6 +215,27 @@ pub enum AssignError {
         #[source]
         source: IoctlError,
     },
+    /// VFIO wants a token, or another one, before it opens a function with SR-IOV.
+    #[error("{name} can't be assigned: {}", wants_token(physical.as_deref(), *given))]
+    VfToken {
+        /// The function.
+        name: String,
+        /// Its physical function; `None` if it is one.
+        physical: Option<String>,
+        /// Whether there was a token.
+        given: bool,
+        /// The request that was refused.
+        #[source]
+        source: IoctlError,
+    },
+    /// VFIO takes no token for the device.
+    #[error("{name} has no VF token: {}", takes_no_token(physical.as_deref()))]
+    NoVfToken {
+        /// The device.
+        name: String,
+        /// Its physical function, if it is a virtual one.
+        physical: Option<String>,
+    },
     /// Sysfs can't be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -236,6 +257,7 @@ impl AssignError {
                 | Self::Inherited(_)
                 | Self::AlreadyBound { .. }
                 | Self::InheritedWithContainer
+                | Self::NoVfToken { .. }
                 | Self::Read(_)
         )
     }
@@ -293,10 +315,35 @@ impl Help for AssignError {
             }
             Self::InheritedWithContainer => "--iommu iommufd".to_owned(),
             Self::NoType1 => remedy::load_module("vfio_iommu_type1", "CONFIG_VFIO_IOMMU_TYPE1"),
+            Self::VfToken { name, physical, .. } => format!(
+                "--vfio-pci {name},vf-token=UUID, with the token that {}",
+                match physical {
+                    Some(physical) => format!("{physical} was opened with"),
+                    None => "its virtual functions were opened with".to_owned(),
+                }
+            ),
+            Self::NoVfToken { name, .. } => format!("--vfio-pci {name}"),
             Self::Attach { .. } | Self::OpenDevice { .. } => remedy::KERNEL_LOG.to_owned(),
             Self::NoDevices | Self::Open { .. } | Self::Setup(_) | Self::Read(_) => return None,
             Self::Tree(error) => return error.help(),
         })
+    }
+}
+
+/// Why VFIO doesn't open a function with SR-IOV.
+fn wants_token(physical: Option<&str>, given: bool) -> String {
+    match (physical, given) {
+        (_, true) => "VFIO doesn't take this VF token".to_owned(),
+        (Some(physical), false) => format!("VFIO asks for the VF token of {physical}"),
+        (None, false) => "VFIO asks for a VF token, as its virtual functions are in use".to_owned(),
+    }
+}
+
+/// Why VFIO takes no token for a device.
+fn takes_no_token(physical: Option<&str>) -> String {
+    match physical {
+        Some(physical) => format!("its physical function {physical} isn't bound to VFIO"),
+        None => "it is no function with SR-IOV".to_owned(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod access;
 mod error;
 mod files;
+mod vf_token;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -13,6 +14,7 @@ use boot::order;
 
 pub use error::AssignError;
 pub use files::{ClosedFile, VfioFile, may_open};
+pub use vf_token::VfToken;
 
 use super::host::{Host, HostBus, HostDevice, IommuGroup};
 use super::inherited::InheritedFd;
@@ -51,6 +53,8 @@ pub struct Assignment {
     pub group: u32,
     /// Its own file, if that is inherited.
     pub inherited: Option<Arc<InheritedFd>>,
+    /// What VFIO is to be told before it opens a function with SR-IOV.
+    pub vf_token: Option<VfToken>,
 }
 
 impl Assignment {
@@ -153,7 +157,7 @@ pub fn assess(host: &Host, device: HostDevice) -> Result<Assignment, AssignError
         return Err(AssignError::NoIommu { name: device.name().to_owned(), group: group.number() });
     }
     check_members(&device, &group)?;
-    Ok(Assignment { device, group: group.number(), inherited: None })
+    Ok(Assignment { device, group: group.number(), inherited: None, vf_token: None })
 }
 
 /// The error of a name that no device has.

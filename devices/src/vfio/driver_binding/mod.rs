@@ -339,7 +339,7 @@ fn is_bound(cdev: &Path, iommufd: &Path) -> bool {
     let (Ok(device), Ok(iommufd)) = (DeviceFile::open(cdev), Iommufd::open(iommufd)) else {
         return false;
     };
-    device.bind(&iommufd).is_err_and(|error| error.is(libc::EINVAL))
+    device.bind(&iommufd, None).is_err_and(|error| error.is(libc::EINVAL))
 }
 
 /// Adds those of `more` that aren't among `devices`.

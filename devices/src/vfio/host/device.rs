@@ -189,6 +189,20 @@ impl HostDevice {
         }))
     }
 
+    /// The name of its physical function, if it is a virtual function of SR-IOV.
+    ///
+    /// # Errors
+    ///
+    /// Sysfs can't be read.
+    pub fn physical_function(&self) -> Result<Option<String>, ReadError> {
+        link_name(&self.path.join("physfn"))
+    }
+
+    /// Whether it is a function that can have virtual ones (SR-IOV).
+    pub fn has_virtual_functions(&self) -> bool {
+        self.path.join("sriov_totalvfs").exists()
+    }
+
     /// Its configuration space: 64 bytes for an unprivileged user, else all of it. Empty if it isn't on
     /// the PCI bus.
     ///

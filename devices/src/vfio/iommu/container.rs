@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::release;
 
-use super::super::assign::{AssignError, Assignment};
+use super::super::assign::{AssignError, Assignment, VfToken};
 use super::super::host::Host;
 use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError};
 
@@ -52,8 +52,13 @@ impl ContainerBackend {
         let name = || assignment.name().to_owned();
         self.group(assignment.group)
             .ok_or_else(|| AssignError::NoGroup { name: name() })?
-            .device(assignment.name())
-            .map_err(|source| AssignError::OpenDevice { name: name(), source })
+            .device(assignment.name(), assignment.vf_token.as_ref().map(VfToken::to_string))
+            .map_err(|source| match source.is(libc::EACCES) {
+                true => {
+                    AssignError::vf_token(&assignment.device, assignment.vf_token.is_some(), source)
+                }
+                false => AssignError::OpenDevice { name: name(), source },
+            })
     }
 
     /// The attached group of this number.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use crate::release;
 use crate::sync;
 
-use super::super::assign::{AssignError, Assignment};
+use super::super::assign::{AssignError, Assignment, VfToken};
 use super::super::host::{Host, HostDevice};
 use super::super::inherited::InheritedFd;
 use super::super::uapi::{DeviceCalls, DeviceFile, Ioas, IoctlError, Iommufd};
@@ -75,7 +75,8 @@ impl IommufdBackend {
             let held = |error: &IoctlError| is_device_held(error, in_use);
             bound.as_ref().is_err_and(held)
         };
-        release::wait(|| file.bind(self.ioas.iommufd()), is_held)
+        let token = assignment.vf_token.as_ref().map(VfToken::bytes);
+        release::wait(|| bind(&file, self.ioas.iommufd(), token), is_held)
             .map_err(|error| bind_error(host, assignment, path, error, in_use))?;
         let (device, group) = (assignment.device.clone(), assignment.group);
         file.attach(&self.ioas).map_err(|source| AssignError::Attach {
@@ -140,6 +141,15 @@ fn open(host: &Host, assignment: &Assignment) -> Result<(DeviceFile, PathBuf), A
     Ok((file, path))
 }
 
+/// Binds a device to an iommufd, a function with SR-IOV with this token. Linux before 6.17 takes and asks for none
+/// here, and answers with `EINVAL`: then it is bound without.
+fn bind(file: &DeviceFile, iommufd: &Iommufd, token: Option<&[u8; 16]>) -> Result<(), IoctlError> {
+    match file.bind(iommufd, token) {
+        Err(error) if token.is_some() && error.is(libc::EINVAL) => file.bind(iommufd, None),
+        result => result,
+    }
+}
+
 /// Whether binding failed since another process has the device or its group, as [`bind_error`] has it.
 fn is_device_held(error: &IoctlError, in_use: impl FnOnce() -> Option<bool>) -> bool {
     match error.source.raw_os_error() {
@@ -164,6 +174,9 @@ fn bind_error(
     let is = |errno| source.is(errno);
     if is_device_held(&source, in_use) {
         return AssignError::busy(host, &assignment.device, path);
+    }
+    if is(libc::EACCES) {
+        return AssignError::vf_token(&assignment.device, assignment.vf_token.is_some(), source);
     }
     let module = "iommufd";
     let allowed = host.flag(module, "allow_unsafe_interrupts").ok().flatten();
@@ -209,6 +222,8 @@ mod tests {
             let error = because(allowed, errno, Some(false));
             assert!(matches!(error, AssignError::NotViable { group: 3, .. }), "{error}");
         }
+        let error = because("N\n", libc::EACCES, Some(false));
+        assert!(matches!(error, AssignError::VfToken { given: false, .. }), "{error}");
         for errno in [libc::EINVAL, libc::EIO] {
             let error = because("N\n", errno, Some(false));
             assert!(matches!(error, AssignError::OpenDevice { .. }), "{error}");

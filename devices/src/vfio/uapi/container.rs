@@ -185,14 +185,16 @@ impl Group {
         GROUP_SET_CONTAINER.check(returned).map(drop)
     }
 
-    /// Opens one of its devices by the name that sysfs has for it.
+    /// Opens one of its devices by the name that sysfs has for it, a function with SR-IOV with this VF token.
     ///
     /// # Errors
     ///
-    /// `ENODEV` if the group has no such device bound to a VFIO driver, and whatever its driver
-    /// fails with, resetting it included.
-    pub fn device(&self, name: &str) -> Result<DeviceFile, IoctlError> {
-        let name = CString::new(name).map_err(|_| {
+    /// `ENODEV` if the group has no such device bound to a VFIO driver, `EACCES` if another VF token is wanted
+    /// or there has to be one, and whatever its driver fails with, resetting it included.
+    pub fn device(&self, name: &str, vf_token: Option<String>) -> Result<DeviceFile, IoctlError> {
+        // `vfio_pci_core_match`.
+        let token = vf_token.map(|token| format!(" vf_token={token}")).unwrap_or_default();
+        let name = CString::new(format!("{name}{token}")).map_err(|_| {
             GROUP_GET_DEVICE_FD.refused(io::ErrorKind::InvalidInput, "a NUL in the name")
         })?;
         // SAFETY: the kernel reads a NUL-terminated string.

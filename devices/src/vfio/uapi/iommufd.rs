@@ -12,7 +12,8 @@ use iommufd_bindings::{
 };
 use iommufd_ioctls::IommuFd;
 use vfio_bindings::bindings::vfio::{
-    vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt,
+    VFIO_DEVICE_BIND_FLAG_TOKEN, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
+    vfio_device_detach_iommufd_pt,
 };
 use vfio_ioctls::{VfioIommufd, VfioOps};
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref};
@@ -160,16 +161,23 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the device or this file is bound already, `EBUSY` if its group is open, `EPERM` if
-    /// interrupts aren't isolated and iommufd's `allow_unsafe_interrupts` is off or if the group has
-    /// another owner, and whatever the device's driver fails with.
-    pub fn bind(&self, iommufd: &Iommufd) -> Result<(), IoctlError> {
+    /// `EINVAL` if the device or this file is bound already, or if there is a VF token and the kernel is older
+    /// than 6.17, `EACCES` if another VF token is wanted or there has to be one, `EBUSY` if its group is open,
+    /// `EPERM` if interrupts aren't isolated and iommufd's `allow_unsafe_interrupts` is off or if the group
+    /// has another owner, and whatever the device's driver fails with.
+    pub fn bind(&self, iommufd: &Iommufd, vf_token: Option<&[u8; 16]>) -> Result<(), IoctlError> {
         let mut bind = vfio_device_bind_iommufd {
             argsz: argsz::<vfio_device_bind_iommufd>(),
             iommufd: iommufd.as_raw_fd(),
             ..Default::default()
         };
-        // SAFETY: the structure is complete; the kernel writes the device's number into it.
+        if let Some(token) = vf_token {
+            bind.flags = VFIO_DEVICE_BIND_FLAG_TOKEN;
+            // The kernel reads 16 bytes there.
+            bind.token_uuid_ptr = token.as_ptr().expose_provenance() as u64;
+        }
+        // SAFETY: the structure is complete, with a token that outlives the call; the kernel writes the
+        // device's number into it.
         let returned = unsafe { ioctl_with_mut_ref(self, BIND_IOMMUFD.number, &mut bind) };
         BIND_IOMMUFD.check(returned).map(drop)
     }

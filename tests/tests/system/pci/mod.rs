@@ -2,6 +2,7 @@
 
 mod binding;
 mod drivers;
+mod express;
 mod interrupts;
 mod loss;
 mod memory;
