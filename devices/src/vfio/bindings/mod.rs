@@ -4,6 +4,7 @@
 //! reset if there is one, and its self-test is the general one. All that is known of one device is in
 //! its own module.
 
+mod copier;
 mod edu;
 mod gem;
 mod nvme;
@@ -12,6 +13,7 @@ mod pl011;
 mod pl330;
 mod primecell;
 mod sdhci;
+mod test_engine;
 
 use super::node::NodeBuilder;
 use super::quiesce::QuiesceError;

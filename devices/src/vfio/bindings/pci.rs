@@ -2,7 +2,7 @@
 
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
 
-use super::{edu, nvme};
+use super::{edu, nvme, test_engine};
 use crate::vfio::selftest::{Isolation, SelfTest, SelfTestError};
 
 /// `PCI_COMMAND`, and its bits for memory and bus mastering, and against INTx (PCI Local Bus
@@ -44,10 +44,11 @@ pub(super) fn isolation(test: &mut SelfTest) -> Result<Option<Isolation>, SelfTe
 /// What is known of a function with this header: its vendor and device, and its class.
 fn by_header(header: &[u8; 12]) -> Option<Isolate> {
     let [v0, v1, d0, d1, _, _, _, _, _, interface, sub, base] = *header;
-    if [v0, v1, d0, d1] == edu::IDENTITY {
-        return Some(edu::isolation);
+    match [v0, v1, d0, d1] {
+        edu::IDENTITY => Some(edu::isolation),
+        test_engine::IDENTITY => Some(test_engine::isolation),
+        _ => ([base, sub, interface] == nvme::CLASS).then_some(nvme::isolation),
     }
-    ([base, sub, interface] == nvme::CLASS).then_some(nvme::isolation)
 }
 
 #[cfg(test)]
@@ -59,7 +60,9 @@ mod tests {
         let edu = [0x34, 0x12, 0xe8, 0x11, 0, 0, 0, 0, 0, 0, 0xff, 0];
         let nvme = [0x36, 0x1b, 0x10, 0, 0, 0, 0, 0, 2, 2, 8, 1];
         let sata = [0x36, 0x1b, 0x10, 0, 0, 0, 0, 0, 2, 1, 6, 1];
+        let engine = [0xb5, 0x13, 0x80, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0];
         assert!(by_header(&edu).is_some());
+        assert!(by_header(&engine).is_some());
         assert!(by_header(&nvme).is_some());
         assert!(by_header(&sata).is_none());
         assert!(by_header(&[0xff; 12]).is_none());
