@@ -51,6 +51,7 @@ const NUMBERS: &[(&str, u64)] = &[
     ("rt_sigreturn", 139),
     ("sendto", 206),
     ("recvfrom", 207),
+    ("setsockopt", 208),
     ("getsockopt", 209),
     ("shutdown", 210),
     ("sendmsg", 211),
@@ -180,6 +181,21 @@ fn filter_of(thread: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_call_that_a_filter_names_has_its_number() {
+        let directory = workspace::root().join("vmm/seccomp");
+        let mut calls = BTreeSet::new();
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "filter") {
+                calls.extend(allowed(&fs::read_to_string(path).unwrap(), &BTreeMap::new()));
+            }
+        }
+        let known = |name: &str| NUMBERS.iter().any(|(known, _)| *known == name);
+        let unknown: Vec<_> = calls.iter().filter(|(name, _)| !known(name)).collect();
+        assert!(!calls.is_empty() && unknown.is_empty(), "{unknown:?}");
+    }
 
     #[test]
     fn what_was_made_is_compared_with_what_is_allowed() {
