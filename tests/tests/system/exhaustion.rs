@@ -139,7 +139,6 @@ const CALLS: &[(&str, u32, i32, bool)] = &[
     ("memfd_create", 279, libc::EMFILE, true),
     ("clone", 220, libc::EAGAIN, true),
     ("clone3", 435, libc::EAGAIN, true),
-    ("socket", 198, libc::EMFILE, true),
     ("seccomp", 277, libc::ENOMEM, false),
     ("unshare", 97, libc::ENOMEM, false),
     ("mount", 40, libc::ENOMEM, false),
