@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use elf::ElfBytes;
+use elf::endian::LittleEndian;
 use tests::artifacts::Artifacts;
 use tests::harness::{Board, TestResult};
 use tests::package;
@@ -25,6 +27,21 @@ fn is_installed(program: &str) -> bool {
         .status()
         .unwrap()
         .success()
+}
+
+/// The most bytes that strait may have.
+const MAX_SIZE: usize = 2_800_000;
+
+#[test]
+fn strait_is_stripped_and_small() {
+    let program = fs::read(Artifacts::from_env().unwrap().strait).unwrap();
+    let file = ElfBytes::<LittleEndian>::minimal_parse(&program).unwrap();
+    assert!(file.symbol_table().unwrap().is_none(), "strait has its symbols");
+    if std::env::var_os("CARGO_PROFILE_RELEASE_LTO").is_some() {
+        println!("strait was built in another way than people do: how large it is says nothing");
+        return;
+    }
+    assert!(program.len() <= MAX_SIZE, "{} bytes", program.len());
 }
 
 #[test]

@@ -212,7 +212,7 @@ fn is_repeated(name: &str) -> bool {
     let of_option = HELP.lines().skip_while(|line| !line.starts_with(&start));
     let rest = of_option.skip(1).take_while(|line| line.starts_with("   "));
     let words: Vec<_> = rest.flat_map(str::split_whitespace).collect();
-    words.join(" ").to_lowercase().contains("be repeated")
+    words.join(" ").to_ascii_lowercase().contains("be repeated")
 }
 
 /// These options as a file.

@@ -129,7 +129,7 @@ impl<'a> Loopback<'a> {
     fn frame(&mut self, number: usize, length: usize) -> Result<Duration, StepError> {
         let frame = frame(number, length);
         self.memory.write(FRAME, &frame);
-        self.memory.write(RECEIVED, &[0xa5; BUFFERS * BUFFER]);
+        self.memory.write(RECEIVED, &vec![0xa5; BUFFERS * BUFFER]);
         self.start(self.address(FRAME), self.address(RECEIVED), length)?;
         let started = Instant::now();
         let (region, memory) = (&*self.region, &*self.memory);
