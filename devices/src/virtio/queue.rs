@@ -3,6 +3,8 @@
 //! A driver may hand over anything: what isn't a chain of buffers within guest RAM is an error here,
 //! after which the device needs a reset. The crate ends a chain early instead.
 
+mod table;
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{Ordering, fence};
@@ -14,6 +16,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::table::{Entries, Entry};
 use super::events;
 use super::ram::Ram;
 
@@ -231,19 +234,18 @@ impl VirtQueue {
         let queue = self.index;
         let failed = |source| QueueError::Ring { queue, source };
         let next = self.queue.iter(&self.ram).map_err(failed)?.next();
-        let Some(mut descriptors) = next else { return Ok(false) };
+        let Some(descriptors) = next else { return Ok(false) };
         chain.head = descriptors.head_index();
         chain.readable = 0;
         chain.descriptors.clear();
         let broken = |why| QueueError::Chain { queue, head: chain.head, why };
-        let mut last = None;
-        for descriptor in &mut descriptors {
-            let (addr, len) = (descriptor.addr(), descriptor.len());
-            last = Some(descriptor);
+        let table = (self.queue.desc_table(), self.queue.size());
+        let mut entries = Entries::new(&self.ram, table, chain.head);
+        while let Some(Entry { addr, len, is_writable }) = entries.next().map_err(broken)? {
             if len == 0 {
                 return Err(broken("of a length of 0"));
             }
-            let access = if descriptor.is_write_only() {
+            let access = if is_writable {
                 Permissions::Write
             } else if chain.readable == chain.descriptors.len() {
                 chain.readable += 1;
@@ -257,12 +259,7 @@ impl VirtQueue {
             }
             chain.descriptors.push(Descriptor { addr, len });
         }
-        match last {
-            None => Err(broken("outside its table")),
-            // The crate ends what goes on too long, or leads outside.
-            Some(last) if last.has_next() => Err(broken("endless or leads outside its table")),
-            Some(_) => Ok(true),
-        }
+        Ok(true)
     }
 
     /// Puts the chain [taken](Self::pop) last back: it is the next again.
@@ -281,6 +278,17 @@ impl VirtQueue {
             return Err(self.ring(virtio_queue::Error::InvalidDescriptorIndex));
         }
         self.added = self.added.saturating_add(1);
+        // As `add_used` does it (virtio 1.2, 2.7.8), in a third of the time.
+        let (next, ring) = (self.queue.next_used(), self.queue.used_ring());
+        let slot = u64::from(next % self.queue.size());
+        let element = ring.saturating_add(4).saturating_add(8 * slot);
+        let after = next.wrapping_add(1);
+        let is_done = self.ram.write_words(GuestAddress(element), [head.into(), written])
+            && self.ram.store_index(GuestAddress(ring.saturating_add(2)), after);
+        if is_done {
+            self.queue.set_next_used(after);
+            return Ok(());
+        }
         self.queue.add_used(&self.ram, head, written).map_err(|e| self.ring(e))
     }
 
@@ -353,6 +361,9 @@ impl VirtQueue {
     }
 
     fn load(&self, addr: u64) -> Result<u16, QueueError> {
+        if let Some(index) = self.ram.load_index(GuestAddress(addr)) {
+            return Ok(index);
+        }
         let value: Result<u16, _> = self.ram.load(GuestAddress(addr), Ordering::Relaxed);
         value.map(u16::from_le).map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))
     }

@@ -1,6 +1,7 @@
 //! Guest RAM as the data path accesses it.
 
 use std::iter::FusedIterator;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::{
@@ -54,6 +55,76 @@ impl Ram {
         // SAFETY: `offset` and the `count` bytes from there are within the region, which is mapped at
         // `host` as long as `memory` lives, which the slice borrows with `self`.
         Some(unsafe { VolatileSlice::new(self.host.add(offset), count) })
+    }
+
+    /// Where these bytes are mapped, if they are in the first region.
+    #[inline(always)]
+    pub(super) fn host(&self, addr: GuestAddress, count: usize) -> Option<*mut u8> {
+        self.first(addr, count).map(|slice| slice.ptr_guard_mut().as_ptr())
+    }
+
+    /// The two little-endian words there, if they are in the first region and aligned.
+    #[inline(always)]
+    pub(super) fn words(&self, addr: GuestAddress) -> Option<[u64; 2]> {
+        let words: *const u64 = self.host(addr, 16)?.cast_const().cast();
+        if !words.is_aligned() {
+            return None;
+        }
+        // SAFETY: both are within the region, which is mapped as long as `memory` lives, and aligned;
+        // others may write them meanwhile, and any bytes are a number.
+        let words = unsafe { [words.read_volatile(), words.add(1).read_volatile()] };
+        Some(words.map(u64::from_le))
+    }
+
+    /// Writes two words, the first at this address, little-endian, if they are in the first region and
+    /// aligned; whether they are.
+    #[inline(always)]
+    pub(super) fn write_words(&self, addr: GuestAddress, words: [u32; 2]) -> bool {
+        let Some(place) = self.host(addr, 8).map(<*mut u8>::cast::<u32>) else { return false };
+        if !place.is_aligned() {
+            return false;
+        }
+        let [first, second] = words.map(u32::to_le);
+        // SAFETY: both are within the region, which is mapped as long as `memory` lives, and aligned; no
+        // reference of Rust is to guest RAM.
+        unsafe {
+            place.write_volatile(first);
+            place.add(1).write_volatile(second);
+        }
+        true
+    }
+
+    /// The little-endian index of a ring at this address, if it is in the first region and aligned.
+    #[inline(always)]
+    fn ring_index(&self, addr: GuestAddress) -> Option<&AtomicU16> {
+        let place: *mut u16 = self.host(addr, 2)?.cast();
+        // SAFETY: it is within the region, which is mapped as long as `memory` lives, and aligned; the
+        // guest's accesses to it are of the same size.
+        place.is_aligned().then(|| unsafe { AtomicU16::from_ptr(place) })
+    }
+
+    /// What a ring's index is, if it is in the first region and aligned.
+    #[inline(always)]
+    pub(super) fn load_index(&self, addr: GuestAddress) -> Option<u16> {
+        self.ring_index(addr).map(|index| u16::from_le(index.load(Ordering::Relaxed)))
+    }
+
+    /// Sets a ring's index, if it is in the first region and aligned, after what was written before;
+    /// whether it is.
+    #[inline(always)]
+    pub(super) fn store_index(&self, addr: GuestAddress, index: u16) -> bool {
+        let place = self.ring_index(addr);
+        place.map(|place| place.store(index.to_le(), Ordering::Release)).is_some()
+    }
+
+    /// Writes a byte, if it is in the first region; whether it is.
+    #[inline(always)]
+    pub(super) fn write_byte(&self, addr: GuestAddress, byte: u8) -> bool {
+        let Some(place) = self.host(addr, 1) else { return false };
+        // SAFETY: it is within the region, which is mapped as long as `memory` lives, and no reference
+        // of Rust is to guest RAM.
+        unsafe { place.write_volatile(byte) };
+        true
     }
 }
 
@@ -150,6 +221,24 @@ mod tests {
         assert!(ram.check_range(GuestAddress(0x1ff0), 0x20, Permissions::Write));
         ram.write_obj(0x1122_3344u32, GuestAddress(0x1ffe)).unwrap();
         assert_eq!(ram.read_obj::<u32>(GuestAddress(0x1ffe)).unwrap(), 0x1122_3344);
+        ram.write_obj(u64::MAX - 1, GuestAddress(0x1ff0)).unwrap();
+        assert!(
+            ram.write_byte(GuestAddress(0x1ff8), 7) && !ram.write_byte(GuestAddress(0x2000), 7)
+        );
+        assert_eq!(ram.words(GuestAddress(0x1ff0)), Some([u64::MAX - 1, 0x3344_0000_0000_0007]));
+        for addr in [0x1ff1, 0x1ff8, 0x2000, 0xfff, u64::MAX] {
+            assert_eq!(ram.words(GuestAddress(addr)), None, "{addr:#x}");
+        }
+        assert!(ram.write_words(GuestAddress(0x1ff4), [1, 0x0203_0405]));
+        assert_eq!(ram.load_index(GuestAddress(0x1ff8)), Some(0x0405));
+        assert!(ram.store_index(GuestAddress(0x1ffa), 0x0607));
+        assert_eq!(ram.words(GuestAddress(0x1ff0)), Some([0x1_ffff_fffe, 0x3344_0000_0607_0405]));
+        for addr in [0x1ff9, 0x1fff, 0x2000, 0xfff, u64::MAX] {
+            let addr = GuestAddress(addr);
+            assert!(ram.load_index(addr).is_none() && !ram.store_index(addr, 1), "{addr:?}");
+            assert!(!ram.write_words(addr, [1, 2]), "{addr:?}");
+        }
+        assert!(!ram.write_words(GuestAddress(0x1ffc), [1, 2]));
         // As vm-memory has it: what is there is read, unless nothing is.
         let mut bytes = [0; 0x20];
         assert_eq!(ram.read(&mut bytes, GuestAddress(0x1ff0)).unwrap(), 0x20);

@@ -29,6 +29,10 @@ impl Buffers {
         self.clear();
         of.iter().all(|Descriptor { addr, len }| {
             let bytes = usize::try_from(*len).unwrap_or(usize::MAX);
+            if let Some(host) = ram.host(*addr, bytes) {
+                self.push(libc::iovec { iov_base: host.cast(), iov_len: bytes });
+                return true;
+            }
             let Ok(slices) = ram.get_slices(*addr, bytes, Permissions::ReadWrite) else {
                 return false;
             };

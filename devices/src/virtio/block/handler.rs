@@ -353,8 +353,10 @@ impl RequestHandler {
             Outcome::Failed | Outcome::Started => (VIRTIO_BLK_S_IOERR, 0),
         };
         let status = u8::try_from(status).unwrap_or(u8::MAX);
-        let stored = queue.ram().write_obj(status, request.status);
-        stored.map_err(|_| queue.broken(request.head, "outside guest RAM"))?;
+        if !queue.ram().write_byte(request.status, status) {
+            let stored = queue.ram().write_obj(status, request.status);
+            stored.map_err(|_| queue.broken(request.head, "outside guest RAM"))?;
+        }
         queue.push(request.head, written.saturating_add(1))?;
         if self.untold >= NOTIFY_AFTER {
             self.tell(queue)?;

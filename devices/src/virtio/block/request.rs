@@ -95,17 +95,27 @@ impl Request {
         let Some(out) = readable.checked_sub(HEADER as u64) else {
             return Err("without a request's header");
         };
-        if !buffers.set(ram, chain.readable()) {
-            return Err(outside);
-        }
-        let mut header = [0; HEADER];
-        // SAFETY: the buffers are of `ram`, which is mapped.
-        unsafe { buffers.read(&mut header) };
+        let (kind, sector) = match alone(chain, ram) {
+            Some([kind, sector]) => {
+                buffers.clear();
+                // Its low half; what is behind is reserved.
+                let [a, b, c, d, ..] = kind.to_le_bytes();
+                (u32::from_le_bytes([a, b, c, d]), sector)
+            }
+            None => {
+                if !buffers.set(ram, chain.readable()) {
+                    return Err(outside);
+                }
+                let mut header = [0; HEADER];
+                // SAFETY: the buffers are of `ram`, which is mapped.
+                unsafe { buffers.read(&mut header) };
+                fields(&header)
+            }
+        };
         let status = chain.writable().last().and_then(|last| {
             last.addr.0.checked_add(u64::from(last.len).checked_sub(1)?).map(GuestAddress)
         });
         let status = status.ok_or("without a place for a status")?;
-        let (kind, sector) = fields(&header);
         // Its data are either all read or all written.
         let within = Chain::bytes(chain.writable()).saturating_sub(1);
         let operation = match kind {
@@ -153,6 +163,16 @@ impl Limits {
         let countable = len < u64::from(u32::MAX);
         let whole = offset.is_multiple_of(self.block) && len.is_multiple_of(self.block) && len > 0;
         (fits && whole && countable).then_some(offset)
+    }
+}
+
+/// The words of a header that is all that the device reads, as a reading driver sends it: the usual way
+/// takes as long as the rest of the request.
+#[inline(always)]
+fn alone(chain: &Chain, ram: &Ram) -> Option<[u64; 2]> {
+    match chain.readable() {
+        [only] if only.len as usize == HEADER => ram.words(only.addr),
+        _ => None,
     }
 }
 
