@@ -37,6 +37,6 @@ pub use self::memory::{GuestRam, HugePagesDisabled, RamPages, memory_node};
 #[cfg(target_arch = "aarch64")]
 pub use self::{
     gsi_routing::{GsiRoutes, Msi, Target},
-    vcpu::{BootRegisters, ImmediateExit, Vcpu},
+    vcpu::{BootRegisters, ImmediateExit, Vcpu, program_counter},
     vm::Vm,
 };

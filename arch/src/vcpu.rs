@@ -11,7 +11,7 @@ use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
     KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE,
     KVM_REG_ARM64, KVM_REG_ARM64_SVE, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_REG_SIZE_U512,
-    kvm_device_attr, kvm_regs, kvm_vcpu_events, kvm_vcpu_init, user_pt_regs,
+    kvm_device_attr, kvm_one_reg, kvm_regs, kvm_vcpu_events, kvm_vcpu_init, user_pt_regs,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -390,6 +390,18 @@ const PAGE_OFFSET: u64 = 0xfff;
 fn general(register: Register) -> usize {
     let index = usize::try_from(register & 31).unwrap_or_default();
     offset_of!(kvm_regs, regs) + offset_of!(user_pt_regs, regs) + index * size_of::<u64>()
+}
+
+/// The program counter of the vCPU with this descriptor, which isn't running: of the instruction whose access
+/// it has left the guest for, until it runs again (`kvm_handle_mmio_return`). `None` if KVM refuses.
+pub fn program_counter(vcpu: RawFd) -> Option<u64> {
+    const PC: u64 = core_register(offset_of!(kvm_regs, regs) + offset_of!(user_pt_regs, pc));
+    let mut value = 0_u64;
+    let register = kvm_one_reg { id: PC, addr: (&raw mut value).addr() as u64 };
+    // SAFETY: KVM_GET_ONE_REG (linux/kvm.h) reads `register` and writes the 8 bytes that it points at; whatever
+    // else the descriptor may be refuses it.
+    let read = unsafe { libc::ioctl(vcpu, 0x4010_aeab, &raw const register) };
+    (read == 0).then_some(value)
 }
 
 /// The register id of the 64-bit field at `offset` of `kvm_regs`

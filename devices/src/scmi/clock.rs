@@ -12,6 +12,20 @@ const CONFIG_SET: u8 = 0x7;
 
 pub(super) const COMMANDS: &[u8] = &[ATTRIBUTES, DESCRIBE_RATES, RATE_SET, RATE_GET, CONFIG_SET];
 
+/// What they are called, in that order.
+pub(super) const NAMES: &[&str] = &[
+    "CLOCK_ATTRIBUTES",
+    "CLOCK_DESCRIBE_RATES",
+    "CLOCK_RATE_SET",
+    "CLOCK_RATE_GET",
+    "CLOCK_CONFIG_SET",
+];
+
+/// Which argument says which clock: RATE_SET has its flags first.
+pub(super) fn number_at(command: u8) -> usize {
+    usize::from(command == RATE_SET)
+}
+
 /// Of the attributes of a clock, and of those that CONFIG_SET gives it: it is enabled.
 const ENABLED: u32 = 1 << 0;
 
@@ -29,8 +43,7 @@ pub struct Clock {
 }
 
 pub(super) fn answer(request: &Request, clocks: &[Clock], log: &LogLimit) -> Answer {
-    // RATE_SET has its flags first.
-    let clock = request.named(usize::from(request.command() == RATE_SET), clocks)?;
+    let clock = request.named(number_at(request.command()), clocks)?;
     match request.command() {
         ATTRIBUTES => {
             const LATENCY_UNKNOWN: u32 = 0;

@@ -84,12 +84,21 @@ impl Scmi {
         &self.resources
     }
 
-    /// The guest rings: answers the message in the shared memory. Says whether there was one, which the
-    /// guest has marked the channel busy for.
+    /// As [`ring_noting`](Self::ring_noting), and nobody is told.
     pub fn ring(&self) -> bool {
+        self.ring_noting(&|_| ())
+    }
+
+    /// The guest rings: answers the message in the shared memory. Says whether there was one, which the
+    /// guest has marked the channel busy for. A call that names something is handed to `note`.
+    pub fn ring_noting(&self, note: &dyn Fn(Call)) -> bool {
         // Nothing is locked while a device is reset: another vCPU may look whether the channel is free.
         let Some(request) = lock(&self.channel).take() else { return false };
-        let answer = request.and_then(|request| self.answer(&request));
+        let answer = request.and_then(|request| {
+            let answer = self.answer(&request);
+            Call::of(&request, &answer).into_iter().for_each(note);
+            answer
+        });
         lock(&self.channel).answer(&answer);
         true
     }
@@ -124,6 +133,64 @@ impl Scmi {
         }
     }
 }
+
+/// A call of the guest's that names a clock, a reset or a power domain, with how it was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    protocol: Protocol,
+    command: u8,
+    /// Which one it names, of its kind.
+    pub number: u32,
+    /// The argument behind that: the low half of a rate, attributes, flags or a state.
+    pub argument: u32,
+    /// The status of the answer: 0, or a negative number (DEN0056E, 4.1.4).
+    pub status: i32,
+}
+
+impl Call {
+    fn of(request: &Request, answer: &Answer) -> Option<Self> {
+        let (protocol, command) = (request.protocol().ok()?, request.command());
+        if !commands(protocol).contains(&command) {
+            return None;
+        }
+        let at = match protocol {
+            Protocol::Base => return None,
+            Protocol::Clock => clock::number_at(command),
+            Protocol::Power => power::number_at(command),
+            Protocol::Reset => 0,
+        };
+        let argument = request.argument(at.saturating_add(1)).unwrap_or_default();
+        let status = answer.as_ref().map_or_else(|status| *status, |_| Status::Success);
+        let (number, status) = (request.argument(at).ok()?, status.code().cast_signed());
+        Some(Self { protocol, command, number, argument, status })
+    }
+
+    /// What kind of thing it names, as in [`Resources`], and what it asks for, as DEN0056E has it.
+    pub fn words(&self) -> (&'static str, &'static str) {
+        let (kind, names) = match self.protocol {
+            Protocol::Base => ("base", BASE_NAMES),
+            Protocol::Clock => ("clock", clock::NAMES),
+            Protocol::Reset => ("reset", reset::NAMES),
+            Protocol::Power => ("power domain", power::NAMES),
+        };
+        let at = commands(self.protocol).iter().position(|command| *command == self.command);
+        (kind, at.and_then(|at| names.get(at)).copied().unwrap_or_default())
+    }
+
+    /// The name in the guest of what it names.
+    pub fn name_in<'a>(&self, resources: &'a Resources) -> Option<&'a str> {
+        let number = usize::try_from(self.number).ok()?;
+        match self.protocol {
+            Protocol::Base => None,
+            Protocol::Clock => resources.clocks.get(number).map(|clock| clock.name.as_str()),
+            Protocol::Reset => resources.resets.get(number).map(|reset| reset.name.as_str()),
+            Protocol::Power => resources.power_domains.get(number).map(PowerDomain::name),
+        }
+    }
+}
+
+/// None of the base protocol's calls names anything.
+const BASE_NAMES: &[&str] = &[];
 
 /// The commands that a protocol has of its own.
 fn commands(protocol: Protocol) -> &'static [u8] {

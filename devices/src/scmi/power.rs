@@ -10,6 +10,15 @@ const STATE_GET: u8 = 0x5;
 
 pub(super) const COMMANDS: &[u8] = &[ATTRIBUTES, STATE_SET, STATE_GET];
 
+/// What they are called, in that order.
+pub(super) const NAMES: &[&str] =
+    &["POWER_DOMAIN_ATTRIBUTES", "POWER_STATE_SET", "POWER_STATE_GET"];
+
+/// Which argument says which domain: STATE_SET has its flags first.
+pub(super) fn number_at(command: u8) -> usize {
+    usize::from(command == STATE_SET)
+}
+
 /// The states: on; off, and what was in it lost.
 const ON: u32 = 0;
 const OFF: u32 = 1 << 30;
@@ -43,8 +52,7 @@ impl PowerDomain {
 }
 
 pub(super) fn answer(request: &Request, domains: &[PowerDomain]) -> Answer {
-    // STATE_SET has its flags first.
-    let domain = request.named(usize::from(request.command() == STATE_SET), domains)?;
+    let domain = request.named(number_at(request.command()), domains)?;
     match request.command() {
         ATTRIBUTES => Ok([SYNCHRONOUS].into_iter().chain(name_words(&domain.name)).collect()),
         STATE_SET => {

@@ -11,6 +11,9 @@ const RESET: u8 = 0x4;
 
 pub(super) const COMMANDS: &[u8] = &[ATTRIBUTES, RESET];
 
+/// What they are called, in that order.
+pub(super) const NAMES: &[&str] = &["RESET_DOMAIN_ATTRIBUTES", "RESET"];
+
 /// Of the flags of RESET: do all of it; else begin it, or, without, end it.
 const AUTONOMOUS: u32 = 1 << 0;
 const ASSERT: u32 = 1 << 1;

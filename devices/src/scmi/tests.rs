@@ -264,3 +264,44 @@ fn nodes_name_the_protocols_that_there_are() {
     }
     assert!(!root(&Resources::default()).contains("protocol@"));
 }
+
+#[test]
+fn who_asks_is_told_of_calls_that_name_something() {
+    let (resources, _) = resources();
+    let scmi = Scmi::new(resources);
+    let noted = Mutex::new(Vec::new());
+    let ring = |protocol: u32, command: u32, words: &[u32]| {
+        write(&scmi, 4, 0);
+        write(&scmi, 0x14, 4 + 4 * u32::try_from(words.len()).unwrap());
+        write(&scmi, 0x18, protocol << 10 | command);
+        for (offset, word) in (0x1c..).step_by(4).zip(words) {
+            write(&scmi, offset, *word);
+        }
+        assert!(scmi.ring_noting(&|call| lock(&noted).push(call)));
+        let call = lock(&noted).pop()?;
+        let name = call.name_in(scmi.resources()).map(str::to_owned);
+        Some((call.words(), name, call.argument, call.status))
+    };
+    let named = |name: &str| Some(name.to_owned());
+    let config_set = ring(CLOCK, 7, &[1, 1]);
+    assert_eq!(config_set, Some((("clock", "CLOCK_CONFIG_SET"), named("tx.1"), 1, -3)));
+    let rate_set = ring(CLOCK, 5, &[0, 0, 24_000_000, 0]);
+    assert_eq!(rate_set, Some((("clock", "CLOCK_RATE_SET"), named("apb_pclk.0"), 24_000_000, 0)));
+    let state_set = ring(POWER, 4, &[0, 0, 1 << 30]);
+    let power_off = (("power domain", "POWER_STATE_SET"), named("gpu.0"), 1 << 30, 0);
+    assert_eq!(state_set, Some(power_off));
+    assert_eq!(ring(RESET, 4, &[1, 1, 0]), Some((("reset", "RESET"), named("dma.0"), 1, -9)));
+    // What isn't there has no name, and what all protocols have names nothing.
+    assert_eq!(ring(RESET, 4, &[9, 1, 0]), Some((("reset", "RESET"), None, 1, -4)));
+    for (protocol, command) in [(CLOCK, 0), (CLOCK, 1), (BASE, 6), (0x99, 7), (CLOCK, 0x40)] {
+        assert_eq!(ring(protocol, command, &[0, 0]), None);
+    }
+    assert_eq!(ring(CLOCK, 7, &[]), None, "it is cut off");
+    for (commands, names) in [
+        (clock::COMMANDS, clock::NAMES),
+        (power::COMMANDS, power::NAMES),
+        (reset::COMMANDS, reset::NAMES),
+    ] {
+        assert_eq!(commands.len(), names.len());
+    }
+}

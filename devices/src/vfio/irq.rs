@@ -33,6 +33,14 @@
 //! [`InterruptController`] configures the SPIs of level interrupts as level-sensitive
 //! (`KVM_DEV_ARM_VGIC_GRP_DIST_REGS`, `GICD_ICFGR`) before the guest runs and before they are armed.
 //!
+//! # An interrupt that is watched
+//!
+//! The kernel tells nobody of a signal that it passes on, so whoever wants to see each one has to pass it on:
+//! [`AssignedIrq::tap`] gives the host's side eventfds of its own, and its [`IrqTap`] moves signals between
+//! them and the guest's. The order above stays: the line is masked until the guest's end of interrupt has
+//! been passed on, too, and what isn't passed on yet stays in an eventfd's count. Edges that come meanwhile
+//! are one, as they are at the guest's controller before it takes the first.
+//!
 //! (Linux: `drivers/vfio/platform/vfio_platform_irq.c`, `virt/kvm/eventfd.c`,
 //! `arch/arm64/kvm/vgic/{vgic,vgic-v3,vgic-mmio}.c`.)
 
@@ -87,14 +95,60 @@ impl Help for IrqError {
 pub struct AssignedIrq {
     device: Arc<dyn DeviceCalls>,
     index: u32,
-    /// Signalled when the line rises.
-    trigger: EventFd,
+    /// Signalled when the line rises: the guest's side.
+    trigger: Arc<EventFd>,
     /// Of a level: signalled at the guest's end of interrupt.
-    resample: Option<EventFd>,
+    resample: Option<Arc<EventFd>>,
+    /// The same two of the host's side, where somebody passes signals on.
+    tapped: Option<(Arc<EventFd>, Option<Arc<EventFd>>)>,
     /// The line of a PCI function, which VFIO can't mask before it has the first eventfd.
     is_intx: bool,
     armed: bool,
     log: LogLimit,
+}
+
+/// What passes the signals of an interrupt on, and so sees each of them.
+#[derive(Debug)]
+pub struct IrqTap {
+    /// Signalled when the line rises.
+    fired: Arc<EventFd>,
+    trigger: Arc<EventFd>,
+    /// Of a level: signalled at the guest's end of interrupt, and what VFIO unmasks the line by.
+    ended: Option<(Arc<EventFd>, Arc<EventFd>)>,
+}
+
+impl IrqTap {
+    /// What is to be polled: for the line's rising, and, of a level, for the guest's end of interrupt.
+    pub fn polled(&self) -> (&EventFd, Option<&EventFd>) {
+        (&self.fired, self.ended.as_ref().map(|(resample, _)| &**resample))
+    }
+
+    /// Passes on that the line has risen, if it has; `note` is told first, how often it did.
+    pub fn pass_fired(&self, note: impl FnOnce(u64)) {
+        pass(&self.fired, &self.trigger, note);
+    }
+
+    /// Passes on that the guest has ended the interrupt, if it has; `note` is told first.
+    pub fn pass_ended(&self, note: impl FnOnce()) {
+        if let Some((resample, unmask)) = &self.ended {
+            pass(resample, unmask, |_| note());
+        }
+    }
+}
+
+/// Moves the signals from one eventfd to another, as one.
+fn pass(from: &EventFd, to: &EventFd, note: impl FnOnce(u64)) {
+    if let Ok(count) = from.read() {
+        note(count);
+        // It can't be full: the kernel takes each signal at once.
+        let _ = to.write(1);
+    }
+}
+
+/// A new eventfd for the interrupt of this index.
+fn eventfd(index: u32) -> Result<Arc<EventFd>, IrqError> {
+    let made = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+    made.map(Arc::new).map_err(|error| IrqError::EventFd(index, error))
 }
 
 impl AssignedIrq {
@@ -109,13 +163,10 @@ impl AssignedIrq {
         if !info.eventfd || info.count == 0 {
             return Err(IrqError::NoEventFd(index));
         }
-        let eventfd = || {
-            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-                .map_err(|error| IrqError::EventFd(index, error))
-        };
         Ok(Self {
-            trigger: eventfd()?,
-            resample: info.automasked.then(eventfd).transpose()?,
+            trigger: eventfd(index)?,
+            resample: info.automasked.then(|| eventfd(index)).transpose()?,
+            tapped: None,
             device,
             index,
             is_intx: false,
@@ -135,6 +186,31 @@ impl AssignedIrq {
         Ok(irq)
     }
 
+    /// Has its signals passed on by what this returns, before it is armed.
+    ///
+    /// # Errors
+    ///
+    /// There are no more eventfds.
+    #[cold]
+    pub fn tap(&mut self) -> Result<IrqTap, IrqError> {
+        let fired = eventfd(self.index)?;
+        let unmask = self.resample.as_ref().map(|_| eventfd(self.index)).transpose()?;
+        self.tapped = Some((fired.clone(), unmask.clone()));
+        Ok(IrqTap {
+            fired,
+            trigger: self.trigger.clone(),
+            ended: self.resample.clone().zip(unmask),
+        })
+    }
+
+    /// The eventfds that VFIO has: the one that it signals, and the one by which it unmasks the line.
+    fn of_host(&self) -> (&EventFd, Option<&EventFd>) {
+        match &self.tapped {
+            Some((fired, unmask)) => (fired, unmask.as_deref()),
+            None => (&self.trigger, self.resample.as_deref()),
+        }
+    }
+
     /// How it signals.
     pub fn trigger(&self) -> Trigger {
         if self.resample.is_some() { Trigger::Level } else { Trigger::Edge }
@@ -148,7 +224,7 @@ impl AssignedIrq {
     /// Its eventfds, whose counts interrupt statistics sample: the one that VFIO signals, and the one
     /// that KVM signals at the guest's end of a level interrupt.
     pub fn eventfds(&self) -> (RawFd, Option<RawFd>) {
-        (self.trigger.as_raw_fd(), self.resample.as_ref().map(AsRawFd::as_raw_fd))
+        (self.trigger.as_raw_fd(), self.resample.as_ref().map(|resample| resample.as_raw_fd()))
     }
 
     /// Connects it to the guest's interrupt controller, which must be complete.
@@ -174,8 +250,11 @@ impl AssignedIrq {
         gic.disconnect(spi, &self.trigger)
             .map_err(|error| IrqError::Connect(self.index, spi, error))?;
         // Only clears them; there may be nothing to clear.
-        let _ = self.trigger.read();
-        let _ = self.resample.as_ref().map(EventFd::read);
+        let (fired, unmask) = self.of_host();
+        let own = [Some(&*self.trigger), self.resample.as_deref()];
+        for event in own.into_iter().chain([Some(fired), unmask]).flatten() {
+            let _ = event.read();
+        }
         self.connect(gic, spi)
     }
 
@@ -185,8 +264,9 @@ impl AssignedIrq {
     ///
     /// What VFIO refused.
     pub fn arm(&mut self) -> Result<(), IrqError> {
-        let trigger = IrqAction::SetTrigger(&self.trigger);
-        let steps: &[IrqAction<'_>] = match &self.resample {
+        let (fired, unmask) = self.of_host();
+        let trigger = IrqAction::SetTrigger(fired);
+        let steps: &[IrqAction<'_>] = match unmask {
             None => &[trigger],
             // Masked at first: the line may be high, and the end of its first interrupt must unmask it.
             Some(resample) if !self.is_intx => {

@@ -29,6 +29,7 @@ pub mod pci;
 pub mod platform;
 pub mod quiesce;
 pub mod region;
+pub mod register_table;
 pub mod remedy;
 pub mod selftest;
 pub mod uapi;

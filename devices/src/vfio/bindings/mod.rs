@@ -32,6 +32,9 @@ pub struct Binding {
     pub compatible: &'static [&'static str],
     /// The option of Linux' configuration that builds a driver for it.
     pub kernel_option: Option<&'static str>,
+    /// Its registers, of its first region, as [`RegisterTable`](super::register_table::RegisterTable)
+    /// parses them.
+    pub registers: &'static str,
     /// Stops all DMA and all interrupts of the device, and verifies that they stopped, in a bounded
     /// time. The argument is its regions, by VFIO's index.
     ///
@@ -77,6 +80,7 @@ pub fn self_test(test: &mut SelfTest) -> Result<TestReport, SelfTestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vfio::register_table::RegisterTable;
 
     #[test]
     fn a_device_is_recognised_by_any_of_its_compatible_strings() {
@@ -92,6 +96,19 @@ mod tests {
         ];
         for (compatible, expected) in cases {
             assert_eq!(find(compatible).map(|binding| binding.name), expected, "{compatible:?}");
+        }
+    }
+
+    #[test]
+    fn registers_are_in_order_and_each_is_one_that_can_be() {
+        for binding in BINDINGS {
+            let table = RegisterTable::parse(binding.registers);
+            assert_eq!(table.to_string(), binding.registers, "{}", binding.name);
+            for register in table.registers() {
+                assert_eq!(register.check(), Ok(()), "{}: {register:?}", binding.name);
+                let places = table.find(&register.name).len();
+                assert_eq!(places, register.count as usize, "{}: {register:?}", binding.name);
+            }
         }
     }
 

@@ -7,12 +7,14 @@ use super::primecell::{APB_PCLK, DEFAULT_RATE, add_primecell, check_part, has_ap
 use crate::vfio::node::{Clock, NodeBuilder};
 use crate::vfio::quiesce::{QuiesceError, poll_timeout};
 use crate::vfio::region::{AccessError, RegisterAccess};
+use crate::vfio::register_table::offset_of;
 
 /// The binding of the PL011.
 pub(super) const BINDING: Binding = Binding {
     name: "PL011",
     compatible: &["arm,pl011"],
     kernel_option: Some("CONFIG_SERIAL_AMBA_PL011"),
+    registers: TABLE,
     quiesce: |regions| {
         let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
         stop(*registers, SEND_TIMEOUT)
@@ -31,32 +33,51 @@ const UARTCLK: &str = "uartclk";
 /// The part number.
 const PL011: u32 = 0x011;
 
-// TRM, chapter 3, "Summary of registers": offsets in bytes, of up to 16 bits each.
+/// The registers: TRM, chapter 3, "Summary of registers" and "Register descriptions". They are of up to 16
+/// bits each, in words of 32.
+const TABLE: &str = "\
+000 UARTDR DATA=7:0 FE=8 PE=9 BE=10 OE=11
+004 UARTRSR FE=0 PE=1 BE=2 OE=3
+018 UARTFR CTS=0 DSR=1 DCD=2 BUSY=3 RXFE=4 TXFF=5 RXFF=6 TXFE=7 RI=8
+020 UARTILPR
+024 UARTIBRD
+028 UARTFBRD
+02c UARTLCR_H BRK=0 PEN=1 EPS=2 STP2=3 FEN=4 WLEN=6:5 SPS=7
+030 UARTCR UARTEN=0 SIREN=1 SIRLP=2 LBE=7 TXE=8 RXE=9 DTR=10 RTS=11 Out1=12 Out2=13 RTSEn=14 CTSEn=15
+034 UARTIFLS TXIFLSEL=2:0 RXIFLSEL=5:3
+038 UARTIMSC RIMIM=0 CTSMIM=1 DCDMIM=2 DSRMIM=3 RXIM=4 TXIM=5 RTIM=6 FEIM=7 PEIM=8 BEIM=9 OEIM=10
+03c UARTRIS RIRMIS=0 CTSRMIS=1 DCDRMIS=2 DSRRMIS=3 RXRIS=4 TXRIS=5 RTRIS=6 FERIS=7 PERIS=8 BERIS=9 OERIS=10
+040 UARTMIS RIMMIS=0 CTSMMIS=1 DCDMMIS=2 DSRMMIS=3 RXMIS=4 TXMIS=5 RTMIS=6 FEMIS=7 PEMIS=8 BEMIS=9 OEMIS=10
+044 UARTICR RIMIC=0 CTSMIC=1 DCDMIC=2 DSRMIC=3 RXIC=4 TXIC=5 RTIC=6 FEIC=7 PEIC=8 BEIC=9 OEIC=10
+048 UARTDMACR RXDMAE=0 TXDMAE=1 DMAONERR=2
+fe0*4+4 UARTPeriphID
+ff0*4+4 UARTPCellID
+";
 
 /// Flag Register.
-const UARTFR: u64 = 0x018;
+const UARTFR: u64 = offset_of(TABLE, "UARTFR");
 /// Flag Register: something is being sent, or waits for it, whether the UART is enabled or not.
 const BUSY: u32 = 1 << 3;
 /// Line Control Register.
-const UARTLCR_H: u64 = 0x02c;
+const UARTLCR_H: u64 = offset_of(TABLE, "UARTLCR_H");
 /// Line Control Register: send a break.
 const BRK: u32 = 1 << 0;
 /// Line Control Register: the FIFOs are on; clearing it empties them.
 const FEN: u32 = 1 << 4;
 /// Control Register: all off.
-const UARTCR: u64 = 0x030;
+const UARTCR: u64 = offset_of(TABLE, "UARTCR");
 /// Control Register: the UART is enabled.
 const UARTEN: u32 = 1 << 0;
 /// Interrupt Mask Set/Clear Register: a bit for each interrupt that is enabled.
-const UARTIMSC: u64 = 0x038;
+const UARTIMSC: u64 = offset_of(TABLE, "UARTIMSC");
 /// Masked Interrupt Status Register: interrupts that are high.
-const UARTMIS: u64 = 0x040;
+const UARTMIS: u64 = offset_of(TABLE, "UARTMIS");
 /// Interrupt Clear Register.
-const UARTICR: u64 = 0x044;
+const UARTICR: u64 = offset_of(TABLE, "UARTICR");
 /// Interrupt Clear Register: all eleven.
 const ALL: u32 = 0x7ff;
 /// DMA Control Register: all off.
-const UARTDMACR: u64 = 0x048;
+const UARTDMACR: u64 = offset_of(TABLE, "UARTDMACR");
 
 /// Makes of a host's node one that Linux' AMBA bus and its pl011 driver take
 /// (Documentation/devicetree/bindings/serial/pl011.yaml).

@@ -142,6 +142,54 @@ fn a_level_is_unmasked_only_once_both_eventfds_are_set() {
 }
 
 #[test]
+fn signals_of_one_that_is_tapped_are_passed_on_and_none_is_lost() {
+    let (device, gic) = (device(), Gic::default());
+    for index in [0, 1] {
+        let mut irq = open(&device, index);
+        let tap = irq.tap().unwrap();
+        let pass_fired = || {
+            let mut fired = 0;
+            tap.pass_fired(|count| fired = count);
+            fired
+        };
+        let pass_ended = || {
+            let mut ended = false;
+            tap.pass_ended(|| ended = true);
+            ended
+        };
+        irq.connect(&gic, Spi(50)).unwrap();
+        assert_eq!(gic.connected.lock().unwrap().last().unwrap().1, irq.trigger.as_raw_fd());
+        irq.arm().unwrap();
+        // The host's side has others than the guest's.
+        let (fired, ended) = tap.polled();
+        assert!(device.take_calls().contains(&Call::SetTrigger(index, fired.as_raw_fd())));
+        assert_eq!(pass_fired(), 0);
+        assert!(irq.trigger.read().is_err());
+        fired.write(1).unwrap();
+        fired.write(1).unwrap();
+        assert_eq!((pass_fired(), pass_fired()), (2, 0));
+        assert_eq!(irq.trigger.read().unwrap(), 1);
+        assert_eq!(ended.is_some(), index == 1);
+        assert!(!pass_ended());
+        if let Some(ended) = ended {
+            ended.write(1).unwrap();
+            assert!(pass_ended() && !pass_ended());
+            assert_eq!(irq.of_host().1.unwrap().read().unwrap(), 1);
+        }
+        // What was on its way is forgotten, on either side.
+        fired.write(1).unwrap();
+        irq.of_host().1.iter().for_each(|unmask| unmask.write(1).unwrap());
+        irq.disarm();
+        irq.reconnect(&gic, Spi(50)).unwrap();
+        assert_eq!(pass_fired(), 0);
+        assert!(irq.of_host().1.is_none_or(|unmask| unmask.read().is_err()));
+        gic.disconnect(Spi(50), &irq.trigger).unwrap();
+        drop(irq);
+        device.take_calls();
+    }
+}
+
+#[test]
 fn a_step_that_fails_undoes_those_before_it() {
     let undone: [&[Call]; 4] = [
         &[],

@@ -39,7 +39,7 @@ use super::error_chain::chain;
 use super::fd_limit;
 use super::host::HostDevice;
 use super::iommu::Iommu;
-use super::irq::AssignedIrq;
+use super::irq::{AssignedIrq, IrqTap};
 use super::node::{GuestNodes, NodeBuilder, NodeOptions, ScmiIds};
 use super::quiesce::Quiesced;
 use super::region::{TrappedRegion, VfioRegion, host_page_size};
@@ -72,6 +72,8 @@ impl Default for PlatformDeviceOptions {
 
 /// A region, or the part of it that isn't mapped, of which the guest's accesses trap: for the bus.
 pub struct Trap {
+    /// VFIO's index of the region.
+    pub index: u32,
     /// Its GPA.
     pub gpa: u64,
     /// Its size in bytes.
@@ -238,6 +240,26 @@ impl PlatformDevice {
         Ok(self.builder.build_with(&regions, &irqs, ids))
     }
 
+    /// Has every access to its registers trap, and its interrupts' signals passed on by what this returns, of
+    /// each. To be done before anything is mapped, connected or armed.
+    ///
+    /// # Errors
+    ///
+    /// The host is out of descriptors, or VFIO doesn't tell of a region again.
+    #[cold]
+    pub fn tap(&mut self) -> Result<Vec<IrqTap>, PlatformError> {
+        let failed = |error| PlatformError::Info(self.name.clone(), error);
+        let trapped = |region: &Arc<VfioRegion>| {
+            VfioRegion::open(self.calls.clone(), region.index(), None).map(Arc::new)
+        };
+        self.regions =
+            self.regions.iter().map(trapped).collect::<Result<_, _>>().map_err(failed)?;
+        fd_limit::reserve((self.irqs.len() as u64).saturating_mul(2))
+            .map_err(|error| PlatformError::FdLimit(self.name.clone(), error))?;
+        let taps = self.irqs.iter_mut().map(AssignedIrq::tap).collect::<Result<_, _>>();
+        taps.map_err(|error| PlatformError::Irq(self.name.clone(), error))
+    }
+
     /// What resets it for a guest.
     pub fn resetter(&self) -> Arc<dyn Reset> {
         Arc::new(Resetter {
@@ -318,7 +340,7 @@ impl PlatformDevice {
                 // What is mapped of it doesn't trap.
                 let trapped = TrappedRegion::new(&*self.name, region.clone());
                 let (size, device) = (region.size(), Arc::new(Mutex::new(trapped)));
-                traps.push(Trap { gpa, size, device });
+                traps.push(Trap { index, gpa, size, device });
             }
         }
         Ok(traps)

@@ -25,6 +25,7 @@ pub(super) const BINDING: Binding = Binding {
         "xlnx,zynqmp-gem",
     ],
     kernel_option: Some("CONFIG_MACB"),
+    registers: registers::TABLE,
     quiesce: |regions| {
         let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
         quiesce::stop(*registers, STOP_TIMEOUT)

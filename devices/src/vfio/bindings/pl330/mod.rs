@@ -20,6 +20,7 @@ pub(super) const BINDING: Binding = Binding {
     name: "PL330",
     compatible: &["arm,pl330"],
     kernel_option: Some("CONFIG_PL330_DMA"),
+    registers: registers::TABLE,
     quiesce: |regions| {
         let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
         quiesce::stop(*registers, STOP_TIMEOUT)

@@ -27,6 +27,7 @@ pub(super) const BINDING: Binding = Binding {
         "xlnx,zynqmp-8.9a",
     ],
     kernel_option: Some("CONFIG_MMC_SDHCI_OF_ARASAN"),
+    registers: registers::TABLE,
     quiesce: |regions| {
         let registers = regions.first().ok_or(QuiesceError::NoRegion(0))?;
         quiesce::stop(*registers, STOP_TIMEOUT)
