@@ -27,6 +27,7 @@ use crate::sandbox::seccomp::Kind;
 use crate::signals::{Request, Signals};
 use crate::stats::Recorder;
 use crate::steering::{Outcome, Steering};
+use crate::trace::{TracedLines, Tracer};
 use crate::waker::Waker;
 
 /// What the loop polls.
@@ -44,6 +45,10 @@ pub struct Sources<'a> {
     pub input: Option<(StandardInput, EventFd)>,
     /// Consoles whose clients come and go.
     pub clients: Vec<Clients>,
+    /// What records what guest and devices do.
+    pub tracer: Option<Arc<Tracer>>,
+    /// The interrupts of traced devices, which it passes on.
+    pub traced_lines: Option<TracedLines>,
     /// What takes PCI functions from the guest that the host takes back.
     pub losses: Option<FunctionLosses>,
     /// The RTC, which may ask for alarms.
@@ -101,10 +106,14 @@ pub fn run<'a>(
     let mut manager = EventManager::<Box<dyn MutEventSubscriber + '_>>::new().map_err(failed)?;
     let clients = std::mem::take(&mut sources.clients);
     let losses = sources.losses.take();
+    let traced_lines = sources.traced_lines.take();
     let handler = EventHandler { sources, timer, recorder, steering, stop: stop.clone() };
     manager.add_subscriber(Box::new(handler));
     if let Some(losses) = losses {
         manager.add_subscriber(Box::new(losses));
+    }
+    if let Some(lines) = traced_lines {
+        manager.add_subscriber(Box::new(lines));
     }
     for clients in clients {
         manager.add_subscriber(Box::new(clients));

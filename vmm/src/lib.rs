@@ -57,6 +57,7 @@ mod stats;
 mod steering;
 mod supervisor;
 mod terminal;
+mod trace;
 mod tree;
 mod unix_listener;
 mod vfio_user;

@@ -51,6 +51,7 @@ mod soc;
 mod systemd;
 mod terminal;
 mod tools;
+mod trace;
 mod uart;
 mod vfio_user;
 mod vhost_devices;

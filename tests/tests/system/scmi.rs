@@ -32,7 +32,8 @@ fn host(board: Board) -> Result<Host, tests::harness::Failure> {
 fn a_driver_has_its_clock_reset_and_power_domain() -> TestResult {
     let host = host(Board::new().stock())?;
     let launch = Launch::stock()
-        .with(&format!("--log-level debug --vfio-platform {NAME} --stats /tmp/stats"));
+        .with(&format!("--log-level debug --vfio-platform {NAME} --stats /tmp/stats"))
+        .with(&format!("--trace {NAME},out=/tmp/trace,registers=CR0,pc=off"));
     let mut guest = host.launch(&launch)?;
     let clocks = guest.sh("cat /sys/kernel/debug/clk/clk_summary")?;
     let clock = clocks.lines().find(|line| line.contains("apb_pclk.0"));
@@ -52,6 +53,11 @@ fn a_driver_has_its_clock_reset_and_power_domain() -> TestResult {
     assert_eq!(guest.power_off()?, 0);
     let stats = host.sh("cat /tmp/stats")?;
     assert!(!stats.contains("\"call\": 0,"), "{stats}");
+    // What the driver asked for is in the trace of its device.
+    let trace = host.sh("grep scmi /tmp/trace")?;
+    for call in ["CLOCK_CONFIG_SET apb_pclk.0 0x1: 0", "POWER_STATE_SET apb-pclk.0 ", "RESET dma"] {
+        assert!(trace.contains(&format!(" scmi {call}")), "{call}: {trace}");
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ mod sandbox;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod values;
 mod vhost_user;
 
@@ -42,6 +43,7 @@ pub use platform::{RegionAddress, ScmiMode, VfioPlatformOptions};
 pub use reset::OnReset;
 pub use run::RunOptions;
 pub use sandbox::SandboxMode;
+pub use trace::{TraceFormat, TraceOptions, TraceRegister};
 pub use vhost_user::{ShareCache, ShareOptions, ShareSandbox, VhostUserOptions};
 
 use lexopt::{Arg, Parser};

@@ -29,6 +29,8 @@ pub enum Request {
     Describe,
     /// Its counters.
     Stats,
+    /// Record what is traced, or don't.
+    Trace(bool),
 }
 
 /// What the machine answers.
@@ -70,6 +72,7 @@ struct Incoming {
 struct Parameters {
     interface: Option<String>,
     filter: Option<Vec<String>>,
+    on: Option<bool>,
 }
 
 /// Understands a call, without its zero. `None`: this is none, and nothing can be said about it.
@@ -87,6 +90,10 @@ pub fn parse(message: &[u8]) -> Option<Call> {
         ("io.systemd.MachineInstance", "QueryStatus" | "Describe") => Request::Status,
         ("io.strait.Machine", "Describe") => Request::Describe,
         ("io.strait.Machine", "Stats") => Request::Stats,
+        ("io.strait.Machine", "Trace") => match parameters.on {
+            Some(on) => Request::Trace(on),
+            None => return Some(answered(missing("on"))),
+        },
         ("io.systemd.MachineInstance", "SubscribeEvents") => {
             return Some(match call.more && !call.oneway {
                 true => Call::Subscribe(parameters.filter),
@@ -140,12 +147,17 @@ fn info() -> String {
 
 fn description(interface: Option<&str>) -> String {
     let Some(interface) = interface else {
-        return error("org.varlink.service.InvalidParameter", r#"{"parameter":"interface"}"#);
+        return missing("interface");
     };
     match INTERFACES.iter().find(|(name, _)| *name == interface) {
         Some((_, description)) => reply(&format!(r#"{{"description":{}}}"#, text(description))),
         None => no_interface(interface),
     }
+}
+
+/// The error of a parameter that is missing.
+fn missing(parameter: &str) -> String {
+    error("org.varlink.service.InvalidParameter", &format!(r#"{{"parameter":"{parameter}"}}"#))
 }
 
 /// The error of a method that isn't there.
@@ -223,6 +235,11 @@ mod tests {
         assert_eq!(call(pause), Some(Call::Request(Request::Pause, true)));
         let oneway = parse(format!(r#"{{"method":"{pause}","oneway":true,"x":[1]}}"#).as_bytes());
         assert_eq!(oneway, Some(Call::Request(Request::Pause, false)));
+        let trace =
+            |on: &str| parse(format!(r#"{{"method":"io.strait.Machine.Trace"{on}}}"#).as_bytes());
+        let on = trace(r#","parameters":{"on":true}"#);
+        assert_eq!(on, Some(Call::Request(Request::Trace(true), true)));
+        assert!(matches!(trace(""), Some(Call::Answered(Some(e))) if e.contains("InvalidParam")));
         let oneway = parse(br#"{"method":"a.b","oneway":true}"#);
         assert_eq!(oneway, Some(Call::Answered(None)));
         for wrong in ["", "null", "[]", "{}", r#"{"method":1}"#, r#"{"method":"a.b"}x"#, "\u{0}"] {

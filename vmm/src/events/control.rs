@@ -66,6 +66,11 @@ impl EventHandler<'_> {
             }
             Request::Status => (Answer::Parameters(status(self.steering.is_paused())), None),
             Request::Describe => object("machine", self.sources.description.clone()),
+            Request::Trace(on) => {
+                let tracer = self.sources.tracer.as_ref();
+                tracer.iter().for_each(|tracer| tracer.turn(on));
+                done(tracer.is_some(), None)
+            }
             Request::Stats => object("statistics", self.recorder.map(|recorder| recorder.text())),
         }
     }

@@ -22,6 +22,7 @@ use sink::{POLL_INTERVAL_MS, STALL_TIMEOUT};
 pub use client::ClientBuffer;
 pub use file::FileBuffer;
 pub use sink::Sink;
+pub use write::wait as wait_until_writable;
 
 use devices::{stop, sync};
 use log::{LevelFilter, Log, Metadata, Record};

@@ -111,7 +111,7 @@ fn write_polled(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// Waits so many milliseconds until a descriptor takes bytes, or fails to; a signal ends that.
-pub(super) fn wait(fd: RawFd, milliseconds: libc::c_int) -> bool {
+pub fn wait(fd: RawFd, milliseconds: libc::c_int) -> bool {
     let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
     // SAFETY: `poll` is one valid pollfd.
     unsafe { libc::poll(&raw mut poll, 1, milliseconds) > 0 }

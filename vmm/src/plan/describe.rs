@@ -21,6 +21,7 @@ use crate::assigned::{AssignedDevice, Obstacle};
 use crate::cli::{ConsoleKind, GdbOptions, OnReset, Size};
 use crate::commands::device::FunctionDetails;
 use crate::flash::FlashPlan;
+use crate::trace::TracePlan;
 
 pub use text::cpu_features;
 
@@ -77,6 +78,9 @@ pub struct Description {
     /// Where a debugger connects.
     #[serde(skip_serializing_if = "Option::is_none")]
     gdb: Option<String>,
+    /// What is recorded of which devices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    traces: Vec<String>,
     memory_map: Vec<Area>,
     interrupts: Vec<Interrupt>,
     /// How devices' DMA is mapped, where there are assigned devices.
@@ -218,6 +222,7 @@ impl Description {
             control: plan.control.as_ref().map(|path| format!("unix:{}", path.display())),
             restarts: (plan.on_reset == OnReset::Restart).then_some("on reset"),
             gdb: None,
+            traces: opened.traces.iter().map(TracePlan::to_string).collect(),
             memory_map: memory_map(plan, opened, &kvm),
             interrupts: interrupts(plan, opened),
             iommu: assigned.backend(),

@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::flash::FlashPlan;
 use crate::interrupts::LineMonitor;
 use crate::limits;
+use crate::trace::{self, TracePlan};
 use crate::vhost_user::Backends;
 use crate::virtio::VirtioDevices;
 
@@ -99,6 +100,8 @@ pub struct Opened {
     pub assigned: AssignedDevices,
     /// Its virtio devices.
     pub virtio: VirtioDevices,
+    /// What is recorded of the devices.
+    pub traces: Vec<TracePlan>,
 }
 
 /// Resolves options against the host, on which programs that serve devices were `started`, but for a
@@ -159,7 +162,8 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
     let run = descriptors_of_run(options);
     fd_limit::reserve(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let mut slots = SlotAllocator::default();
-    let assigned = AssignedDevices::plan(options, ram, &mut slots, &mut allocator)?;
+    let mut assigned = AssignedDevices::plan(options, ram, &mut slots, &mut allocator)?;
+    let traces = trace::plan(&options.trace, &options.vfio_platform, &mut assigned.platform)?;
     let virtio = if pci {
         VirtioDevices::plan(options, backends, &mut slots, &mut allocator)?
     } else {
@@ -198,7 +202,7 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
         control: options.control.clone(),
         on_reset: options.on_reset,
     };
-    Ok((plan, Opened { kernel, flash, initrd, assigned, virtio }))
+    Ok((plan, Opened { kernel, flash, initrd, assigned, virtio, traces }))
 }
 
 /// How many descriptors a run takes beside its devices' when all of it is planned: KVM, the VM and its

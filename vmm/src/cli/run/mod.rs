@@ -25,7 +25,7 @@ use super::sandbox;
 use super::values::{GivenOnce, read};
 use super::values::{backend, descriptor};
 use super::{
-    Command, FirmwareOptions, KernelOptions, MemoryOptions, NetOptions, ShareOptions,
+    Command, FirmwareOptions, KernelOptions, MemoryOptions, NetOptions, ShareOptions, TraceOptions,
     VfioPciOptions, VfioPlatformOptions, VfioUserOptions, VhostUserOptions, usage_error,
 };
 use crate::error::Error;
@@ -173,6 +173,9 @@ impl RunOptions {
             Arg::Long("dump-dtb") => self.dump_dtb = Some(once.value("--dump-dtb", parser)?.into()),
             Arg::Long("stats") => self.stats = Some(once.value("--stats", parser)?.into()),
             Arg::Long("junit") => self.junit = Some(once.value("--junit", parser)?.into()),
+            Arg::Long("trace") => {
+                self.trace.push(read("--trace", parser.value()?, TraceOptions::from_str)?);
+            }
             Arg::Long("gdb") => self.gdb = Some(once.parsed("--gdb", parser, gdb)?),
             Arg::Long("sandbox") => {
                 self.sandbox = once.parsed("--sandbox", parser, sandbox::mode)?

@@ -18,7 +18,7 @@ use super::super::reset::OnReset;
 use super::super::sandbox::SandboxMode;
 use super::super::{
     FirmwareOptions, KernelOptions, MemoryOptions, NetOptions, PasstOptions, ShareOptions,
-    VfioPciOptions, VfioPlatformOptions, VfioUserOptions, VhostUserOptions,
+    TraceOptions, VfioPciOptions, VfioPlatformOptions, VfioUserOptions, VhostUserOptions,
 };
 
 /// What a guest is made of.
@@ -106,6 +106,8 @@ pub struct RunOptions {
     pub stats: Option<PathBuf>,
     /// Where a report of how it ended is written.
     pub junit: Option<PathBuf>,
+    /// What is recorded of which devices.
+    pub trace: Vec<TraceOptions>,
     /// Where a debugger connects.
     pub gdb: Option<GdbOptions>,
     /// What is done with what a guest could use against the host.
@@ -160,6 +162,7 @@ impl Default for RunOptions {
             dump_dtb: None,
             stats: None,
             junit: None,
+            trace: Vec::new(),
             gdb: None,
             sandbox: SandboxMode::default(),
             user: None,

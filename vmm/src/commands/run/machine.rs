@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::flash::Flash;
 use crate::gdb::Gate;
 use crate::stats::Recorder;
+use crate::trace::Tracer;
 use crate::virtio::{VirtioBackends, VirtioDevices};
 use crate::waker::Waker;
 
@@ -35,6 +36,7 @@ pub struct Machine {
     bridge: Option<Arc<HostBridge>>,
     virtio: VirtioDevices,
     assigned: AssignedDevices,
+    tracer: Option<Arc<Tracer>>,
     irqfds: Arc<Irqfds>,
     gic: Gic,
     vm: Arc<Vm>,
@@ -42,7 +44,8 @@ pub struct Machine {
 
 impl Machine {
     /// Hands the assigned devices over: stops what they were doing, maps `ram` for their DMA and
-    /// their regions into the guest, puts what traps on `bus`, and connects their interrupts.
+    /// their regions into the guest, puts what traps on `bus`, recorded by the `tracer` if there is one, and
+    /// connects their interrupts.
     ///
     /// # Errors
     ///
@@ -54,6 +57,7 @@ impl Machine {
         mut assigned: AssignedDevices,
         virtio: VirtioDevices,
         mut bus: Bus,
+        tracer: Option<Arc<Tracer>>,
     ) -> Result<Self, Error> {
         let takes_messages = parts.messages().is_some();
         let VmParts { vm, vcpus, gic, frame, pci, .. } = parts;
@@ -73,7 +77,11 @@ impl Machine {
             // devices.
             let traps = unsafe { device.map_regions(&*irqfds, &assigned.gpas)? };
             for trap in traps {
-                bus.add(device.name(), trap.gpa..trap.gpa + trap.size, trap.device)?;
+                let region = match &tracer {
+                    Some(tracer) => tracer.trace(device.name(), trap.index, trap.device),
+                    None => trap.device,
+                };
+                bus.add(device.name(), trap.gpa..trap.gpa + trap.size, region)?;
             }
             gic.set_level_sensitive(level_spis)?;
             device.connect_irqs(&*irqfds, &assigned.spis)?;
@@ -110,7 +118,20 @@ impl Machine {
             memory = flash.with(&memory)?;
         }
         let bus = Arc::new(bus);
-        Ok(Self { vcpus, bus, scmi, memory, flash, bridge, virtio, assigned, irqfds, gic, vm })
+        Ok(Self {
+            vcpus,
+            bus,
+            scmi,
+            memory,
+            flash,
+            bridge,
+            virtio,
+            assigned,
+            tracer,
+            irqfds,
+            gic,
+            vm,
+        })
     }
 
     /// The VM.
@@ -170,7 +191,7 @@ impl Machine {
         let (bus, memory, bridge) = (self.bus.clone(), self.memory.clone(), self.bridge.clone());
         let scmi = self.scmi.clone();
         let context = VcpuContext::new(bus, memory, bridge, scmi, waker, recorder, restarts);
-        Ok(Arc::new(context.with_gate(gate)))
+        Ok(Arc::new(context.with_gate(gate).with_tracer(self.tracer.clone())))
     }
 
     /// Its RAM, and its flash.
@@ -191,6 +212,7 @@ impl Machine {
     /// A device doesn't stop, a file can't be read, or the host refused a step.
     #[cold]
     pub fn reset(&mut self, restart: &mut Restart) -> Result<(), Error> {
+        self.tracer.iter().for_each(|tracer| tracer.note_reset());
         self.virtio.restart()?;
         self.assigned.restart(&*self.irqfds)?;
         self.bus.reset();

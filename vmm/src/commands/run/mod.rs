@@ -39,6 +39,7 @@ use crate::sandbox::{self, Sandbox, seccomp};
 use crate::signals::Signals;
 use crate::stats::Recorder;
 use crate::supervisor::{Process, Resources, VmmResources};
+use crate::trace::Tracer;
 use crate::waker::Waker;
 use crate::{junit, output, stats};
 
@@ -126,7 +127,7 @@ fn run_guest(
     let open = |kind, name| ConsoleBackend::open(kind, name, console_monitor.as_ref());
     let console = open(&plan.console, "serial")?;
     let virtio_console = open(&plan.virtio_console, "virtio")?;
-    let Opened { kernel, flash, initrd, assigned, virtio } = opened;
+    let Opened { kernel, flash, initrd, assigned, virtio, traces } = opened;
     let is_linux = kernel.as_ref().is_some_and(Kernel::is_linux);
     let shortage = kernel.as_ref().and_then(Kernel::shortage);
     let flash = flash.map(FlashPlan::make).transpose()?;
@@ -138,7 +139,10 @@ fn run_guest(
     let port = virtio.console().cloned();
     let inputs = [emulated.input, build::connect_console(virtio_console, port, &emulated.spoke)?];
     let ram_in_process = (ram.host_address(), ram.size());
-    let mut machine = Machine::new(parts, ram, flash, assigned, virtio, emulated.bus)?;
+    let traced = (!traces.is_empty()).then(|| Tracer::open(traces, &assigned, started));
+    let (tracer, traced_lines) = traced.transpose()?.unzip();
+    let mut machine =
+        Machine::new(parts, ram, flash, assigned, virtio, emulated.bus, tracer.clone())?;
     let sandbox = Sandbox {
         mode: options.sandbox,
         user: options.user,
@@ -170,6 +174,8 @@ fn run_guest(
         monitor: console_monitor,
         input,
         clients,
+        tracer: tracer.clone(),
+        traced_lines: traced_lines.flatten(),
         losses: FunctionLosses::watch(assigned, close_vfio_file(machine.vm())),
         clock: emulated.clock,
         power_button: emulated.power_button,
@@ -197,9 +203,13 @@ fn run_guest(
     let entered = servers.pause().and_then(|()| sandbox.enter());
     // Where that failed, they are still asked for the devices' end.
     servers.resume().and(entered)?;
-    let no_thread = |e| Error::new(format!("a console's thread can't be started: {e}"));
+    let no_thread = |e| Error::new(format!("a thread that writes to a file can't be started: {e}"));
     output::start_threads(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
+    if let Some(tracer) = &tracer {
+        tracer.start(|| seccomp::Kind::ConsoleFile.enter()).map_err(no_thread)?;
+    }
     let result = steered::run(&mut machine, sources, recorder, restart, debugged);
+    tracer.iter().for_each(|tracer| tracer.finish());
     if result.is_ok() {
         monitor.warn_of_unused(machine.bus(), |spi| machine.gic().is_enabled(spi).ok());
     }

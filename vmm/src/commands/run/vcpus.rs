@@ -1,6 +1,7 @@
 //! The vCPU threads.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use arch::debug::Stop;
 use arch::exit::Exit;
 use arch::load_store::Kind;
-use arch::{ImmediateExit, Vcpu, smccc};
+use arch::{ImmediateExit, Vcpu, program_counter, smccc};
 use devices::bus::{Action, Bus};
 use devices::pci::HostBridge;
 use devices::scmi::Scmi;
@@ -23,6 +24,7 @@ use crate::exit_reason::ExitReason;
 use crate::gdb::{Gate, Passage};
 use crate::sandbox::seccomp;
 use crate::stats::{Exits, Recorder};
+use crate::trace::{self, Tracer};
 use crate::waker::Waker;
 use crate::{limits, output, signals};
 
@@ -165,6 +167,8 @@ pub struct VcpuContext {
     restarts: bool,
     /// Where a debugger holds them up.
     gate: Option<Arc<Gate>>,
+    /// What records what they do with devices.
+    tracer: Option<Arc<Tracer>>,
     /// Where vCPUs that are to leave their guest wait.
     hold: Hold,
     /// That of the first vCPU which ended the run, or its guest's life.
@@ -183,14 +187,32 @@ impl VcpuContext {
         recorder: Option<Arc<Recorder>>,
         restarts: bool,
     ) -> Self {
-        let (hold, exit_reason, gate) = Default::default();
-        Self { bus, memory, bridge, scmi, waker, recorder, restarts, gate, hold, exit_reason }
+        let (hold, exit_reason, gate, tracer) = Default::default();
+        Self {
+            bus,
+            memory,
+            bridge,
+            scmi,
+            waker,
+            recorder,
+            restarts,
+            gate,
+            tracer,
+            hold,
+            exit_reason,
+        }
     }
 
     /// The same with a gate, if there is one, where a debugger holds them up.
     #[must_use]
     pub fn with_gate(self, gate: Option<Arc<Gate>>) -> Self {
         Self { gate, ..self }
+    }
+
+    /// The same with what records what they do, if that is wanted.
+    #[must_use]
+    pub fn with_tracer(self, tracer: Option<Arc<Tracer>>) -> Self {
+        Self { tracer, ..self }
     }
 
     /// Why a vCPU ended the run, if one did; once.
@@ -235,6 +257,9 @@ impl VcpuContext {
     /// Runs a vCPU for as long as it may. Whether it may run again.
     fn run(&self, index: usize, vcpu: &mut Vcpu) -> bool {
         vcpu.begin();
+        if self.tracer.is_some() {
+            trace::enter_vcpu(index, vcpu.as_raw_fd(), program_counter);
+        }
         let exits = self.recorder.as_ref().and_then(|r| r.exits(index)).unwrap_or_default();
         if let (Some(recorder), 0) = (&self.recorder, index) {
             recorder.note_first_instruction();
@@ -310,7 +335,8 @@ impl VcpuContext {
     /// Answers a call of the guest's: none but SCMI's is forwarded.
     #[cold]
     fn answer_call(&self) -> u64 {
-        let answered = self.scmi.as_ref().is_some_and(|scmi| scmi.ring());
+        let note = |call| self.tracer.iter().for_each(|tracer| tracer.note_call(call));
+        let answered = self.scmi.as_ref().is_some_and(|scmi| scmi.ring_noting(&note));
         if answered { smccc::SUCCESS } else { smccc::NOT_SUPPORTED }
     }
 

@@ -33,6 +33,7 @@ impl Display for Description {
         self.control.iter().try_for_each(|path| writeln!(f, "controlled at: {path}"))?;
         self.restarts.iter().try_for_each(|when| writeln!(f, "begins anew: {when}"))?;
         self.gdb.iter().try_for_each(|place| writeln!(f, "GDB: target remote {place}"))?;
+        self.traces.iter().try_for_each(|trace| writeln!(f, "trace: {trace}"))?;
         writeln!(f, "\nmemory map (guest physical addresses):")?;
         for Area { extent, what, in_ram } in &self.memory_map {
             let indent = if *in_ram { "  " } else { "" };

@@ -25,7 +25,7 @@ pub enum Kind {
     Vcpu,
     /// Has the event loop: the main thread.
     EventLoop,
-    /// Writes a console's output to a file.
+    /// Writes a console's output, or a trace, to a file.
     ConsoleFile,
     /// Serves a debugger.
     Gdb,
