@@ -100,12 +100,16 @@ impl VfioUserDevice {
         lock(&self.client.memory).set_file(file, host, size);
     }
 
-    /// From here on a guest has the device: its failure is told in the log rather than by errors.
+    /// From here on a guest has the device: its failure is told in the log rather than by errors. Nothing for a
+    /// guest that begins anew, which finds a failed device gone.
     ///
     /// # Errors
     ///
     /// Why it has failed already.
     pub fn start_guest(&self) -> Result<(), String> {
+        if self.client.has_guest() {
+            return Ok(());
+        }
         self.client.start_guest();
         self.failure().map_or(Ok(()), Err)
     }

@@ -219,11 +219,14 @@ fn a_server_that_sends_nonsense_is_left() -> TestResult {
 fn a_server_that_dies_while_nobody_asks_is_noticed() -> TestResult {
     let host = Board::new().boot()?;
     let server = serve(&host)?;
-    let mut guest = guest(&host)?;
+    let mut guest = host.guest(&format!("--vfio-user {SOCKET} --on-reset restart"))?;
     server.signal(9)?;
     guest.process().wait_for(FAILED)?;
     guest.process().wait_for("from here on\n")?;
     assert_eq!(guest.sh("echo alive")?.trim(), "alive");
+    // As with a function that the host has taken back, a guest that begins anew doesn't find it.
+    guest.begin_anew()?;
+    guest.sh(&format!("[ ! -e /sys/bus/pci/devices/{DEVICE} ]"))?;
     assert_eq!(guest.power_off()?, 0);
     Ok(())
 }
