@@ -73,6 +73,9 @@ fn manifests_follow_their_schemas() -> TestResult {
         output(python)
     };
     python(CDI, &[file("cdi.json"), tools.join("schemas")]);
+    // What `strait device list --cdi` prints (golden.rs).
+    let listed = workspace::root().join("tests/tests/golden/list-cdi.txt");
+    python(CDI, &[listed, tools.join("schemas")]);
     let pod = python(KUBERNETES, &[file("kubernetes.yaml")]);
     let task = python(NOMAD, &[file("strait.nomad.hcl")]);
     // strait itself takes the options, as far as that can be known without the files.

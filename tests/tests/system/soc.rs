@@ -57,6 +57,30 @@ fn fill_card(guest: &mut Guest, size: u32) -> Result<String, Failure> {
 const CHECKSUM: &str = "mkdir -p /card && mount -t ext4 -o ro /dev/mmcblk0 /card && \
                         cat /card/n* | sha256sum && umount /card";
 
+/// Checks that the drivers have their clocks, by SCMI: names, rates in Hz, and whose they are.
+fn check_clocks(guest: &mut Guest) -> TestResult {
+    let summary = guest.sh("cat /sys/kernel/debug/clk/clk_summary")?;
+    // Enabled, prepared, protected, rate, accuracy, phase, duty cycle, by hardware, consumer, its name for it.
+    for (enabled, rate, consumer, name) in [
+        (1, 100_000_000, "c000000.ethernet", "pclk"),
+        (1, 100_000_000, "c000000.ethernet", "hclk"),
+        (1, 125_000_000, "c000000.ethernet", "tx_clk"),
+        (1, 200_000_000, "c010000.mmc", "clk_xin"),
+        (1, 100_000_000, "c010000.mmc", "clk_ahb"),
+        (0, 24_000_000, "c020000.dma-controller", "apb_pclk"),
+    ] {
+        let is_it = |line: &&str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.first().is_some_and(|first| first.starts_with(&format!("{name}.")))
+                && words.get(1..).is_some_and(|words| {
+                    words.join(" ") == format!("{enabled} 1 0 {rate} 0 0 50000 Y {consumer} {name}")
+                })
+        };
+        assert_eq!(summary.lines().filter(is_it).count(), 1, "{name}: {summary}");
+    }
+    Ok(())
+}
+
 /// Checks that no driver of the guest missed an interrupt or saw an error.
 fn check_drivers(guest: &mut Guest) -> TestResult {
     let words = ["timed out", "nobody cared", "WATCHDOG", "bus error", "I/O error", "Timeout"];
@@ -72,6 +96,8 @@ fn a_guest_has_network_card_sd_card_and_dma_controller() -> TestResult {
     exchange(&host, &mut guest, [HOST, GUEST], 64 << 20)?;
     let written = fill_card(&mut guest, 6)?;
     DmaTest::default().pass(&mut guest)?;
+
+    check_clocks(&mut guest)?;
 
     // In steady state, all of it costs the VMM nothing.
     let sender = host.start(&format!("agent receive tcp:{HOST}:5000"))?;
