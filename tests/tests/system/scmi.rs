@@ -55,7 +55,11 @@ fn a_driver_has_its_clock_reset_and_power_domain() -> TestResult {
     assert!(!stats.contains("\"call\": 0,"), "{stats}");
     // What the driver asked for is in the trace of its device.
     let trace = host.sh("grep scmi /tmp/trace")?;
-    for call in ["CLOCK_CONFIG_SET apb_pclk.0 0x1: 0", "POWER_STATE_SET apb-pclk.0 ", "RESET dma"] {
+    for call in [
+        "CLOCK_CONFIG_SET apb_pclk.0 0x1: 0",
+        "POWER_STATE_SET apb-pclk.0 ",
+        "RESET apb-pclk.0 0x2: 0",
+    ] {
         assert!(trace.contains(&format!(" scmi {call}")), "{call}: {trace}");
     }
     Ok(())
