@@ -10,6 +10,7 @@ mod network;
 mod peer;
 mod sandbox;
 mod table;
+mod trace;
 
 use std::error::Error;
 use std::fs;
@@ -30,6 +31,8 @@ const RUNS: u32 = 5;
 const ACCESSES: u32 = 2000;
 /// The serial port's line status register, where reading changes nothing (GPA).
 const SERIAL_LSR: u32 = 0x0900_0005;
+/// A register of the first assigned device, a PL330's identification (GPA).
+const PERIPH_ID: u32 = 0x0c00_0fe0;
 /// What the guest's kernel is told.
 const CMDLINE: &str = "console=ttyS0 quiet";
 
@@ -109,6 +112,8 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
         .file("k/wait", payload::wait())
         .file("k/read", payload::read_byte(SERIAL_LSR, ACCESSES))
         .file("k/read2", payload::read_byte(SERIAL_LSR, 2 * ACCESSES))
+        .file("k/register", payload::read_byte(PERIPH_ID, ACCESSES))
+        .file("k/register2", payload::read_byte(PERIPH_ID, 2 * ACCESSES))
         .file("k/spin", payload::spin())
         .file("k/call", payload::hypercall(ACCESSES))
         .file("k/call2", payload::hypercall(2 * ACCESSES))
@@ -130,6 +135,7 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
     let hypercall = per_access(&host, "/k/call", "/k/call2")?;
     let mut devices = sandbox::measure(&host)?;
     devices.extend(debugger::measure(&host)?);
+    devices.extend(trace::measure(&host)?);
     drop(resident);
     drop(host);
     devices.extend(network::measure(artifacts)?);
