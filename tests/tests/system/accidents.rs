@@ -36,6 +36,11 @@ const STATE: &str = "
     ls -l /proc/[0-9]*/ns 2>/dev/null | sed -n 's/.* -> //p' | sort -u
     ls /sys/kernel/debug/kvm | grep -e -; grep vfio /proc/interrupts; pidof strait passt; true";
 
+/// What there is of a run that doesn't come so far, for the transcript.
+const LOOK: &str = "for process in $(pidof strait passt); do echo $process; cat /proc/$process/cmdline | tr '\\0' ' '; \
+    for task in /proc/$process/task/*; do cat $task/comm $task/wchan $task/stack $task/syscall; done; \
+    ls -l /proc/$process/fd; done; dmesg | tail -40";
+
 /// A host with all that the run needs: a function, a disk's file, passt, and an address to hand on.
 fn boot() -> Result<Host, Failure> {
     let host = Board::new()
@@ -81,7 +86,8 @@ fn end(host: &Host, (to, signal): (To, i32), at_work: bool, delay: Duration) -> 
         shell.wait_for("at work")?;
     } else {
         // Its child is there once its devices are bound and its programs run, which are forked as it is.
-        host.until("pidof passt >/dev/null && [ $(pidof strait | wc -w) = 2 ]")?;
+        let is_there = host.until("pidof passt >/dev/null && [ $(pidof strait | wc -w) = 2 ]");
+        is_there.inspect_err(|_| drop(host.run(LOOK)))?;
     }
     std::thread::sleep(delay);
     let which = if to == To::Vmm { "grep -q" } else { "! grep -q" };
