@@ -19,11 +19,12 @@ use super::stock;
 use crate::artifacts;
 
 /// The modules of its kernel that it can load, beside those that they depend on.
-const MODULES: [&str; 16] = [
+const MODULES: [&str; 17] = [
     "autofs4",
     "crc32c_generic",
     "e1000e",
     "efivarfs",
+    "evdev",
     "ext4",
     "gpio_keys",
     "nvme",

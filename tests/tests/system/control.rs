@@ -3,6 +3,8 @@
 use serde_json::Value;
 use tests::harness::{Board, Failure, Host, Launch, TestResult};
 
+use crate::vhost_user::with_programs;
+
 const SOCKET: &str = "/tmp/control";
 
 /// What the service answers to a call of this method.
@@ -106,5 +108,41 @@ fn what_a_machine_has_not_is_an_error_and_it_is_ended_at_once() -> TestResult {
     assert_eq!(instance(&host, "Terminate")?, done());
     assert_eq!(guest.exit_status()?, 0);
     host.sh(&format!("[ ! -e {SOCKET} ]"))?;
+    Ok(())
+}
+
+#[test]
+fn systemds_own_client_looks_at_a_machine_and_ends_it() -> TestResult {
+    let host = with_programs(Board::new())?;
+    host.sh("for directory in proc tmp; do mount -o bind /$directory /debian/$directory; done")?;
+    let client = "chroot /debian varlinkctl";
+    let launch = Launch::model().does("idle");
+    let guest = host.launch(&launch.with(&format!("--control unix:{SOCKET} --grace 300")))?;
+    let info = host.sh(&format!("{client} info {SOCKET}"))?;
+    assert!(info.contains("Product: strait") && info.contains("io.strait.Machine"), "{info}");
+    // It checks the description against the language.
+    for interface in ["io.systemd.MachineInstance", "io.strait.Machine"] {
+        let text = host.sh(&format!("{client} introspect {SOCKET} {interface}"))?;
+        assert!(text.contains(&format!("interface {interface}")), "{text}");
+    }
+    let call = |method: &str| format!("{client} call {SOCKET} {method} '{{}}'");
+    let instance = |method: &str| call(&format!("io.systemd.MachineInstance.{method}"));
+    let subscribe = instance("SubscribeEvents").replace(" call ", " --more call ");
+    let mut events = host.start(&format!("exec {subscribe}"))?;
+    events.wait_for("READY")?;
+    for (method, event, status) in [("Pause", "STOP", "paused"), ("Resume", "RESUME", "running")] {
+        host.sh(&instance(method))?;
+        events.wait_for(event)?;
+        let said = host.sh(&instance("QueryStatus"))?;
+        assert!(said.contains(status), "{said}");
+    }
+    assert!(host.sh(&call("io.strait.Machine.Describe"))?.contains("device_tree"));
+    assert!(host.sh(&call("io.strait.Machine.Stats"))?.contains("restarts"));
+    // The guest, which does nothing, doesn't look at its button.
+    host.sh(&instance("PowerOff"))?;
+    events.wait_for("POWERDOWN")?;
+    host.sh(&instance("Terminate"))?;
+    events.wait_for("SHUTDOWN")?;
+    assert_eq!(guest.exit_status()?, 0);
     Ok(())
 }
