@@ -3,6 +3,7 @@
 use super::failure::Failure;
 use super::guest::{Guest, Launch};
 use super::host::Host;
+use super::process::Process;
 
 /// How long such a guest may take for anything, in seconds, and its units for their start: they give up
 /// after 90 of its seconds else, in which it does little on a busy machine. On a machine that does
@@ -57,15 +58,25 @@ impl Host {
         let mut process = self.start_as(&name, &command)?.timeout(TIMEOUT);
         process.wait_for("login: ")?;
         process.send("root\n")?;
-        process.wait_for("# ")?;
-        process.send(QUIET)?;
-        let mut guest = Guest::of(process);
-        guest.sh("true")?;
-        Ok(guest)
+        Guest::at_prompt(process)
     }
 }
 
 impl Guest {
+    /// The Debian system of this strait, whose console has, or will have, a shell of root's.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't come up.
+    pub fn at_prompt(process: Process) -> Result<Self, Failure> {
+        let mut process = process.timeout(TIMEOUT);
+        process.wait_for("# ")?;
+        process.send(QUIET)?;
+        let mut guest = Self::of(process);
+        guest.sh("true")?;
+        Ok(guest)
+    }
+
     /// Has a Debian system shut down, and returns strait's exit status.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Guests that begin with firmware, as it is packaged for QEMU's `virt`.
 
-use tests::harness::{Board, Failure, Host, Process, TestResult};
+use tests::harness::{Board, Failure, Guest, Host, Process, TestResult};
 
 /// How long firmware may take for anything, in seconds.
 const TIMEOUT: u64 = 300;
@@ -61,33 +61,60 @@ fn host_with_disks() -> Result<Host, Failure> {
     Ok(host)
 }
 
-/// Boots the system by this firmware, whose partition is on an assigned disk, and its root on another.
-fn boots_debian(firmware: &str) -> Result<Host, Failure> {
-    let host = host_with_disks()?;
+/// Starts firmware, with the EFI system partition on the assigned disk, and the system's root on another.
+fn boot(host: &Host, options: &str) -> Result<Process, Failure> {
     let disk = host.sh("cd /sys/block && grep -l 'system *$' nvme*/device/serial")?;
     let disk = disk.split('/').next().unwrap_or_default();
-    let mut process = host
-        .strait(&format!(
-            "run --firmware {firmware} --memory 512M --vfio-pci 0000:00:06.0 --block /dev/{disk}"
-        ))?
-        .timeout(TIMEOUT);
-    // Its own systemd says so.
-    process.wait_for("Welcome to ")?;
-    process.wait_for("Debian GNU/Linux 13")?;
+    let run = "run --memory 512M --vfio-pci 0000:00:06.0";
+    Ok(host.strait(&format!("{run} --block /dev/{disk} {options}"))?.timeout(TIMEOUT))
+}
+
+fn end(process: &Process) -> TestResult {
     process.signal(libc::SIGTERM)?;
     assert_eq!(process.exit_status()?, 128 + libc::SIGTERM);
-    Ok(host)
+    Ok(())
+}
+
+/// The Debian system that this firmware boots: its shell, on its disk.
+fn debian(process: Process) -> Result<Guest, Failure> {
+    let mut guest = Guest::at_prompt(process)?;
+    let root = guest.sh(
+        "export PATH=/usr/sbin:/usr/bin; grep PRETTY_NAME /etc/os-release; findmnt -no SOURCE /",
+    )?;
+    assert!(root.contains("Debian GNU/Linux 13") && root.contains("/dev/vda"), "{root}");
+    Ok(guest)
 }
 
 #[test]
 fn u_boot_boots_debian_from_an_assigned_disk() -> TestResult {
-    boots_debian("/k/u-boot").map(drop)
+    let host = host_with_disks()?;
+    let mut guest = debian(boot(&host, "--firmware /k/u-boot")?)?;
+    end(guest.process())
+}
+
+/// Waits until EDK2 starts what an installed system has it start.
+fn starts_own_entry(process: &mut Process) -> TestResult {
+    process.wait_for("BdsDxe: starting Boot")?;
+    process.wait_for("\"debian\" from HD(1,MBR,")?;
+    process.wait_for("/\\EFI\\debian\\grubaa64.efi").map(|_| ())
 }
 
 #[test]
-fn edk2_boots_debian_from_an_assigned_disk_and_keeps_its_entry() -> TestResult {
-    let host = boots_debian("/k/edk2,vars=/tmp/vars")?;
-    // The variable of the entry by which it has booted, in UTF-16, and what that is called.
-    host.sh("tr -d '\\0' </tmp/vars | grep -q 'Boot0001.*UEFI QEMU NVMe Ctrl efi 1'")?;
-    Ok(())
+fn edk2_boots_an_installed_debian_by_its_own_entry() -> TestResult {
+    let host = host_with_disks()?;
+    let edk2 = "--firmware /k/edk2,vars=/tmp/vars";
+    let mut process = boot(&host, &format!("{edk2} --on-reset restart"))?;
+    // From the path of removable media, by an entry that it makes, which is in the file, in UTF-16.
+    process.wait_for("UEFI QEMU NVMe Ctrl efi 1")?;
+    let mut guest = debian(process)?;
+    host.until("tr -d '\\0' </tmp/vars | grep -q 'Boot0001.*UEFI QEMU NVMe Ctrl efi 1'")?;
+    // What Debian's installer does.
+    guest.sh("modprobe efivarfs && mount -t efivarfs none /sys/firmware/efi/efivars && disk=$(ls /dev/nvme?n1) && \
+              efibootmgr -q -c -d $disk -p 1 -L debian -l '\\EFI\\debian\\grubaa64.efi'")?;
+    guest.begin("echo b >/proc/sysrq-trigger")?;
+    starts_own_entry(guest.process())?;
+    end(guest.process())?;
+    let mut process = boot(&host, edk2)?;
+    starts_own_entry(&mut process)?;
+    end(&process)
 }
