@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use tests::artifacts::Artifacts;
-use tests::harness::{Board, PLATFORM_DMA, TestResult};
+use tests::harness::{Board, PLATFORM_DMA, TestResult, payload};
 use tests::setup::workspace;
 
 use crate::tools::{Scratch, command, output, tools};
@@ -38,8 +38,10 @@ fn downloads(scratch: &Scratch) -> TestResult {
 fn the_check_script_reports_each_step_as_a_test_case() -> TestResult {
     let script = fs::read(ci("lab-check.sh")).unwrap();
     let lava = "#!/bin/sh\necho \"$*\" >>/tmp/cases\n";
-    let host =
-        Board::new().file("bin/lab-check", script).file("tmp/lava-test-case", lava).boot()?;
+    // A guest that says X, and powers off.
+    let says_x = payload::write_byte(0x0900_0000, u32::from(b'X'), 1);
+    let board = Board::new().file("bin/lab-check", script).file("tmp/lava-test-case", lava);
+    let host = board.file("k/off", payload::power_off()).file("k/x", says_x).boot()?;
     let device = PLATFORM_DMA[0];
     let variables = format!(
         "KERNEL=/k/model INITRD=/k/guest.cpio UNTIL=READY DRIVER_SAYS='{DRIVER_SAYS}' LOGS=/tmp"
@@ -54,10 +56,11 @@ fn the_check_script_reports_each_step_as_a_test_case() -> TestResult {
     assert!(report.contains("failures=\"0\"") && report.contains(DRIVER_SAYS), "{report}");
     // Without it, and with what fails: a guest that doesn't come up, a device that isn't there, another
     // driver than the one that is waited for.
+    let silent = format!("KERNEL=/k/x INITRD= UNTIL=X DEVICES={device} DRIVER_SAYS=nothing");
     for (changed, status, wanted) in [
-        ("UNTIL=never INITRD=", 1, "boot: fail\n"),
-        ("DEVICES=none", 1, "bind-none: fail\ntest-none: skip\nguest-none: skip\n"),
-        (&format!("DEVICES={device} DRIVER_SAYS=nothing"), 1, &format!("guest-{device}: fail\n")),
+        ("KERNEL=/k/off UNTIL=never INITRD=", 1, "boot: fail\n"),
+        ("KERNEL= DEVICES=none", 1, "bind-none: fail\ntest-none: skip\nguest-none: skip\n"),
+        (&silent, 1, &format!("guest-{device}: fail\n")),
         ("KERNEL=", 0, "version: pass\n"),
     ] {
         let answer = host.run(&format!("{variables} TIMEOUT=60 {changed} lab-check"))?;
