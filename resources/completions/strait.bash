@@ -29,6 +29,7 @@ _strait() {
     --timeout) return ;;
     --grace) return ;;
     --control) return ;;
+    --register) return ;;
     --on-reset) COMPREPLY=($(compgen -W 'restart exit' -- "$word")); return ;;
     --until) return ;;
     --fail-on) return ;;
@@ -48,7 +49,7 @@ _strait() {
     --for) return ;;
     esac
     case ${COMP_WORDS[1]} in
-    run) COMPREPLY=($(compgen -W '--kernel --firmware --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --serial --console --virtio-console --vfio-platform --vfio-pci --vfio-user --block --net --net --vsock --share --vhost-user --balloon --virtio-access-platform --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --grace --control --on-reset --until --fail-on --log --config --print-config --dry-run --json --dump-dtb --stats --junit --trace --gdb --sandbox --user --log-level --help' -- "$word")) ;;
+    run) COMPREPLY=($(compgen -W '--kernel --firmware --initrd --cmdline --no-default-cmdline --cpus --memory --cpu-features --gic --serial --console --virtio-console --vfio-platform --vfio-pci --vfio-user --block --net --net --vsock --share --vhost-user --balloon --virtio-access-platform --iommu --iommufd-fd --bind --force --dtb-overlay --timeout --grace --control --register --on-reset --until --fail-on --log --config --print-config --dry-run --json --dump-dtb --stats --junit --trace --gdb --sandbox --user --log-level --help' -- "$word")) ;;
     device) COMPREPLY=($(compgen -W 'list show bind unbind test kconfig export --cdi --group --owner --force --iommu --report --tree --for --json --help' -- "$word")) ;;
     check) COMPREPLY=($(compgen -W '--memory --json --help' -- "$word")) ;;
     *) COMPREPLY=($(compgen -W 'run device check --help --version' -- "$word")) ;;

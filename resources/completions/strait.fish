@@ -36,6 +36,7 @@ complete -c strait -n '__fish_seen_subcommand_from run' -l dtb-overlay -r -F -d 
 complete -c strait -n '__fish_seen_subcommand_from run' -l timeout -x -d 'End it after this time'
 complete -c strait -n '__fish_seen_subcommand_from run' -l grace -x -d 'SIGTERM presses the guests power button, and ends it only if it still runs after this time; a second SIGTERM ends it at once'
 complete -c strait -n '__fish_seen_subcommand_from run' -l control -x -d 'Control it from outside, at a socket that only straits user can connect to, as a service of varlink'
+complete -c strait -n '__fish_seen_subcommand_from run' -l register -x -d 'run, or refuses, a warning is all'
 complete -c strait -n '__fish_seen_subcommand_from run' -l on-reset -x -a 'restart exit' -d 'Whether a guest that asks for a reset (a reboot) begins anew in this run, with its devices reset and its kernel loaded again, or ends it with status 3'
 complete -c strait -n '__fish_seen_subcommand_from run' -l until -x -d 'End it when a line of a console has this text, or matches this regular expression  with status 0, and with 5 if the guest powers off before'
 complete -c strait -n '__fish_seen_subcommand_from run' -l fail-on -x -d 'End it with status 5 when a line of a console has this'

@@ -38,6 +38,7 @@ mod junit;
 mod kconfig;
 mod kernel_files;
 mod limits;
+mod machined;
 mod network;
 mod notify;
 mod outfile;

@@ -72,6 +72,9 @@ pub struct Description {
     /// Where it is controlled from outside.
     #[serde(skip_serializing_if = "Option::is_none")]
     control: Option<String>,
+    /// The name by which systemd-machined lists it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registered: Option<String>,
     /// When the guest begins anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     restarts: Option<&'static str>,
@@ -220,6 +223,7 @@ impl Description {
             packaging: kernel.map(|kernel| kernel.packaging().to_string()),
             cmdline: plan.cmdline.as_str().to_owned(),
             control: plan.control.as_ref().map(|path| format!("unix:{}", path.display())),
+            registered: plan.register.clone(),
             restarts: (plan.on_reset == OnReset::Restart).then_some("on reset"),
             gdb: None,
             traces: opened.traces.iter().map(TracePlan::to_string).collect(),

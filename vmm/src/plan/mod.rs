@@ -84,6 +84,8 @@ pub struct MachinePlan {
     pub grace: Option<Duration>,
     /// Where it is controlled from outside.
     pub control: Option<PathBuf>,
+    /// The name by which systemd-machined lists it.
+    pub register: Option<String>,
     /// What becomes of it when it asks for a reset.
     pub on_reset: OnReset,
 }
@@ -200,6 +202,7 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
         timeout: options.timeout,
         grace: options.grace,
         control: options.control.clone(),
+        register: options.register.clone(),
         on_reset: options.on_reset,
     };
     Ok((plan, Opened { kernel, flash, initrd, assigned, virtio, traces }))
@@ -213,7 +216,8 @@ fn descriptors_of_run(options: &RunOptions) -> u64 {
     let of_consoles = DESCRIPTORS_OF_CONSOLE.saturating_mul(consoles.count() as u64);
     let of_control = if options.control.is_some() { DESCRIPTORS_OF_CONTROL } else { 0 };
     let of_run = options.cpus.saturating_mul(2).saturating_add(20);
-    of_run.saturating_add(of_consoles).saturating_add(of_control)
+    let of_registration = u64::from(options.register.is_some());
+    of_run.saturating_add(of_consoles).saturating_add(of_control).saturating_add(of_registration)
 }
 
 /// The kernel parameters that come first, for Linux. The last console is /dev/console.

@@ -159,6 +159,9 @@ impl RunOptions {
             Arg::Long("control") => {
                 self.control = Some(once.parsed("--control", parser, control::control)?);
             }
+            Arg::Long("register") => {
+                self.register = Some(once.parsed("--register", parser, control::machine_name)?);
+            }
             Arg::Long("on-reset") => {
                 self.on_reset = once.parsed("--on-reset", parser, reset::on_reset)?;
             }

@@ -82,6 +82,8 @@ pub struct RunOptions {
     pub grace: Option<Duration>,
     /// The socket where it is controlled from outside.
     pub control: Option<PathBuf>,
+    /// The name by which the host's manager of machines lists it.
+    pub register: Option<String>,
     /// What becomes of a guest that asks for a reset.
     pub on_reset: OnReset,
     /// What ends the run well where a console prints it.
@@ -150,6 +152,7 @@ impl Default for RunOptions {
             timeout: None,
             grace: None,
             control: None,
+            register: None,
             on_reset: OnReset::default(),
             until: Vec::new(),
             fail_on: Vec::new(),

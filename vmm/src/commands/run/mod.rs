@@ -32,6 +32,7 @@ use crate::exit_reason::ExitReason;
 use crate::flash::FlashPlan;
 use crate::function_loss::{Closing, FunctionLosses};
 use crate::limits::{self, UnpinnedMemory};
+use crate::machined::Registration;
 use crate::notify::Notifier;
 use crate::plan::describe::Description;
 use crate::plan::{self, MachinePlan, Opened};
@@ -198,6 +199,8 @@ fn run_guest(
     if let Some(recorder) = &recorder {
         recorder.begin()?;
     }
+    let named = options.register.as_deref();
+    let _registration = named.and_then(|name| Registration::new(name, options.vsock));
     // Everything is open, pinned and armed.
     let servers = &machine.assigned().vfio_user;
     let entered = servers.pause().and_then(|()| sandbox.enter());

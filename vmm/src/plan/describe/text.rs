@@ -31,6 +31,7 @@ impl Display for Description {
         }
         writeln!(f, "command line: {}", self.cmdline)?;
         self.control.iter().try_for_each(|path| writeln!(f, "controlled at: {path}"))?;
+        self.registered.iter().try_for_each(|name| writeln!(f, "registered as: {name}"))?;
         self.restarts.iter().try_for_each(|when| writeln!(f, "begins anew: {when}"))?;
         self.gdb.iter().try_for_each(|place| writeln!(f, "GDB: target remote {place}"))?;
         self.traces.iter().try_for_each(|trace| writeln!(f, "trace: {trace}"))?;
