@@ -7,6 +7,7 @@ mod reset;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use boot::fdt::Node;
 use kvm_bindings::{
@@ -37,6 +38,9 @@ const SPI_BASE: u32 = 32;
 
 /// The most CPUs of a GICv2: GICD_ITARGETSR has eight bits an interrupt (IHI 0048B 4.3.12).
 const MAX_GICV2_CPUS: u64 = 8;
+
+/// How long a call is tried for which KVM needs all vCPUs.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A GIC architecture version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,7 +280,7 @@ impl Gic {
             flags: 0,
         };
         // SAFETY: the distributor group reads one u32 to `addr`, which points to `value`.
-        unsafe { self.device.get_device_attr(&mut attr) }
+        when_free(|| unsafe { self.device.get_device_attr(&mut attr) })
             .map_err(|e| Error::kvm(format!("read {register:#x} of the {}", self.version), e))?;
         Ok(value)
     }
@@ -308,7 +312,28 @@ fn create(vm: &Vm, device_type: u32, name: &str) -> Result<DeviceFd, Error> {
 /// Sets an attribute whose value KVM reads from memory.
 fn set<T>(device: &DeviceFd, group: u32, attr: u64, value: &T) -> Result<(), kvm_ioctls::Error> {
     let addr = std::ptr::from_ref(value).addr() as u64;
-    device.set_device_attr(&kvm_device_attr { group, attr, addr, flags: 0 })
+    when_free(|| device.set_device_attr(&kvm_device_attr { group, attr, addr, flags: 0 }))
+}
+
+/// Makes a call for which KVM needs all vCPUs for itself. It refuses while another thread has one
+/// (arm-vgic-v3.rst, `-EBUSY`): one that runs its guest, which is an error, or a debugger's for the time of a
+/// call, which is soon over.
+fn when_free<T>(
+    mut call: impl FnMut() -> Result<T, kvm_ioctls::Error>,
+) -> Result<T, kvm_ioctls::Error> {
+    let mut deadline = None;
+    loop {
+        match call() {
+            Err(error) if error.errno() == libc::EBUSY => {
+                let now = Instant::now();
+                if now >= *deadline.get_or_insert(now + BUSY_TIMEOUT) {
+                    return Err(error);
+                }
+                std::hint::spin_loop();
+            }
+            result => return result,
+        }
+    }
 }
 
 fn initialise(device: &DeviceFd, name: &str) -> Result<(), Error> {

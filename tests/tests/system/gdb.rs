@@ -208,7 +208,7 @@ fn a_debugger_has_a_guest_that_begins_anew() -> TestResult {
     // Wherever it is: a vCPU that asks for a reset waits elsewhere than one that is stopped.
     gdb.expect("Hg1", "OK")?;
     let entry = gdb.register(PC)?;
-    for _ in 0..20 {
+    for _ in 0..100 {
         gdb.begin("vCont;c")?;
         assert!(gdb.stop()?.starts_with("T02"));
     }

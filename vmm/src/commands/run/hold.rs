@@ -22,8 +22,10 @@ pub struct Hold {
 
 #[derive(Default)]
 struct State {
-    /// How many threads wait here, or have ended.
-    held: usize,
+    /// How many threads wait here for the next round.
+    waiting: usize,
+    /// How many come no more.
+    gone: usize,
     /// How often they were let go.
     round: u64,
 }
@@ -49,19 +51,20 @@ impl Hold {
     #[cold]
     pub fn wait(&self, round: u64) -> bool {
         let mut state = lock(&self.state);
-        state.held = state.held.saturating_add(1);
-        self.changed.notify_all();
+        if state.round == round && !self.is_over() {
+            state.waiting = state.waiting.saturating_add(1);
+            self.changed.notify_all();
+        }
         while state.round == round && !self.is_over() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.held = state.held.saturating_sub(1);
         !self.is_over()
     }
 
     /// Called by a thread that comes no more.
     pub fn leave(&self) {
         let mut state = lock(&self.state);
-        state.held = state.held.saturating_add(1);
+        state.gone = state.gone.saturating_add(1);
         self.changed.notify_all();
     }
 
@@ -73,15 +76,17 @@ impl Hold {
     /// Waits for so many threads to be here, for at most this time. Whether they are.
     pub fn await_all(&self, count: usize, time: Duration) -> bool {
         let state = lock(&self.state);
-        let waited = self.changed.wait_timeout_while(state, time, |state| state.held < count);
+        let waited = self.changed.wait_timeout_while(state, time, |state| state.held() < count);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.held >= count
+        state.held() >= count
     }
 
     /// Lets them run.
     pub fn end(&self) {
         let mut state = lock(&self.state);
         state.round = state.round.wrapping_add(1);
+        // They run from now on, though they may wake up later than they are to come again.
+        state.waiting = 0;
         self.order.store(RUN, Ordering::SeqCst);
         drop(state);
         self.changed.notify_all();
@@ -90,10 +95,19 @@ impl Hold {
     /// The run is over: nobody waits here any more.
     pub fn finish(&self) {
         // Under the lock: else a thread that looked just before would miss it.
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
+        // They leave now, and are counted then.
+        state.waiting = 0;
         self.order.store(END, Ordering::SeqCst);
         drop(state);
         self.changed.notify_all();
+    }
+}
+
+impl State {
+    /// How many threads don't run.
+    fn held(&self) -> usize {
+        self.waiting.saturating_add(self.gone)
     }
 }
 
@@ -137,6 +151,42 @@ mod tests {
         hold.finish();
         assert!(threads.into_iter().all(|thread| thread.join().unwrap() <= 5));
         assert!(hold.is_over() && !hold.may_run());
+    }
+
+    #[test]
+    fn a_thread_that_is_let_go_is_not_here_before_it_comes_again() {
+        for _ in 0..200 {
+            let hold = Arc::new(Hold::default());
+            let round = hold.round();
+            hold.begin();
+            let thread = thread::spawn({
+                let hold = hold.clone();
+                move || hold.wait(round)
+            });
+            assert!(hold.await_all(1, LONG));
+            hold.end();
+            hold.begin();
+            // It may be asleep still.
+            assert!(!hold.await_all(1, Duration::ZERO));
+            assert!(thread.join().unwrap());
+            // One that comes from the round before runs in this one.
+            assert!(hold.wait(round) && !hold.await_all(1, Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn threads_are_counted_once_at_the_end() {
+        let hold = Arc::new(Hold::default());
+        let thread = thread::spawn({
+            let hold = hold.clone();
+            move || hold.wait(0)
+        });
+        assert!(hold.await_all(1, LONG));
+        hold.finish();
+        assert!(!thread.join().unwrap() && !hold.await_all(1, Duration::ZERO));
+        assert!(!hold.wait(0) && !hold.await_all(1, Duration::ZERO));
+        hold.leave();
+        assert!(hold.await_all(1, Duration::ZERO) && !hold.await_all(2, Duration::ZERO));
     }
 
     #[test]
