@@ -63,7 +63,7 @@ impl SelfTest {
             |address: &u64| *address < MAX_ADDRESS - CANARY_SIZE as u64 && !self.has_iova(*address);
         let (address, target) = match physical.filter(usable) {
             Some(address) => (address, "a page of strait's memory, at its physical address"),
-            None => (self.free_iova(CANARY_SIZE as u64)?, "an address with nothing mapped"),
+            None => (self.free_iova(memory.size())?, "an address with nothing mapped"),
         };
         Ok(Canary { memory, content, address, target, log: HostLog::from_now() })
     }
