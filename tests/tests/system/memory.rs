@@ -125,7 +125,9 @@ fn ram_is_of_huge_pages_that_the_host_makes() -> TestResult {
     assert!(refused.status == 1 && refused.errors.contains(why), "{}", refused.errors);
     mend(&host, &refused.errors)?;
     let shared = host.strait(&shared)?;
-    until_huge(&host, host.vmm(shared.pid()?)?, "ShmemPmdMapped", 128)?;
+    let supervisor = shared.pid()?;
+    host.until(&format!("grep -qs '^PPid:.{supervisor}$' /proc/[0-9]*/status"))?;
+    until_huge(&host, host.vmm(supervisor)?, "ShmemPmdMapped", 128)?;
     shared.signal(9)?;
     shared.exit_status()?;
     // A guest's own accesses make them, too.

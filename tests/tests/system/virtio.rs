@@ -51,8 +51,8 @@ fn requests_cause_interrupts_and_no_exits() -> TestResult {
         let after = interrupts(&mut guest)?;
         assert!(after >= before + 100, "{gic}: {before} to {after} interrupts");
         if gic == "--gic 3" {
-            // What remains is the console's.
-            assert!(with_reads <= nothing + 20, "{with_reads} exits, {nothing} without the device");
+            // What remains is the console's: more of it on a busy host, but less than an exit for each.
+            assert!(with_reads <= nothing + 50, "{with_reads} exits, {nothing} without the device");
         }
         // The driver goes and comes, which resets the device; then the function is reset.
         guest.sh(
