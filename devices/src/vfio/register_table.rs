@@ -8,7 +8,7 @@
 //!
 //! Offset and stride are hexadecimal and in bytes. Without a count there is one of it, and without bits it
 //! has 32. As a text it takes a tenth of what structures with pointers do, and constants are read from it by
-//! [`offset_of`] when strait is built: each fact has one place.
+//! `offset_of` when strait is built: each fact has one place.
 
 use std::fmt::{self, Display, Formatter, Write};
 use std::ops::Range;
