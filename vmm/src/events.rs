@@ -172,6 +172,11 @@ impl EventHandler<'_> {
         match outcome {
             Outcome::Unchanged => {}
             Outcome::BegunAnew => self.tell(event::RESET),
+            // What a signal interrupts fails, or leaves the guest that asked for a reset as it is.
+            Outcome::Over(reason @ (ExitReason::Failed(_) | ExitReason::Reset)) => {
+                let signal = self.sources.signals.end().map(ExitReason::Signal);
+                self.stop(signal.unwrap_or(reason));
+            }
             Outcome::Over(reason) => self.stop(reason),
         }
     }
