@@ -58,6 +58,7 @@ mod stats;
 mod steering;
 mod supervisor;
 mod terminal;
+mod toml_file;
 mod trace;
 mod tree;
 mod unix_listener;

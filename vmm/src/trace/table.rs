@@ -12,8 +12,6 @@
 //! stride = 0x10
 //! ```
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use devices::vfio::register_table::{Register, RegisterTable, field};
@@ -21,9 +19,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::Error;
-
-/// The largest file, in bytes.
-const MAX_SIZE: u64 = 1 << 20;
+use crate::toml_file;
 
 /// The most registers.
 const MAX_REGISTERS: usize = 4096;
@@ -38,14 +34,7 @@ pub fn read(path: &Path) -> Result<RegisterTable, Error> {
         Error::new(format!("--trace …,table={}: {why}", path.display()))
             .help("[NAME] and below it offset = 0x… for each register: resources/docs/tracing.md")
     };
-    let file = File::open(path).map_err(|e| failed(format!("it can't be read: {e}")))?;
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_SIZE.saturating_add(1)).read_to_end(&mut bytes);
-    read.map_err(|e| failed(format!("it can't be read: {e}")))?;
-    if bytes.len() as u64 > MAX_SIZE {
-        return Err(failed(format!("it is larger than {} KiB", MAX_SIZE >> 10)));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| failed("it is no UTF-8 text".into()))?;
+    let text = toml_file::read(path).map_err(failed)?;
     parse(&text).map_err(failed)
 }
 

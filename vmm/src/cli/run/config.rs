@@ -3,8 +3,6 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -17,9 +15,7 @@ use super::super::usage_error;
 use super::super::values::GivenOnce;
 use super::{HELP, RunOptions};
 use crate::error::Error;
-
-/// The largest file, in bytes.
-const MAX_SIZE: u64 = 1 << 20;
+use crate::toml_file;
 
 /// Options that are for the command line alone.
 const NOT_IN_FILES: [&str; 3] = ["config", "print-config", "help"];
@@ -113,18 +109,10 @@ fn take(
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    let failed = |why: String| {
+    toml_file::read(path).map_err(|why| {
         Error::new(format!("--config {}: {why}", path.display()))
             .help("strait run --kernel Image --print-config writes such a file")
-    };
-    let file = File::open(path).map_err(|e| failed(format!("it can't be read: {e}")))?;
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_SIZE.saturating_add(1)).read_to_end(&mut bytes);
-    read.map_err(|e| failed(format!("it can't be read: {e}")))?;
-    if bytes.len() as u64 > MAX_SIZE {
-        return Err(failed(format!("it is larger than {} KiB", MAX_SIZE >> 10)));
-    }
-    String::from_utf8(bytes).map_err(|_| failed("it is no UTF-8 text".into()))
+    })
 }
 
 /// The line of a place in a text, from 1.
