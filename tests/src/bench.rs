@@ -9,6 +9,7 @@ mod figure;
 mod network;
 mod peer;
 mod sandbox;
+mod scale;
 mod table;
 mod trace;
 
@@ -136,6 +137,7 @@ fn measure(artifacts: &Artifacts, peers: &[Peer]) -> Result<Report, Box<dyn Erro
     let mut devices = sandbox::measure(&host)?;
     devices.extend(debugger::measure(&host)?);
     devices.extend(trace::measure(&host)?);
+    devices.extend(scale::measure(&host)?);
     drop(resident);
     drop(host);
     devices.extend(network::measure(artifacts)?);
