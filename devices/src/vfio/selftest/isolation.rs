@@ -2,7 +2,8 @@
 //! IOMMU, memory that isn't its keeps what it has, and the host's log says so.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::thread;
@@ -42,6 +43,8 @@ pub struct Canary {
     pub address: u64,
     target: &'static str,
     log: HostLog,
+    /// Keeps its physical address what it is.
+    _pin: Option<Pin>,
 }
 
 impl SelfTest {
@@ -58,14 +61,16 @@ impl SelfTest {
         let rest = (0..=u8::MAX).rev().cycle();
         let content: Vec<u8> = head.iter().copied().chain(rest).take(CANARY_SIZE).collect();
         memory.write(0, &content);
-        let physical = memory.address().and_then(|address| physical(address.as_ptr().addr()));
+        let pin = Pin::new(&memory).ok();
+        let page = memory.address().filter(|_| pin.is_some());
+        let physical = page.and_then(|address| physical(address.as_ptr().addr()));
         let usable =
             |address: &u64| *address < MAX_ADDRESS - CANARY_SIZE as u64 && !self.has_iova(*address);
         let (address, target) = match physical.filter(usable) {
             Some(address) => (address, "a page of strait's memory, at its physical address"),
             None => (self.free_iova(memory.size())?, "an address with nothing mapped"),
         };
-        Ok(Canary { memory, content, address, target, log: HostLog::from_now() })
+        Ok(Canary { memory, content, address, target, log: HostLog::from_now(), _pin: pin })
     }
 }
 
@@ -117,6 +122,28 @@ impl Canary {
     /// It has more.
     pub fn address32(&self) -> Result<u32, SelfTestError> {
         u32::try_from(self.address).map_err(|_| SelfTestError::NoIova(self.address))
+    }
+}
+
+/// A reference of the kernel's to a page, which isn't migrated while it has one (vmsplice(2)).
+struct Pin {
+    _reader: PipeReader,
+    _writer: PipeWriter,
+}
+
+impl Pin {
+    /// One to the page that this is in.
+    fn new(memory: &DmaBuffer) -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        let address = memory.address().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let bytes = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: CANARY_SIZE };
+        // SAFETY: `bytes` lies in `memory`, which is mapped for the duration of the call, and the kernel only
+        // takes a reference to what is there; nobody reads it from the pipe.
+        let count = unsafe { libc::vmsplice(writer.as_raw_fd(), &raw const bytes, 1, 0) };
+        if usize::try_from(count) == Ok(CANARY_SIZE) {
+            return Ok(Self { _reader: reader, _writer: writer });
+        }
+        Err(io::Error::last_os_error())
     }
 }
 
@@ -225,7 +252,25 @@ mod tests {
         let memory = Arc::new(DmaBuffer::new(CANARY_SIZE).unwrap());
         let content = vec![7; CANARY_SIZE];
         memory.write(0, &content);
-        Canary { memory, content, address: 0x5000_0000, target: "a page", log: HostLog(None) }
+        Canary {
+            memory,
+            content,
+            address: 0x5000_0000,
+            target: "a page",
+            log: HostLog(None),
+            _pin: None,
+        }
+    }
+
+    #[test]
+    fn a_pin_refers_to_the_page_itself() {
+        let memory = DmaBuffer::new(CANARY_SIZE).unwrap();
+        memory.write(0, &[1; CANARY_SIZE]);
+        let mut pin = Pin::new(&memory).unwrap();
+        memory.write(0, &[2; CANARY_SIZE]);
+        let mut bytes = [0; CANARY_SIZE];
+        pin._reader.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, [2; CANARY_SIZE]);
     }
 
     #[test]
