@@ -68,9 +68,13 @@ pub fn run(
         }
         sum.add(&part);
     }
-    for (test, time) in slowest(&fs::read_to_string(&times)?) {
-        println!("  {:5.1} s  {test}", time.as_secs_f64());
+    let times = fs::read_to_string(&times)?;
+    let tests = by_test(&times);
+    for (test, Times { ran, cpu }) in tests.iter().take(SLOWEST) {
+        println!("  {:5.1} s, {:5.1} s of CPU  {test}", ran.as_secs_f64(), cpu.as_secs_f64());
     }
+    let cpu: Duration = tests.iter().map(|(_, times)| times.cpu).sum();
+    println!("  the model took {} of CPU", seconds(cpu));
     println!("\nall tests: {}", seconds(started.elapsed()));
     println!("{sum}");
     for part in not_good {
@@ -148,16 +152,31 @@ fn parts(
     parts
 }
 
-/// The system tests whose hosts ran longest, and how long, of lines as [`TIMES`] says.
-fn slowest(lines: &str) -> Vec<(&str, Duration)> {
-    let mut sums = BTreeMap::<&str, Duration>::new();
-    for (time, test) in lines.lines().filter_map(|line| line.split_once(' ')) {
-        *sums.entry(test).or_default() += Duration::from_millis(time.parse().unwrap_or_default());
+/// What the hosts of a test took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Times {
+    /// How long they ran.
+    ran: Duration,
+    /// The CPU time of this machine.
+    cpu: Duration,
+}
+
+/// The system tests with what their hosts took, of lines as [`TIMES`] says, the longest first.
+fn by_test(lines: &str) -> Vec<(&str, Times)> {
+    let mut sums = BTreeMap::<&str, Times>::new();
+    for line in lines.lines() {
+        let mut words = line.splitn(3, ' ');
+        let (Some(ran), Some(cpu), Some(test)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        let milliseconds = |text: &str| Duration::from_millis(text.parse().unwrap_or_default());
+        let sum = sums.entry(test).or_default();
+        sum.ran += milliseconds(ran);
+        sum.cpu += milliseconds(cpu);
     }
-    let mut slowest: Vec<_> = sums.into_iter().collect();
-    slowest.sort_by_key(|(_, time)| Reverse(*time));
-    slowest.truncate(SLOWEST);
-    slowest
+    let mut tests: Vec<_> = sums.into_iter().collect();
+    tests.sort_by_key(|(_, times)| Reverse(times.ran));
+    tests
 }
 
 /// How a number of tests went.
@@ -246,9 +265,10 @@ mod tests {
 
     #[test]
     fn the_hosts_of_a_test_are_added_up_and_the_slowest_comes_first() {
-        let lines = "1000 a\n2500 b::c\n2000 a\nnonsense\n";
-        let seconds = Duration::from_secs_f64;
-        assert_eq!(slowest(lines), [("a", seconds(3.0)), ("b::c", seconds(2.5))]);
+        let lines = "1000 700 a\n2500 100 b::c\n2000 900 a\nnonsense\n";
+        let times =
+            |ran, cpu| Times { ran: Duration::from_millis(ran), cpu: Duration::from_millis(cpu) };
+        assert_eq!(by_test(lines), [("a", times(3000, 1600)), ("b::c", times(2500, 100))]);
     }
 
     #[test]

@@ -185,8 +185,9 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         calls::keep(self);
+        let cpu_time = self.qemu.as_ref().map(Qemu::cpu_time).unwrap_or_default();
         drop(self.qemu.take());
         self.channel.join();
-        self.transcript().end();
+        self.transcript().end(cpu_time);
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::failure::Failure;
 use super::transcript::Transcript;
@@ -47,6 +48,23 @@ impl Qemu {
     pub(super) fn command(&self, command: &str) -> io::Result<()> {
         (&self.monitor).write_all(format!("{command}\n").as_bytes())
     }
+
+    /// The CPU time that it has taken, or nothing where `/proc` doesn't say.
+    pub(super) fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        // SAFETY: the call has no memory behind it.
+        let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        stat.ok().zip(u32::try_from(ticks).ok()).map_or(Duration::ZERO, |(stat, ticks)| {
+            Duration::from_secs(cpu_ticks(&stat)).checked_div(ticks).unwrap_or_default()
+        })
+    }
+}
+
+/// The clock ticks that a process took for itself and in the kernel: fields 14 and 15 of `/proc/PID/stat`
+/// (proc(5)), whose second, a name in brackets, may have any character.
+fn cpu_ticks(stat: &str) -> u64 {
+    let after_name = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    after_name.split_whitespace().skip(11).take(2).flat_map(str::parse::<u64>).sum()
 }
 
 impl Drop for Qemu {
@@ -116,4 +134,17 @@ pub(super) fn socket_pair() -> Result<(UnixStream, UnixStream), Failure> {
 /// QEMU's options for a character device that is an inherited socket.
 pub(super) fn chardev(id: &str, socket: &UnixStream) -> [String; 2] {
     ["-chardev".into(), format!("socket,id={id},fd={}", socket.as_raw_fd())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cpu_ticks;
+
+    #[test]
+    fn cpu_time_is_read_behind_any_name() {
+        let fields = "R 1 2 3 4 5 6 7 8 9 10 120 34 1000 1000 20 0 5 0";
+        assert_eq!(cpu_ticks(&format!("42 (qemu) {fields}")), 154);
+        assert_eq!(cpu_ticks(&format!("42 (a) b 7 8) {fields}")), 154);
+        assert_eq!(cpu_ticks("nonsense"), 0);
+    }
 }

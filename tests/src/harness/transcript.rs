@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 
@@ -15,7 +15,7 @@ use super::failure::Failure;
 const DIRECTORY: &str = "STRAIT_TRANSCRIPTS";
 
 /// The environment variable that names a file to which each host appends, when it is switched off,
-/// for how many milliseconds it ran and the name of its test.
+/// for how many milliseconds it ran, how many its CPUs took of this machine's, and the name of its test.
 pub const TIMES: &str = "STRAIT_TEST_TIMES";
 
 /// Everything said by the host, by its programs and by the harness, line by line.
@@ -84,10 +84,11 @@ impl Transcript {
     }
 
     /// Ends the transcript: shows it, and where it is kept, if the test failed or is panicking;
-    /// else removes the file.
-    pub(super) fn end(&self) {
+    /// else removes the file. The host took `cpu_time` of this machine.
+    pub(super) fn end(&self, cpu_time: Duration) {
         if let Some(times) = std::env::var_os(TIMES) {
-            let line = format!("{} {}\n", self.start.elapsed().as_millis(), self.test);
+            let (ran, cpu_time) = (self.start.elapsed().as_millis(), cpu_time.as_millis());
+            let line = format!("{ran} {cpu_time} {}\n", self.test);
             let file = File::options().create(true).append(true).open(times);
             // The times are for information: a test doesn't fail for want of them.
             let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
@@ -148,7 +149,7 @@ fn visible(c: char) -> impl Iterator<Item = char> {
 
 #[cfg(test)]
 mod tests {
-    use super::Transcript;
+    use super::{Duration, Transcript};
 
     fn without_times(text: &str) -> Vec<&str> {
         text.lines().filter_map(|line| line.get(10..)).map(str::trim_start).collect()
@@ -184,7 +185,7 @@ mod tests {
         transcript.note("begun");
         let kept = std::fs::read_to_string(transcript.path()).expect("the transcript's file");
         assert_eq!(without_times(&kept), ["test | begun"]);
-        transcript.end();
+        transcript.end(Duration::ZERO);
         assert!(!transcript.path().exists());
     }
 
@@ -192,7 +193,7 @@ mod tests {
     fn the_file_of_a_failed_test_is_kept() {
         let transcript = Transcript::start();
         assert_eq!(transcript.failure("no luck").to_string(), "no luck");
-        transcript.end();
+        transcript.end(Duration::ZERO);
         let kept = std::fs::read_to_string(transcript.path()).expect("the transcript's file");
         assert_eq!(without_times(&kept), ["test | no luck"]);
         transcript.forget();
