@@ -28,7 +28,7 @@ pub use node::{HostNode, HostProperty};
 pub use reader::MAX_PROPERTY_SIZE;
 pub use reference::Reference;
 
-use reader::{Listing, Reader, tree_name};
+use reader::{Listing, Reader, in_order, tree_name};
 
 /// Where Linux shows the tree (Documentation/ABI/testing/sysfs-firmware-ofw).
 const SYSTEM_TREE: &str = "/sys/firmware/devicetree/base";
@@ -201,7 +201,7 @@ impl HostTree {
                 index.entry(phandle).or_insert_with(|| directory.clone());
             }
             let below = depth.saturating_add(1);
-            let children = listing.children.iter().rev();
+            let children = in_order(listing.children).into_iter().rev();
             pending.extend(children.map(|child| (directory.join(child), below)));
         }
         Ok(index)

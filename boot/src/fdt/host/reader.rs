@@ -28,12 +28,11 @@ pub(super) struct Reader {
     bytes_left: u64,
 }
 
-/// What a directory of the tree holds, each list sorted by name; children so that `queue10` comes
-/// behind `queue9`, for drivers number such by their order, and sysfs doesn't keep that.
+/// What a directory of the tree holds.
 pub(super) struct Listing {
-    /// Files: the node's properties.
+    /// Files: the node's properties, sorted by name.
     pub(super) properties: Vec<String>,
-    /// Directories: its children.
+    /// Directories: its children, in no order. A bus has hundreds, and most who read its node want none.
     pub(super) children: Vec<String>,
 }
 
@@ -76,7 +75,7 @@ impl Reader {
             }
         }
         if deep {
-            for child in listing.children {
+            for child in in_order(listing.children) {
                 let directory = node.directory.join(&child);
                 let name = tree_name(&child).to_owned();
                 node.children.push(self.node(directory, name, deep, depth.saturating_add(1))?);
@@ -145,7 +144,6 @@ impl Listing {
                 .push(name);
         }
         order::sort(&mut listing.properties);
-        order::sort_by(&mut listing.children, |a, b| by_number(tree_name(a), tree_name(b)));
         Ok(listing)
     }
 
@@ -162,21 +160,30 @@ impl Listing {
     }
 }
 
+/// A node's children sorted by name so that `queue10` comes behind `queue9`: drivers number such by their
+/// order, and sysfs doesn't keep that.
+pub(super) fn in_order(mut children: Vec<String>) -> Vec<String> {
+    order::sort_by(&mut children, |a, b| by_number(tree_name(a), tree_name(b)));
+    children
+}
+
 /// The order of nodes' names, in which numbers, and unit addresses, count as such.
 fn by_number(a: &str, b: &str) -> Ordering {
-    let parts = |name: &str| {
-        let (base, unit) = name.split_once('@').unwrap_or((name, ""));
-        let digits = base.bytes().rev().take_while(u8::is_ascii_digit).count();
-        let (stem, number) = base.split_at(base.len().saturating_sub(digits));
-        (stem.to_owned(), by_value(number), by_value(unit))
-    };
     parts(a).cmp(&parts(b)).then_with(|| a.cmp(b))
 }
 
+/// A node's name: what precedes its number, that number, its unit address.
+fn parts(name: &str) -> (&str, (usize, &str), (usize, &str)) {
+    let (base, unit) = name.split_once('@').unwrap_or((name, ""));
+    let digits = base.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let (stem, number) = base.split_at(base.len().saturating_sub(digits));
+    (stem, by_value(number), by_value(unit))
+}
+
 /// What orders numbers of any length and base.
-fn by_value(number: &str) -> (usize, String) {
+fn by_value(number: &str) -> (usize, &str) {
     let digits = number.trim_start_matches('0');
-    (digits.len(), digits.to_owned())
+    (digits.len(), digits)
 }
 
 /// A directory's name as the tree has it: where a property has the same name, Linux appends `#1`
