@@ -18,6 +18,9 @@ use boot::fdt::{Cell, FIRST_PHANDLE, Node, Value, from_blob, to_blob};
 use devices::vfio::export::{ExportDevice, ExportError, Format, export};
 use devices::vfio::node::{Disposition, PropertyReport};
 
+/// Set by `cargo model test --soak`: each device is tried by itself, not one of each kind.
+const SOAK: &str = "STRAIT_SOAK";
+
 /// How many boards and how many vendors are the least that shows anything.
 const BOARDS: usize = 25;
 const VENDORS: usize = 10;
@@ -35,7 +38,7 @@ fn every_device_of_every_board_gets_a_sound_node() {
     assert!(paths.len() >= BOARDS && vendors.len() >= VENDORS, "{paths:?}");
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let next = AtomicUsize::new(0);
-    let (devices, links) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (devices, alone, links) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     let exports = Format::ALL.map(|_| AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -44,6 +47,7 @@ fn every_device_of_every_board_gets_a_sound_node() {
                     let found = check_board(&name(path), &fs::read(path).unwrap());
                     assert!(found.devices > 0, "{path:?} has no devices");
                     devices.fetch_add(found.devices, Ordering::Relaxed);
+                    alone.fetch_add(found.alone, Ordering::Relaxed);
                     links.fetch_add(found.links, Ordering::Relaxed);
                     for (all, found) in exports.iter().zip(found.exports) {
                         all.fetch_add(found, Ordering::Relaxed);
@@ -54,6 +58,7 @@ fn every_device_of_every_board_gets_a_sound_node() {
     });
     let (devices, links) = (devices.into_inner(), links.into_inner());
     println!("{devices} devices of {} boards of {} vendors", paths.len(), vendors.len());
+    println!("{} of them were tried by themselves, too", alone.into_inner());
     println!("{links} properties refer from one to another where a guest has all of a board's");
     assert!(links > 0);
     for (format, count) in Format::ALL.into_iter().zip(exports.map(AtomicUsize::into_inner)) {
@@ -65,19 +70,27 @@ fn every_device_of_every_board_gets_a_sound_node() {
 /// What a board has.
 struct Found {
     devices: usize,
+    /// How many of them were tried by themselves.
+    alone: usize,
     /// The devices that are exported, in each format.
     exports: [usize; Format::ALL.len()],
     /// Properties that refer from one device to another.
     links: usize,
 }
 
-/// Checks all of a board's devices, each by itself and all in one guest, and counts them.
+/// Checks all of a board's devices, one of each kind by itself and all in one guest, and counts them.
 fn check_board(name: &str, blob: &[u8]) -> Found {
     let board = Unflattened::of(blob);
     let devices = board.devices();
     let names: Vec<String> = (0..devices.len()).map(|number| format!("{number}.device")).collect();
     let devices: Vec<Device<'_>> = devices.iter().zip(names.iter().map(String::as_str)).collect();
+    let is_soak = std::env::var_os(SOAK).is_some();
+    let (mut kinds, mut alone) = (BTreeSet::new(), 0);
     for device in &devices {
+        if !kinds.insert(kind(device.0)) && !is_soak {
+            continue;
+        }
+        alone += 1;
         let place = format!("{name}: {}", board.tree.path(device.0));
         let links = check_guest(&board, &place, std::slice::from_ref(device));
         assert_eq!(links, 0, "{place}: there is nothing else to refer to");
@@ -93,7 +106,26 @@ fn check_board(name: &str, blob: &[u8]) -> Found {
         check_exports(name, &board, format, &possible);
         possible.len()
     });
-    Found { devices: devices.len(), exports, links }
+    Found { devices: devices.len(), alone, exports, links }
+}
+
+/// What devices have in common of which one is tried by itself: what they are compatible with, and which
+/// properties they and the nodes below them have.
+fn kind(node: &HostNode) -> Vec<u8> {
+    let mut kind = Vec::new();
+    for property in node.properties() {
+        kind.extend_from_slice(property.name.as_bytes());
+        kind.push(0);
+        if property.name == "compatible" {
+            kind.extend_from_slice(&property.bytes);
+        }
+    }
+    for child in node.children() {
+        kind.push(b'{');
+        kind.append(&mut self::kind(child));
+        kind.push(b'}');
+    }
+    kind
 }
 
 /// Whether a device can be exported in this format.

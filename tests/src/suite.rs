@@ -17,7 +17,7 @@ use crate::setup::Model;
 use crate::setup::test_tools::TestTools;
 use crate::setup::workspace;
 
-/// The environment variable that lets system tests take their time.
+/// The environment variable that lets tests take their time.
 pub const SOAK: &str = "STRAIT_SOAK";
 
 /// The environment variable that names the directory in which Python finds Shrinkwrap.
@@ -144,6 +144,9 @@ fn parts(
             boards.args(["--test", "boards"]).env(BOARDS, directory);
             // So that it says how many devices there were.
             boards.env("RUST_TEST_NOCAPTURE", "1");
+            if soak {
+                boards.env(SOAK, "1");
+            }
             parts.push(("the devices of many boards", boards, None));
         }
         None => println!("the devices of many boards aren't tried: they come with the kernel"),
