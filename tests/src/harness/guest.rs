@@ -116,6 +116,9 @@ impl Launch {
     }
 }
 
+/// How strait's messages begin.
+const MESSAGES: [&str; 3] = ["strait: error: ", "strait: warn: ", "strait: info: "];
+
 /// A strait whose guest offers a shell on its console.
 pub struct Guest {
     process: Process,
@@ -210,7 +213,7 @@ impl Guest {
             .parse()
             .map_err(|_| self.failure(format!("the guest's shell answered {status:?}")))?;
         let output = output.strip_suffix(&marker).unwrap_or(&output);
-        let output = output.replace("\r\n", "\n");
+        let output = without_messages(&output.replace("\r\n", "\n"));
         Ok((status, output.strip_suffix('\n').unwrap_or(&output).to_owned()))
     }
 
@@ -301,9 +304,39 @@ impl Guest {
     }
 }
 
+/// What a guest printed without strait's own messages, which come on the same console at any time, be it in
+/// the middle of a line.
+fn without_messages(text: &str) -> String {
+    let mut rest = text;
+    let mut kept = String::new();
+    while let Some((before, message)) = MESSAGES
+        .iter()
+        .filter_map(|start| rest.find(start))
+        .min()
+        .and_then(|at| rest.split_at_checked(at))
+    {
+        kept.push_str(before);
+        rest = message.split_once('\n').map_or("", |(_, after)| after);
+    }
+    kept + rest
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Launch;
+    use super::{Launch, without_messages};
+
+    #[test]
+    fn messages_are_no_output_of_a_command() {
+        for (said, output) in [
+            ("one\ntwo\n", "one\ntwo\n"),
+            ("strait: warn: a disk\none\n", "one\n"),
+            ("ffffstrait: info: a disk\n0000\n", "ffff0000\n"),
+            ("onestrait: warn: a\nstrait: error: b\n\ntwo", "one\ntwo"),
+            ("strait: 3\nonestrait: warn: a", "strait: 3\none"),
+        ] {
+            assert_eq!(without_messages(said), output, "{said:?}");
+        }
+    }
 
     #[test]
     fn a_launch_is_strait_s_command_line() {
