@@ -1,6 +1,6 @@
 //! Consoles elsewhere than on standard input and output: their clients come and go, or get stuck.
 
-use tests::harness::{Board, Failure, Host, Launch, Process, TestResult, payload};
+use tests::harness::{Board, Failure, Guest, Host, Launch, Process, TestResult, payload};
 
 /// The data register of the guest's serial port, by guest physical address.
 const SERIAL: u32 = 0x0900_0000;
@@ -107,12 +107,7 @@ fn a_virtio_console_moves_text_both_ways_without_exits() -> TestResult {
     assert!(serial >= 10_000, "{serial}");
     assert!(virtio <= nothing + 20, "{virtio}, {nothing} without");
     host.until("[ $(tr -dc z </tmp/serial | wc -c) = 10000 ]")?;
-    // All of it, in order.
-    let expected = host.sh("seq 1 2000 | sha256sum")?;
-    let text = guest.sh("seq 1 2000")?;
-    assert_eq!(text.lines().count(), 2000);
-    let typed = guest.sh(&format!("sha256sum <<'END'\n{text}END"))?;
-    assert_eq!(typed, expected);
+    text_goes_both_ways(&host, &mut guest, 2000)?;
     assert_eq!(guest.power_off()?, 0);
     by_pl011(&host, serial)?;
     bare_metal_programs(&host)?;
@@ -120,6 +115,19 @@ fn a_virtio_console_moves_text_both_ways_without_exits() -> TestResult {
     let both = Launch::model().with("--console stdio --virtio-console stdio");
     let answer = host.run(&format!("strait {}", both.arguments()))?;
     assert_eq!(answer.status, 2, "{answer:?}");
+    Ok(())
+}
+
+/// Has the guest print so many lines on its console, and read them there: all of them, in order.
+pub fn text_goes_both_ways(host: &Host, guest: &mut Guest, lines: u32) -> TestResult {
+    let expected = host.sh(&format!("seq 1 {lines} | sha256sum"))?;
+    // Some lines by a write for each. Linux' driver of a virtio console then waits with its CPU busy until
+    // each is taken, so the others go many at a time.
+    let text =
+        guest.sh(&format!("seq 1 100; stty -opost <&1; seq 101 {lines} | cat; stty opost <&1"))?;
+    assert_eq!(text.lines().count(), lines as usize);
+    let typed = guest.sh(&format!("sha256sum <<'END'\n{text}END"))?;
+    assert_eq!(typed, expected);
     Ok(())
 }
 
@@ -132,10 +140,7 @@ fn by_pl011(host: &Host, ns16550a: u64) -> TestResult {
     let print = "head -c 10000 /dev/zero | tr '\\0' z >/dev/ttyAMA0";
     let pl011 = host.exits_during(&mut guest, print)?;
     assert!((10_000..ns16550a * 2).contains(&pl011), "{pl011}, an ns16550a {ns16550a}");
-    let expected = host.sh("seq 1 3000 | sha256sum")?;
-    let text = guest.sh("seq 1 3000")?;
-    let typed = guest.sh(&format!("sha256sum <<'END'\n{text}END"))?;
-    assert_eq!(typed, expected);
+    text_goes_both_ways(host, &mut guest, 1000)?;
     assert_eq!(guest.power_off()?, 0);
     Ok(())
 }

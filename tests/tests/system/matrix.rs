@@ -6,6 +6,8 @@ use tests::harness::{
 };
 use tests::suite::SOAK;
 
+use crate::console::text_goes_both_ways;
+
 /// What is sent each way by each network and by sockets, and written to each disk, in bytes.
 const AMOUNT: u32 = 1 << 20;
 
@@ -109,11 +111,7 @@ fn work(host: &Host, guest: &mut Guest) -> TestResult {
     let sum = host.sh("sha256sum </tmp/shared/out | cut -d ' ' -f 1")?;
     assert!(guest.sh("cat /tmp/share")?.contains(sum.trim()));
     assert_eq!(guest.sh("sort -u /tmp/entropy | grep -c -e -")?.trim(), "32");
-    // The console both ways.
-    let expected = host.sh("seq 1 2000 | sha256sum")?;
-    let text = guest.sh("seq 1 2000")?;
-    assert_eq!(guest.sh(&format!("sha256sum <<'END'\n{text}END"))?, expected);
-    Ok(())
+    text_goes_both_ways(host, guest, 2000)
 }
 
 /// A guest with each of the ways to the IOMMU, with these numbers of vCPUs. Of the three things that vary,
