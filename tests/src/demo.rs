@@ -24,7 +24,7 @@ pub fn run(artifacts: &Artifacts) -> Result<ExitCode, Box<dyn Error>> {
     let host = boot(artifacts)?;
     bind(&host)?;
     let mut guest = start(&host)?;
-    let test = DmaTest::LONG;
+    let test = DmaTest { copies: 50, ..DmaTest::LONG };
     let steady = test_dma(&host, &mut guest, test)?;
     let status = guest.power_off()?;
     println!("\nThe guest powered off; strait's exit status is {status}.");

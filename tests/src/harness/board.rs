@@ -19,7 +19,7 @@ use super::uart::Uart;
 use crate::artifacts::{Artifacts, Debian, Firmware, Kernel};
 
 /// How long the host may take to boot, in seconds. It takes one when nothing else runs.
-const BOOT: u64 = 90;
+const BOOT: u64 = 300;
 
 /// What is given to the host's kernel unless a test says otherwise: platform devices without a
 /// reset driver may be assigned, and without interrupt remapping (they have no MSIs).

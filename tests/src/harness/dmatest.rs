@@ -32,14 +32,14 @@ pub struct Summary {
 
 impl Default for DmaTest {
     fn default() -> Self {
-        Self { copies: 50, size: 4096, channels: 8 }
+        Self { copies: 20, size: 4096, channels: 8 }
     }
 }
 
 impl DmaTest {
     /// With longer copies, of which several are under way at a time. They take the model twice as
     /// long.
-    pub const LONG: Self = Self { copies: 50, size: 16384, channels: 8 };
+    pub const LONG: Self = Self { copies: 25, size: 16384, channels: 8 };
 
     /// The guest's command that runs it.
     pub fn command(&self) -> String {
@@ -82,7 +82,7 @@ impl DmaTest {
     }
 
     /// Checks that between two looks at the guest's interrupts one line per channel was handled, no
-    /// more often than once per copy and a tenth, and no other line of a DMA controller was. Linux'
+    /// more often than once per copy, a tenth and 3, and no other line of a DMA controller was. Linux'
     /// driver looks at all events whichever line calls it, so that two that come together may be
     /// handled as one, and a line's own call may find nothing left to do.
     ///
@@ -92,7 +92,7 @@ impl DmaTest {
     pub fn check_lines(&self, before: &Interrupts, after: &Interrupts) -> Result<(), String> {
         let lines = after.since(before, ".dma");
         let channels = usize::try_from(self.channels).unwrap_or(usize::MAX);
-        let most = u64::from(self.copies + self.copies / 10);
+        let most = u64::from(self.copies + self.copies / 10 + 3);
         let busy: Vec<u64> = lines.iter().copied().filter(|&count| count != 0).collect();
         if busy.len() == channels && busy.iter().all(|&count| count <= most) {
             return Ok(());
@@ -158,7 +158,7 @@ dmatest: dma0chan1-copy0: summary 50 tests, 0 failures 1234.56 iops 9876 KB/s (0
 
     #[test]
     fn a_failure_a_missing_copy_and_a_missing_channel_are_seen() {
-        let test = DmaTest { channels: 2, ..DmaTest::default() };
+        let test = DmaTest { copies: 50, channels: 2, ..DmaTest::default() };
         assert!(test.check(LOG).is_err_and(|why| why.contains("2 failures")));
         let good = LOG.replace("2 failures", "0 failures");
         assert_eq!(test.check(&good).map(|summaries| summaries.len()), Ok(2));
@@ -170,15 +170,15 @@ dmatest: dma0chan1-copy0: summary 50 tests, 0 failures 1234.56 iops 9876 KB/s (0
     #[test]
     fn lines_must_be_handled_about_once_per_copy() {
         use crate::harness::Interrupts;
-        let test = DmaTest { channels: 1, ..DmaTest::default() };
+        let test = DmaTest { copies: 50, channels: 1, ..DmaTest::default() };
         let table = |first: u32, second: u32| {
             Interrupts::parse(&format!("CPU0\n44: {first} GIC 1 c.dma\n45: {second} GIC 2 c.dma\n"))
         };
         let before = table(3, 4);
-        for lines in [(53, 4), (52, 4), (58, 4)] {
+        for lines in [(53, 4), (52, 4), (61, 4)] {
             assert_eq!(test.check_lines(&before, &table(lines.0, lines.1)), Ok(()));
         }
-        for (first, second) in [(59, 4), (3, 4), (53, 5), (53, 54)] {
+        for (first, second) in [(62, 4), (3, 4), (53, 5), (53, 54)] {
             assert!(test.check_lines(&before, &table(first, second)).is_err(), "{first} {second}");
         }
     }

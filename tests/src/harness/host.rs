@@ -82,10 +82,9 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// It still doesn't after 60 s (times `STRAIT_TIMEOUT_SCALE`).
+    /// It still doesn't after 300 s (times `STRAIT_TIMEOUT_SCALE`).
     pub fn until(&self, condition: &str) -> Result<(), Failure> {
-        let process =
-            self.start_as("until", &format!("until {condition}; do sleep 0.05; done"))?.timeout(60);
+        let process = self.start_as("until", &format!("until {condition}; do sleep 0.05; done"))?;
         process.exit_status().map(|_| ())
     }
 

@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::protocol::{Frame, Kind};
 
 /// How long a program has to say or do something, in seconds.
-const TIMEOUT: u64 = 90;
+const TIMEOUT: u64 = 300;
 
 /// A program that runs on the model host beside others.
 pub struct Process {

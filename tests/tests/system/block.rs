@@ -197,7 +197,7 @@ fn an_image_that_is_written_is_one_guest_s_alone() -> TestResult {
 fn what_was_durable_survives_a_kill() -> TestResult {
     let host = boot()?;
     host.sh("truncate -s 8M /mnt/image")?;
-    let rounds = if std::env::var_os(SOAK).is_some() { 200 } else { 10 };
+    let rounds = if std::env::var_os(SOAK).is_some() { 200 } else { 6 };
     let mut last = 0;
     for round in 0..rounds {
         let launch = Launch::model().memory("128M").with("--block /mnt/image");

@@ -101,19 +101,19 @@ fn check(host: &Host, ways: &[String], run: &str) -> TestResult {
 #[test]
 fn whatever_the_host_has_too_little_of_is_told() -> TestResult {
     let host = boot()?;
-    let run = run("64M", "");
+    let run = run("16M", "");
     let each = |numbers: &[u32], way: &dyn Fn(u32) -> String| -> Vec<String> {
         numbers.iter().map(|number| way(*number)).collect()
     };
     let files: Vec<u32> = (4..28).step_by(3).chain([40, 64, 128, 160, 1024]).collect();
     check(&host, &each(&files, &|n| format!("ulimit -n {n}")), &run)?;
-    let memory: Vec<u32> = (8..116).step_by(9).chain([4096]).collect();
+    let memory: Vec<u32> = (8..68).step_by(5).chain([4096]).collect();
     check(&host, &each(&memory, &|mib| format!("ulimit -v {}", mib << 10)), &run)?;
     let tasks: Vec<u32> = (1..9).chain([1000]).collect();
     let enter = |n| format!("echo {n} >{GROUP}/pids.max; echo 0 >{GROUP}/cgroup.procs");
     check(&host, &each(&tasks, &enter), &run)?;
     // Guest RAM is pinned, and so more than a group may have that has less.
-    let memory = [2, 34, 66, 4096];
+    let memory = [2, 10, 18, 4096];
     let enter = |n| {
         format!(
             "echo max >{GROUP}/pids.max; echo {n}M >{GROUP}/memory.max; echo 0 >{GROUP}/cgroup.procs"

@@ -110,7 +110,7 @@ fn dma_cannot_reach_another_guest() -> TestResult {
     let mut victim = host.guest(&victim)?;
     let mut guest = attacker(&host, "iommufd")?;
     // The victim copies and verifies all the while.
-    let test = DmaTest { copies: 150, ..DmaTest::LONG };
+    let test = DmaTest { copies: 80, ..DmaTest::LONG };
     victim.begin(&test.command())?;
     host.until("[ $(awk '/vfio-irq/ { n += $2 + $3 } END { print n }' /proc/interrupts) -gt 50 ]")?;
     // Sixteen places beyond the attacker's RAM, some of which hold the victim's.

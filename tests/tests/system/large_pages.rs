@@ -61,7 +61,7 @@ fn a_device_copies_during_cpu_hotplug_and_suspend() -> TestResult {
     // Room for a line of each copy.
     let launch = Launch::large_pages().cmdline("log_buf_len=1M");
     let mut guest = host.launch(&launch.with(&format!("--cpus 2 {options}")))?;
-    let test = DmaTest { copies: 60, channels: 16, ..DmaTest::default() };
+    let test = DmaTest { copies: 30, channels: 16, ..DmaTest::default() };
     // The CPU that is switched off has the interrupts.
     let text = guest.sh(&format!(
         "{} >/tmp/copies & copies=$!; n=0; \

@@ -40,8 +40,8 @@ fn guest_with(host: &Host, devices: &[&str], launch: Launch) -> Result<Guest, Fa
 fn fill_disk(guest: &mut Guest) -> Result<String, Failure> {
     guest.sh(
         "mkdir -p /disk && mke2fs -q /dev/nvme0n1 && mount -t ext4 /dev/nvme0n1 /disk && \
-         dd if=/dev/urandom of=/disk/noise bs=1M count=16 2>/dev/null && \
-         seq 1 200000 >/disk/numbers && sync && cat /disk/n* | sha256sum >/tmp/sum && umount /disk",
+         dd if=/dev/urandom of=/disk/noise bs=1M count=4 2>/dev/null && \
+         seq 1 20000 >/disk/numbers && sync && cat /disk/n* | sha256sum >/tmp/sum && umount /disk",
     )?;
     let sum = disk_checksum(guest)?;
     assert_eq!(guest.sh("cat /tmp/sum")?.trim(), sum, "what came back isn't what was written");
