@@ -3,6 +3,7 @@
 //! A driver may hand over anything: what isn't a chain of buffers within guest RAM is an error here,
 //! after which the device needs a reset. The crate ends a chain early instead.
 
+mod available;
 mod table;
 
 use std::io;
@@ -222,26 +223,33 @@ impl VirtQueue {
 
     /// Takes the next available chain, or asks the driver to notify.
     fn pop_or_enable(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
-        if self.pop_available(chain)? {
-            return Ok(true);
-        }
-        // More may have come before the driver could see that it has to notify.
-        let more = self.queue.enable_notification(&self.ram).map_err(|e| self.ring(e))?;
-        if more { self.pop_available(chain) } else { Ok(false) }
+        let mut has_asked = false;
+        let head = loop {
+            if let Some(head) = self.next_available()? {
+                break head;
+            }
+            if has_asked {
+                return Ok(false);
+            }
+            // More may have come before the driver could see that it has to notify.
+            self.enable_notification()?;
+            has_asked = true;
+        };
+        self.read_chain(head, chain)?;
+        Ok(true)
     }
 
-    fn pop_available(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
-        let queue = self.index;
-        let failed = |source| QueueError::Ring { queue, source };
-        let next = self.queue.iter(&self.ram).map_err(failed)?.next();
-        let Some(descriptors) = next else { return Ok(false) };
-        chain.head = descriptors.head_index();
+    /// Makes `chain` the one that begins with this descriptor.
+    #[inline(always)]
+    fn read_chain(&self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
+        chain.head = head;
         chain.readable = 0;
         chain.descriptors.clear();
-        let broken = |why| QueueError::Chain { queue, head: chain.head, why };
+        let broken = |why| self.broken(head, why);
         let table = (self.queue.desc_table(), self.queue.size());
-        let mut entries = Entries::new(&self.ram, table, chain.head);
-        while let Some(Entry { addr, len, is_writable }) = entries.next().map_err(broken)? {
+        let mut entries = Entries::new(&self.ram, table, head);
+        while entries.has_next() {
+            let Entry { addr, len, is_writable } = entries.next().map_err(broken)?;
             if len == 0 {
                 return Err(broken("of a length of 0"));
             }
@@ -259,7 +267,7 @@ impl VirtQueue {
             }
             chain.descriptors.push(Descriptor { addr, len });
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Puts the chain [taken](Self::pop) last back: it is the next again.
@@ -358,14 +366,6 @@ impl VirtQueue {
     #[cold]
     pub fn broken(&self, head: u16, why: &'static str) -> QueueError {
         QueueError::Chain { queue: self.index, head, why }
-    }
-
-    fn load(&self, addr: u64) -> Result<u16, QueueError> {
-        if let Some(index) = self.ram.load_index(GuestAddress(addr)) {
-            return Ok(index);
-        }
-        let value: Result<u16, _> = self.ram.load(GuestAddress(addr), Ordering::Relaxed);
-        value.map(u16::from_le).map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))
     }
 
     fn ring(&self, source: virtio_queue::Error) -> QueueError {

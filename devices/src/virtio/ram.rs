@@ -1,6 +1,7 @@
 //! Guest RAM as the data path accesses it.
 
 use std::iter::FusedIterator;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::bitmap::BS;
@@ -66,14 +67,14 @@ impl Ram {
     /// The two little-endian words there, if they are in the first region and aligned.
     #[inline(always)]
     pub(super) fn words(&self, addr: GuestAddress) -> Option<[u64; 2]> {
-        let words: *const u64 = self.host(addr, 16)?.cast_const().cast();
-        if !words.is_aligned() {
-            return None;
-        }
-        // SAFETY: both are within the region, which is mapped as long as `memory` lives, and aligned;
-        // others may write them meanwhile, and any bytes are a number.
-        let words = unsafe { [words.read_volatile(), words.add(1).read_volatile()] };
-        Some(words.map(u64::from_le))
+        self.table(addr, 1)?.words(0)
+    }
+
+    /// So many pairs of words there, if all are in the first region and aligned.
+    #[inline(always)]
+    pub(super) fn table(&self, addr: GuestAddress, count: u16) -> Option<Table<'_>> {
+        let host: *mut u64 = self.host(addr, 16 * usize::from(count))?.cast();
+        host.is_aligned().then_some(Table { host, count, _ram: PhantomData })
     }
 
     /// Writes two words, the first at this address, little-endian, if they are in the first region and
@@ -125,6 +126,31 @@ impl Ram {
         // of Rust is to guest RAM.
         unsafe { place.write_volatile(byte) };
         true
+    }
+}
+
+/// Pairs of words in guest RAM, one behind the other.
+pub(super) struct Table<'a> {
+    host: *const u64,
+    count: u16,
+    _ram: PhantomData<&'a Ram>,
+}
+
+impl Table<'_> {
+    /// The two little-endian words of a pair, if there are as many.
+    #[inline(always)]
+    pub(super) fn words(&self, index: u16) -> Option<[u64; 2]> {
+        if index >= self.count {
+            return None;
+        }
+        // SAFETY: `index` is below `count`, and all pairs are within the first region of a `Ram` that
+        // outlives this and keeps it mapped, and aligned; others may write them meanwhile, and any bytes
+        // are a number.
+        let words = unsafe {
+            let pair = self.host.add(2 * usize::from(index));
+            [pair.read_volatile(), pair.add(1).read_volatile()]
+        };
+        Some(words.map(u64::from_le))
     }
 }
 

@@ -97,16 +97,16 @@ impl Buffers {
 
     /// Keeps only the first `bytes` of those that are left.
     pub(super) fn truncate(&mut self, bytes: u64) {
-        let mut bytes = bytes;
-        let mut kept = self.done;
-        self.left = self.left.min(bytes);
-        while let Some(part) = self.parts.get_mut(kept).filter(|_| bytes > 0) {
-            kept += 1;
-            let take = bytes.min(part.iov_len as u64);
-            part.iov_len = usize::try_from(take).unwrap_or(part.iov_len);
-            bytes -= take;
+        // From the end on: mostly it is a status' byte that goes.
+        while let Some(beyond) = self.left.checked_sub(bytes).filter(|beyond| *beyond > 0) {
+            let Some(last) = self.parts.last_mut() else { return };
+            let take = beyond.min(last.iov_len as u64);
+            last.iov_len -= usize::try_from(take).unwrap_or(last.iov_len);
+            self.left -= take;
+            if last.iov_len == 0 {
+                self.parts.pop();
+            }
         }
-        self.parts.truncate(kept);
     }
 
     /// Makes the same parts of `other`.

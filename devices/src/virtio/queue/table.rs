@@ -9,7 +9,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 
-use crate::virtio::ram::Ram;
+use crate::virtio::ram::{Ram, Table};
 
 /// The size of a descriptor in bytes.
 const SIZE: u32 = 16;
@@ -27,10 +27,12 @@ pub(super) struct Entry {
 /// The descriptors of a chain, those of an indirect table instead of the one that refers to it.
 pub(super) struct Entries<'a> {
     ram: &'a Ram,
-    /// The table (GPA), and how many descriptors it has.
+    /// The table (GPA), how many descriptors it has, and where all of it is mapped, if it is in one piece.
     table: u64,
     size: u16,
-    next: Option<u16>,
+    host: Option<Table<'a>>,
+    next: u16,
+    has_next: bool,
     /// How many may follow: no more than the table has.
     left: u16,
     is_indirect: bool,
@@ -40,18 +42,25 @@ pub(super) struct Entries<'a> {
 impl<'a> Entries<'a> {
     /// Those of the chain that begins at `head` of a queue's table (GPA) of `size` descriptors.
     pub(super) fn new(ram: &'a Ram, (table, size): (u64, u16), head: u16) -> Self {
-        Self { ram, table, size, next: Some(head), left: size, is_indirect: false, bytes: 0 }
+        let host = ram.table(GuestAddress(table), size);
+        let (next, has_next, left) = (head, true, size);
+        Self { ram, table, size, host, next, has_next, left, is_indirect: false, bytes: 0 }
     }
 
-    /// The next one; `None` behind the last.
+    /// Whether there is a next one, which there is at first.
+    pub(super) fn has_next(&self) -> bool {
+        self.has_next
+    }
+
+    /// The next one.
     ///
     /// # Errors
     ///
     /// What is wrong with the chain.
     #[inline(always)]
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, &'static str> {
+    pub(super) fn next(&mut self) -> Result<Entry, &'static str> {
         loop {
-            let Some(index) = self.next else { return Ok(None) };
+            let index = self.next;
             if index >= self.size {
                 return Err("outside its table");
             }
@@ -59,8 +68,11 @@ impl<'a> Entries<'a> {
                 return Err("endless");
             }
             self.left -= 1;
-            let offset = u64::from(index) * u64::from(SIZE);
-            let [addr, rest] = self.read(self.table.wrapping_add(offset))?;
+            let words = match self.host.as_ref().and_then(|table| table.words(index)) {
+                Some(words) => words,
+                None => self.read_anywhere(index)?,
+            };
+            let [addr, rest] = words;
             let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
             let len = u32::from_le_bytes([l0, l1, l2, l3]);
             let flags = u32::from(u16::from_le_bytes([f0, f1]));
@@ -68,12 +80,12 @@ impl<'a> Entries<'a> {
                 self.enter(addr, len)?;
                 continue;
             }
-            let is_last = flags & VRING_DESC_F_NEXT == 0;
-            self.next = if is_last { None } else { Some(u16::from_le_bytes([n0, n1])) };
+            self.has_next = flags & VRING_DESC_F_NEXT != 0;
+            self.next = u16::from_le_bytes([n0, n1]);
             // Virtio 1.2, 2.7.5.2.
             self.bytes = self.bytes.checked_add(len).ok_or("of more than 4 GiB")?;
             let is_writable = flags & VRING_DESC_F_WRITE != 0;
-            return Ok(Some(Entry { addr: GuestAddress(addr), len, is_writable }));
+            return Ok(Entry { addr: GuestAddress(addr), len, is_writable });
         }
     }
 
@@ -85,21 +97,15 @@ impl<'a> Entries<'a> {
         let whole = Some(len / SIZE).filter(|_| len.is_multiple_of(SIZE));
         let size = whole.and_then(|size| u16::try_from(size).ok());
         self.size = size.ok_or("of an indirect table of no size that it can have")?;
-        (self.table, self.left, self.next, self.is_indirect) = (table, self.size, Some(0), true);
+        self.host = self.ram.table(GuestAddress(table), self.size);
+        (self.table, self.left, self.next, self.is_indirect) = (table, self.size, 0, true);
         Ok(())
     }
 
-    /// The words of the descriptor at `addr` (GPA).
-    #[inline(always)]
-    fn read(&self, addr: u64) -> Result<[u64; 2], &'static str> {
-        match self.ram.words(GuestAddress(addr)) {
-            Some(words) => Ok(words),
-            None => self.read_anywhere(addr),
-        }
-    }
-
+    /// The words of a descriptor of a table that isn't mapped in one piece.
     #[cold]
-    fn read_anywhere(&self, addr: u64) -> Result<[u64; 2], &'static str> {
+    fn read_anywhere(&self, index: u16) -> Result<[u64; 2], &'static str> {
+        let addr = self.table.wrapping_add(u64::from(index) * u64::from(SIZE));
         let words = self.ram.read_obj::<[u64; 2]>(GuestAddress(addr));
         words.map(|words| words.map(u64::from_le)).map_err(|_| "of a table outside guest RAM")
     }
