@@ -240,6 +240,20 @@ fn a_driver_with_few_buffers_is_waited_for_and_then_served() {
 }
 
 #[test]
+fn a_driver_with_few_buffers_is_not_waited_for_with_each_packet() {
+    let mut bench = Bench::new(0, 8);
+    let mut receiver = bench.receiver(true);
+    for n in 0..4 {
+        bench.driver.add(&[], &[(BUFFERS + n * 0x1000, 900)]);
+    }
+    (0..3).for_each(|_| drop(bench.send(80)));
+    let wait = receiver.handle(&mut bench.queue, FileEvent::Driver).unwrap();
+    assert!(matches!(wait, Wait::DriverFor(_)), "{wait:?}");
+    receiver.handle(&mut bench.queue, FileEvent::Timeout).unwrap();
+    assert_eq!(bench.driver.used().len(), 3);
+}
+
+#[test]
 fn what_waits_without_buffers_waits_for_the_driver_alone() {
     let mut bench = Bench::new(0, 8);
     let mut receiver = bench.receiver(true);
