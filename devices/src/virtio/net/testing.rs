@@ -1,5 +1,9 @@
 //! A driver in tests: the other end of a queue.
 
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -56,6 +60,15 @@ impl FakeDriver {
         self.memory.read_obj(GuestAddress(addr)).unwrap()
     }
 
+    /// Begins anew, as after a reset of the queue: with empty rings.
+    pub fn reset(&mut self) {
+        (self.free, self.available, self.seen) = (0, 0, 0);
+        let QueueAddresses { available, used, .. } = self.addresses;
+        let size = usize::from(self.size);
+        self.put(available, &vec![0; 6 + 2 * size]);
+        self.put(used, &vec![0; 6 + 8 * size]);
+    }
+
     /// Writes a descriptor.
     pub fn describe(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
         let at = self.addresses.descriptors + 16 * u64::from(index);
@@ -93,6 +106,36 @@ impl FakeDriver {
         }
         self.offer(head);
         head
+    }
+
+    /// Notifies the device of the chain that was made available last, if it asks for that.
+    pub fn notify(&self) {
+        fence(Ordering::SeqCst);
+        let event: u16 = self.read(self.addresses.used + 4 + 8 * u64::from(self.size));
+        if event == self.available.wrapping_sub(1) {
+            self.kick.write(1).unwrap();
+        }
+    }
+
+    /// Waits for the interrupt, if there is nothing that has come back, and answers what has.
+    pub fn wait(&mut self) -> Vec<(u16, u32)> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            // For a while without the interrupt, and at last after the device could see that it is wanted.
+            for _ in 0..2000 {
+                let used = self.used();
+                if !used.is_empty() {
+                    return used;
+                }
+                fence(Ordering::SeqCst);
+            }
+            let fd = self.call.as_raw_fd();
+            let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            // SAFETY: `poll` is one entry.
+            unsafe { libc::poll(&raw mut poll, 1, 1000) };
+            assert!(Instant::now() < deadline, "nothing comes back");
+            self.was_called();
+        }
     }
 
     /// The chains that have come back, with what was written to each.

@@ -13,6 +13,8 @@ use super::super::thread::{FileEvent, FileHandler, Wait};
 use super::testing::{self, FakeDriver, NEXT, WRITE};
 use super::*;
 
+mod wakeups;
+
 /// Where the rings are (GPA).
 const RINGS: u64 = 0x1000;
 
