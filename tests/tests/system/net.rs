@@ -32,6 +32,22 @@ fn has_feature(guest: &mut Guest, bit: usize) -> Result<bool, Failure> {
     Ok(bits.trim().as_bytes().get(bit) == Some(&b'1'))
 }
 
+/// Has the guest's driver reset its queues one by one (`VIRTIO_F_RING_RESET`), under way. Where an answer
+/// doesn't come, the failure says how far packets came, and whether the next one does.
+fn reset_queues(guest: &mut Guest) -> TestResult {
+    let sizes = [(64, 256), (256, 32), (128, 128)].map(|(receive, transmit)| {
+        format!("ping -c 1 -W 10 {HOST} >/dev/null && agent ring-size eth0 {receive} {transmit}")
+    });
+    let sizes = sizes.join(" && echo resized && ");
+    let counts = "grep Icmp: /proc/net/snmp; grep eth0 /proc/net/dev; cat /proc/net/raw; \
+                  ip neigh; grep virtio /proc/interrupts";
+    guest.sh(&format!(
+        "({{ {counts}; }} >/tmp/before; ping -A -c 300 {HOST} >/dev/null & {{ {sizes}; }} || \
+         {{ cat /tmp/before; {counts}; ping -c 3 -W 10 {HOST}; {counts}; exit 1; }}; wait)"
+    ))?;
+    Ok(())
+}
+
 /// How many bytes are sent in each direction.
 fn amount() -> u64 {
     if std::env::var_os(SOAK).is_some() { 64 << 20 } else { 4 << 20 }
@@ -56,14 +72,7 @@ fn packets_arrive_by_threads_and_by_vhost() -> TestResult {
         }
         exchange(&host, &mut guest, [HOST, GUEST], amount())?;
         DmaTest::default().pass(&mut guest)?;
-        // Its queues are reset one by one (VIRTIO_F_RING_RESET), under way.
-        let sizes = [(64, 256), (256, 32), (128, 128)].map(|(receive, transmit)| {
-            format!(
-                "ping -c 1 -W 10 {HOST} >/dev/null && agent ring-size eth0 {receive} {transmit}"
-            )
-        });
-        let sizes = sizes.join(" && ");
-        guest.sh(&format!("(ping -A -c 300 {HOST} >/dev/null & {sizes} && wait)"))?;
+        reset_queues(&mut guest)?;
         exchange(&host, &mut guest, [HOST, GUEST], 100_000)?;
         // The driver goes and comes, which resets the device.
         guest.sh(
