@@ -20,8 +20,9 @@ const MUCH: u32 = 18_000;
 /// More lines than anybody wants to read.
 const FLOOD: u32 = 1000;
 
-/// How long an end may take that waits for nobody, on a busy machine.
-const SOON: Duration = Duration::from_secs(30);
+/// How long an end may take that waits for nobody, on a busy machine. Who waits for the reader of
+/// [`unread`] does so for longer.
+const SOON: Duration = Duration::from_secs(240);
 
 fn board() -> Board {
     Board::new()
@@ -191,10 +192,10 @@ fn a_signal_during_planning_ends_the_run() -> TestResult {
     let run = format!("run --kernel /k/wait --bind --vfio-platform {}", PLATFORM_DMA[0]);
     let strait = host.strait(&format!("{run} --vfio-user /tmp/hung.sock"))?;
     until_thread(&host, "vfio-user")?;
-    let began = Instant::now();
     strait.signal(SIGTERM)?;
     assert_eq!(strait.exit_status()?, 128 + SIGTERM, "{}", strait.output());
-    assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
+    // It didn't wait until the server's time was over.
+    assert!(!strait.output().contains("doesn't answer"), "{}", strait.output());
     assert_eq!(host.driver(PLATFORM_DMA[0])?, before);
     // Whatever it is about to do: bind, open, reset, pin.
     for tenths in 0..6 {

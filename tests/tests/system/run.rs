@@ -76,7 +76,9 @@ fn a_silent_guest_is_reported_once() -> TestResult {
     assert_eq!(end(&host, silent)?, (124, still.to_owned()));
     let options = "--timeout 11.5 --stats /tmp/stats";
     let (_, said) = end(&host, &Launch::model().does("idle").with(options).arguments())?;
-    assert!(said.ends_with(still) && !said.contains("strait: warn"), "{said}");
+    // On a busy machine it may take as long to its first word.
+    let is_told_too_late = said.find("strait: warn").is_some_and(|at| at > 0);
+    assert!(said.ends_with(still) && !is_told_too_late, "{said}");
     // The look at the console is no wake-up that the guest caused: the end is the only one.
     host.sh("grep -q '\"event_loop_wakeups\": 1,' /tmp/stats")?;
     Ok(())

@@ -1,7 +1,5 @@
 //! PCI devices of other processes: a server in the model host, and its device in a guest.
 
-use std::time::{Duration, Instant};
-
 use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, TestResult};
 
 /// Where the server listens.
@@ -239,9 +237,10 @@ fn a_signal_ends_a_run_that_waits_for_a_server() -> TestResult {
     let mut guest = guest(&host)?;
     guest.begin(&format!("agent vfio-user wrong {DEVICE} 2"))?;
     host.until(&format!("grep -q '^State:.T' /proc/{pid}/status"))?;
-    let asked = Instant::now();
     guest.process().signal(15)?;
     assert_eq!(guest.exit_status()?, 128 + 15);
-    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    // Not when the server's time was over.
+    let said = guest.process().output();
+    assert!(!said.contains("doesn't answer"), "{said}");
     Ok(())
 }

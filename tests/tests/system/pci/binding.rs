@@ -1,7 +1,5 @@
 //! Devices on the host: shown, bound, and refused where the host uses them.
 
-use std::time::{Duration, Instant};
-
 use tests::harness::payload;
 use tests::harness::{Board, Bus, Host, Launch, TestResult};
 
@@ -146,14 +144,13 @@ fn devices_in_use_by_the_host_are_refused_by_name() -> TestResult {
     // A share's driver waits until it is unmounted.
     host.sh("mkdir /share && mount -t 9p -o trans=virtio share /share && ls /share")?;
     refused(&host, share, "9p share share is mounted on /share")?;
-    let started = Instant::now();
     let run = host.strait(&format!("run --kernel /k/off --bind --force --vfio-pci {share}"))?;
     host.until(&format!("[ ! -e /sys/bus/pci/devices/{share}/driver ]"))?;
     run.signal(15)?;
     assert_eq!(run.exit_status()?, 128 + 15);
     let said = run.output();
     assert!(said.contains("driver/unbind") && said.contains("waits in msleep"), "{said}");
-    assert!(started.elapsed() < Duration::from_secs(9), "a signal is heard: {said}");
+    assert!(!said.contains("hasn't answered"), "a signal is heard before that: {said}");
     // Until then it can't be given back either, which is told in time.
     let restore = host.run(&format!("strait device unbind {share}"))?;
     assert_eq!(restore.status, 1);
