@@ -117,6 +117,19 @@ impl Register {
         let start = self.offset.saturating_add(u64::from(number).saturating_mul(self.stride));
         (self.region, start..start.saturating_add(self.bytes.into()))
     }
+
+    /// What of an access with this value, to these offsets, is that of one of them.
+    fn part(&self, number: u32, accessed: Range<u64>, value: u64) -> Option<Part<'_>> {
+        let (_, at) = self.place(number);
+        let (from, to) = (accessed.start.max(at.start), accessed.end.min(at.end));
+        let length = to.checked_sub(from).filter(|length| *length > 0)?;
+        let behind = value.checked_shr(bits(from - accessed.start)).unwrap_or_default();
+        let skipped = from - at.start;
+        let bytes = [skipped, skipped.saturating_add(length)].map(|n| bits(n) / 8);
+        let value = (behind & mask(bits(length))) << bits(skipped);
+        let number = (self.count > 1).then_some(number);
+        Some(Part { register: self, number, bytes: bytes.into(), value })
+    }
 }
 
 fn is_name(name: &str) -> bool {
@@ -154,8 +167,8 @@ impl RegisterTable {
         places
     }
 
-    /// What of an access of so many bytes at `offset` of a region is which register's, in their order. Nothing
-    /// for what the table doesn't have.
+    /// What of an access of so many bytes, up to 8, at `offset` of a region is which register's, in their order.
+    /// Nothing for what the table doesn't have.
     pub fn parts(
         &self,
         region: u32,
@@ -167,20 +180,13 @@ impl RegisterTable {
         let is_near = move |register: &&Register| {
             register.region == region && register.offset < end && offset < register.end()
         };
-        self.0.iter().filter(is_near).filter_map(move |register| {
-            // Of several, the first that may be touched; an access isn't longer than the stride of any.
+        self.0.iter().filter(is_near).flat_map(move |register| {
+            // Of several, from the first that may be touched on: each byte touches at most one.
             let passed = offset.saturating_sub(register.offset);
-            let number = passed.checked_div(register.stride).unwrap_or_default();
-            let number = u32::try_from(number).ok().filter(|number| *number < register.count)?;
-            let (_, at) = register.place(number);
-            let (from, to) = (offset.max(at.start), end.min(at.end));
-            let length = to.checked_sub(from).filter(|length| *length > 0)?;
-            let behind = value.checked_shr(bits(from - offset)).unwrap_or_default();
-            let skipped = from - at.start;
-            let bytes = [skipped, skipped.saturating_add(length)].map(|n| bits(n) / 8);
-            let value = (behind & mask(bits(length))) << bits(skipped);
-            let number = (register.count > 1).then_some(number);
-            Some(Part { register, number, bytes: bytes.into(), value })
+            let first = passed.checked_div(register.stride).unwrap_or_default();
+            let first = u32::try_from(first).unwrap_or(u32::MAX);
+            let numbers = (first..register.count).take(usize::try_from(width).unwrap_or_default());
+            numbers.filter_map(move |number| register.part(number, offset..end, value))
         })
     }
 }
@@ -329,6 +335,8 @@ mod tests {
 006/8 BYTE
 010*4+8 CHANNEL STATE=3:0
 040/64 WIDE HIGH=63:60 LOW=3:0
+050*4+4 ROW
+060*8+1/8 BYTES
 ";
 
     /// What an access is said to be.
@@ -359,6 +367,11 @@ mod tests {
             // Of 64 bits, at once and by halves.
             (0x40, 8, 0x9000_0000_0000_0001, "WIDE:9000000000000001 HIGH=9 LOW=1"),
             (0x44, 4, 0x9000_0000, "WIDE.4:9000000000000000 HIGH=9"),
+            // Several of several, and from between them on.
+            (0x50, 8, 0x2_0000_0001, "ROW0:1, ROW1:2"),
+            (0x5c, 8, 0x0807_0605_0000_0003, "ROW3:3, BYTES0:5, BYTES1:6, BYTES2:7, BYTES3:8"),
+            (0x62, 4, 0x4433_2211, "BYTES2:11, BYTES3:22, BYTES4:33, BYTES5:44"),
+            (0x14, 8, 0x12_0000_0001, "CHANNEL1:12 STATE=2"),
             (0x1000, 4, 1, ""),
             (u64::MAX, 4, 1, ""),
         ] {
