@@ -29,8 +29,8 @@ enum Form {
 pub struct Names {
     /// The device.
     pub device: String,
-    /// How many interrupts it has.
-    pub interrupts: u32,
+    /// Its interrupts: whether each is a level, which the guest ends.
+    pub interrupts: Vec<bool>,
     /// Its registers.
     pub table: RegisterTable,
     /// What it has by SCMI is named there.
@@ -65,9 +65,9 @@ impl Format {
         Self { names, form }
     }
 
-    /// What comes first.
-    pub fn header(&self) -> String {
-        match &self.form {
+    /// What comes first, once.
+    pub fn header(&mut self) -> String {
+        match &mut self.form {
             Form::Text | Form::Json => String::new(),
             Form::Vcd(signals) => signals.header(),
         }

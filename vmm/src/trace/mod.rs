@@ -119,7 +119,7 @@ impl Tracer {
             let TracePlan { device, out, format, table, filter, last, trigger, pc, taps: own } =
                 plan;
             let sink = Sink::open(out.as_deref(), &device)?;
-            let interrupts = u32::try_from(own.len()).unwrap_or(u32::MAX);
+            let interrupts = own.iter().map(|tap| tap.polled().1.is_some()).collect();
             let names = Names { device: device.clone(), interrupts, table, scmi: scmi.cloned() };
             let trace = Arc::new(Trace {
                 name: device,

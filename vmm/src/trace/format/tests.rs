@@ -32,7 +32,12 @@ fn events() -> Vec<Record> {
 /// What a trace of them is, of which one was lost and two left out.
 fn written(format: TraceFormat) -> String {
     let table = RegisterTable::parse(TABLE);
-    let names = Names { device: "1.qcom,dma \"x\"".into(), interrupts: 2, table, scmi: None };
+    let names = Names {
+        device: "1.qcom,dma \"x\"".into(),
+        interrupts: vec![false, true],
+        table,
+        scmi: None,
+    };
     let mut format = Format::new(format, names);
     let mut text = format.header();
     format.left_out(2, &mut text);
@@ -96,7 +101,7 @@ $var event 1 $ write $end
 $var event 1 % reset $end
 $var wire 64 & offset $end
 $var wire 64 ' value $end
-$var wire 1 ( interrupt0 $end
+$var event 1 ( interrupt0 $end
 $var wire 1 ) interrupt1 $end
 $var wire 32 * CTRL $end
 $var wire 16 + FIFO0 $end
@@ -135,6 +140,7 @@ b1111111111111111111111111111111111111111111111111111111111111111 '
 0)
 #7000000005
 1%
+0)
 $comment 1 events lost $end
 ";
     assert_eq!(written(TraceFormat::Vcd), expected);

@@ -1,6 +1,6 @@
 //! A value change dump (IEEE 1364-2005, 18.2 "Format of the four state VCD file"), as GTKWave and others show
-//! it: a vector for each register, with what was read or written last; an event for each read and write;
-//! a wire for each interrupt, which is high until the guest has ended it.
+//! it: a vector for each register, with what was read or written last; an event for each read,
+//! write and edge; a wire for each level, which is high until the guest has ended it, or begins anew.
 
 use std::fmt::Write;
 
@@ -23,6 +23,8 @@ const FIRST_INTERRUPT: usize = 7;
 /// The signals of a device: by their numbers, the first ones, interrupts, registers.
 pub(super) struct Signals {
     header: String,
+    /// Whether each interrupt is a level.
+    levels: Vec<bool>,
     first_register: usize,
     /// When the last event was.
     time: Option<u64>,
@@ -30,10 +32,11 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn new(names: &Names) -> Self {
-        let interrupts = usize::try_from(names.interrupts).unwrap_or_default();
+        let levels = names.interrupts.clone();
         let mut signals = Self {
             header: String::new(),
-            first_register: FIRST_INTERRUPT.saturating_add(interrupts),
+            first_register: FIRST_INTERRUPT.saturating_add(levels.len()),
+            levels,
             time: None,
         };
         // Writing to a string can't fail.
@@ -58,8 +61,10 @@ impl Signals {
         for (number, (kind, name)) in own.into_iter().enumerate() {
             writeln!(text, "$var {kind} {} {name} $end", identifier(number))?;
         }
-        for (number, index) in (FIRST_INTERRUPT..).zip(0..names.interrupts) {
-            writeln!(text, "$var wire 1 {} interrupt{index} $end", identifier(number))?;
+        for (index, is_level) in self.levels.iter().enumerate() {
+            let kind = if *is_level { "wire" } else { "event" };
+            let id = identifier(FIRST_INTERRUPT.saturating_add(index));
+            writeln!(text, "$var {kind} 1 {id} interrupt{index} $end")?;
         }
         let mut number = self.first_register;
         for register in names.table.registers() {
@@ -74,8 +79,8 @@ impl Signals {
         Ok(())
     }
 
-    pub(super) fn header(&self) -> String {
-        self.header.clone()
+    pub(super) fn header(&mut self) -> String {
+        std::mem::take(&mut self.header)
     }
 
     pub(super) fn record(&mut self, table: &RegisterTable, record: &Record, text: &mut String) {
@@ -104,7 +109,12 @@ impl Signals {
                 let (_, command) = call.words();
                 writeln!(text, "$comment {command} {:#x} $end", call.argument)
             }
-            Event::Reset => writeln!(text, "1{}", identifier(RESET)),
+            Event::Reset => {
+                writeln!(text, "1{}", identifier(RESET))?;
+                // What was signalled before is forgotten.
+                let mut levels = (0..).zip(&self.levels).filter(|(_, is_level)| **is_level);
+                levels.try_for_each(|(index, _)| self.interrupt(index, 0, text))
+            }
         }
     }
 

@@ -14,9 +14,13 @@ fn event(number: u32) -> Record {
     Record { time: 0, cpu: 0, event: Event::Ended(number), pc: 0 }
 }
 
-fn format() -> Format {
+fn names() -> Names {
     let (table, scmi) = (RegisterTable::default(), None);
-    Format::new(TraceFormat::Text, Names { device: "x".into(), interrupts: 1, table, scmi })
+    Names { device: "x".into(), interrupts: vec![true], table, scmi }
+}
+
+fn format() -> Format {
+    Format::new(TraceFormat::Text, names())
 }
 
 /// A file of a test's own, gone at its end.
