@@ -58,7 +58,12 @@ fn accessed(names: &Names, access: &Access, text: &mut String) -> std::fmt::Resu
         write!(text, r#"{comma}{{"name":"{part}","value":"{:#x}","fields":{{"#, part.value)?;
         for (index, (field, value)) in part.fields().enumerate() {
             let comma = if index > 0 { "," } else { "" };
-            write!(text, r#"{comma}"{}":{value}"#, field.name)?;
+            write!(text, r#"{comma}"{}":"#, field.name)?;
+            if field.high.saturating_sub(field.low) < 53 {
+                write!(text, "{value}")?;
+            } else {
+                write!(text, r#""{value:#x}""#)?;
+            }
         }
         text.push_str("}}");
     }

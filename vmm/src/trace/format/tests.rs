@@ -89,6 +89,20 @@ fn each_line_of_json_is_an_object() {
 }
 
 #[test]
+fn numbers_that_javascript_has_not_are_texts() {
+    let table = RegisterTable::parse("000/64 ADDRESS ALL=63:0 LOW=51:0 TOP=63:60\n");
+    let names = Names { device: "x".into(), interrupts: Vec::new(), table, scmi: None };
+    let mut text = String::new();
+    let event = Event::Access(Access::new(true, 0, 0, &[0xff; 8]));
+    Format::new(TraceFormat::Json, names).record(&Record { event, ..events()[0] }, &mut text);
+    let object: Value = serde_json::from_str(&text).unwrap();
+    let expected = serde_json::json!(
+        { "ALL": "0xffffffffffffffff", "LOW": (1_u64 << 52) - 1, "TOP": 15 }
+    );
+    assert_eq!(object["registers"][0]["fields"], expected);
+}
+
+#[test]
 fn a_value_change_dump_has_a_signal_for_each_register() {
     let expected = "\
 $version strait $end
