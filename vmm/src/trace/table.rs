@@ -21,8 +21,9 @@ use toml::de::{DeTable, DeValue};
 use crate::error::Error;
 use crate::toml_file;
 
-/// The most registers.
-const MAX_REGISTERS: usize = 4096;
+/// The most names of registers, and the most registers, of which several may have one.
+const MAX_NAMES: usize = 4096;
+const MAX_REGISTERS: u32 = 1 << 16;
 
 /// Reads the file at `path`.
 ///
@@ -41,13 +42,18 @@ pub fn read(path: &Path) -> Result<RegisterTable, Error> {
 fn parse(text: &str) -> Result<RegisterTable, String> {
     let table = DeTable::parse(text).map_err(|e| e.message().to_owned())?;
     let table = table.get_ref();
-    if table.len() > MAX_REGISTERS {
-        return Err(format!("it has more than {MAX_REGISTERS} registers"));
+    if table.len() > MAX_NAMES {
+        return Err(format!("it has more than {MAX_NAMES} names of registers"));
     }
     let registers = table.iter().map(|(name, value)| {
         register(name.get_ref(), value).map_err(|why| format!("{}: {why}", name.get_ref()))
     });
-    registers.collect::<Result<_, _>>().map(RegisterTable::new)
+    let registers = registers.collect::<Result<Vec<_>, _>>()?;
+    let count = registers.iter().fold(0, |sum: u32, one| sum.saturating_add(one.count));
+    if count > MAX_REGISTERS {
+        return Err(format!("it has more than {MAX_REGISTERS} registers"));
+    }
+    Ok(RegisterTable::new(registers))
 }
 
 fn register(name: &str, value: &Spanned<DeValue<'_>>) -> Result<Register, String> {
@@ -137,5 +143,13 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn there_are_so_many_registers_at_most() {
+        let several = |n: u32| format!("[r{n}]\noffset = 0\ncount = 1024\n");
+        let table = |count: u32| parse(&(0..count).map(several).collect::<String>());
+        assert!(table(64).is_ok());
+        assert!(table(65).unwrap_err().contains("65536 registers"));
     }
 }
