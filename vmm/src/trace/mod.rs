@@ -62,12 +62,12 @@ impl Trace {
             };
             places.iter().any(touches)
         };
+        let trigger = self.trigger.as_ref();
+        let asks = trigger.is_some_and(|(places, value)| access.value == *value && is_in(places));
         if self.filter.as_ref().is_none_or(|filter| is_in(filter)) {
-            let asks = self
-                .trigger
-                .as_ref()
-                .is_some_and(|(places, value)| access.value == *value && is_in(places));
             self.put(Event::Access(access), asks);
+        } else if asks && self.on.load(Ordering::Relaxed) {
+            self.stream.ask();
         }
     }
 
@@ -207,6 +207,38 @@ impl Tracer {
                 0 => {}
                 lost => log::warn!("{}: {lost} events of its trace were lost", trace.name),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trigger_needs_not_be_among_what_is_recorded() {
+        let trace = |filter| Trace {
+            name: "x".into(),
+            filter,
+            trigger: Some((vec![(0, 0x10..0x14)], 7)),
+            pc: false,
+            on: AtomicBool::new(true),
+            stream: Stream::new(Instant::now(), Some(4)),
+            firmware: Vec::new(),
+            writer: Mutex::default(),
+        };
+        for filter in [None, Some(vec![(0, 0..4)])] {
+            let trace = trace(filter);
+            for (offset, value) in [(0, 7), (0x10, 6), (0x14, 7)] {
+                trace.note_access(Access::new(true, 0, offset, &[value, 0, 0, 0]));
+                assert!(!trace.stream.is_asked());
+            }
+            trace.on.store(false, Ordering::Relaxed);
+            trace.note_access(Access::new(true, 0, 0x10, &[7, 0, 0, 0]));
+            assert!(!trace.stream.is_asked(), "it is off");
+            trace.on.store(true, Ordering::Relaxed);
+            trace.note_access(Access::new(true, 0, 0x10, &[7, 0, 0, 0]));
+            assert!(trace.stream.is_asked());
         }
     }
 }

@@ -192,6 +192,12 @@ impl Stream {
     fn state(&self) -> MutexGuard<'_, State> {
         sync::lock(&self.state)
     }
+
+    /// Whether events were asked for that nobody has taken.
+    #[cfg(test)]
+    pub(super) fn is_asked(&self) -> bool {
+        !self.state().ready.is_empty()
+    }
 }
 
 /// How much is handed to a file at once, in bytes.
