@@ -174,17 +174,23 @@ impl Stream {
     /// `stop`. How many events were lost.
     pub fn finish(&self, stop: impl Fn() -> bool) -> u64 {
         let mut state = self.state();
-        if self.last.is_some() {
-            state.ask();
-        }
-        state.ended = true;
-        self.filled.notify_all();
         let end = Instant::now() + PATIENCE;
-        while !state.finished && Instant::now() < end && !stop() {
+        loop {
+            // Those that were asked for before are taken first: else the newest would be lost.
+            if !state.ended && state.ready.is_empty() {
+                if self.last.is_some() {
+                    state.ask();
+                }
+                state.ended = true;
+                self.filled.notify_all();
+            }
+            if state.finished || Instant::now() >= end || stop() {
+                break;
+            }
             let waited = self.written.wait_timeout(state, INTERVAL);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.abandoned = true;
+        (state.ended, state.abandoned) = (true, true);
         let left = state.filling.len().saturating_add(state.ready.len()) as u64;
         state.all_lost.saturating_add(left)
     }

@@ -109,6 +109,28 @@ fn only_the_newest_are_written_when_they_are_asked_for_and_at_the_end() {
 }
 
 #[test]
+fn the_newest_are_written_at_the_end_although_others_wait() {
+    let file = Scratch::new("end");
+    let stream = Arc::new(Stream::new(Instant::now(), Some(3)));
+    stream.begin();
+    for number in 0..7 {
+        stream.put(event(number), number == 4);
+    }
+    let ends = thread::spawn({
+        let stream = stream.clone();
+        move || stream.finish(|| false)
+    });
+    // Busy with a slow disk until then, say.
+    thread::sleep(Duration::from_millis(50));
+    stream.write(format(), &Sink::open(Some(&file.0), "x").unwrap());
+    assert_eq!(ends.join().unwrap(), 0);
+    let lines = file.lines();
+    let words = |line: &String| line.split_once("interrupt ").map(|(_, rest)| rest.to_owned());
+    let numbers: Vec<_> = lines.iter().filter_map(words).collect();
+    assert_eq!(numbers, ["2 ended", "3 ended", "4 ended", "5 ended", "6 ended"]);
+}
+
+#[test]
 fn a_full_disk_holds_nobody_up() {
     let (stream, thread) = started(None, Path::new("/dev/full"));
     for number in 0..100 {
