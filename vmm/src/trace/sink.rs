@@ -19,7 +19,7 @@ pub struct Sink {
     /// `None` for standard error, which takes lines and drops what isn't read.
     file: Option<File>,
     name: String,
-    /// That it can't be written has been said.
+    /// It couldn't be written once, and isn't any more.
     failed: AtomicBool,
 }
 
@@ -35,17 +35,19 @@ impl Sink {
         Ok(Self { file, name: name.to_owned(), failed: AtomicBool::new(false) })
     }
 
-    /// Writes all of this, and waits for a reader unless `given_up`. Whether it could; that it can't is logged
-    /// once.
+    /// Writes all of this, and waits for a reader unless `given_up`. Whether it could; where it can't, that is
+    /// logged, and nothing follows: who reads it would go on in the middle of a line.
     pub fn write(&self, text: &str, given_up: impl Fn() -> bool) -> bool {
         let Some(file) = &self.file else {
             text.split_inclusive('\n').for_each(output::say);
             return true;
         };
-        let Err(error) = write(file, text.as_bytes(), given_up) else { return true };
-        if !self.failed.swap(true, Ordering::Relaxed) {
-            log::warn!("{}: its trace can't be written, what fails is lost: {error}", self.name);
+        if self.failed.load(Ordering::Relaxed) {
+            return false;
         }
+        let Err(error) = write(file, text.as_bytes(), given_up) else { return true };
+        self.failed.store(true, Ordering::Relaxed);
+        log::warn!("{}: its trace ends here, for it can't be written: {error}", self.name);
         false
     }
 }

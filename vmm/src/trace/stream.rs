@@ -112,7 +112,7 @@ impl Stream {
     /// Writes what comes, until the end. What the thread does.
     pub fn write(&self, mut format: Format, sink: &Sink) {
         let mut batch = VecDeque::with_capacity(self.last.unwrap_or(CAPACITY));
-        let mut text = format.header();
+        let (mut text, mut events) = (format.header(), 0);
         loop {
             let mut state = self.await_events();
             let ended = state.ended;
@@ -127,14 +127,15 @@ impl Stream {
             }
             for record in batch.drain(..) {
                 format.record(&record, &mut text);
+                events += 1;
                 if text.len() >= PART {
-                    self.hand_over(&mut text, sink);
+                    self.hand_over(&mut text, std::mem::take(&mut events), sink);
                 }
             }
             if lost > 0 {
                 format.lost(lost, &mut text);
             }
-            self.hand_over(&mut text, sink);
+            self.hand_over(&mut text, std::mem::take(&mut events), sink);
             if ended {
                 break;
             }
@@ -143,13 +144,12 @@ impl Stream {
         self.written.notify_all();
     }
 
-    /// Writes this, and forgets it.
-    fn hand_over(&self, text: &mut String, sink: &Sink) {
+    /// Writes this, which so many events are, and forgets it.
+    fn hand_over(&self, text: &mut String, events: u64, sink: &Sink) {
         let written = sink.write(text, || self.state().abandoned);
         if !written {
-            let lines = text.bytes().filter(|byte| *byte == b'\n').count() as u64;
             let mut state = self.state();
-            state.all_lost = state.all_lost.saturating_add(lines);
+            state.all_lost = state.all_lost.saturating_add(events);
         }
         text.clear();
         self.written.notify_all();

@@ -132,6 +132,15 @@ fn the_newest_are_written_at_the_end_although_others_wait() {
 
 #[test]
 fn a_full_disk_holds_nobody_up() {
+    // Events are counted, of whatever form.
+    let stream = Stream::new(Instant::now(), None);
+    for number in 0..100 {
+        stream.put(event(number), false);
+    }
+    stream.state().ended = true;
+    let sink = Sink::open(Some(Path::new("/dev/full")), "x").unwrap();
+    stream.write(Format::new(TraceFormat::Vcd, names()), &sink);
+    assert_eq!(stream.finish(|| false), 100);
     let (stream, thread) = started(None, Path::new("/dev/full"));
     for number in 0..100 {
         stream.put(event(number), false);
@@ -164,6 +173,24 @@ fn a_reader_that_goes_or_stalls_holds_nobody_up() {
         assert!(stream.state().all_lost > 20_000, "{}", stream.state().all_lost);
         drop(reader);
     }
+}
+
+#[test]
+fn what_fails_ends_a_trace() {
+    let pipe = Scratch::new("ends");
+    let name = std::ffi::CString::new(pipe.0.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: the name is a C string.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let mut options = fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options.read(true), libc::O_NONBLOCK);
+    let reader = options.open(&pipe.0).unwrap();
+    let sink = Sink::open(Some(&pipe.0), "x").unwrap();
+    assert!(sink.write("1\n", || false));
+    drop(reader);
+    assert!(!sink.write("2\n", || false));
+    // Whoever comes later would begin in the middle.
+    let _reader = options.open(&pipe.0).unwrap();
+    assert!(!sink.write("3\n", || false));
 }
 
 #[test]
