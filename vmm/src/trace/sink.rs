@@ -1,6 +1,6 @@
 //! Where a trace goes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,8 +24,9 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Opens what is at `path`: a file is made anew, readable by its owner only, for what a guest writes may
-    /// be secret; a named pipe has to have a reader. Standard error without a path. `name` is the trace's.
+    /// Opens what is at `path`: a file is made anew, in the place of what was there and readable by its owner
+    /// only, for what a guest writes may be secret; a named pipe has to have a reader. Standard error without a
+    /// path. `name` is the trace's.
     ///
     /// # Errors
     ///
@@ -74,8 +75,13 @@ fn open(path: &Path, name: &str) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     // A link may have been planted, and a pipe may have no reader.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
-    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
-    options.open(path).map_err(|error| {
+    options.write(true).mode(0o600).custom_flags(flags);
+    let is_file = fs::symlink_metadata(path).map(|there| there.is_file());
+    if !matches!(is_file, Ok(false)) {
+        options.create_new(true);
+    }
+    let removed = if matches!(is_file, Ok(true)) { fs::remove_file(path) } else { Ok(()) };
+    removed.and_then(|()| options.open(path)).map_err(|error| {
         let (why, help) = match error.raw_os_error() {
             Some(libc::ENXIO) => {
                 ("nobody reads that pipe".to_owned(), "its reader first: cat PIPE & strait run …")

@@ -21,6 +21,7 @@ pub(super) fn check(options: &mut RunOptions, console_is_given: bool) -> Result<
     check_consoles(options, console_is_given)?;
     check_balloon(options)?;
     check_monitor(options)?;
+    check_traces(options)?;
     if options.bind && options.dry_run {
         return Err(Error::usage("--dry-run changes no drivers, so it can't --bind")
             .help("--dry-run alone: devices needn't be bound for it"));
@@ -111,6 +112,18 @@ fn check_monitor(options: &RunOptions) -> Result<(), Error> {
             .help("--console file:/dev/null, and nobody sees it")),
         None => Ok(()),
     }
+}
+
+/// Checks that no trace takes the place of another.
+fn check_traces(options: &RunOptions) -> Result<(), Error> {
+    let mut files: Vec<_> = options.trace.iter().filter_map(|trace| trace.out.as_ref()).collect();
+    while let Some(file) = files.pop() {
+        if files.contains(&file) {
+            let why = format!("--trace …,out={}: it is another trace's, too", file.display());
+            return Err(Error::usage(why).help("out=FILE with another name for each device"));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that memory can be given back.

@@ -157,6 +157,13 @@ fn standard_input_is_one_console_s() {
 }
 
 #[test]
+fn each_trace_has_a_file_of_its_own() {
+    let error = run(&["--trace", "a,out=x", "--trace", "b", "--trace", "c,out=x"]).unwrap_err();
+    assert!(error.message().contains("out=x"), "{}", error.message());
+    assert!(run(&["--trace", "a,out=x", "--trace", "b", "--trace", "c,out=y"]).is_ok());
+}
+
+#[test]
 fn of_two_values_none_is_taken() {
     for (option, first, second) in [
         ("--kernel", "a", "b"),

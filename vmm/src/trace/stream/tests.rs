@@ -194,6 +194,22 @@ fn what_fails_ends_a_trace() {
 }
 
 #[test]
+fn a_file_is_made_anew() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (file, other) = (Scratch::new("anew"), Scratch::new("other"));
+    fs::write(&other.0, "mine").unwrap();
+    fs::set_permissions(&other.0, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::hard_link(&other.0, &file.0).unwrap();
+    assert!(Sink::open(Some(&file.0), "x").unwrap().write("new", || false));
+    assert_eq!(fs::metadata(&file.0).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        (fs::read(&file.0).unwrap(), fs::read(&other.0).unwrap()),
+        (b"new".into(), b"mine".into())
+    );
+}
+
+#[test]
 fn links_are_left_alone() {
     let (file, link) = (Scratch::new("file"), Scratch::new("link"));
     fs::write(&file.0, "mine").unwrap();
