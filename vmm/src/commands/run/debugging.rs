@@ -75,7 +75,9 @@ impl Debugged {
             },
         };
         let guest = Guest::new(cpus, memory.clone(), gate, Box::new(info));
-        Debugger::start(listener, guest, move || context.end(ExitReason::Quit))
+        Debugger::start(listener, guest, move || {
+            context.end(ExitReason::Quit);
+        })
     }
 }
 

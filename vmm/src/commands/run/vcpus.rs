@@ -225,10 +225,11 @@ impl VcpuContext {
         lock(&self.exit_reason).is_some()
     }
 
-    /// Ends the run. The first reason stands.
-    pub fn end(&self, reason: ExitReason) {
-        lock(&self.exit_reason).get_or_insert(reason);
+    /// Ends the run, or the guest's life. The first reason stands. Whether the guest may begin anew then.
+    pub fn end(&self, reason: ExitReason) -> bool {
+        let is_reset = matches!(lock(&self.exit_reason).get_or_insert(reason), ExitReason::Reset);
         self.waker.stop();
+        is_reset && self.restarts
     }
 
     /// The vCPUs' registers aren't what a debugger has left in them.
@@ -295,9 +296,8 @@ impl VcpuContext {
                 Err(e) => Some(run_failed(index, &e)),
             };
             if let Some(reason) = reason {
-                let is_reset = matches!(reason, ExitReason::Reset);
-                self.end(reason);
-                return is_reset && self.restarts;
+                // Where another vCPU was first, this one is needed again.
+                return self.end(reason);
             }
         }
         if passage == Passage::Over || self.hold.is_over() {
@@ -397,3 +397,6 @@ impl VcpuContext {
 fn run_failed(index: usize, e: &io::Error) -> ExitReason {
     ExitReason::Failed(Error::new(format!("vCPU {index} can't run: {e}")))
 }
+
+#[cfg(test)]
+mod tests;
