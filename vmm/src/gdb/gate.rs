@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arch::debug::{DebuggedCpu, Stop};
@@ -29,6 +29,8 @@ pub enum Passage {
 /// Holds vCPU threads up.
 pub struct Gate {
     state: Mutex<State>,
+    /// Locked by who changes registers of vCPUs that are here, before the state.
+    registers: Mutex<()>,
     /// Notified when the state has changed.
     changed: Condvar,
     /// vCPUs are to come to the gate.
@@ -42,8 +44,10 @@ struct State {
     vcpus: Vec<VcpuState>,
     /// Threads are wanted elsewhere.
     away: bool,
-    /// Registers aren't what they were when a debugger last looked.
-    was_reset: bool,
+    /// All vCPUs are stopped, whatever else some have stopped for.
+    is_paused: bool,
+    /// How often the guest was reset.
+    resets: u64,
     /// The run is over, with this exit status.
     ended: Option<u8>,
 }
@@ -68,10 +72,10 @@ impl Gate {
     pub fn new(vcpus: usize, is_open: bool) -> io::Result<Self> {
         let state = || VcpuState { may_run: is_open, ..VcpuState::default() };
         let vcpus = (0..vcpus).map(|_| state()).collect();
-        let state = State { vcpus, ..State::default() };
+        let state = State { vcpus, is_paused: !is_open, ..State::default() };
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        let (changed, pausing) = Default::default();
-        Ok(Self { state: Mutex::new(state), changed, pausing, event })
+        let (registers, changed, pausing) = Default::default();
+        Ok(Self { state: Mutex::new(state), registers, changed, pausing, event })
     }
 
     /// Makes the calling thread that of vCPU `index`.
@@ -135,20 +139,39 @@ impl Gate {
         lock(&self.state).away = false;
     }
 
-    /// The guest was reset.
-    pub fn note_reset(&self) {
-        lock(&self.state).was_reset = true;
+    /// The guest is reset: what vCPUs have stopped for is forgotten. A debugger doesn't change their registers
+    /// before this is dropped.
+    #[cold]
+    pub fn note_reset(&self) -> MutexGuard<'_, ()> {
+        let registers = lock(&self.registers);
+        let mut state = lock(&self.state);
+        state.resets = state.resets.wrapping_add(1);
+        let may_run = !state.is_paused;
+        for vcpu in &mut state.vcpus {
+            if vcpu.stop.take().is_some() {
+                vcpu.may_run = may_run;
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+        registers
     }
 
-    /// Whether the guest was reset since this was last asked.
-    pub fn take_reset(&self) -> bool {
-        std::mem::take(&mut lock(&self.state).was_reset)
+    /// Keeps the guest from being reset, by which registers change.
+    pub fn registers(&self) -> MutexGuard<'_, ()> {
+        lock(&self.registers)
+    }
+
+    /// How often the guest was reset.
+    pub fn resets(&self) -> u64 {
+        lock(&self.state).resets
     }
 
     /// Stops the vCPUs, and waits until their threads are here. `false`: the run is over.
     pub fn pause(&self, cpus: &[Box<dyn DebuggedCpu>]) -> bool {
         self.pausing.store(true, Ordering::Release);
         let mut state = lock(&self.state);
+        state.is_paused = true;
         state.vcpus.iter_mut().for_each(|vcpu| vcpu.may_run = false);
         cpus.iter().for_each(|cpu| cpu.interrupt());
         while state.ended.is_none() && state.vcpus.iter().any(|vcpu| !vcpu.is_parked) {
@@ -165,6 +188,7 @@ impl Gate {
     /// Lets these vCPUs run; why they have stopped is forgotten.
     pub fn resume(&self, which: impl Fn(usize) -> bool) {
         let mut state = lock(&self.state);
+        state.is_paused = false;
         for (_, vcpu) in state.vcpus.iter_mut().enumerate().filter(|(index, _)| which(*index)) {
             (vcpu.may_run, vcpu.stop) = (true, None);
         }
@@ -172,11 +196,12 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// A vCPU that has stopped, and why; each once.
-    pub fn take_stop(&self) -> Option<(usize, Stop)> {
+    /// A vCPU that has stopped, and why, each once; and how often the guest was reset before.
+    pub fn take_stop(&self) -> Option<(usize, Stop, u64)> {
         let mut state = lock(&self.state);
+        let resets = state.resets;
         let mut vcpus = state.vcpus.iter_mut().enumerate();
-        vcpus.find_map(|(index, vcpu)| Some((index, vcpu.stop.take()?)))
+        vcpus.find_map(|(index, vcpu)| Some((index, vcpu.stop.take()?, resets)))
     }
 
     /// Ends the run with this exit status: nobody waits here any more.
@@ -224,7 +249,7 @@ mod tests {
         gate.resume(|index| index == 1);
         let stop = || gate.event().read().ok().and_then(|_| gate.take_stop());
         let stop = std::iter::repeat_with(stop).find_map(|stop| stop);
-        assert_eq!(stop, Some((1, Stop::Step)));
+        assert_eq!(stop, Some((1, Stop::Step, 0)));
         // They come together again, whatever was told.
         assert!(gate.pause(&[]));
         assert_eq!(gate.take_stop(), None);
@@ -259,11 +284,31 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(waits.join().unwrap(), (Passage::Away, Passage::Away));
-        assert!(gate.pause(&[]) && !gate.take_reset());
+        assert!(gate.pause(&[]));
         gate.let_stay();
-        gate.note_reset();
         gate.resume(|index| index == 1);
         assert_eq!(gate.pass(1, None), Passage::Open);
-        assert!(gate.take_reset() && !gate.take_reset());
+    }
+
+    #[test]
+    fn a_reset_lets_those_go_that_a_debugger_has_not_stopped() {
+        for paused in [false, true] {
+            let gate = Arc::new(Gate::new(1, true).unwrap());
+            let stops = thread::spawn({
+                let gate = gate.clone();
+                move || gate.pass(0, Some(Stop::Step))
+            });
+            while gate.event().read().is_err() {}
+            if paused {
+                assert!(gate.pause(&[]));
+            }
+            drop(gate.note_reset());
+            assert_eq!((gate.take_stop(), gate.resets()), (None, 1));
+            if paused {
+                gate.end(0);
+            }
+            let expected = if paused { Passage::Over } else { Passage::Open };
+            assert_eq!(stops.join().unwrap(), expected);
+        }
     }
 }

@@ -27,8 +27,9 @@ struct State {
     interrupted: bool,
 }
 
+/// A vCPU that is only registers.
 #[derive(Clone, Default)]
-struct Cpu(Arc<Mutex<State>>);
+pub(super) struct Cpu(Arc<Mutex<State>>);
 
 fn key(register: Register) -> u32 {
     match register {
@@ -86,6 +87,22 @@ impl Cpu {
     }
 }
 
+/// A guest of two vCPUs, which come to its gate, open at first.
+///
+/// # Errors
+///
+/// The host has no more memory or descriptors.
+pub(super) fn guest() -> io::Result<(Arc<Gate>, Vec<Cpu>, Guest)> {
+    let gate = Arc::new(Gate::new(2, true)?);
+    let cpus = vec![Cpu::default(), Cpu::default()];
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM.0), RAM.1)]);
+    let memory = memory.map_err(io::Error::other)?;
+    let debugged = cpus.iter().map(|cpu| Box::new(cpu.clone()) as Box<dyn DebuggedCpu>);
+    let info = Box::new(|topic| format!("{topic:?}\n"));
+    let guest = Guest::new(debugged.collect(), memory, gate.clone(), info);
+    Ok((gate, cpus, guest))
+}
+
 /// Two vCPUs, and a debugger's session with them.
 pub struct Session {
     gate: Arc<Gate>,
@@ -103,8 +120,8 @@ impl Session {
     pub fn begin() -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let gate = Arc::new(Gate::new(2, true)?);
-        let cpus = vec![Cpu::default(), Cpu::default()];
+        let (gate, cpus, mut guest) = guest()?;
+        let memory = guest.memory().clone();
         let vcpus = cpus.iter().enumerate().map(|(index, cpu)| {
             let (gate, cpu) = (gate.clone(), cpu.clone());
             thread::spawn(move || {
@@ -114,11 +131,6 @@ impl Session {
             })
         });
         let vcpus = vcpus.collect();
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM.0), RAM.1)]);
-        let memory = memory.map_err(io::Error::other)?;
-        let debugged = cpus.iter().map(|cpu| Box::new(cpu.clone()) as Box<dyn DebuggedCpu>);
-        let info = Box::new(|topic| format!("{topic:?}\n"));
-        let mut guest = Guest::new(debugged.collect(), memory.clone(), gate.clone(), info);
         let client = Client::new(OwnedFd::from(ours).into(), gate.clone());
         let session = thread::spawn(move || {
             let end = session::run(&mut guest, client);

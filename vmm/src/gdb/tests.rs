@@ -3,8 +3,11 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
+use arch::debug::{DebuggedCpu, Register, Stop};
+
+use super::gate::Passage;
 use super::session::End;
-use super::testing::Session;
+use super::testing::{self, Session};
 
 /// A debugger.
 struct Gdb(BufReader<UnixStream>);
@@ -111,4 +114,27 @@ fn a_running_guest_is_interrupted_and_not_touched_before() {
     assert_eq!(gdb.answer(), "T02thread:01;");
     assert_eq!(gdb.ask("D"), "OK");
     assert!(matches!(session.end().0, Ok(End::Detached)));
+}
+
+#[test]
+fn a_reset_undoes_what_a_vcpu_had_stopped_for() {
+    let (gate, cpus, mut guest) = testing::guest().unwrap();
+    let cpu = &cpus[0];
+    let stops = || {
+        let gate = gate.clone();
+        std::thread::spawn(move || gate.pass(0, Some(Stop::Brk { syndrome: 0xf200_0000 })))
+    };
+    // The guest's own, which it would find itself behind.
+    let stopped = stops();
+    while gate.event().read().is_err() {}
+    drop(gate.note_reset());
+    assert!(guest.next_stop().unwrap().is_none());
+    assert_eq!(cpu.read(Register::ESR_EL1).unwrap(), 0, "the new life has the old one's exception");
+    assert_eq!(stopped.join().unwrap(), Passage::Open);
+    // What it does afterwards isn't forgotten.
+    let stopped = stops();
+    while gate.event().read().is_err() {}
+    assert!(guest.next_stop().unwrap().is_none());
+    assert_eq!(cpu.read(Register::ESR_EL1).unwrap(), 0xf200_0000);
+    assert_eq!(stopped.join().unwrap(), Passage::Open);
 }

@@ -111,13 +111,14 @@ impl Steered<'_> {
     fn reset(&mut self) -> Result<(), Error> {
         let Some(restart) = &mut self.restart else { return Ok(()) };
         self.machine.reset(restart)?;
-        self.context.note_reset();
+        let registers = self.context.note_reset();
         for vcpu in self.threads.vcpus() {
             vcpu.reset()?;
             if vcpu.index() == 0 {
                 vcpu.set_boot_registers(restart.registers())?;
             }
         }
+        drop(registers);
         self.machine.arm()
     }
 }

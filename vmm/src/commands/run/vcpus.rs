@@ -232,9 +232,9 @@ impl VcpuContext {
         is_reset && self.restarts
     }
 
-    /// The vCPUs' registers aren't what a debugger has left in them.
-    pub fn note_reset(&self) {
-        self.gate.iter().for_each(|gate| gate.note_reset());
+    /// The vCPUs' registers aren't what a debugger has left in them. It changes none before this is dropped.
+    pub fn note_reset(&self) -> Option<MutexGuard<'_, ()>> {
+        self.gate.as_ref().map(|gate| gate.note_reset())
     }
 
     /// Holds a vCPU up while a debugger wants it, which may have to know why it has stopped.

@@ -52,6 +52,8 @@ pub struct Guest {
     actions: Actions,
     /// Of the vCPUs that step.
     steps: Vec<Option<MaskedStep>>,
+    /// How often the guest was reset before they began.
+    resets: u64,
     points: Points,
     /// Addresses are physical.
     is_physical: bool,
@@ -69,7 +71,7 @@ impl Guest {
         let steps = cpus.iter().map(|_| None).collect();
         let actions = Actions::new(cpus.len());
         let description = description::description();
-        let (points, is_physical) = Default::default();
+        let (resets, points, is_physical) = Default::default();
         let is_running = true;
         Self {
             cpus,
@@ -79,6 +81,7 @@ impl Guest {
             description,
             actions,
             steps,
+            resets,
             points,
             is_physical,
             is_running,
@@ -88,6 +91,12 @@ impl Guest {
     /// Where its vCPUs come to.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// Its RAM.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
     }
 
     /// The index of a thread's vCPU.

@@ -91,27 +91,35 @@ impl Guest {
     ///
     /// KVM refused.
     pub fn next_stop(&mut self) -> io::Result<Option<StopReason>> {
-        while let Some((index, stop)) = self.gate.take_stop() {
-            if let Some(reason) = self.reason(index, stop)? {
+        while let Some((index, stop, resets)) = self.gate.take_stop() {
+            if let Some(reason) = self.reason(index, stop, resets)? {
                 return Ok(self.pause()?.then_some(reason));
             }
         }
         Ok(None)
     }
 
-    /// Why vCPU `index` has stopped, for the debugger; `None` if that is the guest's own affair.
-    fn reason(&mut self, index: usize, stop: Stop) -> io::Result<Option<StopReason>> {
+    /// Why vCPU `index` has stopped, after so many resets, for the debugger; `None` if that is the guest's own
+    /// affair.
+    fn reason(&mut self, index: usize, stop: Stop, resets: u64) -> io::Result<Option<StopReason>> {
         let tid = thread(index);
         let trap = StopReason::SignalWithThread { tid, signal: Signal::SIGTRAP };
         Ok(Some(match stop {
             Stop::Brk { syndrome } => {
-                if self.is_at_breakpoint(index)? {
-                    return Ok(Some(StopReason::SwBreak(tid)));
+                let gate = self.gate.clone();
+                let registers = gate.registers();
+                // Else it is of the guest's life before, and what it was at is gone.
+                let is_there = gate.resets() == resets;
+                if is_there {
+                    if self.is_at_breakpoint(index)? {
+                        return Ok(Some(StopReason::SwBreak(tid)));
+                    }
+                    self.end_own_step(index)?;
+                    let Some(cpu) = self.cpus.get(index) else { return Ok(None) };
+                    inject_brk(cpu.as_ref(), syndrome)?;
                 }
-                self.end_step(index)?;
-                let Some(cpu) = self.cpus.get(index) else { return Ok(None) };
-                inject_brk(cpu.as_ref(), syndrome)?;
-                if self.actions.of(index) != Action::Step {
+                drop(registers);
+                if !is_there || self.actions.of(index) != Action::Step {
                     if self.is_running {
                         self.gate.resume(|other| other == index);
                     }
@@ -132,9 +140,17 @@ impl Guest {
         }))
     }
 
-    /// Ends the step of a vCPU that has stopped; a reset has ended all.
+    /// Ends the step of a vCPU that has stopped.
     fn end_step(&mut self, index: usize) -> io::Result<()> {
-        if self.gate.take_reset() {
+        let gate = self.gate.clone();
+        let _registers = gate.registers();
+        self.end_own_step(index)
+    }
+
+    /// The same for who has locked the registers. A reset has ended all that began before.
+    fn end_own_step(&mut self, index: usize) -> io::Result<()> {
+        let resets = self.gate.resets();
+        if std::mem::replace(&mut self.resets, resets) != resets {
             self.steps.iter_mut().for_each(|step| *step = None);
         }
         let step = self.steps.get_mut(index).and_then(Option::take);
@@ -199,12 +215,15 @@ impl MultiThreadResume for Guest {
         if self.is_running {
             return Ok(());
         }
+        let registers = self.gate.registers();
+        self.resets = self.gate.resets();
         for (index, cpu) in self.cpus.iter().enumerate() {
             let step = self.prepare(index, cpu.as_ref())?;
             if let Some(own) = self.steps.get_mut(index) {
                 *own = step;
             }
         }
+        drop(registers);
         self.is_running = true;
         self.gate.resume(|index| self.actions.of(index) != Action::Stay);
         Ok(())
