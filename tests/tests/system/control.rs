@@ -1,7 +1,7 @@
 //! `--control`: the machine as a service of varlink.
 
 use serde_json::Value;
-use tests::harness::{Board, Failure, Host, Launch, TestResult};
+use tests::harness::{Board, Failure, Host, Launch, Process, TestResult, payload};
 
 use crate::vhost_user::with_programs;
 
@@ -111,38 +111,89 @@ fn what_a_machine_has_not_is_an_error_and_it_is_ended_at_once() -> TestResult {
     Ok(())
 }
 
+/// systemd's own client of varlink, that of a Debian system.
+const CLIENT: &str = "chroot /debian varlinkctl";
+
+/// The command that has it call a method.
+fn varlinkctl(method: &str) -> String {
+    format!("{CLIENT} call {SOCKET} {method} '{{}}'")
+}
+
+/// The same for systemd's interface.
+fn varlinkctl_instance(method: &str) -> String {
+    varlinkctl(&format!("io.systemd.MachineInstance.{method}"))
+}
+
+/// systemd's client, which prints events from now on.
+fn subscribe(host: &Host) -> Result<Process, Failure> {
+    let command = varlinkctl_instance("SubscribeEvents").replace(" call ", " --more call ");
+    let mut events = host.start(&format!("exec {command}"))?;
+    events.wait_for("READY")?;
+    Ok(events)
+}
+
+/// Checks that there were these events, in this order and no others, until the machine ended.
+fn check_events(events: &Process, expected: &[&str]) -> TestResult {
+    // It fails where the service goes before the last answer that it waits for.
+    events.exit_status()?;
+    let said = events.output();
+    let words = said.split_once("READY").map_or(&*said, |(_, after)| after).split('"');
+    let told: Vec<_> = words.filter(|word| word.starts_with(|c: char| c.is_uppercase())).collect();
+    assert_eq!(told, expected, "{said}");
+    Ok(())
+}
+
+/// A machine that doesn't begin anew says so to who asks for it, and goes on.
+fn is_not_rebooted(host: &Host) -> TestResult {
+    let run = format!("run --kernel /k/wait --control unix:{SOCKET} --on-reset exit");
+    let process = host.strait(&run)?;
+    host.until(&format!("[ -S {SOCKET} ]"))?;
+    let events = subscribe(host)?;
+    for method in ["Reboot", "PowerOff"] {
+        let answer = host.run(&varlinkctl_instance(method))?;
+        assert_ne!(answer.status, 0, "{method}");
+        assert!(answer.errors.contains("MachineInstance.NotSupported"), "{method}: {answer:?}");
+    }
+    assert!(host.sh(&varlinkctl_instance("Describe"))?.contains("running"));
+    host.sh(&varlinkctl_instance("Terminate"))?;
+    assert_eq!(process.exit_status()?, 0);
+    check_events(&events, &["SHUTDOWN"])
+}
+
 #[test]
-fn systemds_own_client_looks_at_a_machine_and_ends_it() -> TestResult {
-    let host = with_programs(Board::new())?;
+fn systemds_own_client_steers_a_machine() -> TestResult {
+    let host = with_programs(Board::new().file("k/wait", payload::wait()))?;
     host.sh("for directory in proc tmp; do mount -o bind /$directory /debian/$directory; done")?;
-    let client = "chroot /debian varlinkctl";
-    let launch = Launch::model().does("idle");
-    let guest = host.launch(&launch.with(&format!("--control unix:{SOCKET} --grace 300")))?;
-    let info = host.sh(&format!("{client} info {SOCKET}"))?;
+    is_not_rebooted(&host)?;
+    let options = format!("--control unix:{SOCKET} --grace 300 --on-reset restart");
+    let mut guest = host.guest(&options)?;
+    let info = host.sh(&format!("{CLIENT} info {SOCKET}"))?;
     assert!(info.contains("Product: strait") && info.contains("io.strait.Machine"), "{info}");
     // It checks the description against the language.
     for interface in ["io.systemd.MachineInstance", "io.strait.Machine"] {
-        let text = host.sh(&format!("{client} introspect {SOCKET} {interface}"))?;
+        let text = host.sh(&format!("{CLIENT} introspect {SOCKET} {interface}"))?;
         assert!(text.contains(&format!("interface {interface}")), "{text}");
     }
-    let call = |method: &str| format!("{client} call {SOCKET} {method} '{{}}'");
-    let instance = |method: &str| call(&format!("io.systemd.MachineInstance.{method}"));
-    let subscribe = instance("SubscribeEvents").replace(" call ", " --more call ");
-    let mut events = host.start(&format!("exec {subscribe}"))?;
-    events.wait_for("READY")?;
+    let mut events = subscribe(&host)?;
     for (method, event, status) in [("Pause", "STOP", "paused"), ("Resume", "RESUME", "running")] {
-        host.sh(&instance(method))?;
+        host.sh(&varlinkctl_instance(method))?;
         events.wait_for(event)?;
-        let said = host.sh(&instance("QueryStatus"))?;
+        let said = host.sh(&varlinkctl_instance("QueryStatus"))?;
         assert!(said.contains(status), "{said}");
     }
-    assert!(host.sh(&call("io.strait.Machine.Describe"))?.contains("device_tree"));
-    assert!(host.sh(&call("io.strait.Machine.Stats"))?.contains("restarts"));
-    // The guest, which does nothing, doesn't look at its button.
-    host.sh(&instance("PowerOff"))?;
+    assert!(host.sh(&varlinkctl("io.strait.Machine.Describe"))?.contains("device_tree"));
+    // What the guest had is gone with its first life.
+    guest.sh("touch /tmp/first")?;
+    host.sh(&varlinkctl_instance("Reboot"))?;
+    guest.await_shell()?;
+    guest.sh("[ ! -e /tmp/first ]")?;
+    let stats = host.sh(&varlinkctl("io.strait.Machine.Stats"))?;
+    let stats: Value = serde_json::from_str(&stats).unwrap_or(Value::String(stats));
+    assert_eq!(stats["statistics"]["restarts"]["count"], 1, "{stats}");
+    // Nothing in the guest looks at its button.
+    host.sh(&varlinkctl_instance("PowerOff"))?;
     events.wait_for("POWERDOWN")?;
-    host.sh(&instance("Terminate"))?;
-    events.wait_for("SHUTDOWN")?;
+    host.sh(&varlinkctl_instance("Terminate"))?;
     assert_eq!(guest.exit_status()?, 0);
-    Ok(())
+    check_events(&events, &["STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN"])
 }
