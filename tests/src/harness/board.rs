@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 use super::deadline::Deadline;
-use super::efi;
+use super::efi::{self, Boots};
 use super::failure::Failure;
 use super::host::Host;
 use super::initramfs::{self, Systems};
@@ -40,6 +40,7 @@ pub struct Board {
     other_kernels: bool,
     debian: bool,
     firmware: bool,
+    efi_boots: Boots,
     icount: bool,
     large_pages: bool,
     debian_kernel: bool,
@@ -65,6 +66,7 @@ impl Default for Board {
             other_kernels: false,
             debian: false,
             firmware: false,
+            efi_boots: Boots::Shell,
             icount: false,
             large_pages: false,
             debian_kernel: false,
@@ -148,11 +150,18 @@ impl Board {
     }
 
     /// Has firmware at `/k/u-boot` and `/k/edk2`; with [`debian`](Self::debian) also a disk with an EFI
-    /// system partition that boots it, for a device's `drive=efi`.
+    /// system partition that boots a shell of it, for a device's `drive=efi`.
     #[must_use]
     pub fn firmware(mut self) -> Self {
         self.firmware = true;
         self
+    }
+
+    /// The same, but the disk boots all of the system, to a login.
+    #[must_use]
+    pub fn firmware_to_login(mut self) -> Self {
+        self.efi_boots = Boots::Login;
+        self.firmware()
     }
 
     /// Counts instructions: one CPU whose clock advances by 1 ns per instruction executed, and
@@ -283,7 +292,7 @@ impl Board {
         let efi_name = "efi".to_owned();
         if let Some((firmware, debian)) = firmware.zip(debian) {
             let initrd = initramfs::debian_initrd(&artifacts, debian)?;
-            disks.push((&efi_name, efi::disk(&firmware.grub, debian, &initrd)?));
+            disks.push((&efi_name, efi::disk(&firmware.grub, debian, self.efi_boots, &initrd)?));
         }
         for (id, disk) in &disks {
             let file = format!("/proc/self/fd/{}", disk.as_raw_fd());

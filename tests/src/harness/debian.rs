@@ -13,6 +13,15 @@ const TIMEOUT: u64 = 600;
 /// What a shell on the console is told: it shall answer commands and nothing else.
 const QUIET: &str = "stty -echo; PS1= PS2= exec sh -i\n";
 
+/// What its kernel is told, beside where its root is: that a terminal of this name is a simple one, and to
+/// be patient.
+pub(super) fn parameters(terminal: &str) -> String {
+    format!(
+        "TERM=dumb systemd.tty.term.{terminal}=dumb systemd.default_device_timeout_sec={TIMEOUT} \
+         systemd.default_timeout_start_sec={TIMEOUT}"
+    )
+}
+
 impl Launch {
     /// A Debian system, whose root file system is on whichever of the guest's disks it is; the board
     /// needs [`super::Board::debian`].
@@ -22,11 +31,8 @@ impl Launch {
             .initrd("/k/debian.cpio")
             .memory("512M")
             .does("login")
-            .cmdline("root=LABEL=debian rw TERM=dumb systemd.tty.term.ttyS0=dumb")
-            .cmdline(&format!(
-                "systemd.default_device_timeout_sec={TIMEOUT} \
-                 systemd.default_timeout_start_sec={TIMEOUT}"
-            ))
+            .cmdline("root=LABEL=debian rw")
+            .cmdline(&parameters("ttyS0"))
     }
 }
 

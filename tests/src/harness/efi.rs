@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::debian;
 use super::failure::Failure;
 use crate::artifacts::Debian;
 
@@ -15,25 +16,47 @@ const SECTORS: u32 = 192 << 11;
 /// What tells the disk from others (UEFI 2.10, 5.2.1).
 const SIGNATURE: [u8; 4] = *b"disk";
 
-/// What GRUB does: it boots the kernel that is beside it, and of the system a shell, since the rest takes long.
-const GRUB_CONFIG: &str = "\
-linux /vmlinuz root=LABEL=debian rw quiet console=ttyAMA0 TERM=dumb init=/usr/bin/dash
-initrd /initrd
-boot
-";
+/// What is booted of the Debian system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Boots {
+    /// A shell, since the rest takes long.
+    Shell,
+    /// All of it, to a login.
+    Login,
+}
+
+impl Boots {
+    /// What GRUB does: it boots the kernel that is beside it.
+    fn grub_config(self) -> String {
+        let rest = match self {
+            Self::Shell => "TERM=dumb init=/usr/bin/dash".to_owned(),
+            Self::Login => debian::parameters("ttyAMA0"),
+        };
+        format!(
+            "linux /vmlinuz root=LABEL=debian rw quiet console=ttyAMA0 {rest}\n\
+             initrd /initrd\n\
+             boot\n"
+        )
+    }
+}
 
 /// Makes the disk, in a file without a name: GRUB as what is booted unless something else is asked for, and
-/// where an installed Debian has it, the kernel of this system, and this initrd.
+/// where an installed Debian has it, the kernel of this system, of which it boots this, and this initrd.
 ///
 /// # Errors
 ///
 /// mtools aren't there, or fail.
-pub(super) fn disk(grub: &Path, debian: &Debian, initrd: &[u8]) -> Result<File, Failure> {
+pub(super) fn disk(
+    grub: &Path,
+    debian: &Debian,
+    boots: Boots,
+    initrd: &[u8],
+) -> Result<File, Failure> {
     let directory = std::env::temp_dir();
     let id = unique();
     let scratch = |name| directory.join(format!("efi-{id}-{name}"));
     let (path, archive, config) = (scratch("disk"), scratch("initrd"), scratch("grub"));
-    let made = make(&path, grub, debian, (&archive, initrd), &config);
+    let made = make(&path, grub, debian, (&archive, initrd), (&config, &boots.grub_config()));
     for path in [&path, &archive, &config] {
         let _ = fs::remove_file(path);
     }
@@ -45,7 +68,7 @@ fn make(
     grub: &Path,
     debian: &Debian,
     (archive, initrd): (&Path, &[u8]),
-    config: &Path,
+    (config, does): (&Path, &str),
 ) -> Result<File, Failure> {
     let failed = |error| Failure::new(format!("can't make an EFI disk: {error}"));
     let mut options = OpenOptions::new();
@@ -54,7 +77,7 @@ fn make(
     file.write_all_at(&SIGNATURE, 440).map_err(failed)?;
     file.write_all_at(&partition_table(), 446).map_err(failed)?;
     fs::write(archive, initrd).map_err(failed)?;
-    fs::write(config, GRUB_CONFIG).map_err(failed)?;
+    fs::write(config, does).map_err(failed)?;
     let image = format!("{}@@1M", path.display());
     let sectors = SECTORS.to_string();
     mtools(&image, "mformat", &["-F", "-T", &sectors, "::"])?;

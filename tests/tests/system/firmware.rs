@@ -3,7 +3,7 @@
 use tests::harness::{Board, Failure, Guest, Host, Process, TestResult};
 
 /// How long firmware may take for anything, in seconds.
-const TIMEOUT: u64 = 300;
+const TIMEOUT: u64 = 600;
 
 /// U-Boot at its prompt, with what it saves in `/tmp/env`.
 fn u_boot(host: &Host, options: &str) -> Result<Process, Failure> {
@@ -50,10 +50,9 @@ fn u_boot_keeps_its_environment_in_a_file() -> TestResult {
 
 /// A host whose NVMe disk with an EFI system partition is given to VFIO; the disk with the Debian system is
 /// `/dev/nvme0n1`.
-fn host_with_disks() -> Result<Host, Failure> {
-    let host = Board::new()
+fn host_with_disks(board: Board) -> Result<Host, Failure> {
+    let host = board
         .debian()
-        .firmware()
         .device("nvme,drive=debian,serial=system,addr=5")
         .device("nvme,drive=efi,serial=efi,addr=6")
         .boot()?;
@@ -86,10 +85,13 @@ fn debian(process: Process) -> Result<Guest, Failure> {
 }
 
 #[test]
-fn u_boot_boots_debian_from_an_assigned_disk() -> TestResult {
-    let host = host_with_disks()?;
-    let mut guest = debian(boot(&host, "--firmware /k/u-boot")?)?;
-    end(guest.process())
+fn u_boot_boots_debian_from_an_assigned_disk_to_a_login() -> TestResult {
+    let host = host_with_disks(Board::new().firmware_to_login())?;
+    let mut process = boot(&host, "--firmware /k/u-boot")?;
+    // What agetty(8) prints.
+    process.wait_for("Debian GNU/Linux 13 debian ttyAMA0")?;
+    process.wait_for("debian login: ")?;
+    end(&process)
 }
 
 /// Waits until EDK2 starts what an installed system has it start.
@@ -101,7 +103,7 @@ fn starts_own_entry(process: &mut Process) -> TestResult {
 
 #[test]
 fn edk2_boots_an_installed_debian_by_its_own_entry() -> TestResult {
-    let host = host_with_disks()?;
+    let host = host_with_disks(Board::new().firmware())?;
     let edk2 = "--firmware /k/edk2,vars=/tmp/vars";
     let mut process = boot(&host, &format!("{edk2} --on-reset restart"))?;
     // From the path of removable media, by an entry that it makes, which is in the file, in UTF-16.
