@@ -1,5 +1,5 @@
 //! What the files for labs and clusters (`resources/ci`, `resources/cluster`) are tried with: LAVA's
-//! dispatcher, tuxrun, labgrid, and schemas.
+//! dispatcher, tuxrun, labgrid, Podman, and schemas.
 
 use std::fs;
 use std::path::Path;
@@ -13,17 +13,42 @@ use super::process::{self, command};
 use super::progress::{Progress, Step};
 use super::stock;
 
-/// Debian's packages and their suites: LAVA, which is no more in a release, and the schema of the Container
-/// Device Interface.
-pub(super) const PACKAGES: [(&str, &str); 3] = [
+/// Debian's packages and their suites: LAVA, which is no more in a release, the schema of the Container Device
+/// Interface, and Podman with what it needs that the Debian system (`debian.rs`) doesn't have.
+pub(super) const PACKAGES: [(&str, &str); 12] = [
     ("lava-common", "trixie-backports"),
     ("lava-dispatcher", "trixie-backports"),
     ("golang-tags.cncf-container-device-interface-dev", "trixie"),
+    ("podman", "trixie"),
+    ("conmon", "trixie"),
+    ("crun", "trixie"),
+    ("libassuan9", "trixie"),
+    ("libatomic1", "trixie"),
+    ("libglib2.0-0t64", "trixie"),
+    ("libgpg-error0", "trixie"),
+    ("libgpgme11t64", "trixie"),
+    ("libyajl2", "trixie"),
 ];
 
 /// Where the packages have what is taken of them.
 const PYTHON: &str = "usr/lib/python3/dist-packages";
 const CDI: &str = "usr/share/gocode/src/tags.cncf.io/container-device-interface/schema";
+
+/// What is taken of Podman's packages, where they have it: programs and libraries of arm64.
+const PODMAN: [(&str, &[&str]); 2] = [
+    ("usr/bin", &["podman", "conmon", "crun"]),
+    (
+        "usr/lib/aarch64-linux-gnu",
+        &[
+            "libassuan.so.9",
+            "libatomic.so.1",
+            "libglib-2.0.so.0",
+            "libgpg-error.so.0",
+            "libgpgme.so.11",
+            "libyajl.so.2",
+        ],
+    ),
+];
 
 /// Python's packages at PyPI: tools, and what LAVA's dispatcher depends on.
 const PYPI: [&str; 16] = [
@@ -55,8 +80,8 @@ const KUBERNETES: &str = "v1.37.0-local-strict";
 /// The part's name in the cache.
 const NAME: &str = "labs";
 
-/// A directory with `python`, where Python finds all of them, `bin` with `lava-run`, and `schemas`; nothing
-/// where the archive isn't known, since the model was given.
+/// A directory with `python`, where Python finds all of them, `bin` with `lava-run`, `podman` with programs for
+/// the model, and `schemas`; nothing where the archive isn't known, since the model was given.
 ///
 /// # Errors
 ///
@@ -74,6 +99,7 @@ pub(super) fn install(options: &Options) -> Result<Option<LockedEntry>, Error> {
         stock::unpack(&step, &dirs.work)?;
         install_python(&step, dirs)?;
         install_schemas(&step, dirs)?;
+        install_podman(dirs)?;
         step.done("installed");
         Ok(())
     });
@@ -126,6 +152,17 @@ fn install_schemas(step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
     let newest =
         fs::read_dir(&vendor).at("read", &vendor)?.flatten().map(|entry| entry.path()).max();
     copy(&newest.unwrap_or(vendor).join("junit-10.xsd"), &schemas.join("junit-10.xsd"))
+}
+
+fn install_podman(dirs: &BuildDirs) -> Result<(), Error> {
+    let podman = dirs.out.join("podman");
+    fs::create_dir(&podman).at("create", &podman)?;
+    for (directory, names) in PODMAN {
+        for name in names {
+            copy(&dirs.work.join(directory).join(name), &podman.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {

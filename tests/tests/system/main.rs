@@ -12,6 +12,7 @@ mod check;
 mod clusters;
 mod console;
 mod console_patterns;
+mod containers;
 mod control;
 mod debian;
 mod device;
