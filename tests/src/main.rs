@@ -123,6 +123,9 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
             let model = setup::run(options, Purpose::Tests)?;
             tools.add_daemons(&model.toolchain, options)?;
             tools.add_labs(options)?;
+            if soak {
+                tools.add_linux(options)?;
+            }
             return suite::run(&model, &tools, filter.as_deref(), soak);
         }
         Command::Bench { json, peer } => {

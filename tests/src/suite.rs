@@ -29,6 +29,9 @@ pub const DAEMONS: &str = "STRAIT_DAEMONS";
 /// The environment variable that names the directory with the tools of labs.
 pub const LABS: &str = "STRAIT_LABS";
 
+/// The environment variable that names Debian's package of Linux' sources.
+pub const LINUX: &str = "STRAIT_LINUX";
+
 /// The environment variable that names the directory of compiled device trees of boards.
 const BOARDS: &str = "STRAIT_BOARDS";
 
@@ -128,6 +131,9 @@ fn parts(
     }
     if let Some(directory) = &tools.labs {
         system.env(LABS, directory);
+    }
+    if let Some(package) = &tools.linux {
+        system.env(LINUX, package);
     }
     if soak {
         system.env(SOAK, "1");

@@ -8,14 +8,15 @@ use std::process::Command;
 
 use super::archive::{Archive, LINUX};
 use super::board_dtbs;
-use super::cache::{BuildDirs, Cache, Key};
+use super::cache::{BuildDirs, Cache, Key, LockedEntry};
 use super::error::{Error, FileError};
 use super::machine::Machine;
 use super::modules;
+use super::options::Options;
 use super::packages::{self, Need};
 use super::part::{Part, upstream};
 use super::process::{self, command};
-use super::progress::Step;
+use super::progress::{Progress, Step};
 use super::qemu::file_with;
 
 /// The same sources make the same kernel, whoever builds it and when.
@@ -161,8 +162,7 @@ impl Part for Linux<'_> {
     }
 
     fn needs(&self) -> Vec<Need> {
-        let compiler = if self.machine.is_arm { packages::NATIVE } else { packages::CROSS };
-        vec![packages::LINUX, compiler]
+        needs(self.machine).to_vec()
     }
 
     fn key(&self) -> Result<Key, Error> {
@@ -175,12 +175,7 @@ impl Part for Linux<'_> {
     }
 
     fn fetch(&self, archive: &Archive, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
-        let package = format!("linux-source-{LINUX}={}", self.version);
-        let key = Key::new().with("version", self.version);
-        let sources = self
-            .cache
-            .entry(SOURCES, key)
-            .get(step, |dirs| archive.download(step, &dirs.out, &[package]))?;
+        let sources = fetch_sources(self.cache, archive, step, self.version)?;
         let from = file_with(&sources.dir, |name| name.ends_with(".deb"))?;
         let to = dirs.work.join("linux-source.deb");
         fs::hard_link(&from, &to).at("link", from)
@@ -214,6 +209,40 @@ impl Part for Linux<'_> {
         }
         self.collect(step, &build, &dirs.out)
     }
+}
+
+/// What a kernel is built with.
+fn needs(machine: &Machine) -> [Need; 2] {
+    [packages::LINUX, if machine.is_arm { packages::NATIVE } else { packages::CROSS }]
+}
+
+/// The package of sources, in a directory of the cache.
+fn fetch_sources(
+    cache: &Cache,
+    archive: &Archive,
+    step: &Step,
+    version: &str,
+) -> Result<LockedEntry, Error> {
+    let package = format!("linux-source-{LINUX}={version}");
+    let entry = cache.entry(SOURCES, Key::new().with("version", version));
+    entry.get(step, |dirs| archive.download(step, &dirs.out, &[package]))
+}
+
+/// The package of the host kernel's sources, for who builds another kernel of them on this machine, which
+/// then can; nothing where the archive isn't known, since the model was given.
+///
+/// # Errors
+///
+/// It can't be downloaded, or what builds a kernel can't be installed.
+pub(super) fn sources(options: &Options) -> Result<Option<(LockedEntry, PathBuf)>, Error> {
+    let (cache, progress, machine) = (Cache::open()?, Progress::start(), Machine::detect());
+    let step = progress.step("sources of Linux", cache.log(SOURCES));
+    let archive = Archive::new(&cache, &machine, options.debian_mirror());
+    let Some(versions) = archive.known().filter(|_| machine.is_debian) else { return Ok(None) };
+    packages::install(&machine, &cache, &step, &needs(&machine))?;
+    let held = fetch_sources(&cache, &archive, &step, &versions.linux_source)?;
+    let package = file_with(&held.dir, |name| name.ends_with(".deb"))?;
+    Ok(Some((held, package)))
 }
 
 /// One configuration of several: what a later one says of an option counts.

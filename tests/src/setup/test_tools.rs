@@ -6,6 +6,7 @@ use super::cache::{Cache, Key, LockedEntry};
 use super::daemons;
 use super::error::{Error, FileError};
 use super::labs;
+use super::linux;
 use super::machine::Machine;
 use super::options::Options;
 use super::packages;
@@ -26,6 +27,8 @@ pub struct TestTools {
     pub daemons: Option<PathBuf>,
     /// The directory with the tools of labs, and schemas.
     pub labs: Option<PathBuf>,
+    /// Debian's package of Linux' sources, for who builds another kernel of them.
+    pub linux: Option<PathBuf>,
     held: Vec<LockedEntry>,
 }
 
@@ -78,6 +81,19 @@ impl TestTools {
         let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
         if let Some(held) = labs::install(options)? {
             self.labs = Some(held.dir.clone());
+            self.held.push(held);
+        }
+        Ok(())
+    }
+    /// Downloads the sources of Linux, and installs what builds it.
+    ///
+    /// # Errors
+    ///
+    /// They can't be had.
+    pub fn add_linux(&mut self, options: &Options) -> Result<(), Error> {
+        let _handlers = SignalHandlers::install().at("watch for signals to", "this process")?;
+        if let Some((held, package)) = linux::sources(options)? {
+            self.linux = Some(package);
             self.held.push(held);
         }
         Ok(())

@@ -26,6 +26,7 @@ mod gdb_multiarch;
 mod golden;
 mod inherited;
 mod isolation;
+mod kconfig;
 mod kernels;
 mod kexec;
 mod labs;
