@@ -48,7 +48,7 @@ impl Sink {
         }
         let Err(error) = write(file, text.as_bytes(), given_up) else { return true };
         self.failed.store(true, Ordering::Relaxed);
-        log::warn!("{}: its trace ends here, for it can't be written: {error}", self.name);
+        log::warn!("{}: its trace can't be written, and ends here: {error}", self.name);
         false
     }
 }
