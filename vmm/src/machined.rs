@@ -1,10 +1,10 @@
 //! Registration with systemd-machined, by which `machinectl` lists the guest (`io.systemd.Machine` by varlink,
 //! as systemd 257 has it).
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::peer;
 use serde_json::Value;
@@ -16,7 +16,7 @@ const SOCKET: &str = "/run/systemd/machine/io.systemd.Machine";
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An answer has no more bytes.
-const MAX_ANSWER: u64 = 64 << 10;
+const MAX_ANSWER: usize = 64 << 10;
 
 /// A guest that is registered, until this is dropped, or this process ends.
 pub struct Registration {
@@ -36,7 +36,6 @@ impl Registration {
     fn at(path: &Path, name: &str, cid: Option<u64>) -> io::Result<Self> {
         let socket = UnixStream::from(peer::connect(path)?);
         socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         let registration = Self { socket, name: name.to_owned() };
         let cid = cid.map(|cid| format!(r#","vSockCid":{cid}"#)).unwrap_or_default();
@@ -55,12 +54,23 @@ impl Registration {
     }
 
     fn check_answer(&self) -> io::Result<()> {
-        let mut answer = Vec::new();
-        BufReader::new((&self.socket).take(MAX_ANSWER)).read_until(0, &mut answer)?;
-        match answer.pop() {
-            Some(0) => error_of(&answer),
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        let deadline = Instant::now() + PATIENCE;
+        let (mut answer, mut part) = (Vec::new(), [0; 1024]);
+        while answer.len() < MAX_ANSWER {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.socket.set_read_timeout(Some(left))?;
+            match (&self.socket).read(&mut part)? {
+                0 => break,
+                count => answer.extend_from_slice(part.get(..count).unwrap_or_default()),
+            }
+            if answer.pop_if(|last| *last == 0).is_some() {
+                return error_of(&answer);
+            }
         }
+        Err(io::ErrorKind::UnexpectedEof.into())
     }
 }
 
@@ -134,6 +144,25 @@ mod tests {
         assert_eq!(messages[0]["parameters"]["vSockCid"], 7);
         assert_eq!(messages[1]["method"], "io.systemd.Machine.Unregister");
         assert_eq!(messages[1]["parameters"]["name"], "one");
+    }
+
+    #[test]
+    fn an_answer_that_takes_long_is_given_up() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("manager");
+        let listener = UnixListener::bind(&path).unwrap();
+        let deadline = Instant::now() + 2 * PATIENCE;
+        let manager = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            // Never silent for long, until the guest doesn't wait any more.
+            while socket.write_all(b" ").is_ok() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(100));
+            }
+            let _ = socket.write_all(b"{}\0");
+        });
+        let error = Registration::at(&path, "one", None).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        manager.join().unwrap();
     }
 
     #[test]
