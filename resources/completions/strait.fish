@@ -48,7 +48,7 @@ complete -c strait -n '__fish_seen_subcommand_from run' -l json -d 'With --dry-r
 complete -c strait -n '__fish_seen_subcommand_from run' -l dump-dtb -r -F -d 'Write the guests device tree, readable by its owner'
 complete -c strait -n '__fish_seen_subcommand_from run' -l stats -r -F -d 'Write counters as JSON at the end, and whenever SIGUSR1 arrives'
 complete -c strait -n '__fish_seen_subcommand_from run' -l junit -r -F -d 'Write at the end how it ended and the newest output of the consoles, as a report in JUnits XML with one test case'
-complete -c strait -n '__fish_seen_subcommand_from run' -l trace -x -a "(strait device list 2>/dev/null | awk 'NR > 1 { print \$1 }')" -d 'Record what the guests driver does with a platform device, whose registers trap for that  each access, interrupts, and calls of SCMI'
+complete -c strait -n '__fish_seen_subcommand_from run' -l trace -x -a "(strait device list 2>/dev/null | awk 'NR > 1 { print \$1 }')" -d 'Record what the guests driver does with an assigned device, whose registers trap for that  each access, interrupts, calls of SCMI'
 complete -c strait -n '__fish_seen_subcommand_from run' -l gdb -x -d 'Let GDB connect, from this machine alone unless an address is given  target remote PATH or  PORT'
 complete -c strait -n '__fish_seen_subcommand_from run' -l sandbox -x -a 'on log off' -d 'What strait gives up before the guests first instruction  privileges, files, who it is, system calls; log makes those calls, and has the hosts kernel log them'
 complete -c strait -n '__fish_seen_subcommand_from run' -l user -x -d 'Who strait becomes then if it is root, by name or number'

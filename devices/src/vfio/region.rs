@@ -192,6 +192,11 @@ impl VfioRegion {
         &self.areas
     }
 
+    /// Unmaps it from this process, before it is mapped into a guest: all accesses will trap.
+    pub fn unmap(&mut self) {
+        self.areas.clear();
+    }
+
     /// Its host virtual address, if all of it is mapped as one area.
     pub fn mapped(&self) -> Option<NonNull<u8>> {
         let whole = self.areas.first().filter(|area| area.range == (0..self.info.size));

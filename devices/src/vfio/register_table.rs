@@ -149,6 +149,13 @@ impl RegisterTable {
         Self::new(text.lines().filter_map(parse_line).collect())
     }
 
+    /// With those of another text, in this region.
+    pub fn with(mut self, region: u32, text: &str) -> Self {
+        let others = text.lines().filter_map(parse_line);
+        self.0.extend(others.map(|register| Register { region, ..register }));
+        Self::new(self.0)
+    }
+
     /// Its registers, in order.
     pub fn registers(&self) -> &[Register] {
         &self.0

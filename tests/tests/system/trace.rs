@@ -168,7 +168,7 @@ fn programs_read_it_as_json_and_as_value_changes() -> TestResult {
     let (status, said) = run(&host, "take", &format!("--trace {NAME},out=/tmp/pipe"))?;
     assert!(status == 1 && said.contains("nobody reads that pipe"), "{said}");
     for (option, why) in [
-        ("other", "no platform device of that name"),
+        ("other", "no assigned device of that name"),
         (&format!("{NAME},registers=NONE"), "no register is called NONE"),
         (&format!("{NAME},table=/k/take"), "table=/k/take"),
     ] {
@@ -193,6 +193,110 @@ fn a_guest_that_crashes_leaves_its_last_accesses() -> TestResult {
     assert_eq!(trace.lines().count(), 21, "{trace}");
     assert!(trace.starts_with("# ") && trace.contains(" events left out\n"), "{trace}");
     assert!(trace.contains(" cpu0 ffff"), "{trace}");
+    Ok(())
+}
+
+/// Where PCI functions are on the host.
+const DISK: &str = "0000:00:05.0";
+const EDU: &str = "0000:00:07.0";
+
+/// Registers of an edu (QEMU, docs/specs/edu.rst).
+const EDU_TABLE: &str = "\
+[ID]
+offset = 0
+[FACTORIAL]
+offset = 0x08
+bar = 0
+[RAISED]
+offset = 0x24
+fields = { FACTORIAL = 0, COPY = 8 }
+[ELSEWHERE]
+offset = 0x24
+bar = 2
+";
+
+#[test]
+fn functions_of_pci_are_told_with_their_configuration_and_messages() -> TestResult {
+    let host = Board::new()
+        .disk("disk", 64 << 20)
+        .device("nvme,drive=disk,serial=one,addr=5")
+        .device("edu,addr=7,dma_mask=0xffffffffffff")
+        .file("edu.toml", EDU_TABLE)
+        .boot()?;
+    [DISK, EDU].iter().try_for_each(|name| host.bind(name))?;
+    let traces = format!(
+        "--trace {DISK},out=/tmp/nvme --trace {EDU},out=/tmp/edu,format=json,table=/edu.toml"
+    );
+    let options = format!("--vfio-pci {DISK} --vfio-pci {EDU} --stats /tmp/stats {traces}");
+    let mut guest = host.guest(&options)?;
+    guest.sh("dd if=/dev/urandom of=/tmp/noise bs=64k count=16 2>/dev/null && \
+         dd if=/tmp/noise of=/dev/nvme0n1 bs=64k oflag=direct 2>/dev/null && \
+         dd if=/dev/nvme0n1 bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/noise")?;
+    let handled: u64 = guest.interrupts()?.sum("nvme0q");
+    for by in ["msi", "line"] {
+        let said = guest.sh(&format!("agent edu 0000:00:02.0 {by} 2"))?;
+        assert!(said.contains(" 5 interrupts"), "{said}");
+    }
+    assert_eq!(guest.power_off()?, 0);
+
+    let trace = host.sh("cat /tmp/nvme")?;
+    // The bus is scanned; the driver resets the controller, has it run, asks it who it is, and reads.
+    check_order(
+        &trace,
+        &[
+            "read  config:0x000 0x00101b36 PCI_VENDOR_ID 0x1b36; PCI_DEVICE_ID 0x10",
+            "write config:0x010 0xffffffff PCI_BASE_ADDRESS_0",
+            " PCI_COMMAND MEMORY",
+            " CAP",
+            "read  0x01c 0x00000000 CSTS",
+            "write 0x024 0x001f001f AQA ASQS=0x1f ACQS=0x1f",
+            "write 0x014 0x00460061 CC EN CSS=0x6 IOSQES=0x6 IOCQES=0x4",
+            "read  0x01c 0x00000001 CSTS RDY",
+            "write 0x1000 0x00000001 SQTDBL0",
+            "interrupt msix 0",
+            " CQHDBL0",
+            " SQTDBL1",
+            "interrupt msix 1",
+            " CQHDBL1",
+        ],
+    );
+    let messages = trace.lines().filter(|line| line.contains("interrupt msix ")).count() as u64;
+    assert!(messages >= handled && handled > 10, "{handled} of {messages}");
+    let edu = host.sh("cat /tmp/edu")?;
+    let events: Vec<Value> =
+        edu.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
+    let of = |kind: &str, event: &str| {
+        events.iter().filter(|e| e["kind"] == kind && e["event"] == event).count()
+    };
+    assert_eq!([of("msi", "interrupt"), of("intx", "interrupt"), of("intx", "ended")], [5; 3]);
+    let raised = |field: &str| {
+        let registers = events.iter().map(|event| &event["registers"][0]);
+        registers.filter(|r| r["name"] == "RAISED" && r["fields"][field] == 1).count()
+    };
+    assert_eq!([raised("FACTORIAL"), raised("COPY")], [2, 8], "{edu}");
+
+    // Nothing is missing: the disk's BAR alone is above 4 GiB. The scan finds slots that are empty, too.
+    let stats: Value = serde_json::from_str(&host.sh("cat /tmp/stats")?).expect("it is JSON");
+    for (kind, word) in [("reads", "read "), ("writes", "write")] {
+        let counted = |device: &str| stats["devices"][device][kind].as_u64().unwrap_or_default();
+        let count = |place: &str| trace.matches(&format!(" {word} {place}")).count() as u64;
+        assert_eq!(count("0x"), counted("PCI 64-bit memory"), "{stats}");
+        let of_edu = |event: &&Value| event["event"] == word.trim() && event["region"] == "config";
+        let config = count("config:") + events.iter().filter(of_edu).count() as u64;
+        assert!((1..=counted("PCI configuration")).contains(&config), "{config}: {stats}");
+    }
+    // What is planned, by the name as it was given; and what can't be.
+    let dry = |trace: &str| {
+        let devices = "--vfio-pci 00:05.0 --vfio-pci 0000:00:07.0 --dry-run";
+        host.sh(&format!("strait run --kernel /k/model {devices} --trace {trace} 2>&1 || true"))
+    };
+    let plan = dry("00:05.0,registers=CC,1:0x0-0x7")?;
+    assert!(plan.contains(&format!("trace: {DISK}, text, to standard error; some reg")), "{plan}");
+    for bar in ["BAR 0: 64-bit memory, 0x4000 bytes, trapped", " 0x100000 bytes, mapped"] {
+        assert!(plan.contains(bar), "no {bar} in:\n{plan}");
+    }
+    let refused = dry("00:09.0")?;
+    assert!(refused.contains(&format!("help: --trace {DISK} or {EDU}")), "{refused}");
     Ok(())
 }
 

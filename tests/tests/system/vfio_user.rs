@@ -73,10 +73,17 @@ fn a_guest_drives_a_device_of_another_process() -> TestResult {
     assert!(one.sh("cat /sys/bus/pci/devices/*/uevent")?.contains("PCI_ID=1B36:7573"));
     drive(&mut one, DEVICE)?;
     assert_eq!(one.power_off()?, 0);
-    // The same server takes the next.
-    let mut next = host.guest(&format!("--vfio-user {SOCKET},mmap=off,addr=1f.0"))?;
+    // The same server takes the next, which is traced.
+    let trace = format!("--trace {SOCKET},out=/tmp/trace");
+    let mut next = host.guest(&format!("--vfio-user {SOCKET},addr=1f.0 {trace}"))?;
     drive(&mut next, "0000:00:1f.0")?;
     assert_eq!(next.power_off()?, 0);
+    let trace = host.sh("cat /tmp/trace")?;
+    for wanted in
+        [" config:0x000 0x75731b36 PCI_VENDOR_ID", " write 0x", " 2:0x", "interrupt msix 3\n"]
+    {
+        assert!(trace.contains(wanted), "no {wanted} in:\n{trace}");
+    }
     Ok(())
 }
 

@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use devices::vfio::pci::CONFIG_REGION;
+
 use super::values::{split, switch, take_each};
 
 /// The most events that are kept.
@@ -57,8 +59,8 @@ impl TraceFormat {
 pub enum TraceRegister {
     /// That of this name.
     Name(String),
-    /// Those at these offsets in bytes, in the first region.
-    Offsets(Range<u64>),
+    /// Those at these offsets in bytes, in this region.
+    Offsets(u32, Range<u64>),
 }
 
 impl TraceOptions {
@@ -95,7 +97,7 @@ impl FromStr for TraceOptions {
     fn from_str(text: &str) -> Result<Self, String> {
         let (device, given) = split(text)?;
         if device.is_empty() {
-            return Err("a device's name comes first, such as 2c0a0000.dma".into());
+            return Err("a device's name comes first, such as 2c0a0000.dma or 0000:00:05.0".into());
         }
         let (out, table, last, trigger, registers) = Default::default();
         let format = TraceFormat::Text;
@@ -119,14 +121,21 @@ fn format(text: &str) -> Result<TraceFormat, String> {
     format.ok_or_else(|| format!("format is text, json or vcd, and not `{text}`"))
 }
 
-/// A register by its name, or those from an offset to another, which is included.
+/// A register by its name, or those from an offset to another, which is included, of the first region or that
+/// before a colon.
 fn register(text: &str) -> Option<TraceRegister> {
+    let (region, text) = match text.split_once(':') {
+        Some(("config", offsets)) => (CONFIG_REGION, offsets),
+        Some((region, offsets)) => (region.parse().ok()?, offsets),
+        None if text.starts_with("0x") => (0, text),
+        None => return (!text.is_empty()).then(|| TraceRegister::Name(text.to_owned())),
+    };
     if !text.starts_with("0x") {
-        return (!text.is_empty()).then(|| TraceRegister::Name(text.to_owned()));
+        return None;
     }
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (number(first)?, number(last)?);
-    (first <= last).then(|| TraceRegister::Offsets(first..last.saturating_add(1)))
+    (first <= last).then(|| TraceRegister::Offsets(region, first..last.saturating_add(1)))
 }
 
 /// A number, hexadecimal behind 0x.
@@ -150,7 +159,7 @@ mod tests {
                    trigger=CR=0x10,table=t.toml,pc=off";
         let options: TraceOptions = all.parse().unwrap();
         let name = |name: &str| TraceRegister::Name(name.into());
-        let offsets = TraceRegister::Offsets;
+        let offsets = |range| TraceRegister::Offsets(0, range);
         assert_eq!(
             options.registers,
             [name("CR"), name("SR0"), offsets(0x100..0x200), offsets(0x20..0x21)]
@@ -158,6 +167,14 @@ mod tests {
         assert_eq!(options.trigger, Some((name("CR"), 16)));
         assert_eq!((options.last, options.pc), (Some(64), false));
         assert_eq!(options.format, TraceFormat::Json);
+        let elsewhere: TraceOptions =
+            "0000:00:05.0,registers=2:0x4,config:0x4-0x7".parse().unwrap();
+        assert_eq!(elsewhere.device, "0000:00:05.0");
+        let places = [(2, 4..5), (CONFIG_REGION, 4..8)];
+        assert_eq!(
+            elsewhere.registers,
+            places.map(|(region, range)| TraceRegister::Offsets(region, range))
+        );
         let by_offset: TraceOptions = "x,last=1,trigger=0x4=7".parse().unwrap();
         assert_eq!(by_offset.trigger, Some((offsets(4..5), 7)));
     }
@@ -178,6 +195,8 @@ mod tests {
             "x,last=1,trigger=CR=x",
             "x,registers=0x10-0x1",
             "x,registers=0x",
+            "x,registers=1:CR",
+            "x,registers=bar:0x1",
             "x,pc=no",
             "x,mmap=off",
             "x,pc=on,pc=off",

@@ -165,7 +165,7 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
     fd_limit::reserve(run.saturating_add(DESCRIPTORS_OF_DEVICE.saturating_mul(devices as u64)))?;
     let mut slots = SlotAllocator::default();
     let mut assigned = AssignedDevices::plan(options, ram, &mut slots, &mut allocator)?;
-    let traces = trace::plan(&options.trace, &options.vfio_platform, &mut assigned.platform)?;
+    let traces = trace::plan(options, &mut assigned)?;
     let virtio = if pci {
         VirtioDevices::plan(options, backends, &mut slots, &mut allocator)?
     } else {
@@ -175,6 +175,8 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
     let lines = assigned.platform.iter().map(|device| device.irqs().count()).sum();
     let of_statistics = if options.stats.is_some() { LineMonitor::max_files(lines) } else { 1 };
     let of_devices = of_devices.saturating_add(of_statistics as u64);
+    let of_traces = traces.iter().map(TracePlan::descriptors).sum::<u64>();
+    let of_devices = of_devices.saturating_add(of_traces);
     if pci || !assigned.is_empty() {
         fd_limit::reserve(run.saturating_add(of_devices))?;
     }

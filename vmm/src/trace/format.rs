@@ -7,10 +7,11 @@ mod vcd;
 use std::sync::Arc;
 
 use devices::scmi::{Call, Scmi};
+use devices::vfio::pci::CONFIG_REGION;
 use devices::vfio::register_table::RegisterTable;
 
 use self::vcd::Signals;
-use super::record::Record;
+use super::record::{Line, Record};
 use crate::cli::TraceFormat;
 
 /// What writes records in a form.
@@ -29,8 +30,10 @@ enum Form {
 pub struct Names {
     /// The device.
     pub device: String,
-    /// Its interrupts: whether each is a level, which the guest ends.
-    pub interrupts: Vec<bool>,
+    /// It is a PCI function.
+    pub is_function: bool,
+    /// Its interrupts.
+    pub interrupts: Vec<Line>,
     /// Its registers.
     pub table: RegisterTable,
     /// What it has by SCMI is named there.
@@ -38,6 +41,17 @@ pub struct Names {
 }
 
 impl Names {
+    /// The interrupt of this number.
+    fn of_interrupt(&self, number: usize) -> Line {
+        let none = Line { kind: "", number: u32::MAX, ends: false };
+        self.interrupts.get(number).copied().unwrap_or(none)
+    }
+
+    /// Whether a region of this number is a configuration space.
+    fn is_config(&self, region: u32) -> bool {
+        self.is_function && region == CONFIG_REGION
+    }
+
     /// The name of what a call of SCMI names.
     fn of_call(&self, call: &Call) -> &str {
         self.scmi.as_ref().and_then(|scmi| call.name_in(scmi.resources())).unwrap_or_default()
@@ -78,7 +92,7 @@ impl Format {
         match &mut self.form {
             Form::Text => text::record(&self.names, record, text),
             Form::Json => json::record(&self.names, record, text),
-            Form::Vcd(signals) => signals.record(&self.names.table, record, text),
+            Form::Vcd(signals) => signals.record(&self.names, record, text),
         }
     }
 

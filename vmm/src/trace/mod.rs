@@ -5,6 +5,7 @@
 //! them. Times are of the host's monotonic clock, from strait's start on.
 
 mod format;
+mod function;
 mod lines;
 mod plan;
 mod record;
@@ -12,6 +13,7 @@ mod region;
 mod sink;
 mod stream;
 mod table;
+mod tap;
 mod vcpu;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,12 +22,14 @@ use std::thread;
 use std::time::Instant;
 
 use devices::bus::SharedDevice;
+use devices::pci::Function;
 use devices::scmi::{Call, Scmi};
 use devices::sync::lock;
 use devices::vfio::node::ScmiNames;
 use devices::vfio::register_table::Place;
 
 use self::format::{Format, Names};
+use self::function::TracedFunction;
 use self::record::{Access, Event, Record};
 use self::region::TracedRegion;
 use self::sink::Sink;
@@ -116,11 +120,11 @@ impl Tracer {
         for plan in plans {
             let device = assigned.platform.iter().find(|device| device.name() == plan.device);
             let firmware = device.map(|device| names_by_scmi(&device.nodes.scmi));
-            let TracePlan { device, out, format, table, filter, last, trigger, pc, taps: own } =
-                plan;
+            let TracePlan { device, is_function, taps: own, .. } = plan;
+            let TracePlan { out, format, table, filter, last, trigger, pc, .. } = plan;
             let sink = Sink::open(out.as_deref(), &device)?;
-            let interrupts = own.iter().map(|tap| tap.polled().1.is_some()).collect();
-            let names = Names { device: device.clone(), interrupts, table, scmi: scmi.cloned() };
+            let (interrupts, scmi) = (own.iter().map(|tap| tap.line).collect(), scmi.cloned());
+            let names = Names { device: device.clone(), is_function, interrupts, table, scmi };
             let trace = Arc::new(Trace {
                 name: device,
                 filter,
@@ -149,6 +153,19 @@ impl Tracer {
         match self.traces.iter().find(|trace| trace.name == device) {
             Some(trace) => Arc::new(Mutex::new(TracedRegion::new(region, index, trace.clone()))),
             None => region,
+        }
+    }
+
+    /// The function of this name, recorded if it is traced.
+    #[cold]
+    pub fn trace_function(
+        &self,
+        name: &str,
+        function: Arc<Mutex<dyn Function>>,
+    ) -> Arc<Mutex<dyn Function>> {
+        match self.traces.iter().find(|trace| trace.name == name) {
+            Some(trace) => Arc::new(Mutex::new(TracedFunction::new(function, trace.clone()))),
+            None => function,
         }
     }
 

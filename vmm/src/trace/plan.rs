@@ -3,18 +3,28 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
-use devices::vfio::irq::IrqTap;
+use devices::vfio::assign::DeviceRef;
+use devices::vfio::bindings;
+use devices::vfio::fd_limit;
+use devices::vfio::pci::PciFunction;
 use devices::vfio::register_table::{Place, RegisterTable};
 
 use super::table;
-use crate::assigned::AssignedDevice;
-use crate::cli::{TraceFormat, TraceOptions, TraceRegister, VfioPlatformOptions};
+use super::tap::Tap;
+use crate::assigned::{AssignedDevice, AssignedDevices};
+use crate::cli::{RunOptions, TraceFormat, TraceOptions, TraceRegister};
 use crate::error::Error;
+use crate::functions::AssignedFunction;
+
+/// The descriptors of an interrupt that is passed on: two eventfds of a level, or one and a vector's again.
+const DESCRIPTORS_OF_TAP: u64 = 2;
 
 /// A trace to be.
 pub struct TracePlan {
-    /// The device's name in sysfs.
+    /// The device's name: in sysfs, or of its server's socket.
     pub device: String,
+    /// It is a PCI function.
+    pub is_function: bool,
     /// Where it goes; standard error without.
     pub out: Option<PathBuf>,
     /// In which form.
@@ -30,7 +40,14 @@ pub struct TracePlan {
     /// With the guest's program counter.
     pub pc: bool,
     /// Its interrupts.
-    pub taps: Vec<IrqTap>,
+    pub taps: Vec<Tap>,
+}
+
+impl TracePlan {
+    /// How many descriptors its interrupts take at most, beside those of an interrupt that isn't traced.
+    pub fn descriptors(&self) -> u64 {
+        (self.taps.len() as u64).saturating_mul(DESCRIPTORS_OF_TAP)
+    }
 }
 
 /// Of which device, in which form, where to, and what.
@@ -54,56 +71,116 @@ impl Display for TracePlan {
     }
 }
 
-/// Plans these traces of devices, which were given by these options, and has the devices' accesses and
-/// interrupts come to strait.
+/// Plans the traces of a run's devices, and has the devices' accesses and interrupts come to strait.
 ///
 /// # Errors
 ///
 /// There is no such device, it is traced twice, its registers have no such names, or a table can't be read.
-pub fn plan(
-    traces: &[TraceOptions],
-    given: &[VfioPlatformOptions],
-    devices: &mut [AssignedDevice],
-) -> Result<Vec<TracePlan>, Error> {
+pub fn plan(options: &RunOptions, assigned: &mut AssignedDevices) -> Result<Vec<TracePlan>, Error> {
     let mut planned: Vec<TracePlan> = Vec::new();
-    for options in traces {
-        let name = &options.device;
-        let names: Vec<_> = devices.iter().map(|device| device.name().to_owned()).collect();
-        let mut given = devices.iter_mut().zip(given);
-        let Some((device, _)) = given.find(|(device, given)| is_named(name, device, given)) else {
-            let help = match names.as_slice() {
-                [] => "--vfio-platform NAME --trace NAME".to_owned(),
-                names => format!("--trace {}", names.join(" or ")),
-            };
-            let why = "the guest has no platform device of that name, and others can't be traced";
-            return Err(Error::usage(format!("--trace {name}: {why}")).help(help));
+    for trace in &options.trace {
+        let name = &trace.device;
+        let Some(traced) = Traced::find(name, options, assigned) else {
+            return Err(no_device(name, assigned));
         };
-        if planned.iter().any(|other| other.device == device.name()) {
+        if planned.iter().any(|other| other.device == traced.name()) {
             return Err(Error::usage(format!("--trace {name}: it is traced already"))
                 .help("--trace once for each device"));
         }
-        planned.push(of_device(options, device)?);
+        planned.push(of_device(trace, traced)?);
     }
     Ok(planned)
 }
 
-/// Whether the device is called so: by its name in sysfs, as it was given, or by its node in the guest.
-fn is_named(name: &str, device: &AssignedDevice, given: &VfioPlatformOptions) -> bool {
-    let node = device.nodes.device.name();
-    name == device.name()
-        || given.which.name() == Some(name)
-        || name.rsplit('/').next().is_some_and(|last| last == node)
+/// A device that is traced.
+enum Traced<'a> {
+    Platform(&'a mut AssignedDevice),
+    Function(&'a AssignedFunction),
 }
 
-fn of_device(options: &TraceOptions, device: &mut AssignedDevice) -> Result<TracePlan, Error> {
-    let table = match (&options.table, device.device.binding()) {
-        (Some(path), _) => table::read(path)?,
-        (None, Some(binding)) => RegisterTable::parse(binding.registers),
-        (None, None) => RegisterTable::default(),
+impl<'a> Traced<'a> {
+    /// The device that is called so.
+    fn find(name: &str, options: &RunOptions, assigned: &'a mut AssignedDevices) -> Option<Self> {
+        let is_given = |which: &DeviceRef| which.name() == Some(name);
+        let mut platform = assigned.platform.iter_mut().zip(&options.vfio_platform);
+        // By its name in sysfs, as it was given, or by its node in the guest.
+        let found = platform.find(|(device, given)| {
+            let node = device.nodes.device.name();
+            name == device.name()
+                || is_given(&given.which)
+                || name.rsplit('/').next().is_some_and(|last| last == node)
+        });
+        if let Some((device, _)) = found {
+            return Some(Self::Platform(device));
+        }
+        // Those of the host come first, in the order given.
+        let functions = assigned.functions.iter().enumerate();
+        let mut found = functions.filter(|(index, function)| {
+            let given = options.vfio_pci.get(*index);
+            name == function.name || given.is_some_and(|given| is_given(&given.which))
+        });
+        found.next().map(|(_, function)| Self::Function(function))
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Platform(device) => device.name(),
+            Self::Function(function) => &function.name,
+        }
+    }
+
+    /// The registers that strait knows of it, beside those of `given`, if that is the device's own.
+    fn table(&self, given: Option<RegisterTable>) -> RegisterTable {
+        match (self, given) {
+            (Self::Platform(_), Some(given)) => given,
+            (Self::Platform(device), None) => {
+                let binding = device.device.binding();
+                binding.map(|binding| RegisterTable::parse(binding.registers)).unwrap_or_default()
+            }
+            (Self::Function(_), Some(given)) => bindings::with_header(given),
+            (Self::Function(function), None) => {
+                let function = function.lock();
+                let config = function.get().map(PciFunction::snapshot);
+                config.map(bindings::function_registers).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Has its accesses trap, and its interrupts come to strait.
+    fn tap(self) -> Result<Vec<Tap>, Error> {
+        match self {
+            Self::Platform(device) => Ok(Tap::of_device(device.device.tap()?)),
+            Self::Function(function) => {
+                let mut function = function.lock();
+                let Some(function) = function.get_mut() else { return Ok(Vec::new()) };
+                let interrupts = function.interrupts();
+                let vectors = interrupts.msi_capacity().saturating_add(interrupts.msix_capacity());
+                fd_limit::reserve(DESCRIPTORS_OF_TAP.saturating_mul(u64::from(vectors) + 1))?;
+                Ok(Tap::of_function(function.tap()?))
+            }
+        }
+    }
+}
+
+/// The error of a device that isn't there.
+#[cold]
+fn no_device(name: &str, assigned: &AssignedDevices) -> Error {
+    let platform = assigned.platform.iter().map(AssignedDevice::name);
+    let functions = assigned.functions.iter().map(|function| function.name.as_str());
+    let names: Vec<_> = platform.chain(functions).collect();
+    let help = match names.as_slice() {
+        [] => "--vfio-platform NAME or --vfio-pci NAME, and --trace NAME".to_owned(),
+        names => format!("--trace {}", names.join(" or ")),
     };
-    let name = device.name().to_owned();
+    let why = "the guest has no assigned device of that name, and others can't be traced";
+    Error::usage(format!("--trace {name}: {why}")).help(help)
+}
+
+fn of_device(options: &TraceOptions, traced: Traced<'_>) -> Result<TracePlan, Error> {
+    let table = traced.table(options.table.as_deref().map(table::read).transpose()?);
+    let name = traced.name().to_owned();
     let places = |register: &TraceRegister| match register {
-        TraceRegister::Offsets(range) => Ok(vec![(0, range.clone())]),
+        TraceRegister::Offsets(region, range) => Ok(vec![(*region, range.clone())]),
         TraceRegister::Name(register) => match table.find(register) {
             places if places.is_empty() => Err(no_register(&name, register, &table)),
             places => Ok(places),
@@ -120,7 +197,8 @@ fn of_device(options: &TraceOptions, device: &mut AssignedDevice) -> Result<Trac
         last: options.last,
         trigger: trigger.transpose()?,
         pc: options.pc,
-        taps: device.device.tap()?,
+        is_function: matches!(traced, Traced::Function(_)),
+        taps: traced.tap()?,
         device: name,
         table,
     })

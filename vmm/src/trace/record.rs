@@ -1,5 +1,7 @@
 //! What a trace has of an event: of one size, so that a vCPU does no more than put it down.
 
+use std::fmt::{self, Display, Formatter};
+
 /// The vCPU of an event that isn't one's.
 pub const NO_CPU: u16 = u16::MAX;
 
@@ -21,14 +23,36 @@ pub struct Record {
 pub enum Event {
     /// The guest has accessed a register.
     Access(Access),
-    /// The interrupt of this index has been signalled, so many times.
-    Interrupt(u32, u64),
+    /// This interrupt, by its number among all of the device, has been signalled, so many times.
+    Interrupt(usize, u64),
     /// The guest has ended it.
-    Ended(u32),
+    Ended(usize),
     /// The guest has made a call of SCMI.
     Scmi(devices::scmi::Call),
     /// The guest begins anew.
     Reset,
+}
+
+/// The name of an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Of a PCI function's: `intx`, `msi` or `msix`.
+    pub kind: &'static str,
+    /// Of several, which.
+    pub number: u32,
+    /// It is a level, which the guest ends.
+    pub ends: bool,
+}
+
+/// The interrupt as a person reads it.
+impl Display for Line {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            "" => write!(f, "{}", self.number),
+            "intx" => f.write_str(self.kind),
+            kind => write!(f, "{kind} {}", self.number),
+        }
+    }
 }
 
 /// An access.

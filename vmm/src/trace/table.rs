@@ -72,11 +72,11 @@ fn register(name: &str, value: &Spanned<DeValue<'_>>) -> Result<Register, String
             }
             "count" => register.count = small().ok_or_else(wrong)?,
             "stride" => register.stride = number(value).ok_or_else(wrong)?,
-            "region" => register.region = small().ok_or_else(wrong)?,
+            "region" | "bar" => register.region = small().ok_or_else(wrong)?,
             "fields" => register.fields = fields(value)?,
             other => {
                 return Err(format!(
-                    "`{other}` is none of offset, bits, count, stride, region and fields"
+                    "`{other}` is none of offset, bits, count, stride, bar, region and fields"
                 ));
             }
         }

@@ -15,6 +15,7 @@ mod primecell;
 mod sdhci;
 mod test_engine;
 
+pub use self::pci::{registers as function_registers, with_header};
 use super::node::NodeBuilder;
 use super::quiesce::QuiesceError;
 use super::region::RegisterAccess;
@@ -101,13 +102,14 @@ mod tests {
 
     #[test]
     fn registers_are_in_order_and_each_is_one_that_can_be() {
-        for binding in BINDINGS {
-            let table = RegisterTable::parse(binding.registers);
-            assert_eq!(table.to_string(), binding.registers, "{}", binding.name);
+        let all = BINDINGS.iter().map(|binding| (binding.name, binding.registers));
+        for (name, text) in all.chain([("NVMe", nvme::REGISTERS), ("PCI", pci::HEADER)]) {
+            let table = RegisterTable::parse(text);
+            assert_eq!(table.to_string(), text, "{name}");
             for register in table.registers() {
-                assert_eq!(register.check(), Ok(()), "{}: {register:?}", binding.name);
+                assert_eq!(register.check(), Ok(()), "{name}: {register:?}");
                 let places = table.find(&register.name).len();
-                assert_eq!(places, register.count as usize, "{}: {register:?}", binding.name);
+                assert_eq!(places, register.count as usize, "{name}: {register:?}");
             }
         }
     }

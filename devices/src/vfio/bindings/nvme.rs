@@ -7,33 +7,53 @@ use std::time::{Duration, Instant};
 
 use crate::vfio::quiesce::QuiesceError;
 use crate::vfio::region::{RegisterAccess, VfioRegion};
+use crate::vfio::register_table::offset_of;
 use crate::vfio::selftest::{DmaBuffer, Isolation, SelfTest, SelfTestError, StepError};
 
 /// The class of such functions: storage, non-volatile memory, NVM Express (NVM Express over PCIe
 /// Transport Specification, "Class Code").
 pub(super) const CLASS: [u8; 3] = [0x01, 0x08, 0x02];
 
-// Registers ("Controller Properties"): offsets in bytes.
+/// Its registers ("Controller Properties"); doorbells (NVM Express over PCIe Transport Specification 1.0,
+/// 3.1.2) as they are with CAP.DSTRD = 0, which all but emulated controllers have.
+pub(super) const REGISTERS: &str = "\
+000/64 CAP MQES=15:0 CQR=16 AMS=18:17 TO=31:24 DSTRD=35:32 NSSRS=36 CSS=44:37 MPSMIN=51:48 MPSMAX=55:52
+008 VS TER=7:0 MNR=15:8 MJR=31:16
+00c INTMS
+010 INTMC
+014 CC EN=0 CSS=6:4 MPS=10:7 AMS=13:11 SHN=15:14 IOSQES=19:16 IOCQES=23:20
+01c CSTS RDY=0 CFS=1 SHST=3:2 NSSRO=4 PP=5
+020 NSSR
+024 AQA ASQS=11:0 ACQS=27:16
+028/64 ASQ
+030/64 ACQ
+038 CMBLOC
+03c CMBSZ
+1000*64+8 SQTDBL
+1004*64+8 CQHDBL
+";
+
+// Offsets in bytes.
 /// Capabilities: the time to become ready, in bits 31:24, in units of 500 ms; above, in bits 35:32 of the
 /// whole, the distance of doorbells.
-const CAPABILITIES: u64 = 0x00;
+const CAPABILITIES: u64 = offset_of(REGISTERS, "CAP");
 /// Masks interrupts.
-const INTERRUPT_MASK: u64 = 0x0c;
+const INTERRUPT_MASK: u64 = offset_of(REGISTERS, "INTMS");
 /// Configuration; enabled; entries of 64 and of 16 bytes.
-const CONFIGURATION: u64 = 0x14;
+const CONFIGURATION: u64 = offset_of(REGISTERS, "CC");
 const ENABLED: u32 = 1 | 6 << 16 | 4 << 20;
 /// Status: ready, failed.
-const STATUS: u64 = 0x1c;
+const STATUS: u64 = offset_of(REGISTERS, "CSTS");
 const READY: u32 = 1 << 0;
 const FAILED: u32 = 1 << 1;
 /// The sizes of the queues for administration, less 1: two entries each.
-const QUEUE_SIZES: u64 = 0x24;
+const QUEUE_SIZES: u64 = offset_of(REGISTERS, "AQA");
 const TWO_EACH: u32 = 1 | 1 << 16;
 /// Where submissions are, and completions: two words each.
-const SUBMISSIONS: u64 = 0x28;
-const COMPLETIONS: u64 = 0x30;
+const SUBMISSIONS: u64 = offset_of(REGISTERS, "ASQ");
+const COMPLETIONS: u64 = offset_of(REGISTERS, "ACQ");
 /// How many submissions there are.
-const DOORBELL: u64 = 0x1000;
+const DOORBELL: u64 = offset_of(REGISTERS, "SQTDBL");
 
 // What the memory holds, by offset in bytes: a page for each.
 const PAGE: usize = 4096;

@@ -1,8 +1,11 @@
-//! PCI functions that strait can have do DMA, to see what they are kept from.
+//! What is known of PCI functions: the names of registers, and how to have some do DMA, to see what they are
+//! kept from.
 
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
 
 use super::{edu, nvme, test_engine};
+use crate::pci::ConfigSnapshot;
+use crate::vfio::register_table::RegisterTable;
 use crate::vfio::selftest::{Isolation, SelfTest, SelfTestError};
 
 /// `PCI_COMMAND`, and its bits for memory and bus mastering, and against INTx (PCI Local Bus
@@ -10,6 +13,41 @@ use crate::vfio::selftest::{Isolation, SelfTest, SelfTestError};
 const COMMAND: u64 = 0x04;
 const MEMORY_AND_MASTER: u16 = 0b110;
 const NO_INTX: u16 = 1 << 10;
+
+/// The header of configuration space, as binding's texts are (PCI Local Bus Specification 3.0, 6.1 to 6.2.5;
+/// names as in Linux' include/uapi/linux/pci_regs.h).
+pub(super) const HEADER: &str = "\
+000/16 PCI_VENDOR_ID
+002/16 PCI_DEVICE_ID
+004/16 PCI_COMMAND IO=0 MEMORY=1 MASTER=2 INTX_DISABLE=10
+006/16 PCI_STATUS INTERRUPT=3 CAP_LIST=4
+008 PCI_CLASS_REVISION REVISION=7:0 CLASS=31:8
+00c/8 PCI_CACHE_LINE_SIZE
+00d/8 PCI_LATENCY_TIMER
+00e/8 PCI_HEADER_TYPE
+010*6+4 PCI_BASE_ADDRESS_
+02c/16 PCI_SUBSYSTEM_VENDOR_ID
+02e/16 PCI_SUBSYSTEM_ID
+030 PCI_ROM_ADDRESS ENABLE=0
+034/8 PCI_CAPABILITY_LIST
+03c/8 PCI_INTERRUPT_LINE
+03d/8 PCI_INTERRUPT_PIN
+";
+
+/// The registers of a function with this configuration space, as far as they are known: of its header, and of
+/// its first BAR.
+#[cold]
+pub fn registers(config: &ConfigSnapshot) -> RegisterTable {
+    let class = [0x0b, 0x0a, 0x09].map(|offset| config.u8(offset));
+    let own = if class == nvme::CLASS { nvme::REGISTERS } else { "" };
+    with_header(RegisterTable::parse(own))
+}
+
+/// These registers of a function, and those of its header.
+#[cold]
+pub fn with_header(own: RegisterTable) -> RegisterTable {
+    own.with(VFIO_PCI_CONFIG_REGION_INDEX, HEADER)
+}
 
 /// What has a function try to read and to write what isn't its.
 type Isolate = fn(&mut SelfTest) -> Result<Isolation, SelfTestError>;

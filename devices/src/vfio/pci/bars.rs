@@ -112,6 +112,11 @@ impl VfioBars {
         all.collect()
     }
 
+    /// Has all accesses trap. Before anything is mapped into a guest.
+    pub fn unmap(&mut self) {
+        self.regions.iter_mut().flatten().for_each(VfioRegion::unmap);
+    }
+
     /// Uses these memory slots from here on.
     ///
     /// # Safety

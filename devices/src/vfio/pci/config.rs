@@ -24,6 +24,9 @@ const ENDPOINT: u8 = 0x0;
 const LINK: Range<u16> = 0x0c..0x14;
 const LINK2: Range<u16> = 0x2c..0x34;
 
+/// The number of its region, behind those of BARs and of the expansion ROM.
+pub const CONFIG_REGION: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
+
 /// Why a configuration space can't be a guest's.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -62,7 +65,7 @@ impl ConfigSpace {
     ///
     /// If it can't be read, or isn't an endpoint's.
     pub fn open(calls: Arc<dyn DeviceCalls>, name: &str) -> Result<Self, ConfigError> {
-        let region = calls.region_info(VFIO_PCI_CONFIG_REGION_INDEX).map_err(ConfigError::Info)?;
+        let region = calls.region_info(CONFIG_REGION).map_err(ConfigError::Info)?;
         if region.size < STD_HEADER_SIZEOF.into() || !region.size.is_multiple_of(4) {
             return Err(ConfigError::Size(region.size));
         }

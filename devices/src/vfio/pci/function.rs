@@ -11,6 +11,7 @@ use super::capability::{self, Capability};
 use super::config::ConfigSpace;
 use super::error::{FunctionError, FunctionErrorKind};
 use super::interrupts::{InUse, Interrupts};
+use super::tap::FunctionTaps;
 use crate::bus::MemorySlots;
 use crate::irq::{InterruptController, MsiRouter};
 use crate::pci::config::{COMMAND, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, STATUS};
@@ -165,6 +166,18 @@ impl PciFunction {
     /// What interrupts the guest at present.
     pub fn in_use(&self) -> InUse {
         self.interrupts.in_use()
+    }
+
+    /// Has every access to its BARs trap, and its interrupts' signals passed on by what this returns. Before it
+    /// is attached.
+    ///
+    /// # Errors
+    ///
+    /// The host is out of descriptors.
+    #[cold]
+    pub fn tap(&mut self) -> Result<FunctionTaps, FunctionError> {
+        self.bars.unmap();
+        self.interrupts.tap().map_err(|error| self.error(FunctionErrorKind::Irq(error)))
     }
 
     /// Whether the guest has ever turned it on, as a driver does: its command register let it use

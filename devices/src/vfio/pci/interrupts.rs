@@ -14,6 +14,7 @@ use super::super::uapi::DeviceCalls;
 use super::capability;
 use super::config::ConfigSpace;
 use super::msi::VfioMsi;
+use super::tap::{FunctionTaps, VectorTap};
 use crate::irq::{MsiRouter, Trigger};
 use crate::pci::{Msi, MsiState, MsiVectors, Msix};
 use crate::ratelimit::LogLimit;
@@ -63,6 +64,8 @@ pub struct Interrupts {
     active: Option<VfioMsi>,
     /// The line is armed while neither MSI nor MSI-X is enabled.
     armed: bool,
+    /// What passes the messages of MSI and of MSI-X on, if somebody does.
+    taps: Option<[Arc<[VectorTap]>; 2]>,
     log: Arc<LogLimit>,
 }
 
@@ -92,9 +95,9 @@ impl Interrupts {
             }
         }
         let log = Arc::new(LogLimit::named(name));
-        let (router, active, armed) = Default::default();
+        let (router, active, armed, taps) = Default::default();
         let mut interrupts =
-            Self { calls, intx, msi: None, msix: None, router, active, armed, log };
+            Self { calls, intx, msi: None, msix: None, router, active, armed, taps, log };
         interrupts.read_capabilities(config, 0);
         Ok(interrupts)
     }
@@ -102,6 +105,22 @@ impl Interrupts {
     /// The line, if the function has one.
     pub fn intx(&self) -> Option<&AssignedIrq> {
         self.intx.as_ref()
+    }
+
+    /// Has their signals passed on by what this returns, before any is armed.
+    ///
+    /// # Errors
+    ///
+    /// There are no more eventfds.
+    #[cold]
+    pub fn tap(&mut self) -> Result<FunctionTaps, IrqError> {
+        let intx = self.intx.as_mut().map(AssignedIrq::tap).transpose()?;
+        let vectors =
+            |count, index| VectorTap::all(count).map_err(|error| IrqError::EventFd(index, error));
+        let msi = vectors(self.msi_capacity(), MSI)?;
+        let msix = vectors(self.msix_capacity(), MSIX)?;
+        self.taps = Some([msi.clone(), msix.clone()]);
+        Ok(FunctionTaps { intx, msi, msix })
     }
 
     /// The number of vectors of MSI; 0 if the guest doesn't have it.
@@ -266,7 +285,7 @@ impl Interrupts {
     /// Carries out a write to the capability of this VFIO index, of which `before` vectors were
     /// enabled; the messages of `changed` may be others now.
     fn apply(&mut self, index: u32, before: u16, mut changed: Range<u16>) {
-        let Self { calls, msi, msix, router, active, log, .. } = self;
+        let Self { calls, msi, msix, router, active, taps, log, .. } = self;
         let state: Option<&dyn MsiState> = match index {
             MSI => msi.as_ref().map(|msi| &msi.registers as _),
             _ => msix.as_ref().map(|msix| &msix.registers as _),
@@ -281,7 +300,9 @@ impl Interrupts {
             }
             if let (Some(router), 1..) = (router, enabled) {
                 let vectors = MsiVectors::new(router.clone(), enabled);
-                *active = Some(VfioMsi::new(calls.clone(), index, vectors, log.clone()));
+                let taps = taps.as_ref().map(|[msi, msix]| if index == MSI { msi } else { msix });
+                let taps = taps.cloned();
+                *active = Some(VfioMsi::new(calls.clone(), index, vectors, taps, log.clone()));
             }
             changed = ALL;
         }

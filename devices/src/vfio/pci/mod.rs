@@ -26,11 +26,13 @@ mod function;
 mod interrupts;
 mod msi;
 mod removable;
+mod tap;
 
 pub use bars::BarInfo;
 pub use bus_reset::{BusReset, StoppedByBus};
-pub use config::ConfigError;
+pub use config::{CONFIG_REGION, ConfigError};
 pub use error::{FunctionError, FunctionErrorKind};
 pub use function::{Attachment, PciFunction, PciOptions};
 pub use interrupts::{InUse, Interrupts};
 pub use removable::{Loss, RemovableFunction};
+pub use tap::{FunctionTaps, VectorTap};

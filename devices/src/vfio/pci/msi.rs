@@ -19,6 +19,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::uapi::{DeviceCalls, IoctlError, IrqAction};
+use super::tap::VectorTap;
 use crate::pci::MsiVectors;
 use crate::ratelimit::LogLimit;
 
@@ -33,18 +34,21 @@ pub struct VfioMsi {
     enabled: u16,
     /// The vectors that VFIO has an eventfd of.
     armed: BTreeSet<u16>,
+    /// What passes their messages on, if somebody does.
+    taps: Option<Arc<[VectorTap]>>,
     log: Arc<LogLimit>,
 }
 
 impl VfioMsi {
-    /// `vectors` by VFIO's index. Errors that can't be returned go to `log`.
+    /// `vectors` by VFIO's index, whose messages are passed on by `taps` if there are any. Errors that can't be returned go to `log`.
     pub fn new(
         calls: Arc<dyn DeviceCalls>,
         index: u32,
         vectors: MsiVectors,
+        taps: Option<Arc<[VectorTap]>>,
         log: Arc<LogLimit>,
     ) -> Self {
-        Self { calls, index, vectors, enabled: 0, armed: BTreeSet::new(), log }
+        Self { calls, index, vectors, enabled: 0, armed: BTreeSet::new(), taps, log }
     }
 
     /// VFIO's index.
@@ -79,7 +83,8 @@ impl VfioMsi {
         }
         for (vector, trigger) in self.vectors.triggers() {
             if !self.armed.contains(&vector) {
-                self.calls.set_vectors(self.index, vector.into(), &[Some(trigger)])?;
+                let signalled = signalled(self.taps.as_deref(), vector, trigger, &self.log);
+                self.calls.set_vectors(self.index, vector.into(), &[Some(signalled)])?;
                 self.armed.insert(vector);
             }
         }
@@ -92,7 +97,7 @@ impl VfioMsi {
         let mut triggers: Vec<Option<&EventFd>> = vec![None; usize::from(count)];
         for (vector, trigger) in self.vectors.triggers() {
             if let Some(place) = triggers.get_mut(usize::from(vector)) {
-                *place = Some(trigger);
+                *place = Some(signalled(self.taps.as_deref(), vector, trigger, &self.log));
             }
         }
         self.calls.set_vectors(self.index, 0, &triggers)?;
@@ -100,7 +105,8 @@ impl VfioMsi {
         for (vector, trigger) in self.vectors.triggers() {
             if !self.armed.insert(vector) {
                 // A signal while it was disabled would be lost.
-                let _ = trigger.write(1);
+                let tap = tap_of(self.taps.as_deref(), vector);
+                let _ = tap.map_or(trigger, VectorTap::polled).write(1);
             }
         }
         Ok(())
@@ -121,7 +127,26 @@ impl Drop for VfioMsi {
     fn drop(&mut self) {
         // Before the vectors' eventfds are closed.
         self.disable();
+        self.taps.iter().flat_map(|taps| &**taps).for_each(VectorTap::disconnect);
     }
+}
+
+fn tap_of(taps: Option<&[VectorTap]>, vector: u16) -> Option<&VectorTap> {
+    taps?.get(usize::from(vector))
+}
+
+/// What VFIO is to signal for a vector: its own eventfd, unless somebody passes its messages on.
+fn signalled<'a>(
+    taps: Option<&'a [VectorTap]>,
+    vector: u16,
+    trigger: &'a EventFd,
+    log: &LogLimit,
+) -> &'a EventFd {
+    let Some(tap) = tap_of(taps, vector) else { return trigger };
+    tap.connect(trigger).unwrap_or_else(|error| {
+        log.warn(format_args!("messages of vector {vector} aren't recorded: {error}"));
+        trigger
+    })
 }
 
 #[cfg(test)]
@@ -137,7 +162,7 @@ mod tests {
         let router = Arc::new(FakeMsiRouter::new(8));
         let log = Arc::new(LogLimit::named("function"));
         let vectors = MsiVectors::new(router.clone(), count);
-        (VfioMsi::new(device.clone(), MSIX, vectors, log), router)
+        (VfioMsi::new(device.clone(), MSIX, vectors, None, log), router)
     }
 
     fn to(data: u32) -> Option<MsiMessage> {
@@ -168,6 +193,42 @@ mod tests {
         assert_eq!(router.poll().iter().map(|m| m.data).collect::<Vec<_>>(), [9]);
         drop(msi);
         assert_eq!(device.take_calls(), [Call::ClearTrigger(MSIX)]);
+        assert_eq!(router.messages(), []);
+    }
+
+    #[test]
+    fn a_message_that_is_watched_is_passed_on_and_pends_while_its_vector_is_masked() {
+        let device = FakeFunction::new(256).calls();
+        let router = Arc::new(FakeMsiRouter::new(8));
+        let taps = VectorTap::all(4).unwrap();
+        let vectors = MsiVectors::new(router.clone(), 4);
+        let log = Arc::new(LogLimit::named("function"));
+        let mut msi = VfioMsi::new(device.clone(), MSIX, vectors, Some(taps.clone()), log);
+        let data = || router.poll().iter().map(|m| m.data).collect::<Vec<_>>();
+        let seen = || {
+            let mut seen = Vec::new();
+            (0..)
+                .zip(&*taps)
+                .for_each(|(vector, tap)| tap.pass(|count| seen.push((vector, count))));
+            seen
+        };
+        msi.vectors.set(2, to(7)).unwrap();
+        msi.sync().unwrap();
+        device.signal(MSIX, 2);
+        assert!(data().is_empty());
+        assert_eq!((seen(), data()), (vec![(2, 1)], vec![7]));
+        msi.vectors.set(2, None).unwrap();
+        device.signal(MSIX, 2);
+        device.signal(MSIX, 2);
+        assert_eq!((seen(), data()), (vec![(2, 2)], vec![]));
+        assert!(msi.vectors.is_pending(2));
+        msi.vectors.set(2, to(9)).unwrap();
+        assert_eq!(data(), [9]);
+        // One that grows signals those in use once, which is seen too.
+        msi.enable(4).unwrap();
+        assert_eq!((seen(), data()), (vec![(2, 1)], vec![9]));
+        drop(msi);
+        assert_eq!(device.take_calls().last(), Some(&Call::ClearTrigger(MSIX)));
         assert_eq!(router.messages(), []);
     }
 

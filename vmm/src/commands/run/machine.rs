@@ -97,7 +97,8 @@ impl Machine {
                 ioevents: irqfds.clone(),
                 line: &|spi| Box::new(SpiLine { vm: vm.clone(), spi }),
             })?;
-            bridge = Some(pci_host::attach(apertures, functions, &virtio, &gic, &mut bus)?);
+            let tracer = tracer.as_deref();
+            bridge = Some(pci_host::attach(apertures, functions, &virtio, &gic, &mut bus, tracer)?);
         }
         let scmi = assigned.scmi.clone();
         if let Some(scmi) = &scmi {

@@ -11,6 +11,7 @@ use devices::pci::{self, Apertures, Bdf, Function, HostBridge, MsiController, Sl
 
 use crate::error::Error;
 use crate::functions::Functions;
+use crate::trace::Tracer;
 use crate::virtio::VirtioDevices;
 
 /// The host bridge's apertures; `end` is above everything else in the guest's address space (GPA).
@@ -55,7 +56,7 @@ pub fn node(apertures: &Apertures, slots: &[Slot], messages: Option<MsiControlle
     pci::host_node(apertures, slots.iter().copied(), gic::LABEL, messages)
 }
 
-/// Puts the host bridge with these functions on the bus. The GIC must be complete, and no interrupt
+/// Puts the host bridge with these functions on the bus, recorded by the `tracer` if there is one. The GIC must be complete, and no interrupt
 /// armed.
 ///
 /// # Errors
@@ -68,11 +69,19 @@ pub fn attach(
     virtio: &VirtioDevices,
     gic: &Gic,
     bus: &mut Bus,
+    tracer: Option<&Tracer>,
 ) -> Result<Arc<HostBridge>, Error> {
     let slots = slots(functions, virtio);
     let intx = slots.iter().filter_map(|slot| slot.intx);
     gic.set_level_sensitive(intx.map(|intx| intx.spi.0))?;
-    let assigned = functions.iter().map(|function| (function.slot.bdf, function.shared()));
+    let assigned = functions.iter().map(|function| {
+        let shared = function.shared();
+        let shared = match tracer {
+            Some(tracer) => tracer.trace_function(&function.name, shared),
+            None => shared,
+        };
+        (function.slot.bdf, shared)
+    });
     let virtio = virtio.iter().map(|device| (device.slot.bdf, device.shared()));
     let shared: Vec<(Bdf, Arc<Mutex<dyn Function>>)> = assigned.chain(virtio).collect();
     let bridge = Arc::new(HostBridge::new(apertures, shared));

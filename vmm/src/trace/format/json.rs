@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::Names;
-use crate::trace::record::{Access, Event, NO_CPU, Record};
+use crate::trace::record::{Access, Event, Line, NO_CPU, Record};
 
 /// Adds a record.
 pub(super) fn record(names: &Names, record: &Record, text: &mut String) {
@@ -27,10 +27,11 @@ fn object(names: &Names, record: &Record, text: &mut String) -> std::fmt::Result
     }
     match event {
         Event::Access(access) => accessed(names, access, text),
-        Event::Interrupt(index, count) => {
-            write!(text, r#","event":"interrupt","index":{index},"count":{count}"#)
+        Event::Interrupt(number, count) => {
+            interrupt("interrupt", names.of_interrupt(*number), text)?;
+            write!(text, r#","count":{count}"#)
         }
-        Event::Ended(index) => write!(text, r#","event":"ended","index":{index}"#),
+        Event::Ended(number) => interrupt("ended", names.of_interrupt(*number), text),
         Event::Scmi(call) => {
             let ((kind, command), name) = (call.words(), names.of_call(call));
             write!(
@@ -45,13 +46,21 @@ fn object(names: &Names, record: &Record, text: &mut String) -> std::fmt::Result
     }
 }
 
+fn interrupt(event: &str, line: Line, text: &mut String) -> std::fmt::Result {
+    write!(text, r#","event":"{event}","index":{}"#, line.number)?;
+    if line.kind.is_empty() { Ok(()) } else { write!(text, r#","kind":"{}""#, line.kind) }
+}
+
 fn accessed(names: &Names, access: &Access, text: &mut String) -> std::fmt::Result {
     let Access { write, width, region, offset, value } = *access;
     let event = if write { "write" } else { "read" };
-    write!(
-        text,
-        r#","event":"{event}","region":{region},"offset":{offset},"width":{width},"value":"{value:#x}","registers":["#
-    )?;
+    write!(text, r#","event":"{event}","region":"#)?;
+    if names.is_config(region) {
+        text.push_str(r#""config""#);
+    } else {
+        write!(text, "{region}")?;
+    }
+    write!(text, r#","offset":{offset},"width":{width},"value":"{value:#x}","registers":["#)?;
     let parts = names.table.parts(region, offset, width.into(), value);
     for (index, part) in parts.enumerate() {
         let comma = if index > 0 { "," } else { "" };

@@ -29,16 +29,18 @@ fn events() -> Vec<Record> {
     (0..).zip(all).map(record).collect()
 }
 
+fn names(device: &str, interrupts: &[Line], table: RegisterTable) -> Names {
+    let (device, interrupts) = (device.to_owned(), interrupts.to_vec());
+    let is_function = interrupts.iter().any(|line| !line.kind.is_empty());
+    Names { device, is_function, interrupts, table, scmi: None }
+}
+
 /// What a trace of them is, of which one was lost and two left out.
 fn written(format: TraceFormat) -> String {
     let table = RegisterTable::parse(TABLE);
-    let names = Names {
-        device: "1.qcom,dma \"x\"".into(),
-        interrupts: vec![false, true],
-        table,
-        scmi: None,
-    };
-    let mut format = Format::new(format, names);
+    let line = |number, ends| Line { kind: "", number, ends };
+    let mut format =
+        Format::new(format, names("1.qcom,dma \"x\"", &[line(0, false), line(1, true)], table));
     let mut text = format.header();
     format.left_out(2, &mut text);
     events().iter().for_each(|record| format.record(record, &mut text));
@@ -91,7 +93,7 @@ fn each_line_of_json_is_an_object() {
 #[test]
 fn numbers_that_javascript_has_not_are_texts() {
     let table = RegisterTable::parse("000/64 ADDRESS ALL=63:0 LOW=51:0 TOP=63:60\n");
-    let names = Names { device: "x".into(), interrupts: Vec::new(), table, scmi: None };
+    let names = names("x", &[], table);
     let mut text = String::new();
     let event = Event::Access(Access::new(true, 0, 0, &[0xff; 8]));
     Format::new(TraceFormat::Json, names).record(&Record { event, ..events()[0] }, &mut text);
@@ -115,47 +117,88 @@ $var event 1 $ write $end
 $var event 1 % reset $end
 $var wire 64 & offset $end
 $var wire 64 ' value $end
-$var event 1 ( interrupt0 $end
-$var wire 1 ) interrupt1 $end
-$var wire 32 * CTRL $end
-$var wire 16 + FIFO0 $end
-$var wire 16 , FIFO1 $end
-$var wire 16 - LEVEL $end
+$var wire 32 ( region $end
+$var event 1 ) interrupt0 $end
+$var wire 1 * interrupt1 $end
+$var wire 32 + CTRL $end
+$var wire 16 , FIFO0 $end
+$var wire 16 - FIFO1 $end
+$var wire 16 . LEVEL $end
 $upscope $end
 $enddefinitions $end
 $comment 2 events left-out $end
 #5
 b0 !
 b1111111111111111100000000000000000010010001101000101011001111000 \"
-b110001 *
+b110001 +
 1$
 #1000000005
 b1 !
 b0 \"
-b1 +
-b10 -
+b1 ,
+b10 .
 1#
 #2000000005
 b1011 !
 b100 \"
-b11100000000 ,
+b11100000000 -
 1#
 #3000000005
 b0 !
 b100 \"
 b1000000000000 &
 b1111111111111111111111111111111111111111111111111111111111111111 '
+b1 (
 1$
 #4000000005
-1)
+1*
 #5000000005
-1(
+1)
 #6000000005
-0)
+0*
 #7000000005
 1%
-0)
+0*
 $comment 1 events lost $end
 ";
     assert_eq!(written(TraceFormat::Vcd), expected);
+}
+
+#[test]
+fn a_function_has_a_configuration_space_and_messages() {
+    let line = |kind, number, ends| Line { kind, number, ends };
+    let lines = [line("intx", 0, true), line("msi", 0, false), line("msix", 3, false)];
+    let events = [
+        Event::Access(Access::new(true, CONFIG_REGION, 4, &[6, 4])),
+        Event::Interrupt(2, 1),
+        Event::Interrupt(0, 1),
+        Event::Ended(0),
+    ];
+    let written = |format| {
+        let table = RegisterTable::default().with(CONFIG_REGION, "004/16 COMMAND MEMORY=1 OFF=10");
+        let mut format = Format::new(format, names("0000:00:05.0", &lines, table));
+        let mut text = format.header();
+        for (time, event) in (0..).zip(events) {
+            format.record(&Record { time, cpu: NO_CPU, event, pc: 0 }, &mut text);
+        }
+        text
+    };
+    let expected = "    0.000000000 -    write config:0x004 0x0406 COMMAND MEMORY OFF
+    0.000000001 -    interrupt msix 3
+    0.000000002 -    interrupt intx
+    0.000000003 -    interrupt intx ended
+";
+    assert_eq!(written(TraceFormat::Text), expected);
+    let json: Vec<Value> = written(TraceFormat::Json)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(json[0]["region"], "config");
+    assert_eq!((&json[1]["kind"], &json[1]["index"]), (&"msix".into(), &3.into()));
+    assert_eq!((&json[3]["event"], &json[3]["kind"]), (&"ended".into(), &"intx".into()));
+    let vcd = written(TraceFormat::Vcd);
+    assert!(
+        vcd.contains("wire 1 ) intx0 $end\n$var event 1 * msi0 $end\n$var event 1 + msix3 $end")
+    );
+    assert!(vcd.ends_with("#1\n1+\n#2\n1)\n#3\n0)\n"), "{vcd}");
 }

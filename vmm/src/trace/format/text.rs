@@ -28,9 +28,11 @@ fn line(names: &Names, record: &Record, text: &mut String) -> std::fmt::Result {
     }
     match event {
         Event::Access(access) => accessed(names, access, text),
-        Event::Interrupt(index, 1) => write!(text, "interrupt {index}"),
-        Event::Interrupt(index, count) => write!(text, "interrupt {index}, {count} times"),
-        Event::Ended(index) => write!(text, "interrupt {index} ended"),
+        Event::Interrupt(number, count) => {
+            write!(text, "interrupt {}", names.of_interrupt(*number))?;
+            if *count > 1 { write!(text, ", {count} times") } else { Ok(()) }
+        }
+        Event::Ended(number) => write!(text, "interrupt {} ended", names.of_interrupt(*number)),
         Event::Scmi(call) => {
             let ((_, command), name) = (call.words(), names.of_call(call));
             write!(text, "scmi {command} {name} {:#x}: {}", call.argument, call.status)
@@ -42,7 +44,9 @@ fn line(names: &Names, record: &Record, text: &mut String) -> std::fmt::Result {
 fn accessed(names: &Names, access: &Access, text: &mut String) -> std::fmt::Result {
     let Access { write, width, region, offset, value } = *access;
     text.push_str(if write { "write " } else { "read  " });
-    if region > 0 {
+    if names.is_config(region) {
+        text.push_str("config:");
+    } else if region > 0 {
         write!(text, "{region}:")?;
     }
     text.push_str("0x");

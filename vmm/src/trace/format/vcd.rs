@@ -18,7 +18,8 @@ const RESET: usize = 4;
 /// Where, and what, for a place that has no name.
 const OFFSET: usize = 5;
 const VALUE: usize = 6;
-const FIRST_INTERRUPT: usize = 7;
+const REGION: usize = 7;
+const FIRST_INTERRUPT: usize = 8;
 
 /// The signals of a device: by their numbers, the first ones, interrupts, registers.
 pub(super) struct Signals {
@@ -32,7 +33,7 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn new(names: &Names) -> Self {
-        let levels = names.interrupts.clone();
+        let levels: Vec<_> = names.interrupts.iter().map(|line| line.ends).collect();
         let mut signals = Self {
             header: String::new(),
             first_register: FIRST_INTERRUPT.saturating_add(levels.len()),
@@ -57,14 +58,15 @@ impl Signals {
             ("event 1", "reset"),
             ("wire 64", "offset"),
             ("wire 64", "value"),
+            ("wire 32", "region"),
         ];
         for (number, (kind, name)) in own.into_iter().enumerate() {
             writeln!(text, "$var {kind} {} {name} $end", identifier(number))?;
         }
-        for (index, is_level) in self.levels.iter().enumerate() {
-            let kind = if *is_level { "wire" } else { "event" };
-            let id = identifier(FIRST_INTERRUPT.saturating_add(index));
-            writeln!(text, "$var {kind} 1 {id} interrupt{index} $end")?;
+        for (number, line) in (FIRST_INTERRUPT..).zip(&names.interrupts) {
+            let signal = if line.ends { "wire" } else { "event" };
+            let kind = if line.kind.is_empty() { "interrupt" } else { line.kind };
+            writeln!(text, "$var {signal} 1 {} {kind}{} $end", identifier(number), line.number)?;
         }
         let mut number = self.first_register;
         for register in names.table.registers() {
@@ -83,8 +85,8 @@ impl Signals {
         std::mem::take(&mut self.header)
     }
 
-    pub(super) fn record(&mut self, table: &RegisterTable, record: &Record, text: &mut String) {
-        let _ = self.changes(table, record, text);
+    pub(super) fn record(&mut self, names: &Names, record: &Record, text: &mut String) {
+        let _ = self.changes(&names.table, record, text);
     }
 
     fn changes(
@@ -103,8 +105,8 @@ impl Signals {
                 writeln!(text, "b{:b} {}", record.pc, identifier(PC))?;
                 self.accessed(table, &access, text)
             }
-            Event::Interrupt(index, _) => self.interrupt(index, 1, text),
-            Event::Ended(index) => self.interrupt(index, 0, text),
+            Event::Interrupt(number, _) => self.interrupt(number, 1, text),
+            Event::Ended(number) => self.interrupt(number, 0, text),
             Event::Scmi(call) => {
                 let (_, command) = call.words();
                 writeln!(text, "$comment {command} {:#x} $end", call.argument)
@@ -118,9 +120,8 @@ impl Signals {
         }
     }
 
-    fn interrupt(&self, index: u32, level: u8, text: &mut String) -> std::fmt::Result {
-        let number = FIRST_INTERRUPT.saturating_add(usize::try_from(index).unwrap_or_default());
-        writeln!(text, "{level}{}", identifier(number))
+    fn interrupt(&self, number: usize, level: u8, text: &mut String) -> std::fmt::Result {
+        writeln!(text, "{level}{}", identifier(FIRST_INTERRUPT.saturating_add(number)))
     }
 
     fn accessed(
@@ -139,6 +140,7 @@ impl Signals {
         if !is_named {
             writeln!(text, "b{offset:b} {}", identifier(OFFSET))?;
             writeln!(text, "b{value:b} {}", identifier(VALUE))?;
+            writeln!(text, "b{region:b} {}", identifier(REGION))?;
         }
         writeln!(text, "1{}", identifier(if write { WRITE } else { READ }))
     }

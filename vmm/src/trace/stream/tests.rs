@@ -6,17 +6,19 @@ use std::thread;
 use devices::vfio::register_table::RegisterTable;
 
 use super::super::format::Names;
-use super::super::record::Event;
+use super::super::record::{Event, Line};
 use super::*;
 use crate::cli::TraceFormat;
 
-fn event(number: u32) -> Record {
+fn event(number: usize) -> Record {
     Record { time: 0, cpu: 0, event: Event::Ended(number), pc: 0 }
 }
 
 fn names() -> Names {
     let (table, scmi) = (RegisterTable::default(), None);
-    Names { device: "x".into(), interrupts: vec![true], table, scmi }
+    let interrupts: Vec<_> =
+        (0..20_000).map(|number| Line { kind: "", number, ends: true }).collect();
+    Names { device: "x".into(), is_function: false, interrupts, table, scmi }
 }
 
 fn format() -> Format {
@@ -80,7 +82,7 @@ fn what_there_is_no_room_for_is_counted_where_it_was_lost() {
     let sink = Sink::open(Some(&file.0), "x").unwrap();
     stream.state().ended = true;
     stream.write(format(), &sink);
-    assert_eq!(stream.finish(|| false), u64::from(more));
+    assert_eq!(stream.finish(|| false), more as u64);
     let lines = file.lines();
     assert_eq!(lines.len(), (16 << 10) + 1);
     assert_eq!(lines.last().unwrap(), "# 7 events lost");
