@@ -9,7 +9,8 @@ use devices::vfio::pci::CONFIG_REGION;
 use super::Trace;
 use super::record::Access;
 
-/// A function whose accesses are recorded, in the order in which it has them.
+/// A function whose accesses are recorded, in the order in which it has them: a write first, for the interrupt
+/// that it may cause comes at once.
 pub struct TracedFunction {
     function: Arc<Mutex<dyn Function>>,
     trace: Arc<Trace>,
@@ -41,8 +42,8 @@ impl Function for TracedFunction {
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) {
-        self.lock().write_config(offset, data);
         self.note(true, CONFIG_REGION, offset.into(), data);
+        self.lock().write_config(offset, data);
     }
 
     fn decoded(&self) -> Vec<BarRange> {
@@ -67,7 +68,7 @@ impl Function for TracedFunction {
     }
 
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) {
-        self.lock().write_bar(bar, offset, data);
         self.note(true, bar.into(), offset, data);
+        self.lock().write_bar(bar, offset, data);
     }
 }

@@ -1,5 +1,6 @@
 //! `--trace`: what a guest's driver does with its device. The device's registers trap, and each access is
-//! recorded when the device has answered it; so are its interrupts and what the driver asks for by SCMI.
+//! recorded, a read when the device has answered it, a write before it comes to it; so are its interrupts and
+//! what the driver asks for by SCMI.
 //!
 //! A vCPU puts a record of fixed size into a bounded buffer; a thread of its own makes words of it and writes
 //! them. Times are of the host's monotonic clock, from strait's start on.

@@ -7,7 +7,8 @@ use devices::bus::{Action, MmioDevice, SharedDevice};
 use super::Trace;
 use super::record::Access;
 
-/// A region whose accesses are recorded, in the order in which the device has them.
+/// A region whose accesses are recorded, in the order in which the device has them: a write first, for the
+/// interrupt that it may cause comes at once.
 pub struct TracedRegion {
     region: Arc<dyn SharedDevice>,
     index: u32,
@@ -28,8 +29,72 @@ impl MmioDevice for TracedRegion {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Action {
-        let action = self.region.write(offset, data);
         self.trace.note_access(Access::new(true, self.index, offset, data));
-        action
+        self.region.write(offset, data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, atomic::AtomicBool};
+    use std::time::Instant;
+    use std::{fs, thread};
+
+    use devices::vfio::register_table::RegisterTable;
+
+    use super::super::format::{Format, Names};
+    use super::super::record::{Event, Line};
+    use super::super::sink::Sink;
+    use super::super::stream::Stream;
+    use super::*;
+    use crate::cli::TraceFormat;
+
+    /// Its interrupt is seen before a write to it is done.
+    struct Prompt(Arc<Trace>);
+
+    impl SharedDevice for Prompt {
+        fn read(&self, _: u64, data: &mut [u8]) {
+            self.0.note(Event::Ended(0));
+            data.fill(7);
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> Action {
+            self.0.note(Event::Interrupt(0, 1));
+            Action::None
+        }
+    }
+
+    #[test]
+    fn what_a_write_causes_comes_behind_it_and_a_read_behind_what_it_depends_on() {
+        let trace = Arc::new(Trace {
+            name: "x".into(),
+            filter: None,
+            trigger: None,
+            pc: false,
+            on: AtomicBool::new(true),
+            stream: Stream::new(Instant::now(), None),
+            firmware: Vec::new(),
+            writer: Mutex::new(None),
+        });
+        let mut region = TracedRegion::new(Arc::new(Prompt(trace.clone())), 0, trace.clone());
+        assert_eq!(region.write(0, &[1]), Action::None);
+        region.read(4, &mut [0]);
+
+        let path = std::env::temp_dir().join(format!("strait-region-{}", std::process::id()));
+        let sink = Sink::open(Some(&path), "x").unwrap();
+        let interrupts = vec![Line { kind: "", number: 0, ends: true }];
+        let (device, table, scmi) = ("x".to_owned(), RegisterTable::default(), None);
+        let names = Names { device, is_function: false, interrupts, table, scmi };
+        trace.stream.begin();
+        thread::scope(|scope| {
+            let format = Format::new(TraceFormat::Text, names);
+            scope.spawn(|| trace.stream.write(format, &sink));
+            assert_eq!(trace.stream.finish(|| false), 0);
+        });
+        let text = fs::read_to_string(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let events: Vec<_> = text.lines().map(|line| line.split_once("-    ").unwrap().1).collect();
+        let expected = ["write 0x000 0x01", "interrupt 0", "interrupt 0 ended", "read  0x004 0x07"];
+        assert_eq!(events, expected);
     }
 }
