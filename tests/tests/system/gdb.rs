@@ -1,7 +1,7 @@
 //! A debugger by GDB's remote protocol: what it sees and does of an unmodified Linux guest, and what is left
 //! of that.
 
-use tests::harness::{Board, Failure, Guest, Host, Process, TestResult, payload};
+use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, TestResult, payload};
 
 /// Where guests listen.
 const SOCKET: &str = "/tmp/gdb";
@@ -223,5 +223,53 @@ fn a_debugger_has_a_guest_that_begins_anew() -> TestResult {
     }
     gdb.begin("k")?;
     assert_eq!(strait.exit_status()?, 0);
+    Ok(())
+}
+
+#[test]
+fn what_a_debugger_steps_over_is_traced_as_if_it_ran() -> TestResult {
+    /// The first register of a PL330 that says what it is, where a guest has it.
+    const REGISTER: u32 = 0x0c00_0fe0;
+    /// `LDRB W0, [X2]`, by which the guest reads it.
+    const LOAD: &str = "40004039";
+    const READS: usize = 50;
+    let name = PLATFORM_DMA[0];
+    let code = payload::read_byte(REGISTER, u32::try_from(READS).unwrap_or_default());
+    let host = Board::new().file("k/read", code).boot()?;
+    host.bind(name)?;
+    let guest = host.strait(&format!(
+        "run --kernel /k/read --memory 16M --vfio-platform {name} --gdb unix:{SOCKET},wait \
+         --trace {name},out=/tmp/trace"
+    ))?;
+    let mut gdb = Gdb::connect(&host, SOCKET)?;
+    gdb.expect("Hg1", "OK")?;
+    let (mut loads, mut steps) = (Vec::new(), 0);
+    while loads.len() < 3 {
+        // What it asks for itself doesn't reach the device.
+        gdb.expect(&format!("m{REGISTER:x},1"), "E0e")?;
+        gdb.expect(&format!("M{REGISTER:x},1:00"), "E0e")?;
+        let pc = gdb.register(PC)?;
+        if gdb.ask(&format!("m{pc:x},4"))? == LOAD {
+            loads.push(pc);
+        }
+        assert!(gdb.ask("vCont;s:1")?.starts_with("T05"));
+        assert_ne!(gdb.register(PC)?, pc);
+        steps += 1;
+        assert!(steps < 100, "{loads:x?}");
+    }
+    // It stops before the next, and goes on from there.
+    let load = loads.first().copied().unwrap_or_default();
+    gdb.expect(&format!("Z0,{load:x},4"), "OK")?;
+    assert!(gdb.ask("vCont;c")?.contains("swbreak:;"));
+    assert_eq!(gdb.register(PC)?, load);
+    host.until(&format!("[ $(grep -c ' read ' /tmp/trace) = {} ]", loads.len()))?;
+    gdb.expect(&format!("z0,{load:x},4"), "OK")?;
+    // A watchpoint there is one that the CPU never comes to: the access has trapped before.
+    gdb.expect(&format!("Z3,{REGISTER:x},1"), "OK")?;
+    gdb.expect("vCont;c", "W00")?;
+    assert_eq!(guest.exit_status()?, 0);
+    let trace = host.sh("cat /tmp/trace")?;
+    let line = format!(" cpu0 {load:016x} read  0xfe0 0x30 periph_id_0.0");
+    assert_eq!((trace.matches(&line).count(), trace.lines().count()), (READS, READS), "{trace}");
     Ok(())
 }
