@@ -1,15 +1,24 @@
 //! `--control`: the machine as a service of varlink.
 
 use serde_json::Value;
-use tests::harness::{Board, Failure, Host, Launch, Process, TestResult, payload};
+use tests::harness::{
+    Board, Failure, Guest, Host, Launch, PLATFORM_DMA, Process, TestResult, payload,
+};
 
 use crate::vhost_user::with_programs;
 
 const SOCKET: &str = "/tmp/control";
+const NAME: &str = PLATFORM_DMA[0];
 
 /// What the service answers to a call of this method.
 fn call(host: &Host, method: &str) -> Result<Value, Failure> {
-    let answer = host.sh(&format!("agent call {SOCKET} '{{\"method\":\"{method}\"}}'"))?;
+    call_with(host, method, "{}")
+}
+
+/// The same with these parameters.
+fn call_with(host: &Host, method: &str, parameters: &str) -> Result<Value, Failure> {
+    let call = format!("{{\"method\":\"{method}\",\"parameters\":{parameters}}}");
+    let answer = host.sh(&format!("agent call {SOCKET} '{call}'"))?;
     Ok(serde_json::from_str(&answer).unwrap_or(Value::String(answer)))
 }
 
@@ -25,7 +34,11 @@ fn done() -> Value {
 #[test]
 fn a_machine_is_paused_begun_anew_and_powered_off() -> TestResult {
     let host = Board::new().boot()?;
-    let options = format!("--cpus 2 --control unix:{SOCKET} --on-reset restart --grace 300");
+    host.bind(NAME)?;
+    let options = format!(
+        "--cpus 2 --control unix:{SOCKET} --on-reset restart --grace 300 --vfio-platform {NAME} \
+         --trace {NAME},out=/tmp/trace,start=off"
+    );
     let mut guest = host.guest(&options)?;
     assert_eq!(host.sh(&format!("stat -c %a {SOCKET}"))?.trim(), "600");
     // Who is here, reads nothing, and says nothing, or half of something, holds nobody up.
@@ -60,6 +73,7 @@ fn a_machine_is_paused_begun_anew_and_powered_off() -> TestResult {
     assert_eq!(machine["parameters"]["machine"]["vcpus"], 2, "{machine}");
     let stats = call(&host, "io.strait.Machine.Stats")?;
     assert_eq!(stats["parameters"]["statistics"]["restarts"]["count"], 0, "{stats}");
+    let traced = trace_in_between(&host, &mut guest)?;
     assert_eq!(instance(&host, "Reboot")?, done());
     subscriber.wait_for("RESET")?;
     guest.await_shell()?;
@@ -74,7 +88,33 @@ fn a_machine_is_paused_begun_anew_and_powered_off() -> TestResult {
     subscriber.wait_for("SHUTDOWN")?;
     assert_eq!(guest.exit_status()?, 0);
     host.sh(&format!("[ ! -e {SOCKET} ]"))?;
+    // What was done before, and in the guest's next life, isn't there.
+    let trace = host.sh("cat /tmp/trace")?;
+    assert!(trace.contains(" CR0 "), "{trace}");
+    let accesses = [" read  ", " write "].map(|word| trace.matches(word).count() as u64);
+    assert_eq!(accesses.iter().sum::<u64>(), traced, "{trace}");
     Ok(())
+}
+
+/// Has a guest's driver begin with its device three times, of which the second is traced; how many accesses
+/// that were.
+fn trace_in_between(host: &Host, guest: &mut Guest) -> Result<u64, Failure> {
+    let accesses = || -> Result<u64, Failure> {
+        let stats = call(host, "io.strait.Machine.Stats")?;
+        let counts = &stats["parameters"]["statistics"]["devices"][NAME];
+        Ok(["reads", "writes"].iter().filter_map(|kind| counts[kind].as_u64()).sum())
+    };
+    let mut counts = Vec::new();
+    for on in [false, true, false] {
+        let set = call_with(host, "io.strait.Machine.Trace", &format!("{{\"on\":{on}}}"))?;
+        assert_eq!(set, done());
+        guest.sh("cd /sys/bus/amba/drivers/dma-pl330 && device=$(basename *.dma*) && \
+             echo $device >unbind && echo $device >bind")?;
+        counts.push(accesses()?);
+    }
+    let [first, second, third] = counts.as_slice() else { return Ok(0) };
+    assert!(*first > 0 && second > first && third > second, "{counts:?}");
+    Ok(second - first)
 }
 
 /// The process with the guest.
@@ -90,8 +130,13 @@ fn what_a_machine_has_not_is_an_error_and_it_is_ended_at_once() -> TestResult {
     let host = Board::new().boot()?;
     let launch = Launch::model().does("idle").with(&format!("--control unix:{SOCKET}"));
     let guest = host.launch(&launch)?;
-    for method in ["PowerOff", "Reboot"] {
-        let error = &instance(&host, method)?["error"];
+    let trace = call_with(&host, "io.strait.Machine.Trace", "{\"on\":true}")?;
+    for (method, answer) in [
+        ("PowerOff", instance(&host, "PowerOff")?),
+        ("Reboot", instance(&host, "Reboot")?),
+        ("Trace", trace),
+    ] {
+        let error = &answer["error"];
         assert_eq!(*error, "io.systemd.MachineInstance.NotSupported", "{method}");
     }
     let none = instance(&host, "Explode")?;

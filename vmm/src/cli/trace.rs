@@ -30,6 +30,8 @@ pub struct TraceOptions {
     pub table: Option<PathBuf>,
     /// With the guest's program counter.
     pub pc: bool,
+    /// It begins with the guest, or when it is turned on from outside.
+    pub start: bool,
 }
 
 /// The form of a trace.
@@ -71,6 +73,7 @@ impl TraceOptions {
             "table" => self.table = Some(value.into()),
             "format" => self.format = format(value)?,
             "pc" => self.pc = switch(key, value)?,
+            "start" => self.start = switch(key, value)?,
             "last" => {
                 let count = value.parse().ok().filter(|count| (1..=MAX_LAST).contains(count));
                 self.last = Some(count.ok_or("last is a number of events up to 1048576")?);
@@ -102,8 +105,9 @@ impl FromStr for TraceOptions {
         let (out, table, last, trigger, registers) = Default::default();
         let format = TraceFormat::Text;
         let device = device.to_owned();
-        let mut options = Self { device, out, format, registers, last, trigger, table, pc: true };
-        let once = ["out", "format", "registers", "last", "trigger", "table", "pc"];
+        let (pc, start) = (true, true);
+        let mut options = Self { device, out, format, registers, last, trigger, table, pc, start };
+        let once = ["out", "format", "registers", "last", "trigger", "table", "pc", "start"];
         take_each(given, "a trace", &once, &[], |key, value| options.take(key, value))?;
         if options.out.is_none() && options.format != TraceFormat::Text {
             return Err(format!("format={} needs out=FILE", options.format.name()));
@@ -165,7 +169,7 @@ mod tests {
             [name("CR"), name("SR0"), offsets(0x100..0x200), offsets(0x20..0x21)]
         );
         assert_eq!(options.trigger, Some((name("CR"), 16)));
-        assert_eq!((options.last, options.pc), (Some(64), false));
+        assert_eq!((options.last, options.pc, options.start), (Some(64), false, true));
         assert_eq!(options.format, TraceFormat::Json);
         let elsewhere: TraceOptions =
             "0000:00:05.0,registers=2:0x4,config:0x4-0x7".parse().unwrap();
@@ -200,6 +204,7 @@ mod tests {
             "x,pc=no",
             "x,mmap=off",
             "x,pc=on,pc=off",
+            "x,start=0",
         ] {
             assert!(text.parse::<TraceOptions>().is_err(), "{text}");
         }

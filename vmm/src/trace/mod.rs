@@ -122,7 +122,7 @@ impl Tracer {
             let device = assigned.platform.iter().find(|device| device.name() == plan.device);
             let firmware = device.map(|device| names_by_scmi(&device.nodes.scmi));
             let TracePlan { device, is_function, taps: own, .. } = plan;
-            let TracePlan { out, format, table, filter, last, trigger, pc, .. } = plan;
+            let TracePlan { out, format, table, filter, last, trigger, pc, start, .. } = plan;
             let sink = Sink::open(out.as_deref(), &device)?;
             let (interrupts, scmi) = (own.iter().map(|tap| tap.line).collect(), scmi.cloned());
             let names = Names { device: device.clone(), is_function, interrupts, table, scmi };
@@ -131,7 +131,7 @@ impl Tracer {
                 filter,
                 trigger,
                 pc,
-                on: AtomicBool::new(true),
+                on: AtomicBool::new(start),
                 stream: Stream::new(started, last),
                 firmware: firmware.unwrap_or_default(),
                 writer: Mutex::new(Some((Format::new(format, names), sink))),

@@ -39,6 +39,8 @@ pub struct TracePlan {
     pub trigger: Option<(Vec<Place>, u64)>,
     /// With the guest's program counter.
     pub pc: bool,
+    /// It begins with the guest, or when it is turned on.
+    pub start: bool,
     /// Its interrupts.
     pub taps: Vec<Tap>,
 }
@@ -197,6 +199,7 @@ fn of_device(options: &TraceOptions, traced: Traced<'_>) -> Result<TracePlan, Er
         last: options.last,
         trigger: trigger.transpose()?,
         pc: options.pc,
+        start: options.start,
         is_function: matches!(traced, Traced::Function(_)),
         taps: traced.tap()?,
         device: name,

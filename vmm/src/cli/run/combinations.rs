@@ -33,6 +33,15 @@ pub(super) fn check(options: &mut RunOptions, console_is_given: bool) -> Result<
     if options.force && !options.bind {
         return Err(Error::usage("--force is for --bind").help("--bind --force"));
     }
+    if options.control.is_none()
+        && let Some(trace) = options.trace.iter().find(|trace| !trace.start)
+    {
+        return Err(Error::usage(format!(
+            "--trace {},start=off: without --control nothing turns it on",
+            trace.device
+        ))
+        .help("--control unix:PATH, and io.strait.Machine.Trace by varlinkctl"));
+    }
     if options.json && !options.dry_run {
         return Err(
             Error::usage("--json: a run prints nothing of its own").help("--dry-run --json")
