@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use vm_memory::{GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 use crate::virtio::Descriptor;
 use crate::virtio::ram::Ram;
@@ -27,22 +27,30 @@ impl Buffers {
     /// are.
     pub(super) fn set(&mut self, ram: &Ram, of: &[Descriptor]) -> bool {
         self.clear();
-        of.iter().all(|Descriptor { addr, len }| {
+        self.parts.reserve(of.len());
+        for Descriptor { addr, len } in of {
             let bytes = usize::try_from(*len).unwrap_or(usize::MAX);
             if let Some(host) = ram.host(*addr, bytes) {
                 self.push(libc::iovec { iov_base: host.cast(), iov_len: bytes });
-                return true;
-            }
-            let Ok(slices) = ram.get_slices(*addr, bytes, Permissions::ReadWrite) else {
+            } else if !self.push_anywhere(ram, *addr, bytes) {
                 return false;
-            };
-            for slice in slices {
-                let Ok(slice) = slice else { return false };
-                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-                self.push(libc::iovec { iov_base, iov_len: slice.len() });
             }
-            true
-        })
+        }
+        true
+    }
+
+    /// Adds a buffer of several regions of RAM, or of one that isn't the first; `false` if it isn't there.
+    #[cold]
+    fn push_anywhere(&mut self, ram: &Ram, addr: GuestAddress, bytes: usize) -> bool {
+        let Ok(slices) = ram.get_slices(addr, bytes, Permissions::ReadWrite) else {
+            return false;
+        };
+        for slice in slices {
+            let Ok(slice) = slice else { return false };
+            let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+            self.push(libc::iovec { iov_base, iov_len: slice.len() });
+        }
+        true
     }
 
     /// Has no parts any more.
@@ -151,6 +159,7 @@ impl Buffers {
     }
 
     /// Adds a part, to the last one if that ends where it starts.
+    #[inline(always)]
     fn push(&mut self, part: libc::iovec) {
         self.left += part.iov_len as u64;
         match self.parts.last_mut() {
@@ -164,7 +173,7 @@ impl Buffers {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    use vm_memory::{Bytes, GuestMemoryMmap};
 
     use super::*;
 
