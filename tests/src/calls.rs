@@ -13,7 +13,7 @@ use crate::setup::workspace;
 
 /// The numbers of system calls of 64-bit Arm (asm-generic/unistd.h) that filters name.
 const NUMBERS: &[(&str, u64)] = &[
-    ("accept4", 202),
+    ("accept4", 242),
     ("timerfd_create", 85),
     ("timerfd_settime", 86),
     ("tgkill", 131),
