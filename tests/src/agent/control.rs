@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -18,6 +18,10 @@ use crate::CommandError;
 
 /// How long output may come after the end of a program whose children keep its pipes open.
 const OUTPUT_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// As often as this it may come again, as long as there is some that nobody has read: on a busy machine it
+/// isn't read sooner.
+const OUTPUT_LOOKS: usize = 100;
 
 /// What is kept of a running program.
 struct Running {
@@ -89,28 +93,35 @@ impl Port {
         let number = frame.process;
         let (sender, receiver) = mpsc::channel();
         let (done, output_ended) = mpsc::channel();
-        let child = if frame.kind == Kind::StartOnTerminal {
+        let (child, pipes) = if frame.kind == Kind::StartOnTerminal {
             let (mut child, terminal) = on_terminal(&mut command)?;
             let (input_ended, feeder) = io::pipe()?;
             let output = UntilEndOfInput { output: terminal.try_clone()?, input_ended };
             self.register(number, &mut child, sender)?;
             forward_input((terminal, feeder), receiver, |(terminal, _)| terminal);
             self.forward_output(number, Kind::Output, output, done);
-            child
+            (child, Vec::new())
         } else {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = command.spawn()?;
             self.register(number, &mut child, sender)?;
+            let mut pipes: Vec<OwnedFd> = Vec::new();
             if let (Some(input), Some(output), Some(error)) =
                 (child.stdin.take(), child.stdout.take(), child.stderr.take())
             {
+                pipes.extend(
+                    [output.as_fd(), error.as_fd()]
+                        .map(|pipe| pipe.try_clone_to_owned())
+                        .into_iter()
+                        .flatten(),
+                );
                 forward_input(input, receiver, |input| input);
                 self.forward_output(number, Kind::Output, output, done.clone());
                 self.forward_output(number, Kind::Error, error, done);
             }
-            child
+            (child, pipes)
         };
-        self.wait(number, child, output_ended);
+        self.wait(number, child, pipes, output_ended);
         Ok(())
     }
 
@@ -143,8 +154,8 @@ impl Port {
         });
     }
 
-    /// Waits for the end of a program and of its output, and reports it.
-    fn wait(&self, number: u32, mut child: Child, output_ended: Receiver<()>) {
+    /// Waits for the end of a program and of its output, which comes by these pipes, and reports it.
+    fn wait(&self, number: u32, mut child: Child, pipes: Vec<OwnedFd>, output_ended: Receiver<()>) {
         let port = self.clone();
         thread::spawn(move || {
             let pid = child.id().cast_signed();
@@ -155,14 +166,25 @@ impl Port {
             let status = child.wait();
             running.remove(&number);
             drop(running);
-            match output_ended.recv_timeout(OUTPUT_TIMEOUT) {
-                Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            for _ in 0..OUTPUT_LOOKS {
+                let ended = output_ended.recv_timeout(OUTPUT_TIMEOUT);
+                if ended != Err(RecvTimeoutError::Timeout) || !pipes.iter().any(has_output) {
+                    break;
+                }
             }
             let status = status.map_or(255, code);
             // Without the harness there is nobody to tell.
             let _ = port.send(Frame::new(Kind::Exited, number, status.to_le_bytes()));
         });
     }
+}
+
+/// Whether a pipe holds what nobody has read yet.
+fn has_output(pipe: &OwnedFd) -> bool {
+    let mut watched = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: the one structure is writable for the duration of the call.
+    let found = unsafe { libc::poll(&raw mut watched, 1, 0) };
+    found > 0 && watched.revents & libc::POLLIN != 0
 }
 
 /// Blocks until process `pid` has ended, without reaping it.

@@ -17,6 +17,9 @@ fn work() -> (u32, Duration) {
     if env::var_os(SOAK).is_some() { (2, Duration::from_secs(600)) } else { (2, Duration::ZERO) }
 }
 
+/// How long a line awaits something until it is stuck.
+const STUCK: Duration = Duration::from_secs(1);
+
 /// How often each channel copies in a round of work.
 const COPIES: u32 = 25;
 
@@ -165,12 +168,13 @@ fn an_unhandled_interrupt_is_reported_as_stuck() -> TestResult {
     let arguments = format!("--bind --vfio-platform {} --stats /tmp/stats", PLATFORM_DMA[0]);
     let launch = Launch::model().cmdline("initcall_blacklist=pl330_driver_init").with(&arguments);
     let mut guest = host.launch(&launch)?;
+    let raised = Instant::now();
     guest.sh("agent pl330 0xc000000 raise 3")?;
     let first = statistics(&host, &mut guest, "/tmp/stats")?;
     let line = &lines(&first)[3];
     assert_eq!((&line["fired"], &line["injected"]), (&1.into(), &1.into()), "{line}");
     assert_eq!((&line["resampled"], &line["awaiting"]), (&0.into(), &"guest".into()), "{line}");
-    assert_eq!(line["stuck"], false, "not yet: {line}");
+    assert!(line["stuck"] == false || raised.elapsed() >= STUCK, "not yet: {line}");
 
     host.sh("sleep 1.1")?;
     let second = statistics(&host, &mut guest, "/tmp/stats")?;
@@ -199,16 +203,15 @@ fn lose_a_line(host: &Host, backend: &str) -> Result<(), Failure> {
     test.pass(&mut guest)?;
     // As if the guest's end of the last interrupt had got lost: VFIO never heard of it.
     let process = host.vmm(guest.pid()?)?;
+    let masked = Instant::now();
     host.sh(&format!("agent vfio mask {process} 3"))?;
     let first = statistics(host, &mut guest, "/tmp/stats")?;
     assert_eq!(lines(&first).len(), 9);
     for line in lines(&first) {
         let expected = if line["index"] == 3 { "lost" } else { "idle" };
-        assert_eq!(
-            (&line["awaiting"], &line["stuck"]),
-            (&expected.into(), &false.into()),
-            "{line}"
-        );
+        assert_eq!(line["awaiting"], expected, "{line}");
+        let may_be_stuck = line["index"] == 3 && masked.elapsed() >= STUCK;
+        assert!(line["stuck"] == false || may_be_stuck, "{line}");
     }
     host.sh("sleep 1.1")?;
     let second = statistics(host, &mut guest, "/tmp/stats")?;

@@ -166,14 +166,12 @@ fn a_guest_has_an_input_device_of_the_host_s() -> TestResult {
     let lines = |text: &str| text.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
     assert_eq!(lines(of_guest.trim()), lines(of_host.trim()));
     // A key is pressed and let go.
-    guest.begin(
-        "echo waiting; dd if=/e bs=24 count=4 2>/dev/null | hexdump -v -e '24/1 \"%02x\" \"\\n\"'",
-    )?;
-    guest.process().wait_for("waiting")?;
+    guest.sh("dd if=/e of=/events bs=24 count=4 2>/dev/null & \
+         until ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q /dev/input/event; do :; done")?;
     let events = [(EV_KEY, KEY_POWER, 1), (0, 0, 0), (EV_KEY, KEY_POWER, 0), (0, 0, 0)];
     let events: String = events.map(|(kind, code, value)| event(kind, code, value)).concat();
-    host.sh(&format!("sleep 1; printf '{events}' >/dev/{keys}"))?;
-    let (status, said) = guest.finish()?;
+    host.sh(&format!("printf '{events}' >/dev/{keys}"))?;
+    let (status, said) = guest.run("wait; hexdump -v -e '24/1 \"%02x\" \"\\n\"' /events")?;
     let seen: Vec<_> = said.lines().filter_map(|line| line.trim().get(32..48)).collect();
     let wanted = ["0100740001000000", "0000000000000000", "0100740000000000", "0000000000000000"];
     assert_eq!((status, seen), (0, wanted.to_vec()), "{said}");
