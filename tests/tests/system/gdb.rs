@@ -86,7 +86,9 @@ fn thread(stop: &str) -> String {
 #[test]
 fn a_debugger_stops_steps_and_watches_linux_and_leaves_it_as_it_was() -> TestResult {
     let host = Board::new().cpus(2).boot()?;
-    let mut guest = host.guest(&format!("--cpus 2 --gdb unix:{SOCKET}"))?;
+    host.bind(PLATFORM_DMA[0])?;
+    let device = format!("--stats /tmp/stats --vfio-platform {}", PLATFORM_DMA[0]);
+    let mut guest = host.guest(&format!("--cpus 2 --gdb unix:{SOCKET} {device}"))?;
     let sync = symbol(&mut guest, "ksys_sync")?;
     let timeout = symbol(&mut guest, "panic_timeout")?;
     let mut gdb = Gdb::connect(&host, SOCKET)?;
@@ -149,6 +151,9 @@ fn another(host: &Host, guest: &mut Guest, sync: u64, code: &str) -> TestResult 
     let mut gdb = Gdb::connect(host, SOCKET)?;
     gdb.expect(&format!("m{sync:x},8"), code)?;
     assert!(gdb.monitor("info devices")?.contains("|rtc: "));
+    // The debugger's thread reads the kernel's counters itself.
+    assert!(gdb.monitor("info irqs")?.contains("fired"));
+    assert!(gdb.monitor("info stats")?.contains("fired"));
     assert!(gdb.monitor("nonsense")?.contains("info devices"));
     // The kernel's image is at the beginning of RAM: its header's magic number.
     assert!(gdb.monitor("memory physical")?.contains("physical"));
