@@ -17,7 +17,8 @@ def number(text, default=None):
     if text.startswith("#"):
         return int(text[1:].replace("x", "0"), 2)
     scale = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}.get(text[-1], 1)
-    return int(text[:-1] if scale > 1 else text, 0) * scale
+    digits = text[:-1] if scale > 1 else text
+    return int(digits, 16 if digits.startswith("0x") else 10) * scale
 
 
 def fields(register):

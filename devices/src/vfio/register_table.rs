@@ -87,7 +87,7 @@ impl Register {
             is_name(&field.name) && field.low <= field.high && u64::from(field.high) < bits
         };
         match () {
-            () if !is_name(&self.name) => Err("a name is of letters, digits, _ and -"),
+            () if !is_name(&self.name) => Err("a name is of up to 64 letters, digits, _ and -"),
             () if !matches!(self.bytes, 1 | 2 | 4 | 8) => Err("it has 8, 16, 32 or 64 bits"),
             () if !(1..=MAX_COUNT).contains(&self.count) => Err("there are 1 to 1024 of it"),
             () if self.count > 1 && self.stride < u64::from(self.bytes) => {
