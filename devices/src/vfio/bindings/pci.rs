@@ -14,7 +14,7 @@ const COMMAND: u64 = 0x04;
 const MEMORY_AND_MASTER: u16 = 0b110;
 const NO_INTX: u16 = 1 << 10;
 
-/// The header of configuration space, as binding's texts are (PCI Local Bus Specification 3.0, 6.1 to 6.2.5;
+/// The header of configuration space, as a binding's text is (PCI Local Bus Specification 3.0, 6.1 to 6.2.5;
 /// names as in Linux' include/uapi/linux/pci_regs.h).
 pub(super) const HEADER: &str = "\
 000/16 PCI_VENDOR_ID

@@ -40,7 +40,8 @@ pub struct VfioMsi {
 }
 
 impl VfioMsi {
-    /// `vectors` by VFIO's index, whose messages are passed on by `taps` if there are any. Errors that can't be returned go to `log`.
+    /// `vectors` by VFIO's index, whose messages are passed on by `taps` if there are any. Errors that can't be
+    /// returned go to `log`.
     pub fn new(
         calls: Arc<dyn DeviceCalls>,
         index: u32,

@@ -56,8 +56,8 @@ pub fn node(apertures: &Apertures, slots: &[Slot], messages: Option<MsiControlle
     pci::host_node(apertures, slots.iter().copied(), gic::LABEL, messages)
 }
 
-/// Puts the host bridge with these functions on the bus, recorded by the `tracer` if there is one. The GIC must be complete, and no interrupt
-/// armed.
+/// Puts the host bridge with these functions on the bus, recorded by the `tracer` if there is one. The GIC
+/// must be complete, and no interrupt armed.
 ///
 /// # Errors
 ///
