@@ -186,12 +186,16 @@ fn a_guest_waits_for_its_debugger_and_tells_it_its_end() -> TestResult {
         "{plan}"
     );
     host.sh(&format!("[ ! -e {SOCKET} ]"))?;
-    let mut strait = host.start("exec strait run --kernel /k/off --gdb tcp:0,wait 2>&1")?;
+    // It comes when the host has no open file left (accept4, ENFILE), and is accepted when there is one.
+    let short = "exec agent fail /tmp/failed 242 23 1";
+    let mut strait =
+        host.start(&format!("{short} strait run --kernel /k/off --gdb tcp:0,wait 2>&1"))?;
     strait.wait_for("strait: GDB: target remote 127.0.0.1:")?;
     let port = strait.wait_for(",")?;
     let mut gdb = Gdb::connect(&host, &format!("tcp:127.0.0.1:{}", port.trim_end_matches(',')))?;
     // The first instruction has not run: x0 is the device tree's address.
     gdb.expect("Hg1", "OK")?;
+    assert!(host.sh("cat /tmp/failed")?.contains("gdb"));
     let (entry, tree) = (gdb.register(PC)?, gdb.register(0)?);
     assert!(entry >= 0x4000_0000 && entry.is_multiple_of(4), "{entry:#x}");
     assert!(gdb.ask(&format!("m{tree:x},4"))? == "d00dfeed", "{tree:#x}");

@@ -27,6 +27,8 @@ pub struct Acceptor {
     owner: u32,
     to: UnixDatagram,
     log: LogLimit,
+    /// The host was short of something when the last client came, who still waits.
+    is_short: bool,
 }
 
 /// The other side: clients that were accepted.
@@ -44,7 +46,10 @@ pub fn listen(path: &Path) -> Result<(Acceptor, Accepted), Error> {
     let owner = unsafe { libc::geteuid() };
     let (to, from) =
         pair().map_err(|e| Error::new(format!("--control unix:{}: {e}", path.display())))?;
-    Ok((Acceptor { socket, owner, to, log: LogLimit::new("control") }, Accepted(from)))
+    Ok((
+        Acceptor { socket, owner, to, log: LogLimit::new("control"), is_short: false },
+        Accepted(from),
+    ))
 }
 
 /// Clients that never come.
@@ -70,17 +75,25 @@ impl AsRawFd for Acceptor {
 impl Acceptor {
     /// Hands clients on that have come, if they are of root or of the user who started strait.
     #[cold]
-    pub fn serve(&self) {
+    pub fn serve(&mut self) {
+        self.is_short = false;
         for _ in 0..AT_ONCE {
             match self.socket.accept() {
                 Ok(Some(client)) => self.hand_on(&client),
                 Ok(None) => return,
                 Err(e) => {
-                    self.log.warn(format_args!("a client can't be accepted: {e}"));
+                    self.log
+                        .warn(format_args!("a client can't be accepted, it is tried again: {e}"));
+                    self.is_short = true;
                     return;
                 }
             }
         }
+    }
+
+    /// Whether to serve again after a while, and not when a client comes, as one is there all the time.
+    pub fn is_short(&self) -> bool {
+        self.is_short
     }
 
     fn hand_on(&self, client: &File) {

@@ -19,6 +19,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use devices::ratelimit::LogLimit;
+
 use self::client::Client;
 use self::session::End;
 use crate::error::Error;
@@ -30,6 +32,9 @@ pub use self::listener::Listener;
 
 /// How long the run has to end before it is told again to.
 const KILL_INTERVAL_MS: i32 = 100;
+
+/// When a debugger is accepted that couldn't be.
+const RETRY_INTERVAL_MS: i32 = 500;
 
 /// The debugger's thread.
 pub struct Debugger {
@@ -81,6 +86,7 @@ impl Drop for Debugger {
 /// Serves one client after the other until the run is over.
 fn serve(listener: &Listener, mut guest: Guest, kill: &impl Fn()) {
     let gate = guest.gate().clone();
+    let log = LogLimit::new("--gdb");
     while gate.exit_status().is_none() {
         let fds = [listener.as_raw_fd(), gate.event().as_raw_fd()];
         let [comes, _] = match wait::until_readable(fds, wait::FOREVER) {
@@ -95,7 +101,16 @@ fn serve(listener: &Listener, mut guest: Guest, kill: &impl Fn()) {
         let client = match listener.accept() {
             Ok(Some(client)) => client,
             Ok(None) => continue,
-            Err(e) => return log::error!("--gdb: no debugger can connect any more: {e}"),
+            // The host is short of something, or the network has an error of this connection (accept(2)).
+            Err(e) => {
+                log.warn(format_args!("a debugger can't connect, it is tried again: {e}"));
+                if let Ok([true]) =
+                    wait::until_readable([gate.event().as_raw_fd()], RETRY_INTERVAL_MS)
+                {
+                    let _ = gate.event().read();
+                }
+                continue;
+            }
         };
         log::info!("a debugger has connected");
         match session::run(&mut guest, Client::new(client, gate.clone())) {

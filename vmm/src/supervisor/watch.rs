@@ -17,6 +17,9 @@ use crate::vhost_user;
 /// The signals that a terminal sends to all of its foreground job, the child among them.
 const OF_TERMINAL: [libc::c_int; 3] = [libc::SIGINT, libc::SIGQUIT, libc::SIGWINCH];
 
+/// When a client of the control socket is accepted that couldn't be.
+const RETRY_INTERVAL_MS: i32 = 500;
+
 /// Watches over `child` until it ends, puts right what it has left, and answers the exit status.
 pub(super) fn run(
     mut resources: Resources,
@@ -43,7 +46,7 @@ pub(super) fn run(
             }
         }
         resources.connectors.iter().for_each(Connector::serve);
-        resources.acceptor.iter().for_each(Acceptor::serve);
+        resources.acceptor.iter_mut().for_each(Acceptor::serve);
     }
 }
 
@@ -55,11 +58,13 @@ fn wait(resources: &Resources, child: &Child, signals: &Signals) {
     // What is negative is ignored (poll(2)).
     let connectors = resources.connectors.iter().map(AsRawFd::as_raw_fd);
     let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let acceptor = resources.acceptor.iter().map(AsRawFd::as_raw_fd);
+    let is_short = resources.acceptor.as_ref().is_some_and(Acceptor::is_short);
+    let acceptor = resources.acceptor.iter().filter(|_| !is_short).map(AsRawFd::as_raw_fd);
     let fds = fds.chain(programs).chain(connectors).chain(acceptor);
     let mut entries: Vec<_> = fds.map(entry).collect();
+    let timeout = if is_short { RETRY_INTERVAL_MS } else { -1 };
     // SAFETY: `entries` has as many entries. An interrupted wait has found nothing.
-    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, -1) };
+    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout) };
 }
 
 /// Sends the child a signal that came here alone.
