@@ -97,6 +97,10 @@ impl Help for FileError {
                 Some(format!("copy it to a file first: cat {} > file", shell_word(path)))
             }
             FileFault::Empty => Some("build it or copy it again; ls -l shows its size".to_owned()),
+            FileFault::Read(_) => Some(format!(
+                "cat {} >/dev/null shows whether it can be read now, dmesg what its disk says",
+                shell_word(path)
+            )),
             _ => None,
         }
     }

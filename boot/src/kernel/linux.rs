@@ -5,7 +5,7 @@
 //! takes the file's size for the kernel's end, where the header's `image_size`, with the BSS, counts.
 
 #[cfg(target_arch = "aarch64")]
-use std::io::{self, Cursor};
+use std::io::{self, Cursor, Read};
 
 #[cfg(target_arch = "aarch64")]
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
@@ -136,17 +136,20 @@ impl Linux {
             return Err(file.error(FileFault::Memory { gpa: load, source }));
         }
         // The crate loads to a file's end, but a signature may follow the image.
+        let mut extent = file.extent(length);
         let loaded = match &self.unpacked {
             Some(image) => {
                 let image = image.get(..bytes).unwrap_or(image);
                 PE::load(memory, base, &mut Cursor::new(image), None)
             }
-            None => PE::load(memory, base, &mut file.extent(length), None),
+            None => PE::load(memory, base, &mut extent, None),
         };
-        // The crate doesn't tell a file that has shrunk from one that can't be read.
+        // The crate doesn't tell a file that has shrunk from one that can't be read, nor why: where it
+        // stopped, that is asked again.
         loaded.map(drop).map_err(|error| {
             let shortened = self.unpacked.is_none().then(|| file.shortened(length)).flatten();
-            shortened.unwrap_or_else(|| file.error(FileFault::Read(io::Error::other(error))))
+            let cause = || extent.read(&mut [0]).err().unwrap_or_else(|| io::Error::other(error));
+            shortened.unwrap_or_else(|| file.error(FileFault::Read(cause())))
         })
     }
 }

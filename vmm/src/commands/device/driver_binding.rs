@@ -2,8 +2,13 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
-use devices::vfio::driver_binding::{BindOptions, BindOutcome, DriverBinding, Owner, Sysfs};
+use boot::file::shell_word;
+use boot::help::Help;
+use devices::vfio::driver_binding::{
+    BindError, BindOptions, BindOutcome, DriverBinding, Owner, Sysfs,
+};
 use devices::vfio::error_chain;
 use devices::vfio::host::{Host, IommuGroup};
 use serde::Serialize;
@@ -168,8 +173,44 @@ impl Drop for BindGuard {
         if names.is_empty() {
             return;
         }
-        if let Err(error) = DriverBinding::new(&self.host, &Sysfs).unbind(&names, false) {
-            log::error!("{}", Error::from(error).log_text());
+        let unbind = || DriverBinding::new(&self.host, &Sysfs).unbind(&names, false);
+        // The host may have been short of something for a moment.
+        let again =
+            |error: BindError| if error.is_hung() { Err(error) } else { unbind().map(drop) };
+        if let Err(error) = unbind().map(drop).or_else(again) {
+            log::error!("{}", not_given_back(&names, error).log_text());
         }
+    }
+}
+
+/// What is said of devices that stay bound after a run, with how they can be given back.
+#[cold]
+fn not_given_back(names: &[String], error: BindError) -> Error {
+    let names = names.iter().map(|name| Path::new(name).file_name().unwrap_or_default());
+    let names: Vec<_> = names.map(|name| shell_word(Path::new(name))).collect();
+    let unbind = format!("strait device unbind {}", names.join(" "));
+    let help = match error.help() {
+        Some(help) if help.contains(&unbind) => help,
+        Some(help) => format!("{help}\nthen: {unbind}"),
+        None => unbind,
+    };
+    Error::from(error).help(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_that_stay_bound_are_said_with_the_command() {
+        let names = ["/sys/devices/platform/2c0a0000.dma", "/sys/devices/pci0000:00/0000:00:05.0"];
+        let names = names.map(str::to_owned);
+        let error = BindError::DriverGone { name: "2c0a0000.dma".into(), driver: "pl330".into() };
+        let text = not_given_back(&names, error).log_text();
+        let end = "modprobe pl330 && strait device unbind 2c0a0000.dma\n        \
+                   then: strait device unbind 2c0a0000.dma 0000:00:05.0";
+        assert!(text.ends_with(end), "{text}");
+        let error = BindError::DriverGone { name: "2c0a0000.dma".into(), driver: "pl330".into() };
+        assert_eq!(not_given_back(&names[..1], error).log_text().matches("unbind").count(), 1);
     }
 }
