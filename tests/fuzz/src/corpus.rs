@@ -16,9 +16,11 @@ pub fn directory() -> PathBuf {
 }
 
 fn files(kind: &str) -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // Cargo doesn't build anew what was moved with its clone, but says where it runs it.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let package = package.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     // Of this package, or of the tool that has this module, too.
-    let package = if package.ends_with("fuzz") { package.to_owned() } else { package.join("fuzz") };
+    let package = if package.ends_with("fuzz") { package } else { package.join("fuzz") };
     package.join(kind)
 }
 
