@@ -8,7 +8,7 @@ use crate::harness::{Failure, Host, PLATFORM_DMA};
 
 /// The most that it may take, relative to one that traps, without and with the program counter, which is a
 /// call for each access.
-const LIMITS: [(&str, f64); 2] = [("pc=off", 1.1), ("pc=on", 1.4)];
+const LIMITS: [(&str, f64); 2] = [("pc=off", 1.1), ("pc=on", 1.3)];
 
 /// Measures, by guests that read a register of a DMA controller.
 ///
