@@ -194,12 +194,18 @@ fn a_virtio_console_has_the_size_of_its_terminal() -> TestResult {
 fn a_socket_s_client_comes_back_and_a_stuck_one_stops_nobody() -> TestResult {
     let host = board().boot()?;
     let launch = Launch::model().with(&format!("--console unix:/tmp/console {MARKS}"));
-    let strait = host.strait(&launch.arguments())?;
+    // Its first client comes when the host has no open file left (accept4, ENFILE): strait has looked for one
+    // once before.
+    let short = "exec agent fail /tmp/failed 242 23 2 strait";
+    let strait = host.start(&format!("{short} {} 2>&1", launch.arguments()))?;
     host.until("[ -S /tmp/console ]")?;
     let listing = host.sh("ls -l /tmp/console")?;
     assert!(listing.starts_with("srw-------"), "{listing}");
     come_and_go(&host, "/tmp/console", &strait)?;
     assert_eq!(host.run("[ -e /tmp/console ]")?.status, 1);
+    let said = strait.output();
+    assert!(said.contains("a client can't be accepted, it is tried again: "), "{said}");
+    assert!(host.sh("cat /tmp/failed")?.contains("strait"));
 
     // Two at one socket; and one that is left behind.
     let run = "run --kernel /k/wait --console unix:/tmp/console";

@@ -5,11 +5,13 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::console::Input;
 use devices::ratelimit::LogLimit;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::pty::Pty;
 use crate::error::Error;
@@ -20,6 +22,9 @@ use crate::unix_listener::UnixSocket;
 /// How much is read of a client at once, in bytes.
 const READ_SIZE: usize = 512;
 
+/// How long nobody is accepted after the host was short of something.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// What event data names the source by.
 mod token {
     /// A client comes.
@@ -29,41 +34,94 @@ mod token {
     pub(super) const BACKLOG: u32 = 2;
     /// The console has room for input again.
     pub(super) const DRAINED: u32 = 3;
+    /// The pause is over.
+    pub(super) const RETRY: u32 = 4;
 }
 
 /// Where clients come from.
-pub(super) enum Listener {
+pub(super) struct Listener {
+    source: Source,
+    /// Runs out when it is listened to again: made before the guest runs, as the host may be short of
+    /// descriptors then.
+    retry: TimerFd,
+}
+
+enum Source {
     Pty(Pty),
     Socket(UnixSocket),
+    /// The same, of a host that has no descriptors while this is so.
+    #[cfg(test)]
+    Short(UnixSocket, Arc<std::sync::atomic::AtomicBool>),
 }
 
 impl Listener {
     /// A new pseudo-terminal, of which is told on standard error.
     pub(super) fn pty(name: &str) -> Result<Self, Error> {
         let (pty, path) = Pty::open()?;
+        let listener = Self::new(Source::Pty(pty))?;
         output::say(&format!("strait: {name} console: {path}\n"));
-        Ok(Self::Pty(pty))
+        Ok(listener)
     }
 
     /// A listening socket at this path.
     pub(super) fn socket(path: &Path) -> Result<Self, Error> {
-        UnixSocket::listen("--console", path).map(Self::Socket)
+        Self::new(Source::Socket(UnixSocket::listen("--console", path)?))
+    }
+
+    fn new(source: Source) -> Result<Self, Error> {
+        let retry = TimerFd::new()
+            .map_err(|e| Error::new(format!("no timer for a console's clients: {e}")))?;
+        Ok(Self { source, retry })
+    }
+
+    fn is_pty(&self) -> bool {
+        matches!(self.source, Source::Pty(_))
     }
 
     /// The client that has come, if one has.
     fn accept(&mut self) -> io::Result<Option<Arc<File>>> {
-        match self {
-            Self::Pty(pty) => Ok(pty.accept()),
-            Self::Socket(socket) => Ok(socket.accept()?.map(Arc::new)),
+        match &mut self.source {
+            Source::Pty(pty) => Ok(pty.accept()),
+            Source::Socket(socket) => Ok(socket.accept()?.map(Arc::new)),
+            #[cfg(test)]
+            Source::Short(_, is_short) if is_short.load(std::sync::atomic::Ordering::Relaxed) => {
+                Err(io::Error::from_raw_os_error(libc::ENFILE))
+            }
+            #[cfg(test)]
+            Source::Short(socket, _) => Ok(socket.accept()?.map(Arc::new)),
         }
+    }
+
+    /// Has the event loop listen to it, or not, once it polls it.
+    fn listen(&self, ops: &mut EventOps, listens: bool) {
+        let wanted = if listens { EventSet::IN } else { EventSet::empty() };
+        // Fails for one that the event loop couldn't poll from the beginning.
+        let _ = ops.modify(Events::with_data(self, token::LISTENER, wanted));
+    }
+
+    /// Has nobody accepted for a while: one who waits would wake the event loop again and again.
+    fn pause(&mut self, ops: &mut EventOps) {
+        match self.retry.reset(PAUSE, None) {
+            Ok(()) => self.listen(ops, false),
+            Err(e) => log::error!("a console's clients have no timer: {e}"),
+        }
+    }
+
+    /// The pause is over.
+    fn resume(&mut self, ops: &mut EventOps) {
+        // It has run out, and is forgotten.
+        let _ = self.retry.clear();
+        self.listen(ops, true);
     }
 }
 
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Self::Pty(pty) => pty.as_raw_fd(),
-            Self::Socket(socket) => socket.as_raw_fd(),
+        match &self.source {
+            Source::Pty(pty) => pty.as_raw_fd(),
+            Source::Socket(socket) => socket.as_raw_fd(),
+            #[cfg(test)]
+            Source::Short(socket, _) => socket.as_raw_fd(),
         }
     }
 }
@@ -121,7 +179,7 @@ impl Clients {
     /// A client may have come.
     fn accept(&mut self, ops: &mut EventOps) {
         let accepted = self.listener.accept();
-        let is_pty = matches!(self.listener, Listener::Pty(_));
+        let is_pty = self.listener.is_pty();
         let is_there = self.client.as_ref().is_some_and(|client| !client.hung_up);
         match accepted {
             // One more that shares it.
@@ -134,9 +192,8 @@ impl Clients {
             }
             Ok(None) => {}
             Err(e) => {
-                log::error!("a console takes no more clients: {e}");
-                let listener = Events::with_data(&self.listener, token::LISTENER, EventSet::IN);
-                let _ = ops.remove(listener);
+                self.log.warn(format_args!("a client can't be accepted, it is tried again: {e}"));
+                self.listener.pause(ops);
             }
         }
         self.poll(ops);
@@ -180,7 +237,7 @@ impl Clients {
                 self.buffer.detach();
                 // What told of another one may have been taken for one that shares a terminal; and
                 // the next one has to be looked out for.
-                if matches!(self.listener, Listener::Pty(_)) {
+                if self.listener.is_pty() {
                     self.accept(ops);
                 }
             }
@@ -225,6 +282,10 @@ impl Clients {
                 self.log.warn(format_args!("a client is turned away, it can't be polled: {e}"));
                 self.client = None;
                 self.buffer.detach();
+                // One of a terminal doesn't know, and comes no second time.
+                if self.listener.is_pty() {
+                    self.listener.pause(ops);
+                }
             }
         }
     }
@@ -249,6 +310,7 @@ impl MutEventSubscriber for Clients {
     fn init(&mut self, ops: &mut EventOps) {
         for (fd, token) in [
             (self.listener.as_raw_fd(), token::LISTENER),
+            (self.listener.retry.as_raw_fd(), token::RETRY),
             (self.backlog.as_raw_fd(), token::BACKLOG),
             (self.drained.as_raw_fd(), token::DRAINED),
         ] {
@@ -265,6 +327,10 @@ impl MutEventSubscriber for Clients {
             token::LISTENER => self.accept(ops),
             token::CLIENT => self.serve(events.event_set(), ops),
             token::DRAINED => self.resume(ops),
+            token::RETRY => {
+                self.listener.resume(ops);
+                self.accept(ops);
+            }
             _ => {
                 let _ = self.backlog.read();
                 self.poll(ops);

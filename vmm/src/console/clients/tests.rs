@@ -5,6 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
@@ -88,7 +89,7 @@ impl Fixture {
 
 fn on_terminal() -> (Fixture, String) {
     let (pty, path) = Pty::open().unwrap();
-    (Fixture::new(Listener::Pty(pty)), path)
+    (Fixture::new(Listener::new(Source::Pty(pty)).unwrap()), path)
 }
 
 fn on_socket(test: &str) -> (Fixture, PathBuf) {
@@ -257,4 +258,30 @@ fn clients_that_come_and_go_in_any_order_leave_nothing_behind() {
     let mut client = connect(&path);
     client.write_all(b"!").unwrap();
     fixture.until("a client is heard", |fixture| fixture.device.got().ends_with('!'));
+}
+
+#[test]
+fn clients_that_could_not_be_accepted_are_after_a_while() {
+    let path = std::env::temp_dir().join(format!("strait-short-{}", std::process::id()));
+    let socket = UnixSocket::listen("--console", &path).unwrap();
+    let is_short = Arc::new(AtomicBool::new(true));
+    // It is short already when the loop begins.
+    let mut fixture = Fixture::new(Listener::new(Source::Short(socket, is_short.clone())).unwrap());
+    for (words, heard) in [("patient", "patient"), (", and again", "patient, and again")] {
+        is_short.store(true, Ordering::Relaxed);
+        let mut client = connect(&path);
+        client.write_all(words.as_bytes()).unwrap();
+        // It waits meanwhile, and the loop doesn't spin.
+        fixture.settle();
+        is_short.store(false, Ordering::Relaxed);
+        fixture.until("the guest has it", |fixture| fixture.device.got() == heard);
+        fixture.buffer.put(b"heard");
+        let mut text = Vec::new();
+        read(&mut client, &mut text);
+        assert_eq!(text, b"heard");
+    }
+    // Others come as ever.
+    let _next = connect(&path);
+    assert!(fixture.settle() > 0);
+    assert_eq!(fixture.settle(), 0);
 }
