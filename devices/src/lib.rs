@@ -21,6 +21,7 @@ pub mod gpio;
 pub mod irq;
 pub mod pci;
 pub mod peer;
+pub mod poll;
 pub mod pvpanic;
 pub mod ratelimit;
 mod release;
@@ -30,6 +31,8 @@ pub mod serial;
 pub mod stop;
 pub mod sync;
 pub mod task_thread;
+#[cfg(test)]
+mod testing;
 pub mod thread_kind;
 pub mod vfio;
 pub mod vfio_user;

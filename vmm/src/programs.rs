@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use devices::poll;
 use devices::vhost_user::Program;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -26,8 +27,8 @@ use crate::shared_memory;
 /// when its connection was closed by the program, until its status is there.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// How long the restart of a program may take, in milliseconds.
-const RESTART_MS: i32 = 5000;
+/// How long the restart of a program may take.
+const RESTART_TIME: Duration = Duration::from_secs(5);
 
 /// A program that ends sooner than this after its start isn't started again.
 const LIFE: Duration = Duration::from_secs(1);
@@ -275,11 +276,14 @@ impl Program for ProgramHandle {
 
     fn restart(&mut self) -> io::Result<UnixStream> {
         (&self.restarts).write_all(&[0])?;
-        let mut ready =
-            libc::pollfd { fd: self.restarts.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one structure, as the count says.
-        if unsafe { libc::poll(&raw mut ready, 1, RESTART_MS) } != 1 {
-            return Err(io::ErrorKind::TimedOut.into());
+        let end = Instant::now() + RESTART_TIME;
+        // A wait that has failed has found nothing.
+        while !poll::wait(&mut [poll::readable(self.restarts.as_raw_fd())], Some(RESTART_TIME))
+            .is_ok_and(|ready| ready > 0)
+        {
+            if Instant::now() >= end {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         let (read, file) = self.restarts.recv_with_fd(&mut [0])?;
         match (read, file) {

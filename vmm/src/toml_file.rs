@@ -5,14 +5,15 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
-use devices::stop;
+use devices::{poll, stop};
 
 /// The largest one, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// How long a pipe is waited for before it is looked whether a signal ends strait, in ms.
-const INTERVAL_MS: libc::c_int = 100;
+/// How long a pipe is waited for before it is looked whether a signal ends strait.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// The text of the file at `path`. A pipe is waited for.
 ///
@@ -48,9 +49,8 @@ fn read_unless(path: &Path, stop: impl Fn() -> io::Result<()>) -> Result<String,
 
 /// Waits a while for what can be read, which a FIFO has once it had a writer; whether there is some.
 fn is_readable(fd: RawFd) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: there is one entry. An interrupted wait has found nothing.
-    unsafe { libc::poll(&raw mut poll, 1, INTERVAL_MS) > 0 }
+    // One that has failed has found nothing.
+    poll::wait(&mut [poll::readable(fd)], Some(INTERVAL)).is_ok_and(|ready| ready > 0)
 }
 
 #[cfg(test)]

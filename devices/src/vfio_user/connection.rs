@@ -12,6 +12,7 @@ use super::error::{Failure, FailureKind};
 use super::fds::{FdCloser, ReceivedFd};
 use super::message::{Header, MAX_FDS, Payload};
 use crate::peer::{self, socket_option};
+use crate::poll;
 use crate::sync::lock;
 
 /// The size of as many descriptors as may come with a message, in bytes.
@@ -226,15 +227,10 @@ impl Connection {
             _ => return Err(error.into()),
         }
         wait.step(stuck, |longest| {
-            let ms = i32::try_from(longest.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
-            let mut poll = libc::pollfd { fd: self.as_raw_fd(), events, revents: 0 };
-            // SAFETY: one structure, as the count says.
-            if unsafe { libc::poll(&raw mut poll, 1, ms) } >= 0 {
-                return Ok(());
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error.into()) }
-        })?
+            let mut entries = [libc::pollfd { fd: self.as_raw_fd(), events, revents: 0 }];
+            // One that has failed counts as a wait.
+            let _ = poll::wait(&mut entries, Some(longest));
+        })
     }
 }
 

@@ -20,12 +20,13 @@ use super::options::Options;
 use super::program::{Connector, Program};
 use super::rings::Indices;
 use crate::peer::{self, Peer};
+use crate::poll;
 use crate::ratelimit::LogLimit;
 use crate::sync::lock;
 use crate::virtio::{Activation, VirtQueue};
 
 /// The pause between two attempts to reach a backend that was lost, in milliseconds.
-const RETRY_MS: i32 = 100;
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where a network's configuration has its link's state, 2 bytes (virtio 1.2, 5.1.4).
 const NET_STATUS: u64 = 6;
@@ -225,15 +226,10 @@ impl Worker {
         let descriptors = self.backend.as_ref().map(Backend::descriptors);
         let (socket, channel) = descriptors.map_or((-1, -1), |(s, c)| (s, c.unwrap_or(-1)));
         // Negative descriptors are ignored (poll(2)).
-        let mut polled = [self.shared.wake.as_raw_fd(), socket, channel].map(|fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        });
+        let mut polled = [self.shared.wake.as_raw_fd(), socket, channel].map(poll::readable);
         let is_lost = self.backend.is_none() && self.active.is_some();
-        let timeout = if is_lost { RETRY_MS } else { -1 };
-        // SAFETY: three structures, as the count says.
-        unsafe { libc::poll(polled.as_mut_ptr(), 3, timeout) };
+        // One that has failed has found nothing.
+        let _ = poll::wait(&mut polled, is_lost.then_some(RETRY_INTERVAL));
         // Only clears it.
         let _ = self.shared.wake.read();
         let [_, closed, asks] = polled.map(|polled| polled.revents != 0);

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device_events::DeviceEvents;
 use super::events;
 use super::queue::{QueueError, VirtQueue};
+use crate::poll;
 use crate::ratelimit::LogLimit;
 use crate::task_thread::{Task, TaskThread};
 use crate::thread_kind::ThreadKind;
@@ -115,7 +116,7 @@ impl QueueThread {
         let mut event = FileEvent::Driver;
         let step = move |queue: &mut VirtQueue, handler: &mut H| {
             let wait = handler.handle(queue, event)?;
-            event = poll(queue.kick(), handler.file(), wait);
+            event = wait_for(queue.kick(), handler.file(), wait);
             Ok(())
         };
         Self::run(thread, (queue, handler), (events, log), step, |_| ())
@@ -274,37 +275,25 @@ impl QueueThreads {
     }
 }
 
-/// A time as the kernel takes it.
-fn timespec(time: Duration) -> libc::timespec {
-    // SAFETY: all zeroes is a valid timespec.
-    let mut spec: libc::timespec = unsafe { std::mem::zeroed() };
-    spec.tv_sec = libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX);
-    spec.tv_nsec = time.subsec_nanos().into();
-    spec
-}
-
 /// Waits for a notification, and for what else a handler waits for.
-fn poll(kick: &EventFd, file: BorrowedFd<'_>, waits: Wait) -> FileEvent {
-    let (count, timeout) = match waits {
+fn wait_for(kick: &EventFd, file: BorrowedFd<'_>, waits: Wait) -> FileEvent {
+    let (file, longest) = match waits {
         Wait::Driver => {
             events::wait(kick);
             return FileEvent::Driver;
         }
-        Wait::DriverFor(time) => (1, Some(timespec(time))),
-        Wait::Readable => (2, None),
+        // A negative descriptor is ignored.
+        Wait::DriverFor(time) => (-1, Some(time)),
+        Wait::Readable => (file.as_raw_fd(), None),
     };
-    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut entries = [entry(kick.as_raw_fd()), entry(file.as_raw_fd())];
-    // SAFETY: `entries` has two entries, at least as many as are polled; the timeout is null or one
-    // that lives on, and so is the signal mask null.
-    let ready = unsafe { libc::ppoll(entries.as_mut_ptr(), count, timeout, std::ptr::null()) };
-    let [notified, _] = entries;
-    if ready <= 0 {
-        // An interrupted wait counts as a notification.
-        return if ready == 0 { FileEvent::Timeout } else { FileEvent::Driver };
+    let mut entries = [poll::readable(kick.as_raw_fd()), poll::readable(file)];
+    match poll::wait(&mut entries, longest) {
+        Ok(0) => return FileEvent::Timeout,
+        Ok(_) => {}
+        // One that has failed counts as a notification.
+        Err(_) => return FileEvent::Driver,
     }
-    if notified.revents != 0 {
+    if entries.first().is_some_and(|kick| kick.revents != 0) {
         // This thread alone reads it, so there is something to read.
         events::wait(kick);
         return FileEvent::Driver;

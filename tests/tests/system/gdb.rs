@@ -209,6 +209,30 @@ fn a_guest_waits_for_its_debugger_and_tells_it_its_end() -> TestResult {
 }
 
 #[test]
+fn a_debugger_connects_to_a_host_that_was_short_of_memory() -> TestResult {
+    let host = Board::new().file("k/off", payload::power_off()).boot()?;
+    host.sh("ip link set lo up")?;
+    // Each wait in which it could come or be heard, one after the other (ppoll, ENOMEM); the first is the standard
+    // library's.
+    for wait in 2..6 {
+        let short = format!("exec agent fail /tmp/failed 73 12 {wait}");
+        let mut strait =
+            host.start(&format!("{short} strait run --kernel /k/off --gdb tcp:0,wait 2>&1"))?;
+        strait.wait_for("strait: GDB: target remote 127.0.0.1:")?;
+        let port = strait.wait_for(",")?;
+        let port = format!("tcp:127.0.0.1:{}", port.trim_end_matches(','));
+        let mut gdb = Gdb::connect(&host, &port)?;
+        gdb.expect("Hg1", "OK")?;
+        assert!(gdb.register(PC)? >= 0x4000_0000);
+        gdb.expect("vCont;c", "W00")?;
+        assert_eq!(strait.exit_status()?, 0);
+        let failed = host.sh("cat /tmp/failed")?;
+        assert!(failed.contains("gdb"), "{wait}: {failed}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_debugger_has_a_guest_that_begins_anew() -> TestResult {
     let host = Board::new().cpus(2).file("k/reset", payload::reset()).boot()?;
     let options = format!("--cpus 2 --on-reset restart --gdb unix:{SOCKET},wait");

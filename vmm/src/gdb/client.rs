@@ -15,7 +15,7 @@ use super::wait;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether the run is over, while an answer isn't read.
-const INTERVAL_MS: i32 = 100;
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// From how many bytes on an answer is sent before it is complete.
 const MAX_BUFFERED: usize = 16 << 10;
@@ -72,7 +72,7 @@ impl Connection for Client {
                     if begun.elapsed() > DEADLINE || self.gate.exit_status().is_some() {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
-                    wait::until_writable(self.as_raw_fd(), INTERVAL_MS)?;
+                    wait::until_writable(self.as_raw_fd(), INTERVAL);
                 }
                 Err(e) => return Err(e),
             }

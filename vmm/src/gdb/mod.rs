@@ -18,6 +18,7 @@ mod wait;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use devices::ratelimit::LogLimit;
 
@@ -31,10 +32,10 @@ pub use self::guest::{Guest, Topic};
 pub use self::listener::Listener;
 
 /// How long the run has to end before it is told again to.
-const KILL_INTERVAL_MS: i32 = 100;
+const KILL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// When a debugger is accepted that couldn't be.
-const RETRY_INTERVAL_MS: i32 = 500;
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The debugger's thread.
 pub struct Debugger {
@@ -89,12 +90,9 @@ fn serve(listener: &Listener, mut guest: Guest, kill: &impl Fn()) {
     let log = LogLimit::new("--gdb");
     while gate.exit_status().is_none() {
         let fds = [listener.as_raw_fd(), gate.event().as_raw_fd()];
-        let [comes, _] = match wait::until_readable(fds, wait::FOREVER) {
-            Ok(ready) => ready,
-            Err(e) => return log::error!("--gdb: no debugger can connect any more: {e}"),
-        };
+        let [comes, _] = wait::until_readable(fds, None);
         if !comes {
-            // Of a vCPU that had stopped for a client that is gone.
+            // Of a vCPU that had stopped for a client that is gone, if there is one.
             let _ = gate.event().read();
             continue;
         }
@@ -104,11 +102,9 @@ fn serve(listener: &Listener, mut guest: Guest, kill: &impl Fn()) {
             // The host is short of something, or the network has an error of this connection (accept(2)).
             Err(e) => {
                 log.warn(format_args!("a debugger can't connect, it is tried again: {e}"));
-                if let Ok([true]) =
-                    wait::until_readable([gate.event().as_raw_fd()], RETRY_INTERVAL_MS)
-                {
-                    let _ = gate.event().read();
-                }
+                wait::until_readable([gate.event().as_raw_fd()], Some(RETRY_INTERVAL));
+                // Only clears it, if there is one.
+                let _ = gate.event().read();
                 continue;
             }
         };
@@ -118,7 +114,7 @@ fn serve(listener: &Listener, mut guest: Guest, kill: &impl Fn()) {
                 // A guest that is reset at that moment begins anew all the same.
                 while gate.exit_status().is_none() {
                     kill();
-                    let _ = wait::until_readable([gate.event().as_raw_fd()], KILL_INTERVAL_MS);
+                    wait::until_readable([gate.event().as_raw_fd()], Some(KILL_INTERVAL));
                 }
                 continue;
             }

@@ -42,7 +42,7 @@ pub fn run(guest: &mut Guest, client: Client) -> Result<End, String> {
     loop {
         let client = client_of(&mut machine);
         let fds = [client.as_raw_fd(), guest.gate().event().as_raw_fd()];
-        let [has_sent, has_happened] = wait::until_readable(fds, wait::FOREVER).map_err(text)?;
+        let [has_sent, has_happened] = wait::until_readable(fds, None);
         if has_happened {
             // Only clears it.
             let _ = guest.gate().event().read();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use devices::sync;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::sink::POLL_INTERVAL_MS;
+use super::sink::POLL_INTERVAL;
 use super::write;
 
 /// How many bytes are kept for a client that isn't there or doesn't read, in bytes: the newest.
@@ -93,7 +93,7 @@ impl ClientBuffer {
                 break;
             }
             // A terminal that has taken all isn't waited for by this: it may still have to be read.
-            if !self.has_backlog() || !write::wait(client.as_raw_fd(), POLL_INTERVAL_MS) {
+            if !self.has_backlog() || !write::wait(client.as_raw_fd(), POLL_INTERVAL) {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }

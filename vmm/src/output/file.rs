@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use devices::sync;
 
-use super::sink::{POLL_INTERVAL_MS, STALL_TIMEOUT};
+use super::sink::{POLL_INTERVAL, STALL_TIMEOUT};
 
 /// How many bytes wait to be written at most; from half of them on, a vCPU waits before it writes more.
 const MAX_WAITING: usize = 64 << 10;
@@ -107,7 +107,6 @@ impl FileBuffer {
         stop: impl Fn() -> bool,
     ) -> bool {
         let end = Instant::now() + timeout;
-        let interval = Duration::from_millis(u64::from(POLL_INTERVAL_MS.unsigned_abs()));
         let mut state = self.state();
         while !done(&state) {
             if stop() {
@@ -116,7 +115,7 @@ impl FileBuffer {
             if Instant::now() >= end {
                 return false;
             }
-            let waited = self.written.wait_timeout(state, interval);
+            let waited = self.written.wait_timeout(state, POLL_INTERVAL);
             state = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
         }
         true

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sink::{POLL_INTERVAL_MS, STALL_TIMEOUT};
+use sink::{POLL_INTERVAL, STALL_TIMEOUT};
 
 pub use client::ClientBuffer;
 pub use file::FileBuffer;
@@ -242,7 +242,7 @@ pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
                 if since.elapsed() >= STALL_TIMEOUT || signals::is_end_pending() {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
-                write::wait(file.as_raw_fd(), POLL_INTERVAL_MS);
+                write::wait(file.as_raw_fd(), POLL_INTERVAL);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
             Err(error) => return Err(error),

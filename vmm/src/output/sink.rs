@@ -18,8 +18,8 @@ const HIGH_WATER_MARK: usize = MAX_BUFFERED - 4096;
 /// A reader that takes nothing for so long is stalled: nothing waits for it until it does.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a wait checks whether it is to go on, in milliseconds.
-pub(super) const POLL_INTERVAL_MS: libc::c_int = 50;
+/// How often a wait checks whether it is to go on.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What became of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl Sink {
             if since.elapsed() >= timeout {
                 return false;
             }
-            write::wait(fd, POLL_INTERVAL_MS);
+            write::wait(fd, POLL_INTERVAL);
         }
     }
 

@@ -1,12 +1,13 @@
 //! Writing to a standard descriptor without blocking on its reader.
 
-use devices::sync;
+use devices::{poll, sync};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// As much as a pipe that takes anything takes at once (pipe(7), "`PIPE_BUF`").
 const PIPE_BUF: usize = 4096;
@@ -104,15 +105,13 @@ fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 
 fn write_polled(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     let _polling = sync::lock(&POLLING);
-    if !wait(fd, 0) {
+    if !wait(fd, Duration::ZERO) {
         return Err(io::ErrorKind::WouldBlock.into());
     }
     borrow(fd).write(bytes)
 }
 
-/// Waits so many milliseconds until a descriptor takes bytes, or fails to; a signal ends that.
-pub fn wait(fd: RawFd, milliseconds: libc::c_int) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: `poll` is one valid pollfd.
-    unsafe { libc::poll(&raw mut poll, 1, milliseconds) > 0 }
+/// Waits at most for so long until a descriptor takes bytes, or fails to; a signal ends that.
+pub fn wait(fd: RawFd, longest: Duration) -> bool {
+    poll::wait(&mut [poll::writable(fd)], Some(longest)).is_ok_and(|ready| ready > 0)
 }

@@ -4,6 +4,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
+
+use devices::poll;
 
 use super::{Child, Resources, aftermath};
 use crate::cli::RunOptions;
@@ -18,7 +21,7 @@ use crate::vhost_user;
 const OF_TERMINAL: [libc::c_int; 3] = [libc::SIGINT, libc::SIGQUIT, libc::SIGWINCH];
 
 /// When a client of the control socket is accepted that couldn't be.
-const RETRY_INTERVAL_MS: i32 = 500;
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Watches over `child` until it ends, puts right what it has left, and answers the exit status.
 pub(super) fn run(
@@ -29,7 +32,7 @@ pub(super) fn run(
 ) -> u8 {
     let mut written = 0;
     loop {
-        wait(&resources, child, signals);
+        wait(&resources, [signals.as_raw_fd(), child.ended.as_raw_fd()]);
         while let Some(signal) = signals.next_signal() {
             hand_on(child, signal);
         }
@@ -50,21 +53,19 @@ pub(super) fn run(
     }
 }
 
-/// Waits until something has happened.
-fn wait(resources: &Resources, child: &Child, signals: &Signals) {
+/// Waits until something has happened, to these or to what is in `resources`.
+fn wait(resources: &Resources, [signals, ended]: [RawFd; 2]) {
     let statistics = resources.statistics.as_ref().map_or(-1, |statistics| statistics.as_raw_fd());
-    let fds = [signals.as_raw_fd(), child.ended.as_raw_fd(), statistics].into_iter();
+    let fds = [signals, ended, statistics].into_iter();
     let programs = resources.programs.iter().flat_map(ChildProgram::descriptors);
     // What is negative is ignored (poll(2)).
     let connectors = resources.connectors.iter().map(AsRawFd::as_raw_fd);
-    let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let is_short = resources.acceptor.as_ref().is_some_and(Acceptor::is_short);
     let acceptor = resources.acceptor.iter().filter(|_| !is_short).map(AsRawFd::as_raw_fd);
     let fds = fds.chain(programs).chain(connectors).chain(acceptor);
-    let mut entries: Vec<_> = fds.map(entry).collect();
-    let timeout = if is_short { RETRY_INTERVAL_MS } else { -1 };
-    // SAFETY: `entries` has as many entries. An interrupted wait has found nothing.
-    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout) };
+    let mut entries: Vec<_> = fds.map(poll::readable).collect();
+    // One that has failed has found nothing.
+    let _ = poll::wait(&mut entries, is_short.then_some(RETRY_INTERVAL));
 }
 
 /// Sends the child a signal that came here alone.

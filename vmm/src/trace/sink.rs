@@ -6,12 +6,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::output;
 
-/// How long a reader that takes nothing is waited for before the end is looked for, in ms.
-const INTERVAL_MS: i32 = 100;
+/// How long a reader that takes nothing is waited for before the end is looked for.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// A file, a pipe, or standard error.
 #[derive(Debug)]
@@ -63,7 +64,7 @@ fn write(mut file: &File, mut left: &[u8], given_up: impl Fn() -> bool) -> io::R
                 if given_up() {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
-                output::wait_until_writable(file.as_raw_fd(), INTERVAL_MS);
+                output::wait_until_writable(file.as_raw_fd(), INTERVAL);
             }
             Err(error) => return Err(error),
         }

@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::poll;
 use crate::stop;
 
 /// How long a driver may take to probe or remove a device. Those of disks and network cards take a
@@ -167,10 +168,7 @@ fn wait(pid: libc::pid_t, mut result: PipeReader, timeout: Duration) -> Result<(
 
 /// Whether something can be read from this descriptor, or it was closed, within this time.
 fn is_readable(fd: RawFd, within: Duration) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let milliseconds = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: one structure, which outlives the call.
-    unsafe { libc::poll(&raw mut poll, 1, milliseconds) > 0 }
+    poll::wait(&mut [poll::readable(fd)], Some(within)).is_ok_and(|ready| ready > 0)
 }
 
 /// The functions of the kernel in which a process waits, innermost first: those of its stack where

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::super::uapi::{DeviceCalls, IoctlError, IrqAction, IrqInfo};
 use super::{SelfTestError, StepError};
+use crate::poll;
 
 /// How often an interrupt may be signalled late while a cause is waited for; more is an interrupt that
 /// is stuck.
@@ -192,27 +193,20 @@ pub(super) fn wait_any<'a>(
     timeout: Duration,
 ) -> io::Result<Option<usize>> {
     let deadline = Instant::now() + timeout;
-    let pollfd =
-        |fd: &EventFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let mut polled: Vec<libc::pollfd> = eventfds.clone().map(pollfd).collect();
-    let count = libc::nfds_t::try_from(polled.len()).unwrap_or(0);
+    let mut polled: Vec<libc::pollfd> =
+        eventfds.clone().map(|eventfd| poll::readable(eventfd.as_raw_fd())).collect();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // Rounded up, so that the last wait isn't one for nothing.
-        let milliseconds = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
-        // SAFETY: the array is writable for the duration of the call, and `count` its length.
-        if unsafe { libc::poll(polled.as_mut_ptr(), count, milliseconds) } < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        } else {
-            let signalled = |(eventfd, polled): (&EventFd, &libc::pollfd)| {
-                polled.revents & libc::POLLIN != 0 && eventfd.read().is_ok()
-            };
-            if let Some(number) = eventfds.clone().zip(&polled).position(signalled) {
-                return Ok(Some(number));
-            }
+        match poll::wait(&mut polled, Some(left)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            // One that was interrupted has found nothing.
+            _ => {}
+        }
+        let signalled = |(eventfd, polled): (&EventFd, &libc::pollfd)| {
+            polled.revents & libc::POLLIN != 0 && eventfd.read().is_ok()
+        };
+        if let Some(number) = eventfds.clone().zip(&polled).position(signalled) {
+            return Ok(Some(number));
         }
         if left.is_zero() {
             return Ok(None);

@@ -12,6 +12,7 @@ use super::common::NO_VECTOR;
 use super::layout::{BAR, MSIX_PENDING, MSIX_TABLE};
 use crate::irq::{IrqLine, MsiRouter};
 use crate::pci::{MsiState, MsiVectors, Msix};
+use crate::poll;
 use crate::ratelimit::LogLimit;
 use crate::sync::lock;
 use crate::task_thread::{Task, TaskThread};
@@ -322,9 +323,7 @@ impl Drop for Relay {
 
 /// Waits until one of them is readable.
 fn wait(fds: &[RawFd]) {
-    let poll = |fd: &RawFd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 };
-    let mut fds: Vec<libc::pollfd> = fds.iter().map(poll).collect();
-    let count = fds.len() as libc::nfds_t;
-    // SAFETY: `fds` has `count` elements. A wait that is interrupted finds nothing signalled.
-    unsafe { libc::poll(fds.as_mut_ptr(), count, -1) };
+    let mut entries: Vec<libc::pollfd> = fds.iter().copied().map(poll::readable).collect();
+    // One that has failed finds nothing signalled.
+    let _ = poll::wait(&mut entries, None);
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::device_events::DeviceEvents;
+use crate::poll;
 use crate::ratelimit::LogLimit;
 use crate::task_thread::{Task, TaskThread};
 use crate::thread_kind::ThreadKind;
@@ -143,17 +144,14 @@ fn wait(stop: &EventFd, errors: &EventFd, notice: Option<&dyn Notice>) -> Woken 
     // A negative descriptor is ignored (poll(2)).
     let notice = notice.map_or(-1, |notice| notice.fd().as_raw_fd());
     let fds = [stop.as_raw_fd(), errors.as_raw_fd(), notice];
-    let mut entries = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    let mut entries = fds.map(poll::readable);
     loop {
-        // SAFETY: `entries` has three entries.
-        let ready = unsafe { libc::poll(entries.as_mut_ptr(), 3, -1) };
-        match entries.map(|entry| ready > 0 && entry.revents != 0) {
+        // One that has failed has found nothing.
+        let _ = poll::wait(&mut entries, None);
+        match entries.map(|entry| entry.revents != 0) {
             [true, ..] => return Woken::Stop,
             [_, true, _] => return Woken::Error,
             [_, _, true] => return Woken::Notice,
-            _ if ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => {
-                return Woken::Stop;
-            }
             _ => {}
         }
     }
