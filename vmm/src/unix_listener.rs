@@ -75,6 +75,15 @@ impl UnixSocket {
     }
 }
 
+#[cfg(test)]
+impl UnixSocket {
+    /// One that doesn't listen: each accept fails (EINVAL).
+    pub fn deaf() -> Self {
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        Self { listener: UnixListener::from(OwnedFd::from(socket)) }
+    }
+}
+
 impl AsRawFd for UnixSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.listener.as_raw_fd()

@@ -127,6 +127,35 @@ fn whatever_the_host_has_too_little_of_is_told() -> TestResult {
     let said = full.errors.contains("can't be written to /tmp/full/stats: No space left");
     assert!(full.status == 0 && said && full.errors.contains("help: df "), "{full:?}");
     assert_eq!(host.sh("ls -A /tmp/full")?, "a\n");
+    cannot_read_its_kernel(&host)
+}
+
+/// A kernel's file on a disk that fails (pread64, EIO), from each of its reads on, and in each alone.
+fn cannot_read_its_kernel(host: &Host) -> TestResult {
+    let (mut failed, mut which, mut is_reached) = (0, 0, true);
+    while is_reached {
+        (which, is_reached) = (which + 1, false);
+        for rest in ["", "+"] {
+            let fail = format!("agent fail {FAILED} 67 5 {which}{rest}");
+            let answer = host.run(&format!("{fail} strait run --kernel /k/off --memory 16M"))?;
+            let said = answer.errors;
+            if host.run(&format!("[ -e {FAILED} ]"))?.status != 0 {
+                assert_eq!((answer.status, said.as_str()), (0, ""));
+                continue;
+            }
+            is_reached = true;
+            failed += 1;
+            // Where it fails once, it may be asked again why, and no longer know.
+            let cause = if rest.is_empty() { "" } else { "Input/output error" };
+            let is_told = said.starts_with("error: kernel /k/off can't be read: ")
+                && said.contains(cause)
+                && said
+                    .contains("\n  help: cat /k/off >/dev/null shows whether it can be read now");
+            assert!(answer.status == 1 && is_told, "{which}{rest}: {}: {said}", answer.status);
+        }
+    }
+    // Its header, and the rest.
+    assert!(failed >= 4, "{failed}");
     Ok(())
 }
 

@@ -96,6 +96,14 @@ impl Acceptor {
         self.is_short
     }
 
+    /// Has it do something on a host that is short of what an accept takes.
+    #[cfg(test)]
+    pub fn without_descriptors(&mut self, act: impl FnOnce(&mut Self)) {
+        let socket = std::mem::replace(&mut self.socket, UnixSocket::deaf());
+        act(self);
+        self.socket = socket;
+    }
+
     fn hand_on(&self, client: &File) {
         // SAFETY: the option is a ucred, that of the process that has connected.
         let peer = unsafe { peer::socket_option::<libc::ucred>(client, libc::SO_PEERCRED) };

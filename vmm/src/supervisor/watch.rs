@@ -108,3 +108,39 @@ impl Resources {
         *written = number;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use vmm_sys_util::eventfd::EventFd;
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+    use crate::control;
+
+    #[test]
+    fn clients_whom_a_short_host_keeps_waiting_keep_no_processor_busy() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("control");
+        let (mut acceptor, accepted) = control::listen(&path).unwrap();
+        let nothing = EventFd::new(libc::EFD_CLOEXEC).unwrap();
+        let quiet = [nothing.as_raw_fd(); 2];
+        let _client = UnixStream::connect(&path).unwrap();
+        acceptor.without_descriptors(Acceptor::serve);
+        assert!(acceptor.is_short() && accepted.next().is_none());
+        let mut resources = Resources { acceptor: Some(acceptor), ..Resources::default() };
+        let begun = Instant::now();
+        wait(&resources, quiet);
+        assert!(begun.elapsed() >= RETRY_INTERVAL);
+        // Then it is accepted, and the next one at once: the wait would last for ever.
+        resources.acceptor.iter_mut().for_each(Acceptor::serve);
+        assert!(accepted.next().is_some());
+        let _next = UnixStream::connect(&path).unwrap();
+        assert!(!resources.acceptor.as_ref().is_some_and(Acceptor::is_short));
+        wait(&resources, quiet);
+        resources.acceptor.iter_mut().for_each(Acceptor::serve);
+        assert!(accepted.next().is_some());
+    }
+}
