@@ -140,8 +140,7 @@ impl ControlClients {
 
     /// Something has happened; carries out what clients ask for, and tells of it.
     pub fn serve(&mut self) {
-        self.0.serve_all();
-        while let Some(pending) = self.0.next_request() {
+        for pending in self.0.serve_all() {
             let answer = match pending.request {
                 Request::Status => Answer::Parameters(control::status(true)),
                 Request::Stats => {

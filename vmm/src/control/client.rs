@@ -20,6 +20,8 @@ pub struct Client {
     file: File,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// There is a whole message in the input.
+    is_whole: bool,
     /// What it is polled for.
     pub polled: Option<EventSet>,
     /// Which events it is told of; all, if none are named.
@@ -32,7 +34,8 @@ impl Client {
     /// The client at the other end of this socket, which is non-blocking.
     pub fn new(file: File) -> Self {
         let (input, output) = Default::default();
-        Self { file, input, output, polled: None, subscribed: None, gone: false }
+        let (is_whole, polled, subscribed, gone) = (false, None, None, false);
+        Self { file, input, output, is_whole, polled, subscribed, gone }
     }
 
     /// How many bytes it has sent, or has to read.
@@ -51,9 +54,9 @@ impl Client {
         self.gone = true;
     }
 
-    /// What it is waited for: it sends no more before it has read what there is.
+    /// What it is waited for: it sends no more before its last message was taken, and it has read what there is.
     pub fn wanted(&self) -> EventSet {
-        if self.output.is_empty() { EventSet::IN } else { EventSet::OUT }
+        if self.output.is_empty() && !self.is_whole { EventSet::IN } else { EventSet::OUT }
     }
 
     /// It has sent something, takes more, or is gone.
@@ -64,7 +67,8 @@ impl Client {
         if events.contains(EventSet::IN) {
             self.read();
         } else if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
-            self.gone = true;
+            // What it sent before is taken.
+            self.gone |= !self.has_message();
         }
     }
 
@@ -74,22 +78,28 @@ impl Client {
         match self.file.read(&mut buffer) {
             Ok(count @ 1..) => {
                 self.input.extend_from_slice(buffer.get(..count).unwrap_or_default());
-                let is_whole = self.input.contains(&0);
-                self.gone |= !is_whole && self.input.len() > MAX_MESSAGE;
+                self.is_whole = self.input.contains(&0);
+                self.gone |= !self.is_whole && self.input.len() > MAX_MESSAGE;
             }
             Err(e) if is_temporary(&e) => {}
             Ok(0) | Err(_) => self.gone = true,
         }
     }
 
+    /// Whether there is a message of it, and it has read the answer to the last.
+    fn has_message(&self) -> bool {
+        !self.gone && self.output.is_empty() && self.is_whole
+    }
+
     /// Its next message, without the zero, if it has read the answer to the last.
     pub fn next_message(&mut self) -> Option<Vec<u8>> {
-        if self.gone || !self.output.is_empty() {
+        if !self.has_message() {
             return None;
         }
         let end = self.input.iter().position(|byte| *byte == 0)?;
         let rest = self.input.split_off(end.saturating_add(1));
         let mut message = std::mem::replace(&mut self.input, rest);
+        self.is_whole = self.input.contains(&0);
         message.pop();
         Some(message)
     }

@@ -1,8 +1,9 @@
 //! Control from outside: a socket on which the machine is a service of varlink (varlink.org), with systemd's
 //! interface for machines and one of its own.
 //!
-//! The event loop serves it. Nothing that a client sends or doesn't read blocks: messages are bounded, and one
-//! that lets too much wait is turned away. Only root and the user who has started strait are accepted.
+//! The event loop serves it. Nothing that a client sends or doesn't read blocks: messages are bounded, one of each
+//! client is taken at a time, and a client that lets too much wait is turned away. Only root and the user who has
+//! started strait are accepted.
 
 mod accept;
 mod client;
@@ -74,18 +75,30 @@ impl Control {
         ops.add(Events::with_data(&self.accepted, first, EventSet::IN))
     }
 
-    /// Something has happened at the socket, 0, or the client with this number.
+    /// Something has happened at the socket, 0, or the client with this number: takes what has come, and a
+    /// message. What isn't for the machine is answered here; what is, is to be answered. The client's next message
+    /// comes with another event, as many as it may have sent at once: others are served between them.
     #[cold]
-    pub fn serve(&mut self, number: u32, events: EventSet) {
-        let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
-        match index {
-            None => self.accept(),
-            Some(index) => {
-                if let Some(Some(client)) = self.clients.get_mut(index) {
-                    client.serve(events);
-                }
+    pub fn serve(&mut self, number: u32, events: EventSet) -> Option<Pending> {
+        let Some(index) = usize::try_from(number).ok().and_then(|number| number.checked_sub(1))
+        else {
+            self.accept();
+            return None;
+        };
+        let client = self.clients.get_mut(index)?.as_mut()?;
+        client.serve(events);
+        match message::parse(&client.next_message()?) {
+            Some(Call::Answered(reply)) => reply.iter().for_each(|reply| client.send(reply)),
+            Some(Call::Subscribe(filter)) => {
+                client.subscribe(filter);
+                client.send(&message::event(event::READY));
             }
+            Some(Call::Request(request, is_answered)) => {
+                return Some(Pending { request, client: index, is_answered });
+            }
+            None => client.turn_away(),
         }
+        None
     }
 
     /// Takes the clients that have come.
@@ -106,30 +119,6 @@ impl Control {
                 self.log.warn(format_args!("{MAX_CLIENTS} clients are there, and one more goes"))
             }
         }
-    }
-
-    /// The next request, if there is one. What isn't for the machine is answered here.
-    #[cold]
-    pub fn next_request(&mut self) -> Option<Pending> {
-        for (number, client) in self.clients.iter_mut().enumerate() {
-            let Some(client) = client else { continue };
-            while let Some(message) = client.next_message() {
-                match message::parse(&message) {
-                    Some(Call::Answered(reply)) => {
-                        reply.iter().for_each(|reply| client.send(reply))
-                    }
-                    Some(Call::Subscribe(filter)) => {
-                        client.subscribe(filter);
-                        client.send(&message::event(event::READY));
-                    }
-                    Some(Call::Request(request, is_answered)) => {
-                        return Some(Pending { request, client: number, is_answered });
-                    }
-                    None => client.turn_away(),
-                }
-            }
-        }
-        None
     }
 
     /// Answers a request.
@@ -183,14 +172,18 @@ impl Control {
 
 #[cfg(feature = "fuzzing")]
 impl Control {
-    /// Serves all clients for what they are waited for, and lets go of those that are gone.
-    pub fn serve_all(&mut self) {
+    /// Serves each client once for what it is waited for, and lets go of those that are gone; the requests.
+    pub fn serve_all(&mut self) -> Vec<Pending> {
+        let mut requests = Vec::new();
+        for (number, index) in (1..).zip(0..self.clients.len()) {
+            let client = self.clients.get(index).and_then(Option::as_ref);
+            let wanted = client.map(Client::wanted);
+            requests.extend(wanted.and_then(|wanted| self.serve(number, wanted)));
+        }
         for place in &mut self.clients {
-            if let Some(client) = place {
-                client.serve(client.wanted());
-            }
             *place = place.take().filter(|client| !client.is_gone());
         }
+        requests
     }
 
     /// How many bytes there are of all clients.

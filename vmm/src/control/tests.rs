@@ -32,13 +32,18 @@ impl Server {
     fn serve(&mut self) -> Vec<Request> {
         let mut requests = Vec::new();
         for _ in 0..100 {
-            for number in (1..).take(MAX_CLIENTS) {
-                let client = self.control.clients[usize::try_from(number).unwrap() - 1].as_ref();
-                if let Some(wanted) = client.map(Client::wanted) {
-                    self.control.serve(number, wanted);
-                }
-            }
-            while let Some(pending) = self.control.next_request() {
+            requests.extend(self.turn());
+        }
+        requests
+    }
+
+    /// Serves each client once; the requests.
+    fn turn(&mut self) -> Vec<Request> {
+        let mut requests = Vec::new();
+        for number in (1..).take(MAX_CLIENTS) {
+            let client = self.control.clients[usize::try_from(number).unwrap() - 1].as_ref();
+            let Some(wanted) = client.map(Client::wanted) else { continue };
+            if let Some(pending) = self.control.serve(number, wanted) {
                 requests.push(pending.request);
                 self.control.answer(&pending, Answer::Done);
             }
@@ -138,4 +143,33 @@ fn there_are_only_so_many_clients() {
     let _clients: Vec<_> = (0..MAX_CLIENTS).map(|_| server.client()).collect();
     let mut late = server.client();
     assert_eq!(late.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn one_that_sends_much_at_once_is_served_in_turn_with_others() {
+    let mut server = Server::new();
+    let (mut flood, mut other) = (server.client(), server.client());
+    let message = |method, rest: &str| {
+        format!("{{\"method\":\"io.systemd.MachineInstance.{method}\"{rest}}}\0").into_bytes()
+    };
+    flood.write_all(&message("Reboot", ",\"oneway\":true").repeat(1300)).unwrap();
+    other.write_all(&[message("Pause", ""), message("Resume", "")].concat()).unwrap();
+    assert_eq!(server.turn(), [Request::Reboot, Request::Pause]);
+    assert_eq!(server.turn(), [Request::Reboot, Request::Resume]);
+    assert_eq!(server.turn(), [Request::Reboot]);
+    // One that goes has what it had asked for, and nothing is kept of it then.
+    drop(flood);
+    let mut rest = 0;
+    while !server.is_gone(0) {
+        let wanted = server.control.clients[0].as_ref().unwrap().wanted();
+        rest += usize::from(server.control.serve(1, wanted | EventSet::HANG_UP).is_some());
+        assert!(rest < 1300);
+    }
+    assert_eq!(rest, 1300 - 3);
+    // What isn't for the machine waits for its turn, too.
+    other.write_all(&message("None", "").repeat(3)).unwrap();
+    for _ in 0..3 {
+        assert_eq!(server.turn(), []);
+        assert_eq!(read(&mut other).matches("MethodNotFound").count(), 1);
+    }
 }

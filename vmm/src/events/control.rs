@@ -11,17 +11,16 @@ impl EventHandler<'_> {
     #[cold]
     pub(super) fn serve_control(&mut self, number: u32, events: EventSet) {
         let Some(control) = &mut self.sources.control else { return };
-        control.serve(number.saturating_sub(token::CONTROL), events);
-        while let Some(pending) = self.sources.control.as_mut().and_then(|c| c.next_request()) {
-            let (answer, event) = self.carry_out(pending.request);
-            if let Some(control) = &mut self.sources.control {
-                control.answer(&pending, answer);
-            }
-            event.iter().for_each(|event| self.tell(event));
-            if pending.request == Request::Terminate {
-                // It is answered first.
-                self.stop(ExitReason::Quit);
-            }
+        let number = number.saturating_sub(token::CONTROL);
+        let Some(pending) = control.serve(number, events) else { return };
+        let (answer, event) = self.carry_out(pending.request);
+        if let Some(control) = &mut self.sources.control {
+            control.answer(&pending, answer);
+        }
+        event.iter().for_each(|event| self.tell(event));
+        if pending.request == Request::Terminate {
+            // It is answered first.
+            self.stop(ExitReason::Quit);
         }
     }
 
