@@ -1,6 +1,5 @@
-//! Landlock: nothing of the file system can be opened, no TCP port bound or connected, and nothing outside
-//! is reached by signals and abstract sockets (Documentation/userspace-api/landlock.rst). What is open
-//! stays so.
+//! Landlock: nothing of the file system can be opened, no TCP or UDP port bound or connected, and nothing outside
+//! is reached by signals and Unix sockets (Documentation/userspace-api/landlock.rst). What is open stays so.
 //!
 //! The three system calls, made here: for rights that nothing is exempted from, the `landlock` crate would
 //! add rules, their builders and ways to fall back.
@@ -29,7 +28,8 @@ pub fn version() -> Option<u32> {
     u32::try_from(version).ok().filter(|version| *version > 0)
 }
 
-/// All that this version can forbid, and how much of the structure it knows.
+/// All that this version can forbid, up to version 11, and how much of the structure it knows. What a later one
+/// adds is asked for by name only, so that it doesn't matter here.
 fn everything(version: u32) -> (Attributes, usize) {
     let handled_access_fs = match version {
         0 | 1 => 0x1fff,
@@ -38,10 +38,17 @@ fn everything(version: u32) -> (Attributes, usize) {
         // LANDLOCK_ACCESS_FS_TRUNCATE
         3 | 4 => 0x7fff,
         // LANDLOCK_ACCESS_FS_IOCTL_DEV
-        5.. => 0xffff,
+        5..9 => 0xffff,
+        // LANDLOCK_ACCESS_FS_RESOLVE_UNIX
+        9.. => 0x1_ffff,
     };
-    // LANDLOCK_ACCESS_NET_BIND_TCP and _CONNECT_TCP
-    let handled_access_net = if version >= 4 { 3 } else { 0 };
+    let handled_access_net = match version {
+        0..4 => 0,
+        // LANDLOCK_ACCESS_NET_BIND_TCP and _CONNECT_TCP
+        4..10 => 0x3,
+        // LANDLOCK_ACCESS_NET_BIND_UDP and _CONNECT_SEND_UDP
+        10.. => 0xf,
+    };
     // LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET and _SIGNAL
     let scoped = if version >= 6 { 3 } else { 0 };
     let words = match version {
@@ -82,7 +89,10 @@ mod tests {
             (4, 0x7fff, 3, 0, 16),
             (5, 0xffff, 3, 0, 16),
             (6, 0xffff, 3, 3, 24),
-            (99, 0xffff, 3, 3, 24),
+            (8, 0xffff, 3, 3, 24),
+            (9, 0x1_ffff, 3, 3, 24),
+            (10, 0x1_ffff, 0xf, 3, 24),
+            (99, 0x1_ffff, 0xf, 3, 24),
         ] {
             let (attributes, bytes) = everything(version);
             let Attributes { handled_access_fs, handled_access_net, scoped: scopes } = attributes;

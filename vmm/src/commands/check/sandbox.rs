@@ -21,6 +21,8 @@ pub fn findings(system: &System) -> Vec<Finding> {
 fn landlock(version: Option<u32>) -> Finding {
     const SUBJECT: &str = "sandbox: Landlock";
     match version {
+        Some(10..) => Finding::fine(SUBJECT, "files, Unix sockets, TCP and UDP ports, signals"),
+        Some(9) => Finding::fine(SUBJECT, "files, Unix sockets, TCP ports, signals"),
         Some(LANDLOCK_WITH_SCOPES..) => Finding::fine(SUBJECT, "files, TCP ports, signals"),
         Some(version) => Finding::degraded(
             SUBJECT,
