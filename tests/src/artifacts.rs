@@ -22,6 +22,9 @@ pub struct Artifacts {
     pub host_modules: Vec<PathBuf>,
     /// The same with pages of 64 KiB, which only tests need.
     pub host_64k: Option<Kernel>,
+    /// The same of the newest sources and with SR-IOV, which only long tests need.
+    #[serde(default)]
+    pub host_newest: Option<Kernel>,
     /// Debian's arm64 `vmlinuz`, unmodified.
     pub stock_kernel: PathBuf,
     /// A directory with `pl330.ko` of [`Self::stock_kernel`] and the modules it depends on,
@@ -31,6 +34,9 @@ pub struct Artifacts {
     /// Debian's kernels of other releases, oldest first, with the same modules; only tests need them.
     #[serde(default)]
     pub other_kernels: Vec<Kernel>,
+    /// The newest of them with what a host loads, VFIO's modules among it; only tests need it.
+    #[serde(default)]
+    pub debian_newest: Option<Kernel>,
     /// A statically linked arm64 busybox.
     pub busybox: PathBuf,
     /// A Debian system, which only tests need.
@@ -133,9 +139,11 @@ mod tests {
             host_kernel: "/k/Image".into(),
             host_modules: vec!["/k/a.ko".into(), "/k/b.ko".into()],
             host_64k: Some(Kernel { image: "/l/Image".into(), modules: vec!["/l/a.ko".into()] }),
+            host_newest: Some(Kernel { image: "/n/Image".into(), modules: Vec::new() }),
             stock_kernel: "/s/vmlinuz".into(),
             stock_modules: "/s/modules".into(),
             other_kernels: vec![Kernel { image: "/o/vmlinuz".into(), modules: Vec::new() }],
+            debian_newest: Some(Kernel { image: "/o/vmlinuz".into(), modules: Vec::new() }),
             busybox: "/b/busybox".into(),
             debian: Some(Debian {
                 disk: "/d/disk.img".into(),

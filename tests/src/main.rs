@@ -120,7 +120,8 @@ fn run(command: Command, options: &Options) -> Result<ExitCode, Box<dyn Error>> 
         }
         Command::Test { filter, soak } => {
             let mut tools = setup::test_tools::install()?;
-            let model = setup::run(options, Purpose::Tests)?;
+            let purpose = if soak { Purpose::Soak } else { Purpose::Tests };
+            let model = setup::run(options, purpose)?;
             tools.add_daemons(&model.toolchain, options)?;
             tools.add_labs(options)?;
             if soak {

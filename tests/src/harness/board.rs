@@ -27,6 +27,21 @@ const PARAMETERS: &str = "console=ttyAMA0 quiet panic=-1 vfio_platform.reset_req
                           iommufd.allow_unsafe_interrupts=1 \
                           vfio_iommu_type1.allow_unsafe_interrupts=1";
 
+/// A kernel of the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HostKernel {
+    /// That of the model, which everything runs on.
+    Model,
+    /// The same with pages of 64 KiB.
+    LargePages,
+    /// The same of the newest sources.
+    Newest,
+    /// That of the Debian system.
+    Debian,
+    /// The newest that Debian has.
+    DebianNewest,
+}
+
 /// The modelled machine: QEMU's `virt` with EL2, an SMMUv3, and assignable devices behind it.
 #[derive(Clone, Debug)]
 pub struct Board {
@@ -42,8 +57,7 @@ pub struct Board {
     firmware: bool,
     efi_boots: Boots,
     icount: bool,
-    large_pages: bool,
-    debian_kernel: bool,
+    kernel: HostKernel,
     uart: bool,
     cpu: &'static str,
     shared_uart: bool,
@@ -68,8 +82,7 @@ impl Default for Board {
             firmware: false,
             efi_boots: Boots::Shell,
             icount: false,
-            large_pages: false,
-            debian_kernel: false,
+            kernel: HostKernel::Model,
             uart: false,
             cpu: "max,pauth=off,sve=off",
             shared_uart: false,
@@ -190,7 +203,7 @@ impl Board {
     /// `/k/large.cpio`. It has no network, no file systems on disks, no cgroups.
     #[must_use]
     pub fn large_pages(mut self) -> Self {
-        self.large_pages = true;
+        self.kernel = HostKernel::LargePages;
         self
     }
 
@@ -199,8 +212,24 @@ impl Board {
     /// disk is loaded.
     #[must_use]
     pub fn debian_kernel(mut self) -> Self {
-        self.debian_kernel = true;
+        self.kernel = HostKernel::Debian;
         self.debian()
+    }
+
+    /// Has a host kernel that is the newest that Debian has, unmodified, with modules of it: VFIO for PCI functions,
+    /// by its containers, tap interfaces, vhost, NVMe. It has no iommufd, no vfio-platform and no vfio-amba.
+    #[must_use]
+    pub fn debian_newest(mut self) -> Self {
+        self.kernel = HostKernel::DebianNewest;
+        self
+    }
+
+    /// Has a host kernel of the newest sources, which has all that the model's has, and SR-IOV. It is made for
+    /// `--soak` alone ([`Artifacts::host_newest`]).
+    #[must_use]
+    pub fn newest(mut self) -> Self {
+        self.kernel = HostKernel::Newest;
+        self
     }
 
     /// Has the assignable UART, [`super::UART`], with its wire at [`Host::uart`].
@@ -360,7 +389,7 @@ impl Board {
             debian: self.debian_system(artifacts)?,
             firmware: self.firmware_files(artifacts)?,
             kernel: self.kernel(artifacts)?,
-            large: self.large_pages,
+            large: self.kernel == HostKernel::LargePages,
         };
         initramfs::host(artifacts, &systems, &self.files)
     }
@@ -392,16 +421,21 @@ impl Board {
         Ok(command)
     }
 
-    /// The kernel that the host is to have instead of the usual one: that with pages of 64 KiB, or Debian's.
+    /// The kernel that the host is to have instead of the usual one.
     fn kernel<'a>(&self, artifacts: &'a Artifacts) -> Result<Option<&'a Kernel>, Failure> {
-        if self.debian_kernel {
-            return Ok(self.debian_system(artifacts)?.map(|debian| &debian.kernel));
-        }
-        if !self.large_pages {
-            return Ok(None);
-        }
-        let missing = || Failure::new("there is no kernel with pages of 64 KiB: cargo model setup");
-        artifacts.host_64k.as_ref().map(Some).ok_or_else(missing)
+        let (kernel, made_by) = match self.kernel {
+            HostKernel::Model => return Ok(None),
+            HostKernel::LargePages => (artifacts.host_64k.as_ref(), "cargo model setup"),
+            HostKernel::Newest => (artifacts.host_newest.as_ref(), "cargo model test --soak"),
+            HostKernel::Debian => {
+                (self.debian_system(artifacts)?.map(|debian| &debian.kernel), "cargo model setup")
+            }
+            HostKernel::DebianNewest => (artifacts.debian_newest.as_ref(), "cargo model setup"),
+        };
+        let missing = || {
+            Failure::new(format!("there is no kernel {:?} for the host: {made_by}", self.kernel))
+        };
+        kernel.map(Some).ok_or_else(missing)
     }
 
     /// The Debian system, if the board is to have it.
@@ -453,6 +487,8 @@ mod tests {
             stock_kernel: "/vmlinuz".into(),
             stock_modules: "/m".into(),
             other_kernels: Vec::new(),
+            host_newest: None,
+            debian_newest: Some(Kernel { image: "/newest".into(), modules: Vec::new() }),
             busybox: "/b".into(),
             debian: None,
             firmware: None,
@@ -473,6 +509,7 @@ mod tests {
             (Board::new().cpu_features(), "-cpu max,pauth-impdef=on,sve=on"),
             (Board::new().icount(), "-smp 1"),
             (Board::new().large_pages(), "-kernel /Image-64k"),
+            (Board::new().debian_newest(), "-kernel /newest"),
             (Board::new().icount(), "-icount shift=0,sleep=off"),
             (Board::new().device("edu,addr=5").device("x"), "-device edu,addr=5 -device x"),
         ] {

@@ -48,6 +48,9 @@ pub(super) struct Versions {
     pub(super) qemu: String,
     /// Of `linux-source-6.12`.
     pub(super) linux_source: String,
+    /// The package of the newest sources of Linux, as `name=version`.
+    #[serde(default)]
+    pub(super) newest_linux_source: String,
     /// The name of the package with the newest arm64 kernel.
     pub(super) linux_image_package: String,
     /// Its version.
@@ -103,6 +106,7 @@ impl Archive {
             names.map(str::to_owned).collect()
         };
         let all = versions.debian_asked == listed(DEBIAN_SYSTEM)
+            && versions.newest_linux_source.contains('=')
             && names(&versions.firmware) == firmware::PACKAGES
             && names(&versions.labs) == labs::PACKAGES.map(|(name, _)| name)
             && versions.other_kernels.iter().map(|kernel| &kernel.suite).eq(kernels::SUITES);
@@ -268,6 +272,7 @@ impl Archive {
         let versions = Versions {
             qemu: field(&sources, "Version", "qemu")?.to_owned(),
             linux_source: version(&source)?,
+            newest_linux_source: self.newest_sources()?,
             linux_image: version(linux_image_package)?,
             linux_image_package: linux_image_package.to_owned(),
             busybox: version("busybox-static")?,
@@ -316,6 +321,16 @@ impl Archive {
         let names = parts.iter().filter_map(|part| dependency(&shown, part));
         let packages = [image].into_iter().chain(names).map(|name| format!("{name}={version}"));
         Ok(SuiteKernel { suite: suite.to_owned(), packages: packages.collect() })
+    }
+
+    /// The newest sources of Linux, of the last of [`kernels::SUITES`], as `name=version`.
+    fn newest_sources(&self) -> Result<String, Error> {
+        let suite = kernels::SUITES.last().copied().unwrap_or(SUITE);
+        let newest = self.show("linux-source", suite)?;
+        let name = dependency(&newest, "linux-source-")
+            .ok_or_else(|| wrong("linux-source", "depends on no sources".to_owned()))?;
+        let shown = self.show(name, suite)?;
+        Ok(format!("{name}={}", field(&shown, "Version", name)?))
     }
 
     /// These packages and what they depend on, each as `name=version`.
@@ -421,6 +436,7 @@ Conf libc6 (2.41-12+deb13u5 Debian:13.6/stable [arm64])
         let asked = |ago: u64| Versions {
             qemu: String::new(),
             linux_source: String::new(),
+            newest_linux_source: String::new(),
             linux_image_package: String::new(),
             linux_image: String::new(),
             busybox: String::new(),

@@ -215,13 +215,15 @@ fn finish(
     let (host_kernel, host_modules) = kernel(&given.host, linux::NAME, "Image")?;
     let (stock_kernel, stock_modules) = kernel(&given.stock, stock::KERNEL, "vmlinuz")?;
     let boards = found(linux::NAME_64K).map(|dir| dir.join(board_dtbs::DIRECTORY));
-    let host_64k = match kernel(&given.host_64k, linux::NAME_64K, "Image") {
+    let further = |given_kernel, part| match kernel(given_kernel, part, "Image") {
         Ok((kernel, modules)) => {
-            Some(Kernel { image: kernel, modules: modules::listed(&modules)? })
+            Ok(Some(Kernel { image: kernel, modules: modules::listed(&modules)? }))
         }
-        Err(_) if given.is_optional(linux::NAME_64K) => None,
-        Err(error) => return Err(error),
+        Err(_) if given.is_optional(part) => Ok(None),
+        Err(error) => Err(error),
     };
+    let host_64k = further(&given.host_64k, linux::NAME_64K)?;
+    let host_newest = further(&given.host_newest, linux::NAME_NEWEST)?;
     let debian = match (&given.debian_system, found(debian::NAME)) {
         (Some(given), _) => Some(given.clone()),
         (None, Some(directory)) => Some(debian::found(&directory)?),
@@ -237,7 +239,7 @@ fn finish(
     let other_kernels = match (&given.other_kernels, found(kernels::NAME)) {
         (Some(given), _) => given.clone(),
         (None, Some(directory)) => kernels::found(&directory)?,
-        (None, None) if given.is_optional(kernels::NAME) => Vec::new(),
+        (None, None) if given.is_optional(kernels::NAME) => kernels::Found::default(),
         (None, None) => return Err(Error::Broken(kernels::NAME)),
     };
     let artifacts = Artifacts {
@@ -248,9 +250,11 @@ fn finish(
         host_kernel,
         host_modules: modules::listed(&host_modules)?,
         host_64k,
+        host_newest,
         stock_kernel,
         stock_modules,
-        other_kernels,
+        other_kernels: other_kernels.guests,
+        debian_newest: other_kernels.host,
         busybox: match &given.busybox {
             Some(path) => path.clone(),
             None => made(stock::BUSYBOX)?.join("busybox"),

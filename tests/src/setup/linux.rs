@@ -1,5 +1,5 @@
-//! The model host's kernels, from Debian's kernel source: the one that all of the model runs on, and
-//! one with pages of 64 KiB for some of the tests.
+//! The model host's kernels, from Debian's kernel sources: the one that all of the model runs on, and for some
+//! of the tests one with pages of 64 KiB and one of the newest sources.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,40 +41,44 @@ const EXCLUDED: [&str; 6] = [
 /// The parts' names in the cache.
 pub(super) const NAME: &str = "host-kernel";
 pub(super) const NAME_64K: &str = "host-kernel-64k";
+pub(super) const NAME_NEWEST: &str = "host-kernel-newest";
 
 /// What the package of sources is called in the cache. `cargo model clean` removes it, since all
 /// that is made of it is there.
 const SOURCES: &str = "linux-source";
 
-/// The pages of a kernel.
+/// Which of the host's kernels it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pages {
-    /// Of 4 KiB: what everything runs on.
-    Small,
-    /// Of 64 KiB, for tests alone; the devices of boards, which are for tests too, come with it.
-    Large,
+pub(super) enum Variant {
+    /// What everything runs on.
+    Usual,
+    /// With pages of 64 KiB, for tests alone; the devices of boards, which are for tests too, come with it.
+    LargePages,
+    /// Of the newest sources, for long tests alone.
+    Newest,
 }
 
 /// How a kernel is made.
 pub(super) struct Linux<'a> {
     /// The machine that builds it.
     pub(super) machine: &'a Machine,
-    /// Where the package of sources is, which both are made from.
+    /// Where the package of sources is, which several are made from.
     pub(super) cache: &'a Cache,
-    /// The directory with `host.config` and `host-64k.config`.
+    /// The directory with `host.config` and those of the other variants.
     pub(super) model: PathBuf,
-    /// Of Debian's package of sources.
-    pub(super) version: &'a str,
+    /// Debian's package of sources, as `name=version`.
+    pub(super) sources: String,
     /// Which one it is.
-    pub(super) pages: Pages,
+    pub(super) variant: Variant,
 }
 
 impl Linux<'_> {
     /// What is asked of it: a configuration, and another one that has the last word.
     fn configs(&self) -> Vec<PathBuf> {
-        let names: &[&str] = match self.pages {
-            Pages::Small => &["host.config"],
-            Pages::Large => &["host.config", "host-64k.config"],
+        let names: &[&str] = match self.variant {
+            Variant::Usual => &["host.config"],
+            Variant::LargePages => &["host.config", "host-64k.config"],
+            Variant::Newest => &["host.config", "host-newest.config"],
         };
         names.iter().map(|name| self.model.join(name)).collect()
     }
@@ -91,12 +95,12 @@ impl Linux<'_> {
         let package = file_with(&dirs.work, |name| name.ends_with(".deb"))?;
         let unpacked = dirs.work.join("package");
         process::run(step, command("dpkg-deb").arg("-x").args([&package, &unpacked]), |_| {})?;
-        let tar = unpacked.join(format!("usr/src/linux-source-{LINUX}.tar.xz"));
+        let (directory, _) = name_and_version(&self.sources);
+        let tar = unpacked.join(format!("usr/src/{directory}.tar.xz"));
         let source = dirs.work.join("source");
         fs::create_dir(&source).at("create", &source)?;
         let mut untar = command("tar");
         untar.arg("-xf").arg(&tar).arg("--strip-components=1").arg("-C").arg(&source);
-        let directory = format!("linux-source-{LINUX}");
         untar.args(["--anchored", "--wildcards"]);
         untar.args(EXCLUDED.map(|pattern| format!("--exclude={directory}/{pattern}")));
         process::run(step, &mut untar, |_| {})?;
@@ -115,17 +119,24 @@ impl Linux<'_> {
 
     /// By how much its build steps back (nice(1)): the kernel that all wait for doesn't.
     fn nice(&self) -> &'static str {
-        match self.pages {
-            Pages::Small => "0",
-            Pages::Large => "15",
+        match self.variant {
+            Variant::Usual => "0",
+            Variant::LargePages | Variant::Newest => "15",
         }
     }
 
-    /// Kconfig drops what it doesn't know, and what depends on something else, without a word.
-    fn check_config(&self, asked: &str, result: &Path) -> Result<(), Error> {
+    /// Kconfig drops what it doesn't know, and what depends on something else, without a word. The newest sources
+    /// change with each release, so that it is said of them, and tests find what is missing.
+    fn check_config(&self, step: &Step, asked: &str, result: &Path) -> Result<(), Error> {
         let result = fs::read_to_string(result).at("read", result)?;
         let options = dropped(asked, &result);
         match self.configs().pop() {
+            _ if self.variant == Variant::Newest => {
+                if !options.is_empty() {
+                    step.say(&format!("has no {}", options.join(", ")));
+                }
+                Ok(())
+            }
             Some(config) if !options.is_empty() => Err(Error::ConfigDropped { config, options }),
             _ => Ok(()),
         }
@@ -147,18 +158,19 @@ impl Linux<'_> {
 
 impl Part for Linux<'_> {
     fn name(&self) -> &'static str {
-        match self.pages {
-            Pages::Small => NAME,
-            Pages::Large => NAME_64K,
+        match self.variant {
+            Variant::Usual => NAME,
+            Variant::LargePages => NAME_64K,
+            Variant::Newest => NAME_NEWEST,
         }
     }
 
     fn title(&self) -> String {
-        let pages = match self.pages {
-            Pages::Small => "",
-            Pages::Large => " of 64 KiB pages",
+        let pages = match self.variant {
+            Variant::Usual | Variant::Newest => "",
+            Variant::LargePages => " of 64 KiB pages",
         };
-        format!("host kernel {}{pages}", upstream(self.version))
+        format!("host kernel {}{pages}", upstream(name_and_version(&self.sources).1))
     }
 
     fn needs(&self) -> Vec<Need> {
@@ -166,16 +178,17 @@ impl Part for Linux<'_> {
     }
 
     fn key(&self) -> Result<Key, Error> {
-        let key = Key::new().with("version", self.version).with_all("targets", &TARGETS);
-        let key = match self.pages {
-            Pages::Small => key,
-            Pages::Large => key.with_all("boards", &board_dtbs::BOARDS),
+        let (_, version) = name_and_version(&self.sources);
+        let key = Key::new().with("version", version).with_all("targets", &TARGETS);
+        let key = match self.variant {
+            Variant::Usual | Variant::Newest => key,
+            Variant::LargePages => key.with_all("boards", &board_dtbs::BOARDS),
         };
         Ok(key.with("config", self.asked()?))
     }
 
     fn fetch(&self, archive: &Archive, step: &Step, dirs: &BuildDirs) -> Result<(), Error> {
-        let sources = fetch_sources(self.cache, archive, step, self.version)?;
+        let sources = fetch_sources(self.cache, archive, step, &self.sources)?;
         let from = file_with(&sources.dir, |name| name.ends_with(".deb"))?;
         let to = dirs.work.join("linux-source.deb");
         fs::hard_link(&from, &to).at("link", from)
@@ -191,7 +204,7 @@ impl Part for Linux<'_> {
         let mut configure = self.make(&source, &build);
         configure.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &config);
         process::run(step, &mut configure, |_| {})?;
-        self.check_config(&asked, &build.join(".config"))?;
+        self.check_config(step, &asked, &build.join(".config"))?;
         step.phase("compiling");
         let mut files = 0_u32;
         let mut make = self.make(&source, &build);
@@ -202,7 +215,7 @@ impl Part for Linux<'_> {
                 step.count(format!("{files} files"));
             }
         })?;
-        if self.pages == Pages::Large {
+        if self.variant == Variant::LargePages {
             let mut make = self.make(&source, &build);
             make.arg(format!("-j{}", self.machine.cpus));
             board_dtbs::compile(step, &mut make, &build, &dirs.out)?;
@@ -216,16 +229,26 @@ fn needs(machine: &Machine) -> [Need; 2] {
     [packages::LINUX, if machine.is_arm { packages::NATIVE } else { packages::CROSS }]
 }
 
-/// The package of sources, in a directory of the cache.
+/// The package with this version of the model's sources, as `name=version`.
+pub(super) fn sources_package(version: &str) -> String {
+    format!("linux-source-{LINUX}={version}")
+}
+
+/// The parts of a package's `name=version`.
+fn name_and_version(package: &str) -> (&str, &str) {
+    package.split_once('=').unwrap_or((package, ""))
+}
+
+/// This package of sources, `name=version`, in a directory of the cache.
 fn fetch_sources(
     cache: &Cache,
     archive: &Archive,
     step: &Step,
-    version: &str,
+    package: &str,
 ) -> Result<LockedEntry, Error> {
-    let package = format!("linux-source-{LINUX}={version}");
+    let (_, version) = name_and_version(package);
     let entry = cache.entry(SOURCES, Key::new().with("version", version));
-    entry.get(step, |dirs| archive.download(step, &dirs.out, &[package]))
+    entry.get(step, |dirs| archive.download(step, &dirs.out, &[package.to_owned()]))
 }
 
 /// The package of the host kernel's sources, for who builds another kernel of them on this machine, which
@@ -240,7 +263,8 @@ pub(super) fn sources(options: &Options) -> Result<Option<(LockedEntry, PathBuf)
     let archive = Archive::new(&cache, &machine, options.debian_mirror());
     let Some(versions) = archive.known().filter(|_| machine.is_debian) else { return Ok(None) };
     packages::install(&machine, &cache, &step, &needs(&machine))?;
-    let held = fetch_sources(&cache, &archive, &step, &versions.linux_source)?;
+    let package = sources_package(&versions.linux_source);
+    let held = fetch_sources(&cache, &archive, &step, &package)?;
     let package = file_with(&held.dir, |name| name.ends_with(".deb"))?;
     Ok(Some((held, package)))
 }

@@ -26,6 +26,12 @@ pub struct Options {
     /// A directory with its modules, and a file modules.order.
     #[arg(long, global = true, value_name = "DIR", env = "STRAIT_HOST_MODULES_64K")]
     host_modules_64k: Option<PathBuf>,
+    /// An arm64 Image of newer sources, for some of the long tests (tests/model/host-newest.config).
+    #[arg(long, global = true, value_name = "FILE", env = "STRAIT_HOST_KERNEL_NEWEST")]
+    host_kernel_newest: Option<PathBuf>,
+    /// A directory with its modules, and a file modules.order.
+    #[arg(long, global = true, value_name = "DIR", env = "STRAIT_HOST_MODULES_NEWEST")]
+    host_modules_newest: Option<PathBuf>,
     /// A distribution's unmodified arm64 kernel.
     #[arg(long, global = true, value_name = "FILE", env = "STRAIT_STOCK_KERNEL")]
     stock_kernel: Option<PathBuf>,
@@ -45,7 +51,7 @@ pub struct Options {
     firmware: Option<PathBuf>,
     /// A directory with further kernels of distributions, for some of the tests: bookworm and
     /// trixie-backports, each a directory with vmlinuz, and modules, a directory with its pl330.ko and a file
-    /// modules.order.
+    /// modules.order; the newest also with host-modules, those of a host (VFIO's, vhost's).
     #[arg(long, global = true, value_name = "DIR", env = "STRAIT_OTHER_KERNELS")]
     other_kernels: Option<PathBuf>,
     /// A gcc that links for arm64.
@@ -57,7 +63,7 @@ pub struct Options {
 }
 
 /// What to bring along for each part, by its name.
-const NEEDS: [(&str, &str); 8] = [
+const NEEDS: [(&str, &str); 9] = [
     (qemu::NAME, "--qemu FILE: qemu-system-aarch64 10.0 with tests/model/qemu.patch and qemu.mak"),
     (
         linux::NAME,
@@ -67,6 +73,11 @@ const NEEDS: [(&str, &str); 8] = [
     (
         linux::NAME_64K,
         "--host-kernel-64k FILE --host-modules-64k DIR: the same by tests/model/host-64k.config",
+    ),
+    (
+        linux::NAME_NEWEST,
+        "--host-kernel-newest FILE --host-modules-newest DIR: an arm64 Linux from 6.17 on by \
+         tests/model/host-newest.config",
     ),
     (
         stock::KERNEL,
@@ -100,7 +111,9 @@ const BUILD_NEEDS: [&str; 2] = [
 /// What the model is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// All that the tests need.
+    /// All that the tests need, long ones, too.
+    Soak,
+    /// All that the tests need but for long ones.
     Tests,
     /// A look at it: all but what only tests need, if that isn't there already.
     Use,
@@ -122,6 +135,8 @@ pub(super) struct Provided {
     pub(super) host: Option<ProvidedKernel>,
     /// The host's kernel with pages of 64 KiB.
     pub(super) host_64k: Option<ProvidedKernel>,
+    /// The host's kernel of newer sources.
+    pub(super) host_newest: Option<ProvidedKernel>,
     /// The stock kernel.
     pub(super) stock: Option<ProvidedKernel>,
     /// Busybox.
@@ -131,7 +146,7 @@ pub(super) struct Provided {
     /// Firmware.
     pub(super) firmware: Option<artifacts::Firmware>,
     /// Kernels of other releases.
-    pub(super) other_kernels: Option<Vec<artifacts::Kernel>>,
+    pub(super) other_kernels: Option<kernels::Found>,
     /// What the rest is made for.
     pub(super) purpose: Purpose,
 }
@@ -143,6 +158,7 @@ impl Provided {
             qemu::NAME => self.qemu.is_some(),
             linux::NAME => self.host.is_some(),
             linux::NAME_64K => self.host_64k.is_some(),
+            linux::NAME_NEWEST => self.host_newest.is_some(),
             stock::KERNEL => self.stock.is_some(),
             stock::BUSYBOX => self.busybox.is_some(),
             debian::NAME => self.debian_system.is_some(),
@@ -154,8 +170,13 @@ impl Provided {
 
     /// Whether the part of this name may be missing.
     pub(super) fn is_optional(&self, part: &str) -> bool {
-        [linux::NAME_64K, debian::NAME, firmware::NAME, kernels::NAME].contains(&part)
-            && self.purpose == Purpose::Use
+        match part {
+            linux::NAME_NEWEST => self.purpose != Purpose::Soak,
+            linux::NAME_64K | debian::NAME | firmware::NAME | kernels::NAME => {
+                self.purpose == Purpose::Use
+            }
+            _ => false,
+        }
     }
 
     /// Whether nothing need be made of Debian's archive.
@@ -201,11 +222,13 @@ impl Options {
         }
         let host = (self.host_kernel.as_deref(), self.host_modules.as_deref());
         let host_64k = (self.host_kernel_64k.as_deref(), self.host_modules_64k.as_deref());
+        let host_newest = (self.host_kernel_newest.as_deref(), self.host_modules_newest.as_deref());
         let stock = (self.stock_kernel.as_deref(), self.stock_modules.as_deref());
         Ok(Provided {
             qemu: file("--qemu", self.qemu.as_deref())?,
             host: kernel(["--host-kernel", "--host-modules"], host)?,
             host_64k: kernel(["--host-kernel-64k", "--host-modules-64k"], host_64k)?,
+            host_newest: kernel(["--host-kernel-newest", "--host-modules-newest"], host_newest)?,
             stock: kernel(["--stock-kernel", "--stock-modules"], stock)?,
             busybox,
             debian_system: self.debian_system.as_deref().map(system).transpose()?,
@@ -259,15 +282,14 @@ fn provided_firmware(directory: &Path) -> Result<artifacts::Firmware, Error> {
     Ok(found)
 }
 
-fn provided_kernels(directory: &Path) -> Result<Vec<artifacts::Kernel>, Error> {
+fn provided_kernels(directory: &Path) -> Result<kernels::Found, Error> {
     const OPTION: &str = "--other-kernels";
-    let found = kernels::found(&absolute(OPTION, directory)?).map_err(|_| {
-        bad(OPTION, directory, "has no readable file modules/modules.order for each")
-    })?;
+    let found = kernels::found(&absolute(OPTION, directory)?)
+        .map_err(|_| bad(OPTION, directory, "has no readable file modules.order for each"))?;
     let is_whole = |kernel: &artifacts::Kernel| {
         kernel.image.is_file() && kernel.modules.iter().all(|module| module.is_file())
     };
-    if !found.iter().all(is_whole) {
+    if !found.guests.iter().chain(&found.host).all(is_whole) {
         return Err(bad(OPTION, directory, "lacks a vmlinuz or a module"));
     }
     Ok(found)
@@ -297,11 +319,12 @@ mod tests {
 
     #[test]
     fn missing_parts_are_asked_for() {
-        let purpose = Purpose::Tests;
+        let purpose = Purpose::Soak;
         let nothing = Provided {
             qemu: None,
             host: None,
             host_64k: None,
+            host_newest: None,
             stock: None,
             busybox: None,
             debian_system: None,
@@ -316,7 +339,10 @@ mod tests {
         let most = Provided { qemu: Some(path()), host: kernel(), stock: kernel(), ..nothing };
         assert!(most.needs().contains("--busybox") && !most.needs().contains("--qemu"));
         // What only tests need is asked for where there will be tests.
-        let all_but_tests = Provided { busybox: Some(path()), ..most };
+        let all_but_soak = Provided { busybox: Some(path()), ..most };
+        assert!(all_but_soak.needs().contains("--host-kernel-newest"));
+        let all_but_tests = Provided { purpose: Purpose::Tests, ..all_but_soak };
+        assert!(!all_but_tests.needs().contains("--host-kernel-newest"));
         for option in ["--host-kernel-64k", "--debian-system", "--firmware", "--other-kernels"] {
             assert!(all_but_tests.needs().contains(option), "{option}");
         }

@@ -6,7 +6,7 @@ use super::debian::System;
 use super::error::Error;
 use super::firmware::Firmware;
 use super::kernels::OtherKernels;
-use super::linux::{Linux, Pages};
+use super::linux::{self, Linux, Variant};
 use super::machine::Machine;
 use super::packages::Need;
 use super::progress::Step;
@@ -48,6 +48,8 @@ pub(super) struct Parts<'a> {
     pub(super) linux: Linux<'a>,
     /// The host's kernel with pages of 64 KiB.
     pub(super) linux_64k: Linux<'a>,
+    /// The host's kernel of the newest sources.
+    pub(super) linux_newest: Linux<'a>,
     /// Debian's kernel.
     pub(super) stock: Kernel<'a>,
     /// Debian's kernels of other releases.
@@ -64,13 +66,19 @@ impl<'a> Parts<'a> {
     /// The parts as this machine makes them of these versions.
     pub(super) fn new(machine: &'a Machine, cache: &'a Cache, versions: &'a Versions) -> Self {
         let model = workspace::model_dir();
-        let linux = |pages| {
-            let version = &versions.linux_source;
-            Linux { machine, cache, model: model.clone(), version, pages }
+        let kernel = |variant| {
+            let sources = match variant {
+                Variant::Usual | Variant::LargePages => {
+                    linux::sources_package(&versions.linux_source)
+                }
+                Variant::Newest => versions.newest_linux_source.clone(),
+            };
+            Linux { machine, cache, model: model.clone(), sources, variant }
         };
         Self {
-            linux: linux(Pages::Small),
-            linux_64k: linux(Pages::Large),
+            linux: kernel(Variant::Usual),
+            linux_64k: kernel(Variant::LargePages),
+            linux_newest: kernel(Variant::Newest),
             qemu: Qemu { machine, model: model.clone(), version: &versions.qemu },
             stock: Kernel { cache, versions },
             other_kernels: OtherKernels { versions },
@@ -81,9 +89,19 @@ impl<'a> Parts<'a> {
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> [&dyn Part; 8] {
-        let Self { qemu, linux, linux_64k, stock, other_kernels, busybox, system, firmware } = self;
-        [linux, qemu, linux_64k, stock, other_kernels, busybox, system, firmware]
+    pub(super) fn all(&self) -> [&dyn Part; 9] {
+        let Self {
+            qemu,
+            linux,
+            linux_64k,
+            linux_newest,
+            stock,
+            other_kernels,
+            busybox,
+            system,
+            firmware,
+        } = self;
+        [linux, qemu, linux_64k, stock, other_kernels, busybox, system, firmware, linux_newest]
     }
 }
 

@@ -7,7 +7,7 @@ use tests::harness::{Board, Failure, Host, PLATFORM_DMA, TestResult, payload};
 use tests::setup::workspace;
 
 /// The findings, after looking at the exit status; `program` is how strait is run.
-fn check(host: &Host, program: &str, arguments: &str) -> Result<Value, Failure> {
+pub fn check(host: &Host, program: &str, arguments: &str) -> Result<Value, Failure> {
     let answer = host.run(&format!("{program} check --json {arguments}"))?;
     let diagnosis: Value = serde_json::from_str(&answer.output)
         .unwrap_or_else(|e| panic!("{e}: {}{}", answer.output, answer.errors));
@@ -27,17 +27,17 @@ fn complaints(diagnosis: &Value) -> Vec<(String, String)> {
 }
 
 /// The kinds of device that can be assigned.
-fn assignable(diagnosis: &Value) -> Vec<&str> {
+pub fn assignable(diagnosis: &Value) -> Vec<&str> {
     let kinds = diagnosis["kinds"].as_array().into_iter().flatten();
     let can = kinds.filter(|kind| kind["assignable"] == true);
     can.filter_map(|kind| kind["kind"].as_str()).collect()
 }
 
 /// A subject, its level, and what the help says.
-type Complaint<'a> = (&'a str, &'a str, &'a str);
+pub type Complaint<'a> = (&'a str, &'a str, &'a str);
 
 /// Checks that exactly this is complained of, and that the help says so.
-fn complains(diagnosis: &Value, expected: &[Complaint<'_>]) {
+pub fn complains(diagnosis: &Value, expected: &[Complaint<'_>]) {
     let wanted: Vec<(String, String)> =
         expected.iter().map(|(s, l, _)| ((*s).to_owned(), (*l).to_owned())).collect();
     assert_eq!(complaints(diagnosis), wanted, "{diagnosis:#}");

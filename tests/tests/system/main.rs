@@ -36,6 +36,7 @@ mod memory;
 mod mmio;
 mod model;
 mod net;
+mod newest_host;
 mod output;
 mod package;
 mod pci;

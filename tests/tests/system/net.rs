@@ -6,11 +6,11 @@ use tests::harness::{
 use tests::suite::SOAK;
 
 /// The host's address on its tap, and the guest's.
-const HOST: &str = "192.168.77.1";
-const GUEST: &str = "192.168.77.2";
+pub const HOST: &str = "192.168.77.1";
+pub const GUEST: &str = "192.168.77.2";
 
 /// Makes a tap of this name for this user, with the host's address.
-fn make_tap(host: &Host, name: &str, user: u32) -> TestResult {
+pub fn make_tap(host: &Host, name: &str, user: u32) -> TestResult {
     host.sh(&format!(
         "agent tap {name} {user} tap && ip addr add {HOST}/24 dev {name} && ip link set {name} up"
     ))?;
@@ -18,7 +18,7 @@ fn make_tap(host: &Host, name: &str, user: u32) -> TestResult {
 }
 
 /// Gives the guest's interface its address, and waits until it reaches the host.
-fn connect(guest: &mut Guest) -> TestResult {
+pub fn connect(guest: &mut Guest) -> TestResult {
     guest.sh(&format!(
         "ip addr add {GUEST}/24 dev eth0 && ip link set eth0 up && \
          until ping -c 1 -W 1 {HOST} >/dev/null; do :; done"

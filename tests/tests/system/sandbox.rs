@@ -10,7 +10,7 @@ const USER: u32 = 1000;
 
 /// Checks that no thread of a process has any privilege, a file to be found by a path, or a user or group that
 /// isn't as it is `expected`.
-fn check_threads(host: &Host, vmm: u32, expected: impl Fn(u32) -> bool) -> TestResult {
+pub fn check_threads(host: &Host, vmm: u32, expected: impl Fn(u32) -> bool) -> TestResult {
     let threads = host.sh(&format!("cat /proc/{vmm}/task/*/status"))?;
     let mut seen = 0;
     for line in threads.lines() {
@@ -40,7 +40,7 @@ fn check_threads(host: &Host, vmm: u32, expected: impl Fn(u32) -> bool) -> TestR
 }
 
 /// Checks that what is open is a device of this guest, of the kernel's, or what statistics are read from.
-fn check_files(host: &Host, vmm: u32) -> TestResult {
+pub fn check_files(host: &Host, vmm: u32) -> TestResult {
     let allowed = [
         "anon_inode:",
         "pipe:",
@@ -48,6 +48,8 @@ fn check_files(host: &Host, vmm: u32) -> TestResult {
         "/dev/null",
         "/dev/iommu",
         "/dev/vfio/",
+        "/dev/net/tun",
+        "/dev/vhost-",
         "/memfd:",
         "/tmp/disk",
         "/proc/interrupts",

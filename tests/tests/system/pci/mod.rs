@@ -2,7 +2,7 @@
 
 mod binding;
 mod drivers;
-mod express;
+pub mod express;
 mod interrupts;
 mod loss;
 mod memory;
