@@ -1,15 +1,19 @@
 //! Compares the system calls that strait's threads made in system tests with those that their filters
 //! allow (`vmm/seccomp/*.filter`).
 //!
-//! `STRAIT_CALLS=FILE cargo model test …` appends them to a file: the agent traces strait, whose
-//! filters then log what they don't allow. What is allowed and never made needs a reason.
+//! `STRAIT_CALLS=FILE STRAIT_CALLS_OF=all cargo model test …` appends them to a file: the agent traces strait, and
+//! its threads' filters are replaced by one that has calls counted. What is allowed and never made needs a reason.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use crate::setup::workspace;
+
+/// Of linux/kvm.h.
+const KVM_RUN: u64 = 0xae80;
 
 /// The numbers of system calls of 64-bit Arm (asm-generic/unistd.h) that filters name.
 const NUMBERS: &[(&str, u64)] = &[
@@ -70,10 +74,34 @@ const NUMBERS: &[(&str, u64)] = &[
     ("lseek", 62),
 ];
 
-/// A call: its name or number, and the request of an ioctl or the command of a fcntl.
-type Call = (String, Option<u64>);
+/// What a line of a filter allows: a call, if its arguments are as it says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rule {
+    call: String,
+    /// Arguments, which bits of them, and what these are.
+    conditions: Vec<(usize, u64, u64)>,
+    /// The line, as it is written.
+    text: String,
+}
 
-/// Says for each filter what it allows that was never made, and what was made that it doesn't allow.
+/// A call that was made: its name or number, and those of its arguments by which filters decide.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Made {
+    call: String,
+    arguments: BTreeMap<usize, u64>,
+}
+
+impl Rule {
+    fn allows(&self, made: &Made) -> bool {
+        let is = |(argument, mask, value): &(usize, u64, u64)| {
+            made.arguments.get(argument).is_some_and(|made| made & mask == *value)
+        };
+        self.call == made.call && self.conditions.iter().all(is)
+    }
+}
+
+/// Says for each filter what it allows that was never made, and what was made that it doesn't allow; and what all
+/// threads may ask for that none, or only those of one filter, have.
 ///
 /// # Errors
 ///
@@ -81,36 +109,52 @@ type Call = (String, Option<u64>);
 pub fn report(file: &Path) -> io::Result<String> {
     let directory = workspace::root().join("vmm/seccomp");
     let names = constants(&fs::read_to_string(directory.join("constants"))?);
-    let made = made(&fs::read_to_string(file)?);
+    let (made, others) = made(&fs::read_to_string(file)?);
     let mut filters = Vec::new();
     for entry in fs::read_dir(&directory)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         filters.extend(name.strip_suffix(".filter").map(str::to_owned));
     }
     filters.sort();
-    let common = fs::read_to_string(directory.join("common.filter"))?;
-    let (common, mut unused) = (allowed(&common, &names), allowed(&common, &names));
-    let mut text = String::new();
+    let common = allowed(&fs::read_to_string(directory.join("common.filter"))?, &names);
+    let mut users: BTreeMap<&Rule, Vec<&str>> =
+        common.iter().map(|rule| (rule, Vec::new())).collect();
+    let (nothing, mut text) = (BTreeSet::new(), String::new());
     for filter in filters.iter().filter(|filter| *filter != "common") {
         let own = allowed(&fs::read_to_string(directory.join(format!("{filter}.filter")))?, &names);
-        let nothing = BTreeSet::new();
         let made = made.get(filter.as_str()).unwrap_or(&nothing);
-        unused.retain(|call| !made.contains(call));
-        let extra = |call: &&Call| !own.contains(*call) && !common.contains(*call);
-        text += &line(&format!("{filter}: never made"), own.difference(made));
-        text += &line(&format!("{filter}: not allowed"), made.iter().filter(extra));
+        let is_made = |rule: &Rule| made.iter().any(|made| rule.allows(made));
+        let is_own = |made: &Made| own.iter().any(|rule| rule.allows(made));
+        // What its own lines allow is no use of those for all.
+        for (rule, users) in &mut users {
+            if made.iter().any(|made| rule.allows(made) && !is_own(made)) {
+                users.push(filter);
+            }
+        }
+        let never = own.iter().filter(|rule| !is_made(rule)).map(|rule| rule.text.clone());
+        text += &line(&format!("{filter}: never made"), never);
+        let is_allowed = |made: &&Made| own.iter().chain(&common).any(|rule| rule.allows(made));
+        let extra = made.iter().filter(|made| !is_allowed(made)).map(Made::to_string);
+        text += &line(&format!("{filter}: not allowed"), extra);
     }
-    text += &line("common: never made by any", unused.iter());
+    let by = |count: usize| users.iter().filter(move |(_, users)| users.len() == count);
+    text += &line("common: never made by any", by(0).map(|(rule, _)| rule.text.clone()));
+    let one = by(1).map(|(rule, users)| format!("{} by {}", rule.text, users.join(" ")));
+    text += &line("common: made by one", one);
+    text += &line("threads of no filter", others.into_iter());
     Ok(text)
 }
 
-fn line<'a>(what: &str, calls: impl Iterator<Item = &'a Call>) -> String {
-    let calls = calls.map(|(name, request)| match request {
-        Some(request) => format!("{name} {request:#x}"),
-        None => name.clone(),
-    });
+fn line(what: &str, calls: impl Iterator<Item = String>) -> String {
     let calls: Vec<String> = calls.collect();
     if calls.is_empty() { String::new() } else { format!("{what}: {}\n", calls.join(", ")) }
+}
+
+impl fmt::Display for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.call)?;
+        self.arguments.iter().try_for_each(|(index, value)| write!(f, " {index}={value:#x}"))
+    }
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -128,33 +172,55 @@ fn constants(text: &str) -> BTreeMap<String, u64> {
     text.lines().filter_map(line).collect()
 }
 
-/// The calls that a filter's own lines allow.
-fn allowed(text: &str, names: &BTreeMap<String, u64>) -> BTreeSet<Call> {
-    let rules = text.lines().map(|line| line.split('#').next().unwrap_or_default());
-    let call = |rule: &str| {
-        let mut words = rule.split_whitespace();
-        let name = words.next().filter(|name| *name != "include" && !name.starts_with('['))?;
-        let request = words.find_map(|word| word.strip_prefix("1="));
-        let request = request.and_then(|text| number(text).or_else(|| names.get(text).copied()));
-        Some((name.to_owned(), request))
+/// What a filter's own lines allow.
+fn allowed(text: &str, names: &BTreeMap<String, u64>) -> BTreeSet<Rule> {
+    let value = |text: &str| {
+        text.split('|')
+            .try_fold(0, |sum, part| Some(sum | number(part).or_else(|| names.get(part).copied())?))
     };
-    rules.filter_map(call).collect()
+    let condition = |word: &str| {
+        let (left, right) = word.split_once('=')?;
+        let (index, mask) = left.split_once('&').unwrap_or((left, "0xffffffff"));
+        Some((index.parse().ok()?, value(mask)?, value(right)?))
+    };
+    let rule = |line: &str| {
+        let words: Vec<&str> = line.split('#').next()?.split_whitespace().collect();
+        let (call, conditions) = words.split_first()?;
+        (*call != "include" && !call.starts_with('[')).then(|| Rule {
+            call: (*call).to_owned(),
+            conditions: conditions.iter().filter_map(|word| condition(word)).collect(),
+            text: words.join(" "),
+        })
+    };
+    text.lines().filter_map(rule).collect()
 }
 
-/// The calls that were made, by the filter of the thread that made them.
-fn made(text: &str) -> BTreeMap<&'static str, BTreeSet<Call>> {
-    let mut made: BTreeMap<_, BTreeSet<Call>> = BTreeMap::new();
+/// The calls that were made, by the filter of the thread that made them, and threads of which none is known.
+fn made(text: &str) -> (BTreeMap<&'static str, BTreeSet<Made>>, BTreeSet<String>) {
+    let mut made: BTreeMap<_, BTreeSet<Made>> = BTreeMap::new();
+    let mut others = BTreeSet::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split(' ').collect();
-        let [thread, nr, argument, _] = words[..] else { continue };
-        let (Some(filter), Ok(nr)) = (filter_of(thread), nr.parse::<u64>()) else { continue };
+        let [thread, nr, arguments, _] = words[..] else { continue };
+        let Ok(nr) = nr.parse::<u64>() else { continue };
+        let Some(filter) = filter_of(thread) else {
+            others.insert(thread.to_owned());
+            continue;
+        };
         let name = NUMBERS.iter().find(|(_, number)| *number == nr).map(|(name, _)| *name);
-        let name = name.map_or_else(|| nr.to_string(), str::to_owned);
-        let has_request = matches!(name.as_str(), "ioctl" | "fcntl");
-        let request = number(argument).filter(|_| has_request);
-        made.entry(filter).or_default().insert((name, request));
+        let argument = |word: &str| {
+            let (index, value) = word.split_once('=')?;
+            Some((index.parse().ok()?, number(value)?))
+        };
+        let call = name.map_or_else(|| nr.to_string(), str::to_owned);
+        let arguments = arguments.split(',').filter_map(argument).collect();
+        made.entry(filter).or_default().insert(Made { call, arguments });
     }
-    made
+    // The tracer doesn't count what each vCPU's thread is for: it would make guests too slow.
+    if let Some(made) = made.get_mut("vcpu") {
+        made.insert(Made { call: "ioctl".to_owned(), arguments: [(1, KVM_RUN)].into() });
+    }
+    (made, others)
 }
 
 /// The filter of the threads that are called so.
@@ -192,24 +258,28 @@ mod tests {
                 calls.extend(allowed(&fs::read_to_string(path).unwrap(), &BTreeMap::new()));
             }
         }
-        let known = |name: &str| NUMBERS.iter().any(|(known, _)| *known == name);
-        let unknown: Vec<_> = calls.iter().filter(|(name, _)| !known(name)).collect();
+        let known = |rule: &Rule| NUMBERS.iter().any(|(known, _)| *known == rule.call);
+        let unknown: Vec<_> = calls.iter().filter(|rule| !known(rule)).collect();
         assert!(!calls.is_empty() && unknown.is_empty(), "{unknown:?}");
     }
 
     #[test]
     fn what_was_made_is_compared_with_what_is_allowed() {
-        let names = constants("# Names\nRUN 0xae80\n");
+        let names = constants("# Names\nRUN 0xae80\nFIXED 0x10\n");
         let allowed = allowed(
-            "# A filter.\n[uncached]\nioctl 1=RUN # runs\ninclude common\nread # reads\n",
+            "# A filter.\n[uncached]\nioctl 1=RUN # runs\ninclude common\nread # reads\n\
+             mmap 2&4=0 3&FIXED=FIXED # maps\n",
             &names,
         );
-        let made =
-            made("vcpu0 29 0xae80 5\nvcpu1 29 0xae01 1\nstrait 56 - 1\nkilled vcpu0 29 0xae01\n");
+        let text = "vcpu0 29 1=0xae01 5\nvcpu1 222 2=0x3,3=0x11 1\nvcpu1 222 2=0x3,3=0x1 1\n\
+                    vcpu1 222 2=0x5,3=0x11 1\nstrait 56 - 1\nkilled vcpu0 29 1=0xae01\nodd 1 - 1\n";
+        let (made, others) = made(text);
+        assert_eq!(others.into_iter().collect::<Vec<_>>(), ["odd"]);
         let made = &made["vcpu"];
-        let never: Vec<_> = allowed.difference(made).collect();
-        assert_eq!(never, [&("read".to_owned(), None)]);
-        let extra: Vec<_> = made.difference(&allowed).collect();
-        assert_eq!(extra, [&("ioctl".to_owned(), Some(0xae01))]);
+        let never = allowed.iter().filter(|rule| !made.iter().any(|made| rule.allows(made)));
+        assert_eq!(never.map(|rule| rule.text.as_str()).collect::<Vec<_>>(), ["read"]);
+        let extra = made.iter().filter(|made| !allowed.iter().any(|rule| rule.allows(made)));
+        let extra: Vec<_> = extra.map(Made::to_string).collect();
+        assert_eq!(extra, ["ioctl 1=0xae01", "mmap 2=0x3 3=0x1", "mmap 2=0x5 3=0x11"]);
     }
 }

@@ -14,7 +14,7 @@ pub fn run(process: &str, name: &str, number: u64, arguments: &[u64]) -> Result<
     loop {
         match ptrace::wait()? {
             Some((one, Stop::Event)) if one == thread => break,
-            Some((one, Stop::Signal(signal))) if one == thread => thread.resume(signal, false)?,
+            Some((one, Stop::Signal(signal))) if one == thread => thread.resume(signal)?,
             other => return Err(format!("it doesn't stop: {other:?}").into()),
         }
     }
@@ -25,7 +25,7 @@ pub fn run(process: &str, name: &str, number: u64, arguments: &[u64]) -> Result<
         }
         registers.x[8] = number;
     })?;
-    thread.resume(0, false)?;
+    thread.resume(0)?;
     match ptrace::wait()? {
         Some((_, Stop::Gone(Err(signal)))) => println!("killed by signal {signal}"),
         other => println!("goes on: {other:?}"),

@@ -7,9 +7,9 @@ use std::ptr;
 
 use crate::CommandError;
 
-/// `PTRACE_GET_SYSCALL_INFO` and what it fills (linux/ptrace.h).
+/// `PTRACE_GET_SYSCALL_INFO`, and what it says of a stop by a filter (linux/ptrace.h).
 const GET_SYSCALL_INFO: libc::c_uint = 0x420e;
-const ENTRY: u8 = 1;
+const BY_FILTER: u8 = 3;
 
 /// `svc #0`.
 const SVC: u32 = 0xd400_0001;
@@ -17,7 +17,7 @@ const SVC: u32 = 0xd400_0001;
 /// What a stop of a thread is for, as waitpid(2) tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// It asks for a system call, or has got its answer.
+    /// It asks for a system call of which a filter says that it is to be traced.
     Call,
     /// It is about to end.
     Exit,
@@ -46,13 +46,14 @@ pub struct Call {
 pub struct Registers {
     /// x0 to x30.
     pub x: [u64; 31],
-    sp: u64,
+    /// The stack pointer.
+    pub sp: u64,
     /// The program counter.
     pub pc: u64,
     pstate: u64,
 }
 
-/// `struct ptrace_syscall_info`, whose last part is that of an entry.
+/// `struct ptrace_syscall_info`, whose last part is that of a stop by a filter.
 #[repr(C)]
 #[derive(Default)]
 struct Info {
@@ -81,10 +82,9 @@ impl Thread {
         self.request(libc::PTRACE_INTERRUPT, ptr::null_mut(), ptr::null_mut())
     }
 
-    /// Has it go on, with this signal if not 0; to the next system call if `to_call`.
-    pub fn resume(self, signal: i32, to_call: bool) -> Result<(), CommandError> {
-        let how = if to_call { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
-        self.request(how, ptr::null_mut(), signal as isize as *mut libc::c_void)
+    /// Has it go on, with this signal if not 0.
+    pub fn resume(self, signal: i32) -> Result<(), CommandError> {
+        self.request(libc::PTRACE_CONT, ptr::null_mut(), signal as isize as *mut libc::c_void)
     }
 
     /// Leaves it stopped like its process, until that is continued.
@@ -98,7 +98,7 @@ impl Thread {
         let size = size_of::<Info>() as *mut libc::c_void;
         self.request(GET_SYSCALL_INFO, size, (&raw mut info).cast())?;
         let Info { kind, number, arguments, .. } = info;
-        Ok((kind == ENTRY).then_some(Call { number, arguments }))
+        Ok((kind == BY_FILTER).then_some(Call { number, arguments }))
     }
 
     /// The call that ends it, if it is about to end by a filter's decision.
@@ -119,7 +119,8 @@ impl Thread {
         Ok(Some(Call { number: x[8], arguments: [x[0], x[1], x[2], x[3], x[4], x[5]] }))
     }
 
-    fn registers(self) -> Result<Registers, CommandError> {
+    /// Its registers.
+    pub fn registers(self) -> Result<Registers, CommandError> {
         let mut registers = Registers::default();
         let mut vector =
             libc::iovec { iov_base: (&raw mut registers).cast(), iov_len: size_of::<Registers>() };
@@ -137,10 +138,21 @@ impl Thread {
         let place = places.into_iter().find(|pc| self.instruction(*pc) == Some(SVC));
         registers.pc = place.ok_or("it is in no system call")?;
         change(&mut registers);
+        self.set_registers(registers)
+    }
+
+    /// Gives it other registers.
+    pub fn set_registers(self, mut registers: Registers) -> Result<(), CommandError> {
         let mut vector =
             libc::iovec { iov_base: (&raw mut registers).cast(), iov_len: size_of::<Registers>() };
         let set = libc::NT_PRSTATUS as isize as *mut libc::c_void;
         self.request(libc::PTRACE_SETREGSET, set, (&raw mut vector).cast())
+    }
+
+    /// Writes to its memory.
+    pub fn write(self, bytes: &[u8], address: u64) -> Result<(), CommandError> {
+        let memory = File::options().write(true).open(format!("/proc/{}/mem", self.0))?;
+        Ok(memory.write_all_at(bytes, address)?)
     }
 
     fn instruction(self, address: u64) -> Option<u32> {
@@ -154,6 +166,13 @@ impl Thread {
     pub fn name(self) -> String {
         let name = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
         name.trim_end().to_owned()
+    }
+
+    /// What its process is called.
+    pub fn process_name(self) -> Option<String> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
+        let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+        Some(Thread(process.trim().parse().ok()?).name())
     }
 
     fn request(
@@ -191,8 +210,8 @@ pub fn wait() -> Result<Option<(Thread, Stop)>, CommandError> {
         Stop::Gone(Err(libc::WTERMSIG(status)))
     } else {
         match (event, libc::WSTOPSIG(status)) {
-            (0, signal) if signal == libc::SIGTRAP | 0x80 => Stop::Call,
             (0, signal) => Stop::Signal(signal),
+            (libc::PTRACE_EVENT_SECCOMP, _) => Stop::Call,
             // Or a new thread's first stop, or that of an interruption: both by SIGTRAP.
             (libc::PTRACE_EVENT_EXIT, _) => Stop::Exit,
             (libc::PTRACE_EVENT_STOP, signal) if signal != libc::SIGTRAP => Stop::Group,

@@ -1,8 +1,8 @@
 //! Counting the system calls that strait makes in tests: see `cargo model calls`.
 //!
 //! The agent traces each run, if the environment's `STRAIT_CALLS` names a file for what it has counted.
-//! `STRAIT_CALLS_OF=all` has all calls counted, and none that isn't allowed end a run; without it only
-//! those that end one are noted.
+//! `STRAIT_CALLS_OF=all` has all calls of threads that filter theirs counted but vCPUs' `KVM_RUN`, and none that
+//! isn't allowed end a run; without it only those that end one are noted.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -18,7 +18,7 @@ const TRACED: &str = "\
 #!/bin/sh
 [ \"$1\" = run ] || exec /traced/strait \"$@\"
 shift
-exec agent trace WHICH /tmp/calls /traced/strait run MODE \"$@\"
+exec agent trace WHICH /traced/calls /traced/strait run \"$@\"
 ";
 
 /// The file for what is counted, if that is asked for.
@@ -30,15 +30,14 @@ fn file() -> Option<PathBuf> {
 pub(super) fn script() -> Option<String> {
     file()?;
     let counts_all = std::env::var_os("STRAIT_CALLS_OF").is_some_and(|which| which == "all");
-    let (which, mode) = if counts_all { ("", "--sandbox log") } else { ("kills", "") };
-    Some(TRACED.replace("WHICH", which).replace("MODE", mode))
+    Some(TRACED.replace("WHICH", if counts_all { "" } else { "kills" }))
 }
 
 /// Appends what was counted on a host to the file.
 pub(super) fn keep(host: &Host) {
     let Some(file) = file() else { return };
     // Those of a host that has gone are lost.
-    let calls = host.run("sleep 0.3; cat /tmp/calls").map(|answer| answer.output);
+    let calls = host.run("sleep 0.3; cat /traced/calls").map(|answer| answer.output);
     let file = OpenOptions::new().append(true).create(true).open(file);
     if let (Ok(calls), Ok(mut file)) = (calls, file) {
         let _ = file.write_all(calls.as_bytes());
