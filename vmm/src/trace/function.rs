@@ -72,3 +72,100 @@ impl Function for TracedFunction {
         self.lock().write_bar(bar, offset, data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use devices::pci::AddressSpace;
+
+    use super::super::record::{Event, Line};
+    use super::super::testing;
+    use super::*;
+
+    /// Its message is seen before a write to it is done; notes what else it is told to do.
+    struct Prompt(Arc<Trace>, Arc<Mutex<Vec<&'static str>>>);
+
+    impl Prompt {
+        fn told(&self, what: &'static str) {
+            self.1.lock().unwrap().push(what);
+        }
+    }
+
+    impl Function for Prompt {
+        fn name(&self) -> &str {
+            "prompt"
+        }
+
+        fn read_config(&mut self, _: u16, data: &mut [u8]) {
+            self.0.note(Event::Interrupt(0, 1));
+            data.fill(7);
+        }
+
+        fn write_config(&mut self, offset: u16, data: &[u8]) {
+            assert_eq!((offset, data), (4, [6, 0].as_slice()));
+            self.0.note(Event::Interrupt(0, 2));
+        }
+
+        fn decoded(&self) -> Vec<BarRange> {
+            self.told("decoded");
+            Vec::new()
+        }
+
+        fn decodes(&self, _: &BarRange) -> bool {
+            self.told("decodes");
+            true
+        }
+
+        fn forward(&mut self, _: &[BarRange]) {
+            self.told("forward");
+        }
+
+        fn trap(&mut self) -> bool {
+            self.told("trap");
+            true
+        }
+
+        fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
+            assert_eq!((bar, offset), (2, 0x10));
+            self.0.note(Event::Interrupt(0, 3));
+            data.fill(8);
+        }
+
+        fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) {
+            assert_eq!((bar, offset, data), (2, 0x14, [1; 8].as_slice()));
+            self.0.note(Event::Interrupt(0, 4));
+        }
+    }
+
+    #[test]
+    fn what_a_write_causes_comes_behind_it_and_a_read_behind_what_it_depends_on() {
+        let (trace, told) = (testing::trace(None, None, None), Arc::default());
+        let function = Arc::new(Mutex::new(Prompt(trace.clone(), Arc::clone(&told))));
+        let mut traced = TracedFunction::new(function, trace.clone());
+        let mut word = [0; 4];
+        traced.read_config(0, &mut word);
+        assert_eq!(word, [7; 4]);
+        traced.write_config(4, &[6, 0]);
+        traced.read_bar(2, 0x10, &mut word[..1]);
+        assert_eq!(word, [8, 7, 7, 7]);
+        traced.write_bar(2, 0x14, &[1; 8]);
+        let interrupts = vec![Line { kind: "msi", number: 5, ends: false }];
+        assert_eq!(
+            testing::written(&trace, interrupts, true),
+            [
+                "interrupt msi 5",
+                "read  config:0x000 0x07070707",
+                "write config:0x004 0x0006",
+                "interrupt msi 5, 2 times",
+                "interrupt msi 5, 3 times",
+                "read  2:0x010 0x08",
+                "write 2:0x014 0x0101010101010101",
+                "interrupt msi 5, 4 times",
+            ]
+        );
+        // And what isn't the guest's access goes through.
+        let range = BarRange { bar: 2, space: AddressSpace::Memory, range: 0..0x1000 };
+        assert!(traced.decoded().is_empty() && traced.decodes(&range) && traced.trap());
+        traced.forward(&[]);
+        assert_eq!(*told.lock().unwrap(), ["decoded", "decodes", "trap", "forward"]);
+    }
+}

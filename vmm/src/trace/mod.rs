@@ -15,6 +15,8 @@ mod sink;
 mod stream;
 mod table;
 mod tap;
+#[cfg(test)]
+mod testing;
 mod vcpu;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -235,20 +237,12 @@ mod tests {
 
     #[test]
     fn a_trigger_needs_not_be_among_what_is_recorded() {
-        let trace = |filter| Trace {
-            name: "x".into(),
-            filter,
-            trigger: Some((vec![(0, 0x10..0x14)], 7)),
-            pc: false,
-            on: AtomicBool::new(true),
-            stream: Stream::new(Instant::now(), Some(4)),
-            firmware: Vec::new(),
-            writer: Mutex::default(),
-        };
+        let trigger = Some((vec![(0, 0x10..0x14)], 7));
+        let trace = |filter| testing::trace(filter, trigger.clone(), Some(4));
         for filter in [None, Some(vec![(0, 0..4)])] {
             let trace = trace(filter);
-            for (offset, value) in [(0, 7), (0x10, 6), (0x14, 7)] {
-                trace.note_access(Access::new(true, 0, offset, &[value, 0, 0, 0]));
+            for (region, offset, value) in [(0, 0, 7), (0, 0x10, 6), (0, 0x14, 7), (1, 0x10, 7)] {
+                trace.note_access(Access::new(true, region, offset, &[value, 0, 0, 0]));
                 assert!(!trace.stream.is_asked());
             }
             trace.on.store(false, Ordering::Relaxed);
@@ -258,5 +252,14 @@ mod tests {
             trace.note_access(Access::new(true, 0, 0x10, &[7, 0, 0, 0]));
             assert!(trace.stream.is_asked());
         }
+    }
+
+    #[test]
+    fn what_is_recorded_is_of_its_region() {
+        let trace = testing::trace(Some(vec![(1, 4..8)]), None, None);
+        for (region, offset) in [(0, 4), (1, 0), (1, 4), (1, 8), (2, 4)] {
+            trace.note_access(Access::new(true, region, offset, &[0; 4]));
+        }
+        assert_eq!(testing::written(&trace, Vec::new(), true), ["write 1:0x004 0x00000000"]);
     }
 }

@@ -36,18 +36,9 @@ impl MmioDevice for TracedRegion {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, atomic::AtomicBool};
-    use std::time::Instant;
-    use std::{fs, thread};
-
-    use devices::vfio::register_table::RegisterTable;
-
-    use super::super::format::{Format, Names};
     use super::super::record::{Event, Line};
-    use super::super::sink::Sink;
-    use super::super::stream::Stream;
+    use super::super::testing;
     use super::*;
-    use crate::cli::TraceFormat;
 
     /// Its interrupt is seen before a write to it is done.
     struct Prompt(Arc<Trace>);
@@ -66,34 +57,13 @@ mod tests {
 
     #[test]
     fn what_a_write_causes_comes_behind_it_and_a_read_behind_what_it_depends_on() {
-        let trace = Arc::new(Trace {
-            name: "x".into(),
-            filter: None,
-            trigger: None,
-            pc: false,
-            on: AtomicBool::new(true),
-            stream: Stream::new(Instant::now(), None),
-            firmware: Vec::new(),
-            writer: Mutex::new(None),
-        });
+        let trace = testing::trace(None, None, None);
         let mut region = TracedRegion::new(Arc::new(Prompt(trace.clone())), 0, trace.clone());
         assert_eq!(region.write(0, &[1]), Action::None);
         region.read(4, &mut [0]);
 
-        let path = std::env::temp_dir().join(format!("strait-region-{}", std::process::id()));
-        let sink = Sink::open(Some(&path), "x").unwrap();
         let interrupts = vec![Line { kind: "", number: 0, ends: true }];
-        let (device, table, scmi) = ("x".to_owned(), RegisterTable::default(), None);
-        let names = Names { device, is_function: false, interrupts, table, scmi };
-        trace.stream.begin();
-        thread::scope(|scope| {
-            let format = Format::new(TraceFormat::Text, names);
-            scope.spawn(|| trace.stream.write(format, &sink));
-            assert_eq!(trace.stream.finish(|| false), 0);
-        });
-        let text = fs::read_to_string(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        let events: Vec<_> = text.lines().map(|line| line.split_once("-    ").unwrap().1).collect();
+        let events = testing::written(&trace, interrupts, false);
         let expected = ["write 0x000 0x01", "interrupt 0", "interrupt 0 ended", "read  0x004 0x07"];
         assert_eq!(events, expected);
     }

@@ -105,4 +105,27 @@ mod tests {
         assert!(by_header(&sata).is_none());
         assert!(by_header(&[0xff; 12]).is_none());
     }
+
+    #[test]
+    fn the_registers_of_a_function_are_its_own_and_those_of_its_header() {
+        let function = |class: &[u8]| {
+            let mut bytes = vec![0; 64];
+            bytes.splice(9..12, class.iter().copied());
+            registers(&ConfigSnapshot::new(bytes))
+        };
+        let places = |table: &RegisterTable, name| table.find(name);
+        for (class, own) in [([2, 8, 1], vec![(0, 0x14..0x18)]), ([1, 6, 1], vec![])] {
+            let table = function(&class);
+            assert_eq!(places(&table, "CC"), own);
+            let command = [(VFIO_PCI_CONFIG_REGION_INDEX, 4..6)];
+            assert_eq!(places(&table, "PCI_COMMAND"), command);
+        }
+        // One that a person has named them for.
+        let table = with_header(RegisterTable::parse("014 MINE\n"));
+        assert_eq!(places(&table, "MINE"), [(0, 0x14..0x18)]);
+        assert_eq!(
+            places(&table, "PCI_BASE_ADDRESS_5"),
+            [(VFIO_PCI_CONFIG_REGION_INDEX, 0x24..0x28)]
+        );
+    }
 }

@@ -225,10 +225,20 @@ mod tests {
         assert!(msi.vectors.is_pending(2));
         msi.vectors.set(2, to(9)).unwrap();
         assert_eq!(data(), [9]);
+        // So is that of one that is turned on while others are.
+        msi.vectors.set(1, to(5)).unwrap();
+        msi.sync().unwrap();
+        device.signal(MSIX, 1);
+        assert!(data().is_empty());
+        assert_eq!((seen(), data()), (vec![(1, 1)], vec![5]));
+        msi.vectors.set(1, None).unwrap();
         // One that grows signals those in use once, which is seen too.
         msi.enable(4).unwrap();
-        assert_eq!((seen(), data()), (vec![(2, 1)], vec![9]));
+        assert_eq!((seen(), data()), (vec![(1, 1), (2, 1)], vec![9]));
         drop(msi);
+        // Nobody passes anything on any more.
+        taps.iter().for_each(|tap| tap.polled().write(1).unwrap());
+        assert_eq!(seen(), []);
         assert_eq!(device.take_calls().last(), Some(&Call::ClearTrigger(MSIX)));
         assert_eq!(router.messages(), []);
     }

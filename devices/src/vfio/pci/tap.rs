@@ -96,11 +96,19 @@ mod tests {
         let mut noted = 0;
         tap.pass(|count| noted = count);
         assert_eq!((noted, vector.read().unwrap()), (3, 1));
-        // What comes between the last pass and the end is no one's, also of the next vector.
+        // What comes between the last pass and the end, and behind that, is no one's, also of the next vector.
         fired.write(1).unwrap();
         tap.disconnect();
+        tap.pass(|_| panic!("there is no vector"));
+        fired.write(1).unwrap();
+        tap.pass(|_| panic!("there is no vector"));
         tap.connect(&vector).unwrap();
         tap.pass(|_| panic!("that was the other vector's"));
         assert!(vector.read().is_err());
+        // One that is connected anew reaches the new one.
+        let next = EventFd::new(EFD_NONBLOCK).unwrap();
+        tap.connect(&next).unwrap().write(1).unwrap();
+        tap.pass(|count| assert_eq!(count, 1));
+        assert!(vector.read().is_err() && next.read().is_ok());
     }
 }

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::super::super::testing::{Call, FakeDevice, FakeFunction};
 use super::super::super::uapi::IrqInfo;
+use super::super::tap::{FunctionTaps, VectorTap};
 use super::super::{Loss, RemovableFunction};
 use super::*;
 use crate::irq::Spi;
@@ -108,8 +109,18 @@ struct Guest {
 }
 
 fn guest_of(fake: &FakeFunction, routed: bool) -> Result<Guest, FunctionError> {
+    guest_with(fake, routed, |_| ())
+}
+
+/// The same with a function that something is done to before it is attached.
+fn guest_with(
+    fake: &FakeFunction,
+    routed: bool,
+    before: impl FnOnce(&mut PciFunction),
+) -> Result<Guest, FunctionError> {
     let device = fake.calls();
     let mut function = PciFunction::open(device.clone(), "x", PciOptions::default(), PAGE)?;
+    before(&mut function);
     let (slots, router) = (Arc::new(Slots::default()), Arc::new(FakeMsiRouter::new(8)));
     let intx = function.pin().map(|pin| Intx { pin, spi: Spi(70) });
     let slot = Slot { bdf: Bdf::new(0, 1, 0).unwrap(), intx };
@@ -287,6 +298,54 @@ fn line_and_messages_take_turns() {
     guest.write(MSIX + 2, &[0, 0]);
     let calls = guest.device.take_calls();
     assert!(matches!(calls[..], [Call::ClearTrigger(2), Call::SetTrigger(0, _), _]), "{calls:?}");
+}
+
+/// Which of these has been signalled, and is passed on: its number and how often.
+fn passed(taps: &[VectorTap]) -> Vec<(usize, u64)> {
+    let mut passed = Vec::new();
+    for (number, tap) in taps.iter().enumerate() {
+        tap.pass(|count| passed.push((number, count)));
+    }
+    passed
+}
+
+#[test]
+fn a_function_that_is_traced_traps_and_has_its_signals_passed_on() {
+    let mut fake = fake();
+    // And MSI of two vectors.
+    fake.put(PM.into(), &[0x01, 0x50]);
+    fake.put(0x50, &[0x05, 0x70, 0x02, 0]);
+    fake.irqs[1].count = 2;
+    let mut taps = None;
+    let mut guest = guest_with(&fake, true, |function| taps = function.tap().ok()).unwrap();
+    let FunctionTaps { intx, msi, msix } = taps.unwrap();
+    assert_eq!((msi.len(), msix.len()), (2, 4));
+    // No BAR is mapped.
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x02, 0]);
+    assert_eq!((guest.function.decoded().len(), guest.slots.all()), (1, vec![]));
+    // The host signals the line's tap, and has the guest's end of it from there.
+    let intx = intx.unwrap();
+    let (fired, ended) = intx.polled();
+    assert!(ended.is_some());
+    assert_eq!(guest.device.take_calls()[0], Call::SetTrigger(0, fired.as_raw_fd()));
+    // The messages of MSI-X.
+    guest.write(MSIX + 2, &[0, 0x80]);
+    guest.turn_on_vector(1, 0x55);
+    guest.device.signal(2, 1);
+    assert_eq!((guest.router.poll().len(), passed(&msi)), (0, vec![]));
+    assert_eq!((passed(&msix), guest.router.poll().len()), (vec![(1, 1)], 1));
+    guest.write(MSIX + 2, &[0, 0]);
+    msix[1].polled().write(1).unwrap();
+    assert_eq!(passed(&msix), []);
+    // And of MSI.
+    guest.write(0x54, &[0x40, 0, 8, 8]);
+    guest.write(0x58, &[0x66, 0]);
+    guest.write(0x52, &[0x11, 0]);
+    guest.device.signal(1, 1);
+    assert_eq!((guest.router.poll().len(), passed(&msix)), (0, vec![]));
+    assert_eq!(passed(&msi), [(1, 1)]);
+    assert_eq!(guest.router.poll().iter().map(|m| m.data).collect::<Vec<_>>(), [0x67]);
 }
 
 #[test]
