@@ -86,6 +86,9 @@ mod token {
 /// The signal that presses the power button.
 const SIGTERM: u8 = 15;
 
+/// How often input that is always ready is read before other events are served.
+const READS_AT_ONCE: u32 = 64;
+
 /// No time limit, to epoll.
 const NO_TIMEOUT: i32 = -1;
 
@@ -294,15 +297,20 @@ impl EventHandler<'_> {
         }
     }
 
-    /// Moves input that is always ready until the guest's queue is full.
+    /// Moves input that is always ready until the guest's queue is full, and for no longer than others can wait.
     fn read_all_input(&mut self, ops: &mut EventOps) {
-        while let Some((input, _)) = &mut self.sources.input {
+        for _ in 0..READS_AT_ONCE {
+            let Some((input, _)) = &mut self.sources.input else { return };
             let progress = input.read();
             let more = progress == Progress::Moved;
             self.handle_progress(progress, ops);
             if !more {
                 return;
             }
+        }
+        if let Some((_, drained)) = &self.sources.input {
+            // The rest comes with an event, as if the guest had room again.
+            let _ = drained.write(1);
         }
     }
 
@@ -383,3 +391,6 @@ impl MutEventSubscriber for EventHandler<'_> {
         self.update_control(ops);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,6 +81,13 @@ impl StandardInput {
         input
     }
 
+    /// This file instead, which is no terminal.
+    #[cfg(test)]
+    pub fn of(source: File, device: Arc<dyn Input>) -> Self {
+        let (escape, terminal, pending) = Default::default();
+        Self { source: ManuallyDrop::new(source), device, escape, terminal, pending }
+    }
+
     /// Tells the guest the size of the terminal, if there is one.
     pub fn resize(&self) {
         if self.escape.is_some()
