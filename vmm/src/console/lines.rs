@@ -37,7 +37,7 @@ impl Lines {
             };
             if ends {
                 let line = std::mem::take(&mut self.line);
-                if each(&String::from_utf8_lossy(&line)) {
+                if each(&text(&line)) {
                     return true;
                 }
             }
@@ -47,7 +47,7 @@ impl Lines {
 
     /// The line that hasn't ended yet.
     pub fn unfinished(&self) -> Option<String> {
-        (!self.line.is_empty()).then(|| String::from_utf8_lossy(&self.line).into_owned())
+        (!self.line.is_empty()).then(|| text(&self.line))
     }
 
     /// A byte that belongs to the text.
@@ -74,6 +74,17 @@ impl Lines {
     }
 }
 
+/// The text of a line, without the control characters that have two bytes (U+0080 to U+009F): terminals take them
+/// for such as begin sequences (ECMA-48, 5.3).
+fn text(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let is_plain = |c: &char| *c == '\t' || !c.is_control();
+    if text.chars().all(|c| is_plain(&c)) {
+        return text.into_owned();
+    }
+    text.chars().filter(is_plain).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +108,13 @@ mod tests {
         ]);
         assert_eq!(all, ["[  OK  ] Started", "plain text\ttab", ""]);
         assert_eq!(rest.as_deref(), Some("login: "));
+    }
+
+    #[test]
+    fn control_characters_of_two_bytes_are_no_text() {
+        let (all, rest) = lines(&["a\u{9b}31mpanic\u{85}\n\tb\u{9d}0;é".as_bytes()]);
+        assert_eq!(all, ["a31mpanic"]);
+        assert_eq!(rest.as_deref(), Some("\tb0;é"));
     }
 
     #[test]
