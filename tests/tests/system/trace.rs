@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tests::harness::payload::{self, EventLine};
-use tests::harness::{Board, DmaTest, Failure, Host, Launch, PLATFORM_DMA, TestResult};
+use tests::harness::{Board, DmaTest, Failure, Guest, Host, Launch, PLATFORM_DMA, TestResult};
 
 const NAME: &str = PLATFORM_DMA[0];
 
@@ -297,6 +297,111 @@ fn functions_of_pci_are_told_with_their_configuration_and_messages() -> TestResu
     }
     let refused = dry("00:09.0")?;
     assert!(refused.contains(&format!("help: --trace {DISK} or {EDU}")), "{refused}");
+    Ok(())
+}
+
+/// Has a guest use a traced disk and a traced edu, by messages and by its line.
+fn use_functions(guest: &mut Guest) -> TestResult {
+    guest.sh("dd if=/dev/urandom of=/tmp/noise bs=64k count=4 2>/dev/null && \
+         dd if=/tmp/noise of=/dev/nvme0n1 bs=64k oflag=direct 2>/dev/null && \
+         dd if=/dev/nvme0n1 bs=64k count=4 iflag=direct 2>/dev/null | cmp - /tmp/noise")?;
+    for by in ["msi", "line"] {
+        let said = guest.sh(&format!("agent edu 0000:00:02.0 {by} 1"))?;
+        assert!(said.contains(" 3 interrupts"), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn traced_functions_begin_anew_and_are_taken_back() -> TestResult {
+    let host = Board::new()
+        .disk("disk", 64 << 20)
+        .device("nvme,drive=disk,serial=one,addr=5")
+        .device("edu,addr=7,dma_mask=0xffffffffffff")
+        .boot()?;
+    for backend in ["iommufd", "container"] {
+        begin_anew_and_take_back(&host, &format!("--iommu {backend} --on-reset restart"))?;
+    }
+    let log = host.sh("dmesg")?;
+    let is_well = !["BUG", "Oops", "WARNING", "Call trace"].iter().any(|word| log.contains(word));
+    assert!(is_well, "{log}");
+    Ok(())
+}
+
+fn begin_anew_and_take_back(host: &Host, options: &str) -> TestResult {
+    [DISK, EDU].iter().try_for_each(|name| host.bind(name))?;
+    let traces =
+        format!("--trace {DISK},out=/tmp/nvme --trace {EDU},out=/tmp/edu,format=json {options}");
+    let mut guest = host.guest(&format!("--vfio-pci {DISK} --vfio-pci {EDU} {traces}"))?;
+    use_functions(&mut guest)?;
+    // With messages under way.
+    guest.sh("dd if=/dev/nvme0n1 of=/dev/null bs=64k 2>/dev/null & true")?;
+    guest.begin_anew()?;
+    use_functions(&mut guest)?;
+    let handled: u64 = guest.interrupts()?.sum("nvme0q");
+    // In the middle of reading.
+    guest.sh(
+        "(while dd if=/dev/nvme0n1 of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; \
+         echo over >/tmp/over) &",
+    )?;
+    host.sh(&format!("echo {DISK} >/sys/bus/pci/drivers/vfio-pci/unbind"))?;
+    guest.process().wait_for(&format!("{DISK}: the host takes it back"))?;
+    let config = guest.sh("hexdump -n 4 /sys/bus/pci/devices/0000:00:01.0/config")?;
+    assert!(config.contains("ffff ffff"), "{config}");
+    guest.sh("echo 1 >/sys/bus/pci/devices/0000:00:01.0/remove")?;
+    guest.begin("while ! [ -e /tmp/over ]; do sleep 0.1; done; [ ! -e /dev/nvme0n1 ]")?;
+    assert_eq!(guest.finish()?.0, 0);
+    // The other goes on, until it is gone, too.
+    guest.sh("agent edu 0000:00:02.0 line 1")?;
+    host.sh(&format!("echo 1 >/sys/bus/pci/devices/{EDU}/remove"))?;
+    guest.process().wait_for(&format!("{EDU}: the host takes it back"))?;
+    assert_ne!(guest.run("agent edu 0000:00:02.0 msi 1")?.0, 0);
+    // A life without either.
+    guest.begin_anew()?;
+    guest.sh("! ls -d /sys/bus/pci/devices/0000:00:0[12].0")?;
+    let said = guest.process().output();
+    assert!(!said.contains("error:") && !said.contains(" were lost"), "{said}");
+    assert_eq!(guest.power_off()?, 0);
+    host.sh("echo 1 >/sys/bus/pci/rescan")?;
+    host.until(&format!("[ -e /sys/bus/pci/devices/{EDU} ]"))?;
+
+    let trace = host.sh("cat /tmp/nvme")?;
+    let lives: Vec<&str> = trace.split("the guest begins anew\n").collect();
+    let [_, second, third] = lives.as_slice() else { panic!("{} lives in {trace}", lives.len()) };
+    let begun = [
+        "read  config:0x000 0x00101b36 PCI_VENDOR_ID",
+        " CC EN ",
+        " CSTS RDY",
+        "interrupt msix 0",
+        "interrupt msix 1",
+    ];
+    lives.iter().take(2).for_each(|life| check_order(life, &begun));
+    // What was under way is forgotten.
+    let before = second.split(" CC EN ").next().unwrap_or_default();
+    assert!(!before.contains("interrupt"), "{before}");
+    let messages = second.lines().filter(|line| line.contains("interrupt msix ")).count() as u64;
+    assert!(messages >= handled && handled > 4, "{handled} of {messages}");
+    // Without the function all bits are ones, and nothing interrupts.
+    let (_, lost) = second.rsplit_once("interrupt msix ").unwrap_or_default();
+    assert!(lost.contains("read  config:0x000 0xffffffff PCI_VENDOR_ID"), "{lost}");
+    assert!(third.contains("read  config:0x000 0xffffffff PCI_VENDOR_ID"), "{third}");
+    assert!(!third.contains("interrupt") && !third.contains(" CC "), "{third}");
+
+    let trace = host.sh("cat /tmp/edu")?;
+    let events: Vec<Value> =
+        trace.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
+    let lives: Vec<&[Value]> = events.split(|event| event["event"] == "reset").collect();
+    let count = |life: &[Value], kind: &str, event: &str| {
+        life.iter().filter(|e| e["kind"] == kind && e["event"] == event).count()
+    };
+    let counts: Vec<_> = lives
+        .iter()
+        .map(|life| {
+            [("msi", "interrupt"), ("intx", "interrupt"), ("intx", "ended")]
+                .map(|(kind, event)| count(life, kind, event))
+        })
+        .collect();
+    assert_eq!(counts, [[3, 3, 3], [3, 6, 6], [0, 0, 0]], "{trace}");
     Ok(())
 }
 
