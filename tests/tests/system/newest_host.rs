@@ -126,7 +126,10 @@ fn the_newest_kernel_with_all_options_assigns_every_kind() -> TestResult {
         let mut guest = host.launch(&launch)?;
         check_sandbox(&host, &guest)?;
         check_disk(&mut guest)?;
-        DmaTest::default().pass(&mut guest)?;
+        // How often each line is handled isn't looked at: KVM of 7.3 takes an interrupt for ended only where a vCPU
+        // left the guest during its handler, and raises it again and again until then (`vgic_v3_fold_lr`).
+        let test = DmaTest { channels: 16, copies: 5, ..DmaTest::default() };
+        test.check(&guest.sh(&test.command())?).unwrap();
         connect(&mut guest)?;
         exchange(&host, &mut guest, [net::HOST, net::GUEST], 100_000)?;
         assert_eq!(guest.power_off()?, 0);

@@ -142,10 +142,15 @@ fn open(host: &Host, assignment: &Assignment) -> Result<(DeviceFile, PathBuf), A
 }
 
 /// Binds a device to an iommufd, a function with SR-IOV with this token. Linux before 6.17 takes and asks for none
-/// here, and answers with `EINVAL`: then it is bound without.
+/// here, and answers with `EINVAL`: then it is bound without. Newer Linux answers so, too, where the device is bound
+/// already, and to who has no token then with `EACCES`.
 fn bind(file: &DeviceFile, iommufd: &Iommufd, token: Option<&[u8; 16]>) -> Result<(), IoctlError> {
     match file.bind(iommufd, token) {
-        Err(error) if token.is_some() && error.is(libc::EINVAL) => file.bind(iommufd, None),
+        Err(error) if token.is_some() && error.is(libc::EINVAL) => {
+            let without = file.bind(iommufd, None);
+            let takes_tokens = without.as_ref().is_err_and(|error| error.is(libc::EACCES));
+            if takes_tokens { Err(error) } else { without }
+        }
         result => result,
     }
 }
