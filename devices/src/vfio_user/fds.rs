@@ -3,11 +3,11 @@
 //! Closing a socket that lingers, or inspecting a file of a file system that hangs, can take as long as
 //! the server likes. So it is done in threads that nobody waits for beyond a limit.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, SyncSender, TrySendError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,55 @@ struct Closing {
 
 #[derive(Debug)]
 struct ClosingThread {
-    sender: SyncSender<OwnedFd>,
+    queue: QueueOwner,
     thread: JoinHandle<()>,
+}
+
+/// Descriptors that wait to be closed. A channel of the standard library asks the kernel for another thread's turn
+/// (`sched_yield(2)`) where two are at it at the same time, for which no thread needs to be allowed so.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    fds: VecDeque<OwnedFd>,
+    /// No more come.
+    ended: bool,
+}
+
+impl Queue {
+    /// Adds one; answers it if too many wait already.
+    fn add(&self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        let mut waiting = lock(&self.waiting);
+        if waiting.fds.len() >= MAX_CLOSING {
+            return Err(fd);
+        }
+        waiting.fds.push_back(fd);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Waits for the next; `None` at the end.
+    fn next(&self) -> Option<OwnedFd> {
+        let waiting = lock(&self.waiting);
+        let waits = |waiting: &mut Waiting| waiting.fds.is_empty() && !waiting.ended;
+        let waiting = self.changed.wait_while(waiting, waits);
+        waiting.unwrap_or_else(PoisonError::into_inner).fds.pop_front()
+    }
+}
+
+/// Whose end is that of its thread, once all that waits is closed.
+#[derive(Debug)]
+struct QueueOwner(Arc<Queue>);
+
+impl Drop for QueueOwner {
+    fn drop(&mut self) {
+        lock(&self.0.waiting).ended = true;
+        self.0.changed.notify_one();
+    }
 }
 
 impl FdCloser {
@@ -52,8 +99,8 @@ impl FdCloser {
 
     /// Ends the thread once what is given to it is closed, if that is soon.
     pub(super) fn pause(&self) {
-        let Some(ClosingThread { sender, thread }) = lock(&self.0.thread).take() else { return };
-        drop(sender);
+        let Some(ClosingThread { queue, thread }) = lock(&self.0.thread).take() else { return };
+        drop(queue);
         let since = Instant::now();
         while !thread.is_finished() && since.elapsed() < PAUSE {
             thread::sleep(Duration::from_millis(1));
@@ -79,9 +126,9 @@ impl FdCloser {
             *thread = closing_thread().ok();
         }
         let left = match &*thread {
-            Some(thread) => match thread.sender.try_send(fd) {
+            Some(thread) => match thread.queue.0.add(fd) {
                 Ok(()) => return,
-                Err(TrySendError::Full(fd) | TrySendError::Disconnected(fd)) => fd,
+                Err(fd) => fd,
             },
             None => fd,
         };
@@ -92,13 +139,16 @@ impl FdCloser {
 }
 
 fn closing_thread() -> io::Result<ClosingThread> {
-    let (sender, receiver) = mpsc::sync_channel(MAX_CLOSING);
+    let queue = QueueOwner(Arc::default());
+    let theirs = queue.0.clone();
     let thread = thread::Builder::new().name("vfio-user-close".to_owned()).stack_size(STACK_SIZE);
     let thread = thread.spawn(move || {
         ThreadKind::VfioUser.enter();
-        receiver.into_iter().for_each(drop);
+        while let Some(fd) = theirs.next() {
+            drop(fd);
+        }
     });
-    thread.map(|thread| ClosingThread { sender, thread })
+    thread.map(|thread| ClosingThread { queue, thread })
 }
 
 /// A descriptor that a server sent, closed in a thread.
