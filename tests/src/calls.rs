@@ -74,14 +74,19 @@ const NUMBERS: &[(&str, u64)] = &[
     ("lseek", 62),
 ];
 
+/// What the reason of a line has that allows what no test makes.
+const UNTESTED: &str = "no test";
+
 /// What a line of a filter allows: a call, if its arguments are as it says.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rule {
     call: String,
     /// Arguments, which bits of them, and what these are.
     conditions: Vec<(usize, u64, u64)>,
-    /// The line, as it is written.
+    /// The line, as it is written, without its reason.
     text: String,
+    /// The reason says that no test makes the call.
+    is_untested: bool,
 }
 
 /// A call that was made: its name or number, and those of its arguments by which filters decide.
@@ -131,14 +136,18 @@ pub fn report(file: &Path) -> io::Result<String> {
                 users.push(filter);
             }
         }
-        let never = own.iter().filter(|rule| !is_made(rule)).map(|rule| rule.text.clone());
+        let text_of = |rule: &Rule| rule.text.clone();
+        let never = own.iter().filter(|rule| !is_made(rule) && !rule.is_untested).map(text_of);
         text += &line(&format!("{filter}: never made"), never);
+        let wrong = own.iter().filter(|rule| is_made(rule) && rule.is_untested).map(text_of);
+        text += &line(&format!("{filter}: made, though said to be by no test"), wrong);
         let is_allowed = |made: &&Made| own.iter().chain(&common).any(|rule| rule.allows(made));
         let extra = made.iter().filter(|made| !is_allowed(made)).map(Made::to_string);
         text += &line(&format!("{filter}: not allowed"), extra);
     }
     let by = |count: usize| users.iter().filter(move |(_, users)| users.len() == count);
-    text += &line("common: never made by any", by(0).map(|(rule, _)| rule.text.clone()));
+    let never = by(0).filter(|(rule, _)| !rule.is_untested);
+    text += &line("common: never made by any", never.map(|(rule, _)| rule.text.clone()));
     let one = by(1).map(|(rule, users)| format!("{} by {}", rule.text, users.join(" ")));
     text += &line("common: made by one", one);
     text += &line("threads of no filter", others.into_iter());
@@ -184,12 +193,14 @@ fn allowed(text: &str, names: &BTreeMap<String, u64>) -> BTreeSet<Rule> {
         Some((index.parse().ok()?, value(mask)?, value(right)?))
     };
     let rule = |line: &str| {
-        let words: Vec<&str> = line.split('#').next()?.split_whitespace().collect();
+        let (words, reason) = line.split_once('#').unwrap_or((line, ""));
+        let words: Vec<&str> = words.split_whitespace().collect();
         let (call, conditions) = words.split_first()?;
         (*call != "include" && !call.starts_with('[')).then(|| Rule {
             call: (*call).to_owned(),
             conditions: conditions.iter().filter_map(|word| condition(word)).collect(),
             text: words.join(" "),
+            is_untested: reason.contains(UNTESTED),
         })
     };
     text.lines().filter_map(rule).collect()
@@ -267,7 +278,7 @@ mod tests {
     fn what_was_made_is_compared_with_what_is_allowed() {
         let names = constants("# Names\nRUN 0xae80\nFIXED 0x10\n");
         let allowed = allowed(
-            "# A filter.\n[uncached]\nioctl 1=RUN # runs\ninclude common\nread # reads\n\
+            "# A filter.\n[uncached]\nioctl 1=RUN # runs\ninclude common\nread # reads: no test\n\
              mmap 2&4=0 3&FIXED=FIXED # maps\n",
             &names,
         );
@@ -277,7 +288,8 @@ mod tests {
         assert_eq!(others.into_iter().collect::<Vec<_>>(), ["odd"]);
         let made = &made["vcpu"];
         let never = allowed.iter().filter(|rule| !made.iter().any(|made| rule.allows(made)));
-        assert_eq!(never.map(|rule| rule.text.as_str()).collect::<Vec<_>>(), ["read"]);
+        let never: Vec<_> = never.map(|rule| (rule.text.as_str(), rule.is_untested)).collect();
+        assert_eq!(never, [("read", true)]);
         let extra = made.iter().filter(|made| !allowed.iter().any(|rule| rule.allows(made)));
         let extra: Vec<_> = extra.map(Made::to_string).collect();
         assert_eq!(extra, ["ioctl 1=0xae01", "mmap 2=0x3 3=0x1", "mmap 2=0x5 3=0x11"]);

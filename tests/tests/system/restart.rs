@@ -63,7 +63,9 @@ fn a_guest_begins_anew_a_hundred_times() -> TestResult {
     let payload = payload::take_interrupts_and_reset(LINE, 3);
     let host = host(board().file("k/anew", payload))?;
     let kernel = "--kernel /k/anew --cpus 2 --memory 256M --log-level info";
-    let strait = host.strait(&format!("run {kernel} {}", devices()))?.timeout(600);
+    let mut strait = host.strait(&format!("run {kernel} {}", devices()))?.timeout(600);
+    // Until it handles signals, they end it.
+    strait.wait_for("begins anew")?;
     let pid = strait.pid()?;
     let vmm = host.vmm(pid)?;
     let await_life = |life: u32| {
@@ -117,7 +119,9 @@ fn devices_work_in_each_life_of_a_system() -> TestResult {
     let host = host(board())?;
     let lives = if std::env::var_os(SOAK).is_some() { 100 } else { 3 };
     // The last 64 MiB of memory are the DMA controller's.
-    let options = format!("--cpus 2 {} --virtio-console file:/tmp/hvc0", devices());
+    host.sh("agent tap tap0 0 tap && ip link set tap0 up")?;
+    let options =
+        format!("--cpus 2 {} --virtio-console file:/tmp/hvc0 --net tap=tap0,vhost=on", devices());
     let launch = Launch::model().memory("512M").cmdline("mem=448M").with(&options);
     let mut guest = host.launch(&launch)?;
     let vmm = host.vmm(guest.pid()?)?;
@@ -133,10 +137,15 @@ fn devices_work_in_each_life_of_a_system() -> TestResult {
             first = Some(holds(&host, vmm)?);
         }
         // With transfers under way.
-        guest.sh(
-            "dd if=/dev/nvme0n1 of=/dev/null bs=64k & dd if=/dev/vda of=/dev/null bs=64k & true",
-        )?;
-        guest.begin_anew()?;
+        guest.sh("ip link set eth0 up; \
+             dd if=/dev/nvme0n1 of=/dev/null bs=64k & dd if=/dev/vda of=/dev/null bs=64k & true")?;
+        if life == 2 {
+            // Nor does the kernel reset its virtio devices then.
+            guest.begin("echo b >/proc/sysrq-trigger")?;
+            guest.await_shell()?;
+        } else {
+            guest.begin_anew()?;
+        }
     }
     work(&mut guest, lives + 1)?;
     let (first, last) = (first.unwrap_or_default(), holds(&host, vmm)?);

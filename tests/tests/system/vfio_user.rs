@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, TestResult};
+use tests::harness::{Board, Failure, Guest, Host, PLATFORM_DMA, Process, TestResult, payload};
 
 /// Where the server listens.
 pub const SOCKET: &str = "/tmp/device.sock";
@@ -215,6 +215,22 @@ fn a_server_that_hangs_stops_the_guest_once() -> TestResult {
     let mut second = guest(&host)?;
     drive(&mut second, DEVICE)?;
     assert_eq!(second.power_off()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_hangs_stops_no_end() -> TestResult {
+    let host = Board::new().file("k/spin", payload::spin()).boot()?;
+    let server = serve(&host)?;
+    let strait = host.strait(&format!("run --kernel /k/spin --vfio-user {SOCKET}"))?;
+    host.until("grep -qs vcpu0 /proc/[0-9]*/task/*/comm")?;
+    // The kick of vCPUs (SIGRTMIN) does nothing where another process sends it, to the main thread.
+    strait.signal(34)?;
+    // The end is what asks the server first.
+    server.signal(19)?;
+    strait.signal(15)?;
+    assert_eq!(strait.exit_status()?, 128 + 15);
+    assert!(strait.output().contains("doesn't answer"), "{}", strait.output());
     Ok(())
 }
 
