@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::release;
+use crate::sync;
 
 use super::super::assign::{AssignError, Assignment, VfToken};
 use super::super::host::Host;
@@ -13,17 +14,53 @@ use super::super::uapi::{Container, DeviceFile, Group, IoctlError, VfioError};
 /// A container and its groups.
 pub(super) struct ContainerBackend {
     // Dropped before the container.
-    groups: Vec<(u32, Arc<Group>)>,
+    groups: Arc<AttachedGroups>,
     container: Container,
+}
+
+/// The groups that are attached to a container, in the order given. The host may take back the devices of one
+/// at any time.
+#[derive(Default)]
+pub(super) struct AttachedGroups(Mutex<Vec<AttachedGroup>>);
+
+/// An attached group, with those of its devices that are in use.
+struct AttachedGroup {
+    number: u32,
+    group: Arc<Group>,
+    devices: Vec<String>,
+}
+
+impl AttachedGroups {
+    /// A device isn't in use any more: detaches its group if that has no other in use, once `closing` has been
+    /// called with its file. Nothing if there is no such device.
+    pub(super) fn detach(&self, name: &str, closing: impl FnOnce(BorrowedFd<'_>)) {
+        let mut groups = sync::lock(&self.0);
+        let has = |group: &AttachedGroup| group.devices.iter().any(|device| device == name);
+        let Some(index) = groups.iter().position(has) else { return };
+        let Some(group) = groups.get_mut(index) else { return };
+        group.devices.retain(|device| device != name);
+        if group.devices.is_empty() {
+            // It leaves the container when its file is closed.
+            closing(groups.remove(index).group.as_fd());
+        }
+    }
+
+    /// Whether all have left the container, with which its mappings are gone (`vfio_iommu_type1_detach_group` of
+    /// Linux' drivers/vfio/vfio_iommu_type1.c).
+    pub(super) fn is_empty(&self) -> bool {
+        sync::lock(&self.0).is_empty()
+    }
 }
 
 impl ContainerBackend {
     /// Opens a container and attaches these devices' groups, each once.
     pub(super) fn open(host: &Host, assignments: &[Assignment]) -> Result<Self, AssignError> {
-        let mut groups: Vec<(u32, Arc<Group>)> = Vec::new();
+        let mut groups: Vec<AttachedGroup> = Vec::new();
         let mut container = None;
         for assignment in assignments {
-            if groups.iter().any(|(number, _)| *number == assignment.group) {
+            let name = assignment.name().to_owned();
+            if let Some(known) = groups.iter_mut().find(|group| group.number == assignment.group) {
+                known.devices.push(name);
                 continue;
             }
             IoctlError::check_stop("VFIO_GROUP_SET_CONTAINER").map_err(AssignError::Setup)?;
@@ -36,10 +73,11 @@ impl ContainerBackend {
                 .set_container(container)
                 .and_then(|()| if groups.is_empty() { container.set_iommu() } else { Ok(()) });
             attached.map_err(|error| attach_error(host, assignment, error))?;
-            groups.push((assignment.group, Arc::new(group)));
+            let (number, group) = (assignment.group, Arc::new(group));
+            groups.push(AttachedGroup { number, group, devices: vec![name] });
         }
         let container = container.ok_or(AssignError::NoDevices)?;
-        Ok(Self { groups, container })
+        Ok(Self { groups: Arc::new(AttachedGroups(groups.into())), container })
     }
 
     /// The container.
@@ -61,9 +99,15 @@ impl ContainerBackend {
             })
     }
 
+    /// The attached groups.
+    pub(super) fn groups(&self) -> &Arc<AttachedGroups> {
+        &self.groups
+    }
+
     /// The attached group of this number.
-    pub(super) fn group(&self, number: u32) -> Option<&Arc<Group>> {
-        self.groups.iter().find(|(other, _)| *other == number).map(|(_, group)| group)
+    pub(super) fn group(&self, number: u32) -> Option<Arc<Group>> {
+        let groups = sync::lock(&self.groups.0);
+        groups.iter().find(|group| group.number == number).map(|group| group.group.clone())
     }
 
     /// Calls `each` with the files of the attached groups.
@@ -71,7 +115,7 @@ impl ContainerBackend {
         &self,
         each: impl FnMut(BorrowedFd<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.groups.iter().map(|(_, group)| group.as_fd()).try_for_each(each)
+        sync::lock(&self.groups.0).iter().map(|group| group.group.as_fd()).try_for_each(each)
     }
 }
 
@@ -149,5 +193,29 @@ mod tests {
         };
         let AssignError::Attach { name, group: 3, source } = error else { panic!("{error}") };
         assert_eq!((name.as_str(), source.request), ("1.dma", "VFIO_GROUP_GET_STATUS"));
+    }
+
+    #[test]
+    fn a_group_is_detached_with_the_last_of_its_devices() {
+        let group = |number, devices: &[&str]| AttachedGroup {
+            number,
+            group: Arc::new(Group::open("/dev/null".as_ref()).unwrap()),
+            devices: devices.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let groups = AttachedGroups(vec![group(3, &["a", "b"]), group(4, &["c"])].into());
+        for (name, closed, left) in [
+            ("a", 0, &[3, 4][..]),
+            ("a", 0, &[3, 4]),
+            ("c", 1, &[3]),
+            ("none", 0, &[3]),
+            ("b", 1, &[]),
+            ("b", 0, &[]),
+        ] {
+            let mut files = 0;
+            groups.detach(name, |_| files += 1);
+            let numbers: Vec<_> = sync::lock(&groups.0).iter().map(|group| group.number).collect();
+            assert_eq!((files, &*numbers), (closed, left), "{name}");
+            assert_eq!(groups.is_empty(), left.is_empty());
+        }
     }
 }

@@ -69,6 +69,11 @@ impl Mappings {
         Ok(())
     }
 
+    /// The kernel has unmapped all.
+    pub(super) fn forget(&mut self) {
+        self.made.clear();
+    }
+
     /// Unmaps all, in reverse order. A failure is logged and doesn't stop the others.
     pub(super) fn unmap_all(&mut self) {
         while let Some((iova, size)) = self.made.pop() {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 pub use self::backend::{Backend, IommuOptions};
 pub use self::constraints::{DmaConstraintError, DmaConstraints, Reserved};
-use self::container::ContainerBackend;
+use self::container::{AttachedGroups, ContainerBackend};
 pub use self::dma_ranges::DmaRanges;
 use self::iommufd::{AttachedDevices, IommufdBackend};
 use self::mappings::Mappings;
@@ -76,16 +76,22 @@ enum Attached {
     Container(ContainerBackend),
 }
 
-/// What attaches devices to the mappings. With a container that is their groups, which stay attached: the host
-/// doesn't wait for them.
-pub struct Attachments(Option<Arc<AttachedDevices>>);
+/// What attaches devices to the mappings: with a container, by their groups.
+pub struct Attachments(AttachedTo);
+
+enum AttachedTo {
+    Iommufd(Arc<AttachedDevices>),
+    Container(Arc<AttachedGroups>),
+}
 
 impl Attachments {
-    /// Detaches a device that the host takes back, so that its file is closed once nobody else has it;
-    /// `closing` is called with the file, which is among those of [`Iommu::with_files`].
+    /// Detaches a device that the guest has lost, so that its file is closed once nobody else has it, or its
+    /// group's, if no other device of that is the guest's; `closing` is called with the file, which is among those
+    /// of [`Iommu::with_files`].
     pub fn detach(&self, name: &str, closing: impl FnOnce(BorrowedFd<'_>)) {
-        if let Some(devices) = &self.0 {
-            devices.detach(name, closing);
+        match &self.0 {
+            AttachedTo::Iommufd(devices) => devices.detach(name, closing),
+            AttachedTo::Container(groups) => groups.detach(name, closing),
         }
     }
 }
@@ -148,7 +154,7 @@ impl Iommu {
     pub fn group(&self, number: u32) -> Option<Arc<Group>> {
         match &self.attached {
             Attached::Iommufd(_) => None,
-            Attached::Container(backend) => backend.group(number).cloned(),
+            Attached::Container(backend) => backend.group(number),
         }
     }
 
@@ -178,10 +184,10 @@ impl Iommu {
 
     /// The devices' attachments, by which one can be detached while others are in use.
     pub fn attachments(&self) -> Attachments {
-        match &self.attached {
-            Attached::Iommufd(backend) => Attachments(Some(backend.devices().clone())),
-            Attached::Container(_) => Attachments(None),
-        }
+        Attachments(match &self.attached {
+            Attached::Iommufd(backend) => AttachedTo::Iommufd(backend.devices().clone()),
+            Attached::Container(backend) => AttachedTo::Container(backend.groups().clone()),
+        })
     }
 
     /// What the IOMMU can map.
@@ -249,6 +255,9 @@ impl Iommu {
 
     /// Unmaps all memory, in reverse order: devices can access none then.
     pub fn unmap_all(&mut self) {
+        if matches!(&self.attached, Attached::Container(backend) if backend.groups().is_empty()) {
+            self.mappings.forget();
+        }
         self.mappings.unmap_all();
     }
 
@@ -259,6 +268,12 @@ impl Iommu {
             Backend::Iommufd => memlock::pinned_by_others(),
             Backend::Container => 0,
         }
+    }
+}
+
+impl Drop for Iommu {
+    fn drop(&mut self) {
+        self.unmap_all();
     }
 }
 
