@@ -17,7 +17,7 @@
 //!    2000_0000  +----------------------------------+
 //!               | PCI: MMIO32                      |
 //!    3f00_0000  | PCI: I/O                  64 KiB |
-//!    3f10_0000  | PCI: ECAM                  1 MiB | bus 0
+//!    3f80_0000  | PCI: ECAM                        | 1 MiB a bus, 8 of them
 //!    4000_0000  +----------------------------------+
 //!               | RAM                              | 3 GiB of it below 4 GiB
 //!               ~                                  ~
@@ -83,8 +83,17 @@ pub const PCI_MMIO32: Range<u64> = 0x2000_0000..0x3f00_0000;
 /// PCI I/O ports.
 pub const PCI_IO: Range<u64> = 0x3f00_0000..0x3f01_0000;
 
-/// PCI configuration space of one bus.
-pub const PCI_ECAM: Range<u64> = 0x3f10_0000..0x3f20_0000;
+/// PCI configuration space of as many buses as there can be.
+pub const PCI_ECAM: Range<u64> = 0x3f80_0000..0x4000_0000;
+
+/// The configuration space of a bus, in bytes (PCI Express Base 5.0, 7.2.2).
+const PCI_BUS_SIZE: u64 = 1 << 20;
+
+/// PCI configuration space of this number of buses, of at most 8.
+pub fn pci_ecam(buses: u8) -> Range<u64> {
+    let Range { start, end } = PCI_ECAM;
+    start..start.saturating_add(PCI_BUS_SIZE.saturating_mul(buses.into())).min(end)
+}
 
 /// The smallest window for 64-bit BARs that is worth having, in bytes.
 const MIN_PCI_MMIO64_SIZE: u64 = 4 << 30;
@@ -135,8 +144,9 @@ const _: () = {
     assert!(RAM_START.is_multiple_of(0x4000_0000));
     // As many interrupts as KVM takes, with the 32 that are private to each CPU.
     assert!((32 + spi::END).next_multiple_of(32) < 1024);
-    // PCI Express 3.0, 7.2.2: aligned to its size, 1 MiB a bus.
-    assert!(PCI_ECAM.start.is_multiple_of(1 << 20) && PCI_ECAM.end - PCI_ECAM.start == 1 << 20);
+    // PCI Express 3.0, 7.2.2: aligned to its size.
+    assert!(PCI_ECAM.start.is_multiple_of(PCI_ECAM.end - PCI_ECAM.start));
+    assert!(PCI_ECAM.end - PCI_ECAM.start == 8 * PCI_BUS_SIZE);
 };
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! PCI functions that the host takes back while the guest runs: the guest sees them removed by surprise, and
-//! goes on.
+//! PCI functions that the guest loses while it runs, and goes on: the host takes them back, so that the guest sees
+//! them removed by surprise; or the guest ejects them.
 
 use std::os::fd::BorrowedFd;
 
@@ -14,22 +14,33 @@ use crate::functions::{AssignedFunction, Functions};
 /// Tells the hypervisor that a file of VFIO isn't in use any more, or why that can't be.
 pub type Closing = Box<dyn Fn(BorrowedFd<'_>) -> Result<(), String>>;
 
+/// Why a guest loses a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The host takes it.
+    Host(Loss),
+    /// The guest has turned off the power of its slot.
+    Ejected,
+}
+
 /// Watches for the loss of functions of the host, in the event loop.
 pub struct FunctionLosses {
     functions: Functions,
     attachments: Option<Attachments>,
     closing: Closing,
     /// The function's index, and what tells of its loss.
-    events: Vec<(usize, Loss, EventFd)>,
+    events: Vec<(usize, Cause, EventFd)>,
 }
 
 impl FunctionLosses {
     /// Watches the functions among these devices; `closing` is called with the file of one that is taken back.
-    /// `None` if VFIO tells of none's loss.
+    /// `None` if VFIO tells of none's loss, and no guest can eject one.
     pub fn watch(assigned: &AssignedDevices, closing: Closing) -> Option<Self> {
         let functions = assigned.functions.clone();
         let of_function = |(index, function): (usize, &AssignedFunction)| {
-            function.watch_loss().into_iter().map(move |(loss, event)| (index, loss, event))
+            let by_host = function.watch_loss().into_iter();
+            let by_host = by_host.map(move |(loss, event)| (index, Cause::Host(loss), event));
+            by_host.chain(watch_ejection(function).map(|event| (index, Cause::Ejected, event)))
         };
         let events: Vec<_> = functions.iter().enumerate().flat_map(of_function).collect();
         let attachments = assigned.iommu.as_ref().map(Iommu::attachments);
@@ -38,20 +49,25 @@ impl FunctionLosses {
 
     /// Takes a function from the guest.
     #[cold]
-    fn remove(&self, index: usize, loss: Loss) {
+    fn remove(&self, index: usize, cause: Cause) {
         let Some(function) = self.functions.iter().nth(index) else { return };
         let name = &function.name;
-        match loss {
-            Loss::Requested => log::warn!(
+        match cause {
+            Cause::Ejected => log::warn!(
+                "{name}: the guest has ejected it: strait device unbind {name} gives it back to the host"
+            ),
+            Cause::Host(Loss::Requested) => log::warn!(
                 "{name}: the host takes it back (its driver is unbound, or it is removed): the guest \
                  goes on without it"
             ),
-            Loss::Failed => log::warn!(
+            Cause::Host(Loss::Failed) => log::warn!(
                 "{name}: the host can't correct an error of it (PCI Express AER): it is taken from the \
                  guest, which goes on without it; dmesg | grep AER"
             ),
         }
-        if !function.lock().remove() {
+        let removed = function.lock().remove();
+        function.port.iter().for_each(|port| port.port.vacate());
+        if !removed {
             log::error!(
                 "{name}: KVM doesn't unmap its registers, so that the host waits for it until the guest ends"
             );
@@ -77,15 +93,28 @@ impl MutEventSubscriber for FunctionLosses {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let number = usize::try_from(events.data()).unwrap_or(usize::MAX);
-        let Some((index, loss, event)) = self.events.get(number) else { return };
+        let Some((index, cause, event)) = self.events.get(number) else { return };
         // Once: VFIO repeats it until the file is closed.
         if let Err(error) = ops.remove(Events::with_data(event, events.data(), EventSet::IN)) {
             log::warn!("the event loop can't stop watching for a loss: {error}");
         }
-        let (index, loss) = (*index, *loss);
+        let (index, cause) = (*index, *cause);
         let is_there = self.functions.iter().nth(index).is_some_and(|f| f.lock().get().is_some());
         if is_there {
-            self.remove(index, loss);
+            self.remove(index, cause);
         }
     }
+}
+
+/// What tells that the guest ejects a function, if it is in a slot from which it can.
+fn watch_ejection(function: &AssignedFunction) -> Option<EventFd> {
+    let port = &function.port.as_ref()?.port;
+    let event = port.ejected().try_clone();
+    let unwatched = |error: &std::io::Error| {
+        log::warn!(
+            "{}: a guest that ejects it keeps it until the run's end: {error}",
+            function.name
+        );
+    };
+    event.inspect_err(unwatched).ok()
 }

@@ -1,15 +1,14 @@
-//! The PCI functions a guest is function: opened while planning, attached while building, taken back at
+//! The PCI functions a guest is given: opened while planning, attached while building, taken back at
 //! the end.
 
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::Duration;
 
-use boot::help::Help;
 use boot::order;
 use devices::bus::MemorySlots;
 use devices::irq::{InterruptController, MsiRouter};
-use devices::pci::{Bdf, Function, InterruptPin, Intx, Slot, SlotAllocator, SlotError};
+use devices::pci::{Bdf, Function, Slot, SlotAllocator};
 use devices::stop;
 use devices::sync;
 use devices::vfio::host::{InterruptEntry, InterruptTable};
@@ -21,12 +20,16 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::allocator::Allocator;
 use crate::error::Error;
 use crate::interrupts::interrupt_table;
+use crate::pci_slots::{PlacedPort, allocate, place_behind_port, reserve};
 
 /// How many times, a millisecond apart, statistics try to lock a function that a vCPU holds.
 const LOCK_ATTEMPTS: u32 = 100;
 
 /// How many descriptors tell of the loss of a function: one for each kind.
 const LOSS_EVENTS: u64 = 2;
+
+/// How many descriptors tell that a guest has ejected a function: the port's, and the event loop's.
+const EJECTION_EVENTS: u64 = 2;
 
 /// A function that is open, before it has its slot.
 pub struct OpenFunction {
@@ -38,6 +41,8 @@ pub struct OpenFunction {
     pub address: Option<Bdf>,
     /// It is the host's, and no server's.
     pub is_of_host: bool,
+    /// It goes into a hot-plug slot.
+    pub hotplug: bool,
 }
 
 /// A function in its slot of the guest's bus.
@@ -46,11 +51,13 @@ pub struct AssignedFunction {
     pub name: String,
     /// Its slot.
     pub slot: Slot,
+    /// The root port whose hot-plug slot it is in, if it is in one.
+    pub port: Option<PlacedPort>,
     function: Arc<Mutex<RemovableFunction>>,
     is_of_host: bool,
 }
 
-/// The functions, in the order function; a clone refers to the same functions.
+/// The functions, in the order given; a clone refers to the same functions.
 #[derive(Clone, Default)]
 pub struct Functions(Arc<[AssignedFunction]>);
 
@@ -69,10 +76,16 @@ impl Functions {
         for OpenFunction { name, address, .. } in &open {
             reserve(name, *address, slots)?;
         }
-        let place = |OpenFunction { name, function, address, is_of_host }| {
-            let slot = allocate(&name, address, function.pin(), slots, allocator)?;
+        let place = |OpenFunction { name, function, address, is_of_host, hotplug }| {
+            let pin = function.pin();
+            let (slot, port) = if hotplug {
+                let (slot, port) = place_behind_port(&name, address, pin, slots, allocator)?;
+                (slot, Some(port))
+            } else {
+                (allocate(&name, address, pin, slots, allocator)?, None)
+            };
             let function = Arc::new(Mutex::new(function.into()));
-            Ok(AssignedFunction { name, slot, function, is_of_host })
+            Ok(AssignedFunction { name, slot, port, function, is_of_host })
         };
         open.into_iter().map(place).collect::<Result<_, Error>>().map(Self)
     }
@@ -88,9 +101,17 @@ impl Functions {
         let vectors = |function: &PciFunction| u64::from(function.interrupts().max_eventfds());
         let descriptors = |function: &AssignedFunction| {
             let losses = if function.is_of_host { LOSS_EVENTS } else { 0 };
-            function.lock().get().map_or(0, vectors).saturating_add(losses)
+            let ejections = if function.port.is_some() { EJECTION_EVENTS } else { 0 };
+            let vectors = function.lock().get().map_or(0, vectors);
+            vectors.saturating_add(losses).saturating_add(ejections)
         };
         self.iter().map(descriptors).sum()
+    }
+
+    /// How many root ports there are.
+    pub fn ports(&self) -> u8 {
+        let ports = self.iter().filter(|function| function.port.is_some());
+        u8::try_from(ports.count()).unwrap_or(u8::MAX)
     }
 
     /// Each of them.
@@ -264,40 +285,6 @@ impl AssignedFunction {
     }
 }
 
-/// Reserves the address that is asked for, if any.
-fn reserve(name: &str, address: Option<Bdf>, slots: &mut SlotAllocator) -> Result<(), Error> {
-    address.map_or(Ok(()), |bdf| slots.reserve(bdf)).map_err(|error| no_slot(name, &error))
-}
-
-/// Allocates the slot of a function with this pin.
-///
-/// # Errors
-///
-/// There is no such slot, or no interrupt for the pin.
-pub fn allocate(
-    name: &str,
-    address: Option<Bdf>,
-    pin: Option<InterruptPin>,
-    slots: &mut SlotAllocator,
-    allocator: &mut Allocator,
-) -> Result<Slot, Error> {
-    let bdf = slots.allocate(address).map_err(|error| no_slot(name, &error))?;
-    let mut intx = None;
-    if let Some(pin) = pin {
-        let spi = allocator.allocate_spi().ok_or_else(|| {
-            Error::new(format!(
-                "{name} can't be assigned: the guest's interrupt controller has no more interrupts"
-            ))
-        })?;
-        intx = Some(Intx { pin, spi });
-    }
-    Ok(Slot { bdf, intx })
-}
-
-fn no_slot(name: &str, error: &SlotError) -> Error {
-    Error::new(format!("{name} can't be a function of the guest: {error}")).maybe_help(error.help())
-}
-
 /// The counts of a function's interrupts in `/proc/interrupts`, on all CPUs, in order of vector:
 /// VFIO calls them `vfio-msix[3](0000:05:00.0)`, and a line `vfio-intx(0000:05:00.0)`.
 fn fired(table: &InterruptTable, name: &str) -> Vec<u64> {
@@ -315,66 +302,7 @@ fn fired(table: &InterruptTable, name: &str) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use arch::layout::{self, RAM_START};
-    use boot::layout::Ram;
-    use devices::irq::Spi;
-
     use super::*;
-
-    const RAM: Ram = Ram { base: RAM_START, size: 1 << 30 };
-
-    /// The slots of functions that ask for these addresses, with these interrupt pins.
-    fn slots(
-        functions: &[(&str, Option<&str>, u8)],
-        allocator: &mut Allocator,
-    ) -> Result<Vec<Slot>, Error> {
-        let mut slots = SlotAllocator::default();
-        let address = |text: Option<&str>| text.map(|text| text.parse::<Bdf>().unwrap());
-        for (name, wanted, _) in functions {
-            reserve(name, address(*wanted), &mut slots)?;
-        }
-        let allocate = |(name, wanted, pin): &(&str, Option<&str>, u8)| {
-            let pin = InterruptPin::from_register(*pin);
-            allocate(name, address(*wanted), pin, &mut slots, allocator)
-        };
-        functions.iter().map(allocate).collect()
-    }
-
-    #[test]
-    fn each_function_has_a_slot_and_each_pin_an_interrupt() {
-        let mut allocator = Allocator::new(RAM, true);
-        let functions = [("a", None, 1), ("b", Some("02.0"), 0), ("c", None, 2)];
-        let slots = slots(&functions, &mut allocator).unwrap();
-        let slots: Vec<_> = slots
-            .iter()
-            .map(|Slot { bdf, intx }| {
-                (bdf.to_string(), intx.map(|intx| (intx.pin.number(), intx.spi)))
-            })
-            .collect();
-        let first = layout::spi::PLATFORM;
-        let expected = [
-            ("00:01.0".to_owned(), Some((1, Spi(first)))),
-            ("00:02.0".to_owned(), None),
-            ("00:03.0".to_owned(), Some((2, Spi(first + 1)))),
-        ];
-        assert_eq!(slots, expected);
-        assert_eq!(allocator.spi_count(), first + 2);
-    }
-
-    #[test]
-    fn a_function_without_a_slot_is_named_with_what_mends_it() {
-        let mut allocator = Allocator::new(RAM, true);
-        let report = |functions: &[(&str, Option<&str>, u8)], allocator: &mut Allocator| {
-            slots(functions, allocator).unwrap_err().report()
-        };
-        let same = report(&[("a", Some("02.0"), 1), ("b", Some("02.0"), 1)], &mut allocator);
-        assert!(same.contains("b can't be") && same.contains("00:02.0"), "{same}");
-        assert!(same.contains("help: another addr="), "{same}");
-        while allocator.allocate_spi().is_some() {}
-        let full = report(&[("a", None, 1)], &mut allocator);
-        assert!(full.contains("no more interrupts"), "{full}");
-        assert!(slots(&[("a", None, 0)], &mut allocator).is_ok());
-    }
 
     #[test]
     fn a_function_s_counts_are_found_by_vector() {

@@ -44,6 +44,7 @@ mod notify;
 mod outfile;
 mod output;
 mod passt;
+mod pci_slots;
 mod plan;
 mod populate;
 mod power_button;

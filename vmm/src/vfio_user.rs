@@ -44,7 +44,13 @@ impl VfioUserDevices {
                     })?;
             devices.0.push((name.clone(), device));
             let address = options.function.address;
-            functions.push(OpenFunction { name, function, address, is_of_host: false });
+            functions.push(OpenFunction {
+                name,
+                function,
+                address,
+                is_of_host: false,
+                hotplug: false,
+            });
         }
         Ok(devices)
     }

@@ -15,8 +15,8 @@ use crate::allocator::Allocator;
 use crate::cli::RunOptions;
 use crate::disks::open_disks;
 use crate::error::Error;
-use crate::functions::allocate;
 use crate::network::{open_networks, open_sockets};
+use crate::pci_slots::allocate;
 use crate::vhost_user::{self, Backends};
 
 /// A device in its slot of the guest's bus.

@@ -94,6 +94,9 @@ impl InterruptPin {
     /// That of a function which has one only.
     pub const INTA: Self = Self(1);
 
+    /// Another.
+    pub const INTB: Self = Self(2);
+
     /// The pin with this number in the interrupt pin register: 1 to 4; 0 is none.
     pub fn from_register(value: u8) -> Option<Self> {
         (1..=4).contains(&value).then_some(Self(value))

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::address::Bdf;
 use super::bars::{AddressSpace, BarRange};
 
 /// What the parts are called in statistics and plans.
@@ -13,7 +14,7 @@ pub(super) const IO: &str = "PCI I/O";
 /// The guest physical addresses that are the host bridge's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Apertures {
-    /// Configuration space of bus 0: 1 MiB.
+    /// Configuration space: 1 MiB for each bus, from bus 0.
     pub ecam: Range<u64>,
     /// For 32-bit memory BARs.
     pub memory32: Range<u64>,
@@ -45,8 +46,8 @@ impl Apertures {
 /// The range of a function's BAR.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FunctionBar {
-    /// The function, by its number on the bus.
-    pub(super) devfn: u8,
+    /// The function, where the bridge has it.
+    pub(super) function: Bdf,
     pub(super) bar: BarRange,
 }
 
@@ -78,7 +79,7 @@ mod tests {
 
     fn apertures() -> Apertures {
         Apertures {
-            ecam: 0x3f10_0000..0x3f20_0000,
+            ecam: 0x3f80_0000..0x3f90_0000,
             memory32: 0x2000_0000..0x3f00_0000,
             memory64: Some(1 << 39..1 << 40),
             io: 0x3f00_0000..0x3f01_0000,
@@ -87,13 +88,16 @@ mod tests {
 
     fn memory(devfn: u8, start: u64, end: u64) -> FunctionBar {
         FunctionBar {
-            devfn,
+            function: Bdf::from_devfn(0, devfn),
             bar: BarRange { bar: 0, space: AddressSpace::Memory, range: start..end },
         }
     }
 
     fn io(devfn: u8, start: u64, end: u64) -> FunctionBar {
-        FunctionBar { devfn, bar: BarRange { bar: 1, space: AddressSpace::Io, range: start..end } }
+        FunctionBar {
+            function: Bdf::from_devfn(0, devfn),
+            bar: BarRange { bar: 1, space: AddressSpace::Io, range: start..end },
+        }
     }
 
     #[test]
@@ -109,7 +113,7 @@ mod tests {
             (memory(8, 0x4000_0000, 0x4000_1000), false),
             (memory(8, 0x0800_0000, 0x0801_0000), false),
             (memory(8, 0x0c00_0000, 0x0c00_1000), false),
-            (memory(8, 0x3f10_0000, 0x3f10_1000), false),
+            (memory(8, 0x3f80_0000, 0x3f80_1000), false),
             (memory(8, 0x3f00_0000, 0x3f00_1000), false),
             (memory(8, 0, 0x1000), false),
             // Across an end.

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::address::Bdf;
 use super::apertures::{Apertures, ECAM, IO, MEMORY32, MEMORY64};
 use super::bars::AddressSpace;
 use super::bridge::HostBridge;
@@ -32,7 +33,7 @@ impl HostBridge {
     }
 }
 
-/// The configuration space of the bridge's bus.
+/// The configuration space of the bridge's buses.
 ///
 /// Where there is no function, reads are all ones and writes ignored. So are accesses that aren't
 /// aligned to their size, which the specification leaves to the implementation. An access of 8 bytes
@@ -42,28 +43,29 @@ struct Ecam {
 }
 
 /// The function and the register at an ECAM offset for an access of `len` bytes.
-fn decode(offset: u64, len: usize) -> Option<(u8, u16)> {
+fn decode(offset: u64, len: usize) -> Option<(Bdf, u16)> {
     let aligned = matches!(len, 1 | 2 | 4 | 8) && offset.is_multiple_of(len as u64);
+    let bus = u8::try_from(offset >> BUS_SHIFT).ok().filter(|_| aligned)?;
     let devfn = (offset >> DEVFN_SHIFT & 0xff) as u8;
     let register = (offset & 0xfff) as u16;
-    (aligned && offset >> BUS_SHIFT == 0).then_some((devfn, register))
+    Some((Bdf::from_devfn(bus, devfn), register))
 }
 
 impl SharedDevice for Ecam {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let Some((devfn, register)) = decode(offset, data.len()) else {
+        let Some((function, register)) = decode(offset, data.len()) else {
             data.fill(0xff);
             return;
         };
         for (part, register) in data.chunks_mut(4).zip((register..).step_by(4)) {
-            self.bridge.read_config(devfn, register, part);
+            self.bridge.read_config(function, register, part);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Action {
-        if let Some((devfn, register)) = decode(offset, data.len()) {
+        if let Some((function, register)) = decode(offset, data.len()) {
             for (part, register) in data.chunks(4).zip((register..).step_by(4)) {
-                self.bridge.write_config(devfn, register, part);
+                self.bridge.write_config(function, register, part);
             }
         }
         Action::None
@@ -107,19 +109,23 @@ mod tests {
     #[test]
     fn an_offset_is_a_function_and_a_register() {
         for (offset, len, decoded) in [
-            (0, 4, Some((0, 0))),
-            (0x1_0ffc, 4, Some((0x10, 0xffc))),
-            (0xf_fffe, 2, Some((0xff, 0xffe))),
-            (0xf_fff8, 8, Some((0xff, 0xff8))),
-            (0x8003, 1, Some((8, 3))),
+            (0, 4, Some((0, 0, 0))),
+            (0x1_0ffc, 4, Some((0, 0x10, 0xffc))),
+            (0xf_fffe, 2, Some((0, 0xff, 0xffe))),
+            (0xf_fff8, 8, Some((0, 0xff, 0xff8))),
+            (0x8003, 1, Some((0, 8, 3))),
+            (0x10_0000, 4, Some((1, 0, 0))),
+            (0xfff_fffe, 2, Some((0xff, 0xff, 0xffe))),
             (0x8001, 2, None),
             (0x8002, 4, None),
             (0x8004, 8, None),
             (0x8000, 3, None),
             (0x8000, 16, None),
-            (0x10_0000, 4, None),
+            (0x1000_0000, 4, None),
             (u64::MAX, 1, None),
         ] {
+            let decoded =
+                decoded.map(|(bus, devfn, register)| (Bdf::from_devfn(bus, devfn), register));
             assert_eq!(decode(offset, len), decoded, "{offset:#x} {len}");
         }
     }

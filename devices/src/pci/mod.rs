@@ -14,6 +14,7 @@ mod mmio;
 mod msi;
 mod msix;
 mod node;
+mod root_port;
 mod slots;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -27,5 +28,6 @@ pub use config::ConfigSnapshot;
 pub use msi::Msi;
 pub use msix::{Msix, MsixArea};
 pub use node::{MsiController, host_node};
+pub use root_port::RootPort;
 pub use slots::{Intx, Slot, SlotAllocator, SlotError};
 pub use vectors::{MsiState, MsiVectors};

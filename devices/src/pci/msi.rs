@@ -44,6 +44,11 @@ impl Msi {
         }
     }
 
+    /// The function has this requester ID in the guest from here on.
+    pub fn set_requester(&mut self, requester: u16) {
+        self.requester = requester.into();
+    }
+
     /// The largest number of vectors that can be enabled: 1 to 32.
     pub fn capacity(&self) -> u16 {
         1 << (self.control >> 17 & 0b111).min(MAX_VECTORS_LOG2)

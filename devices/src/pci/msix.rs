@@ -63,6 +63,11 @@ impl Msix {
         Self { structure, entries: vec![RESET; vectors], requester: u32::from(requester) }
     }
 
+    /// The function has this requester ID in the guest from here on.
+    pub fn set_requester(&mut self, requester: u16) {
+        self.requester = requester.into();
+    }
+
     /// The number of vectors: 1 to 2048.
     pub fn capacity(&self) -> u16 {
         u16::try_from(self.entries.len()).unwrap_or(u16::MAX)

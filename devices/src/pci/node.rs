@@ -27,6 +27,9 @@ const SPI: u32 = 0;
 /// The requester IDs of a bus.
 const REQUESTERS: u32 = 0x100;
 
+/// How much of ECAM a bus has, in bytes (PCI Express Base 5.0, 7.2.2).
+const BUS_SIZE: u64 = 1 << 20;
+
 /// What takes functions' messages, by the label of its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MsiController<'a> {
@@ -62,13 +65,18 @@ pub fn host_node(
         .string("compatible", "pci-host-ecam-generic")
         .string("device_type", "pci")
         .reg([(ecam.start, ecam.end.saturating_sub(ecam.start))])
-        .cells("bus-range", [0, 0])
+        .cells("bus-range", [0, buses(ecam).saturating_sub(1)])
         .u32("linux,pci-domain", 0)
         .u32("#address-cells", 3)
         .u32("#size-cells", 2)
         .cells("ranges", ranges)
         .flag("dma-coherent");
-    with_msi(with_pins(node, slots, gic), messages)
+    with_msi(with_pins(node, slots, gic), messages, buses(ecam))
+}
+
+/// The number of buses whose configuration space this is.
+fn buses(ecam: &Range<u64>) -> u32 {
+    u32::try_from(ecam.end.saturating_sub(ecam.start) / BUS_SIZE).unwrap_or(u32::MAX)
 }
 
 /// Adds the wiring of interrupt pins, if any function has one.
@@ -83,10 +91,10 @@ fn with_pins(node: Node, slots: impl Iterator<Item = Slot>, gic: &str) -> Node {
         .cells("interrupt-map", map)
 }
 
-/// An entry of `interrupt-map`: the function's address and pin, and the controller, its address
-/// (none) and interrupt.
+/// An entry of `interrupt-map`: the address of the function, or of the port before it, whose pins are those of
+/// device 0 behind it; the pin; and the controller, its address (none) and interrupt.
 fn line(slot: Slot, Intx { pin, spi }: Intx, gic: &str) -> [Cell; 10] {
-    let function = u32::from(slot.bdf.requester_id()) << 8;
+    let function = u32::from(slot.port.unwrap_or(slot.bdf).requester_id()) << 8;
     let own = [function, 0, 0, u32::from(pin.number())].map(Cell::U32);
     let parent = [0, 0, SPI, spi.0, Trigger::Level.dt_flags()].map(Cell::U32);
     let [hi, mid, lo, pin] = own;
@@ -97,11 +105,12 @@ fn line(slot: Slot, Intx { pin, spi }: Intx, gic: &str) -> [Cell; 10] {
 
 /// Adds where functions' messages go (Documentation/devicetree/bindings/pci/pci-msi.txt): at an ITS a
 /// function's requester ID is its DeviceID.
-fn with_msi(node: Node, messages: Option<MsiController<'_>>) -> Node {
+fn with_msi(node: Node, messages: Option<MsiController<'_>>, buses: u32) -> Node {
     match messages {
         Some(MsiController::Its(its)) => {
             let its = Cell::Ref(Label::new(its));
-            node.cells("msi-map", [Cell::U32(0), its, Cell::U32(0), Cell::U32(REQUESTERS)])
+            let requesters = REQUESTERS.saturating_mul(buses);
+            node.cells("msi-map", [Cell::U32(0), its, Cell::U32(0), Cell::U32(requesters)])
         }
         Some(MsiController::Gicv2m(frame)) => node.refs("msi-parent", [frame]),
         None => node,
@@ -120,7 +129,7 @@ fn range(space: u32, first: u64, range: &Range<u64>) -> [u32; 7] {
 mod tests {
     use boot::fdt::subtree_to_dts;
 
-    use super::super::address::InterruptPin;
+    use super::super::address::{Bdf, InterruptPin};
     use super::*;
     use crate::irq::Spi;
 
@@ -130,13 +139,17 @@ mod tests {
         slots: &[(&str, Option<(u8, u32)>)],
         messages: Option<MsiController<'_>>,
     ) -> String {
+        let places = slots.iter().map(|(bdf, _)| bdf.parse::<Bdf>().unwrap());
+        let buses = 1 + places.map(|bdf| u64::from(bdf.bus())).max().unwrap_or(0);
         let slots = slots.iter().map(|(bdf, intx)| {
             let pin = |pin| InterruptPin::from_register(pin).unwrap();
             let intx = intx.map(|(number, spi)| Intx { pin: pin(number), spi: Spi(spi) });
-            Slot { bdf: bdf.parse().unwrap(), intx }
+            let behind: Bdf = bdf.parse().unwrap();
+            let port = (behind.bus() != 0).then(|| "1f.0".parse().unwrap());
+            Slot { bdf: behind, intx, port }
         });
         let apertures = Apertures {
-            ecam: 0x3f10_0000..0x3f20_0000,
+            ecam: 0x3f80_0000..0x3f80_0000 + buses * (1 << 20),
             memory32: 0x2000_0000..0x3f00_0000,
             memory64,
             io: 0x3f00_0000..0x3f01_0000,
@@ -157,9 +170,9 @@ mod tests {
     #[test]
     fn the_node_says_where_all_is() {
         let dts = source(Some(1 << 39..1 << 40), &SLOTS, Some(MsiController::Its("its")));
-        assert!(dts.contains("pcie@3f100000 {") && dts.contains("dma-coherent;"), "{dts}");
+        assert!(dts.contains("pcie@3f800000 {") && dts.contains("dma-coherent;"), "{dts}");
         for (name, value) in [
-            ("reg", "<0x0 0x3f100000 0x0 0x100000>"),
+            ("reg", "<0x0 0x3f800000 0x0 0x100000>"),
             ("bus-range", "<0x0 0x0>"),
             (
                 "ranges",
@@ -184,6 +197,24 @@ mod tests {
         let dts = source(None, &SLOTS, Some(MsiController::Gicv2m("v2m")));
         assert_eq!(property(&dts, "msi-parent").as_deref(), Some("<&v2m>"), "{dts}");
         assert_eq!(property(&dts, "msi-map"), None, "{dts}");
+    }
+
+    #[test]
+    fn a_function_behind_a_port_has_its_pins() {
+        let slots = [("02.0", None), ("1f.0", Some((2, 64))), ("01:00.0", Some((1, 65)))];
+        let dts = source(None, &slots, Some(MsiController::Its("its")));
+        for (name, value) in [
+            ("reg", "<0x0 0x3f800000 0x0 0x200000>"),
+            ("bus-range", "<0x0 0x1>"),
+            ("msi-map", "<0x0 &its 0x0 0x200>"),
+            (
+                "interrupt-map",
+                "<0xf800 0x0 0x0 0x2 &gic 0x0 0x0 0x0 0x40 0x4 \
+                 0xf800 0x0 0x0 0x1 &gic 0x0 0x0 0x0 0x41 0x4>",
+            ),
+        ] {
+            assert_eq!(property(&dts, name).as_deref(), Some(value), "{dts}");
+        }
     }
 
     #[test]

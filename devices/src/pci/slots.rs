@@ -4,6 +4,7 @@ use boot::help::Help;
 use std::ops::Range;
 
 use super::address::{Bdf, InterruptPin};
+use super::root_port::RootPort;
 use crate::irq::Spi;
 
 /// The only bus.
@@ -27,6 +28,8 @@ pub struct Slot {
     pub bdf: Bdf,
     /// Its interrupt pin, if it has one.
     pub intx: Option<Intx>,
+    /// The root port that it is behind, if it isn't on bus 0.
+    pub port: Option<Bdf>,
 }
 
 /// Why a function can't have an address.
@@ -47,6 +50,9 @@ pub enum SlotError {
     /// All devices are taken.
     #[error("the guest's PCI bus has no more room")]
     Full,
+    /// There are as many root ports as there can be.
+    #[error("the guest's PCI host has no more than {} hot-plug slots", RootPort::MAX)]
+    NoPort,
 }
 
 impl Help for SlotError {
@@ -57,6 +63,7 @@ impl Help for SlotError {
             Self::NoFunction0(bdf) => {
                 format!("addr={:02x}.0 for the first function of that device", bdf.device())
             }
+            Self::NoPort => "hotplug=off for those that the guest needn't eject".into(),
             Self::Full => {
                 "put several functions on a device, the first at addr=DD.0, the next at addr=DD.1"
                     .into()
@@ -72,6 +79,7 @@ impl Help for SlotError {
 #[derive(Debug, Default)]
 pub struct SlotAllocator {
     taken: Vec<Bdf>,
+    ports: u8,
 }
 
 impl SlotAllocator {
@@ -116,6 +124,21 @@ impl SlotAllocator {
         self.taken.push(bdf);
         Ok(bdf)
     }
+
+    /// As [`allocate`](Self::allocate), for a root port, which gets a number, from 1.
+    ///
+    /// # Errors
+    ///
+    /// As for [`allocate`](Self::allocate), or there are too many ports.
+    pub fn allocate_port(&mut self, reserved: Option<Bdf>) -> Result<(Bdf, u8), SlotError> {
+        let number = self.ports.saturating_add(1);
+        if number > RootPort::MAX {
+            return Err(SlotError::NoPort);
+        }
+        let bdf = self.allocate(reserved)?;
+        self.ports = number;
+        Ok((bdf, number))
+    }
 }
 
 #[cfg(test)]
@@ -154,5 +177,20 @@ mod tests {
             assert_eq!(slots(wanted), Err(error));
         }
         assert_eq!(slots(&["-"; 31]).map(|slots| slots.len()), Ok(31));
+    }
+
+    #[test]
+    fn ports_have_addresses_as_functions_have_and_numbers() {
+        let mut slots = SlotAllocator::default();
+        let bdf = |text: &str| text.parse::<Bdf>().unwrap();
+        slots.reserve(bdf("02.0")).unwrap();
+        assert_eq!(slots.allocate_port(None), Ok((bdf("01.0"), 1)));
+        assert_eq!(slots.allocate_port(Some(bdf("02.0"))), Ok((bdf("02.0"), 2)));
+        for number in 3..=RootPort::MAX {
+            assert_eq!(slots.allocate_port(None).unwrap().1, number);
+        }
+        assert_eq!(slots.allocate_port(None), Err(SlotError::NoPort));
+        assert_eq!(slots.allocate(None), Ok(bdf("08.0")));
+        assert!(SlotError::NoPort.help().is_some());
     }
 }

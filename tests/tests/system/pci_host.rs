@@ -12,7 +12,7 @@ const SECOND_NVME: &str = "0000:00:07.0";
 const MEMORY32: u64 = 0x2000_0000;
 const MEMORY64: u64 = 1 << 39;
 const GIC: u64 = 0x0800_0000;
-const CONFIGURATION: u64 = 0x3f10_0000;
+const CONFIGURATION: u64 = 0x3f80_0000;
 
 /// RAM that a guest of 256 MiB doesn't use if it is told `mem=192M`.
 const SPARE: u64 = 0x4c00_0000;
@@ -87,7 +87,7 @@ fn functions_are_found_at_the_requested_slots() -> TestResult {
     let plan = host.sh(&format!("strait run --kernel /k/model {devices} --dry-run"))?;
     for wanted in [
         "0x020000000-0x03effffff  PCI memory",
-        "0x03f100000-0x03f1fffff  PCI configuration",
+        "0x03f800000-0x03f8fffff  PCI configuration",
         "0x8000000000-0xffffffffff  PCI 64-bit memory",
         "GIC ITS",
         "SPI 64   0000:00:06.0 INTA, level, resampled",

@@ -358,8 +358,8 @@ fn open_functions(
             }
             _ => PciFunction::open(Arc::new(UnboundDevice::pci(device)?), name, options_of, page)?,
         };
-        let address = options.function.address;
-        Ok(OpenFunction { name: name.to_owned(), function, address, is_of_host: true })
+        let (name, address, hotplug) = (name.to_owned(), options.function.address, options.hotplug);
+        Ok(OpenFunction { name, function, address, is_of_host: true, hotplug })
     });
     opened.collect()
 }

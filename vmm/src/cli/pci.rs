@@ -30,6 +30,8 @@ pub struct VfioPciOptions {
     pub vf_token: Option<VfToken>,
     /// What is chosen for it.
     pub function: FunctionOptions,
+    /// It is in a hot-plug slot, from which the guest can eject it.
+    pub hotplug: bool,
 }
 
 /// A PCI function of another process.
@@ -65,13 +67,14 @@ impl FromStr for VfioPciOptions {
         let (device, given) = split(text)?;
         let which = device_ref(device, "0000:05:00.0")?;
         let mut function = FunctionOptions::default();
-        let mut vf_token = None;
-        let keys = [FunctionOptions::KEYS.as_slice(), &["vf-token"]].concat();
+        let (mut vf_token, mut hotplug) = (None, false);
+        let keys = [FunctionOptions::KEYS.as_slice(), &["hotplug", "vf-token"]].concat();
         take_each(given, "a PCI device", &keys, &[], |key, value| match key {
+            "hotplug" => switch(key, value).map(|on| hotplug = on),
             "vf-token" => value.parse().map(|token| vf_token = Some(token)),
             _ => function.take(key, value),
         })?;
-        Ok(Self { which, vf_token, function })
+        Ok(Self { which, vf_token, function, hotplug })
     }
 }
 
@@ -129,13 +132,15 @@ mod tests {
             VfioPciOptions {
                 which: "05:00.0".into(),
                 vf_token: None,
-                function: FunctionOptions::default()
+                function: FunctionOptions::default(),
+                hotplug: false,
             }
         );
         let token = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3";
         let with_token = parse(&format!("05:00.0,vf-token={token},mmap=off"));
         assert_eq!(with_token.vf_token.unwrap().to_string(), token);
         assert!(!with_token.function.device.mmap);
+        assert!(parse("05:00.0,hotplug=on").hotplug && !parse("05:00.0,hotplug=off").hotplug);
         let all = parse("0000:05:00.0,addr=1f.7,mmap=off,reset=off");
         assert_eq!(all.which, "0000:05:00.0".into());
         assert_eq!(all.function.address, Bdf::new(0, 31, 7));
@@ -158,6 +163,8 @@ mod tests {
             "x,reset=",
             "x,vf-token=",
             "x,vf-token=1",
+            "x,hotplug=",
+            "x,hotplug=on,hotplug=on",
             "x,colour=red",
             "x,mmap=off,mmap=on",
             "x,addr=1.0,reset=off,addr=1.0",
@@ -195,6 +202,7 @@ mod tests {
             "",
             ",addr=1.0",
             "a,addr=",
+            "a,hotplug=on",
             "a,addr=20.0",
             "a,mmap=",
             "a,addr=1.0,x=y",

@@ -155,6 +155,8 @@ struct PciFunction {
     name: String,
     /// The SPI of its interrupt pin.
     intx: Option<u32>,
+    /// The address of the root port whose hot-plug slot it is in.
+    root_port: Option<String>,
     /// What of it the guest gets.
     #[serde(flatten)]
     details: FunctionDetails,
@@ -281,6 +283,7 @@ impl PciHost {
                 address: function.slot.bdf.to_string(),
                 name: function.name.clone(),
                 intx: function.slot.intx.map(|intx| intx.spi.0),
+                root_port: function.slot.port.map(|port| port.to_string()),
                 details: FunctionDetails::of_function(function.lock().get()?),
             })
         });

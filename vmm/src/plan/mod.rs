@@ -68,6 +68,8 @@ pub struct MachinePlan {
     pub shared_ram: bool,
     /// Whether it has a PCI host, for the functions it is given.
     pub pci: bool,
+    /// How many root ports that has, each with a bus.
+    pub root_ports: u8,
     /// Above everything in its address space but a PCI host's window for 64-bit BARs (GPA).
     pub end: u64,
     /// How many SPIs its devices need.
@@ -196,6 +198,7 @@ pub fn resolve(options: &RunOptions, backends: Backends) -> Result<(MachinePlan,
         virtio_console: options.virtio_console.clone(),
         shared_ram: options.shares_ram(),
         pci,
+        root_ports: assigned.functions.ports(),
         end: allocator.end(),
         spis: allocator.spi_count(),
         message_spis: allocator.message_spis(),

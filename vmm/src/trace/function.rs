@@ -62,6 +62,14 @@ impl Function for TracedFunction {
         self.lock().trap()
     }
 
+    fn set_bus(&mut self, bus: u8) {
+        self.lock().set_bus(bus);
+    }
+
+    fn reset(&mut self) {
+        self.lock().reset();
+    }
+
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
         self.lock().read_bar(bar, offset, data);
         self.note(false, bar.into(), offset, data);

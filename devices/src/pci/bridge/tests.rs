@@ -3,12 +3,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use super::super::InterruptPin;
 use super::super::bars::{Bar, Bars};
 use super::super::config as register;
 use super::*;
 use crate::bus::Bus;
 
-const ECAM: u64 = 0x3f10_0000;
+const ECAM: u64 = 0x3f80_0000;
 const MEMORY32: u64 = 0x2000_0000;
 const MEMORY64: u64 = 1 << 39;
 const IO: u64 = 0x3f00_0000;
@@ -34,6 +35,8 @@ struct Fake {
     guest: Arc<Guest>,
     forwarded: Vec<BarRange>,
     written: Vec<(u8, u64, Vec<u8>)>,
+    bus: Option<u8>,
+    resets: usize,
     forwards: Arc<AtomicUsize>,
 }
 
@@ -55,6 +58,8 @@ impl Fake {
             guest: guest.clone(),
             forwarded: Vec::new(),
             written: Vec::new(),
+            bus: None,
+            resets: 0,
             forwards: Arc::default(),
         }
     }
@@ -117,6 +122,16 @@ impl Function for Fake {
         }
     }
 
+    fn set_bus(&mut self, bus: u8) {
+        self.bus = Some(bus);
+    }
+
+    fn reset(&mut self) {
+        self.resets += 1;
+        self.command = 0;
+        self.bars.set_command(0);
+    }
+
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) {
         self.written.push((bar, offset, data.to_vec()));
     }
@@ -145,7 +160,11 @@ impl Machine {
             let function: Arc<Mutex<dyn Function>> = function.clone();
             (address.parse::<Bdf>().unwrap(), function)
         });
-        let (mut bus, bridge) = (Bus::default(), Arc::new(HostBridge::new(apertures, slots)));
+        Self::of(HostBridge::new(apertures, slots), guest, functions)
+    }
+
+    fn of(bridge: HostBridge, guest: Arc<Guest>, functions: Vec<Arc<Mutex<Fake>>>) -> Self {
+        let (mut bus, bridge) = (Bus::default(), Arc::new(bridge));
         for (name, range, device) in bridge.devices() {
             bus.add(name, range, device).unwrap();
         }
@@ -372,3 +391,5 @@ fn everything_traps_when_the_host_cant_back_a_mapping() {
     machine.write(config(0x10) + 4, 2, 0b10);
     assert_eq!(machine.mapped(), names(&[("02.0", 0, MEMORY32)]));
 }
+
+mod ports;

@@ -15,7 +15,9 @@ use super::tap::FunctionTaps;
 use crate::bus::MemorySlots;
 use crate::irq::{InterruptController, MsiRouter};
 use crate::pci::config::{COMMAND, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, STATUS};
-use crate::pci::{BarRange, Bars, ConfigSnapshot, Function, InterruptPin, Msix, MsixArea, Slot};
+use crate::pci::{
+    BarRange, Bars, Bdf, ConfigSnapshot, Function, InterruptPin, Msix, MsixArea, Slot,
+};
 
 mod reset;
 
@@ -73,6 +75,8 @@ pub struct PciFunction {
     enabled: bool,
     /// That it can't be reset has been logged.
     said: bool,
+    /// The guest's bus that it is on.
+    bus: u8,
 }
 
 impl fmt::Debug for PciFunction {
@@ -126,6 +130,7 @@ impl PciFunction {
             touched: false,
             enabled: false,
             said: false,
+            bus: 0,
         })
     }
 
@@ -205,6 +210,7 @@ impl PciFunction {
         self.touched = true;
         // SAFETY: passed on.
         unsafe { self.bars.map_through(slots) };
+        self.bus = slot.bdf.bus();
         self.interrupts.route(router, slot.bdf.requester_id(), &mut self.config);
         // As after power-up: VFIO has switched decoding on, and a guest that finds it so would have
         // the function decode addresses it has not given yet.
@@ -353,6 +359,17 @@ impl Function for PciFunction {
 
     fn trap(&mut self) -> bool {
         self.bars.trap()
+    }
+
+    fn set_bus(&mut self, bus: u8) {
+        if std::mem::replace(&mut self.bus, bus) != bus {
+            // Behind a port there is device 0 alone, and function 0 of it.
+            self.interrupts.set_requester(Bdf::from_devfn(bus, 0).requester_id());
+        }
+    }
+
+    fn reset(&mut self) {
+        self.reset_with_bus();
     }
 
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {

@@ -210,6 +210,25 @@ impl Interrupts {
         }
     }
 
+    /// The function has this requester ID in the guest from here on.
+    pub fn set_requester(&mut self, requester: u16) {
+        if let Some(Placed { registers, .. }) = &mut self.msi {
+            registers.set_requester(requester);
+            let enabled = registers.enabled_vectors();
+            self.apply(MSI, enabled, ALL);
+        }
+        if let Some(Placed { registers, .. }) = &mut self.msix {
+            registers.set_requester(requester);
+            let enabled = registers.enabled_vectors();
+            self.apply(MSIX, enabled, ALL);
+        }
+    }
+
+    /// What limits messages that the guest causes.
+    pub(super) fn log(&self) -> &LogLimit {
+        &self.log
+    }
+
     /// The guest reads configuration space. Whether that is within MSI or MSI-X.
     pub fn read_config(&self, offset: u16, data: &mut [u8]) -> bool {
         if let Some(msi) = &self.msi

@@ -46,6 +46,18 @@ impl RemovableFunction {
         self.function.as_mut()
     }
 
+    /// Takes the function back from a guest that runs and has ejected it: as [`remove`](Self::remove), after it
+    /// was reset. Whether it is closed.
+    pub fn eject(&mut self) -> bool {
+        match self.function.as_mut().map(PciFunction::release).transpose() {
+            Ok(Some(quiesced)) => log::info!("{}: {quiesced}", self.name),
+            Ok(None) => {}
+            // The IOMMU keeps it from all memory from here on.
+            Err(error) => log::error!("{}", chain(&error)),
+        }
+        self.remove()
+    }
+
     /// Takes the function back while the guest runs: stops its interrupts and its DMA, unmaps it from the
     /// guest and closes its file. It isn't reset: who waits for it holds the lock that a reset needs. Whether
     /// it is closed.
@@ -93,6 +105,18 @@ impl Function for RemovableFunction {
 
     fn trap(&mut self) -> bool {
         self.function.as_mut().is_some_and(PciFunction::trap)
+    }
+
+    fn set_bus(&mut self, bus: u8) {
+        if let Some(function) = &mut self.function {
+            function.set_bus(bus);
+        }
+    }
+
+    fn reset(&mut self) {
+        if let Some(function) = &mut self.function {
+            Function::reset(function);
+        }
     }
 
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {

@@ -1,5 +1,6 @@
 //! Functions behind the host bridge, which several vCPUs access at a time: configuration space, BARs
-//! and MSI-X of an assigned function, whose configuration space may be anything, and of virtio's.
+//! and MSI-X of an assigned function, on bus 0 or behind a root port, whose configuration space may be
+//! anything, and of virtio's.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +13,7 @@ use std::thread;
 use arbitrary::{Result, Unstructured};
 use devices::bus::Bus;
 use devices::irq::Spi;
-use devices::pci::{Apertures, Bdf, Function, HostBridge, InterruptPin, Intx, Slot};
+use devices::pci::{Apertures, Bdf, Function, HostBridge, InterruptPin, Intx, RootPort, Slot};
 use devices::vfio::pci::{Attachment, PciFunction, PciOptions};
 use devices::vfio::uapi::{
     DeviceCalls, DeviceInfo, IoctlError, IrqAction, IrqInfo, Mapping, RegionInfo,
@@ -35,8 +36,14 @@ const CONFIG: u32 = 7;
 const REGIONS: u32 = 9;
 const APART: u64 = 1 << 16;
 
+/// In the first byte: the assigned function is behind a root port.
+const BEHIND_A_PORT: u8 = 0x80;
+
 /// The most threads.
 const MAX_VCPUS: usize = 3;
+
+/// A function as the bridge has it.
+type Shared = Arc<Mutex<dyn Function>>;
 
 /// A function of the host: its regions are a file, and configuration space begins as the input has it.
 #[derive(Debug)]
@@ -171,7 +178,7 @@ fn assigned(u: &mut Unstructured<'_>) -> Result<Option<PciFunction>> {
     let bdf = Bdf::new(0, 1, 0).unwrap();
     let router = u.arbitrary::<bool>()?.then(|| Arc::new(Routes::default()) as _);
     let slots = Arc::new(Slots::default());
-    let slot = Slot { bdf, intx: Some(intx) };
+    let slot = Slot { bdf, intx: Some(intx), port: None };
     // SAFETY: there is no guest that could run.
     let attached = unsafe { function.attach(Attachment { slot, slots, router }, &NoInterrupts) };
     function.arm();
@@ -179,22 +186,31 @@ fn assigned(u: &mut Unstructured<'_>) -> Result<Option<PciFunction>> {
 }
 
 fn drive(u: &mut Unstructured<'_>) -> Result<()> {
-    let vcpus = usize::from(u.arbitrary::<u8>()?) % MAX_VCPUS + 1;
-    let mut functions: Vec<(Bdf, Arc<Mutex<dyn Function>>)> = Vec::new();
+    let shape = u.arbitrary::<u8>()?;
+    let vcpus = usize::from(shape) % MAX_VCPUS + 1;
+    let mut behind_a_port: Option<(Arc<RootPort>, Shared)> = None;
+    let mut functions: Vec<(Bdf, Shared)> = Vec::new();
     if let Some(function) = assigned(u)? {
-        functions.push((Bdf::new(0, 1, 0).unwrap(), Arc::new(Mutex::new(function))));
+        let function: Shared = Arc::new(Mutex::new(function));
+        if shape & BEHIND_A_PORT == 0 {
+            functions.push((Bdf::new(0, 1, 0).unwrap(), function));
+        } else {
+            let pin = Some(InterruptPin::INTA);
+            let port = RootPort::new(Bdf::new(0, 1, 0).unwrap(), 1, pin).unwrap();
+            behind_a_port = Some((Arc::new(port), function));
+        }
     }
     for (device, kind) in [(2, 0), (3, 0x80)] {
         let function = virtio_pci::attached(kind, &format!("00:0{device}.0"), ram());
         functions.push((Bdf::new(0, device, 0).unwrap(), Arc::new(Mutex::new(function))));
     }
     let apertures = Apertures {
-        ecam: ECAM..ECAM + (1 << 20),
+        ecam: ECAM..ECAM + (2 << 20),
         memory32: MEMORY32..MEMORY32 + (1 << 20),
         memory64: Some(MEMORY64..MEMORY64 + (1 << 20)),
         io: IO..IO + (1 << 16),
     };
-    let bridge = Arc::new(HostBridge::new(apertures, functions));
+    let bridge = Arc::new(HostBridge::new(apertures, functions).with_ports(behind_a_port));
     let mut bus = Bus::default();
     for (name, range, device) in bridge.devices() {
         bus.add(name, range, device).unwrap();
@@ -229,7 +245,9 @@ fn access(bus: &Bus, bridge: &HostBridge, u: &mut Unstructured<'_>) -> Result<()
     let (is_write, size) = (kind & 1 != 0, 1 << (kind >> 1 & 3));
     let gpa = match kind >> 3 & 7 {
         // Registers of one of the functions, mostly of the first 256 bytes.
-        0..=3 => ECAM + ((u64::from(at) & 3) << 15) + u64::from(at >> 4 & 0xff),
+        0..=2 => ECAM + ((u64::from(at) & 3) << 15) + u64::from(at >> 4 & 0xff),
+        // Of the function on bus 1.
+        3 => ECAM + (1 << 20) + u64::from(at >> 4 & 0xff),
         4 => ECAM + ((u64::from(at) & 3) << 15) + u64::from(at >> 4),
         5 => MEMORY32 + u64::from(at),
         6 => MEMORY64 + u64::from(at),

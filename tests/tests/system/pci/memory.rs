@@ -13,7 +13,7 @@ use super::{
 fn reads_are_ones_while_the_guest_disables_memory() -> TestResult {
     // One vCPU reads the NVMe's first register, mapped or trapped; the other turns memory off and on,
     // puts the function into D3 and back, and has it reset itself.
-    const CONFIG: u32 = 0x3f10_8000;
+    const CONFIG: u32 = 0x3f80_8000;
     const BAR: u32 = 0x2000_0000;
     let place = [(CONFIG + 0x10, BAR), (CONFIG + 0x14, 0), (CONFIG + 4, 2)];
     let toggle = |times, stores: &[(u32, u32)]| Toggle { times, stores: stores.to_vec() };
@@ -88,10 +88,10 @@ fn random_accesses_of_a_guest_harm_only_itself() -> TestResult {
         for slot in [1, 2, 3] {
             guest.sh(&format!(
                 "agent random-access {:#x} 0x1000 3000",
-                0x3f10_0000 + (slot << 15)
+                0x3f80_0000 + (slot << 15)
             ))?;
         }
-        guest.sh(&format!("agent random-access 0x3f10{round}000 0x1000 500 read-only"))?;
+        guest.sh(&format!("agent random-access 0x3f80{round}000 0x1000 500 read-only"))?;
         guest.sh("agent random-access 0x20000000 0x1f000000 1000 read-only")?;
         guest.sh("agent random-access 0x3f000000 0x10000 1000")?;
     }

@@ -3,6 +3,7 @@
 mod binding;
 mod drivers;
 pub mod express;
+mod hot_plug;
 mod interrupts;
 mod loss;
 mod memory;

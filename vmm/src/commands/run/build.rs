@@ -103,7 +103,7 @@ pub fn vm(plan: &MachinePlan) -> Result<VmParts, Error> {
     let spis = frame.as_ref().map_or(plan.spis, |frame| frame.spis().end);
     let mut gic = Gic::new(&vm, version, plan.cpus, spis)?;
     add_its(plan, &vm, &mut gic)?;
-    let pci = plan.pci.then(|| pci_host::apertures(plan.end, &vm));
+    let pci = plan.pci.then(|| pci_host::apertures(plan.end, plan.root_ports, &vm));
     if features.pmu {
         for vcpu in &vcpus {
             vcpu.init_pmu()?;

@@ -6,7 +6,7 @@ use arch::gic::Gic;
 use arch::{GuestRam, Vcpu, Vm, layout};
 use devices::bus::Bus;
 use devices::gicv2m;
-use devices::irq::MsiRouter;
+use devices::irq::{IrqLine, MsiRouter};
 use devices::pci::HostBridge;
 use devices::scmi::Scmi;
 use vm_memory::GuestMemoryMmap;
@@ -91,14 +91,19 @@ impl Machine {
             // SAFETY: as for platform devices.
             unsafe { assigned.functions.attach(takes_messages, &irqfds)? };
             let functions = &assigned.functions;
+            let line: &dyn Fn(u32) -> Box<dyn IrqLine> =
+                &|spi| Box::new(SpiLine { vm: vm.clone(), spi });
             virtio.attach(&VirtioBackends {
                 memory: ram.memory(),
                 router: takes_messages.then(|| irqfds.clone() as Arc<dyn MsiRouter>),
                 ioevents: irqfds.clone(),
-                line: &|spi| Box::new(SpiLine { vm: vm.clone(), spi }),
+                line,
             })?;
             let tracer = tracer.as_deref();
-            bridge = Some(pci_host::attach(apertures, functions, &virtio, &gic, &mut bus, tracer)?);
+            let gic = &gic;
+            let attached =
+                pci_host::attach(apertures, functions, &virtio, gic, &mut bus, tracer, line)?;
+            bridge = Some(attached);
         }
         let scmi = assigned.scmi.clone();
         if let Some(scmi) = &scmi {
@@ -217,7 +222,7 @@ impl Machine {
         self.virtio.restart()?;
         self.assigned.restart(&*self.irqfds)?;
         self.bus.reset();
-        self.bridge.iter().for_each(|bridge| bridge.update());
+        self.bridge.iter().for_each(|bridge| bridge.reset());
         // All lines are low.
         self.gic.reset(&restart.gic)?;
         restart.load(&self.memory)

@@ -1,28 +1,31 @@
 //! The PCI host of a guest that is given PCI functions.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arch::gic::{self, Gic, Version};
 use arch::{Vm, layout};
 use boot::fdt::Node;
 use devices::bus::Bus;
 use devices::gicv2m::{self, Frame};
-use devices::pci::{self, Apertures, Bdf, Function, HostBridge, MsiController, Slot};
+use devices::irq::IrqLine;
+use devices::pci::{self, Apertures, HostBridge, MsiController, Slot};
 
 use crate::error::Error;
 use crate::functions::Functions;
+use crate::pci_slots::PlacedPort;
 use crate::trace::Tracer;
 use crate::virtio::VirtioDevices;
 
-/// The host bridge's apertures; `end` is above everything else in the guest's address space (GPA).
+/// The host bridge's apertures; `end` is above everything else in the guest's address space (GPA). Each of the
+/// root `ports` has a bus.
 #[cold]
-pub fn apertures(end: u64, vm: &Vm) -> Apertures {
+pub fn apertures(end: u64, ports: u8, vm: &Vm) -> Apertures {
     let memory64 = layout::pci_mmio64(end, vm.ipa_bits());
     if memory64.is_none() {
         log::info!("the guest has no room for a PCI window above 4 GiB");
     }
-    let (ecam, memory32) = (layout::PCI_ECAM, layout::PCI_MMIO32);
-    Apertures { ecam, memory32, memory64, io: layout::PCI_IO }
+    let ecam = layout::pci_ecam(ports.saturating_add(1));
+    Apertures { ecam, memory32: layout::PCI_MMIO32, memory64, io: layout::PCI_IO }
 }
 
 /// What takes the messages of PCI functions, if anything does: the ITS, or this frame.
@@ -45,9 +48,12 @@ pub fn without_messages(gic: &Gic) -> String {
     )
 }
 
-/// The slots of all functions.
+/// The slots of all functions, and of root ports.
 pub fn slots(functions: &Functions, virtio: &VirtioDevices) -> Vec<Slot> {
-    let assigned = functions.iter().map(|function| function.slot);
+    let assigned = functions.iter().flat_map(|function| {
+        let port = function.port.as_ref().map(|port| port.slot);
+        port.into_iter().chain([function.slot])
+    });
     assigned.chain(virtio.iter().map(|device| device.slot)).collect()
 }
 
@@ -56,8 +62,8 @@ pub fn node(apertures: &Apertures, slots: &[Slot], messages: Option<MsiControlle
     pci::host_node(apertures, slots.iter().copied(), gic::LABEL, messages)
 }
 
-/// Puts the host bridge with these functions on the bus, recorded by the `tracer` if there is one. The GIC
-/// must be complete, and no interrupt armed.
+/// Puts the host bridge with these functions on the bus, recorded by the `tracer` if there is one; root ports
+/// interrupt by what `line` makes of an SPI. The GIC must be complete, and no interrupt armed.
 ///
 /// # Errors
 ///
@@ -70,21 +76,28 @@ pub fn attach(
     gic: &Gic,
     bus: &mut Bus,
     tracer: Option<&Tracer>,
+    line: &dyn Fn(u32) -> Box<dyn IrqLine>,
 ) -> Result<Arc<HostBridge>, Error> {
     let slots = slots(functions, virtio);
     let intx = slots.iter().filter_map(|slot| slot.intx);
     gic.set_level_sensitive(intx.map(|intx| intx.spi.0))?;
-    let assigned = functions.iter().map(|function| {
+    let (mut on_bus_0, mut behind_ports) = (Vec::new(), Vec::new());
+    for function in functions.iter() {
         let shared = function.shared();
         let shared = match tracer {
             Some(tracer) => tracer.trace_function(&function.name, shared),
             None => shared,
         };
-        (function.slot.bdf, shared)
-    });
-    let virtio = virtio.iter().map(|device| (device.slot.bdf, device.shared()));
-    let shared: Vec<(Bdf, Arc<Mutex<dyn Function>>)> = assigned.chain(virtio).collect();
-    let bridge = Arc::new(HostBridge::new(apertures, shared));
+        match &function.port {
+            Some(PlacedPort { port, slot }) => {
+                slot.intx.iter().for_each(|intx| port.connect(line(intx.spi.0)));
+                behind_ports.push((port.clone(), shared));
+            }
+            None => on_bus_0.push((function.slot.bdf, shared)),
+        }
+    }
+    on_bus_0.extend(virtio.iter().map(|device| (device.slot.bdf, device.shared())));
+    let bridge = Arc::new(HostBridge::new(apertures, on_bus_0).with_ports(behind_ports));
     for (name, range, device) in bridge.devices() {
         bus.add(name, range, device)?;
     }

@@ -109,8 +109,11 @@ impl Display for ScmiDescription {
 impl Display for PciHost {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "PCI functions:")?;
-        for PciFunction { address, name, details, .. } in &self.functions {
-            writeln!(f, "  {address}  {name}")?;
+        for PciFunction { address, name, root_port, details, .. } in &self.functions {
+            match root_port {
+                Some(port) => writeln!(f, "  {address}  {name}, in the slot of root port {port}")?,
+                None => writeln!(f, "  {address}  {name}")?,
+            }
             details.to_string().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
         }
         for VirtioFunction { address, name, id, what, .. } in &self.virtio {

@@ -1,5 +1,6 @@
 //! How a function is stopped: by the VMM, or by its guest, which has it reset itself.
 
+use super::super::super::error_chain::chain;
 use super::super::super::quiesce::Quiesced;
 use super::super::super::uapi::{AffectedFunction, IoctlError};
 use super::super::bus_reset::{BusReset, with_patience};
@@ -149,6 +150,23 @@ impl PciFunction {
                 .map_err(|error| self.error(FunctionErrorKind::Irq(error)))?;
         }
         Ok(())
+    }
+
+    /// The guest resets the bus that the function is on: it is reset, as it can be, and its registers are as
+    /// after power-up (PCI Express Base 5.0, 6.6.1).
+    #[cold]
+    pub(super) fn reset_with_bus(&mut self) {
+        self.interrupts.reset();
+        self.bars.forward(&[]);
+        if let Err(error) = self.quiesce() {
+            self.interrupts
+                .log()
+                .error(format_args!("its guest resets its bus: {}", chain(&error)));
+        }
+        self.powered = true;
+        self.bars.registers.reset();
+        self.write_command(0);
+        self.restore_config();
     }
 
     /// Gives registers that a reset through VFIO leaves the value that they had when the function was

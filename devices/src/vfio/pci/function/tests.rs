@@ -123,7 +123,7 @@ fn guest_with(
     before(&mut function);
     let (slots, router) = (Arc::new(Slots::default()), Arc::new(FakeMsiRouter::new(8)));
     let intx = function.pin().map(|pin| Intx { pin, spi: Spi(70) });
-    let slot = Slot { bdf: Bdf::new(0, 1, 0).unwrap(), intx };
+    let slot = Slot { bdf: Bdf::new(0, 1, 0).unwrap(), intx, port: None };
     let messages: Arc<dyn MsiRouter> = router.clone();
     let attachment = Attachment { slot, slots: slots.clone(), router: routed.then_some(messages) };
     // SAFETY: there is no guest.
