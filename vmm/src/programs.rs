@@ -365,6 +365,14 @@ mod tests {
         }
     }
 
+    /// Waits until a program is to be started again, or nobody can ask for that.
+    fn await_request(program: &ChildProgram) {
+        let [_, fd] = program.descriptors();
+        let mut ready = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one structure, as the count says.
+        assert_eq!(unsafe { libc::poll(&raw mut ready, 1, 60_000) }, 1);
+    }
+
     #[test]
     fn a_program_is_started_again_unless_it_ends_at_once() {
         let (mut served, mut program) = program("exec sleep 1000");
@@ -374,13 +382,7 @@ mod tests {
             // Nobody has asked for it.
             program.serve_restart(|| unreachable!()).unwrap();
             let asking = thread::spawn(move || (served.program.restart(), served));
-            let poll = || {
-                let [_, fd] = program.descriptors();
-                let mut ready = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-                // SAFETY: one structure, as the count says.
-                unsafe { libc::poll(&raw mut ready, 1, 60_000) }
-            };
-            assert_eq!(poll(), 1);
+            await_request(&program);
             program.serve_restart(|| Ok(start("exec sleep 1000"))).unwrap();
             let (restarted, then) = asking.join().unwrap();
             served = then;
@@ -394,8 +396,10 @@ mod tests {
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
             }
         }
-        // It is asked for nothing by who has ended.
+        // It is asked for nothing by who has ended. What other tests are about to execute has copies of all
+        // descriptors until then.
         drop(served);
+        await_request(&program);
         program.serve_restart(|| unreachable!()).unwrap();
         assert_eq!(program.descriptors()[1], -1);
     }
