@@ -65,7 +65,8 @@ impl Terminal {
     }
 
     /// Makes standard input's terminal raw: every key goes to the guest. Output is still
-    /// processed, so that strait's own lines end where they should.
+    /// processed, so that strait's own lines end where they should. Fatal signals put it back once
+    /// [`restore_on_fatal_signals`] was called.
     ///
     /// # Errors
     ///
@@ -84,7 +85,6 @@ impl Terminal {
         // SAFETY: the state was changed to BUSY here.
         unsafe { (*SAVED.attributes.get()).write(raw) };
         SAVED.change(BUSY, ACTIVE);
-        restore_on_fatal_signals();
         let terminal = Self(());
         // SAFETY: `raw` is a valid termios, changed in place.
         unsafe { libc::cfmakeraw(&raw mut raw) };
@@ -183,8 +183,8 @@ fn restore() {
     SAVED.change(BUSY, IDLE);
 }
 
-/// Has fatal signals put the terminal right; a panic ends in one of them.
-fn restore_on_fatal_signals() {
+/// Has fatal signals put the terminal right, if it was made raw by then; a panic ends in one of them.
+pub fn restore_on_fatal_signals() {
     for signal in FATAL {
         // SAFETY: the handler calls only async-signal-safe functions; SA_RESETHAND brings the
         // default action back, which ends the process when `on_fatal_signal` raises the signal again.

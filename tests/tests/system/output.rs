@@ -208,6 +208,22 @@ fn a_signal_during_planning_ends_the_run() -> TestResult {
 }
 
 #[test]
+fn a_job_comes_back_to_the_foreground() -> TestResult {
+    let host = board().boot()?;
+    let mut shell = host.on_terminal(
+        "set -m; strait run --kernel /k/wait; echo stopped; fg; echo status=$?; read -r _",
+    )?;
+    until_thread(&host, "vcpu0")?;
+    host.sh("kill -STOP $(pidof strait)")?;
+    shell.wait_for("stopped")?;
+    // Ctrl-A x is strait's, which reads its terminal again.
+    shell.send("\x01x")?;
+    shell.wait_for("status=")?;
+    assert_eq!(shell.wait_for("\n")?.trim(), "0");
+    Ok(())
+}
+
+#[test]
 fn a_job_in_the_background_is_not_stopped_by_its_terminal() -> TestResult {
     let host = board().boot()?;
     let mut shell = host.on_terminal(

@@ -76,6 +76,10 @@ impl StandardInput {
         let source = ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDIN_FILENO) });
         let escape = Terminal::is_stdin().then(Escape::default);
         let mut input = Self { source, device, escape, terminal: None, pending: Vec::new() };
+        if input.escape.is_some() {
+            // Once: the threads of a guest may not change what signals do.
+            terminal::restore_on_fatal_signals();
+        }
         input.take_terminal();
         input.resize();
         input
