@@ -66,7 +66,6 @@ impl FunctionLosses {
             ),
         }
         let removed = function.lock().remove();
-        function.port.iter().for_each(|port| port.port.vacate());
         if !removed {
             log::error!(
                 "{name}: KVM doesn't unmap its registers, so that the host waits for it until the guest ends"
@@ -99,7 +98,9 @@ impl MutEventSubscriber for FunctionLosses {
             log::warn!("the event loop can't stop watching for a loss: {error}");
         }
         let (index, cause) = (*index, *cause);
-        let is_there = self.functions.iter().nth(index).is_some_and(|f| f.lock().get().is_some());
+        let Some(function) = self.functions.iter().nth(index) else { return };
+        function.leave();
+        let is_there = function.lock().get().is_some();
         if is_there {
             self.remove(index, cause);
         }

@@ -1,6 +1,7 @@
 //! The PCI functions a guest is given: opened while planning, attached while building, taken back at
 //! the end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::Duration;
@@ -54,6 +55,7 @@ pub struct AssignedFunction {
     /// The root port whose hot-plug slot it is in, if it is in one.
     pub port: Option<PlacedPort>,
     function: Arc<Mutex<RemovableFunction>>,
+    leaving: Arc<AtomicBool>,
     is_of_host: bool,
 }
 
@@ -84,8 +86,10 @@ impl Functions {
             } else {
                 (allocate(&name, address, pin, slots, allocator)?, None)
             };
-            let function = Arc::new(Mutex::new(function.into()));
-            Ok(AssignedFunction { name, slot, port, function, is_of_host })
+            let function = RemovableFunction::from(function);
+            let leaving = function.leaving().clone();
+            let function = Arc::new(Mutex::new(function));
+            Ok(AssignedFunction { name, slot, port, function, leaving, is_of_host })
         };
         open.into_iter().map(place).collect::<Result<_, Error>>().map(Self)
     }
@@ -253,6 +257,14 @@ impl AssignedFunction {
     /// The function as the PCI host has it.
     pub fn shared(&self) -> Arc<Mutex<dyn Function>> {
         self.function.clone()
+    }
+
+    /// It is about to be taken back: the guest changes nothing of it any more, and finds its slot empty if it is
+    /// in one.
+    #[cold]
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.port.iter().for_each(|port| port.port.vacate());
     }
 
     /// What tells that the host takes it back; nothing for one of a server.

@@ -289,6 +289,7 @@ impl HostBridge {
             let function = changed.lock();
             *lock(&changed.known) = changed.reachable(&*function);
         }
+        self.slots.values().for_each(OccupiedSlot::refresh);
         let bars = |(function, occupied): (&Bdf, &OccupiedSlot)| {
             let (function, known) = (*function, lock(&occupied.known).clone());
             known.into_iter().map(move |bar| FunctionBar { function, bar })
@@ -369,6 +370,13 @@ impl OccupiedSlot {
         let mut decoded = function.decoded();
         decoded.retain(|range| self.passes(range));
         decoded
+    }
+
+    /// Notes what it decodes, unless somebody is at work with it, who does so then: it may have been taken back.
+    fn refresh(&self) {
+        if let Ok(function) = self.function.try_lock() {
+            *lock(&self.known) = self.reachable(&*function);
+        }
     }
 
     fn decoded(&self) -> Vec<BarRange> {

@@ -89,6 +89,7 @@ impl Bus<'_> {
             groups.extend(file);
         }
         let others = others.map(|function| function.name.clone()).collect();
+        let groups = groups.iter().map(Arc::downgrade).collect();
         Ok(BusReset { groups, others, stopped: stopped.clone() })
     }
 
@@ -146,6 +147,7 @@ mod tests {
     use super::super::quiesce::Quiesced;
     use super::super::testing::{Call, FakeDevice, FakeFunction, FakeHost};
     use super::*;
+    use crate::pci::Function;
 
     const A: &str = "0000:01:00.0";
     const B: &str = "0000:01:00.1";
@@ -268,6 +270,13 @@ mod tests {
             assert_eq!(devices[0].take_calls(), [Call::HotReset(1)]);
             assert_eq!(devices[1].take_calls(), []);
         }
+        // Its guest resets the bus of each, one of them twice: no reset stands for another.
+        for index in [0, 1, 0, 0] {
+            Function::reset(if index == 0 { &mut a } else { &mut b });
+            assert!(devices[index].take_calls().contains(&Call::HotReset(1)), "{index}");
+        }
+        assert_eq!(a.quiesce().unwrap(), Quiesced::ByBusReset);
+        assert!(devices[0].take_calls().contains(&Call::HotReset(1)));
         // The host is busy with it for a while.
         devices[0].refuse_resets(3, libc::EBUSY);
         assert_eq!(a.quiesce().unwrap(), Quiesced::ByBusReset);

@@ -286,6 +286,22 @@ fn a_bar_over_anything_else_is_not_forwarded_until_it_is_moved() {
 }
 
 #[test]
+fn a_function_that_was_taken_back_leaves_its_place_to_others() {
+    let machine = Machine::new(&["01.0", "02.0"]);
+    machine.write(config(0x08) + 0x10, 4, MEMORY32);
+    machine.write(config(0x08) + 4, 2, 0b10);
+    {
+        // Behind the bridge's back.
+        let mut function = lock(&*machine.functions[0]);
+        function.bars.set_command(0);
+        function.forward(&[]);
+    }
+    machine.write(config(0x10) + 0x10, 4, MEMORY32);
+    machine.write(config(0x10) + 4, 2, 0b10);
+    assert_eq!(machine.mapped(), names(&[("02.0", 0, MEMORY32)]));
+}
+
+#[test]
 fn functions_are_called_only_when_their_bars_move() {
     let machine = Machine::new(&["01.0", "02.0"]);
     let forwards = |index: usize| {

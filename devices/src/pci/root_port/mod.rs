@@ -133,18 +133,20 @@ impl RootPort {
     /// The guest writes to its configuration space.
     pub(super) fn write_config(&self, register: u16, data: &[u8]) -> PortChange {
         let mut state = lock(&self.state);
-        let before = (state.is_up(), state.registers.resets_bus(), state.has_power());
+        let (was_up, was_reset) = (state.is_up(), state.registers.resets_bus());
+        let had_power = state.has_power();
         state.registers.write(register, data);
-        if before.2 && !state.has_power() && std::mem::replace(&mut state.occupied, false) {
+        if had_power && !state.has_power() && std::mem::replace(&mut state.occupied, false) {
             state.registers.set(SLOT_STATUS, PRESENCE_CHANGED, true);
-            // It is read before its count can overflow.
+            // Once at most: nothing comes back into the slot.
             let _ = self.ejected.write(1);
         }
         state.update();
         let is_header = register < HEADER_SIZE;
-        let went_down = before.0 && !state.is_up() && state.occupied;
-        let reset = went_down || !before.1 && state.registers.resets_bus();
-        PortChange { forwarding: is_header || before.0 != state.is_up(), reset }
+        let went_down = was_up && !state.is_up();
+        let is_reset = went_down || !was_reset && state.registers.resets_bus();
+        let forwarding = is_header || was_up != state.is_up();
+        PortChange { forwarding, reset: is_reset && state.occupied }
     }
 
     /// Whether configuration accesses to the function on `bus` go through.

@@ -1,7 +1,7 @@
 //! The reset of a function that has none of its own: with all others of its bus, or slot (VFIO's hot reset).
 
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -49,7 +49,9 @@ impl StoppedByBus {
 #[derive(Debug)]
 pub struct BusReset {
     /// The groups of all functions there, if they are attached to a container.
-    pub groups: Vec<Arc<Group>>,
+    ///
+    /// One that has left the container isn't among them when the bus is reset, which VFIO refuses then.
+    pub groups: Vec<Weak<Group>>,
     /// The names of the other functions there.
     pub others: Vec<String>,
     /// Shared by all functions of a guest.
@@ -62,9 +64,21 @@ impl BusReset {
         if self.stopped.take(name) {
             return Ok(());
         }
-        let groups: Vec<_> = self.groups.iter().map(|group| group.as_fd()).collect();
-        with_patience(|| calls.hot_reset(&groups))?;
+        self.reset_all(calls)?;
         self.stopped.add(&self.others);
         Ok(())
+    }
+
+    /// Resets it in any case, while the guest runs.
+    pub(super) fn reset_now(&self, name: &str, calls: &dyn DeviceCalls) -> Result<(), IoctlError> {
+        self.reset_all(calls)?;
+        self.stopped.take(name);
+        Ok(())
+    }
+
+    fn reset_all(&self, calls: &dyn DeviceCalls) -> Result<(), IoctlError> {
+        let groups: Vec<_> = self.groups.iter().filter_map(Weak::upgrade).collect();
+        let groups: Vec<_> = groups.iter().map(|group| group.as_fd()).collect();
+        with_patience(|| calls.hot_reset(&groups))
     }
 }

@@ -210,18 +210,12 @@ impl Interrupts {
         }
     }
 
-    /// The function has this requester ID in the guest from here on.
+    /// The function has this requester ID in the guest from here on. Messages that are routed already keep the one
+    /// that they have until the guest changes or unmasks them: it numbers buses before drivers enable messages, and
+    /// each route that changes takes the kernel a new table.
     pub fn set_requester(&mut self, requester: u16) {
-        if let Some(Placed { registers, .. }) = &mut self.msi {
-            registers.set_requester(requester);
-            let enabled = registers.enabled_vectors();
-            self.apply(MSI, enabled, ALL);
-        }
-        if let Some(Placed { registers, .. }) = &mut self.msix {
-            registers.set_requester(requester);
-            let enabled = registers.enabled_vectors();
-            self.apply(MSIX, enabled, ALL);
-        }
+        self.msi.iter_mut().for_each(|msi| msi.registers.set_requester(requester));
+        self.msix.iter_mut().for_each(|msix| msix.registers.set_requester(requester));
     }
 
     /// What limits messages that the guest causes.

@@ -1,5 +1,8 @@
 //! A function that can be taken back while its guest runs.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use vfio_bindings::bindings::vfio::{VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -24,6 +27,8 @@ pub struct RemovableFunction {
     name: String,
     /// Dropped, and its file closed, when it is taken back.
     function: Option<PciFunction>,
+    /// The function is about to be taken back.
+    leaving: Arc<AtomicBool>,
     /// One that was taken back, and is still mapped into the guest, for the hypervisor has refused to unmap
     /// it: it is kept for as long as the guest can run.
     stuck: Option<PciFunction>,
@@ -31,7 +36,8 @@ pub struct RemovableFunction {
 
 impl From<PciFunction> for RemovableFunction {
     fn from(function: PciFunction) -> Self {
-        Self { name: function.name().to_owned(), function: Some(function), stuck: None }
+        let (name, leaving) = (function.name().to_owned(), Arc::default());
+        Self { name, function: Some(function), leaving, stuck: None }
     }
 }
 
@@ -46,16 +52,14 @@ impl RemovableFunction {
         self.function.as_mut()
     }
 
-    /// Takes the function back from a guest that runs and has ejected it: as [`remove`](Self::remove), after it
-    /// was reset. Whether it is closed.
-    pub fn eject(&mut self) -> bool {
-        match self.function.as_mut().map(PciFunction::release).transpose() {
-            Ok(Some(quiesced)) => log::info!("{}: {quiesced}", self.name),
-            Ok(None) => {}
-            // The IOMMU keeps it from all memory from here on.
-            Err(error) => log::error!("{}", chain(&error)),
-        }
-        self.remove()
+    /// What is set before the function is [removed](Self::remove), without its lock: from then on the guest
+    /// changes nothing of it, so that a guest that resets it without end doesn't keep the lock.
+    pub fn leaving(&self) -> &Arc<AtomicBool> {
+        &self.leaving
+    }
+
+    fn changeable(&mut self) -> Option<&mut PciFunction> {
+        self.function.as_mut().filter(|_| !self.leaving.load(Ordering::Acquire))
     }
 
     /// Takes the function back while the guest runs: stops its interrupts and its DMA, unmaps it from the
@@ -84,7 +88,7 @@ impl Function for RemovableFunction {
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) {
-        if let Some(function) = &mut self.function {
+        if let Some(function) = self.changeable() {
             function.write_config(offset, data);
         }
     }
@@ -108,13 +112,13 @@ impl Function for RemovableFunction {
     }
 
     fn set_bus(&mut self, bus: u8) {
-        if let Some(function) = &mut self.function {
+        if let Some(function) = self.changeable() {
             function.set_bus(bus);
         }
     }
 
     fn reset(&mut self) {
-        if let Some(function) = &mut self.function {
+        if let Some(function) = self.changeable() {
             Function::reset(function);
         }
     }

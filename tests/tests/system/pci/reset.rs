@@ -10,6 +10,9 @@ const BOTH: [&str; 2] = ["0000:01:00.0", "0000:01:00.1"];
 /// Where a guest finds them.
 const IN_GUEST: [&str; 2] = ["0000:00:01.0", "0000:00:02.0"];
 
+/// Where a guest finds them behind root ports.
+const IN_SLOTS: [&str; 2] = ["0000:01:00.0", "0000:02:00.0"];
+
 /// Has a test device tell the first letter of the test that is chosen: `m`, or 0 if it was reset since. `choose`
 /// chooses one before.
 fn letter(device: &str, choose: bool) -> String {
@@ -78,6 +81,16 @@ fn functions_without_a_reset_of_their_own_are_reset_with_their_bus() -> TestResu
         assert!(!said.contains("it is left as it is"), "{said}");
         assert_eq!(guest.power_off()?, 0);
     }
+    // In slots the guest resets the bus of each by itself; on the host they are on one.
+    let more = format!("--vfio-pci {first},hotplug=on --vfio-pci {second},hotplug=on");
+    let mut guest = host.launch(&Launch::model().with(&more))?;
+    for device in IN_SLOTS {
+        assert_eq!(guest.sh(&letter(device, true))?.trim(), CHOSEN);
+        let directory = format!("/sys/bus/pci/devices/{device}");
+        guest.sh(&format!("echo bus >{directory}/reset_method && echo 1 >{directory}/reset"))?;
+        assert_eq!(guest.sh(&letter(device, false))?.trim(), RESET);
+    }
+    assert_eq!(guest.power_off()?, 0);
     let plan =
         format!("strait run --dry-run --kernel /k/model --vfio-pci {first} --vfio-pci {second}");
     let planned = host.sh(&plan)?;

@@ -2,11 +2,11 @@
 
 use super::super::super::error_chain::chain;
 use super::super::super::quiesce::Quiesced;
-use super::super::super::uapi::{AffectedFunction, IoctlError};
+use super::super::super::uapi::{AffectedFunction, DeviceCalls, IoctlError};
 use super::super::bus_reset::{BusReset, with_patience};
 use super::super::capability::{self, CapabilityId, EXPRESS_FLAGS};
 use super::super::error::{FunctionError, FunctionErrorKind};
-use super::{PciFunction, byte_at};
+use super::{POWER_CONTROL, PciFunction, byte_at};
 use crate::irq::InterruptController;
 use crate::pci::Intx;
 use crate::pci::config::{COMMAND, COMMAND_MASTER};
@@ -84,12 +84,20 @@ impl PciFunction {
     ///
     /// If the reset fails.
     pub fn quiesce(&mut self) -> Result<Quiesced, FunctionError> {
+        self.quiesce_by(BusReset::reset)
+    }
+
+    /// As [`quiesce`](Self::quiesce); a bus is reset by `reset_bus`.
+    fn quiesce_by(
+        &mut self,
+        reset_bus: fn(&BusReset, &str, &dyn DeviceCalls) -> Result<(), IoctlError>,
+    ) -> Result<Quiesced, FunctionError> {
         if !self.options.reset {
             return Ok(Quiesced::Disabled);
         }
         let (reset, quiesced) = match &self.reset {
             Reset::ByItself => (with_patience(|| self.calls.reset()), Quiesced::ByReset),
-            Reset::WithBus(bus) => (bus.reset(&self.name, &*self.calls), Quiesced::ByBusReset),
+            Reset::WithBus(bus) => (reset_bus(bus, &self.name, &*self.calls), Quiesced::ByBusReset),
             Reset::None(why) => {
                 let why = why.clone();
                 return Ok(self.leave(why.as_deref()));
@@ -141,7 +149,7 @@ impl PciFunction {
         self.interrupts.reset();
         self.bars.forward(&[]);
         self.quiesce()?;
-        self.powered = true;
+        self.power_up();
         self.bars.registers.reset();
         self.write_command(0);
         self.restore_config();
@@ -158,15 +166,24 @@ impl PciFunction {
     pub(super) fn reset_with_bus(&mut self) {
         self.interrupts.reset();
         self.bars.forward(&[]);
-        if let Err(error) = self.quiesce() {
+        if let Err(error) = self.quiesce_by(BusReset::reset_now) {
             self.interrupts
                 .log()
                 .error(format_args!("its guest resets its bus: {}", chain(&error)));
         }
-        self.powered = true;
+        self.power_up();
         self.bars.registers.reset();
         self.write_command(0);
         self.restore_config();
+    }
+
+    /// Has it in D0, which what wasn't reset may not be.
+    fn power_up(&mut self) {
+        self.powered = true;
+        if let Some(pm) = self.config.find(capability::PM) {
+            let control = pm.saturating_add(POWER_CONTROL);
+            self.write_power(control, control, &[0]);
+        }
     }
 
     /// Gives registers that a reset through VFIO leaves the value that they had when the function was
