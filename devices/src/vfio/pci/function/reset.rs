@@ -72,7 +72,7 @@ impl PciFunction {
     ///
     /// # Errors
     ///
-    /// As for [`DeviceCalls::hot_reset_info`](crate::vfio::uapi::DeviceCalls::hot_reset_info).
+    /// As for [`DeviceCalls::hot_reset_info`].
     pub fn functions_of_bus(&self) -> Result<Vec<AffectedFunction>, IoctlError> {
         self.calls.hot_reset_info()
     }
