@@ -88,24 +88,6 @@ fn a_terminal_s_client_comes_back_and_sees_what_it_has_missed() -> TestResult {
     Ok(())
 }
 
-#[test]
-fn what_a_terminal_s_slow_client_has_not_read_at_the_end_is_waited_for() -> TestResult {
-    let host = Board::new().boot()?;
-    let launch = Launch::model().does("count").with("--console pty");
-    let mut strait = host.strait(&launch.arguments())?;
-    strait.wait_for("strait: serial console: ")?;
-    let path = strait.wait_for("\n")?;
-    // The last 4 KiB are in the terminal when the guest has ended.
-    let client = host.start(&format!(
-        "exec 3<{}; n=-1; while dd bs=64 count=1 <&3 >>/tmp/read 2>/dev/null && \
-         [ $(wc -c </tmp/read) -gt $n ]; do n=$(wc -c </tmp/read); usleep 20000; done",
-        path.trim()
-    ))?;
-    assert_eq!((strait.exit_status()?, client.exit_status()?), (0, 0));
-    assert_eq!(host.sh("tr -d '\\r' </tmp/read | grep -xc '[0-9]*'")?.trim(), "1200");
-    Ok(())
-}
-
 /// A guest whose init is on hvc0.
 fn on_hvc0(options: &str) -> Launch {
     Launch::model().cmdline("console=hvc0").with(options)
