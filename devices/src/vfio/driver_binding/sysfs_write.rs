@@ -11,6 +11,7 @@ use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::poll;
@@ -19,6 +20,10 @@ use crate::stop;
 /// How long a driver may take to probe or remove a device. Those of disks and network cards take a
 /// second or two.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often is looked where a process waits, and how long after each other.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 /// How often the stop flag is read while a write is under way.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -171,9 +176,22 @@ fn is_readable(fd: RawFd, within: Duration) -> bool {
     poll::wait(&mut [poll::readable(fd)], Some(within)).is_ok_and(|ready| ready > 0)
 }
 
-/// The functions of the kernel in which a process waits, innermost first: those of its stack where
-/// this process may see it, else the one in `wchan` (`proc_pid_stack(5)`, `proc_pid_wchan(5)`).
+/// The functions of the kernel in which a process waits, innermost first; none if it runs each time that is
+/// looked, as one may that waits for a moment again and again.
 fn within(pid: u32) -> Vec<String> {
+    for _ in 0..LOOKS {
+        let functions = waits_in(pid);
+        if !functions.is_empty() {
+            return functions;
+        }
+        thread::sleep(BETWEEN_LOOKS);
+    }
+    Vec::new()
+}
+
+/// The same, at this moment: those of its stack where this process may see it, else the one in `wchan`
+/// (`proc_pid_stack(5)`, `proc_pid_wchan(5)`).
+fn waits_in(pid: u32) -> Vec<String> {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let functions = functions(&read("stack"));
     if !functions.is_empty() {
