@@ -3,7 +3,8 @@
 use tests::harness::{DmaTest, Guest, Host, Launch, PLATFORM_DMA, TestResult};
 
 use super::{
-    DISK, EDU, check_host, check_no_missed_interrupt, disk_checksum, fill_disk, with_disk,
+    DISK, EDU, check_host, check_no_missed_interrupt, disk_checksum, fill_disk, host_checksum,
+    with_disk,
 };
 
 /// Where a guest finds the functions: behind the first and the second port.
@@ -30,10 +31,13 @@ fn has(guest: &mut Guest, function: &str) -> Result<bool, tests::harness::Failur
 fn lose_both(host: &Host, options: &str, bound: bool) -> TestResult {
     let devices = format!(
         "--vfio-pci {DISK},hotplug=on --vfio-pci {EDU},hotplug=on,addr=1e.0 --vfio-platform {} \
-         --cpus 2 {options}",
+         --cpus 2",
         PLATFORM_DMA[0]
     );
-    let mut guest = host.launch(&Launch::model().with(&devices))?;
+    let planned = host.sh(&format!("strait run --dry-run --kernel /k/model {devices}"))?;
+    let place = format!("02:00.0  {EDU}, in the slot of root port 00:1e.0");
+    assert!(planned.contains(&place), "{planned}");
+    let mut guest = host.launch(&Launch::model().with(&format!("{devices} {options}")))?;
     assert_eq!(guest.sh("cd /sys/bus/pci/slots && echo *")?.trim(), "1 2");
     assert_eq!(guest.sh("cat /sys/bus/pci/slots/2/address")?.trim(), "0000:02:00");
     let sum = fill_disk(&mut guest)?;
@@ -56,9 +60,7 @@ fn lose_both(host: &Host, options: &str, bound: bool) -> TestResult {
     assert_ne!(guest.run("echo 1 >/sys/bus/pci/slots/1/power")?.0, 0);
     // The host has it, with what the guest has written, while that goes on.
     host.sh(&format!("strait device unbind {DISK}"))?;
-    host.until("[ -e /dev/nvme0n1 ]")?;
-    let read = "mkdir -p /disk && mount -o ro /dev/nvme0n1 /disk && cat /disk/n* | sha256sum && umount /disk";
-    assert_eq!(host.sh(read)?.trim(), sum);
+    assert_eq!(host_checksum(host)?, sum);
     guest.sh(&format!("agent edu {EDU_IN_GUEST} msi 5"))?;
     DmaTest::default().pass(&mut guest)?;
 

@@ -2,7 +2,7 @@
 
 use tests::harness::{DmaTest, Host, Launch, PLATFORM_DMA, TestResult};
 
-use super::{DISK, EDU, FIRST, check_host, fill_disk, with_disk};
+use super::{DISK, EDU, FIRST, check_host, fill_disk, host_checksum, with_disk};
 
 /// Where a guest finds the second device.
 const SECOND: &str = "0000:00:02.0";
@@ -41,9 +41,7 @@ fn take_back(host: &Host, options: &str) -> TestResult {
         "echo >/sys/bus/pci/devices/{DISK}/driver_override; \
          echo {DISK} >/sys/bus/pci/drivers_probe"
     ))?;
-    host.until("[ -e /dev/nvme0n1 ]")?;
-    let read = "mkdir -p /disk && mount -o ro /dev/nvme0n1 /disk && cat /disk/n* | sha256sum && umount /disk";
-    assert_eq!(host.sh(read)?.trim(), sum);
+    assert_eq!(host_checksum(host)?, sum);
     host.sh(&format!("echo 1 >/sys/bus/pci/devices/{EDU}/remove"))?;
     guest.process().wait_for(&format!("{EDU}: the host takes it back"))?;
     assert_ne!(guest.run(&format!("agent edu {SECOND} msi 1"))?.0, 0);

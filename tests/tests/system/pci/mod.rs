@@ -56,6 +56,14 @@ fn disk_checksum(guest: &mut Guest) -> Result<String, Failure> {
     Ok(guest.sh(command)?.trim().to_owned())
 }
 
+/// The same, on the host, which has the disk.
+fn host_checksum(host: &Host) -> Result<String, Failure> {
+    host.until("[ -e /dev/nvme0n1 ]")?;
+    let command = "mkdir -p /disk && mount -o ro /dev/nvme0n1 /disk && cat /disk/n* | sha256sum && \
+                   umount /disk";
+    Ok(host.sh(command)?.trim().to_owned())
+}
+
 /// Checks that no driver of the guest missed an interrupt: they say so when they find out by a
 /// timeout.
 fn check_no_missed_interrupt(guest: &mut Guest) -> TestResult {
