@@ -307,17 +307,17 @@ impl RequestHandler {
     }
 
     /// Ends an access: the rest, if the kernel did only a part of it, is done here.
-    fn finish(
+    pub(super) fn finish(
         &self,
         job: &mut Job,
         result: io::Result<usize>,
     ) -> Result<u32, (&'static str, u64, StorageError)> {
         let storage = &self.shared.storage;
-        let done = match result {
-            Ok(done) => done,
+        let (done, is_made) = match result {
+            Ok(done) => (done, true),
             // Once more, here.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => 0,
-            Err(e) if storage.is_misaligned(&e, &job.buffers) => 0,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => (0, false),
+            Err(e) if storage.is_misaligned(&e, &job.buffers) => (0, false),
             Err(e) => {
                 let (what, offset) = job.access.describe();
                 return Err((what, offset, e.into()));
@@ -331,7 +331,8 @@ impl RequestHandler {
             Access::Write(offset, through) => {
                 storage.write(rest(offset), &mut job.buffers, through)
             }
-            Access::Flush => Ok(()),
+            Access::Flush if is_made => Ok(()),
+            Access::Flush => storage.flush(),
         };
         result.map_err(|e| (what, offset, e))?;
         Ok(match job.request.operation {

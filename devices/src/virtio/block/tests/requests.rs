@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 
+use super::request::{Operation, Request};
 use super::*;
 
 /// Whether this host has io_uring.
@@ -175,6 +176,25 @@ fn a_disk_that_is_read_only_stays_as_it_is() {
     }
     assert_eq!(rig.request(FLUSH, 0, 0, false), (OK, 1));
     assert!(fs::read(&file.0).unwrap() == before);
+}
+
+#[test]
+fn a_flush_that_was_interrupted_is_made_once_more() {
+    let file = TempFile::disk();
+    let rig = Rig::new(&file, RW, Aio::Threads);
+    let finish = |result| {
+        let (head, status) = (0, GuestAddress(STATUS));
+        let request = Request { head, status, operation: Operation::Flush };
+        let (buffers, access) = (Default::default(), ring::Access::Flush);
+        rig.handler.finish(&mut ring::Job { request, buffers, access }, result)
+    };
+    let interrupted = [libc::EINTR, libc::EAGAIN].map(io::Error::from_raw_os_error);
+    assert!(interrupted.into_iter().all(|e| finish(Err(e)).is_ok()));
+    // Now it fails, where it is made.
+    truncate(&file.0, 512);
+    let interrupted = [libc::EINTR, libc::EAGAIN].map(io::Error::from_raw_os_error);
+    assert!(interrupted.into_iter().all(|e| finish(Err(e)).is_err()));
+    assert!(finish(Ok(0)).is_ok());
 }
 
 #[test]
