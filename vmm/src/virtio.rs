@@ -1,13 +1,14 @@
 //! The guest's virtio devices: opened while planning, attached while building, stopped at the end.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use devices::bus::IoEvents;
 use devices::irq::{IrqLine, MsiRouter};
 use devices::pci::{Function, Intx, Slot, SlotAllocator};
 use devices::sync::lock;
 use devices::virtio::{
-    Balloon, Console, ConsolePort, Device, Entropy, VirtioAttachment, VirtioFunction,
+    Balloon, Console, ConsolePort, Device, Entropy, STOP_TIMEOUT, VirtioAttachment, VirtioFunction,
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -185,9 +186,12 @@ impl VirtioDevices {
         })
     }
 
-    /// Stops them; no vCPU runs any more.
+    /// Stops them; no vCPU runs any more. They have one time for that together: they may all wait for the
+    /// same storage.
     pub fn release(&self) {
-        self.iter().for_each(|device| lock(&device.function).release());
+        self.iter().for_each(|device| lock(&device.function).begin_release());
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        self.iter().for_each(|device| lock(&device.function).release(deadline));
     }
 }
 

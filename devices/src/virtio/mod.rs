@@ -30,7 +30,7 @@ pub use console::{Console, ConsolePort};
 pub use device::{Activation, Device, DeviceType};
 pub use device_events::DeviceEvents;
 pub use entropy::Entropy;
-pub use pci::{VirtioAttachment, VirtioFunction};
+pub use pci::{STOP_TIMEOUT, VirtioAttachment, VirtioFunction};
 pub use queue::{
     Chain, Descriptor, FEATURES as QUEUE_FEATURES, QueueAddresses, QueueError, VirtQueue,
 };

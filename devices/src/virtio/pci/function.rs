@@ -1,7 +1,9 @@
 //! The function as the host bridge and the VMM see it.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vm_memory::GuestMemoryMmap;
 
@@ -22,6 +24,8 @@ use crate::pci::{AddressSpace, Bar, BarRange, Bars, Bdf, Function, InterruptPin,
 use crate::ratelimit::LogLimit;
 
 mod stopping;
+
+pub use stopping::STOP_TIMEOUT;
 
 /// Where a function is attached to the guest.
 pub struct VirtioAttachment {
@@ -52,7 +56,8 @@ enum State {
 /// A virtio device behind the host bridge.
 pub struct VirtioFunction {
     name: String,
-    device: Box<dyn Device>,
+    /// Dropped only once nothing works on its queues: the drop would wait for that.
+    device: ManuallyDrop<Box<dyn Device>>,
     bars: Bars,
     config: ConfigSpace,
     common: CommonConfig,
@@ -61,6 +66,8 @@ pub struct VirtioFunction {
     events: Arc<DeviceEvents>,
     memory: Option<GuestMemoryMmap>,
     state: State,
+    /// It didn't stop within the time for that.
+    is_given_up: bool,
     /// Its driver has been seen.
     driven: bool,
     log: Arc<LogLimit>,
@@ -100,8 +107,9 @@ impl VirtioFunction {
             events,
             memory: None,
             state: State::Idle,
+            is_given_up: false,
             driven: false,
-            device,
+            device: ManuallyDrop::new(device),
             log,
         })
     }
@@ -410,7 +418,10 @@ impl Function for VirtioFunction {
 
 impl Drop for VirtioFunction {
     fn drop(&mut self) {
-        self.release();
+        if self.stop(Instant::now() + STOP_TIMEOUT) {
+            // SAFETY: nothing uses the device after this: the function is gone.
+            unsafe { ManuallyDrop::drop(&mut self.device) };
+        }
     }
 }
 

@@ -10,4 +10,4 @@ mod interrupts;
 mod layout;
 mod notify;
 
-pub use function::{VirtioAttachment, VirtioFunction};
+pub use function::{STOP_TIMEOUT, VirtioAttachment, VirtioFunction};

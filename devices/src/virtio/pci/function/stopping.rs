@@ -6,14 +6,27 @@ use std::time::{Duration, Instant};
 
 use super::{State, VirtioFunction};
 
-/// How long is waited for a device to stop.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long is waited for a device to stop, or at the end of a run for all of them.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl VirtioFunction {
-    /// Stops the device, at the end of the run.
-    pub fn release(&mut self) {
-        if !self.stop() {
-            log::warn!("{}: it still works on a request after {STOP_TIMEOUT:?}", self.name);
+    /// Asks the device to stop, which its [release](Self::release) waits for.
+    pub fn begin_release(&mut self) {
+        if self.state != State::Idle {
+            self.device.stop();
+        }
+    }
+
+    /// Stops the device, at the end of the run. One that hasn't stopped at the deadline, since the host
+    /// doesn't end an access of its, is left as it is: nothing waits for it any more, and it ends with the
+    /// process.
+    pub fn release(&mut self, deadline: Instant) {
+        if !self.stop(deadline) {
+            log::warn!(
+                "{}: it still works on a request, which the run's end doesn't wait for: its storage \
+                 or its peer hangs",
+                self.name
+            );
         }
     }
 
@@ -24,7 +37,7 @@ impl VirtioFunction {
     /// It still works on a request (`TimedOut`).
     #[cold]
     pub fn restart(&mut self) -> io::Result<()> {
-        if !self.stop() {
+        if !self.stop(Instant::now() + STOP_TIMEOUT) {
             return Err(io::ErrorKind::TimedOut.into());
         }
         self.reset_function();
@@ -33,19 +46,20 @@ impl VirtioFunction {
         Ok(())
     }
 
-    /// Stops the device, and answers whether it has within its time.
-    fn stop(&mut self) -> bool {
+    /// Stops the device, and answers whether it has by the deadline. It isn't waited for a second time.
+    pub(super) fn stop(&mut self, deadline: Instant) -> bool {
         if self.state == State::Idle {
             return true;
         }
         self.device.stop();
-        let deadline = Instant::now() + STOP_TIMEOUT;
         while !self.device.is_stopped() {
-            if Instant::now() > deadline {
+            if self.is_given_up || Instant::now() > deadline {
+                self.is_given_up = true;
                 return false;
             }
             thread::sleep(Duration::from_millis(1));
         }
+        self.is_given_up = false;
         self.state = State::Idle;
         true
     }

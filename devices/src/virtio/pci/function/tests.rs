@@ -1,3 +1,5 @@
+mod stopping;
+
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
