@@ -1,19 +1,22 @@
 //! Directories of the host that the guest mounts by virtio-fs, each served by a virtiofsd.
 
+use std::env;
+use std::ffi::{CString, OsString};
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use boot::file::shell_word;
 use boot::help::Help;
 use devices::vhost_user::{
     ConfigSource, Kind, Options, OwnConfig, PlannedDevice, Target, VhostUserDevice,
 };
 use devices::virtio::Device;
-use vmm_sys_util::tempdir::TempDir;
 
 use crate::cli::{ShareCache, ShareOptions, ShareSandbox};
 use crate::error::Error;
@@ -21,6 +24,9 @@ use crate::programs::{self, Served, Started};
 
 /// Where distributions have it, beside `$PATH`.
 const DIRECTORIES: [&str; 2] = ["/usr/libexec", "/usr/lib"];
+
+/// Where the socket of its connection may be, beside `$TMPDIR`.
+const DIRECTORIES_OF_SOCKETS: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
 
 /// What is executed; the last word only if the guest can't write.
 const COMMAND: &str = "virtiofsd --log-level warn --fd FD --sandbox SANDBOX --cache CACHE \
@@ -47,7 +53,7 @@ fn check(options: &ShareOptions) -> Result<Servable, Error> {
         return Err(failed(&"it is no directory"));
     }
     File::open(&directory).map_err(|e| {
-        failed(&e).help(format!("ls -ld {} tells whose it is", directory.display()))
+        failed(&e).help(format!("ls -ld {} tells whose it is", shell_word(&directory)))
     })?;
     let program = programs::find("virtiofsd", &DIRECTORIES).ok_or_else(|| {
         failed(&"there is no virtiofsd, which serves directories").help(
@@ -67,7 +73,13 @@ fn check(options: &ShareOptions) -> Result<Servable, Error> {
 pub fn start(options: &ShareOptions) -> Result<Started, Error> {
     let Servable { directory, program, sandbox } = check(options)?;
     let failed = |why: &dyn Display| failed(options, why);
-    let (stream, listener) = socket().map_err(|e| failed(&format_args!("no socket: {e}")))?;
+    let (stream, listener) = socket(&directories()).map_err(|e| {
+        failed(&format_args!(
+            "no socket in $TMPDIR or any of {}: {e}",
+            DIRECTORIES_OF_SOCKETS.join(", ")
+        ))
+        .help("TMPDIR=DIRECTORY, one that you can write to and whose path is short")
+    })?;
     // Only the program takes connections, once this is closed.
     let listener = OwnedFd::from(listener);
     let mut command = command(&program, options, &directory, sandbox, listener.as_raw_fd());
@@ -150,14 +162,67 @@ fn command(
     command
 }
 
-/// A socket that listens for the connection that there is already, and no other: it is in a directory
-/// that nobody else may search, and that is gone when this returns. (virtiofsd takes a socket that
-/// listens, and no connection.)
-fn socket() -> io::Result<(UnixStream, UnixListener)> {
-    let directory = TempDir::new().map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
-    let path: PathBuf = directory.as_path().join("socket");
-    let listener = UnixListener::bind(&path)?;
-    Ok((UnixStream::connect(&path)?, listener))
+/// A directory of this process' own, gone with this.
+struct PrivateDirectory(PathBuf);
+
+impl PrivateDirectory {
+    /// Makes one, which nobody else may search, in `parent`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such directory, or it can't be written to.
+    fn new(parent: &Path) -> io::Result<Self> {
+        let template = parent.join("strait-XXXXXX").into_os_string().into_vec();
+        let mut template = CString::new(template)?.into_bytes_with_nul();
+        // SAFETY: the template is a C string, of which as many bytes are changed as there are.
+        if unsafe { libc::mkdtemp(template.as_mut_ptr().cast()) }.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        template.pop();
+        Ok(Self(OsString::from_vec(template).into()))
+    }
+
+    /// Where its socket is.
+    fn socket(&self) -> PathBuf {
+        self.0.join("socket")
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        // It may not be there.
+        let _ = fs::remove_file(self.socket());
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Where sockets may be made: in the first of these where it is possible.
+fn directories() -> Vec<PathBuf> {
+    let own = env::var_os("TMPDIR").filter(|path| !path.is_empty()).map(PathBuf::from);
+    own.into_iter().chain(DIRECTORIES_OF_SOCKETS.map(PathBuf::from)).collect()
+}
+
+/// A socket that listens for the connection that there is already, and no other, made in one of these
+/// directories: it is in a directory that nobody else may search, and that is gone when this returns.
+/// (virtiofsd takes a socket that listens, and no connection.)
+///
+/// # Errors
+///
+/// None of them has one: they aren't there, can't be written to, or have too long a path (`unix(7)`).
+fn socket(directories: &[PathBuf]) -> io::Result<(UnixStream, UnixListener)> {
+    let make = |parent: &PathBuf| {
+        let directory = PrivateDirectory::new(parent)?;
+        let listener = UnixListener::bind(directory.socket())?;
+        Ok((UnixStream::connect(directory.socket())?, listener))
+    };
+    let mut failed = io::ErrorKind::NotFound.into();
+    for parent in directories {
+        match make(parent) {
+            Ok(made) => return Ok(made),
+            Err(e) => failed = e,
+        }
+    }
+    Err(failed)
 }
 
 /// How virtiofsd keeps itself to the directory, as its option has it.
@@ -226,11 +291,29 @@ mod tests {
 
     #[test]
     fn a_socket_has_its_connection_already() {
-        let (ours, listener) = socket().unwrap();
+        let (ours, listener) = socket(&directories()).unwrap();
         let (theirs, _) = listener.accept().unwrap();
         let path = listener.local_addr().unwrap().as_pathname().unwrap().to_owned();
         assert!(!path.exists() && !path.parent().unwrap().exists());
         drop(theirs);
         assert_eq!(io::Read::read(&mut &ours, &mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_socket_is_where_there_is_a_directory_for_it() {
+        let deep = PrivateDirectory::new(&env::temp_dir()).unwrap();
+        let long = deep.0.join("d".repeat(150));
+        fs::create_dir(&long).unwrap();
+        let unfit = ["/no/such", "/etc/passwd", "/proc"].map(PathBuf::from);
+        let unfit = [unfit.as_slice(), std::slice::from_ref(&long)].concat();
+        assert!(socket(&unfit).is_err() && socket(&[]).is_err());
+        let (_, listener) =
+            socket(&[unfit.as_slice(), std::slice::from_ref(&deep.0)].concat()).unwrap();
+        let path = listener.local_addr().unwrap().as_pathname().unwrap().to_owned();
+        assert!(path.starts_with(&deep.0));
+        // Nothing is left of any attempt.
+        assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
+        fs::remove_dir(&long).unwrap();
+        assert_eq!(fs::read_dir(&deep.0).unwrap().count(), 0);
     }
 }
