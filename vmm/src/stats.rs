@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arch::KvmStats;
+use boot::file::shell_word;
 use boot::order;
 use devices::bus::{Accesses, Bus};
 use devices::vfio::iommu::Backend;
@@ -273,10 +274,12 @@ pub fn check_path(path: &Path) -> Result<(), Error> {
 const MODE: u32 = 0o644;
 
 fn unwritable(path: &Path, e: &io::Error) -> Error {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = shell_word(directory.unwrap_or(Path::new(".")));
     let path = path.display();
     let help = match e.kind() {
         io::ErrorKind::StorageFull => {
-            format!("df {path} tells how full it is; --stats FILE elsewhere")
+            format!("df {directory} tells how full it is; --stats FILE elsewhere")
         }
         _ => "--stats FILE in a directory you can write to".to_owned(),
     };
@@ -322,6 +325,17 @@ fn cpu_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_names_a_directory_that_is_there_as_a_shell_takes_it() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        for (path, command) in
+            [("/my stats/a b", "df '/my stats' tells"), ("-x", "df . tells"), ("a/b", "df a tells")]
+        {
+            let report = unwritable(Path::new(path), &full).report();
+            assert!(report.contains(command), "{report}");
+        }
+    }
 
     #[test]
     fn the_ending_is_put_into_what_was_left() {
