@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::poll;
+use devices::ratelimit::LogLimit;
 use devices::vhost_user::Program;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -27,10 +28,17 @@ use crate::shared_memory;
 /// when its connection was closed by the program, until its status is there.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// How long the end of a program that was killed is waited for: it has none while it waits in the kernel for
+/// a file system or a device that doesn't answer.
+const KILL_TIME: Duration = Duration::from_secs(1);
+
 /// How long the restart of a program may take.
 const RESTART_TIME: Duration = Duration::from_secs(5);
 
-/// A program that ends sooner than this after its start isn't started again.
+/// In how many steps that is waited for: time during which strait itself is stopped (Ctrl-Z) counts as one.
+const STEPS: u32 = 50;
+
+/// A program isn't started again sooner than this after its last start, or the attempt at it.
 const LIFE: Duration = Duration::from_secs(1);
 
 /// A program that was just started.
@@ -48,7 +56,10 @@ pub struct Started {
 #[derive(Debug)]
 pub struct ChildProgram {
     child: Child,
+    /// When its start was tried last.
     since: Instant,
+    /// For what a guest can cause.
+    log: LogLimit,
     status: &'static AtomicU64,
     /// What is readable once it has ended.
     ended: Option<OwnedFd>,
@@ -65,6 +76,8 @@ pub struct ProgramHandle {
     /// How it has ended, told by the parent.
     status: &'static AtomicU64,
     restarts: UnixStream,
+    /// It was asked for another start, and hasn't answered yet.
+    is_asked: bool,
 }
 
 /// A program as the process with the guest has it.
@@ -130,12 +143,21 @@ impl ChildProgram {
             let status = shared_memory::words(1)?.first().ok_or(io::ErrorKind::OutOfMemory)?;
             Ok((status, UnixStream::pair()?))
         };
-        let (status, (ours, theirs)) = shared().inspect_err(|_: &io::Error| kill(&mut child))?;
+        let (status, (ours, theirs)) = shared().inspect_err(|_: &io::Error| {
+            kill(&mut child);
+        })?;
         let ended = open_process(child.id()).ok();
-        let program = ProgramHandle { status, restarts: theirs };
+        let program = ProgramHandle { status, restarts: theirs, is_asked: false };
         let (restarts, since) = (Some(ours), Instant::now());
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let log = LogLimit::named(name.into_owned());
         let served = Served { stream, file, program };
-        Ok((served, Self { child, since, status, ended, restarts }))
+        Ok((served, Self { child, since, log, status, ended, restarts }))
+    }
+
+    /// The log for what fails as often as its guest wants.
+    pub fn log(&self) -> &LogLimit {
+        &self.log
     }
 
     /// What is readable once it has ended, until that was [told](Self::tell), and once it is to be
@@ -158,7 +180,7 @@ impl ChildProgram {
     ///
     /// # Errors
     ///
-    /// Those of `start`.
+    /// Those of `start`; or it can't be ended.
     pub fn serve_restart(
         &mut self,
         start: impl FnOnce() -> Result<Started, Error>,
@@ -180,8 +202,7 @@ impl ChildProgram {
             }
         }
         // One that hangs was given up.
-        self.end();
-        let started = (self.since.elapsed() >= LIFE).then(start).transpose();
+        let started = self.start_again(start).transpose();
         let stream = match &started {
             Ok(Some(started)) => {
                 self.status.store(0, Ordering::Release);
@@ -199,36 +220,60 @@ impl ChildProgram {
         Ok(())
     }
 
+    /// Ends it, and starts it again unless it was just tried.
+    fn start_again(
+        &mut self,
+        start: impl FnOnce() -> Result<Started, Error>,
+    ) -> Option<Result<Started, Error>> {
+        if !self.end() {
+            // Else a guest could have any number of them.
+            return Some(Err(Error::new(self.stuck())));
+        }
+        (self.since.elapsed() >= LIFE).then(|| {
+            self.since = Instant::now();
+            start()
+        })
+    }
+
     /// Leaves it to the parent, which has it.
     pub fn leave(mut self) {
         (self.ended, self.restarts) = (None, None);
         std::mem::forget(self);
     }
 
-    /// Waits for its end, and kills it if it doesn't come.
-    fn end(&mut self) {
-        if self.wait(GRACE).is_none() {
-            kill(&mut self.child);
-        }
+    /// Waits for its end, and kills it if it doesn't come; whether it has ended.
+    fn end(&mut self) -> bool {
+        ends_within(&mut self.child, GRACE) || kill(&mut self.child)
     }
 
-    /// Its status, if it ends within the time.
-    fn wait(&mut self, time: Duration) -> Option<ExitStatus> {
-        let since = Instant::now();
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return Some(status),
-                Ok(None) if since.elapsed() < time => thread::sleep(Duration::from_millis(1)),
-                Ok(None) | Err(_) => return None,
-            }
+    /// That it can't be ended.
+    #[cold]
+    fn stuck(&self) -> String {
+        let pid = self.child.id();
+        format!(
+            "process {pid} doesn't end by SIGKILL: it waits in the kernel, maybe for storage that doesn't \
+             answer (/proc/{pid}/stack)"
+        )
+    }
+}
+
+/// Whether it ends within the time, or isn't there.
+fn ends_within(child: &mut Child, time: Duration) -> bool {
+    let since = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(None) if since.elapsed() < time => thread::sleep(Duration::from_millis(1)),
+            Ok(status) => return status.is_some(),
+            Err(_) => return true,
         }
     }
 }
 
-fn kill(child: &mut Child) {
-    // Both fail only if it has ended.
+/// Kills a program; whether it has ended.
+fn kill(child: &mut Child) -> bool {
+    // Fails only if it has ended.
     let _ = child.kill();
-    let _ = child.wait();
+    ends_within(child, KILL_TIME)
 }
 
 /// A descriptor of a process, which is readable once that has ended (`pidfd_open(2)`).
@@ -262,6 +307,41 @@ impl ProgramHandle {
             thread::sleep(Duration::from_millis(1));
         }
     }
+
+    /// Has it started again within the time.
+    fn restart_within(&mut self, time: Duration) -> io::Result<UnixStream> {
+        if self.is_asked {
+            // An answer that came too late is this one's: a second program would end the first. It isn't
+            // where it tells of one that has ended since.
+            let late = self.answer(time);
+            if self.is_asked || late.is_ok() && self.wait(Duration::ZERO).is_none() {
+                return late;
+            }
+        }
+        (&self.restarts).write_all(&[0])?;
+        self.is_asked = true;
+        self.answer(time)
+    }
+
+    /// The answer to who has asked, if it comes within the time.
+    fn answer(&mut self, time: Duration) -> io::Result<UnixStream> {
+        let socket = self.restarts.as_raw_fd();
+        let mut steps = 0..STEPS;
+        // A wait that has failed has found nothing.
+        let is_there = steps.any(|_| {
+            poll::wait(&mut [poll::readable(socket)], Some(time / STEPS)).is_ok_and(|n| n > 0)
+        });
+        if !is_there {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.is_asked = false;
+        let (read, file) = self.restarts.recv_with_fd(&mut [0])?;
+        match (read, file) {
+            (0, _) => Err(io::ErrorKind::BrokenPipe.into()),
+            (_, Some(file)) => Ok(OwnedFd::from(file).into()),
+            (_, None) => Err(io::Error::other("it ends again and again, or can't be executed")),
+        }
+    }
 }
 
 impl Program for ProgramHandle {
@@ -275,28 +355,15 @@ impl Program for ProgramHandle {
     }
 
     fn restart(&mut self) -> io::Result<UnixStream> {
-        (&self.restarts).write_all(&[0])?;
-        let end = Instant::now() + RESTART_TIME;
-        // A wait that has failed has found nothing.
-        while !poll::wait(&mut [poll::readable(self.restarts.as_raw_fd())], Some(RESTART_TIME))
-            .is_ok_and(|ready| ready > 0)
-        {
-            if Instant::now() >= end {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-        }
-        let (read, file) = self.restarts.recv_with_fd(&mut [0])?;
-        match (read, file) {
-            (0, _) => Err(io::ErrorKind::BrokenPipe.into()),
-            (_, Some(file)) => Ok(OwnedFd::from(file).into()),
-            (_, None) => Err(io::Error::other("it ends again and again, or can't be executed")),
-        }
+        self.restart_within(RESTART_TIME)
     }
 }
 
 impl Drop for ChildProgram {
     fn drop(&mut self) {
-        self.end();
+        if !self.end() {
+            self.log.warn(format_args!("{}", self.stuck()));
+        }
     }
 }
 
@@ -316,99 +383,4 @@ fn is_executable(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Read;
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    fn start(script: &str) -> Started {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let theirs = OwnedFd::from(theirs);
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]).env("FD", theirs.as_raw_fd().to_string());
-        let child = spawn(&mut command, &theirs).unwrap();
-        Started { stream: ours, file: "/bin/sh".into(), child }
-    }
-
-    fn program(script: &str) -> (Served, ChildProgram) {
-        ChildProgram::new(start(script)).unwrap()
-    }
-
-    #[test]
-    fn a_program_has_the_descriptor_and_ends_with_its_handle() {
-        let (mut served, program) = program("exec sleep 1000");
-        let pid = program.child.id();
-        drop(program);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
-        // What it had is closed.
-        assert_eq!(served.stream.read(&mut [0]).unwrap(), 0);
-    }
-
-    #[test]
-    fn how_a_program_ended_is_told() {
-        for (script, expected) in [
-            // It has the descriptor.
-            ("test -S /proc/self/fd/$FD && exit 3", Some("ended with status 3")),
-            ("kill -9 $$", Some("was ended by signal 9")),
-            ("exec sleep 1000", None),
-        ] {
-            let (mut served, mut program) = program(script);
-            let telling = thread::spawn(move || {
-                let since = Instant::now();
-                while since.elapsed() < Duration::from_secs(1) && program.descriptors()[0] >= 0 {
-                    program.tell();
-                }
-            });
-            assert_eq!(served.program.ending().as_deref(), expected, "{script}");
-            telling.join().unwrap();
-        }
-    }
-
-    /// Waits until a program is to be started again, or nobody can ask for that.
-    fn await_request(program: &ChildProgram) {
-        let [_, fd] = program.descriptors();
-        let mut ready = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // SAFETY: one structure, as the count says.
-        assert_eq!(unsafe { libc::poll(&raw mut ready, 1, 60_000) }, 1);
-    }
-
-    #[test]
-    fn a_program_is_started_again_unless_it_ends_at_once() {
-        let (mut served, mut program) = program("exec sleep 1000");
-        for (age, is_started) in [(LIFE, true), (Duration::ZERO, false)] {
-            let pid = program.child.id();
-            program.since = Instant::now().checked_sub(age).unwrap();
-            // Nobody has asked for it.
-            program.serve_restart(|| unreachable!()).unwrap();
-            let asking = thread::spawn(move || (served.program.restart(), served));
-            await_request(&program);
-            program.serve_restart(|| Ok(start("exec sleep 1000"))).unwrap();
-            let (restarted, then) = asking.join().unwrap();
-            served = then;
-            assert!(!Path::new(&format!("/proc/{pid}")).exists());
-            assert_eq!(program.child.id() != pid, is_started);
-            assert_eq!(restarted.is_ok(), is_started);
-            if let Ok(mut stream) = restarted {
-                // The other end is the new program's.
-                stream.set_nonblocking(true).unwrap();
-                let error = stream.read(&mut [0]).unwrap_err();
-                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-            }
-        }
-        // It is asked for nothing by who has ended. What other tests are about to execute has copies of all
-        // descriptors until then.
-        drop(served);
-        await_request(&program);
-        program.serve_restart(|| unreachable!()).unwrap();
-        assert_eq!(program.descriptors()[1], -1);
-    }
-
-    #[test]
-    fn programs_are_found_by_name() {
-        assert_eq!(find("sh", &["/no/such/directory", "/bin"]), Some("/bin/sh".into()));
-        assert!(find("sh", &[]).is_some());
-        assert_eq!(find("no-such-program", &["/bin"]), None);
-        assert_eq!(find("etc", &["/"]), None);
-    }
-}
+mod tests;

@@ -45,7 +45,7 @@ pub(super) fn run(
         for (index, program) in resources.programs.iter_mut().enumerate() {
             program.tell();
             if let Err(error) = program.serve_restart(|| vhost_user::start(options, index)) {
-                log::error!("{}", error.log_text());
+                program.log().error(format_args!("{}", error.log_text()));
             }
         }
         resources.connectors.iter().for_each(Connector::serve);
