@@ -1,11 +1,13 @@
 //! Files that strait writes: atomically, and at the very path that was given.
 //!
 //! In directories that others may write to, such as /tmp, a link may have been planted under the
-//! name: nothing is written through a link.
+//! name: nothing is written through a link. Links to strait's own output, as /dev/stdout is one, lead there.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::mem::ManuallyDrop;
+use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::output;
@@ -28,10 +30,30 @@ pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
         // A directory refuses.
         return output::write(&non_blocking().open(path)?, bytes);
     }
+    if let Some(own) = own_output(path) {
+        return (&*own).write_all(bytes);
+    }
     let (mut file, beside) = create_beside(path, mode)?;
     file.write_all(bytes).and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
         let _ = fs::remove_file(&beside);
     })
+}
+
+/// Standard output or error, where that is a regular file and the path a link to it: /dev/stdout leads to
+/// /proc/self/fd/1, and a file beside it can't take its place.
+fn own_output(path: &Path) -> Option<ManuallyDrop<File>> {
+    fs::symlink_metadata(path).ok().filter(fs::Metadata::is_symlink)?;
+    let there = fs::metadata(path).ok()?;
+    [libc::STDOUT_FILENO, libc::STDERR_FILENO].into_iter().map(borrow).find(|own| {
+        let is_it = |own: fs::Metadata| (own.dev(), own.ino()) == (there.dev(), there.ino());
+        own.metadata().is_ok_and(is_it)
+    })
+}
+
+fn borrow(fd: RawFd) -> ManuallyDrop<File> {
+    // SAFETY: standard output and error are open as long as the process (`own_standard_descriptors` of
+    // main.rs), and are not closed by what isn't dropped.
+    ManuallyDrop::new(unsafe { File::from_raw_fd(fd) })
 }
 
 /// Opens a device or a pipe to write to, without waiting for a reader.
@@ -50,6 +72,7 @@ pub fn check(path: &Path, mode: u32) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(there) if there.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         Ok(there) if !there.is_file() => Ok(()),
+        Ok(_) if own_output(path).is_some() => Ok(()),
         _ => create_beside(path, mode).and_then(|(_, beside)| fs::remove_file(beside)),
     }
 }
@@ -121,6 +144,25 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read(&victim).unwrap(), b"mine");
         assert_eq!(scratch.names().len(), 3, "{:?}", scratch.names());
+    }
+
+    #[test]
+    fn a_link_to_strait_s_own_output_leads_there() {
+        let scratch = Scratch::new("own");
+        let (path, output) = (scratch.0.join("stdout"), scratch.0.join("output"));
+        symlink("/proc/self/fd/2", &path).unwrap();
+        let file = File::create(&output).unwrap();
+        // SAFETY: takes numbers; standard error is put back.
+        let before = unsafe { libc::dup(2) };
+        // SAFETY: as above.
+        unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&file), 2) };
+        let results = [check(&path, 0o600), write(&path, 0o600, b"new")];
+        // SAFETY: as above.
+        unsafe { libc::dup2(before, 2) };
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
+        assert!(fs::read(&output).unwrap().ends_with(b"new"));
+        assert_eq!(scratch.names(), ["output", "stdout"]);
     }
 
     #[test]
