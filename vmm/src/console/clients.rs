@@ -182,8 +182,9 @@ impl Clients {
         let is_pty = self.listener.is_pty();
         let is_there = self.client.as_ref().is_some_and(|client| !client.hung_up);
         match accepted {
-            // One more that shares it.
-            Ok(Some(_)) if is_pty && is_there => {}
+            // One more that shares it, or takes the place of one whose end wasn't seen: output may have
+            // been refused in between.
+            Ok(Some(file)) if is_pty && is_there => self.buffer.attach(file),
             Ok(Some(file)) => {
                 self.unpoll(ops);
                 self.buffer.attach(file.clone());
