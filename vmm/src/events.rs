@@ -194,9 +194,7 @@ impl EventHandler<'_> {
     fn handle_waker(&mut self, ops: &mut EventOps) {
         if self.sources.waker.acknowledge() {
             // One that was asked to end ends, whatever it asks for then.
-            let is_pressed =
-                self.sources.power_button.as_ref().is_some_and(PowerButton::is_pressed);
-            let outcome = self.steering.vcpu_ended(!is_pressed);
+            let outcome = self.steering.vcpu_ended(!self.is_asked_to_end());
             self.conclude(outcome);
         }
         if let Some(reason) = self.sources.monitor.as_ref().and_then(|monitor| monitor.check()) {
@@ -246,6 +244,11 @@ impl EventHandler<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the guest's power button was pressed.
+    fn is_asked_to_end(&self) -> bool {
+        self.sources.power_button.as_ref().is_some_and(PowerButton::is_pressed)
     }
 
     /// Has the guest end by itself, if it can be and wasn't asked to before.

@@ -33,6 +33,7 @@ mod functions;
 pub mod fuzzing;
 mod gdb;
 mod host_clocks;
+mod inherited_files;
 mod interrupts;
 mod junit;
 mod kconfig;

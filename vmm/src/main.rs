@@ -21,6 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     own_standard_descriptors();
     ignore_broken_pipes();
+    wait_for_children();
     share_the_heap();
     // SAFETY: these are what the C library calls main with.
     let arguments = unsafe { arguments(argc, argv) };
@@ -61,6 +62,13 @@ fn own_standard_descriptors() {
 fn ignore_broken_pipes() {
     // SAFETY: SIG_IGN is a valid disposition of SIGPIPE.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Has children's ends told: who starts strait may ignore SIGCHLD, which `execve(2)` leaves so, and the
+/// kernel then forgets how they have ended (`wait(2)`).
+fn wait_for_children() {
+    // SAFETY: SIG_DFL is a valid disposition of SIGCHLD.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
 /// Has all threads allocate of one heap. glibc makes one for each of the first threads, with five system

@@ -71,7 +71,7 @@ pub struct InheritedFd {
 }
 
 impl InheritedFd {
-    /// Duplicates descriptor `fd`, which stays open.
+    /// Duplicates descriptor `fd`, which is its owner's to close.
     fn duplicate(fd: RawFd, kind: FdKind) -> Result<Self, InheritedError> {
         // SAFETY: takes numbers, and leaves what is open as it is.
         let duplicate = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };

@@ -170,6 +170,7 @@ fn main() -> ExitCode {
         }
         ["delayed-cat", seconds] => number(seconds).and_then(delayed_cat::copy),
         ["as", user, command @ ..] => privileges::run(user, command),
+        ["without-signals", ignored, command @ ..] => privileges::without_signals(ignored, command),
         ["vfio-user", "serve", path] => vfio_user::serve(path.as_ref(), None),
         ["vfio-user", "serve", path, mode] => vfio_user::serve(path.as_ref(), Some(mode)),
         ["vfio-user", "drive", name] => vfio_user::drive(name),

@@ -1,6 +1,7 @@
-//! Running something as an ordinary user with ordinary limits.
+//! Running something as an ordinary user with ordinary limits, or with signals as a careless launcher leaves them.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -35,6 +36,26 @@ pub(crate) fn run(user: &str, words: &[&str]) -> Result<(), CommandError> {
     };
     if !dropped {
         return Err(io::Error::last_os_error().into());
+    }
+    Err(Command::new(program).args(arguments).exec().into())
+}
+
+/// Ignores the signals of these numbers, blocks all, and runs a command: both is inherited (execve(2)).
+pub(crate) fn without_signals(ignored: &str, command: &[&str]) -> Result<(), CommandError> {
+    let [program, arguments @ ..] = command else {
+        return Err("nothing to run".into());
+    };
+    for signal in ignored.split(',') {
+        // SAFETY: SIG_IGN is a valid disposition.
+        if unsafe { libc::signal(signal.parse()?, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error().into());
+        }
+    }
+    let mut all = MaybeUninit::uninit();
+    // SAFETY: sigfillset fills the set, which the other reads.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
     }
     Err(Command::new(program).args(arguments).exec().into())
 }

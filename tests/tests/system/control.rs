@@ -188,6 +188,21 @@ fn check_events(events: &Process, expected: &[&str]) -> TestResult {
     Ok(())
 }
 
+/// A machine that was asked to end doesn't begin anew, whoever asks for it.
+fn is_not_rebooted_once_it_is_to_end(host: &Host) -> TestResult {
+    let run =
+        format!("run --kernel /k/wait --control unix:{SOCKET} --on-reset restart --grace 900");
+    let process = host.start(&format!("exec strait {run} 2>&1"))?;
+    host.until(&format!("[ -S {SOCKET} ]"))?;
+    host.sh(&varlinkctl_instance("Reboot"))?;
+    host.sh(&varlinkctl_instance("PowerOff"))?;
+    let answer = host.run(&varlinkctl_instance("Reboot"))?;
+    assert!(answer.errors.contains("MachineInstance.NotSupported"), "{answer:?}");
+    host.sh(&varlinkctl_instance("Terminate"))?;
+    assert_eq!(process.exit_status()?, 0);
+    Ok(())
+}
+
 /// A machine that doesn't begin anew says so to who asks for it, and goes on.
 fn is_not_rebooted(host: &Host) -> TestResult {
     // Its first client comes when the host has no open file left (accept4, ENFILE).
@@ -215,6 +230,7 @@ fn systemds_own_client_steers_a_machine() -> TestResult {
     let host = with_programs(Board::new().file("k/wait", payload::wait()))?;
     host.sh("for directory in proc tmp; do mount -o bind /$directory /debian/$directory; done")?;
     is_not_rebooted(&host)?;
+    is_not_rebooted_once_it_is_to_end(&host)?;
     let options = format!("--control unix:{SOCKET} --grace 300 --on-reset restart");
     let mut guest = host.guest(&options)?;
     let info = host.sh(&format!("{CLIENT} info {SOCKET}"))?;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tests::harness::{Board, Failure, Guest, Launch, TestResult};
+use tests::harness::{Board, Failure, Guest, Launch, TestResult, payload};
 
 const SIGTERM: i32 = 15;
 
@@ -57,6 +57,39 @@ fn a_guest_that_ignores_its_power_button_is_ended() -> TestResult {
     guest.sh("[ ! -e /dev/input/event0 ] && [ ! -e /proc/device-tree/gpio-keys ]")?;
     guest.process().signal(SIGTERM)?;
     assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+    Ok(())
+}
+
+#[test]
+fn a_signal_to_both_processes_is_one() -> TestResult {
+    let host = Board::new().boot()?;
+    // As from a shell to a job: the child gets each signal twice.
+    let mut guest = host.guest("--grace 900 --stats /tmp/stats")?;
+    await_events(&mut guest, 1, "touch /tmp/read")?;
+    host.sh("kill -TERM $(pidof strait)")?;
+    guest.sh("until [ -e /tmp/read ]; do :; done")?;
+    assert_eq!(host.sh("pidof strait | wc -w")?, "2\n");
+    // The next one is another.
+    host.sh("sleep 1; kill -TERM $(pidof strait)")?;
+    assert_eq!(guest.exit_status()?, 128 + SIGTERM);
+    Ok(())
+}
+
+#[test]
+fn whoever_starts_a_run_may_ignore_and_block_signals() -> TestResult {
+    let host = Board::new().file("k/spin", payload::spin()).boot()?;
+    // SIGHUP, as by nohup, and SIGCHLD; the one that interrupts vCPUs is blocked.
+    let run = "agent without-signals 1,17 strait run --kernel /k/spin --cpus 2";
+    for options in ["", "--stats /tmp/stats"] {
+        let process = host.start(&format!("exec {run} {options}"))?;
+        host.until("[ $(cat /proc/[0-9]*/task/*/comm | grep -c '^vcpu') = 2 ]")?;
+        host.sh("kill -HUP $(pidof strait); kill -USR1 $(pidof strait)")?;
+        if !options.is_empty() {
+            host.until("[ -s /tmp/stats ]")?;
+        }
+        host.sh("kill -TERM $(pidof strait)")?;
+        assert_eq!(process.exit_status()?, 128 + SIGTERM, "{options}");
+    }
     Ok(())
 }
 

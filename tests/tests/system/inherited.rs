@@ -93,6 +93,23 @@ fn an_unprivileged_user_assigns_a_pci_device() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn the_host_takes_back_a_function_that_was_passed() -> TestResult {
+    const EDU: &str = "0000:00:07.0";
+    let host = host_of(Board::new().device("edu,addr=7,dma_mask=0xffffffffffff"), EDU)?;
+    let passed = PASSED.replace("--vfio-platform fd=7", "--vfio-pci fd=7,hotplug=on");
+    // With a process of its own for the guest: neither keeps the file open.
+    let launch = Launch::model().with("--stats /tmp/stats").with(&passed);
+    let mut guest = host.launch(&launch)?;
+    guest.sh("agent edu 0000:01:00.0 msi 5")?;
+    host.sh("! ls -l /proc/[0-9]*/fd/7 /proc/[0-9]*/fd/8 2>/dev/null | grep -e vfio -e iommu")?;
+    host.sh(&format!("echo {EDU} >/sys/bus/pci/drivers/vfio-pci/unbind"))?;
+    guest.process().wait_for(&format!("{EDU}: the host takes it back"))?;
+    guest.sh("true")?;
+    assert_eq!(guest.power_off()?, 0);
+    Ok(())
+}
+
 /// The error and the help of running strait in this way.
 fn refusal(host: &Host, command: &str, status: i32) -> Result<(String, String), Failure> {
     let answer = host.run(command)?;

@@ -48,7 +48,10 @@ impl EventHandler<'_> {
                 self.press_power_button();
                 done(has_button, None)
             }
-            Request::Reboot if !self.steering.restarts() => (Answer::NotSupported, None),
+            // One that was asked to end isn't to begin anew.
+            Request::Reboot if !self.steering.restarts() || self.is_asked_to_end() => {
+                (Answer::NotSupported, None)
+            }
             Request::Reboot => {
                 let outcome = self.steering.restart();
                 self.conclude(outcome);

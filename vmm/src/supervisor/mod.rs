@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use devices::stop;
 use devices::vfio::fd_limit;
 
 use crate::cli::{ConsoleKind, GdbAddress, RunOptions, SandboxMode};
@@ -22,6 +23,7 @@ use crate::commands::device::BindGuard;
 use crate::control::{self, Accepted, Acceptor};
 use crate::double_buffer::DoubleBuffer;
 use crate::error::Error;
+use crate::inherited_files;
 use crate::junit::RunReport;
 use crate::limits;
 use crate::programs::{self, ChildProgram};
@@ -78,6 +80,7 @@ impl Resources {
     ///
     /// A device can't be bound, or a program can't be started.
     pub fn acquire(options: &RunOptions) -> Result<(Self, VmmResources), Error> {
+        inherited_files::close_on_exec(options);
         let (mut resources, mut for_vmm) = (Self::default(), VmmResources::default());
         if options.dry_run {
             return Ok((resources, for_vmm));
@@ -140,7 +143,7 @@ impl Resources {
     ///
     /// # Errors
     ///
-    /// The host has no more processes.
+    /// The host has no more processes, or a signal asks for the end: the child wouldn't get it.
     pub fn supervise(
         self,
         options: &RunOptions,
@@ -150,21 +153,28 @@ impl Resources {
         if !self.is_needed(options) {
             return Ok(Process::Vmm(for_vmm));
         }
+        stop::check().map_err(|e| Error::chain(&e))?;
         // SAFETY: takes nothing, and can't fail.
         let parent = unsafe { libc::getpid() };
         // SAFETY: no other thread of this process exists that could have locked anything.
         match unsafe { libc::fork() } {
             0 => {
                 end_with(parent);
+                signals.supervised_by(parent.unsigned_abs());
                 self.leave();
                 Ok(Process::Vmm(for_vmm))
             }
             pid @ 1.. => {
                 // The programs' connections are the child's.
                 drop(for_vmm);
+                inherited_files::close(options);
                 self.terminal.iter().for_each(Attributes::restore_on_fatal_signals);
-                let child = programs::open_process(pid.cast_unsigned());
-                let child = Child { pid, ended: child.map_err(|e| no_process(options, &e))? };
+                let ended = programs::open_process(pid.cast_unsigned()).map_err(|e| {
+                    // Before its devices are given back.
+                    kill(pid);
+                    no_process(options, &e)
+                })?;
+                let child = Child { pid, ended };
                 Ok(Process::Supervisor(watch::run(self, &child, options, signals)))
             }
             _ => Err(no_process(options, &io::Error::last_os_error())),
@@ -197,6 +207,16 @@ fn no_process(options: &RunOptions, e: &io::Error) -> Error {
         Error::new(format!("the guest can't have a process of its own: {e}"))
             .help("ulimit -u, or pids.max of the control group")
     })
+}
+
+/// Kills a child, and waits for its end.
+#[cold]
+fn kill(child: libc::pid_t) {
+    // SAFETY: takes numbers. The child isn't reaped, so the number is its own.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
 }
 
 /// Has this process killed when its parent ends.

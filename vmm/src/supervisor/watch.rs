@@ -31,6 +31,10 @@ pub(super) fn run(
     signals: &mut Signals,
 ) -> u8 {
     let mut written = 0;
+    // What came before there was a child came here alone, also from a terminal.
+    while let Some(signal) = signals.next_signal() {
+        send(child, signal.number);
+    }
     loop {
         wait(&resources, [signals.as_raw_fd(), child.ended.as_raw_fd()]);
         while let Some(signal) = signals.next_signal() {
@@ -69,10 +73,13 @@ fn wait(resources: &Resources, [signals, ended]: [RawFd; 2]) {
 }
 
 /// Sends the child a signal that came here alone.
-fn hand_on(child: &Child, Arrived { number, by_kernel }: Arrived) {
-    if by_kernel && OF_TERMINAL.contains(&number) {
-        return;
+fn hand_on(child: &Child, Arrived { number, by_kernel, .. }: Arrived) {
+    if !(by_kernel && OF_TERMINAL.contains(&number)) {
+        send(child, number);
     }
+}
+
+fn send(child: &Child, number: libc::c_int) {
     // SAFETY: takes numbers. The child isn't reaped, so the number is its own; the kernel refuses it
     // only where it has ended.
     unsafe { libc::kill(child.pid, number) };

@@ -21,7 +21,7 @@ pub use error::BindError;
 pub use record::{BindRecord, BindRecordError, BindRecords, Owner};
 pub use sysfs_write::{AttributeWriter, HungWrite, Sysfs, WriteError};
 
-use crate::release;
+use crate::{release, stop};
 
 use super::assign::{self, AssignError};
 use super::error_chain;
@@ -83,7 +83,7 @@ impl<'a> DriverBinding<'a> {
         if with_vfio && !options.group && options.owner.is_none() {
             return devices.into_iter().map(|device| self.bind_one(device)).collect();
         }
-        let _lock = self.records.lock()?;
+        let _lock = self.records.lock(stop::is_requested)?;
         let mut bound = Vec::new();
         self.bind_all(devices, options, &mut bound).inspect_err(|_| self.undo(&bound))?;
         Ok(bound)
@@ -102,7 +102,8 @@ impl<'a> DriverBinding<'a> {
         group: bool,
     ) -> Result<Vec<BindOutcome>, BindError> {
         let mut devices = self.devices(names)?;
-        let _lock = self.records.lock()?;
+        // What is given back is waited for, whoever ends strait.
+        let _lock = self.records.lock(|| false)?;
         if group {
             self.add_members(&mut devices)?;
         }

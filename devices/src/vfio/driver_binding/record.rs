@@ -107,8 +107,9 @@ impl BindRecords {
         Self { directory: host.state().to_owned() }
     }
 
-    /// Locks the records against other processes until the file is dropped.
-    pub(super) fn lock(&self) -> Result<File, BindRecordError> {
+    /// Locks the records against other processes until the file is dropped. Another process is waited for
+    /// unless this is `hurried`.
+    pub(super) fn lock(&self, is_hurried: fn() -> bool) -> Result<File, BindRecordError> {
         make(&self.directory)?;
         let path = self.directory.join("lock");
         let mut options = File::options();
@@ -118,7 +119,9 @@ impl BindRecords {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_TIMEOUT => {
+                Err(TryLockError::WouldBlock)
+                    if started.elapsed() < LOCK_TIMEOUT && !is_hurried() =>
+                {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(TryLockError::WouldBlock) => {
@@ -260,9 +263,9 @@ mod tests {
     #[test]
     fn a_second_process_waits_for_the_lock() {
         let fake = FakeHost::new();
-        let first = BindRecords::of(&fake.host()).lock().unwrap();
+        let first = BindRecords::of(&fake.host()).lock(|| false).unwrap();
         let host = fake.host();
-        let second = std::thread::spawn(move || BindRecords::of(&host).lock().map(drop));
+        let second = std::thread::spawn(move || BindRecords::of(&host).lock(|| false).map(drop));
         std::thread::sleep(Duration::from_millis(50));
         assert!(!second.is_finished());
         drop(first);
@@ -273,7 +276,7 @@ mod tests {
     fn a_directory_that_cannot_be_created_is_named() {
         let fake = FakeHost::new();
         fake.write("run/strait", "a file");
-        let error = BindRecords::of(&fake.host()).lock().unwrap_err();
+        let error = BindRecords::of(&fake.host()).lock(|| false).unwrap_err();
         assert!(error.to_string().ends_with("run/strait"), "{error}");
     }
 

@@ -1,5 +1,6 @@
 //! What `strait run` is told.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use devices::vfio::assign::DeviceRef;
 use devices::vfio::driver_binding::Owner;
 use devices::vfio::iommu::IommuOptions;
 use devices::virtio::block::BlockOptions;
+use devices::virtio::net::TapRef;
 use log::LevelFilter;
 
 use super::super::console::{ConsoleKind, SerialKind};
@@ -184,6 +186,19 @@ impl RunOptions {
     /// The devices to assign that are given by name.
     pub fn device_names(&self) -> Vec<&str> {
         self.devices().filter_map(DeviceRef::name).collect()
+    }
+
+    /// The descriptors to use that were open when strait was started.
+    pub fn inherited(&self) -> impl Iterator<Item = RawFd> {
+        let devices = self.devices().filter_map(|device| match device {
+            DeviceRef::Descriptor(fd) => Some(*fd),
+            DeviceRef::Name(_) => None,
+        });
+        let taps = self.net.iter().filter_map(|net| match net.tap {
+            TapRef::Descriptor(fd) => Some(fd),
+            TapRef::Name(_) => None,
+        });
+        devices.chain(taps).chain(self.iommu.iommufd)
     }
 
     /// Other processes map the guest's RAM.

@@ -42,7 +42,7 @@ use crate::stats::Recorder;
 use crate::supervisor::{Process, Resources, VmmResources};
 use crate::trace::Tracer;
 use crate::waker::Waker;
-use crate::{junit, output, stats};
+use crate::{inherited_files, junit, output, stats};
 
 /// Runs a guest to its end, and answers the exit status.
 ///
@@ -202,6 +202,7 @@ fn run_guest(
     let named = options.register.as_deref();
     let _registration = named.and_then(|name| Registration::new(name, options.vsock));
     // Everything is open, pinned and armed.
+    inherited_files::close(options);
     let servers = &machine.assigned().vfio_user;
     let entered = servers.pause().and_then(|()| sandbox.enter());
     // Where that failed, they are still asked for the devices' end.
