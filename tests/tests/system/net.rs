@@ -144,11 +144,14 @@ fn taps_that_a_guest_can_t_have_are_refused_with_what_to_type() -> TestResult {
 }
 
 #[test]
-fn a_guest_with_a_gicv2_loses_two_of_its_three_networks() -> TestResult {
+fn a_guest_with_a_gicv2_loses_all_but_one_of_its_networks() -> TestResult {
     let host = Board::new().gic(2).boot()?;
     make_tap(&host, "tap0", 0)?;
-    host.sh("for tap in tap1 tap2; do agent tap $tap 0 tap && ip link set $tap up; done")?;
-    let lost = "--net tap=tap1,vhost=off --net tap=tap2,vhost=on";
+    host.sh(
+        "for tap in tap1 tap2 tap3 tap4; do agent tap $tap 0 tap && ip link set $tap up; done",
+    )?;
+    let lost = "--net tap=tap1,vhost=off --net tap=tap2,vhost=on --net tap=tap3,vhost=off \
+                --net tap=tap4,vhost=on";
     let mut guest = host.guest(&format!("--cpus 4 --net tap=tap0 {lost}"))?;
     connect(&mut guest)?;
     exchange(&host, &mut guest, [HOST, GUEST], 1 << 20)?;
@@ -166,6 +169,22 @@ fn a_guest_with_a_gicv2_loses_two_of_its_three_networks() -> TestResult {
              cd /sys/bus/virtio/drivers/virtio_net && echo $device >unbind && echo $device >bind && \
              cd / && ip link set eth{tap} up && grep -q 0 {carrier}"
         ))?;
+        assert_eq!(guest.process().output().matches(&said).count(), 1);
+    }
+    // So does one that is deleted while no driver has its device.
+    for tap in [3, 4] {
+        let net = format!("/sys/class/net/eth{tap}");
+        guest.sh(&format!(
+            "basename $(readlink {net}/device) >/dev{tap} && \
+             cat /dev{tap} >/sys/bus/virtio/drivers/virtio_net/unbind"
+        ))?;
+        host.sh(&format!("ip link delete tap{tap}"))?;
+        guest.sh(&format!(
+            "cat /dev{tap} >/sys/bus/virtio/drivers/virtio_net/bind && \
+             net=/sys/bus/virtio/devices/$(cat /dev{tap})/net && \
+             ip link set $(ls $net) up && grep -q 0 $net/*/carrier"
+        ))?;
+        let said = format!("net{tap}: tap{tap} has been deleted");
         assert_eq!(guest.process().output().matches(&said).count(), 1);
     }
     assert_eq!(guest.process().output().matches("has to reset").count(), 0);

@@ -257,8 +257,11 @@ impl Device for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        if !self.port.is_gone() {
-            self.tap.set_offloads(activation.features).map_err(io::Error::other)?;
+        // A tap that was deleted while no driver looked after it refuses, and is no reason to fail: the
+        // device's link is down.
+        let offloads = self.tap.set_offloads(activation.features);
+        if self.port.look(&activation.events) {
+            offloads.map_err(io::Error::other)?;
         }
         self.active = Some((activation.features, activation.events.clone()));
         match &mut self.kernel {

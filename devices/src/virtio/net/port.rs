@@ -18,6 +18,8 @@ pub(super) enum Received {
     Packet(usize),
     /// Nothing yet.
     Nothing,
+    /// A packet that the kernel couldn't hand over, and has dropped.
+    Dropped,
     /// Nothing any more.
     Gone,
 }
@@ -87,6 +89,12 @@ impl Port {
         match buffers.read_from(&*self.file) {
             Ok(bytes @ 1..) => return Received::Packet(bytes),
             Err(error) if is_transient(&error) => return Received::Nothing,
+            // One packet's: its GSO type is none of virtio's, or what was RAM isn't any more. The kernel
+            // has taken it from the tap (drivers/net/tun.c, tun_do_read).
+            Err(error) if !is_gone(&error) && self.look(events) => {
+                self.log.debug(format_args!("a packet from {} was dropped: {error}", self.name));
+                return Received::Dropped;
+            }
             // A tap has no end of file.
             Ok(0) | Err(_) => self.lose(events),
         }

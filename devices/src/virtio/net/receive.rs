@@ -157,6 +157,7 @@ impl Receiver {
             }
             match self.port.receive(&mut self.buffers, &self.events) {
                 Received::Packet(size) => self.deliver(size, queue)?,
+                Received::Dropped => {}
                 Received::Nothing => return Ok(Wait::Readable),
                 Received::Gone => return Ok(Wait::Driver),
             }

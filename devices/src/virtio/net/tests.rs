@@ -1,5 +1,7 @@
 //! Both directions with a driver in the guest's place and a pair of sockets in the tap's.
 
+use std::fs::File;
+use std::net::UdpSocket;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
@@ -321,6 +323,30 @@ fn a_tap_that_is_deleted_takes_the_link_down_once() {
     transmitter.handle(&mut queue, FileEvent::Driver).unwrap();
     assert_eq!(driver.used(), [(head, 0)]);
     assert_eq!(bench.events.generation(), 1);
+}
+
+#[test]
+fn a_packet_that_can_t_be_read_is_one_packet_and_not_the_end_of_the_tap() {
+    let mut bench = Bench::new(0, 8);
+    let address = |last: u8| std::net::SocketAddr::from(([127, 91, 17, last], 0));
+    let tap = UdpSocket::bind(address(1)).unwrap();
+    let peer = UdpSocket::bind(address(2)).unwrap();
+    tap.set_nonblocking(true).unwrap();
+    let (here, there) = (tap.local_addr().unwrap(), peer.local_addr().unwrap());
+    tap.connect(there).unwrap();
+    // The next call fails once: nobody is there.
+    drop(peer);
+    tap.send(&[0]).unwrap();
+    let peer = UdpSocket::bind(there).unwrap();
+    peer.send_to(&pattern(100), here).unwrap();
+    let (file, log) = (File::from(OwnedFd::from(tap)), Arc::new(LogLimit::new("test")));
+    bench.port = Arc::new(Port::new(Arc::new(file), "tap".into(), log));
+    let mut receiver = bench.receiver(true);
+    let head = bench.driver.add(&[], &[(BUFFERS, 4096)]);
+    receiver.handle(&mut bench.queue, FileEvent::File).unwrap();
+    assert_eq!(bench.driver.used(), [(head, 100)]);
+    assert!(!bench.port.is_gone());
+    assert_eq!(bench.events.generation(), 0);
 }
 
 #[test]
