@@ -1,6 +1,7 @@
 //! The socket device (virtio 1.2, 5.10), whose queues the host's kernel works on.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use boot::help::Help;
@@ -25,6 +26,10 @@ const KERNEL_QUEUES: usize = 2;
 /// The lowest address of a guest: those below are of the hypervisor, of the machine itself and of the
 /// host (virtio 1.2, 5.10.4).
 pub const FIRST_CID: u64 = 3;
+
+/// The addresses of guests: the highest number stands for any address (linux/vm_sockets.h,
+/// `VMADDR_CID_ANY`).
+const GUEST_CIDS: Range<u64> = FIRST_CID..u32::MAX as u64;
 
 /// A socket device.
 pub struct Vsock {
@@ -52,7 +57,11 @@ pub enum VsockError {
 impl Help for VsockError {
     fn help(&self) -> Option<String> {
         match self {
-            Self::InUse(cid) => Some(format!("--vsock cid={}", cid.saturating_add(1))),
+            Self::InUse(cid) => {
+                let next = cid.saturating_add(1);
+                let other = if GUEST_CIDS.contains(&next) { next } else { FIRST_CID };
+                Some(format!("--vsock cid={other}"))
+            }
             Self::Reserved(_) => Some(format!("--vsock cid={FIRST_CID}")),
             Self::Vhost(error) => error.help(),
         }
@@ -67,7 +76,7 @@ impl Vsock {
     /// The host's kernel has no vhost-vsock, this user may not use it, or another guest has the
     /// address.
     pub fn new(name: &str, cid: u64) -> Result<Self, VsockError> {
-        if !(FIRST_CID..u64::from(u32::MAX)).contains(&cid) {
+        if !GUEST_CIDS.contains(&cid) {
             return Err(VsockError::Reserved(cid));
         }
         let vhost = Vhost::open(PATH)?;
@@ -129,5 +138,18 @@ impl Device for Vsock {
 
     fn is_stopped(&mut self) -> bool {
         self.watch.is_stopped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_taken_leads_to_one_that_can_be_had() {
+        for (taken, other) in [(3u64, 4u64), (4_294_967_293, 4_294_967_294), (4_294_967_294, 3)] {
+            let help = VsockError::InUse(taken).help().unwrap();
+            assert_eq!(help, format!("--vsock cid={other}"));
+        }
     }
 }
