@@ -210,8 +210,11 @@ impl ChildProgram {
             }
             _ => Vec::new(),
         };
-        // Fails only if the other process has ended, which tells more.
-        let _ = restarts.send_with_fds(&[asked.as_slice()], &stream);
+        let answer = [asked.as_slice()];
+        if restarts.send_with_fds(&answer, &stream).is_err() {
+            // It waits for an answer. This fails only if it has ended, which tells more.
+            let _ = restarts.send_with_fds(&answer, &[]);
+        }
         self.restarts = Some(restarts);
         if let Some(Started { child, .. }) = started? {
             self.ended = open_process(child.id()).ok();

@@ -25,7 +25,11 @@ pub struct Connector {
 }
 
 /// The side that asks.
-pub struct Asker(UnixDatagram);
+pub struct Asker {
+    socket: UnixDatagram,
+    /// It has asked, and has no answer yet.
+    has_asked: bool,
+}
 
 /// Both sides for the backend at `path`, which may be this peer's.
 ///
@@ -39,7 +43,8 @@ pub fn pair(path: PathBuf, peer: Peer) -> io::Result<(Connector, Asker)> {
     theirs.set_read_timeout(Some(PATIENCE))?;
     theirs.set_write_timeout(Some(PATIENCE))?;
     let log = LogLimit::named(path.display().to_string());
-    Ok((Connector { socket: ours, path, peer, log }, Asker(theirs)))
+    let asker = Asker { socket: theirs, has_asked: false };
+    Ok((Connector { socket: ours, path, peer, log }, asker))
 }
 
 impl AsRawFd for Connector {
@@ -65,21 +70,36 @@ impl Connector {
             socket.set_nonblocking(false).ok()?;
             Some(socket)
         });
-        // Nobody waits for it any more if this fails.
-        let _ = match connected {
-            Some(socket) => self.socket.send_with_fd(&[0_u8][..], socket.as_raw_fd()).is_ok(),
-            None => self.socket.send(&[]).is_ok(),
-        };
+        let send = |socket: &UnixStream| self.socket.send_with_fd(&[0_u8][..], socket.as_raw_fd());
+        if connected.is_none_or(|socket| send(&socket).is_err()) {
+            // Nobody waits for it any more if this fails.
+            let _ = self.socket.send(&[]);
+        }
+    }
+}
+
+impl Asker {
+    /// The answer, if it comes in time.
+    fn answer(&mut self) -> io::Result<UnixStream> {
+        let (_, socket) = self.socket.recv_with_fd(&mut [0])?;
+        self.has_asked = false;
+        let socket = socket.ok_or(io::ErrorKind::ConnectionRefused)?;
+        Ok(UnixStream::from(std::os::fd::OwnedFd::from(socket)))
     }
 }
 
 impl vhost_user::Connector for Asker {
     fn connect(&mut self) -> io::Result<UnixStream> {
-        self.0.send(&[0])?;
-        let (_, socket) = self.0.recv_with_fd(&mut [0])?;
-        let socket = socket.ok_or(io::ErrorKind::ConnectionRefused)?;
-        let stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
-        Ok(stream)
+        if self.has_asked {
+            // To ask once more would leave each answer to the next, and a second connection at the backend.
+            let late = self.answer();
+            if self.has_asked || late.is_ok() {
+                return late;
+            }
+        }
+        self.socket.send(&[0])?;
+        self.has_asked = true;
+        self.answer()
     }
 }
 
@@ -117,5 +137,32 @@ mod tests {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(directory.as_path(), open).unwrap();
         assert!(!ask());
+    }
+    #[test]
+    fn an_answer_that_comes_late_is_the_next_one_s() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("socket");
+        let (connector, mut asker) = pair(path.clone(), Peer::Own).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        assert!(asker.connect().is_err());
+        connector.serve();
+        let _stream = asker.connect().unwrap();
+        connector.serve();
+        assert!(listener.accept().is_ok());
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        // It is asked anew where the late answer was a refusal.
+        drop(listener);
+        assert!(asker.connect().is_err());
+        connector.serve();
+        std::fs::remove_file(&path).unwrap();
+        let _listener = UnixListener::bind(&path).unwrap();
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| asker.connect());
+            while !asking.is_finished() {
+                connector.serve();
+            }
+            asking.join().unwrap().unwrap();
+        });
     }
 }
