@@ -9,6 +9,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::error::io_error;
 
+/// Like `KVM_EXIT_ARM_NISV`, and with the same fields, of LD64B and ST64B (linux/kvm.h; api.rst, 5).
+const KVM_EXIT_ARM_LDST64B: u32 = 42;
+
 /// A vCPU's exit to the VMM, parsed (Documentation/virt/kvm/api.rst, section 5).
 #[derive(Debug)]
 pub enum Exit<'a> {
@@ -27,7 +30,8 @@ pub enum Exit<'a> {
         data: &'a [u8],
     },
     /// The guest accesses what no memory slot covers, with an instruction whose syndrome does not
-    /// tell what it transfers (`KVM_EXIT_ARM_NISV`: pairs, vectors, write-back). See
+    /// tell what it transfers (`KVM_EXIT_ARM_NISV`: pairs, vectors, write-back), or with one of 64 bytes
+    /// (`KVM_EXIT_ARM_LDST64B`). See
     /// [`undecodable_access`](crate::Vcpu::undecodable_access).
     Undecodable,
     /// The host can't give the guest what it accesses in a memory slot, such as a device's registers
@@ -95,7 +99,7 @@ fn parse(exit: VcpuExit<'_>) -> Exit<'_> {
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Exit::Reset,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Exit::Crash,
         VcpuExit::Hypercall(call) => Exit::Call { function: call.nr },
-        VcpuExit::Unsupported(KVM_EXIT_ARM_NISV) => Exit::Undecodable,
+        VcpuExit::Unsupported(KVM_EXIT_ARM_NISV | KVM_EXIT_ARM_LDST64B) => Exit::Undecodable,
         VcpuExit::Debug(debug) => Exit::Debug { syndrome: debug.hsr, address: debug.far },
         VcpuExit::Intr => Exit::Interrupted,
         VcpuExit::FailEntry(reason, cpu) => Exit::Failed(format!(

@@ -194,6 +194,8 @@ mod tests {
             0xa8c1_0c23, // ldp x3, x3, [x1], #16
             0xa8c1_0421, // ldp x1, x1, [x1], #16
             0xf820_0020, // ldadd x0, x0, [x1]
+            0xf83f_d020, // ld64b x0, [x1]
+            0xf83f_9020, // st64b x0, [x1]
             0xd503_201f, // nop
             0,
             u32::MAX,

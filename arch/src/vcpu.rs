@@ -185,8 +185,8 @@ impl Vcpu {
         &mut self,
         read: impl Fn(u64) -> Option<u64>,
     ) -> io::Result<Option<(u64, LoadStore)>> {
-        // SAFETY: KVM has filled in this member for KVM_EXIT_ARM_NISV (api.rst, 5), and any bits are
-        // numbers.
+        // SAFETY: KVM has filled in this member for KVM_EXIT_ARM_NISV and KVM_EXIT_ARM_LDST64B
+        // (api.rst, 5), and any bits are numbers.
         let gpa = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.arm_nisv.fault_ipa };
         let pc = self.core(offset_of!(kvm_regs, regs) + offset_of!(user_pt_regs, pc))?;
         let translation = Translation {

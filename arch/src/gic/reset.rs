@@ -1,8 +1,9 @@
 //! Resetting the GIC, which KVM does for the ITS alone: its registers are written as they were before the
 //! guest ran.
 //!
-//! Enables, pending and active states, priorities and targets are zero then; groups and triggers, and the
-//! CPU interfaces, are read before. The order is that of Documentation/virt/kvm/devices/arm-vgic-its.rst
+//! Pending and active states, priorities, targets, and enables of SPIs are zero then; groups and triggers, the
+//! enables of SGIs and PPIs, and the CPU interfaces, are read before: KVM makes SGIs enabled
+//! (`vgic_setup_private_irq`). The order is that of Documentation/virt/kvm/devices/arm-vgic-its.rst
 //! ("ITS Restore Sequence") backwards: LPIs are disabled before the ITS is reset.
 
 use std::ops::Range;
@@ -20,7 +21,9 @@ const CPU_SYSREGS: u32 = kvm_bindings::KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
 
 /// Registers of the distributor, and of the SGI and PPI frame of a redistributor (IHI 0069H, 12.8 and 12.10).
 const CTLR: u64 = 0x000;
+const IIDR: u64 = 0x008;
 const IGROUPR: u64 = 0x080;
+const ISENABLER: u64 = 0x100;
 const ICENABLER: u64 = 0x180;
 const ISPENDR: u64 = 0x200;
 const ICPENDR: u64 = 0x280;
@@ -86,6 +89,9 @@ impl Gic {
     /// KVM refused.
     #[cold]
     pub fn reset_state(&self, vcpus: &[Vcpu]) -> Result<ResetState, Error> {
+        if self.version == Version::V2 {
+            self.make_groups_writable();
+        }
         let cpus: Vec<u64> = vcpus.iter().map(|vcpu| self.cpu(vcpu)).collect();
         let mut state = ResetState { words: Vec::new(), system: Vec::new(), cpus };
         for (group, attr) in self.kept(&state.cpus) {
@@ -158,6 +164,19 @@ impl Gic {
         Ok(())
     }
 
+    /// Has KVM take groups of a GICv2, which it ignores until it knows that what writes them can read what it
+    /// is (`vgic_mmio_uaccess_write_v2_misc`).
+    fn make_groups_writable(&self) {
+        let written = self
+            .read_distributor(IIDR)
+            .and_then(|iidr| self.write(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, IIDR, iidr));
+        if let Err(error) = written {
+            log::warn!(
+                "a reset leaves the groups of interrupts as the guest has set them: {error}"
+            );
+        }
+    }
+
     /// How attributes name the CPU of a register: by number, or by affinity (arm-vgic.rst, arm-vgic-v3.rst).
     fn cpu(&self, vcpu: &Vcpu) -> u64 {
         match self.version {
@@ -169,7 +188,7 @@ impl Gic {
         }
     }
 
-    /// The registers of words that are read before: groups, triggers, and the CPU interfaces of a GICv2.
+    /// The registers of words that are read before: groups, triggers, private enables, and the CPU interfaces of a GICv2.
     fn kept(&self, cpus: &[u64]) -> Vec<(u32, u64)> {
         let dist = KVM_DEV_ARM_VGIC_GRP_DIST_REGS;
         let all = SPI_BASE.saturating_add(self.spis);
@@ -180,12 +199,14 @@ impl Gic {
             kept.extend(groups.chain(triggers).map(|register| (group, base | register)));
         };
         keep(dist, 0, SPI_BASE..all);
-        for cpu in cpus.iter().map(|cpu| cpu << 32) {
-            match self.version {
-                Version::V2 => keep(dist, cpu, 0..SPI_BASE),
-                Version::V3 => keep(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, cpu | SGI_FRAME, 0..SPI_BASE),
-            }
+        let (private, frame) = match self.version {
+            Version::V2 => (dist, 0),
+            Version::V3 => (KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, SGI_FRAME),
+        };
+        for cpu in cpus.iter().map(|cpu| cpu << 32 | frame) {
+            keep(private, cpu, 0..SPI_BASE);
         }
+        kept.extend(cpus.iter().map(|cpu| (private, cpu << 32 | frame | ISENABLER)));
         if self.version == Version::V2 {
             for cpu in cpus {
                 let of_cpu = CPU_REGISTERS.map(|register| cpu << 32 | register);

@@ -2,11 +2,13 @@
 
 mod accesses;
 mod bare_metal;
+mod registers;
 mod script;
 mod toggles;
 
 pub use accesses::{Access, access_as_memory, access_with_write_back};
 pub use bare_metal::{LINKED_TO, binary, elf};
+pub use registers::{change_a_gicv2_and_reset, change_a_gicv3_and_reset};
 pub use script::{Step, script};
 pub use toggles::{Toggle, toggle_while_read};
 

@@ -115,6 +115,22 @@ fn work(guest: &mut Guest, life: u32) -> TestResult {
 }
 
 #[test]
+fn the_interrupt_controller_of_each_life_is_as_new() -> TestResult {
+    for (version, payload) in
+        [(2, payload::change_a_gicv2_and_reset()), (3, payload::change_a_gicv3_and_reset(2))]
+    {
+        let host = Board::new().gic(version).file("k/change", payload).boot()?;
+        let options = format!("--cpus 2 --gic {version} --on-reset restart --log-level info");
+        let mut strait = host.strait(&format!("run --kernel /k/change {options}"))?;
+        // It powers off where it finds a register changed.
+        strait.wait_for("for the 3. time")?;
+        strait.signal(SIGTERM)?;
+        assert_eq!(strait.exit_status()?, 128 + SIGTERM);
+    }
+    Ok(())
+}
+
+#[test]
 fn devices_work_in_each_life_of_a_system() -> TestResult {
     let host = host(board())?;
     let lives = if std::env::var_os(SOAK).is_some() { 100 } else { 3 };

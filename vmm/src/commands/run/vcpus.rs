@@ -297,12 +297,16 @@ impl VcpuContext {
             };
             if let Some(reason) = reason {
                 // Where another vCPU was first, this one is needed again.
-                return self.end(reason);
+                if !self.end(reason) {
+                    return false;
+                }
+                break;
             }
         }
         if passage == Passage::Over || self.hold.is_over() {
             return false;
         }
+        // Else KVM would complete the last access, and go on behind it, in the guest's next life.
         vcpu.settle();
         true
     }
