@@ -86,6 +86,26 @@ impl ConfigFile {
             })
         })
     }
+
+    /// The same error, of wrong use, with where in this file those options are that it names.
+    #[cold]
+    pub(super) fn note(&self, error: Error) -> Error {
+        let is_word = |c: char| c == '-' || c.is_ascii_alphanumeric();
+        let mut noted: Vec<&str> = Vec::new();
+        let mut places = String::new();
+        for Entry { given: (name, _), line } in &self.entries {
+            let option = format!("--{name}");
+            let is_named = error.message().split(|c| !is_word(c)).any(|word| word == option);
+            if is_named && !noted.contains(&name.as_str()) {
+                noted.push(name);
+                let _ = write!(places, "\n{option} is line {line} of {}", self.path.display());
+            }
+        }
+        let message = error.message().to_owned();
+        let help = error.take_help().unwrap_or_default() + &places;
+        Error::usage(message)
+            .maybe_help(Some(help.trim_start().to_owned()).filter(|help| !help.is_empty()))
+    }
 }
 
 fn wrong(path: &Path, line: usize, why: &str) -> Error {
@@ -155,14 +175,21 @@ fn scalar(name: &str, value: &Spanned<DeValue<'_>>, text: &str) -> Result<String
 }
 
 /// The options behind `run`, of which the file's come first; what the command line has once takes the place of
-/// the file's.
+/// the file's, and if it `only_plans` binds nothing.
 ///
 /// # Errors
 ///
 /// A value isn't UTF-8.
-pub(super) fn print(parser: Parser, file: Option<ConfigFile>) -> Result<String, Error> {
+pub(super) fn print(
+    parser: Parser,
+    file: Option<ConfigFile>,
+    only_plans: bool,
+) -> Result<String, Error> {
     let entries = file.into_iter().flat_map(|file| file.entries);
     let mut given: Vec<Given> = entries.map(|entry| entry.given).collect();
+    if only_plans {
+        given.retain(|(name, _)| name != "bind" && name != "force");
+    }
     for (name, value) in typed(parser)? {
         if !is_repeated(&name) {
             given.retain(|(other, _)| *other != name);
@@ -293,6 +320,35 @@ mod tests {
         let options = options(file, &["--kernel", "b", "--block", "y"]);
         assert_eq!((options.kernel.path.to_str(), options.cpus), (Some("b"), 2));
         assert_eq!(options.block.len(), 2);
+    }
+
+    #[test]
+    fn a_dry_run_of_a_file_binds_nothing() {
+        let file = "kernel = 'a'\nbind = true\nforce = true\nvfio-platform = 'x'\n";
+        let plan = options(file, &["--dry-run", "--json"]);
+        assert!(plan.dry_run && !plan.bind && !plan.force);
+        let text = printed(file, &["--dry-run"]);
+        assert!(text.contains("dry-run = true") && !text.contains("bind"), "{text}");
+        assert_eq!(printed(&text, &[]), text);
+        for more in [&["--dry-run", "--bind"][..], &["--dry-run", "--force"]] {
+            with_file("kernel = 'a'\nbind = true\n", more).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn options_of_a_file_that_do_not_go_with_others_are_told_with_their_line() {
+        for (file, more, lines) in [
+            ("kernel = 'a'\nbind = true\n", &["--dry-run", "--force"][..], "--bind is line 2 of "),
+            ("kernel = 'a'\n", &["--firmware", "b"], "--kernel is line 1 of "),
+            ("initrd = 'a'\n\nfirmware = 'b'\n", &[], "--initrd is line 1 of "),
+            ("kernel = 'a'\nuntil = ['x', 'y']\n", &["--console", "off"], "--until is line 2 of "),
+        ] {
+            let report = with_file(file, more).unwrap_err().report();
+            assert!(report.contains(lines), "{file}: {report}");
+        }
+        // None of these are the file's.
+        let report = with_file("kernel = 'a'\n", &["--dry-run", "--bind"]).unwrap_err().report();
+        assert!(!report.contains("line"), "{report}");
     }
 
     #[test]

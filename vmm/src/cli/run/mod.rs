@@ -45,6 +45,8 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
     let mut console_is_given = once.has("--console");
     let mut serial_is_given = once.has("--serial");
     let (file, print_config) = (options.config.take(), options.print_config);
+    // Nothing else takes them back where a file has them.
+    let only_plans = options.dry_run && !options.bind && !options.force;
     let file = file.as_deref().map(ConfigFile::read).transpose()?;
     if let Some(file) = &file {
         // The file's come first, so that those typed take their place.
@@ -55,6 +57,9 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         serial_is_given |= of_file.has("--serial");
         options.take_all(&mut typed.clone(), &mut GivenOnce::default())?;
         options.config = None;
+        if only_plans {
+            (options.bind, options.force) = (false, false);
+        }
     }
     if options.kernel.path.as_os_str().is_empty() && options.firmware.is_none() {
         return Err(Error::usage("no kernel given").help("strait run --kernel Image"));
@@ -63,9 +68,10 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Command, Error> {
         // The one that firmware for QEMU's virt has a driver for.
         options.serial = SerialKind::Pl011;
     }
-    combinations::check(&mut options, console_is_given)?;
+    combinations::check(&mut options, console_is_given)
+        .map_err(|error| file.iter().fold(error, |error, file| file.note(error)))?;
     if print_config {
-        return config::print(typed, file).map(Command::Print);
+        return config::print(typed, file, only_plans).map(Command::Print);
     }
     Ok(Command::Run(Box::new(options)))
 }
