@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::file::{BootFile, FileError, Role, shell_word};
-use crate::format::{EM_AARCH64, Format, START_SIZE};
-use crate::help::Help;
+use crate::format::{EM_AARCH64, Format, PE_AARCH64, START_SIZE};
+use crate::help::{Help, efi_program};
 use crate::size::Size;
 
 /// What 32-bit Arm firmware begins with: a branch under the condition "always" (Arm ARM for Armv7-A and
@@ -55,9 +55,10 @@ impl Help for FirmwareError {
             FirmwareFault::Foreign(Format::Elf(EM_AARCH64)) => {
                 format!("aarch64-linux-gnu-objcopy -O binary {path} firmware.bin")
             }
-            FirmwareFault::Foreign(Format::Arm64Kernel | Format::Zboot | Format::Efi(_)) => {
+            FirmwareFault::Foreign(Format::Arm64Kernel | Format::Zboot) => {
                 format!("strait run --kernel {path}")
             }
+            FirmwareFault::Foreign(Format::Efi(PE_AARCH64)) => efi_program(&path),
             FirmwareFault::Foreign(Format::Compressed(compressor)) => {
                 format!("{} -dc {path} > firmware.bin", compressor.command())
             }
@@ -110,6 +111,8 @@ impl Firmware {
 fn check(start: &[u8], size: u64, limit: u64) -> Result<(), FirmwareFault> {
     match Format::of(start) {
         Format::Unknown => {}
+        // Over a header, say: it has the magic numbers of some archives, but not of kernels.
+        format if format != Format::Arm64Kernel && begins_with_branch(start) => {}
         Format::Zeroes => return Err(FirmwareFault::NoCode),
         format => return Err(FirmwareFault::Foreign(format)),
     }
@@ -122,6 +125,12 @@ fn check(start: &[u8], size: u64, limit: u64) -> Result<(), FirmwareFault> {
         [_, _, _, ARM_BRANCH, ..] => Err(FirmwareFault::Arm32),
         _ => Ok(()),
     }
+}
+
+/// Whether it begins with a branch of A64 (Arm ARM, C6.2 "B").
+fn begins_with_branch(start: &[u8]) -> bool {
+    const OPCODE: u8 = 0b0001_0100;
+    matches!(start, [_, _, _, last, ..] if last & 0b1111_1100 == OPCODE)
 }
 
 #[cfg(test)]
@@ -148,6 +157,39 @@ mod tests {
             assert!(error.contains(format), "{error}");
         }
         assert_eq!(check(&[0x14]), Err(FirmwareFault::NoCode));
+    }
+
+    #[test]
+    fn a_branch_is_no_archive() {
+        // By 0x174, 0x22c7c, 0x1c71c and 0x94, over what may be anything.
+        let branches = [[0x5d, 0, 0, 0x14], [0x1f, 0x8b, 0, 0x14], [0xc7, 0x71, 0, 0x14]];
+        for branch in branches.into_iter().chain([[0x25, 0, 0, 0x14]]) {
+            let mut start = [0; START_SIZE];
+            start[..4].copy_from_slice(&branch);
+            start[510..512].copy_from_slice(b"\x55\xaa");
+            assert_eq!(super::check(&start, 1 << 20, 64 << 20), Ok(()));
+            assert_eq!(
+                super::check(&start, 2, 1),
+                Err(FirmwareFault::TooLarge { size: 2, limit: 1 })
+            );
+            start[56..60].copy_from_slice(b"ARM\x64");
+            let kernel = super::check(&start, 1 << 20, 64 << 20);
+            assert_eq!(kernel, Err(FirmwareFault::Foreign(Format::Arm64Kernel)));
+        }
+    }
+
+    #[test]
+    fn what_is_advised_can_be_done() {
+        let help = |format| {
+            let fault = FirmwareFault::Foreign(format);
+            FirmwareError::Content { path: "a.efi".into(), fault }.help().unwrap_or_default()
+        };
+        assert_eq!(help(Format::Zboot), "strait run --kernel a.efi");
+        let of_program = help(Format::Efi(PE_AARCH64));
+        assert!(of_program.contains("EFI/BOOT/BOOTAA64.EFI"), "{of_program}");
+        assert!(!of_program.contains("--kernel"), "{of_program}");
+        // Of another machine.
+        assert!(help(Format::Efi(0x8664)).contains("apt install"));
     }
 
     #[test]

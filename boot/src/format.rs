@@ -138,6 +138,9 @@ const MAGICS: &[(usize, &[u8], Format)] = &[
 /// `e_machine` of 64-bit Arm (ELF for the Arm 64-bit Architecture).
 pub(crate) const EM_AARCH64: u16 = 183;
 
+/// The machine of a PE file for 64-bit Arm (Microsoft's PE Format, "Machine Types").
+pub(crate) const PE_AARCH64: u16 = 0xaa64;
+
 /// Bytes of a U-Boot legacy image header (U-Boot's include/image.h).
 pub(crate) const UIMAGE_HEADER_SIZE: u64 = 64;
 
@@ -328,7 +331,7 @@ const MACHINES: &[(u16, u16, &str)] = &[
     (40, 0x01c4, "32-bit Arm"),
     (40, 0x01c2, "32-bit Arm"),
     (62, 0x8664, "x86-64"),
-    (EM_AARCH64, 0xaa64, "AArch64"),
+    (EM_AARCH64, PE_AARCH64, "AArch64"),
     (243, 0x5064, "RISC-V"),
     (258, 0x6264, "LoongArch"),
 ];

@@ -11,3 +11,11 @@ pub trait Help: Error {
 }
 
 impl Help for std::io::Error {}
+
+/// How an EFI program for 64-bit Arm at `path` is run.
+pub(crate) fn efi_program(path: &str) -> String {
+    format!(
+        "strait run --firmware FILE --block DISK, with {path} as EFI/BOOT/BOOTAA64.EFI on the disk's \
+         EFI partition"
+    )
+}

@@ -7,7 +7,13 @@
 //! ```
 //!
 //! The DTB lies right behind the kernel, so that of a small kernel's RAM one 2 MiB block is touched; in front
-//! of a program that begins 2 MiB or more behind the base of RAM.
+//! of a program that begins 2 MiB or more behind the base of RAM. Where nothing says how much RAM a program
+//! takes behind its file, DTB and initrd are as far from it as can be:
+//!
+//! ```text
+//!  │ raw binary │ its BSS, its stack …        │ initrd │ DTB │
+//!  ↑ load, entry                                            ↑ RAM end, or what a kernel reaches
+//! ```
 
 use crate::help::Help;
 use std::ops::Range;
@@ -52,6 +58,8 @@ pub struct Placement {
     pub entry: u64,
     /// The first address behind its BSS: nothing may be put below.
     pub end: u64,
+    /// Whether it may take more than that: a BSS or a stack that no header tells of.
+    pub open_end: bool,
 }
 
 /// Where everything the guest boots from lies.
@@ -74,7 +82,7 @@ impl BootLayout {
     ///
     /// RAM is too small for a device tree.
     pub fn of_firmware(ram: Ram, flash: u64) -> Result<Self, LayoutError> {
-        let kernel = Placement { load: flash, entry: flash, end: flash };
+        let kernel = Placement { load: flash, entry: flash, end: flash, open_end: false };
         if ram.size < MAX_DTB_SIZE {
             let (size, needed) = (MAX_DTB_SIZE, MAX_DTB_SIZE);
             return Err(LayoutError::Dtb { size, ram: ram.size, free: ram.size, needed });
@@ -157,15 +165,15 @@ pub fn layout(
     }
     let dtb = place_dtb(ram, kernel, dtb_size)?;
     let initrd = match initrd_size {
-        Some(size) => Some(place_initrd(ram, kernel, dtb.end.max(kernel.end), size)?),
+        Some(size) => Some(place_initrd(ram, kernel, &dtb, size)?),
         None => None,
     };
     Ok(BootLayout { kernel, dtb: dtb.start, initrd })
 }
 
-/// Places `size` bytes of device tree behind the kernel; or at the base of RAM, where programs look for it
-/// that were made for QEMU's `virt` (docs/system/arm/virt.rst, "Hardware configuration information for
-/// bare-metal programming"), if theirs begin behind it.
+/// Places `size` bytes of device tree behind the kernel, or at the end of RAM; or at the base of RAM, where
+/// programs look for it that were made for QEMU's `virt` (docs/system/arm/virt.rst, "Hardware configuration
+/// information for bare-metal programming"), if theirs begin behind it.
 fn place_dtb(ram: Ram, kernel: Placement, size: u64) -> Result<Range<u64>, LayoutError> {
     if size > MAX_DTB_SIZE {
         return Err(LayoutError::DtbTooLarge { size });
@@ -173,7 +181,9 @@ fn place_dtb(ram: Ram, kernel: Placement, size: u64) -> Result<Range<u64>, Layou
     if kernel.load.saturating_sub(ram.base) >= MAX_DTB_SIZE {
         return Ok(ram.base..ram.base.saturating_add(size));
     }
-    let start = kernel.end.checked_next_multiple_of(MAX_PAGE_SIZE).unwrap_or(u64::MAX);
+    let behind = kernel.end.checked_next_multiple_of(MAX_PAGE_SIZE).unwrap_or(u64::MAX);
+    let last = highest(reach(ram, kernel), size).filter(|_| kernel.open_end);
+    let start = last.map_or(behind, |last| last.max(behind));
     let end = start.saturating_add(size);
     if end > ram.end() {
         let free = ram.end().saturating_sub(start);
@@ -182,13 +192,34 @@ fn place_dtb(ram: Ram, kernel: Placement, size: u64) -> Result<Range<u64>, Layou
     Ok(start..end)
 }
 
-/// Places `size` bytes of initrd at the first page from `after` on.
+/// The end of what a kernel finds: that of RAM, or of the [window](INITRD_WINDOW) that it is in.
+fn reach(ram: Ram, kernel: Placement) -> u64 {
+    let window = kernel.load - kernel.load % GIB;
+    ram.end().min(window.saturating_add(INITRD_WINDOW))
+}
+
+/// The highest page from which on so many bytes end no later than here.
+fn highest(end: u64, size: u64) -> Option<u64> {
+    let start = end.checked_sub(size)?;
+    Some(start - start % MAX_PAGE_SIZE)
+}
+
+/// Places `size` bytes of initrd at the first page behind kernel and device tree; or as far from the kernel as
+/// can be.
 fn place_initrd(
     ram: Ram,
     kernel: Placement,
-    after: u64,
+    dtb: &Range<u64>,
     size: u64,
 ) -> Result<Range<u64>, LayoutError> {
+    if kernel.open_end {
+        let end = reach(ram, kernel);
+        let below = if dtb.start >= kernel.end { end.min(dtb.start) } else { end };
+        if let Some(start) = highest(below, size).filter(|start| *start >= kernel.end) {
+            return Ok(start..start.saturating_add(size));
+        }
+    }
+    let after = dtb.end.max(kernel.end);
     let start = after.checked_next_multiple_of(MAX_PAGE_SIZE).unwrap_or(u64::MAX);
     let end = start.saturating_add(size);
     let needed = end.saturating_sub(ram.base);
@@ -218,7 +249,7 @@ mod tests {
     }
 
     fn kernel(size: u64) -> Placement {
-        Placement { load: BASE, entry: BASE, end: BASE + size }
+        Placement { load: BASE, entry: BASE, end: BASE + size, open_end: false }
     }
 
     #[test]
@@ -234,6 +265,34 @@ mod tests {
         let layout = layout(ram(64 * MIB), kernel(4096), MAX_DTB_SIZE, Some(1)).unwrap();
         assert_eq!((layout.dtb + 64 * KIB) / (2 * MIB), BASE / (2 * MIB));
         assert!(layout.initrd.unwrap().start >= layout.dtb + MAX_DTB_SIZE);
+    }
+
+    #[test]
+    fn what_lies_behind_a_program_of_unknown_size_is_at_the_end_of_ram() {
+        let of = |at, file, size, initrd| {
+            let kernel = Placement { load: at, entry: at, end: at + file, open_end: true };
+            let layout = layout(ram(size), kernel, MAX_DTB_SIZE, initrd).unwrap();
+            (layout.dtb - BASE, layout.initrd.map(|initrd| initrd.start - BASE))
+        };
+        let app = BASE + 0x8_0000;
+        assert_eq!(of(app, 0x3000, 128 * MIB, None), (126 * MIB, None));
+        assert_eq!(of(app, 0x3000, 128 * MIB, Some(1)), (126 * MIB, Some(126 * MIB - 64 * KIB)));
+        // The device tree is in front of it.
+        let far = BASE + 2 * MIB;
+        assert_eq!(of(far, 1, 128 * MIB, Some(MIB)), (0, Some(127 * MIB)));
+        // No further than a kernel looks for its initrd.
+        let initrd = Some(32 * GIB - 3 * MIB);
+        assert_eq!(of(app, 1, 64 * GIB, Some(MIB)), (32 * GIB - 2 * MIB, Some(32 * GIB - 3 * MIB)));
+        assert_eq!(of(app, 1, 64 * GIB, initrd), (32 * GIB - 2 * MIB, Some(MIB)));
+        // What doesn't fit there is behind what there is of it.
+        assert_eq!(of(app, MIB, 4 * MIB, None), (2 * MIB, None));
+        assert_eq!(of(app, 2 * MIB, 5 * MIB, Some(MIB / 2)), (3 * MIB, Some(5 * MIB / 2)));
+        let full = Placement { load: BASE, entry: BASE, end: BASE + MIB, open_end: true };
+        for size in [2 * MIB, 3 * MIB] {
+            let is_free = layout(ram(size), full, MAX_DTB_SIZE, None);
+            assert_eq!(is_free.is_ok(), size == 3 * MIB, "{is_free:?}");
+        }
+        layout(ram(64 * MIB), full, MAX_DTB_SIZE, Some(62 * MIB)).unwrap_err();
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Program {
         }
         let load = self.segments.iter().map(|part| part.gpa).min().unwrap_or(ram.base);
         let end = self.segments.iter().map(Segment::end).max().unwrap_or(ram.base);
-        Ok(Placement { load, entry: self.entry, end })
+        Ok(Placement { load, entry: self.entry, end, open_end: false })
     }
 
     /// Puts it into guest memory, which is zero.

@@ -1,6 +1,6 @@
 //! Why a file can't be booted.
 
-use crate::help::Help;
+use crate::help::{Help, efi_program};
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::Packaging;
 use super::unpack::UnpackError;
 use crate::file::{FileError, shell_word};
-use crate::format::{EM_AARCH64, Format};
+use crate::format::{EM_AARCH64, Format, PE_AARCH64};
 use crate::layout::{Ram, more_memory};
 use crate::size::Size;
 
@@ -118,9 +118,8 @@ fn foreign_help(format: Format, path: &str) -> Option<String> {
             "the kernel is a file in it, such as /boot/vmlinuz: copy it out".to_owned()
         }
         // A kernel never comes here as what it is.
-        Format::Arm64Kernel | Format::Zboot | Format::Efi(_) | Format::Script | Format::Text => {
-            return None;
-        }
-        Format::Zeroes | Format::Empty | Format::Unknown => return None,
+        Format::Arm64Kernel | Format::Zboot | Format::Script | Format::Text => return None,
+        Format::Efi(PE_AARCH64) => efi_program(path),
+        Format::Efi(_) | Format::Zeroes | Format::Empty | Format::Unknown => return None,
     })
 }

@@ -130,7 +130,7 @@ impl Header {
         if end > ram.end() {
             return Err(end.saturating_sub(ram.base));
         }
-        Ok(Placement { load, entry: load, end })
+        Ok(Placement { load, entry: load, end, open_end: false })
     }
 }
 
@@ -165,7 +165,7 @@ mod tests {
             (header(0x800_0000_0000, 0, 0), RAM.base, 0x4008_0000, 0x4028_3039),
         ] {
             let placed = header.placement(Ram { base, ..RAM }, 12345).unwrap();
-            assert_eq!(placed, Placement { load, entry: load, end });
+            assert_eq!(placed, Placement { load, entry: load, end, open_end: false });
         }
     }
 

@@ -198,5 +198,5 @@ fn raw(at: u64, size: u64, ram: Ram) -> Result<Placement, KernelFault> {
     if at < ram.base || end > ram.end() {
         return Err(KernelFault::OutsideRam { start: at, end, ram });
     }
-    Ok(Placement { load: at, entry: at, end })
+    Ok(Placement { load: at, entry: at, end, open_end: true })
 }

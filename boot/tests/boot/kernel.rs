@@ -35,7 +35,10 @@ fn every_packaging_is_recognised_placed_and_loaded() {
         assert_eq!(kernel.page_size(), Some(4096));
         assert_eq!(kernel.name(), path.display().to_string());
         let placement = kernel.placement(RAM, RAM_SIZE).unwrap();
-        assert_eq!(placement, Placement { load: RAM, entry: RAM, end: RAM + 0x10_0000 });
+        assert_eq!(
+            placement,
+            Placement { load: RAM, entry: RAM, end: RAM + 0x10_0000, open_end: false }
+        );
         #[cfg(target_arch = "aarch64")]
         {
             let memory = ram();
@@ -66,7 +69,10 @@ fn a_kernel_without_size_is_placed_by_its_files_size() {
         let kernel = Kernel::open(&scratch.write("legacy", file), None).unwrap();
         let placement = kernel.placement(RAM, RAM_SIZE).unwrap();
         let load = RAM + 0x8_0000;
-        assert_eq!(placement, Placement { load, entry: load, end: load + 0x21_0000 });
+        assert_eq!(
+            placement,
+            Placement { load, entry: load, end: load + 0x21_0000, open_end: false }
+        );
     }
 }
 

@@ -33,7 +33,8 @@ fn an_elf_program_lies_where_it_is_linked_to_and_is_entered_there() {
         assert_eq!((kernel.packaging(), kernel.is_linux()), (Packaging::Elf, false));
         assert_eq!((kernel.page_size(), kernel.shortage()), (None, None));
         let placement = kernel.placement(RAM, RAM_SIZE).unwrap();
-        let expected = Placement { load: FIRST, entry: FIRST + 8, end: SECOND + 0x2_0000 };
+        let expected =
+            Placement { load: FIRST, entry: FIRST + 8, end: SECOND + 0x2_0000, open_end: false };
         assert_eq!(placement, expected);
         #[cfg(target_arch = "aarch64")]
         {
@@ -49,7 +50,7 @@ fn an_elf_program_lies_where_it_is_linked_to_and_is_entered_there() {
 fn the_device_tree_is_at_the_base_of_ram_where_a_program_leaves_room() {
     let ram = Ram { base: RAM, size: RAM_SIZE };
     let of = |load, end| {
-        let kernel = Placement { load, entry: load, end };
+        let kernel = Placement { load, entry: load, end, open_end: false };
         let layout = layout::layout(ram, kernel, MAX_DTB_SIZE, Some(0x1000)).unwrap();
         (layout.dtb, layout.initrd.unwrap().start)
     };
@@ -66,7 +67,10 @@ fn a_raw_binary_lies_where_it_is_asked_for() {
     let kernel = Kernel::open(&path, Some(FIRST)).unwrap();
     assert_eq!((kernel.packaging(), kernel.is_linux()), (Packaging::Raw, false));
     let placement = kernel.placement(RAM, RAM_SIZE).unwrap();
-    assert_eq!(placement, Placement { load: FIRST, entry: FIRST, end: FIRST + 5000 });
+    assert_eq!(
+        placement,
+        Placement { load: FIRST, entry: FIRST, end: FIRST + 5000, open_end: true }
+    );
     #[cfg(target_arch = "aarch64")]
     {
         let memory = ram();

@@ -145,10 +145,11 @@ fn by_pl011(host: &Host, ns16550a: u64) -> TestResult {
     Ok(())
 }
 
-/// Programs that are no Linux kernel find a PL011 and the device tree, which is at the base of RAM.
+/// Programs that are no Linux kernel find a PL011 and the device tree, which is at the base of RAM, or at its
+/// end.
 fn bare_metal_programs(host: &Host) -> TestResult {
     let at = format!("/k/app.bin,at={:#x}", payload::LINKED_TO + 0x20_0004);
-    for kernel in ["/k/app.elf", &at] {
+    for kernel in ["/k/app.elf", &at, "/k/app.bin,at=0x40080000"] {
         for serial in ["pl011", "8250"] {
             let run = format!("strait run --kernel {kernel} --serial {serial} --timeout 60");
             let answer = host.run(&run)?;
