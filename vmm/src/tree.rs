@@ -58,8 +58,9 @@ pub struct Seed {
 /// The whole tree.
 ///
 /// Overlays refer to its nodes by their labels: `gic`, `clocks`, `apb_pclk`, `its` or `v2m` and `pcie`
-/// where there are PCI functions, `scmi_clocks`, `scmi_resets` and `scmi_power_domains` with SCMI, and those of assigned devices, which are their names in sysfs as labels
-/// are written.
+/// where there are PCI functions, `gpio` with a power button, `scmi_clocks`, `scmi_resets` and
+/// `scmi_power_domains` with SCMI, and those of assigned devices, which are their names in sysfs as labels are
+/// written.
 pub fn root(parts: Parts<'_>) -> Node {
     let mut root = Node::new("")
         .string("compatible", "linux,dummy-virt")

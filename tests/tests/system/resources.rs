@@ -120,6 +120,32 @@ fn the_boot_test_script_reports_how_the_guest_ended() -> TestResult {
             124,
             "FAIL: the guest was still running after 1 s\n",
         ),
+        (
+            &format!("{powers_off} --until poweroff"),
+            0,
+            "PASS: the guest's console has `poweroff` (--until)\n",
+        ),
+        (
+            &format!("EXPECT=login: {powers_off} --until poweroff"),
+            1,
+            "FAIL: the guest's console has `poweroff` (--until) without saying: login:\n",
+        ),
+        (
+            &format!("{powers_off} --until login:"),
+            5,
+            "FAIL: the guest powered off, and its console never had `login:` (--until)\n",
+        ),
+        (
+            &format!("{powers_off} --fail-on poweroff"),
+            5,
+            "FAIL: the guest's console has `poweroff` (--fail-on): ",
+        ),
+        (
+            "{ until kill $(pidof strait) 2>/dev/null; do :; done; } & \
+             boot-test /k/spin /k/guest.cpio",
+            128 + 15,
+            "FAIL: the guest was ended with strait, by signal 15\n",
+        ),
         ("boot-test /k/none /k/guest.cpio", 1, "FAIL: the guest did not run: error: "),
         ("boot-test /k/model", 2, ""),
     ] {
