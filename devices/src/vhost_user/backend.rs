@@ -20,7 +20,7 @@ use super::REPLY_TIMEOUT;
 use super::config::{Config, INPUT_SIZE};
 use super::deadline::Watch;
 use super::error::Failure;
-use super::options::ConfigSource;
+use super::options::{ConfigSource, Options};
 use super::status;
 use crate::stop;
 use crate::virtio::Activation;
@@ -96,19 +96,19 @@ fn ask<T>(request: &'static str, result: vhost::Result<T>) -> Asked<T> {
 }
 
 impl Backend {
-    /// Asks what a backend offers at `socket`, whose calls block, and of which `queues` are wanted.
+    /// Asks what a backend offers at `socket`, whose calls block.
     pub(super) fn open(
         socket: UnixStream,
         watch: &Arc<Watch>,
-        queues: u16,
-        config: &ConfigSource,
+        options: &Options,
     ) -> Result<(Self, Offer), Failure> {
+        let queues = options.kind.queues;
         let frontend = Frontend::from_stream(socket.try_clone()?, queues.into());
         let (features, protocol) = (0, VhostUserProtocolFeatures::empty());
         let (channel, changes) = Default::default();
         let watch = watch.clone();
         let mut backend = Self { frontend, socket, watch, channel, changes, features, protocol };
-        let wants_config = !matches!(config, ConfigSource::Own(_));
+        let wants_config = !matches!(options.config, ConfigSource::Own(_));
         let offered_queues = backend.bounded(|backend| backend.negotiate(wants_config))?;
         if backend.features & 1 << VIRTIO_F_VERSION_1 == 0 {
             return Err(Failure::Legacy);
@@ -116,7 +116,7 @@ impl Backend {
         if let Some(number) = offered_queues.filter(|number| *number < queues.into()) {
             return Err(Failure::Queues(number));
         }
-        let offer = backend.offer(config)?;
+        let offer = backend.offer(options)?;
         Ok((backend, offer))
     }
 
@@ -160,9 +160,9 @@ impl Backend {
         Ok(())
     }
 
-    fn offer(&mut self, config: &ConfigSource) -> Result<Offer, Failure> {
+    fn offer(&mut self, options: &Options) -> Result<Offer, Failure> {
         let tells = self.protocol.contains(VhostUserProtocolFeatures::CONFIG);
-        let (size, own) = match config {
+        let (size, own) = match &options.config {
             ConfigSource::Own(own) => (0, Some(own)),
             ConfigSource::Either(size, own) => ((*size).into(), (!tells).then_some(own)),
             ConfigSource::Backend(size) => ((*size).into(), None),
@@ -172,7 +172,7 @@ impl Backend {
             Some(own) => (own.bytes.clone().into(), own.features),
             None if size == 0 => (Config::default(), 0),
             None if !tells => return Err(Failure::NoConfig),
-            None => (self.read_config(config, size)?, 0),
+            None => (self.read_config(options, size)?, 0),
         };
         let is_backends = own.is_none() && tells && size != 0;
         Ok(Offer { features: self.features | more, config: told, is_backends })
@@ -181,12 +181,15 @@ impl Backend {
     /// Reads the configuration's first `size` bytes, or all that an input device's may be.
     pub(super) fn read_config(
         &mut self,
-        source: &ConfigSource,
+        options: &Options,
         size: usize,
     ) -> Result<Config, Failure> {
-        self.bounded(|backend| match source {
+        self.bounded(|backend| match options.config {
             ConfigSource::Input => Config::of_input(|selection| backend.select(selection)),
-            _ => backend.get_config(size).map(Config::from),
+            _ => backend.get_config(size).map(|mut config| {
+                options.kind.limit_queues(&mut config);
+                Config::from(config)
+            }),
         })
     }
 

@@ -59,6 +59,22 @@ impl Config {
         Ok(Self { bytes: vec![0; INPUT_SIZE], selections: Some(told) })
     }
 
+    /// Whether a driver that has selected nothing yet reads the same in both.
+    fn is_as(&self, other: &Self) -> bool {
+        self.selections == other.selections
+            && (self.selections.is_some() || self.bytes == other.bytes)
+    }
+
+    /// Takes over what was told anew; whether that is something else. What the driver has selected stays
+    /// selected if it isn't.
+    pub(super) fn update(&mut self, told: Self) -> bool {
+        let is_other = !self.is_as(&told);
+        if is_other {
+            *self = told;
+        }
+        is_other
+    }
+
     /// Fills `data` with the bytes from `offset` on; there are zeros behind the last.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
         let rest = usize::try_from(offset).ok().and_then(|offset| self.bytes.get(offset..));
@@ -153,6 +169,24 @@ mod tests {
             assert!(!input.write(offset, data));
         }
         assert_eq!(read(&input), (0, vec![0]));
+    }
+
+    #[test]
+    fn what_is_told_again_changes_nothing() {
+        let told = |name: &[u8]| {
+            let size = u8::try_from(name.len()).unwrap();
+            let config = [&[0, 0, size, 0, 0, 0, 0, 0], name].concat();
+            Config::of_input(|_| Ok::<_, ()>(config.clone())).unwrap()
+        };
+        let mut input = told(b"a name");
+        input.write(0, &[ID_NAME, 0]);
+        assert!(!input.update(told(b"a name")));
+        assert_eq!(read(&input).0, 6);
+        assert!(input.update(told(b"another")));
+        assert_eq!(read(&input).0, 0);
+        let mut plain = Config::from(vec![1, 2]);
+        assert!(!plain.update(vec![1, 2].into()) && plain.update(vec![1, 3].into()));
+        assert_eq!(plain.bytes, [1, 3]);
     }
 
     #[test]

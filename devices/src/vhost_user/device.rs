@@ -101,7 +101,7 @@ impl Device for VhostUserDevice {
     }
 
     fn features(&self) -> u64 {
-        self.offer.features & !NOT_OF_DEVICES & !self.options.kind.withheld
+        self.offer.features & !NOT_OF_DEVICES & !self.options.kind.withheld()
     }
 
     fn ring_features(&self) -> u64 {

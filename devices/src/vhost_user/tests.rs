@@ -14,6 +14,8 @@ use super::*;
 use crate::peer::Peer;
 use crate::virtio::Device;
 
+mod again;
+
 /// Of a kind that is reached again when no request is under way.
 const BLOCK: &str = "2";
 

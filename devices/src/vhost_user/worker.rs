@@ -117,8 +117,18 @@ impl Shared {
 
     /// Asks to begin.
     pub(super) fn start(&self, activation: Activation) {
-        self.is_active.store(true, Ordering::Release);
-        self.request(|requests| requests.start = Some(activation));
+        self.request(|requests| {
+            self.is_active.store(true, Ordering::Release);
+            requests.start = Some(activation);
+        });
+    }
+
+    /// Nothing works on the queues, and nobody has asked for that meanwhile.
+    fn has_stopped(&self) {
+        let requests = lock(&self.requests);
+        if requests.start.is_none() {
+            self.is_active.store(false, Ordering::Release);
+        }
     }
 
     /// Asks to end; what was asked before is no longer asked.
@@ -159,6 +169,8 @@ pub(super) struct Worker {
     offer: Offer,
     /// What the driver has set up, while it has.
     active: Option<Activation>,
+    /// A backend was told to work on that.
+    has_begun: bool,
     inflight: Option<Inflight>,
 }
 
@@ -171,14 +183,26 @@ impl Worker {
     ) -> Result<(Self, Offer), Failure> {
         let socket = target.connect()?;
         let watch = Arc::default();
-        let opened = Backend::open(socket, &watch, options.kind.queues, &options.config);
+        let opened = Backend::open(socket, &watch, &options);
         let (backend, offer) = opened.map_err(|failure| target.ending(failure))?;
         lock(&shared.config).clone_from(&offer.config);
         let log = LogLimit::named(options.name.clone());
-        let (backend, active, inflight) = (Some(backend), None, None);
+        let (backend, active, has_begun, inflight) = (Some(backend), None, false, None);
         watch.end();
         let told = offer.clone();
-        Ok((Self { options, target, shared, watch, log, offer, backend, active, inflight }, told))
+        let worker = Self {
+            options,
+            target,
+            shared,
+            watch,
+            log,
+            offer,
+            backend,
+            active,
+            has_begun,
+            inflight,
+        };
+        Ok((worker, told))
     }
 
     /// Makes the other thread that it needs to [run](Self::run).
@@ -198,18 +222,20 @@ impl Worker {
             if let Some(backend) = self.backend.as_ref().filter(|_| requests.end_backend) {
                 backend.shut_down();
             }
+            if closed {
+                self.look();
+            }
             for (offset, data) in requests.writes {
                 self.write_config(offset, &data);
             }
             if requests.stop {
                 self.stop();
-                self.shared.is_active.store(false, Ordering::Release);
+                if requests.start.is_none() {
+                    self.shared.has_stopped();
+                }
             }
             if let Some(activation) = requests.start {
                 self.start(activation);
-            }
-            if closed {
-                self.look();
             }
             if asks {
                 self.serve();
@@ -239,17 +265,32 @@ impl Worker {
     fn write_config(&mut self, offset: u32, data: &[u8]) {
         let Some(backend) = &mut self.backend else { return };
         match backend.write_config(offset, data) {
-            Ok(()) => self.read_config(),
+            Ok(()) => self.read_config(false),
             Err(failure) if failure.is_refusal() => self.log.debug(format_args!("{failure}")),
             Err(failure) => self.lose(failure),
         }
     }
 
-    fn read_config(&mut self) {
+    /// Reads the backend's configuration, which `has_changed` if it says so.
+    fn read_config(&mut self, has_changed: bool) {
+        if !self.offer.is_backends {
+            return;
+        }
         let Some(backend) = &mut self.backend else { return };
-        match backend.read_config(&self.options.config, self.offer.config.bytes.len()) {
-            Ok(config) => *lock(&self.shared.config) = config,
+        match backend.read_config(&self.options, self.offer.config.bytes.len()) {
+            Ok(config) => self.take_config(config, self.active.as_ref(), has_changed),
             Err(failure) => self.lose(failure),
+        }
+    }
+
+    /// Has the driver read this configuration from here on, and tells it if that is another or
+    /// `has_changed`.
+    fn take_config(&self, told: Config, active: Option<&Activation>, has_changed: bool) {
+        // Its generation changes before it can be read (virtio 1.2, 4.1.4.3.1): a driver that has read a
+        // part of the last one would take both for one.
+        let mut config = lock(&self.shared.config);
+        if let (true, Some(active)) = (config.update(told) || has_changed, active) {
+            active.events.config_changed();
         }
     }
 
@@ -268,18 +309,20 @@ impl Worker {
     }
 
     fn start(&mut self, activation: Activation) {
-        self.inflight = None;
-        let bases = vec![0; activation.queues.len()];
-        let started =
-            self.reach().and_then(|backend| backend.0.start(&activation, &bases, backend.1));
-        match started {
+        (self.has_begun, self.inflight) = (false, None);
+        match self.begin(&activation, &vec![0; activation.queues.len()]) {
             Ok(()) => {
                 // A kick that came before the queues were enabled may have been taken for nothing.
                 activation.queues.iter().for_each(kick);
                 self.active = Some(activation);
             }
+            // Nothing has been done with what the driver has set up: any kind may begin later.
+            Err(failure @ Failure::Connect(_)) if matches!(self.target, Target::Path(..)) => {
+                self.log.warn(format_args!("the backend {failure}; strait waits for it"));
+                self.take_link_down(&activation);
+                self.active = Some(activation);
+            }
             Err(failure) => {
-                self.backend = None;
                 self.log.warn(format_args!("the backend {failure}: the device does nothing"));
                 activation.events.fail();
             }
@@ -315,11 +358,8 @@ impl Worker {
 
     fn serve(&mut self) {
         if self.backend.as_mut().is_some_and(Backend::serve_channel) {
-            self.read_config();
+            self.read_config(true);
             self.read_status();
-            if let Some(active) = self.active.as_ref().filter(|_| self.backend.is_some()) {
-                active.events.config_changed();
-            }
         }
     }
 
@@ -361,11 +401,14 @@ impl Worker {
 
     /// Whether another backend can go on where this one ended.
     fn may_resume(&self, active: &Activation) -> bool {
-        let is_idle = |queue| Indices::of(queue).is_some_and(Indices::is_idle);
+        let is_idle = |queue: &VirtQueue| Indices::of(queue).is_some_and(Indices::is_idle);
         match self.options.kind.resumption {
             _ if self.inflight.is_some() => true,
             Resumption::InOrder => true,
-            Resumption::BetweenRequests => active.queues.iter().all(is_idle),
+            Resumption::BetweenRequests(events) => {
+                let mut queues = active.queues.iter();
+                queues.all(|queue| events == Some(queue.index()) || is_idle(queue))
+            }
             Resumption::Never => false,
         }
     }
@@ -373,18 +416,15 @@ impl Worker {
     /// Goes on with another backend, if there is one.
     fn resume(&mut self) {
         let Some(active) = self.active.take() else { return };
-        let bases = active.queues.iter().map(|queue| Indices::of(queue).map(|index| index.used));
-        let bases: Option<Vec<u16>> = bases.collect();
-        let started = self.reach().and_then(|(backend, inflight)| {
-            backend.start(&active, &bases.ok_or(Failure::Closed(""))?, inflight)
+        let bases = active.queues.iter().map(|queue| match self.has_begun {
+            true => Indices::of(queue).map(|index| index.used),
+            false => Some(0),
         });
-        match started {
+        let bases: Option<Vec<u16>> = bases.collect();
+        let bases = bases.ok_or(Failure::Closed(""));
+        match bases.and_then(|bases| self.begin(&active, &bases)) {
             Ok(()) => {
                 self.log.warn(format_args!("there is a backend again"));
-                if self.has_link() {
-                    // Its configuration says that the link is up.
-                    active.events.config_changed();
-                }
                 for queue in &active.queues {
                     // What came meanwhile, and what the last one did without a word.
                     kick(queue);
@@ -393,7 +433,6 @@ impl Worker {
                 }
             }
             Err(failure) if matches!(self.target, Target::Started(..)) => {
-                self.backend = None;
                 let failure = self.target.ending(failure);
                 self.log.warn(format_args!(
                     "another backend {failure}: the guest has to reset the device"
@@ -401,32 +440,36 @@ impl Worker {
                 active.events.fail();
                 return;
             }
-            Err(failure) => {
-                self.backend = None;
-                if !matches!(failure, Failure::Connect(_)) {
-                    self.log.warn(format_args!("another backend {failure}"));
-                }
-            }
+            Err(Failure::Connect(_)) => {}
+            Err(failure) => self.log.warn(format_args!("another backend {failure}")),
         }
         self.active = Some(active);
     }
 
-    /// The backend; another one if it was lost, which has to offer the same.
-    fn reach(&mut self) -> Result<(&mut Backend, &mut Option<Inflight>), Failure> {
-        let backend = match self.backend.take() {
-            Some(backend) => backend,
-            None => {
-                let socket = self.target.reconnect()?;
-                let (queues, config) = (self.options.kind.queues, &self.options.config);
-                let (backend, offer) = Backend::open(socket, &self.watch, queues, config)?;
-                if offer.features & self.offer.features != self.offer.features {
-                    return Err(Failure::Different("features"));
-                }
-                *lock(&self.shared.config) = offer.config;
-                backend
-            }
+    /// Has the backend work on the queues, each from the index in `bases` on; another one if it was lost.
+    /// There is none if that fails.
+    fn begin(&mut self, active: &Activation, bases: &[u16]) -> Result<(), Failure> {
+        let (mut backend, config) = match self.backend.take() {
+            Some(backend) => (backend, None),
+            None => self.reach().map(|(backend, config)| (backend, Some(config)))?,
         };
-        Ok((self.backend.insert(backend), &mut self.inflight))
+        self.has_begun = true;
+        backend.start(active, bases, &mut self.inflight)?;
+        self.backend = Some(backend);
+        if let Some(config) = config {
+            self.take_config(config, Some(active), false);
+        }
+        Ok(())
+    }
+
+    /// Another backend, which has to offer the same, and its configuration.
+    fn reach(&mut self) -> Result<(Backend, Config), Failure> {
+        let socket = self.target.reconnect()?;
+        let (backend, offer) = Backend::open(socket, &self.watch, &self.options)?;
+        if offer.features & self.offer.features != self.offer.features {
+            return Err(Failure::Different("features"));
+        }
+        Ok((backend, offer.config))
     }
 }
 
