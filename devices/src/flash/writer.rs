@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vm_memory::{Bytes, GuestRegionMmap, MemoryRegionAddress};
 
@@ -16,13 +17,25 @@ use super::variables::{VariableFile, VariableFileError, VariableFileFault};
 /// What is written at a time, in bytes.
 const PAGE_SIZE: usize = 4 << 10;
 
+/// How long the end of a run waits for a file's storage.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The thread's stack in bytes.
 const STACK_SIZE: usize = 128 << 10;
 
 /// Writes changes to a file.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Thread>,
+}
+
+/// The thread, while there is one.
+#[derive(Default)]
+enum Thread {
+    #[default]
+    NotStarted,
+    Running(JoinHandle<()>),
+    Over,
 }
 
 struct Shared {
@@ -44,6 +57,8 @@ struct State {
     touched: bool,
     /// The thread is to end once everything is written.
     end: bool,
+    /// How its last writes and the wait for the disk went.
+    result: Option<io::Result<()>>,
 }
 
 impl Writer {
@@ -71,8 +86,11 @@ impl Writer {
                     shared.log.error(format_args!("{}", shared.failed(e)));
                 }
             }
+            let result = shared.write_rest();
+            lock(&shared.state).result = Some(result);
+            shared.changed.notify_all();
         })?;
-        *lock(&self.thread) = Some(thread);
+        *lock(&self.thread) = Thread::Running(thread);
         Ok(())
     }
 
@@ -87,24 +105,33 @@ impl Writer {
         self.shared.changed.notify_all();
     }
 
-    /// Ends the thread, and waits until all is on the disk.
+    /// Ends the thread, and waits until all is on the disk, which may take [`FINISH_TIMEOUT`].
     ///
     /// # Errors
     ///
-    /// The file can't be written.
+    /// The file can't be written, or the storage it is on hangs: the thread is left to the end of the process.
     pub(super) fn finish(&self) -> Result<(), VariableFileError> {
-        lock(&self.shared.state).end = true;
+        self.finish_within(FINISH_TIMEOUT).map_err(|e| self.shared.failed(e))
+    }
+
+    fn finish_within(&self, limit: Duration) -> io::Result<()> {
+        let thread = match std::mem::replace(&mut *lock(&self.thread), Thread::Over) {
+            Thread::NotStarted => return self.shared.write_rest(),
+            Thread::Running(thread) => thread,
+            Thread::Over => return Ok(()),
+        };
+        let mut state = lock(&self.shared.state);
+        state.end = true;
         self.shared.changed.notify_all();
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
-        }
-        // What it failed at is tried again; without a thread, all of it.
-        let failed = |e| self.shared.failed(e);
-        let State { pages, failed: again, touched, .. } =
-            std::mem::take(&mut *lock(&self.shared.state));
-        let mut all = pages.union(&again);
-        all.try_for_each(|page| self.shared.write(*page)).map_err(failed)?;
-        if touched { self.shared.file.sync().map_err(failed) } else { Ok(()) }
+        let is_busy = |state: &mut State| state.result.is_none();
+        let waited = self.shared.changed.wait_timeout_while(state, limit, is_busy);
+        let result = waited.unwrap_or_else(PoisonError::into_inner).0.result.take();
+        let Some(result) = result else {
+            let text = format!("its storage hasn't answered for {} s", limit.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        };
+        let _ = thread.join();
+        result
     }
 }
 
@@ -122,6 +149,14 @@ impl Shared {
         state.unwrap_or_else(PoisonError::into_inner).pages.pop_first()
     }
 
+    /// Writes what couldn't be written before, and waits until all is on the disk.
+    fn write_rest(&self) -> io::Result<()> {
+        let State { pages, failed, touched, .. } = std::mem::take(&mut *lock(&self.state));
+        let mut all = pages.union(&failed);
+        all.try_for_each(|page| self.write(*page))?;
+        if touched { self.file.sync() } else { Ok(()) }
+    }
+
     fn write(&self, page: u64) -> io::Result<()> {
         let offset = page.saturating_mul(PAGE_SIZE as u64);
         let mut data = [0; PAGE_SIZE];
@@ -131,5 +166,38 @@ impl Shared {
 
     fn failed(&self, source: io::Error) -> VariableFileError {
         self.file.error(VariableFileFault::Write(source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+
+    use vm_memory::{GuestAddress, GuestMemoryRegion, MmapRegion};
+    use vmm_sys_util::tempfile::TempFile;
+
+    use super::*;
+
+    #[test]
+    fn storage_that_hangs_is_not_waited_for_without_end() {
+        let file = TempFile::new().unwrap();
+        let path: &Path = file.as_path();
+        let mapping = MmapRegion::new(PAGE_SIZE).unwrap();
+        let memory = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+        assert_eq!(memory.len(), PAGE_SIZE as u64);
+        let file = VariableFile::open(path).unwrap().unwrap();
+        let writer = Writer::new(Arc::new(file), Arc::new(memory));
+        // A thread that is in a write which doesn't return.
+        let (end, ended) = mpsc::channel::<()>();
+        let hung = thread::spawn(move || _ = ended.recv());
+        *lock(&writer.thread) = Thread::Running(hung);
+        writer.note(0, 4);
+        let error = writer.finish_within(Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // Nor a second time, and nothing is written here.
+        writer.finish().unwrap();
+        assert_eq!(std::fs::metadata(path).unwrap().len(), 0);
+        drop((writer, end));
     }
 }
