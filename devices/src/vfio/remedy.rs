@@ -40,6 +40,16 @@ pub fn host_refused(error: &io::Error) -> Option<String> {
     })
 }
 
+/// For IOMMU groups (of this number, or pattern of numbers) that the host itself uses untranslated. The kernel
+/// changes a group's type while nothing uses its devices; VFIO's driver may have them
+/// (`iommu_group_store_type`).
+pub fn translate_by_default(groups: &str) -> String {
+    format!(
+        "boot the host with iommu.passthrough=0, or while only VFIO's driver has the group's devices and no guest: \
+         echo DMA | sudo tee /sys/kernel/iommu_groups/{groups}/type"
+    )
+}
+
 /// For a device that isn't bound to VFIO's driver.
 pub fn bind(name: &str) -> String {
     format!("strait device bind {name}")

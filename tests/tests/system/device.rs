@@ -353,6 +353,18 @@ fn run_with_bind_restores_the_drivers() -> TestResult {
     host.until(&format!("strait device unbind {} {}", PLATFORM_DMA[0], AMBA_DMA[0]))?;
     assert_eq!(drivers(&host)?, own());
 
+    // Where only the guest's process is killed, they are stopped too, wherever its RAM and their registers were.
+    let moved = format!("{devices},addr=0x40000000");
+    let launch = Launch::model().does("busy").memory("96M,base=0x80000000").with(&moved);
+    let mut guest = host.launch(&launch)?;
+    let child = format!("grep -ls '^PPid:.{}$' /proc/[0-9]*/status | cut -d/ -f3", guest.pid()?);
+    host.sh(&format!("kill -{SIGKILL} $({child})"))?;
+    for name in [PLATFORM_DMA[0], AMBA_DMA[0]] {
+        guest.process().wait_for(&format!("{name}: stopped as a PL330 is"))?;
+    }
+    assert_eq!(guest.exit_status()?, 128 + SIGKILL);
+    assert_eq!(drivers(&host)?, own());
+
     // What was bound before stays bound.
     host.sh(&format!("strait device bind {}", AMBA_DMA[0]))?;
     host.sh(&format!("strait run --kernel /k/off {devices}"))?;

@@ -15,7 +15,7 @@ use devices::irq::InterruptController;
 use devices::pci::SlotAllocator;
 use devices::scmi::{self, Scmi};
 use devices::stop;
-use devices::vfio::assign::{self, AssessedDevice, Assignment};
+use devices::vfio::assign::{self, AssessedDevice, Assignment, DeviceRef};
 use devices::vfio::host::{Host, HostDevice};
 use devices::vfio::hot_reset;
 use devices::vfio::iommu::{
@@ -154,6 +154,10 @@ impl AssignedDevices {
             hot_reset::prepare(&host, |group| iommu.group(group), &mut named.collect::<Vec<_>>());
         }
         let opened = open_platform(iommu.as_ref(), described, platform)?;
+        if iommu.is_some() {
+            // Of others it isn't known whether VFIO has a reset for them.
+            check_confinement(&host, &opened, described)?;
+        }
         let platform = device::place(opened, platform, allocator)?;
         Ok((Self { platform, iommu, obstacles, ..Self::default() }, functions))
     }
@@ -246,31 +250,40 @@ impl AssignedDevices {
         for AssignedDevice { device, .. } in &mut self.platform {
             match device.release() {
                 Ok(quiesced) => log::info!("{}: {quiesced}", device.name()),
-                // The IOMMU keeps it from all memory from here on, so the run's result stands.
-                Err(error) => log::error!("{}", Error::from(error).log_text()),
+                // The run's result stands. With --bind, it isn't given back to its driver.
+                Err(error) => log::error!("{}", Error::from(error).help(STILL_RUNS).log_text()),
             }
         }
     }
 }
 
-/// Stops what the devices of the host were doing for a guest whose process has ended, and left them bound:
-/// no memory is mapped for their DMA, but their drivers shall find them quiet. PCI functions are reset by
-/// VFIO when nobody has them open any more.
+/// What to do about a device that doesn't stop.
+const STILL_RUNS: &str = "power-cycle the board: what it still does by DMA reaches what the host has mapped for it, or all \
+     memory where its IOMMU group's type is identity";
+
+/// Stops what the platform devices were doing for a guest whose process has ended, and left them bound: no
+/// memory is mapped for their DMA, but their drivers shall find them quiet. Answers those that may still run.
+/// Where the process was `killed`, it has stopped none of them; else it has told which didn't stop. PCI
+/// functions are reset by VFIO when nobody has them open any more.
 #[cold]
-pub fn quiesce_bound(options: &RunOptions) {
-    let ram = Ram { base: layout::RAM_START, size: RamPages::Any.alignment() };
-    let selection = Selection {
-        platform: &options.vfio_platform,
-        pci: &[],
-        iommu: options.iommu,
-        pages: RamPages::Any,
-        unbound: false,
-    };
-    let mut allocator = Allocator::new(ram, false);
-    let opened = AssignedDevices::of_host(&selection, ram, &mut allocator);
-    if let Err(error) = opened.and_then(|(devices, _)| devices.quiesce()) {
-        log::error!("{}", error.log_text());
+pub fn stop_bound(options: &RunOptions, killed: bool) -> Vec<HostDevice> {
+    let host = Host::default();
+    let mut running = Vec::new();
+    for VfioPlatformOptions { which, device: options_of, .. } in &options.vfio_platform {
+        let DeviceRef::Name(name) = which else { continue };
+        let Ok(Some(device)) = host.find(name) else { continue };
+        match platform::stop(&host, &device, options_of, options.iommu) {
+            Ok(quiesced) if killed => log::info!("{}: {quiesced}", device.name()),
+            Ok(_) => {}
+            Err(error) if killed || error.still_runs() => {
+                log::error!("{}", Error::from(error).help(STILL_RUNS).log_text());
+                running.push(device);
+            }
+            // It couldn't be opened, nor could the guest's process.
+            Err(_) => {}
+        }
     }
+    running
 }
 
 /// Checks that RAM can be mapped for the DMA of all devices, and pinned.
@@ -341,6 +354,19 @@ fn open_platform(
         })
     });
     opened.collect()
+}
+
+/// Checks that DMA which a guest leaves running reaches nothing of the host's.
+fn check_confinement(
+    host: &Host,
+    opened: &[PlatformDevice],
+    devices: &[Selected],
+) -> Result<(), Error> {
+    for (device, (_, assignment)) in opened.iter().zip(devices) {
+        let Some(assignment) = assignment else { continue };
+        device.check_confinement(&host.group(assignment.group))?;
+    }
+    Ok(())
 }
 
 /// Opens PCI functions; without an IOMMU, describes them from sysfs.

@@ -53,11 +53,9 @@ pub(super) fn settle(
     resources.write_report(options, exit_status, killed_by.as_ref());
     let Resources { programs, bound, .. } = resources;
     drop(programs);
-    if let Some(bound) = bound {
-        if ended_by.is_some() && !bound.is_empty() {
-            assigned::quiesce_bound(options);
-        }
-        drop(bound);
+    if let Some(mut bound) = bound.filter(|bound| !bound.is_empty()) {
+        // Its driver on the host shall not find one that is still running.
+        bound.keep(&assigned::stop_bound(options, ended_by.is_some()));
     }
     exit_status
 }

@@ -112,6 +112,15 @@ impl IommuGroup {
         read_line(&self.path.join("type"))
     }
 
+    /// Whether Linux itself uses it untranslated: without a guest, its devices reach all of the host's memory.
+    ///
+    /// # Errors
+    ///
+    /// Sysfs can't be read.
+    pub fn is_identity(&self) -> Result<bool, ReadError> {
+        Ok(self.domain_type()?.as_deref() == Some("identity"))
+    }
+
     /// Its reserved regions. A line that can't be parsed is skipped: VFIO still refuses to map it.
     ///
     /// # Errors

@@ -237,7 +237,8 @@ impl PciFunction {
     ///
     /// # Errors
     ///
-    /// If it can't be reset. The kernel keeps it from all memory once its files are closed.
+    /// If it can't be reset. Bus mastering, and so DMA, is taken from it then, and by the kernel once its files
+    /// are closed.
     pub fn release(&mut self) -> Result<Quiesced, FunctionError> {
         self.interrupts.disarm();
         if !std::mem::take(&mut self.touched) {

@@ -166,12 +166,31 @@ pub enum PlatformError {
         #[source]
         source: io::Error,
     },
+    /// What its guest leaves running would reach the host's memory.
+    #[error(
+        "{name} can't be assigned: nothing can stop it (there is no binding for it, and VFIO has no reset), \
+         and without a guest IOMMU group {group} keeps it from none of the host's memory (its type is \
+         identity)"
+    )]
+    Unconfined {
+        /// The device.
+        name: String,
+        /// Its group.
+        group: u32,
+    },
     /// It doesn't stop.
     #[error("{0} doesn't stop what it is doing")]
     Quiesce(String, #[source] QuiesceError),
     /// VFIO couldn't reset it.
     #[error("{0} can't be reset")]
     Reset(String, #[source] IoctlError),
+}
+
+impl PlatformError {
+    /// Whether it may still be doing what it was told to.
+    pub fn still_runs(&self) -> bool {
+        matches!(self, Self::Quiesce(..) | Self::Reset(..))
+    }
 }
 
 impl Help for PlatformError {
@@ -196,6 +215,10 @@ impl Help for PlatformError {
             Self::Quiesce(name, _) | Self::Reset(name, _) => Some(format!(
                 "power-cycle the board, or let the guest have the device as it is: \
                  --vfio-platform {name},quiesce=off"
+            )),
+            Self::Unconfined { name, group } => Some(format!(
+                "{}; or if it does no DMA by itself: --vfio-platform {name},quiesce=off",
+                remedy::translate_by_default(&group.to_string())
             )),
             Self::Info(..) => Some(remedy::KERNEL_LOG.to_owned()),
             Self::Unbound(_)

@@ -18,7 +18,15 @@
 //!
 //! Dropping the device releases it too. A VMM that is killed does nothing of this: the kernel then
 //! closes the files, which disables the interrupts and takes away the DMA mappings, and the next
-//! owner quiesces the device.
+//! owner quiesces the device ([`stop`]).
+//!
+//! # A device that doesn't stop
+//!
+//! Once its files are closed, the kernel gives its IOMMU group the default domain back
+//! (`__iommu_release_dma_ownership`). One that translates maps nothing of this guest's. One of type
+//! `identity` (`iommu.passthrough=1`) translates nothing: DMA that still runs goes to the host's memory, at
+//! the guest's addresses. [`check_confinement`](PlatformDevice::check_confinement) refuses what nothing can
+//! stop there.
 
 mod error;
 mod interrupts;
@@ -33,12 +41,12 @@ use boot::fdt::host::HostTree;
 pub use self::error::{InterruptHolder, PlatformError};
 pub use self::nodes::node_builders;
 use self::reset::Resetter;
-use super::assign::Assignment;
-use super::bindings::{self, Binding};
+use super::assign::{self, AssignError, Assignment};
+use super::bindings::Binding;
 use super::error_chain::chain;
 use super::fd_limit;
-use super::host::HostDevice;
-use super::iommu::Iommu;
+use super::host::{Host, HostDevice, IommuGroup};
+use super::iommu::{Iommu, IommuOptions};
 use super::irq::{AssignedIrq, IrqTap};
 use super::node::{GuestNodes, NodeBuilder, NodeOptions, ScmiIds};
 use super::quiesce::Quiesced;
@@ -52,6 +60,28 @@ use crate::scmi::Reset;
 
 /// The most regions, and the most interrupts, of a device. The kernel's numbers are far below.
 const MAX_COUNT: u32 = 1024;
+
+/// Stops what a device is doing that a guest had whose process has ended. It is opened for that alone: what
+/// its guest would have where needn't be known.
+///
+/// # Errors
+///
+/// It can't be opened, or doesn't stop.
+#[cold]
+pub fn stop(
+    host: &Host,
+    device: &HostDevice,
+    options: &PlatformDeviceOptions,
+    iommu: IommuOptions,
+) -> Result<Quiesced, PlatformError> {
+    if !options.quiesce {
+        return Ok(Quiesced::Disabled);
+    }
+    let assignment = assign::assess(host, device.clone())?;
+    let compatible = device.compatible().map_err(AssignError::from)?;
+    let iommu = Iommu::open(host, std::slice::from_ref(&assignment), iommu)?;
+    reset::stop_opened(device.name(), iommu.open_device(&assignment)?, &compatible, &options.node)
+}
 
 /// The options of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,8 +194,7 @@ impl PlatformDevice {
             .collect::<Result<_, _>>()
             .map_err(|error| PlatformError::Irq(name.to_owned(), error))?;
         // By the host's `compatible` first: an option may give the guest another.
-        let binding = bindings::find(&builder.compatible)
-            .or_else(|| bindings::find(&options.node.compatible));
+        let binding = reset::binding(&builder.compatible, &options.node);
         if let Some(binding) = binding {
             (binding.refine)(&mut builder);
         }
@@ -212,6 +241,22 @@ impl PlatformDevice {
     /// The size of the host's pages in bytes: a mapped region's address in the guest is a multiple.
     pub fn page_size(&self) -> u64 {
         self.page_size
+    }
+
+    /// Checks that DMA which its guest leaves running reaches nothing: a binding or VFIO's reset can stop it, or
+    /// the default domain of its group translates. A person who leaves it as it is answers for that.
+    ///
+    /// # Errors
+    ///
+    /// Neither holds, or sysfs can't be read.
+    pub fn check_confinement(&self, group: &IommuGroup) -> Result<(), PlatformError> {
+        if !self.options.quiesce || self.reset || self.binding.is_some() {
+            return Ok(());
+        }
+        if !group.is_identity().map_err(AssignError::from)? {
+            return Ok(());
+        }
+        Err(PlatformError::Unconfined { name: self.name.clone(), group: group.number() })
     }
 
     /// Its node in the guest but for addresses and interrupts.
@@ -279,16 +324,8 @@ impl PlatformDevice {
         if !self.options.quiesce {
             return Ok(Quiesced::Disabled);
         }
-        let mut quiesced = Quiesced::Unsupported;
-        if let Some(binding) = self.binding {
-            reset::quiesce(binding, &self.regions)
-                .map_err(|error| PlatformError::Quiesce(self.name.clone(), error))?;
-            quiesced = Quiesced::ByBinding(binding.name);
-        }
-        if self.reset {
-            self.calls.reset().map_err(|error| PlatformError::Reset(self.name.clone(), error))?;
-            quiesced = Quiesced::ByReset;
-        }
+        let quiesced =
+            reset::stop(&self.name, &*self.calls, self.reset, self.binding, &self.regions)?;
         if quiesced == Quiesced::Unsupported && !self.said.swap(true, Ordering::Relaxed) {
             log::info!(
                 "{}: there is no binding that could stop it, and VFIO has no reset for it: it is left \
@@ -386,7 +423,7 @@ impl PlatformDevice {
     ///
     /// # Errors
     ///
-    /// If it doesn't stop. The kernel keeps it from all memory once its files are closed.
+    /// If it doesn't stop. Once its files are closed it reaches what the default domain of its group maps.
     pub fn release(&mut self) -> Result<Quiesced, PlatformError> {
         self.disarm();
         if !std::mem::take(&mut self.used) {

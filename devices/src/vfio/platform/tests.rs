@@ -7,7 +7,7 @@ use boot::fdt::Value;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::node::{Clock, NodeOptions};
-use super::super::testing::{Call, FakeDevice, node_builder};
+use super::super::testing::{Call, FakeDevice, FakeHost, node_builder};
 use super::super::uapi::{IrqInfo, RegionInfo};
 use super::*;
 
@@ -283,6 +283,52 @@ fn a_device_with_a_binding_is_quiesced_by_it() {
     let chain = chain(&error);
     assert_eq!(chain, "1.dev doesn't stop what it is doing: channel 0 is still in state 0x7");
     assert!(error.help().unwrap().contains("quiesce=off"));
+}
+
+#[test]
+fn what_nothing_can_stop_is_refused_where_its_group_is_not_translated() {
+    let fake_host = FakeHost::with_vfio();
+    for (kind, compatible, reset, quiesce, refused) in [
+        ("identity", "vendor,device", false, true, true),
+        ("identity", "vendor,device", false, false, false),
+        ("identity", "vendor,device", true, true, false),
+        ("identity", "arm,pl330", false, true, false),
+        ("DMA", "vendor,device", false, true, false),
+        ("DMA-FQ", "vendor,device", false, true, false),
+    ] {
+        fake_host.write("sys/kernel/iommu_groups/3/type", format!("{kind}\n"));
+        let mut calls = fake();
+        calls.can_reset = reset;
+        let options = PlatformDeviceOptions { quiesce, ..Default::default() };
+        let device =
+            PlatformDevice::new("1.dev", Arc::new(calls), builder(compatible), options, PAGE);
+        let checked = device.unwrap().check_confinement(&fake_host.host().group(3));
+        assert_eq!(checked.is_err(), refused, "{kind} {compatible} {reset} {quiesce}");
+        if let Err(error) = checked {
+            let help = error.help().unwrap();
+            let ways = ["iommu.passthrough=0", "/iommu_groups/3/type", "1.dev,quiesce=off"];
+            assert!(ways.iter().all(|way| help.contains(way)), "{help}");
+        }
+    }
+}
+
+#[test]
+fn a_device_is_stopped_without_what_a_guest_has_of_it() {
+    let stop = |calls: &Arc<FakeDevice>, compatible: &str| {
+        let (calls, compatible) = (calls.clone(), [compatible.to_owned()]);
+        reset::stop_opened("1.dev", calls, &compatible, &NodeOptions::default())
+    };
+    let calls = Arc::new(fake());
+    become_dmac(&calls, 0);
+    assert_eq!(stop(&calls, "arm,pl330").unwrap(), Quiesced::ByBinding("PL330"));
+    assert_eq!(stop(&calls, "vendor,device").unwrap(), Quiesced::Unsupported);
+    become_dmac(&calls, 7);
+    assert!(stop(&calls, "arm,pl330").unwrap_err().still_runs());
+    let mut calls = fake();
+    calls.can_reset = true;
+    let calls = Arc::new(calls);
+    assert_eq!(stop(&calls, "vendor,device").unwrap(), Quiesced::ByReset);
+    assert_eq!(calls.take_calls(), [Call::Reset]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use devices::vfio::bindings;
 use devices::vfio::host::HostBus;
 use devices::vfio::remedy;
 
@@ -67,6 +68,35 @@ pub fn reset_required(system: &System, confined: &ConfinedDevices) -> Result<Fin
     } else {
         Finding::degraded(SUBJECT, text, remedy::RESET_REQUIRED)
     })
+}
+
+/// Devices of the platform and AMBA buses that nothing can stop, and that the IOMMU keeps from nothing once
+/// their guest has ended: `strait run` refuses them. Nothing where there are none.
+pub fn unconfined(system: &System, confined: &ConfinedDevices) -> Result<Option<Finding>, Error> {
+    const SUBJECT: &str = "IOMMU passthrough";
+    let resettable = system.modules.resettable();
+    let mut unconfined = Vec::new();
+    for device in [Kind::Platform, Kind::Amba].into_iter().flat_map(|kind| confined.devices(kind)) {
+        let Some(group) = device.group()? else { continue };
+        let compatible = device.compatible()?;
+        let can_be_stopped = bindings::find(&compatible).is_some()
+            || compatible.iter().any(|name| resettable.contains(name));
+        if !can_be_stopped && system.host.group(group).is_identity()? {
+            unconfined.push((device.name(), group.to_string()));
+        }
+    }
+    let names: Vec<_> = unconfined.iter().map(|(name, _)| *name).collect();
+    let groups = match &unconfined[..] {
+        [] => return Ok(None),
+        [(_, group)] => group.as_str(),
+        _ => "GROUP",
+    };
+    let text = format!(
+        "on: without a guest, the IOMMU keeps these from none of the host's memory, and nothing can stop what a \
+         guest leaves running: {}",
+        names.join(", ")
+    );
+    Ok(Some(Finding::degraded(SUBJECT, text, remedy::translate_by_default(groups))))
 }
 
 /// The directory of the running kernel's modules (`kmod(8)`).
@@ -139,6 +169,40 @@ mod tests {
         fs::remove_dir_all(&root).unwrap();
         assert_eq!(found, [true, true, false]);
         assert_eq!(remedies, ["modprobe vfio_platform", "build the host's kernel with CONFIG_X"]);
+    }
+
+    #[test]
+    fn what_nothing_can_stop_is_told_where_its_group_is_not_translated() {
+        let root = std::env::temp_dir().join(format!("strait-identity-{}", std::process::id()));
+        for (device, compatible, group, kind) in [
+            ("1.plain", "a,b", 1, "identity"),
+            ("2.known", "arm,pl330", 2, "identity"),
+            ("3.kept", "a,b", 3, "DMA"),
+            ("4.reset", "a,reset", 4, "identity"),
+        ] {
+            let at = root.join("bus/platform/devices").join(device);
+            let (node, domain) = (at.join("of_node"), format!("kernel/iommu_groups/{group}"));
+            let domain = root.join(domain);
+            fs::create_dir_all(&node).unwrap();
+            fs::create_dir_all(&domain).unwrap();
+            fs::write(node.join("compatible"), format!("{compatible}\0")).unwrap();
+            fs::write(node.join("iommus"), [0; 8]).unwrap();
+            fs::write(domain.join("type"), format!("{kind}\n")).unwrap();
+            std::os::unix::fs::symlink(&domain, at.join("iommu_group")).unwrap();
+        }
+        fs::write(root.join("modules.alias"), "alias vfio-reset:a,reset x\n").unwrap();
+        let host = devices::vfio::host::Host::at(&root, &root, &root, &root);
+        let modules = Modules(root.clone());
+        let system = System { host, proc: root.clone(), modules };
+        let confined = ConfinedDevices::of(&system.host).unwrap();
+        let finding = unconfined(&system, &confined).unwrap();
+        fs::write(root.join("kernel/iommu_groups/1/type"), "DMA-FQ\n").unwrap();
+        let none = unconfined(&system, &confined).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        let finding = finding.unwrap();
+        assert!(finding.text.ends_with("leaves running: 1.plain"), "{finding:?}");
+        assert!(finding.help.unwrap().ends_with("/iommu_groups/1/type"));
+        assert_eq!(none, None);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub fn findings(system: &System, confined: &ConfinedDevices) -> Result<Vec<Findi
     let (works, backends) = backends::findings(system, confined);
     findings.extend(backends);
     findings.push(drivers::reset_required(system, confined)?);
+    findings.extend(drivers::unconfined(system, confined)?);
     findings.push(devices(host, &works)?);
     Ok(findings)
 }

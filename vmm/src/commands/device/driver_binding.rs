@@ -10,7 +10,7 @@ use devices::vfio::driver_binding::{
     BindError, BindOptions, BindOutcome, DriverBinding, Owner, Sysfs,
 };
 use devices::vfio::error_chain;
-use devices::vfio::host::{Host, IommuGroup};
+use devices::vfio::host::{Host, HostDevice, IommuGroup};
 use serde::Serialize;
 
 use super::summary::{File, driver_before};
@@ -161,6 +161,18 @@ impl BindGuard {
         self.names.is_empty()
     }
 
+    /// Leaves those of these devices bound to VFIO that were bound here, and says how they can be given back.
+    #[cold]
+    pub fn keep(&mut self, devices: &[HostDevice]) {
+        for device in devices {
+            let before = self.names.len();
+            self.names.retain(|name| Path::new(name) != device.path());
+            if self.names.len() < before {
+                log::warn!("{}", kept(device.name()));
+            }
+        }
+    }
+
     /// Leaves them to another process that has this.
     pub fn leave(mut self) {
         self.names.clear();
@@ -183,6 +195,17 @@ impl Drop for BindGuard {
     }
 }
 
+/// What is said of a device that stays bound because it may still run.
+#[cold]
+fn kept(name: &str) -> String {
+    let unbind = format!("strait device unbind {}", shell_word(Path::new(name)));
+    Error::new(format!(
+        "{name} stays bound to VFIO: it didn't stop, and its driver would find it running"
+    ))
+    .help(format!("if its driver can take it as it is: {unbind}"))
+    .log_text()
+}
+
 /// What is said of devices that stay bound after a run, with how they can be given back.
 #[cold]
 fn not_given_back(names: &[String], error: BindError) -> Error {
@@ -200,6 +223,23 @@ fn not_given_back(names: &[String], error: BindError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_may_still_run_is_not_given_back() {
+        let root = std::env::temp_dir().join(format!("strait-kept-{}", std::process::id()));
+        for name in ["1.dma", "2.dma"] {
+            std::fs::create_dir_all(root.join("bus/platform/devices").join(name)).unwrap();
+        }
+        let host = Host::at(&root, &root, &root, &root);
+        let devices = ["1.dma", "2.dma"].map(|name| host.find(name).unwrap().unwrap());
+        let names = devices.iter().map(|device| device.path().display().to_string()).collect();
+        let mut guard = BindGuard { host, names };
+        guard.keep(&devices[..1]);
+        assert_eq!(guard.names, [devices[1].path().display().to_string()]);
+        guard.leave();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert!(kept("1.dma").ends_with("strait device unbind 1.dma"));
+    }
 
     #[test]
     fn devices_that_stay_bound_are_said_with_the_command() {
