@@ -9,7 +9,7 @@
 //! - All vectors are enabled at once, since most hosts can't add one while others are in use. Where
 //!   the host has fewer, those up to the highest in use are enabled; when that grows, all are
 //!   disabled and enabled again, and each that was in use is signalled once. Drivers see a spurious
-//!   interrupt, but miss none.
+//!   interrupt, but miss none. Where the host has no more, those before are enabled again.
 //!
 //! (Linux: `drivers/vfio/pci/vfio_pci_intrs.c`.)
 
@@ -32,6 +32,8 @@ pub struct VfioMsi {
     pub vectors: MsiVectors,
     /// The number of vectors that are enabled with VFIO.
     enabled: u16,
+    /// The least number of vectors that the host has refused: it has fewer.
+    refused: u16,
     /// The vectors that VFIO has an eventfd of.
     armed: BTreeSet<u16>,
     /// What passes their messages on, if somebody does.
@@ -49,7 +51,16 @@ impl VfioMsi {
         taps: Option<Arc<[VectorTap]>>,
         log: Arc<LogLimit>,
     ) -> Self {
-        Self { calls, index, vectors, enabled: 0, armed: BTreeSet::new(), taps, log }
+        Self {
+            calls,
+            index,
+            vectors,
+            enabled: 0,
+            refused: u16::MAX,
+            armed: BTreeSet::new(),
+            taps,
+            log,
+        }
     }
 
     /// VFIO's index.
@@ -68,31 +79,59 @@ impl VfioMsi {
     ///
     /// VFIO's refusal.
     pub fn sync(&mut self) -> Result<(), IoctlError> {
-        let highest = self.vectors.triggers().map(|(vector, _)| vector).max();
-        let wanted = highest.map_or(0, |vector| vector.saturating_add(1));
-        if self.enabled == 0 {
-            let all = self.vectors.count();
-            return match self.enable(all) {
-                Err(error) if !error.is(libc::ENOSPC) || wanted == all => Err(error),
-                Err(_) if wanted == 0 => Ok(()),
-                Err(_) => self.enable(wanted),
-                Ok(()) => Ok(()),
-            };
+        let all = self.vectors.count();
+        if self.enabled == 0 && all < self.refused {
+            match self.enable(all) {
+                Err(error) if error.is(libc::ENOSPC) => self.refused = all,
+                result => return result,
+            }
         }
-        if wanted > self.enabled {
-            return self.enable(wanted);
-        }
+        let grown = self.grow();
         for (vector, trigger) in self.vectors.triggers() {
-            if !self.armed.contains(&vector) {
+            if vector < self.enabled && !self.armed.contains(&vector) {
                 let signalled = signalled(self.taps.as_deref(), vector, trigger, &self.log);
                 self.calls.set_vectors(self.index, vector.into(), &[Some(signalled)])?;
                 self.armed.insert(vector);
             }
         }
-        Ok(())
+        grown
     }
 
-    /// Has VFIO enable vectors 0 to `count` - 1.
+    /// Has VFIO enable as many of the vectors in use as the host has, and no fewer than were enabled. What
+    /// the host has refused is not asked for again.
+    fn grow(&mut self) -> Result<(), IoctlError> {
+        let (mut has, mut result) = (self.enabled, Ok(()));
+        loop {
+            let wanted = self.vectors.triggers().map(|(vector, _)| vector.saturating_add(1));
+            let wanted =
+                wanted.filter(|count| (has.saturating_add(1)..self.refused).contains(count));
+            let wanted: BTreeSet<u16> = wanted.collect();
+            // All of them; where the host hasn't so many, by halves.
+            let next = match &result {
+                Ok(()) => wanted.last(),
+                Err(_) => wanted.iter().nth(wanted.len() / 2),
+            };
+            let Some(count) = next.copied() else { break };
+            match self.enable(count) {
+                Ok(()) => has = count,
+                Err(error) => {
+                    let is_short = error.is(libc::ENOSPC);
+                    result = Err(error);
+                    if !is_short {
+                        break;
+                    }
+                    self.refused = count;
+                }
+            }
+        }
+        if self.enabled < has {
+            self.enable(has)?;
+        }
+        result
+    }
+
+    /// Has VFIO enable vectors 0 to `count` - 1, and signal those of them that the guest has unmasked once.
+    /// None is enabled if that fails.
     fn enable(&mut self, count: u16) -> Result<(), IoctlError> {
         self.disable();
         let mut triggers: Vec<Option<&EventFd>> = vec![None; usize::from(count)];
@@ -103,7 +142,7 @@ impl VfioMsi {
         }
         self.calls.set_vectors(self.index, 0, &triggers)?;
         self.enabled = count;
-        for (vector, trigger) in self.vectors.triggers() {
+        for (vector, trigger) in self.vectors.triggers().filter(|(vector, _)| *vector < count) {
             if !self.armed.insert(vector) {
                 // A signal while it was disabled would be lost.
                 let tap = tap_of(self.taps.as_deref(), vector);
@@ -260,5 +299,30 @@ mod tests {
         assert_eq!(router.poll().iter().map(|m| m.data).collect::<Vec<_>>(), [1]);
         msi.vectors.set(5, to(6)).unwrap();
         assert!(msi.sync().unwrap_err().is(libc::ENOSPC));
+        // Those before go on, signalled once for what was lost in between, and others below can be added.
+        assert_eq!(device.take_calls(), grown);
+        assert_eq!(router.poll().iter().map(|m| m.data).collect::<Vec<_>>(), [1, 3]);
+        device.signal(MSIX, 2);
+        assert_eq!(router.poll().iter().map(|m| m.data).collect::<Vec<_>>(), [3]);
+        msi.vectors.set(1, to(2)).unwrap();
+        msi.sync().unwrap();
+        assert_eq!(device.take_calls(), [vectors(1, &[true])]);
+    }
+
+    #[test]
+    fn of_vectors_that_are_turned_on_together_those_that_the_host_has_are_enabled() {
+        for limit in 0..10 {
+            let device = FakeFunction::new(256).calls();
+            device.limit_vectors(limit);
+            let (mut msi, router) = msix(&device, 64);
+            (0..8).for_each(|vector| msi.vectors.set(vector, to(vector.into())).unwrap());
+            assert_eq!(msi.sync().is_ok(), limit >= 8, "{limit}");
+            msi.sync().unwrap();
+            assert_eq!(msi.in_use(), limit.min(8));
+            router.poll();
+            (0..8).for_each(|vector| device.signal(MSIX, vector));
+            let signalled: Vec<_> = router.poll().iter().map(|m| m.data as usize).collect();
+            assert_eq!(signalled, (0..limit.min(8)).collect::<Vec<_>>());
+        }
     }
 }
