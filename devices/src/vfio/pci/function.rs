@@ -300,9 +300,36 @@ impl PciFunction {
             self.bars.forward(&[]);
         }
         self.config.write(offset, data);
+        self.look_at_power(control);
+    }
+
+    /// Reads whether it is in D0 from its `control` register of power management.
+    fn look_at_power(&mut self, control: u16) {
         let mut state = [0];
         self.config.read(control, &mut state);
         self.powered = state[0] & POWER_STATE == 0;
+    }
+
+    /// Where its control register of power management is, if the guest has that.
+    fn power_control(&self) -> Option<u16> {
+        self.config.find(capability::PM).map(|pm| pm.saturating_add(POWER_CONTROL))
+    }
+
+    /// The guest writes to a register that isn't a BAR's.
+    fn write_register(&mut self, offset: u16, data: &[u8]) {
+        if self.interrupts.write_config(offset, data) {
+            return;
+        }
+        if offset & !3 == COMMAND {
+            self.write_command_and_status(offset, data);
+            return;
+        }
+        let power = self.power_control();
+        match power.filter(|control| byte_at(*control, offset, data).is_some()) {
+            Some(control) => self.write_power(control, offset, data),
+            None if self.is_reset(offset, data) => self.reset_itself(offset, data),
+            None => self.config.write(offset, data),
+        }
     }
 }
 
@@ -326,18 +353,11 @@ impl Function for PciFunction {
             self.bars.registers.write(offset, data);
             return;
         }
-        if self.interrupts.write_config(offset, data) {
-            return;
-        }
-        if offset & !3 == COMMAND {
-            self.write_command_and_status(offset, data);
-            return;
-        }
-        let power = self.config.find(capability::PM).map(|pm| pm.saturating_add(POWER_CONTROL));
-        match power.filter(|control| byte_at(*control, offset, data).is_some()) {
-            Some(control) => self.write_power(control, offset, data),
-            None if self.is_reset(offset, data) => self.reset_itself(offset, data),
-            None => self.config.write(offset, data),
+        self.write_register(offset, data);
+        if let Some(control) = self.power_control().filter(|_| !self.powered) {
+            // The reset of another function may have brought it to D0 (`vfio_pci_dev_set_hot_reset`). The guest
+            // reads that, and doesn't write it any more.
+            self.look_at_power(control);
         }
     }
 

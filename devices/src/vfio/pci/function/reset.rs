@@ -6,7 +6,7 @@ use super::super::super::uapi::{AffectedFunction, DeviceCalls, IoctlError};
 use super::super::bus_reset::{BusReset, with_patience};
 use super::super::capability::{self, CapabilityId, EXPRESS_FLAGS};
 use super::super::error::{FunctionError, FunctionErrorKind};
-use super::{POWER_CONTROL, PciFunction, byte_at};
+use super::{PciFunction, byte_at};
 use crate::irq::InterruptController;
 use crate::pci::Intx;
 use crate::pci::config::{COMMAND, COMMAND_MASTER};
@@ -149,10 +149,7 @@ impl PciFunction {
         self.interrupts.reset();
         self.bars.forward(&[]);
         self.quiesce()?;
-        self.power_up();
-        self.bars.registers.reset();
-        self.write_command(0);
-        self.restore_config();
+        self.come_up();
         if let (Some(line), Some(intx)) = (self.interrupts.intx(), intx) {
             line.reconnect(gic, intx.spi)
                 .map_err(|error| self.error(FunctionErrorKind::Irq(error)))?;
@@ -171,6 +168,11 @@ impl PciFunction {
                 .log()
                 .error(format_args!("its guest resets its bus: {}", chain(&error)));
         }
+        self.come_up();
+    }
+
+    /// Makes its registers as after power-up, once it has been reset.
+    fn come_up(&mut self) {
         self.power_up();
         self.bars.registers.reset();
         self.write_command(0);
@@ -180,8 +182,7 @@ impl PciFunction {
     /// Has it in D0, which what wasn't reset may not be.
     fn power_up(&mut self) {
         self.powered = true;
-        if let Some(pm) = self.config.find(capability::PM) {
-            let control = pm.saturating_add(POWER_CONTROL);
+        if let Some(control) = self.power_control() {
             self.write_power(control, control, &[0]);
         }
     }
@@ -233,7 +234,6 @@ impl PciFunction {
         self.interrupts.reset();
         // VFIO restores what the host needs, the command register too.
         self.config.write(offset, data);
-        self.bars.registers.reset();
-        self.write_command(0);
+        self.come_up();
     }
 }

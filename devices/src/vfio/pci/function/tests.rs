@@ -265,6 +265,21 @@ fn the_function_decodes_nothing_while_it_has_no_power() {
 }
 
 #[test]
+fn a_function_that_a_neighbours_reset_has_powered_decodes_again() {
+    let mut fake = fake();
+    let mut guest = guest_of(&fake, true).unwrap();
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x02, 0]);
+    guest.write(PM + 4, &[3, 0]);
+    guest.write(EXPRESS + 8, &[0, 0]);
+    assert_eq!((guest.slots.all(), guest.function.decoded()), (vec![], vec![]));
+    fake.put((PM + 4).into(), &[0]);
+    // What a driver's kernel restores; PMCSR, which reads D0, isn't written.
+    guest.write(EXPRESS + 8, &[0, 0]);
+    assert_eq!(guest.slots.all().len(), 1);
+}
+
+#[test]
 fn line_and_messages_take_turns() {
     let mut guest = guest();
     let calls = guest.device.take_calls();
@@ -298,6 +313,9 @@ fn line_and_messages_take_turns() {
     guest.write(MSIX + 2, &[0, 0]);
     let calls = guest.device.take_calls();
     assert!(matches!(calls[..], [Call::ClearTrigger(2), Call::SetTrigger(0, _), _]), "{calls:?}");
+    guest.write(0x10, &[0, 0, 0, 0x20]);
+    guest.write(0x04, &[0x02, 0]);
+    assert_eq!(guest.slots.all().len(), 1);
 }
 
 /// Which of these has been signalled, and is passed on: its number and how often.
@@ -431,8 +449,16 @@ fn a_reset_by_the_guest_is_one_of_what_is_kept_here_too() {
     guest.write(0x04, &[0x06, 0]);
     guest.write(MSIX + 2, &[0, 0x80]);
     guest.turn_on_vector(0, 1);
+    guest.write(0x0c, &[16]);
+    guest.write(0x3c, &[9]);
+    guest.write(EXPRESS + 8, &[7, 0]);
+    guest.write(EXPRESS + 0x28, &[5, 0]);
+    guest.write(PM + 4, &[3]);
     guest.device.take_calls();
-    guest.write(EXPRESS + 8, &[0, 0x80]);
+    guest.write(EXPRESS + 8, &[7, 0x80]);
+    assert_eq!((guest.read(0x0c), guest.read(0x3c)), ([0], [0]));
+    assert_eq!((guest.read(EXPRESS + 8), guest.read(EXPRESS + 0x28)), ([0; 2], [0; 2]));
+    assert_eq!(guest.read(PM + 4), [0]);
     assert_eq!(guest.read(0x04), [0; 2]);
     assert_eq!(guest.read(0x10), [0x04, 0, 0, 0]);
     assert_eq!(guest.read(MSIX), [0x11, 0x80, 3, 0]);
