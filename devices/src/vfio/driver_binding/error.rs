@@ -1,5 +1,6 @@
 //! Why a device's driver couldn't be changed.
 
+use boot::file::shell_word;
 use boot::help::Help;
 use std::io;
 use std::path::PathBuf;
@@ -80,6 +81,10 @@ pub enum BindError {
         name: String,
         /// Its driver before.
         driver: String,
+        /// The module that had it, if that is known.
+        module: Option<String>,
+        /// The device's directory in sysfs.
+        path: PathBuf,
     },
     /// The record of its driver can't be read or written.
     #[error(transparent)]
@@ -102,21 +107,41 @@ impl Help for BindError {
         match self {
             Self::Assign(error) => error.help(),
             Self::Write { source: WriteError::Refused(source), .. }
-            | Self::BindRecord(BindRecordError { source, .. })
             | Self::Owner { source, .. } => denied(source),
             Self::Write { name, source: WriteError::Hung(_), .. } => Some(format!(
                 "{}; once the driver has what it waits for: strait device unbind {name}",
                 remedy::KERNEL_LOG
             )),
+            Self::BindRecord(error) => error.help(),
             Self::UsedByHost { uses, .. } => Some(end(uses)),
             Self::NotTaken { .. } => Some(remedy::KERNEL_LOG.to_owned()),
             Self::InUse { files, .. } => {
                 Some(format!("{}, and end that process first", remedy::show_users(files)))
             }
-            Self::DriverGone { name, driver, .. } => {
-                Some(format!("modprobe {driver} && strait device unbind {name}"))
+            Self::DriverGone { name, module, path, .. } => {
+                let module = module.clone().unwrap_or_else(|| {
+                    format!("\"$(cat {})\"", shell_word(&path.join("modalias")))
+                });
+                Some(format!("modprobe {module} && strait device unbind {name}"))
             }
             Self::Read(_) => None,
+        }
+    }
+}
+
+impl Help for BindRecordError {
+    #[cold]
+    fn help(&self) -> Option<String> {
+        let Self { path, source, .. } = self;
+        match (source.kind(), source.raw_os_error()) {
+            (io::ErrorKind::TimedOut, _) => {
+                Some(format!("{}, and wait for its end, or end it", remedy::show_users(&[path])))
+            }
+            (_, Some(libc::ENOSPC | libc::EDQUOT)) => {
+                let directory = path.parent().unwrap_or(path);
+                Some(format!("it is full: df -h {0}; df -i {0}", shell_word(directory)))
+            }
+            _ => denied(source),
         }
     }
 }

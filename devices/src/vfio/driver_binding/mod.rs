@@ -192,7 +192,9 @@ impl<'a> DriverBinding<'a> {
         driver_override = driver_override.filter(|_| !is_ours);
         // One that somebody else has unbound from VFIO, or an interrupted bind: the driver before is known.
         if !(before.is_none() && is_ours && self.records.read(&device)?.is_some()) {
-            self.records.write(&device, &BindRecord { driver: before.clone(), driver_override })?;
+            let module = before.as_ref().and_then(|driver| self.module(&device, driver));
+            let record = BindRecord { driver: before.clone(), module, driver_override };
+            self.records.write(&device, &record)?;
         }
         match self.rebind(&device, before.is_some()) {
             Ok(()) => {
@@ -278,7 +280,8 @@ impl<'a> DriverBinding<'a> {
         let directory = self.bus(device).join("drivers").join(driver);
         let (name, driver) = (device.name().to_owned(), driver.clone());
         if !directory.exists() {
-            return Err(BindError::DriverGone { name, driver });
+            let (module, path) = (record.module.clone(), device.path().to_owned());
+            return Err(BindError::DriverGone { name, driver, module, path });
         }
         let written = self.write(device, directory.join("bind"), device.name());
         match device.driver()? {
@@ -312,6 +315,13 @@ impl<'a> DriverBinding<'a> {
             }
         };
         Err(BindError::InUse { name: device.name().to_owned(), users, path, files })
+    }
+
+    /// The module that a driver is in; `None` if it is built in.
+    fn module(&self, device: &HostDevice, driver: &str) -> Option<String> {
+        let link = self.bus(device).join("drivers").join(driver).join("module");
+        let target = link.read_link().ok()?;
+        target.file_name().map(|name| name.to_string_lossy().into_owned())
     }
 
     fn bus(&self, device: &HostDevice) -> PathBuf {

@@ -1,7 +1,6 @@
 //! The driver that a device had before VFIO's, on disk: whatever happens to the process that bound the
 //! device, a later one can restore it. A reboot clears the records, as it does the bindings.
 
-use boot::help::Help;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
@@ -29,13 +28,13 @@ pub struct BindRecordError {
     pub source: io::Error,
 }
 
-impl Help for BindRecordError {}
-
 /// The binding of a device before VFIO's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BindRecord {
     /// Its driver.
     pub driver: Option<String>,
+    /// The module of that driver, by another name as a rule; `None` if it is built in.
+    pub module: Option<String>,
     /// Its `driver_override`.
     pub driver_override: Option<String>,
 }
@@ -46,7 +45,9 @@ impl BindRecord {
             Some(value) => format!("{key} {value}\n"),
             None => String::new(),
         };
-        line("driver", &self.driver) + &line("driver_override", &self.driver_override)
+        line("driver", &self.driver)
+            + &line("module", &self.module)
+            + &line("driver_override", &self.driver_override)
     }
 
     /// Parses the output of [`Self::to_text`]; unknown lines are ignored.
@@ -55,7 +56,11 @@ impl BindRecord {
             let mut pairs = text.lines().filter_map(|line| line.split_once(' '));
             pairs.find(|(name, _)| *name == key).map(|(_, value)| value.to_owned())
         };
-        Self { driver: value("driver"), driver_override: value("driver_override") }
+        Self {
+            driver: value("driver"),
+            module: value("module"),
+            driver_override: value("driver_override"),
+        }
     }
 }
 
@@ -242,7 +247,8 @@ mod tests {
         for (driver, driver_override) in
             [(None, None), (text("dma-pl330"), None), (text("a b"), text("x")), (None, text("x"))]
         {
-            let record = BindRecord { driver, driver_override };
+            let module = driver.clone();
+            let record = BindRecord { driver, module, driver_override };
             records.write(&device, &record).unwrap();
             assert_eq!(records.read(&device).unwrap(), Some(record));
         }

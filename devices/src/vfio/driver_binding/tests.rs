@@ -169,7 +169,7 @@ fn the_device_of_a_killed_process_is_restored() {
     let fake = two();
     let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
     let device = host.find(DMA).unwrap().unwrap();
-    let record = BindRecord { driver: some("dma-pl330"), driver_override: None };
+    let record = BindRecord { driver: some("dma-pl330"), ..BindRecord::default() };
     BindRecords::of(&host).write(&device, &record).unwrap();
     kernel.write(&device.path().join("driver_override"), "vfio-platform").unwrap();
     kernel.write(&device.path().join("driver/unbind"), DMA).unwrap();
@@ -200,13 +200,37 @@ fn a_driver_that_is_gone_is_named_and_stays_recorded() {
     binding.bind(&[DMA], &BindOptions::default()).unwrap();
     std::fs::remove_dir(fake.path("sys/bus/platform/drivers/dma-pl330")).unwrap();
     let error = binding.unbind(&[DMA], false).unwrap_err();
-    assert_eq!(
-        error.help().unwrap(),
-        "modprobe dma-pl330 && strait device unbind 2c0a0000.dma",
-        "{error}"
-    );
+    let modalias = fake.path(format!("sys/devices/platform/{DMA}/modalias")).display().to_string();
+    let help = format!("modprobe \"$(cat {modalias})\" && strait device unbind {DMA}");
+    assert_eq!(error.help().unwrap(), help, "{error}");
     fake.mkdir("sys/bus/platform/drivers/dma-pl330");
     assert_eq!(binding.unbind(&[DMA], false).unwrap()[0].driver, some("dma-pl330"));
+}
+
+#[test]
+fn the_module_of_a_driver_that_is_gone_is_named() {
+    let fake = two();
+    let directory = "sys/bus/platform/drivers/dma-pl330";
+    fake.link(format!("{directory}/module"), "sys/module/pl330");
+    let (host, kernel) = (fake.host(), FakeKernel::new(&fake));
+    let binding = DriverBinding::new(&host, &kernel);
+    binding.bind(&[DMA], &BindOptions::default()).unwrap();
+    std::fs::remove_dir_all(fake.path(directory)).unwrap();
+    let error = binding.unbind(&[DMA], false).unwrap_err();
+    assert_eq!(error.help().unwrap(), "modprobe pl330 && strait device unbind 2c0a0000.dma");
+}
+
+#[test]
+fn what_keeps_a_record_from_being_written_is_named() {
+    let help = |source: std::io::Error| {
+        let path = "/run/strait/lock".into();
+        BindError::from(BindRecordError { what: "can't create", path, source }).help().unwrap()
+    };
+    let held = help(std::io::ErrorKind::TimedOut.into());
+    assert!(held.starts_with("fuser -v /run/strait/lock"), "{held}");
+    let full = help(std::io::Error::from_raw_os_error(libc::ENOSPC));
+    assert!(full.contains("df -h /run/strait;"), "{full}");
+    assert!(help(std::io::Error::from_raw_os_error(libc::EACCES)).contains("sudo"));
 }
 
 /// A device whose disk is mounted.

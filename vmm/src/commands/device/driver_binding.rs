@@ -245,12 +245,18 @@ mod tests {
     fn devices_that_stay_bound_are_said_with_the_command() {
         let names = ["/sys/devices/platform/2c0a0000.dma", "/sys/devices/pci0000:00/0000:00:05.0"];
         let names = names.map(str::to_owned);
-        let error = BindError::DriverGone { name: "2c0a0000.dma".into(), driver: "pl330".into() };
+        let gone = || BindError::DriverGone {
+            name: "2c0a0000.dma".into(),
+            driver: "dma-pl330".into(),
+            module: Some("pl330".into()),
+            path: "/sys/devices/platform/2c0a0000.dma".into(),
+        };
+        let error = gone();
         let text = not_given_back(&names, error).log_text();
         let end = "modprobe pl330 && strait device unbind 2c0a0000.dma\n        \
                    then: strait device unbind 2c0a0000.dma 0000:00:05.0";
         assert!(text.ends_with(end), "{text}");
-        let error = BindError::DriverGone { name: "2c0a0000.dma".into(), driver: "pl330".into() };
+        let error = gone();
         assert_eq!(not_given_back(&names[..1], error).log_text().matches("unbind").count(), 1);
     }
 }
