@@ -6,14 +6,12 @@ use arch::GuestRam;
 use devices::stop;
 use devices::vfio::pci::PciFunction;
 use devices::vfio::region::host_page_size;
+use devices::vfio::remedy;
 use devices::vfio_user::VfioUserDevice;
 
 use crate::cli::VfioUserOptions;
 use crate::error::Error;
 use crate::functions::OpenFunction;
-
-/// The remedy for a server that failed.
-const START_AGAIN: &str = "the server's own output says why; start it again";
 
 /// The connected devices, each with its name.
 #[derive(Default)]
@@ -36,12 +34,13 @@ impl VfioUserDevices {
             let name = options.path.display().to_string();
             let device = Arc::new(VfioUserDevice::connect(&options.path, options.peer)?);
             let page_size = host_page_size();
-            let function =
+            let mut function =
                 PciFunction::open(device.clone(), &name, options.function.device, page_size)
                     .map_err(|error| {
                         let show = format!("strait device show --vfio-user {name}");
                         Error::chain(&error).help(format!("{show} tells what its server offers"))
                     })?;
+            function.is_of_server();
             devices.0.push((name.clone(), device));
             let address = options.function.address;
             functions.push(OpenFunction {
@@ -71,7 +70,8 @@ impl VfioUserDevices {
             let mapped = unsafe { device.map_dma(ram.base(), host, size) };
             mapped.map_err(|error| {
                 let why = error.source;
-                Error::new(format!("{name} doesn't take the guest's RAM: {why}")).help(START_AGAIN)
+                Error::new(format!("{name} doesn't take the guest's RAM: {why}"))
+                    .help(remedy::START_AGAIN)
             })?;
         }
         Ok(())
@@ -85,7 +85,7 @@ impl VfioUserDevices {
     pub fn start_guest(&self) -> Result<(), Error> {
         self.0.iter().try_for_each(|(name, device)| {
             device.start_guest().map_err(|why| {
-                Error::new(format!("{name} can't be assigned: {why}")).help(START_AGAIN)
+                Error::new(format!("{name} can't be assigned: {why}")).help(remedy::START_AGAIN)
             })
         })
     }

@@ -12,6 +12,9 @@ pub const KERNEL_LOG: &str = "see dmesg for what the kernel logged";
 pub const RESET_REQUIRED: &str = "boot the host with vfio_platform.reset_required=0, or where it is a module: modprobe -r \
      vfio-platform; modprobe vfio-platform reset_required=0";
 
+/// For what a vfio-user server refuses.
+pub const START_AGAIN: &str = "the server's own output says why; start it again";
+
 /// For a device that is in no IOMMU group.
 pub const BEHIND_IOMMU: &str = "the device's node in the host's device tree needs an iommus property (PCI: its host \
      bridge's node an iommu-map), and the kernel the IOMMU's driver (Arm: CONFIG_ARM_SMMU, CONFIG_ARM_SMMU_V3)";

@@ -61,6 +61,9 @@ pub enum FunctionErrorKind {
     /// VFIO couldn't reset it.
     #[error("can't be reset")]
     Reset(#[source] IoctlError),
+    /// Its vfio-user server didn't reset it.
+    #[error("can't be reset: its server refuses that")]
+    ResetByServer(#[source] IoctlError),
 }
 
 impl Help for FunctionError {
@@ -87,6 +90,10 @@ impl Help for FunctionError {
             FunctionErrorKind::Reset(_) => Some(format!(
                 "power-cycle the board, or let the guest have the device as it is: \
                  {name},reset=off"
+            )),
+            FunctionErrorKind::ResetByServer(_) => Some(format!(
+                "{}, or let the guest have the device as it is: --vfio-user {name},reset=off",
+                remedy::START_AGAIN
             )),
             FunctionErrorKind::NotPci(_) | FunctionErrorKind::Bar(_) => None,
         }

@@ -75,6 +75,8 @@ pub struct PciFunction {
     enabled: bool,
     /// That it can't be reset has been logged.
     said: bool,
+    /// It is a vfio-user server's, none of the host's.
+    of_server: bool,
     /// The guest's bus that it is on.
     bus: u8,
 }
@@ -130,8 +132,14 @@ impl PciFunction {
             touched: false,
             enabled: false,
             said: false,
+            of_server: false,
             bus: 0,
         })
+    }
+
+    /// Tells that it is a vfio-user server's: the host has no part in it.
+    pub fn is_of_server(&mut self) {
+        self.of_server = true;
     }
 
     fn error(&self, kind: FunctionErrorKind) -> FunctionError {

@@ -96,6 +96,7 @@ impl PciFunction {
             return Ok(Quiesced::Disabled);
         }
         let (reset, quiesced) = match &self.reset {
+            Reset::ByItself if self.of_server => (self.calls.reset(), Quiesced::ByReset),
             Reset::ByItself => (with_patience(|| self.calls.reset()), Quiesced::ByReset),
             Reset::WithBus(bus) => (reset_bus(bus, &self.name, &*self.calls), Quiesced::ByBusReset),
             Reset::None(why) => {
@@ -112,7 +113,11 @@ impl PciFunction {
         }
         self.end_bus_mastering();
         let is_busy = source.is(libc::EAGAIN) || source.is(libc::EBUSY);
-        let kind = if is_busy { FunctionErrorKind::Busy } else { FunctionErrorKind::Reset };
+        let kind = match (self.of_server, is_busy) {
+            (true, _) => FunctionErrorKind::ResetByServer,
+            (false, true) => FunctionErrorKind::Busy,
+            (false, false) => FunctionErrorKind::Reset,
+        };
         Err(self.error(kind(source)))
     }
 

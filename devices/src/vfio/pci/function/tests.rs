@@ -443,6 +443,19 @@ fn whoever_cant_be_reset_masters_the_bus_no_more() {
 }
 
 #[test]
+fn a_server_that_refuses_a_reset_is_told_about_as_a_server() {
+    for errno in [libc::EBUSY, libc::EIO] {
+        let mut guest = guest_with(&fake(), true, PciFunction::is_of_server).unwrap();
+        guest.write(0x04, &[0x06, 0]);
+        guest.device.refuse_resets(1, errno);
+        let error = guest.function.release().unwrap_err();
+        let help = error.help().unwrap();
+        assert!(help.contains("--vfio-user x,reset=off"), "{help}");
+        assert!(!help.contains("/sys/bus/pci") && !help.contains("board"), "{help}");
+    }
+}
+
+#[test]
 fn a_reset_by_the_guest_is_one_of_what_is_kept_here_too() {
     let mut guest = guest();
     guest.write(0x10, &[0, 0, 0, 0x20]);
