@@ -24,6 +24,11 @@ const ENDPOINT: u8 = 0x0;
 const LINK: Range<u16> = 0x0c..0x14;
 const LINK2: Range<u16> = 0x2c..0x34;
 
+/// What they hold behind a root port of the guest: as those of the port, 16 lanes at 16 GT/s, which have been
+/// negotiated, without power management (PCI Express Base 5.0, 7.5.3.6 to 7.5.3.8, 7.5.3.18 to 7.5.3.20).
+const LINKED: [u8; 8] = [0x04, 0x01, 0, 0, 0, 0, 0x04, 0x01];
+const LINKED2: [u8; 8] = [0b1_1110, 0, 0, 0, 0x04, 0, 0, 0];
+
 /// The number of its region, behind those of BARs and of the expansion ROM.
 pub const CONFIG_REGION: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
 
@@ -54,6 +59,8 @@ pub struct ConfigSpace {
     capabilities: Vec<Capability>,
     /// It has no interrupt pin in the guest.
     pinless: bool,
+    /// It is behind a root port of the guest.
+    linked: bool,
     fixed: FixedBytes,
     log: LogLimit,
 }
@@ -79,8 +86,10 @@ impl ConfigSpace {
         }
         let capabilities = capability::all(&snapshot);
         let fixed = capability::fixed_bytes(&snapshot, &capabilities);
-        let (log, pinless) = (LogLimit::named(name), false);
-        let mut config = Self { calls, region, snapshot, capabilities, pinless, fixed, log };
+        let log = LogLimit::named(name);
+        let (pinless, linked) = (false, false);
+        let mut config =
+            Self { calls, region, snapshot, capabilities, pinless, linked, fixed, log };
         config.fix_all();
         Ok(config)
     }
@@ -119,6 +128,13 @@ impl ConfigSpace {
         self.fix_all();
     }
 
+    /// Has it behind a root port of the guest, where an endpoint has a link, and an integrated one can't be
+    /// (PCI Express Base 5.0, 1.3.2.3).
+    pub fn put_behind_port(&mut self) {
+        self.linked = true;
+        self.fix_all();
+    }
+
     /// Fixes the bytes that the guest must not see or change.
     fn fix_all(&mut self) {
         self.fixed = capability::fixed_bytes(&self.snapshot, &self.capabilities);
@@ -128,18 +144,26 @@ impl ConfigSpace {
         }
     }
 
-    /// Makes an endpoint one that is integrated in the root complex, without a link: on the guest's
-    /// root bus a link would have no other end.
+    /// Hides the host's link of an endpoint: behind a port of the guest, the link leads there; on the guest's
+    /// root bus, where it would have no other end, the endpoint is one that is integrated in the root complex.
     fn hide_link(&mut self) {
         let Some(express) = self.find(capability::EXPRESS) else { return };
         let flags = self.snapshot.u8(express + EXPRESS_FLAGS);
         if flags >> 4 != ENDPOINT {
             return;
         }
-        self.fixed.fix(express + EXPRESS_FLAGS, ROOT_COMPLEX_ENDPOINT << 4 | flags & VERSION_MASK);
-        LINK.for_each(|register| self.fixed.fix(express + register, 0));
+        let (link, link2) = if self.linked {
+            (LINKED, LINKED2)
+        } else {
+            let integrated = ROOT_COMPLEX_ENDPOINT << 4 | flags & VERSION_MASK;
+            self.fixed.fix(express + EXPRESS_FLAGS, integrated);
+            ([0; 8], [0; 8])
+        };
+        LINK.zip(link).for_each(|(register, value)| self.fixed.fix(express + register, value));
         if flags & VERSION_MASK >= 2 {
-            LINK2.for_each(|register| self.fixed.fix(express + register, 0));
+            LINK2
+                .zip(link2)
+                .for_each(|(register, value)| self.fixed.fix(express + register, value));
         }
     }
 
@@ -234,6 +258,24 @@ mod tests {
         assert_eq!(config.find(capability::EXPRESS), Some(0x50));
         assert_eq!(config.find(CapabilityId::Standard(2)), None);
         assert_eq!(config.capabilities().len(), 3);
+    }
+
+    #[test]
+    fn behind_a_port_an_endpoint_has_a_link_of_the_guest() {
+        let mut config = ConfigSpace::open(function().calls(), "x").unwrap();
+        config.put_behind_port();
+        config.drop_interrupt_pin();
+        assert_eq!(read(&mut config, 0x50), [0x10, 0x00, 0x02, 0x00]);
+        assert_eq!(
+            (read(&mut config, 0x5c), read(&mut config, 0x60)),
+            ([4, 1, 0, 0], [0, 0, 4, 1])
+        );
+        assert_eq!(
+            (read(&mut config, 0x7c), read(&mut config, 0x80)),
+            ([30, 0, 0, 0], [4, 0, 0, 0])
+        );
+        config.write(0x60, &[3, 0]);
+        assert_eq!(read(&mut config, 0x60), [0, 0]);
     }
 
     #[test]

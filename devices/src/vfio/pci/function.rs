@@ -219,6 +219,9 @@ impl PciFunction {
         // SAFETY: passed on.
         unsafe { self.bars.map_through(slots) };
         self.bus = slot.bdf.bus();
+        if slot.port.is_some() {
+            self.config.put_behind_port();
+        }
         self.interrupts.route(router, slot.bdf.requester_id(), &mut self.config);
         // As after power-up: VFIO has switched decoding on, and a guest that finds it so would have
         // the function decode addresses it has not given yet.
