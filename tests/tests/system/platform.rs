@@ -292,3 +292,32 @@ fn a_running_device_is_quiesced_for_the_next_guest() -> TestResult {
     assert!(host.sh("agent pl330 0x2c0a0000 status")?.contains("enabled 0x0 interrupts 0x0"));
     Ok(())
 }
+
+#[test]
+fn a_device_is_stopped_where_the_iommu_lets_it_reach_all_memory_afterwards() -> TestResult {
+    // The default domain, which the device has again when its files are closed, is identity.
+    let host = Board::new().param("iommu.passthrough=1").boot()?;
+    let device = PLATFORM_DMA[0];
+    let group = format!("/sys/bus/platform/devices/{device}/iommu_group/type");
+    for (backend, killed) in BACKENDS.into_iter().zip([false, true]) {
+        // The parent stops what a child that was killed leaves.
+        let options = format!("--bind --iommu {backend} --vfio-platform {device}");
+        let mut guest = host.launch(&Launch::model().cmdline("mem=192M").with(&options))?;
+        assert_eq!(host.sh(&format!("cat {group}"))?.trim(), "identity");
+        let [at, from, to] = ["0x4d000000", "0x4d100000", "0x4d200000"];
+        guest.sh(&format!(
+            "cd /sys/bus/amba/drivers/dma-pl330 && basename *.dma* >unbind && \
+             agent pl330 {FIRST} copy-on 4 5 {at} {from} {to} 4096 && agent pl330 {FIRST} raise 1"
+        ))?;
+        if killed {
+            host.sh("kill -9 $(pidof strait | cut -d ' ' -f 1)")?;
+            assert_eq!(guest.exit_status()?, 128 + 9);
+        } else {
+            assert_eq!(guest.power_off()?, 0);
+        }
+        let status = host.sh("agent pl330 0x2c0a0000 status")?;
+        let mut channels = status.lines().filter(|line| line.starts_with("channel"));
+        assert!(channels.all(|line| line.contains("stopped")), "{status}");
+    }
+    Ok(())
+}
