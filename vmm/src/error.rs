@@ -95,6 +95,12 @@ fn of_exhaustion(message: &str, is_known: bool) -> Option<String> {
             "ulimit -u and pids.max of the control group tell how many threads there may be".into(),
         );
     }
+    if ends_by(libc::ENOSPC) && message.contains("epoll") {
+        return Some(
+            "sysctl fs.epoll.max_user_watches tells how many descriptors the processes of a user may poll"
+                .into(),
+        );
+    }
     let is_full = !is_known && [libc::ENOMEM, libc::ENFILE, libc::ENOBUFS].into_iter().any(ends_by);
     is_full.then(|| {
         "free -m and ulimit -a tell what the host and this process may have; a smaller --memory"

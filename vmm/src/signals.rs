@@ -44,16 +44,44 @@ fn bit(signal: libc::c_int) -> u64 {
     u32::try_from(signal - 1).ok().and_then(|shift| 1_u64.checked_shl(shift)).unwrap_or(0)
 }
 
-/// The end that this process was asked for, not by its supervisor.
-static ASKED: Mutex<Option<(libc::c_int, Instant)>> = Mutex::new(None);
+/// The end that a process with a supervisor was asked for last.
+static ASKED: Mutex<Option<Asked>> = Mutex::new(None);
 
-/// How long after that the same signal by the supervisor is taken for the same one: what is sent to a process
-/// group comes to both, and the supervisor hands it on.
+/// A signal, whether the supervisor has handed it on, and when.
+#[derive(Clone, Copy)]
+struct Asked {
+    signal: libc::c_int,
+    by_supervisor: bool,
+    at: Instant,
+}
+
+/// How long after that the same signal by the other way is taken for the same one: what is sent to a process
+/// group, or to all of a service, comes to both, and the supervisor hands it on.
 const ECHO_TIME: Duration = Duration::from_secs(1);
 
-/// Whether this is the supervisor's copy of a signal that came here, too.
-fn is_echo(signal: libc::c_int) -> bool {
-    sync::lock(&ASKED).is_some_and(|(asked, at)| asked == signal && at.elapsed() < ECHO_TIME)
+impl Asked {
+    fn is_recent(self, signal: libc::c_int) -> bool {
+        self.signal == signal && self.at.elapsed() < ECHO_TIME
+    }
+}
+
+/// Whether a signal that came this way has come by the other one, too; it is noted if not.
+fn is_echo(signal: libc::c_int, by_supervisor: bool) -> bool {
+    let mut asked = sync::lock(&ASKED);
+    let before = asked.filter(|asked| asked.is_recent(signal));
+    if before.is_some_and(|before| before.by_supervisor != by_supervisor) {
+        return true;
+    }
+    *asked = Some(Asked { signal, by_supervisor, at: Instant::now() });
+    false
+}
+
+/// Does something that no signal cuts short.
+pub fn unheeded<T>(work: impl FnOnce() -> T) -> T {
+    let heeded = HEEDED.swap(0, Ordering::Relaxed);
+    let done = work();
+    HEEDED.store(heeded, Ordering::Relaxed);
+    done
 }
 
 /// Whether whoever has started strait has it ignore this signal.
@@ -166,13 +194,8 @@ impl Signals {
                 libc::SIGUSR1 => Request::Stats,
                 libc::SIGCONT => Request::Continued,
                 libc::SIGWINCH => Request::Resized,
-                _ if self.supervisor == Some(sender) && is_echo(number) => continue,
-                _ => {
-                    if self.supervisor.is_some_and(|pid| pid != sender) {
-                        *sync::lock(&ASKED) = Some((number, Instant::now()));
-                    }
-                    Request::End(u8::try_from(number).unwrap_or(0))
-                }
+                _ if self.supervisor.is_some_and(|pid| is_echo(number, pid == sender)) => continue,
+                _ => Request::End(u8::try_from(number).unwrap_or(0)),
             });
         }
     }
@@ -207,6 +230,9 @@ pub fn is_end_pending() -> bool {
         // SAFETY: the set is filled.
         heeded & bit(*signal) != 0 && unsafe { libc::sigismember(set.as_ptr(), *signal) == 1 }
     };
+    // Which way it has come isn't known before it is taken.
+    let asked = *sync::lock(&ASKED);
+    let is_echo = |signal| asked.is_some_and(|asked| asked.is_recent(signal));
     TERMINATING.into_iter().chain(real_time()).any(|signal| is_pending(&signal) && !is_echo(signal))
 }
 
@@ -253,11 +279,12 @@ mod tests {
     fn what_comes_here_and_to_the_supervisor_is_one_signal() {
         let (term, int) = (libc::SIGTERM, libc::SIGINT);
         let of = |number| Some(Request::End(u8::try_from(number).unwrap()));
-        let all = [(term, SUPERVISOR), (term, 7), (term, SUPERVISOR), (int, SUPERVISOR), (term, 7)];
+        let one = [(term, SUPERVISOR), (term, 7), (int, 7), (int, SUPERVISOR), (term, SUPERVISOR)];
+        let all = [&one[..], &[(term, SUPERVISOR), (term, 7), (int, SUPERVISOR)]].concat();
         let mut signals = arrived(&all);
         signals.supervised_by(SUPERVISOR);
         let seen: Vec<_> = std::iter::from_fn(|| signals.next()).map(Some).collect();
-        assert_eq!(seen, [of(term), of(term), of(int), of(term)]);
+        assert_eq!(seen, [of(term), of(int), of(term), of(term), of(int)]);
         // Without a supervisor each is one.
         let mut signals = arrived(&all);
         assert_eq!(std::iter::from_fn(|| signals.next()).count(), all.len());

@@ -441,6 +441,14 @@ impl Worker {
                 return;
             }
             Err(Failure::Connect(_)) => {}
+            // It may have done requests before its end.
+            Err(failure) if self.has_begun && !self.may_resume(&active) => {
+                self.log.warn(format_args!(
+                    "another backend {failure}: the guest has to reset the device"
+                ));
+                active.events.fail();
+                return;
+            }
             Err(failure) => self.log.warn(format_args!("another backend {failure}")),
         }
         self.active = Some(active);

@@ -268,17 +268,20 @@ const STILL_RUNS: &str = "power-cycle the board: what it still does by DMA reach
 #[cold]
 pub fn stop_bound(options: &RunOptions, killed: bool) -> Vec<HostDevice> {
     let host = Host::default();
+    // One that was passed is closed in this process, which has bound the devices and may open its own.
+    let iommu = IommuOptions { iommufd: None, ..options.iommu };
     let mut running = Vec::new();
     for VfioPlatformOptions { which, device: options_of, .. } in &options.vfio_platform {
         let DeviceRef::Name(name) = which else { continue };
         let Ok(Some(device)) = host.find(name) else { continue };
-        match platform::stop(&host, &device, options_of, options.iommu) {
+        match platform::stop(&host, &device, options_of, iommu) {
             Ok(quiesced) if killed => log::info!("{}: {quiesced}", device.name()),
             Ok(_) => {}
-            Err(error) if killed || error.still_runs() => {
+            Err(error) if killed => {
                 log::error!("{}", Error::from(error).help(STILL_RUNS).log_text());
                 running.push(device);
             }
+            Err(error) if error.still_runs() => running.push(device),
             // It couldn't be opened, nor could the guest's process.
             Err(_) => {}
         }

@@ -8,7 +8,7 @@ use crate::assigned;
 use crate::cli::{ConsoleKind, GdbAddress, RunOptions};
 use crate::error::Error;
 use crate::exit_reason::signal_name;
-use crate::{stats, unix_listener};
+use crate::{signals, stats, unix_listener};
 
 /// The number of the statistics that are left before the guest runs.
 pub(super) const FIRST: u64 = 1;
@@ -55,7 +55,7 @@ pub(super) fn settle(
     drop(programs);
     if let Some(mut bound) = bound.filter(|bound| !bound.is_empty()) {
         // Its driver on the host shall not find one that is still running.
-        bound.keep(&assigned::stop_bound(options, ended_by.is_some()));
+        bound.keep(&signals::unheeded(|| assigned::stop_bound(options, ended_by.is_some())));
     }
     exit_status
 }

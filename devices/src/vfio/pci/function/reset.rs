@@ -26,6 +26,8 @@ const CACHE_LINE_SIZE: u16 = 0x0c;
 const INTERRUPT_LINE: u16 = 0x3c;
 const DEVICE_CONTROL: u16 = 0x08;
 const DEVICE_CONTROL_2: u16 = 0x28;
+/// Its bits that a function-level reset leaves (PCI Express Base 5.0, 6.6.2).
+const MAX_PAYLOAD_SIZE: u16 = 7 << 5;
 
 /// How VFIO can reset a function.
 #[derive(Debug)]
@@ -237,8 +239,18 @@ impl PciFunction {
     pub(super) fn reset_itself(&mut self, offset: u16, data: &[u8]) {
         self.bars.forward(&[]);
         self.interrupts.reset();
+        let control = self.config.find(capability::EXPRESS);
+        let control = control.map(|place| place.saturating_add(DEVICE_CONTROL));
+        let mut before = [0; 2];
+        control.iter().for_each(|at| self.config.read(*at, &mut before));
         // VFIO restores what the host needs, the command register too.
         self.config.write(offset, data);
         self.come_up();
+        // The largest payload stays as it was.
+        if let Some(at) = control {
+            let kept = u16::from_le_bytes(before) & MAX_PAYLOAD_SIZE;
+            let value = self.config.snapshot().u16(at) & !MAX_PAYLOAD_SIZE | kept;
+            self.config.write(at, &value.to_le_bytes());
+        }
     }
 }
