@@ -26,6 +26,7 @@ fn main() {
         for function in UNUSED {
             println!("cargo::rustc-link-arg-bins=-Wl,--defsym={function}=abort");
         }
+        println!("cargo::rustc-link-arg-bins=-Wl,--defsym=__dcigettext=strait_untranslated");
     }
     println!("cargo::rerun-if-changed=seccomp");
     let out = std::env::var("OUT_DIR").expect("set by cargo");

@@ -81,6 +81,14 @@ fn share_the_heap() {
     };
 }
 
+/// A message of the C library's as it is, in the place of `__dcigettext`, which looks for translations of it:
+/// strait's locale is always "C", which has none (setlocale(3)), and what reads catalogs and converts them is
+/// left out of a static binary (`build/main.rs`).
+#[unsafe(no_mangle)]
+extern "C" fn strait_untranslated(_: *const c_char, message: *const c_char) -> *const c_char {
+    message
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

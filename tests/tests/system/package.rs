@@ -30,7 +30,7 @@ fn is_installed(program: &str) -> bool {
 }
 
 /// The most bytes that strait may have.
-const MAX_SIZE: usize = 2_840_000;
+const MAX_SIZE: usize = 2_800_000;
 
 #[test]
 fn strait_is_stripped_and_small() {
