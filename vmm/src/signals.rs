@@ -65,8 +65,8 @@ impl Asked {
     }
 }
 
-/// Whether a signal that came this way has come by the other one, too; it is noted if not.
-fn is_echo(signal: libc::c_int, by_supervisor: bool) -> bool {
+/// Notes a signal that came this way; answers whether it has come by the other one, too.
+fn note(signal: libc::c_int, by_supervisor: bool) -> bool {
     let mut asked = sync::lock(&ASKED);
     let before = asked.filter(|asked| asked.is_recent(signal));
     if before.is_some_and(|before| before.by_supervisor != by_supervisor) {
@@ -194,7 +194,7 @@ impl Signals {
                 libc::SIGUSR1 => Request::Stats,
                 libc::SIGCONT => Request::Continued,
                 libc::SIGWINCH => Request::Resized,
-                _ if self.supervisor.is_some_and(|pid| is_echo(number, pid == sender)) => continue,
+                _ if self.supervisor.is_some_and(|pid| note(number, pid == sender)) => continue,
                 _ => Request::End(u8::try_from(number).unwrap_or(0)),
             });
         }

@@ -40,7 +40,7 @@ impl VfioUserDevices {
                         let show = format!("strait device show --vfio-user {name}");
                         Error::chain(&error).help(format!("{show} tells what its server offers"))
                     })?;
-            function.is_of_server();
+            function.set_of_server();
             devices.0.push((name.clone(), device));
             let address = options.function.address;
             functions.push(OpenFunction {

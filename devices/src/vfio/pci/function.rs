@@ -138,7 +138,7 @@ impl PciFunction {
     }
 
     /// Tells that it is a vfio-user server's: the host has no part in it.
-    pub fn is_of_server(&mut self) {
+    pub fn set_of_server(&mut self) {
         self.of_server = true;
     }
 

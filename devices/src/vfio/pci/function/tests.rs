@@ -445,7 +445,7 @@ fn whoever_cant_be_reset_masters_the_bus_no_more() {
 #[test]
 fn a_server_that_refuses_a_reset_is_told_about_as_a_server() {
     for errno in [libc::EBUSY, libc::EIO] {
-        let mut guest = guest_with(&fake(), true, PciFunction::is_of_server).unwrap();
+        let mut guest = guest_with(&fake(), true, PciFunction::set_of_server).unwrap();
         guest.write(0x04, &[0x06, 0]);
         guest.device.refuse_resets(1, errno);
         let error = guest.function.release().unwrap_err();
@@ -464,13 +464,14 @@ fn a_reset_by_the_guest_is_one_of_what_is_kept_here_too() {
     guest.turn_on_vector(0, 1);
     guest.write(0x0c, &[16]);
     guest.write(0x3c, &[9]);
-    guest.write(EXPRESS + 8, &[7, 0]);
+    guest.write(EXPRESS + 8, &[0x47, 0]);
     guest.write(EXPRESS + 0x28, &[5, 0]);
     guest.write(PM + 4, &[3]);
     guest.device.take_calls();
-    guest.write(EXPRESS + 8, &[7, 0x80]);
+    guest.write(EXPRESS + 8, &[0x47, 0x80]);
     assert_eq!((guest.read(0x0c), guest.read(0x3c)), ([0], [0]));
-    assert_eq!((guest.read(EXPRESS + 8), guest.read(EXPRESS + 0x28)), ([0; 2], [0; 2]));
+    // But Max_Payload_Size.
+    assert_eq!((guest.read(EXPRESS + 8), guest.read(EXPRESS + 0x28)), ([0x40, 0], [0; 2]));
     assert_eq!(guest.read(PM + 4), [0]);
     assert_eq!(guest.read(0x04), [0; 2]);
     assert_eq!(guest.read(0x10), [0x04, 0, 0, 0]);
