@@ -110,6 +110,22 @@ fn the_host_takes_back_a_function_that_was_passed() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn a_device_of_a_killed_run_with_a_passed_iommufd_is_given_back() -> TestResult {
+    let host = Board::new().boot()?;
+    let device = PLATFORM_DMA[0];
+    let passed = format!("--bind --vfio-platform {device} --iommufd-fd 8 8<>/dev/iommu");
+    let mut guest = host.guest(&passed)?;
+    DmaTest::default().pass(&mut guest)?;
+    host.sh("kill -9 $(pidof strait | cut -d ' ' -f 1)")?;
+    assert_eq!(guest.exit_status()?, 128 + 9);
+    // The parent has stopped it by an iommufd of its own.
+    let said = guest.process().output();
+    assert!(!said.contains("stays bound"), "{said}");
+    host.sh(&format!("[ ! -e /sys/bus/platform/devices/{device}/driver ]"))?;
+    Ok(())
+}
+
 /// The error and the help of running strait in this way.
 fn refusal(host: &Host, command: &str, status: i32) -> Result<(String, String), Failure> {
     let answer = host.run(command)?;
