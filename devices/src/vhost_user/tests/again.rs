@@ -80,6 +80,19 @@ fn a_driver_that_begins_while_there_is_no_backend_gets_the_next() {
 }
 
 #[test]
+fn what_may_not_be_resumed_is_not_where_the_next_backend_ends_in_its_beginning() {
+    let mut bench = Bench::new(options("fs", 8), Fake::default());
+    bench.activate();
+    next(&bench.told, testing::SET_VRING_ENABLE);
+    bench.stop();
+    bench.lose();
+    bench.activate();
+    bench.listen(Fake { wrong: Some((testing::SET_VRING_KICK, Wrong::Die)), ..Fake::default() });
+    until("it needs a reset", || bench.driver.events.needs_reset());
+    bench.stop();
+}
+
+#[test]
 fn a_driver_is_told_of_what_another_backend_has() {
     let fake = |last: u8| {
         let config = vec![1, 2, 3, 4, 5, 6, 7, last];
