@@ -62,16 +62,22 @@ impl Version {
     ///
     /// # Errors
     ///
-    /// It offers neither.
+    /// It offers neither, or doesn't tell.
     pub fn newest(vm: &Vm) -> Result<Self, Error> {
-        [Self::V3, Self::V2]
-            .into_iter()
-            .find(|version| version.is_offered(vm))
-            .ok_or(Error::NoGic("interrupt controller strait knows (GICv3, GICv2)"))
+        for version in [Self::V3, Self::V2] {
+            if version.is_offered(vm)? {
+                return Ok(version);
+            }
+        }
+        Err(Error::NoGic("interrupt controller strait knows (GICv3, GICv2)"))
     }
 
     /// Whether this host's KVM can make such a GIC.
-    pub fn is_offered(self, vm: &Vm) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// It doesn't tell: the host is out of memory, say.
+    pub fn is_offered(self, vm: &Vm) -> Result<bool, Error> {
         is_offered(vm, self.device_type())
     }
 
@@ -158,7 +164,7 @@ impl Gic {
     #[cold]
     pub fn add_its(&mut self, vm: &Vm) -> Result<(), Error> {
         const TYPE: u32 = kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS;
-        if self.version == Version::V3 && is_offered(vm, TYPE) {
+        if self.version == Version::V3 && is_offered(vm, TYPE)? {
             let its = create(vm, TYPE, "ITS")?;
             let address = GIC_ITS.start;
             set(&its, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_ITS_ADDR_TYPE.into(), &address)
@@ -298,7 +304,7 @@ impl Gic {
 
 /// Whether KVM can make a device of this type. In test mode no descriptor comes back, which
 /// kvm-ioctls' `create_device` would wrap.
-fn is_offered(vm: &Vm, device_type: u32) -> bool {
+fn is_offered(vm: &Vm, device_type: u32) -> Result<bool, Error> {
     let flags = KVM_CREATE_DEVICE_TEST;
     vm.test_device(&mut kvm_create_device { type_: device_type, flags, ..Default::default() })
 }

@@ -342,11 +342,16 @@ impl Vm {
         &self.fd
     }
 
-    /// Whether KVM could create the device described, without creating it.
-    pub(crate) fn test_device(&self, device: &mut kvm_create_device) -> bool {
+    /// Whether KVM could create the device described, without creating it (api.rst, 4.79: ENODEV if it has
+    /// none of that type).
+    pub(crate) fn test_device(&self, device: &mut kvm_create_device) -> Result<bool, Error> {
         // SAFETY: the fd is a VM's and `device` is the structure that this ioctl reads and writes.
         let ret = unsafe { ioctl_with_mut_ref(&self.fd, KVM_CREATE_DEVICE(), device) };
-        ret == 0
+        match kvm_ioctls::Error::last() {
+            _ if ret == 0 => Ok(true),
+            e if e.errno() == libc::ENODEV => Ok(false),
+            e => Err(Error::kvm("tell which interrupt controllers it has", e)),
+        }
     }
 }
 

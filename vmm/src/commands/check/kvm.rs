@@ -17,7 +17,7 @@ pub fn findings(ram: Ram) -> Vec<Finding> {
     };
     let offered: Vec<String> = [Version::V3, Version::V2]
         .into_iter()
-        .filter(|version| version.is_offered(&vm))
+        .filter(|version| matches!(version.is_offered(&vm), Ok(true)))
         .map(|version| version.to_string())
         .collect();
     let gic = match Version::newest(&vm) {

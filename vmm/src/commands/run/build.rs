@@ -136,7 +136,7 @@ fn add_its(plan: &MachinePlan, vm: &Vm, gic: &mut Gic) -> Result<(), Error> {
             Version::V3 => "this host's KVM has none",
         };
         let help = match gic.version() {
-            Version::V2 if Version::V3.is_offered(vm) => "--gic 3,its=on",
+            Version::V2 if Version::V3.is_offered(vm)? => "--gic 3,its=on",
             _ => "its=off, or its=auto",
         };
         return Err(Error::new(format!("--gic its=on: {why}")).help(help));
@@ -150,7 +150,7 @@ fn gic_version(vm: &Vm, plan: &MachinePlan) -> Result<Version, Error> {
         GicVersion::V2 => Version::V2,
         GicVersion::V3 => Version::V3,
     };
-    if plan.gic.version != GicVersion::Auto && !version.is_offered(vm) {
+    if plan.gic.version != GicVersion::Auto && !version.is_offered(vm)? {
         return Err(arch::Error::NoGic(version.name()).into());
     }
     let limit = version.max_cpus();
